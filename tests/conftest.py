@@ -1,9 +1,9 @@
-"""What every test may ask for. `ranks` (the pools of processes for distributed tests) is explained in ranks.py."""
+"""What every test may ask for. The pools of processes for distributed tests are explained in ranks.py."""
 
 import os
 from collections.abc import Iterator
 
-# Before torch is imported anywhere: tests are small, machines have few cores, and several processes share them.
+# Before torch is imported anywhere: tests are small, and several processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # gloo finds its interface by the host's name, which a container often cannot resolve.
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

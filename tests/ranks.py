@@ -14,9 +14,9 @@ A process group costs seconds to start, so it is started once and then sent func
   test monkeypatches in its own process does not reach the ranks: patch inside the function.
 * Every rank has the default gloo group, one thread, and torch seeded with 0 before each call. Groups that a
   function creates (a DeviceMesh's too) are destroyed after it.
-* An exception on a rank fails the test as `RankFailure`, with the rank's number and traceback (the exception itself
-  is `__cause__`). A call that takes longer than `timeout_seconds` fails with every rank's stack. In both cases the
-  pool is killed and the next call gets a fresh one: a pool that has failed once cannot be trusted.
+* An exception on a rank fails the test as `RankFailure`, with the rank's number and traceback (the exception
+  itself is `__cause__`). A call that takes longer than `timeout_seconds` fails with the stacks of the ranks that
+  hang. In both cases the pool is killed and the next call gets a fresh one: after a failure no state is certain.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ class RankPool:
             finished = True
             return results
         finally:
-            # Also when the test itself is interrupted: an answer still on its way would be taken for the next call's.
+            # Also when the test is interrupted: a late answer would be taken for the next call's.
             if not finished:
                 self.kill()
 
@@ -221,7 +221,7 @@ def _serve(rank: int, world: int, folder: str, connection: Connection) -> None:
             os.chdir(working_folder)
             torch.manual_seed(0)
             function, args = pickle.loads(call)
-            answer = (True, pickle.dumps(function(context, *args)))
+            answer: tuple[bool, Any] = (True, pickle.dumps(function(context, *args)))
             del function, args
             _destroy_subgroups()
         except BaseException as error:
@@ -236,7 +236,7 @@ def _pickled(error: BaseException) -> bytes | None:
 
 
 def _destroy_subgroups() -> None:
-    """Every group holds sockets and threads: without this a session of some hundred meshes runs out of them."""
+    """Every group holds sockets and threads: a session makes hundreds of meshes and would run out."""
     import torch.distributed as dist
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""The pool that the distributed tests stand on: right answers, one clear failure, and a fresh start after one."""
+"""The pool that the distributed tests stand on: right answers, one clear failure, a fresh start."""
 
 import os
 import signal

@@ -15,8 +15,8 @@ A process group costs seconds to start, so it is started once and then sent func
 * Every rank has the default gloo group, one thread, and torch seeded with 0 before each call. Groups that a
   function creates (a DeviceMesh's too) are destroyed after it.
 * An exception on a rank fails the test as `RankFailure`, with the rank's number and traceback (the exception
-  itself is `__cause__`). A call that takes longer than `timeout_seconds` fails with the stacks of the ranks that
-  hang. In both cases the pool is killed and the next call gets a fresh one: after a failure no state is certain.
+  itself is `__cause__`). A call that takes longer than `timeout_seconds` fails with the stacks of those ranks
+  that hang. Then the pool is killed and the next call gets a fresh one: after a failure no state is certain.
 """
 
 import contextlib

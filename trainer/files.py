@@ -1,0 +1,33 @@
+"""Writing small files so that a crash leaves the old content or the new, never a part of either."""
+
+import os
+from pathlib import Path
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries (creations, renames) survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """write(2) may write less than it was given; write the rest too."""
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[os.write(fd, view) :]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Create or replace `path` in one step, on disk when this returns. The name of the part file starts with `.tmp-`."""
+    part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(part, path)
+    fsync_folder(path.parent)

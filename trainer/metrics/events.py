@@ -1,0 +1,24 @@
+"""`events.jsonl`: what happened to a run besides its steps, each with its reason."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.metrics.sinks import JsonlLog
+
+
+class EventLog(JsonlLog):
+    """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.
+
+    Without a path (ranks that do not report), events are dropped. Safe to call from several threads.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path or Path())
+        self._on = path is not None
+
+    def event(self, kind: str, step: int, reason: str, **fields: Any) -> None:
+        """Record that `kind` (one word, such as "resume" or "fault") happened at `step`, and why."""
+        if self._on:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self.write({"time": now, "kind": kind, "step": step, "reason": reason, **fields})

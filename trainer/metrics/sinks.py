@@ -1,0 +1,111 @@
+"""Append-only JSON Lines: `metrics.jsonl`, `ledger.jsonl`, `events.jsonl`.
+
+The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write` returns.
+So a killed process loses no line, several processes share a file without mixing their lines, and there is no buffer
+to flush; it costs a few microseconds. A power cut may lose what the kernel had not written yet, so the checkpointer
+calls `sync` before it commits: lines up to a checkpoint's step are on disk whenever the checkpoint is. Later ones
+`truncate_after` drops at the resume, for they will be written again.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.files import fsync_folder
+
+_strict = json.JSONEncoder(allow_nan=False).encode
+
+
+def encode(record: Mapping[str, Any]) -> str:
+    """One JSON object on one line; NaN and infinities, which JSON does not have, become null."""
+    try:
+        return _strict(record)
+    except ValueError:
+        return _strict(_finite(record))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class JsonlLog:
+    """Appends objects to a JSON Lines file, which is opened at the first line.
+
+    Opening late lets one rank repair the file (`truncate_after`) after the others built their logs: a descriptor
+    opened before the rename would write into the file that the rename replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line; it outlives this process once this returns. OSError where the file cannot be written."""
+        if self._fd < 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        line = (encode(record) + "\n").encode()
+        if os.write(self._fd, line) != len(line):
+            raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
+
+    def sync(self) -> None:
+        """Force the lines written so far to disk."""
+        if self._fd >= 0:
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def truncate_after(path: Path, step: int) -> tuple[int, int]:
+    """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Returns (later, torn) lines dropped.
+
+    Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer than the
+    last checkpoint, so what they held will be written again. A file with nothing to drop is not touched.
+    """
+    if not path.exists():
+        return 0, 0
+    later = torn = 0
+    part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    with path.open("rb") as old, part.open("wb") as new:
+        for line in old:
+            at = _step_of(line)
+            if at is None:
+                torn += 1
+            elif at > step:
+                later += 1
+            else:
+                new.write(line)
+        new.flush()
+        os.fsync(new.fileno())
+    if later or torn:
+        os.replace(part, path)
+        fsync_folder(path.parent)
+    else:
+        part.unlink()
+    return later, torn
+
+
+def _step_of(line: bytes) -> int | None:
+    """The line's step; None where it is not a whole JSON object with one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    at = record.get("step") if isinstance(record, dict) else None
+    return at if isinstance(at, int) else None
+
+

@@ -1,0 +1,23 @@
+"""The `parallel:` section of a run's config. Torch-free; what it means is worked out in `parallel.plan`."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ParallelConfig:
+    """How one model lies over many devices. Nothing here changes the result of a run (law 1).
+
+    `dp_replicate · dp_shard · tp · pp` is the number of ranks; one of them may be -1, "what is left of the world".
+    """
+
+    engine: str = "torch"  # torch | deepspeed
+    dp_replicate: int = 1  # data ranks that hold whole copies of one another's shards (HSDP)
+    dp_shard: int = -1  # data ranks that share one copy, as far as `zero` says
+    tp: int = 1  # tensor parallelism, with sequence parallelism and a vocabulary-sharded head
+    pp: int = 1  # pipeline parallelism
+    zero: int = 1  # 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters
+    schedule: str = "1f1b"  # see plan.SCHEDULES
+    stages_per_rank: int = 0  # model pieces a pipeline rank holds; 0: what the schedule needs (1 or 2)
+    cut: str = "even"  # even | cost (balanced, embedding and head counted) | blocks of each stage: "3,5"
+    recompute: str = "none"  # none | full | selective | every:N (each N-th block)
+    compile: bool = False  # torch.compile each block; never on a CPU, where it gains nothing

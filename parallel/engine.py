@@ -1,0 +1,82 @@
+"""What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces for a checkpoint."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Micro(Protocol):
+    """One micro-batch: named tensors whose dim 0 is the row, and the rows' global sequence numbers."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]: ...
+    @property
+    def sequences(self) -> tuple[int, ...]: ...
+    def to(self, device: torch.device, non_blocking: bool = True) -> "Micro": ...
+
+
+class ModelInputs(Protocol):
+    """`x` goes into the first stage, `kwargs` into every stage."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def kwargs(self) -> dict[str, Tensor]: ...
+
+
+class Objective(Protocol):
+    """Law 3: what a micro-batch feeds the model, and (sum of losses, count) of what came out, float32 scalars."""
+
+    def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Any: ...
+    def loss(self, output: Tensor, inputs: Any) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One rank's piece of one named global tensor; the unit of the checkpoint format.
+
+    `tensor` aliases the live memory: loading writes into it. Exactly one rank owns each piece.
+    """
+
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    owned: bool
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step, the same on every rank.
+
+    loss_sum, count: over the global batch, so the loss is loss_sum / count.
+    grad_norm: of the mean loss, before clipping. skipped: fp16 overflow, nothing was updated.
+    stop: some rank asked to stop. loss_scale: fp16's at this step, else 1.
+    """
+
+    loss_sum: float
+    count: float
+    grad_norm: float
+    skipped: bool
+    stop: bool
+    loss_scale: float
+
+
+class Engine(Protocol):
+    """One model on many devices. Every method is collective: all ranks call it in the same order."""
+
+    @property
+    def data_rank(self) -> int: ...
+    @property
+    def data_ranks(self) -> int: ...
+    @property
+    def is_writer(self) -> bool: ...
+    def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult: ...
+    def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]: ...
+    def chunks(self) -> list[Chunk]: ...
+    def scalars(self) -> dict[str, Any]: ...
+    def load(self, scalars: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...

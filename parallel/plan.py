@@ -1,0 +1,289 @@
+"""The arithmetic of a layout: mesh sizes, divisibility, stage cuts. Pure and torch-free, so `germinal plan` is quick."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class ScheduleTraits:
+    """What a pipeline schedule asks of a layout; `upstream` is its class in torch.distributed.pipelining."""
+
+    upstream: str
+    stages_per_rank: int  # the default; single-stage schedules have 1 and admit no other
+    v_shaped: bool = False  # rank r holds stages r and 2·pp-1-r
+    splits_backward: bool = False  # zero-bubble: input and weight gradients apart
+
+
+SCHEDULES: dict[str, ScheduleTraits] = {
+    "gpipe": ScheduleTraits("ScheduleGPipe", 1),
+    "1f1b": ScheduleTraits("Schedule1F1B", 1),
+    "interleaved_1f1b": ScheduleTraits("ScheduleInterleaved1F1B", 2),
+    "looped_bfs": ScheduleTraits("ScheduleLoopedBFS", 2),
+    "interleaved_zero_bubble": ScheduleTraits("ScheduleInterleavedZeroBubble", 2, splits_backward=True),
+    "zbv_zero_bubble": ScheduleTraits("ScheduleZBVZeroBubble", 2, v_shaped=True, splits_backward=True),
+    "dualpipe_v": ScheduleTraits("ScheduleDualPipeV", 2, v_shaped=True, splits_backward=True),
+}
+ENGINES = ("torch", "deepspeed")
+
+
+class Initializer(Protocol):
+    """How one parameter is drawn: `kind` is normal | trunc_normal | ones | zeros."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def std(self) -> float: ...
+
+
+class ModelPlan(Protocol):
+    """What a model declares about itself; restated here because `parallel` may not import `trainer`.
+
+    blocks: the ModuleDict of blocks, keyed "0", "1", …; keys survive stage cuts.
+    first, last: top-level modules that only the first, or last, stage keeps; elsewhere they are None.
+    tensor: (module name pattern, style); `*` stands for one component of a name. Styles: parallel.tensor.
+    tied: pairs of parameter names that are one parameter, canonical name first.
+    init: (name, global shape) → how to draw it.
+    """
+
+    @property
+    def blocks(self) -> str: ...
+    @property
+    def first(self) -> tuple[str, ...]: ...
+    @property
+    def last(self) -> tuple[str, ...]: ...
+    @property
+    def tensor(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def tied(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def init(self) -> Callable[[str, tuple[int, ...]], Any]: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A resolved layout: every axis has its size, and their product is the world."""
+
+    world: int
+    dp_replicate: int
+    dp_shard: int
+    tp: int
+    pp: int
+    zero: int
+    schedule: str
+    stages_per_rank: int
+
+    @property
+    def dp(self) -> int:
+        """Data ranks: how many ways the global batch is divided."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def stages(self) -> int:
+        return self.pp * self.stages_per_rank
+
+    def micro_batches(self, global_batch: int, micro_batch: int) -> int:
+        """Micro-batches of one data rank in one optimiser step."""
+        return global_batch // (self.dp * micro_batch)
+
+    def stages_of(self, pp_rank: int) -> tuple[int, ...]:
+        """Stage numbers a pipeline rank holds, in the order of the model."""
+        if SCHEDULES[self.schedule].v_shaped:
+            return (pp_rank, 2 * self.pp - 1 - pp_rank)
+        return tuple(range(pp_rank, self.stages, self.pp))
+
+    def rank_of_stage(self, stage: int) -> int:
+        """Pipeline rank that holds a stage."""
+        if SCHEDULES[self.schedule].v_shaped:
+            return min(stage, 2 * self.pp - 1 - stage)
+        return stage % self.pp
+
+    def __str__(self) -> str:
+        dp = f"dp{self.dp_replicate}x{self.dp_shard}" if self.dp_replicate > 1 else f"dp{self.dp_shard}"
+        pipeline = f" pp{self.pp} {self.schedule}" if self.pp > 1 else ""
+        return f"{dp} zero{self.zero} tp{self.tp}{pipeline}"
+
+
+def resolve(cfg: ParallelConfig, world: int) -> Layout:
+    """Sizes of every mesh axis for `world` ranks. ValueError names the key and the arithmetic that fails."""
+    if cfg.engine not in ENGINES:
+        raise ValueError(f"parallel.engine={cfg.engine}: choose one of {', '.join(ENGINES)}")
+    if cfg.zero not in (0, 1, 2, 3):
+        raise ValueError(f"parallel.zero={cfg.zero}: choose 0, 1, 2 or 3")
+    sizes = _fill_axes(cfg, world)
+    traits = _schedule(cfg)
+    if sizes["pp"] == 1:
+        stages_per_rank = 1
+    else:
+        stages_per_rank = cfg.stages_per_rank or traits.stages_per_rank
+        _check_schedule(cfg, traits, stages_per_rank)
+    if cfg.engine == "deepspeed" and (sizes["tp"] > 1 or sizes["pp"] > 1 or sizes["dp_replicate"] > 1):
+        raise ValueError(
+            f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, dp_replicate={sizes['dp_replicate']}: "
+            "set them to 1, or use parallel.engine=torch"
+        )
+    return Layout(world=world, zero=cfg.zero, schedule=cfg.schedule, stages_per_rank=stages_per_rank, **sizes)
+
+
+def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
+    sizes = {axis: getattr(cfg, axis) for axis in ("dp_replicate", "dp_shard", "tp", "pp")}
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ValueError(
+                f"parallel.{axis}={size}: must be at least 1, or -1 for what is left of the world"
+            )
+    if len(open_axes) > 1:
+        raise ValueError(
+            f"parallel.{open_axes[0]} and parallel.{open_axes[1]} are both -1: only one can be what is left"
+        )
+    known = 1
+    for size in sizes.values():
+        known *= 1 if size == -1 else size
+    product = " · ".join(f"{axis} {size}" for axis, size in sizes.items() if size != -1)
+    if open_axes:
+        if world % known:
+            raise ValueError(f"{product} = {known} does not divide the world of {world} ranks")
+        sizes[open_axes[0]] = world // known
+    elif known != world:
+        raise ValueError(
+            f"{product} = {known}, but the world has {world} ranks: change one, or set dp_shard to -1"
+        )
+    return sizes
+
+
+def _schedule(cfg: ParallelConfig) -> ScheduleTraits:
+    if cfg.schedule not in SCHEDULES:
+        raise ValueError(f"parallel.schedule={cfg.schedule}: choose one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[cfg.schedule]
+
+
+def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank: int) -> None:
+    if traits.splits_backward and cfg.zero == 3:
+        raise ValueError(
+            f"parallel.schedule={cfg.schedule} with parallel.zero=3: torch's zero-bubble schedules give wrong gradients "
+            "when parameters are resharded after forward; set zero to 2 or less, or schedule to interleaved_1f1b"
+        )
+    if traits.stages_per_rank == 1 and stages_per_rank != 1:
+        raise ValueError(
+            f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} holds one stage a rank; "
+            "leave it at 0, or set schedule to interleaved_1f1b"
+        )
+    if traits.stages_per_rank > 1 and stages_per_rank < 2 or traits.v_shaped and stages_per_rank != 2:
+        raise ValueError(f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} needs 2 stages a rank")
+
+
+def check_model(
+    layout: Layout, *, layers: int, heads: int, kv_heads: int, ffn_hidden: int, vocab: int, cut: str = "even"
+) -> None:
+    """ValueError if a model of these sizes cannot be cut as the layout says; the message holds the arithmetic."""
+    for key, size in (("heads", heads), ("kv_heads", kv_heads), ("ffn_hidden", ffn_hidden), ("vocab", vocab)):
+        if size % layout.tp:
+            raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={layout.tp}")
+    if layout.stages > layers:
+        raise ValueError(
+            f"model.layers={layers} cannot fill {layout.stages} pipeline stages: lower parallel.pp"
+        )
+    cut_blocks(cut, [1.0] * layers, layout.stages)
+
+
+def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len: int) -> int:
+    """Micro-batches a data rank runs in one step; ValueError if the batch does not divide that way."""
+    per_round = layout.dp * micro_batch
+    if micro_batch < 1 or global_batch < 1:
+        raise ValueError(
+            f"train.global_batch={global_batch} and train.micro_batch={micro_batch} must be at least 1"
+        )
+    if global_batch % per_round:
+        raise ValueError(
+            f"train.global_batch={global_batch} is not divisible by "
+            f"{layout.dp} data ranks · train.micro_batch={micro_batch} = {per_round}"
+        )
+    if seq_len % layout.tp:
+        raise ValueError(
+            f"data.seq_len={seq_len} is not divisible by parallel.tp={layout.tp} (sequence parallelism)"
+        )
+    count = global_batch // per_round
+    if layout.pp > 1:
+        _check_micro_batches(layout, count, global_batch, micro_batch)
+    return count
+
+
+def _check_micro_batches(layout: Layout, count: int, global_batch: int, micro_batch: int) -> None:
+    arithmetic = f"train.global_batch={global_batch} / ({layout.dp} data ranks · train.micro_batch={micro_batch}) = {count}"
+    needed = {"1f1b": layout.pp, "dualpipe_v": layout.stages}.get(layout.schedule, 1)
+    if count < needed:
+        raise ValueError(
+            f"parallel.schedule={layout.schedule} needs at least {needed} micro-batches a step, and {arithmetic}: "
+            "lower train.micro_batch, or set schedule to gpipe"
+        )
+    if layout.schedule in ("interleaved_1f1b", "interleaved_zero_bubble"):
+        rounds = max(1, count // layout.pp)
+        if count % rounds:
+            raise ValueError(
+                f"parallel.schedule={layout.schedule} needs micro-batches in whole rounds of pp={layout.pp}, and {arithmetic}"
+            )
+
+
+def cut_blocks(
+    cut: str, costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0
+) -> list[range]:
+    """Blocks of each stage, in order.
+
+    costs: one for each block; `first` and `last` are what the first and last stage carry besides (embedding, head).
+    cut: "even" (ValueError unless the blocks divide), "cost" (the smallest possible largest stage, every stage at
+    least one block), or the number of blocks of each stage, "3,5".
+    """
+    layers = len(costs)
+    if cut == "cost":
+        return _cut_by_cost(costs, stages, first, last)
+    if cut == "even":
+        if layers % stages:
+            raise ValueError(
+                f"model.layers={layers} is not divisible by {stages} pipeline stages: set parallel.cut to cost, or change one"
+            )
+        counts = [layers // stages] * stages
+    else:
+        counts = _counts(cut, layers, stages)
+    starts = [sum(counts[:stage]) for stage in range(stages)]
+    return [range(start, start + count) for start, count in zip(starts, counts)]
+
+
+def _counts(cut: str, layers: int, stages: int) -> list[int]:
+    try:
+        counts = [int(part) for part in cut.split(",")]
+    except ValueError:
+        raise ValueError(
+            f'parallel.cut={cut}: choose even, cost, or the blocks of each stage, as "3,5"'
+        ) from None
+    if len(counts) != stages or min(counts) < 1 or sum(counts) != layers:
+        raise ValueError(
+            f"parallel.cut={cut}: needs {stages} numbers of at least 1 that sum to model.layers={layers}, "
+            f"and these {len(counts)} sum to {sum(counts)}"
+        )
+    return counts
+
+
+def _cut_by_cost(costs: Sequence[float], stages: int, first: float, last: float) -> list[range]:
+    """Contiguous partition with the smallest largest stage; among those, the smallest sum of squares."""
+    layers = len(costs)
+    if stages > layers:
+        raise ValueError(f"model.layers={layers} cannot fill {stages} pipeline stages")
+    prefix = [0.0]
+    for cost in costs:
+        prefix.append(prefix[-1] + cost)
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, (0,))}
+    for stage in range(stages):
+        extra = (first if stage == 0 else 0.0) + (last if stage == stages - 1 else 0.0)
+        step: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for start, (largest, squares, bounds) in best.items():
+            for end in range(start + 1, layers - (stages - stage - 1) + 1):
+                load = prefix[end] - prefix[start] + extra
+                candidate = (max(largest, load), squares + load * load, (*bounds, end))
+                if end not in step or candidate < step[end]:
+                    step[end] = candidate
+        best = step
+    bounds = best[layers][2]
+    return [range(start, end) for start, end in zip(bounds, bounds[1:])]

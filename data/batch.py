@@ -1,0 +1,32 @@
+"""A micro-batch: named tensors whose dim 0 is the row, and which sequence each row is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one data rank.
+
+    `tensors`: `tokens` and `targets`, int64 [rows, seq] (target -100: not counted); under document_mask also
+    `positions` and `documents`, int64 [rows, seq]: the place inside the document, and which
+    document of the row.
+    `sequences`: the rows' global sequence numbers; -1 marks a row that is only padding.
+    """
+
+    tensors: dict[str, Tensor]
+    sequences: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows, padding rows included."""
+        return len(self.sequences)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The same batch on `device`."""
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
+        return Batch(moved, self.sequences)

@@ -1,0 +1,163 @@
+"""The language-model head: logits, or their cross-entropy without ever holding all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100
+"""A target that is not counted: PyTorch's own `ignore_index`."""
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
+
+    group: dist.ProcessGroup
+    first: int
+
+
+class LMHead(nn.Module):
+    """weight [vocab, hidden]; hidden states → logits, or with targets → summed negative log-likelihood.
+
+    `shard` is None where the weight is whole. `parallel` sets it when it splits the rows; what the results
+    then mean is said at `chunked_nll_sum`. Without targets, a split head returns its own columns.
+    """
+
+    def __init__(self, hidden: int, vocab: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab, hidden))
+        nn.init.normal_(self.weight, std=hidden**-0.5)
+        self.shard: VocabShard | None = None
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [1], nats."""
+        # A sharded parameter may be a DTensor; the rows that lie here are what this rank computes with.
+        weight = self.weight.to_local() if hasattr(self.weight, "to_local") else self.weight
+        if targets is None:
+            return F.linear(hidden, weight)
+        return chunked_nll_sum(hidden.flatten(0, 1), weight, targets.flatten(), shard=self.shard)
+
+
+def chunked_nll_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = 0, shard: VocabShard | None = None
+) -> Tensor:
+    """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [1], float32.
+
+    hidden [rows, hidden], weight [vocab, hidden], targets [rows] int64 with IGNORED for rows not counted.
+    `chunk` rows of logits exist at a time (0: chosen by size). The softmax is computed in float32 (float64
+    for float64 arguments). Since the result is one scalar, its gradients are known up to a factor when the
+    forward has seen a chunk: they are computed there, three matrix products in all, as without chunks. The
+    weight's gradient is accumulated in float32. Backward may run once. Nothing of this is done without grad.
+
+    With `shard`, `weight` holds rows first … first + len(weight) of the vocabulary, and every rank of the
+    group passes the same `hidden` and `targets`. Then every rank returns the same, whole sum; the gradient of
+    `weight` is this rank's rows of the whole gradient; the gradient of `hidden` is a *partial* one, whose sum
+    over the group is the whole gradient. One small all-gather a chunk, and none in backward.
+    """
+    chunk = chunk or _rows_at_a_time(weight)
+    grad = torch.is_grad_enabled()
+    wants = grad and hidden.requires_grad, grad and weight.requires_grad
+    with torch.no_grad():
+        total, hidden_grad, weight_grad = _forward(hidden, weight, targets, chunk, shard, wants)
+    # Two nodes, not one with two inputs: a schedule that splits backward into input and weight parts runs
+    # each once, and each may then scale its gradient in place.
+    if hidden_grad is not None:
+        total = _KnownGradient.apply(hidden, total, hidden_grad)
+    if weight_grad is not None:
+        total = total + _KnownGradient.apply(weight, torch.zeros_like(total), weight_grad)
+    return total
+
+
+class _KnownGradient(torch.autograd.Function):
+    """`value`, as a function of `source` whose gradient is known to be `gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient, ctx.dtype = gradient, source.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        # Given away and scaled in place: vocab × hidden is too large to hold twice.
+        gradient, ctx.gradient = ctx.gradient, None
+        assert gradient is not None, "the head's backward runs once"
+        return gradient.mul_(factor).to(ctx.dtype), None, None
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int,
+    shard: VocabShard | None,
+    wants: tuple[bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    total = torch.zeros(1, dtype=exact, device=hidden.device)
+    hidden_grad = torch.empty_like(hidden) if wants[0] else None
+    weight_grad = torch.zeros(weight.shape, dtype=exact, device=weight.device) if wants[1] else None
+    local_targets = targets if shard is None else targets - shard.first
+    counted = targets != IGNORED
+    here = counted & (local_targets >= 0) & (local_targets < weight.shape[0])
+    columns = local_targets.clamp(0, weight.shape[0] - 1)[:, None]
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        logits = (hidden[rows] @ weight.T).to(exact)
+        total += _chunk_nll(logits, columns[rows], here[rows], counted[rows], shard)
+        if not any(wants):
+            continue
+        gradient = logits.to(weight.dtype)  # _chunk_nll left the gradient there
+        if hidden_grad is not None:
+            torch.mm(gradient, weight, out=hidden_grad[rows])
+        if weight_grad is not None:
+            _accumulate(weight_grad, gradient, hidden[rows])
+    return total, hidden_grad, weight_grad
+
+
+def _chunk_nll(
+    logits: Tensor, columns: Tensor, here: Tensor, counted: Tensor, shard: VocabShard | None
+) -> Tensor:
+    """Summed loss of a chunk; `logits` [rows, vocab here] become the loss's gradient with respect to them."""
+    peak = logits.amax(dim=1)
+    at_target = logits.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
+    logits.sub_(peak[:, None]).exp_()
+    mass = logits.sum(dim=1)
+    if shard is None:
+        whole_peak, whole_mass, at_target_anywhere = peak, mass, at_target
+    else:
+        whole_peak, whole_mass, at_target_anywhere = _combine(peak, mass, at_target, shard.group)
+    # exp(peak - whole_peak) / whole_mass turns this shard's exponentials into probabilities.
+    scale = (peak - whole_peak).exp_().div_(whole_mass).mul_(counted)
+    logits.mul_(scale[:, None])
+    logits.scatter_add_(1, columns, here[:, None].to(logits.dtype).neg_())
+    return ((whole_mass.log() + whole_peak - at_target_anywhere) * counted).sum()
+
+
+def _combine(
+    peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Peak, mass above it and target logit of the whole vocabulary; the same on all ranks."""
+    mine = torch.stack((peak, mass, at_target))
+    parts = mine.new_empty(group.size(), *mine.shape)
+    dist.all_gather_into_tensor(parts, mine, group=group)
+    peaks, masses, targets = parts.unbind(dim=1)
+    whole_peak = peaks.amax(dim=0)
+    return whole_peak, (masses * (peaks - whole_peak).exp_()).sum(dim=0), targets.sum(dim=0)
+
+
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [vocab, hidden] += gradientᵀ hidden, where `total` may be the wider type."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, hidden)
+    else:
+        total += gradient.T @ hidden
+
+
+def _rows_at_a_time(weight: Tensor) -> int:
+    return 512

@@ -1,0 +1,35 @@
+"""What a model is trained for: how a batch becomes inputs, and a model's output a sum over a count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """x goes to the first pipeline stage, kwargs to every stage. Dim 0 of every tensor is the row."""
+
+    x: Tensor
+    kwargs: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """Pure: the same batch gives the same inputs and the same loss, on whatever rank it is computed.
+
+    Whatever is random (masks, noise, which sentence follows) draws from (seed, sequence number) in `inputs`.
+    """
+
+    def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
+        """The model's inputs of one micro-batch. `sequences`: the rows' global numbers, -1 for padding."""
+        ...
+
+    def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """(sum, count), float32 scalars: the summed loss in nats, and how many things it was summed over.
+
+        The engine adds both over micro-batches and ranks, and divides once. `output` is the last stage's.
+        """
+        ...

@@ -1,0 +1,248 @@
+"""The config of a run: one dataclass a section, read from YAML and `key=value`. Imports no torch.
+
+`load` and `layout` are all that a caller needs. Meaning, unit and default of a key are stated at its field.
+What several keys must agree on is checked in `check` and `layout`, before anything expensive starts.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.config import DataConfig
+from data.config import check as check_data
+from parallel.config import ParallelConfig
+from parallel.plan import Layout, check_batch, check_model, resolve
+from trainer import schema
+from trainer.models.config import DecoderConfig
+
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("fp32", "bf16", "fp16")
+# jsonl is always written; the others are Accelerate's trackers by their names there.
+TOOLS = (
+    "jsonl",
+    "wandb",
+    "tensorboard",
+    "mlflow",
+    "comet_ml",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+)
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is minimised."""
+
+    kind: str = "causal_lm"
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its learning rate over the run."""
+
+    name: str = "adamw"  # adamw | muon (hidden matrices by Muon, the rest by AdamW)
+    lr: float = 1.0e-3  # the highest rate
+    schedule: str = "wsd"  # constant | linear | cosine | wsd (warm-up, stable, decay)
+    warmup_steps: int = 0  # steps of linear rise to lr
+    decay_fraction: float = 0.2  # wsd: the share of the run over which the rate falls
+    min_lr_ratio: float = 0.0  # the rate at the end, as a share of lr
+    weight_decay: float = 0.1  # decoupled; norms and other one-dimensional parameters have none
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1.0e-8
+    momentum: float = 0.95  # muon only
+    clip: float = 1.0  # the largest global gradient norm; 0: no clipping
+
+
+@dataclass
+class TrainConfig:
+    """How long, in what batches, in what precision. Batches are counted in sequences."""
+
+    steps: int = 300  # optimiser steps in all, those before a resume included
+    global_batch: int = 32  # sequences a step, over all ranks and micro-batches
+    micro_batch: int = 8  # sequences a rank handles at once
+    precision: str = "fp32"  # fp32 | bf16 | fp16; parameters and optimiser state stay fp32
+    eval_every: int = 0  # steps between evaluations on data.heldout, and at the end; 0: never
+    eval_documents: int = 0  # held-out documents an evaluation reads of each set; 0: all
+    log_every: int = 1  # steps between lines of metrics.jsonl
+    threads: int = 0  # CPU threads a rank computes with; 0: the machine's cores shared out
+
+
+@dataclass
+class CheckpointConfig:
+    """When the run's state is saved; it is always saved at the end and when the run is asked to stop."""
+
+    every: int = 100  # steps between checkpoints; 0: only at the end
+    keep: int = 3  # verified checkpoints kept, the newest ones
+    # `async:` in YAML: copy the state, train on, write meanwhile.
+    asynchronous: bool = field(default=True, metadata={"key": "async"})
+
+
+@dataclass
+class TrackConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    tools: list[str] = field(default_factory=lambda: ["jsonl"])
+
+
+# `kind` → the dataclass of its keys; without a kind, the first.
+MODELS: dict[str, Any] = {"decoder": DecoderConfig}
+OBJECTIVES: dict[str, Any] = {"causal_lm": ObjectiveConfig}
+
+
+@dataclass
+class RunConfig:
+    """One run, whole. Read-only by convention once loaded."""
+
+    name: str
+    model: DecoderConfig = field(metadata={"kinds": MODELS})
+    data: DataConfig
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata={"kinds": OBJECTIVES})
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    seed: int = 0
+    run_dir: str = ""  # empty: runs/<name>
+
+    @property
+    def folder(self) -> Path:
+        """The run folder: config.yaml, metrics.jsonl, checkpoints/ …"""
+        return Path(self.run_dir)
+
+
+# What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
+OUTSIDE_DIGEST = (
+    *("name", "run_dir", "parallel", "checkpoint", "track", "data.ledger", "data.prefetch"),
+    *(f"train.{key}" for key in ("micro_batch", "eval_every", "eval_documents", "log_every", "threads")),
+)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that the file `path` and each `key=value` describe, checked as far as can be without torch.
+
+    `name` defaults to the file's own, `run_dir` to `runs/<name>`.
+
+    Raises:
+        ValueError: one line with the key, its value and the nearest right key or what is wrong with it.
+    """
+    values = schema.read(path, overrides)
+    values.setdefault("name", Path(path).stem)
+    cfg: RunConfig = schema.build(RunConfig, values, known=schema.dotted_keys(RunConfig))
+    cfg.run_dir = cfg.run_dir or f"runs/{cfg.name}"
+    check(cfg)
+    return cfg
+
+
+def dump(cfg: RunConfig) -> str:
+    """The config as YAML with every default written out; `load` reads it back to an equal config."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(schema.plain(cfg)))
+
+
+def digest(cfg: RunConfig) -> str:
+    """16 hex digits over what shapes the loss curve: equal for two layouts of one run."""
+    values = schema.plain(cfg)
+    for key in OUTSIDE_DIGEST:
+        section, _, name = key.partition(".")
+        if name:
+            values[section].pop(name, None)
+        else:
+            values.pop(section)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check(cfg: RunConfig) -> None:
+    """What fields and sections must agree on, layout aside (`parallel.plan.resolve` knows that).
+
+    Raises:
+        ValueError: one line with the key and its value.
+    """
+    train, optim = cfg.train, cfg.optim
+    cfg.model.check()
+    check_data(cfg.data)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
+        raise ValueError(f"name={cfg.name!r}: not a plain folder name (letters, digits, . _ -)")
+    _one_of("optim.name", optim.name, OPTIMIZERS)
+    _one_of("optim.schedule", optim.schedule, SCHEDULES)
+    _one_of("train.precision", train.precision, PRECISIONS)
+    for index, tool in enumerate(cfg.track.tools):
+        _one_of(f"track.tools[{index}]", tool, TOOLS)
+
+    for section, keys in (
+        ("train", ("steps", "global_batch", "micro_batch", "log_every")),
+        ("checkpoint", ("keep",)),
+    ):
+        for key in keys:
+            _at_least(f"{section}.{key}", getattr(getattr(cfg, section), key), 1)
+    for key in ("eval_every", "eval_documents", "threads"):
+        _at_least(f"train.{key}", getattr(train, key), 0)
+    _at_least("checkpoint.every", cfg.checkpoint.every, 0)
+    for key in ("warmup_steps", "weight_decay", "eps", "clip"):
+        _at_least(f"optim.{key}", getattr(optim, key), 0)
+    if optim.lr <= 0:
+        raise ValueError(f"optim.lr={optim.lr:g}: must be above 0")
+    for key, share in (("decay_fraction", optim.decay_fraction), ("min_lr_ratio", optim.min_lr_ratio)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"optim.{key}={share:g}: must be between 0 and 1")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in (*optim.betas, optim.momentum)):
+        raise ValueError(
+            f"optim.betas={optim.betas}, optim.momentum={optim.momentum:g}: two betas, each in [0, 1)"
+        )
+
+    whole, rest = divmod(train.global_batch, train.micro_batch)
+    if rest:
+        raise ValueError(
+            f"train.global_batch={train.global_batch}: not a multiple of "
+            f"train.micro_batch={train.micro_batch}: {whole}·{train.micro_batch} + {rest}"
+        )
+    if train.eval_every and not cfg.data.heldout:
+        raise ValueError(f"train.eval_every={train.eval_every}: data.heldout names no corpus to evaluate on")
+
+
+def layout(cfg: RunConfig, world: int) -> Layout:
+    """The layout of the run on `world` ranks, with the model and the batch known to divide as it says.
+
+    Raises:
+        ValueError: one line with the arithmetic that fails.
+    """
+    found = resolve(cfg.parallel, world)
+    model = cfg.model
+    check_model(
+        found,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.key_value_heads,
+        ffn_hidden=model.ffn_width,
+        vocab=model.vocab,
+        cut=cfg.parallel.cut,
+    )
+    check_batch(
+        found,
+        global_batch=cfg.train.global_batch,
+        micro_batch=cfg.train.micro_batch,
+        seq_len=cfg.data.seq_len,
+    )
+    return found
+
+
+def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{key}={value!r}: not one of {', '.join(choices)}{hint}")
+
+
+def _at_least(key: str, value: float, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{key}={value:g}: must be {f'at least {least}' if least else '0 or more'}")

@@ -42,7 +42,7 @@ class DataConfig:
 
     `seq_len`: inputs (and targets) of a sequence. `packing`: "cut" lays documents end to end and cuts every
     seq_len tokens; "best_fit" packs whole documents and cuts only those longer than a sequence.
-    `temperature`: 0 takes the weights as they stand; T > 0 multiplies each by (tokens of the source)^(1/T): 1 mixes
+    `temperature`: 0 takes the weights as they stand; T > 0 multiplies each by (its tokens)^(1/T): 1 mixes
     by size, a large T evenly. `shuffle_blocks`: how many blocks of documents are shuffled as one.
     `on_corrupt`: "stop" ends the run at a damaged document, "quarantine" masks the sequences that hold it.
     `prefetch`: steps read ahead. `cache_dir`, `cache_bytes`: where remote shards are kept, and at most how

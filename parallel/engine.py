@@ -1,6 +1,6 @@
 """What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces for a checkpoint."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,22 @@ class Chunk:
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     owned: bool
+
+
+@dataclass(frozen=True)
+class LocalParameter:
+    """One rank's piece of a parameter, as the optimiser factory gets it.
+
+    tensor: the local piece, a plain tensor whose `.grad` holds the summed gradient at `step`. shape: global.
+    gather: a tensor shaped like the piece → the whole, on every rank (collective). keep: the whole → this rank's
+    piece. Only optimisers that look at whole matrices (Muon) call them.
+    """
+
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+    gather: Callable[[Tensor], Tensor]
+    keep: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

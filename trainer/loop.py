@@ -1,0 +1,58 @@
+"""The training loop. Read this file first: everything else is called from here.
+
+One step: the engine turns this data rank's micro-batches into one optimiser update of the whole model, whatever
+the layout; the meter writes it down; the checkpointer saves when it is time. No rank, mesh axis or file format is
+visible here.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from data.batch import Batch
+from parallel.engine import Engine
+from trainer.checkpoint.manager import Checkpointer
+from trainer.config import RunConfig
+from trainer.evaluate import Evaluator
+from trainer.metrics.meter import Meter
+from trainer.schedule import learning_rate
+from trainer.state import TrainState
+
+
+def train(
+    engine: Engine,
+    batches: Iterable[Sequence[Batch]],
+    state: TrainState,
+    checkpointer: Checkpointer,
+    meter: Meter,
+    cfg: RunConfig,
+    *,
+    evaluator: Evaluator,
+    stopping: Callable[[], bool],
+) -> bool:
+    """Trains from `state` to `cfg.train.steps`; returns whether it got there.
+
+    False means that some rank was asked to stop (a preemption signal): the state is saved, and running the same
+    command again continues. The request travels with the step's one reduction, so all ranks leave together.
+
+    Raises:
+        RuntimeError: a loss that is not finite (where no loss scaler can skip it), naming the step and sequences.
+    """
+    steps = cfg.train.steps
+    for micro_batches in batches:
+        if state.step >= steps:
+            break
+        lr = learning_rate(state.step, cfg.optim, steps)
+        result = engine.step(micro_batches, lr=lr, stop=stopping())
+        first = state.sequences
+        state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
+        result.check_finite(step=state.step, first_sequence=first, sequences=cfg.train.global_batch)
+        meter.step(state, result, lr=lr, micro_batches=micro_batches)
+
+        last = state.step == steps
+        if evaluator.due(state.step, last=last) and not result.stop:
+            meter.evaluation(state, evaluator(engine))
+        if checkpointer.due(state.step) or last or result.stop:
+            checkpointer.save(state, engine)
+        if result.stop:
+            break
+    checkpointer.wait()
+    return state.step >= steps

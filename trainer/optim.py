@@ -1,0 +1,157 @@
+"""Optimisers over one rank's local tensors: fused AdamW, and Muon for hidden matrices beside it.
+
+An engine hands over `LocalParameter`s: plain local tensors, not DTensors, so an element-wise update costs no
+dispatch and does not know the layout. Gradients arrive as raw sums; `optimizer.grad_scale` (the fused kernels' own
+argument) divides them inside the update, which is law 3's single division and the clipping at once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from parallel.engine import LocalParameter
+from trainer.config import OptimConfig
+
+Decays = Callable[[str, tuple[int, ...]], bool]
+
+
+def build_optimizer(
+    parameters: Sequence[LocalParameter],
+    cfg: OptimConfig,
+    *,
+    no_decay: Decays,
+    hidden_matrix: Decays,
+) -> torch.optim.Optimizer:
+    """The optimiser of `cfg.name`, with weight decay only where `no_decay` is false.
+
+    Args:
+        no_decay: (name, global shape) → whether the parameter is exempt (norms, one-dimensional ones).
+        hidden_matrix: (name, global shape) → whether Muon may take it (matrices inside blocks).
+    """
+    if cfg.name not in ("adamw", "muon"):
+        raise ValueError(f"optim.name: {cfg.name!r} is not one of adamw, muon")
+    groups: dict[tuple[str, float], list[LocalParameter]] = {}
+    for parameter in parameters:
+        muon = cfg.name == "muon" and hidden_matrix(parameter.name, parameter.shape)
+        decay = 0.0 if no_decay(parameter.name, parameter.shape) else cfg.weight_decay
+        groups.setdefault(("muon" if muon else "adamw", decay), []).append(parameter)
+    param_groups = [
+        {"params": [p.tensor for p in members], "kind": kind, "weight_decay": decay, "members": members}
+        for (kind, decay), members in groups.items()
+    ]
+    return Updates(
+        param_groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, momentum=cfg.momentum
+    )
+
+
+class Updates(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) for the groups of kind `adamw`, Muon for those of kind `muon`.
+
+    State tensors have the local shape of their parameter and are named as torch.optim.AdamW names them:
+    `exp_avg`, `exp_avg_sq`; Muon keeps `momentum_buffer`. `steps` counts the updates and is the only scalar state.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest
+    semi-orthogonal matrix, found by five Newton-Schulz iterations; its size is matched to AdamW's as
+    0.2·sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982), so both kinds share one learning rate.
+    """
+
+    def __init__(
+        self,
+        param_groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        momentum: float,
+    ) -> None:
+        super().__init__(list(param_groups), {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum})
+        self.grad_scale: Tensor | None = None
+        self._steps = 0
+        # The fused kernel counts on the device, in one tensor a parameter; group index → those tensors.
+        self._device_steps: dict[int, list[Tensor]] = {}
+        for group in self.param_groups:
+            names = ("momentum_buffer",) if group["kind"] == "muon" else ("exp_avg", "exp_avg_sq")
+            for tensor in group["params"]:
+                for name in names:
+                    self.state[tensor][name] = torch.zeros_like(tensor)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter from its summed gradient divided by `grad_scale`."""
+        for index, group in enumerate(self.param_groups):
+            if group["kind"] == "muon":
+                self._muon(group)
+            else:
+                self._adamw(index, group)
+        self._steps += 1
+
+    @property
+    def steps(self) -> int:
+        """Updates done: AdamW's bias correction is all that depends on it."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self._steps = value
+        self._device_steps.clear()
+
+    def _adamw(self, index: int, group: dict[str, Any]) -> None:
+        tensors = [t for t in group["params"] if t.numel()]
+        if not tensors:
+            return
+        if index not in self._device_steps:
+            counted = [torch.full((), float(self._steps), device=t.device) for t in tensors]
+            self._device_steps[index] = counted
+        steps = self._device_steps[index]
+        beta1, beta2 = group["betas"]
+        adamw(
+            tensors,
+            [t.grad for t in tensors],
+            [self.state[t]["exp_avg"] for t in tensors],
+            [self.state[t]["exp_avg_sq"] for t in tensors],
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            grad_scale=self.grad_scale,
+            found_inf=None,
+        )
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        for member in group["members"]:
+            tensor = member.tensor
+            grad = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
+            if self.grad_scale is not None:
+                grad = grad / self.grad_scale
+            buffer = self.state[tensor]["momentum_buffer"]
+            buffer.lerp_(grad, 1.0 - momentum)
+            update = member.keep(orthogonalize(member.gather(grad.lerp(buffer, momentum))))
+            scale = 0.2 * max(member.shape) ** 0.5
+            tensor.mul_(1.0 - lr * group["weight_decay"]).add_(update, alpha=-lr * scale)
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values end between about 0.7 and 1.2.
+
+    Newton-Schulz with the quintic coefficients of Jordan et al. (2024); [rows, columns] in and out, computed in
+    bfloat16 on CUDA, where the iteration is known to tolerate it, else in float32.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)

@@ -21,7 +21,9 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Create or replace `path` in one step, on disk when this returns. The name of the part file starts with `.tmp-`."""
+    """Create or replace `path` in one step, on disk when this returns. The name of the part file starts with
+    `.tmp-`.
+    """
     part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:

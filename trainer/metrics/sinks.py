@@ -1,10 +1,10 @@
 """Append-only JSON Lines: `metrics.jsonl`, `ledger.jsonl`, `events.jsonl`.
 
-The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write` returns.
-So a killed process loses no line, several processes share a file without mixing their lines, and there is no buffer
-to flush; it costs a few microseconds. A power cut may lose what the kernel had not written yet, so the checkpointer
-calls `sync` before it commits: lines up to a checkpoint's step are on disk whenever the checkpoint is. Later ones
-`truncate_after` drops at the resume, for they will be written again.
+The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write`
+returns. So a killed process loses no line, several processes share a file without mixing their lines, and
+there is no buffer to flush; it costs a few microseconds. A power cut may lose what the kernel had not written
+yet, so the checkpointer calls `sync` before it commits: lines up to a checkpoint's step are on disk whenever
+the checkpoint is. Later ones `truncate_after` drops at the resume, for they will be written again.
 """
 
 import json
@@ -40,8 +40,8 @@ def _finite(value: Any) -> Any:
 class JsonlLog:
     """Appends objects to a JSON Lines file, which is opened at the first line.
 
-    Opening late lets one rank repair the file (`truncate_after`) after the others built their logs: a descriptor
-    opened before the rename would write into the file that the rename replaced.
+    Opening late lets one rank repair the file (`truncate_after`) after the others built their logs: a
+    descriptor opened before the rename would write into the file that the rename replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,9 @@ class JsonlLog:
         self._fd = -1
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line; it outlives this process once this returns. OSError where the file cannot be written."""
+        """Append one line; it outlives this process once this returns. OSError where the file cannot be
+        written.
+        """
         if self._fd < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -69,10 +71,12 @@ class JsonlLog:
 
 
 def truncate_after(path: Path, step: int) -> tuple[int, int]:
-    """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Returns (later, torn) lines dropped.
+    """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Returns (later, torn) lines
+    dropped.
 
-    Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer than the
-    last checkpoint, so what they held will be written again. A file with nothing to drop is not touched.
+    Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer
+    than the last checkpoint, so what they held will be written again. A file with nothing to drop is not
+    touched.
     """
     if not path.exists():
         return 0, 0
@@ -107,5 +111,3 @@ def _step_of(line: bytes) -> int | None:
         return None
     at = record.get("step") if isinstance(record, dict) else None
     return at if isinstance(at, int) else None
-
-

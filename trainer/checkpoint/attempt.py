@@ -1,0 +1,98 @@
+"""One save by many ranks, coordinated through its folder alone, so that a background thread can do it.
+
+Each rank writes its files into `.tmp-step-…-NONCE` and then publishes its part by a rename. Rank 0 commits
+when all parts are there. A rank that fails leaves a marker with its reason, which ends the attempt on every
+rank. The nonce belongs to one start of one run: what a dead attempt left can never be taken for this one's.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.checkpoint.folder import TMP, commit, step_folder
+from trainer.checkpoint.manifest import Part
+from trainer.files import write_all, write_atomically
+
+POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
+
+
+class Attempt:
+    """A save of `step` under `root` by rank `rank` of `world`, all sharing `nonce`.
+
+    `patience` is how many seconds a rank waits for the others.
+    """
+
+    def __init__(self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float) -> None:
+        self.step = step
+        self.final = step_folder(root, step)
+        self.tmp = root / f"{TMP}{self.final.name}-{nonce}"
+        self.rank = rank
+        self.world = world
+        self.patience_seconds = patience
+
+    def publish(self, part: Part) -> None:
+        """Say that all of this rank's files are on disk."""
+        write_atomically(self._name("part.json"), json.dumps(part.to_json()).encode())
+
+    def finish(self, sequences: int) -> int:
+        """Rank 0: wait for all parts and commit; returns the checkpoint's bytes. Others: wait for the commit;
+        0.
+
+        RuntimeError where a rank failed, or did not answer in time.
+        """
+        if self.rank:
+            self._poll(self._committed, "rank 0 did not commit")
+            return 0
+        self._poll(self._all_published, "not all ranks wrote their part")
+        parts = []
+        for rank in range(self.world):
+            path = self._name("part.json", rank)
+            parts.append(Part.from_json(json.loads(path.read_bytes())))
+            path.unlink()
+        commit(self.tmp, self.final, parts, step=self.step, sequences=sequences)
+        return sum(entry.bytes for part in parts for entry in part.files.values())
+
+    def fail(self, reason: str) -> None:
+        """Take back this rank's files and tell the others why. Never raises: the disk may be what failed."""
+        with contextlib.suppress(OSError):
+            for path in self.tmp.glob(f"rank-{self.rank:05d}*"):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            fd = os.open(self._name("failed"), os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                write_all(fd, reason.encode())
+            finally:
+                os.close(fd)
+
+    def _name(self, suffix: str, rank: int | None = None) -> Path:
+        return self.tmp / f"rank-{self.rank if rank is None else rank:05d}.{suffix}"
+
+    def _all_published(self, names: set[str]) -> bool:
+        return all(self._name("part.json", rank).name in names for rank in range(self.world))
+
+    def _committed(self, names: set[str]) -> bool:
+        return not self.tmp.exists() and self.final.exists()
+
+    def _poll(self, done: Callable[[set[str]], bool], otherwise: str) -> None:
+        pause, longest = POLL_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
+        while True:
+            try:
+                names = set(os.listdir(self.tmp))
+            except FileNotFoundError:
+                names = set()
+            if failed := sorted(name for name in names if name.endswith(".failed")):
+                reason = (self.tmp / failed[0]).read_text(errors="replace") or "no space to say why"
+                raise RuntimeError(f"rank {int(failed[0][5:10])}: {reason}")
+            if done(names):
+                return
+            if time.monotonic() > deadline:
+                missing = [r for r in range(self.world) if self._name("part.json", r).name not in names]
+                raise RuntimeError(
+                    f"{otherwise} within {self.patience_seconds:g} s (no part from ranks {missing})"
+                )
+            time.sleep(pause)
+            pause = min(longest, pause * 1.5)

@@ -1,0 +1,130 @@
+"""A checkpoint as a folder: the manifest, the commit and the proof that every byte is what was written. No
+torch here.
+
+```
+checkpoints/step-000000100/
+  MANIFEST.json            files {name: {bytes, xxh3_128}}, tensors {name: {dtype, shape, pieces}}, own hash
+  rank-00000.safetensors   pieces of tensors (and rank-00000-1.safetensors … where a rank has much to write)
+  state.json               TrainState, the engine's scalars, the run's identity
+```
+
+Everything is written in `.tmp-step-…`, and one rename makes it a checkpoint: a folder without that prefix is
+whole.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import xxhash
+
+from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Part, encode, merge, read_manifest
+from trainer.files import fsync_folder, write_atomically
+
+STATE = "state.json"
+TMP = ".tmp-"
+READ_BYTES = 4 << 20
+READERS = 4
+
+_STEP = re.compile(r"step-(\d{9,})")
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:09d}"
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of the committed checkpoints under `root`, highest first: newest is the highest step, whatever
+    clocks say.
+    """
+    if not root.is_dir():
+        return []
+    found = (_STEP.fullmatch(entry.name) for entry in os.scandir(root) if entry.is_dir())
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def commit(tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequences: int) -> None:
+    """Make the folder `tmp`, whose files are all on disk, the checkpoint `final`.
+
+    RuntimeError where `final` exists (a step is never overwritten) or the parts do not tile the tensors.
+    """
+    whole = merge(parts)
+    write_atomically(tmp / MANIFEST, encode(Manifest(whole.files, whole.tensors, step, sequences)))
+    if final.exists():
+        raise RuntimeError(f"{final} exists already and is never overwritten: does another run write here?")
+    os.rename(tmp, final)
+    fsync_folder(final.parent)
+
+
+def hash_file(path: Path) -> str:
+    """xxh3_128 of the file's bytes, in hexadecimal."""
+    hasher = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(buffer):
+            hasher.update(buffer[:read])
+    return hasher.hexdigest()
+
+
+def check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """RuntimeError, one line, unless the file holds exactly the bytes that were written."""
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise RuntimeError(f"{path}: {size} bytes, {entry.bytes} were written: cut short or replaced")
+        if hash_file(path) != entry.xxh3_128:
+            raise RuntimeError(f"{path}: damaged: its bytes do not match the hash in {MANIFEST}")
+    except FileNotFoundError:
+        raise RuntimeError(f"{path}: missing") from None
+    except OSError as error:
+        raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Manifest:
+    """Prove every byte. RuntimeError, one line, naming the first file that is not what was written.
+
+    `share` = (rank, ranks) checks that rank's part of the files, so that ranks can divide a large checkpoint.
+    """
+    manifest = read_manifest(folder)
+    mine = sorted(manifest.files)[share[0] :: share[1]]
+    with ThreadPoolExecutor(READERS) as pool:  # xxhash and read(2) let go of the interpreter lock
+        for _ in pool.map(lambda name: check_file(folder, name, manifest.files[name]), mine):
+            pass
+    return manifest
+
+
+def delete(folder: Path) -> None:
+    """Remove a checkpoint. The rename comes first: killed in between, no half of a checkpoint is left under
+    its name.
+    """
+    doomed = folder.with_name(f"{TMP}delete-{folder.name}")
+    os.rename(folder, doomed)
+    fsync_folder(folder.parent)
+    shutil.rmtree(doomed)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that its step can be saved anew while the evidence stays. Returns the
+    new path.
+    """
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
+        number += 1
+    os.rename(folder, aside)
+    fsync_folder(folder.parent)
+    return aside
+
+
+def clean(root: Path) -> list[str]:
+    """Remove what dead attempts left behind; returns the names. Only for the one rank that owns the folder at
+    start.
+    """
+    names = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith(TMP))
+    for name in names:
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return names

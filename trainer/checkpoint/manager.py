@@ -1,0 +1,215 @@
+"""When a run saves and what it keeps. See `folder` for the format, `attempt` for many ranks, `resume` for
+loading.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from parallel.engine import Chunk, Engine
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.attempt import Attempt
+from trainer.checkpoint.folder import STATE
+from trainer.checkpoint.manifest import FileEntry, digest
+from trainer.checkpoint.ranks import Ranks, alone, one_line
+from trainer.checkpoint.resume import resume
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.store import write_part
+from trainer.files import write_atomically
+from trainer.metrics.events import EventLog
+from trainer.metrics.sinks import JsonlLog
+from trainer.state import Identity, TrainState
+
+PATIENCE_SECONDS = 1800.0
+
+
+class Checkpointer:
+    """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
+
+    Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told,
+    `keep` 0 deletes nothing. `gather` collects one small object of every rank, in rank order, on every rank
+    (one process needs none); only starting and resuming use it, saving coordinates through the folder, where
+    a rank waits for the others at most `patience_seconds`. `logs` are forced to disk before a checkpoint is,
+    so that a resume finds every line up to its step.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        every: int,
+        keep: int,
+        asynchronous: bool,
+        identity: Identity,
+        events: EventLog,
+        logs: Sequence[JsonlLog] = (),
+        rank: int = 0,
+        world: int = 1,
+        gather: Callable[[Any], list[Any]] = alone,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.root = run_dir / "checkpoints"
+        self.every = every
+        self.keep = keep
+        self.asynchronous = asynchronous
+        self.identity = identity
+        self.events = events
+        self.logs = (*logs, events)
+        self.ranks = Ranks(rank, world, gather)
+        self.patience_seconds = patience_seconds
+        self.stall_seconds = 0.0  # how long training stood still for the last save
+        self._staging = Staging()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._saved = -1
+        self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
+        self._nonce = self.ranks.first(self._open)
+
+    def due(self, step: int) -> bool:
+        """Whether the schedule asks for a save after `step`."""
+        return self.every > 0 and step % self.every == 0
+
+    def save(self, step: int, engine: Engine, state: TrainState, *, reason: str = "") -> None:
+        """Save `step`: in the background where saving is asynchronous, else until it is committed.
+
+        First waits for the save in flight, and raises what went wrong with it. Saving the same step again
+        does nothing. RuntimeError, one line, where some rank could not write; earlier checkpoints stay as
+        they were.
+        """
+        assert state.step == step, (state, step)
+        if step == self._saved:
+            return
+        begin = time.monotonic()
+        self.wait()
+        final = folders.step_folder(self.root, step)
+        if final.exists():
+            raise RuntimeError(
+                f"{final} exists already and is never overwritten: does another run write here?"
+            )
+        chunks = engine.chunks()
+        document = {
+            "state": state.to_json(),
+            "scalars": engine.scalars(),
+            "identity": self.identity.to_json(),
+            "world": self.ranks.world,
+        }
+        reason = reason or f"every {self.every} steps"
+        self._saved = step
+        if self.asynchronous:
+            chunks = self._staging.copy(chunks)
+            # A daemon, for a rank that dies of something else must not wait here for ranks that are gone.
+            self._thread = threading.Thread(
+                target=self._write, args=(step, chunks, document, reason), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._write(step, chunks, document, reason)
+        self.stall_seconds = time.monotonic() - begin
+        if not self.asynchronous:
+            self._raise()
+
+    def wait(self) -> None:
+        """Until no save is in flight. RuntimeError, one line, on every rank where the last failed on any."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise()
+
+    def close(self) -> None:
+        """Finish the save in flight; raises as `wait` does."""
+        self.wait()
+
+    def resume(self, engine: Engine) -> TrainState | None:
+        """Go on from the newest checkpoint that verifies: see `trainer.checkpoint.resume.resume`."""
+        state = resume(self.root, engine, identity=self.identity, events=self.events, ranks=self.ranks)
+        if state is not None:
+            self._saved = state.step
+        return state
+
+    def _open(self) -> str:
+        """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if left := folders.clean(self.root):
+            self.events.event("clean", 0, f"removed what unfinished saves left: {', '.join(left)}")
+        return secrets.token_hex(8)
+
+    # What follows may run in the background thread, where no collective may be called.
+
+    def _write(self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str) -> None:
+        begin = time.monotonic()
+        rank = self.ranks.rank
+        attempt = Attempt(
+            self.root, step, self._nonce, rank=rank, world=self.ranks.world, patience=self.patience_seconds
+        )
+        try:
+            attempt.tmp.mkdir(exist_ok=True)
+            part = write_part(attempt.tmp, rank, chunks)
+            if rank == 0:
+                part.files[STATE] = _write_json(attempt.tmp / STATE, document)
+            for log in self.logs:
+                log.sync()
+            attempt.publish(part)
+            size = attempt.finish(document["state"]["sequences"])
+            if rank == 0:
+                seconds = round(time.monotonic() - begin, 3)
+                self.events.event("save", step, reason, seconds=seconds, bytes=size)
+                self._retain()
+        except Exception as error:
+            attempt.fail(one_line(error))
+            self._error = _explained(error, step, rank, self.ranks.world)
+            with contextlib.suppress(OSError):
+                self.events.event("fault", step, str(self._error))
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _retain(self) -> None:
+        """Delete what is older than the newest `keep` checkpoints that verify. A failure is only an event."""
+        kept = 0
+        try:
+            for step in folders.steps(self.root) if self.keep else ():
+                if kept == self.keep:
+                    folders.delete(folders.step_folder(self.root, step))
+                else:
+                    kept += self._sound(step)
+        except OSError as error:
+            self.events.event("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
+
+    def _sound(self, step: int) -> bool:
+        """Whether the checkpoint verifies. It is read again only when its files changed since it last did."""
+        at = folders.step_folder(self.root, step)
+        stats = sorted((entry.name, entry.stat()) for entry in os.scandir(at))
+        stamp = tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
+        if self._verified.get(step) == stamp:
+            return True
+        try:
+            folders.verify(at)
+        except RuntimeError as error:
+            self.events.event("fault", step, f"not counted among the {self.keep} to keep: {error}")
+            return False
+        self._verified[step] = stamp
+        return True
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> FileEntry:
+    data = (json.dumps(document, indent=1) + "\n").encode()
+    write_atomically(path, data)
+    return FileEntry(len(data), digest(data))
+
+
+def _explained(error: Exception, step: int, rank: int, world: int) -> Exception:
+    """The error as the user should see it; a bug keeps its own type and traceback."""
+    if not isinstance(error, OSError | RuntimeError):
+        return error
+    where = f" on rank {rank}" if world > 1 and isinstance(error, OSError) else ""
+    told = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
+    told.__cause__ = error
+    return told

@@ -1,0 +1,76 @@
+"""Mapping the safetensors files of a checkpoint: a piece is a view of the file, and only what is copied is
+read.
+"""
+
+import json
+import mmap
+import os
+import struct
+import sys
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.manifest import Manifest, Piece, read_manifest
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+assert sys.byteorder == "little", (
+    "the format is little-endian, and so must the memory be that is mapped and written"
+)
+
+
+class Reader:
+    """Maps the safetensors files of one committed folder; only the pages that are copied from are read."""
+
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
+        self.folder = folder
+        self.manifest = manifest or read_manifest(folder)
+        self._files: dict[str, tuple[mmap.mmap, int, dict[str, dict]]] = {}
+
+    def open(self, name: str) -> None:
+        """Map file `name`. RuntimeError where it is missing or is not safetensors."""
+        path = self.folder / name
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                # Private and writable only so that torch takes the buffer; nothing ever writes to it.
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else mmap.mmap(-1, 1)
+            if size != self.manifest.files[name].bytes:
+                raise RuntimeError(f"{path}: {size} bytes, {self.manifest.files[name].bytes} were written")
+            (length,) = struct.unpack_from("<Q", data)
+            self._files[name] = data, 8 + length, json.loads(data[8 : 8 + length])
+        except OSError as error:
+            raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, struct.error):
+            raise RuntimeError(f"{path}: not a safetensors file") from None
+
+    def piece(self, name: str, piece: Piece) -> Tensor:
+        """A piece of tensor `name`, aliasing the mapped file: copy from it, never write."""
+        if piece.file not in self._files:
+            self.open(piece.file)
+        data, base, header = self._files[piece.file]
+        entry, dtype = header.get(piece.key), self.manifest.tensors[name].dtype
+        if entry is None or entry["dtype"] != dtype or tuple(entry["shape"]) != piece.shape:
+            raise RuntimeError(
+                f"{self.folder / piece.file}: entry {piece.key} is not what the manifest says: {entry}"
+            )
+        start, count = base + entry["data_offsets"][0], prod(piece.shape)
+        if start + count * DTYPES[dtype].itemsize > len(data):
+            raise RuntimeError(f"{self.folder / piece.file}: entry {piece.key} leaves the file")
+        return torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start).view(piece.shape)

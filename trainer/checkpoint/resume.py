@@ -1,0 +1,83 @@
+"""Going on from the newest checkpoint that verifies."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parallel.engine import Engine
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.ranks import Ranks
+from trainer.checkpoint.store import check_no_extra, load
+from trainer.metrics.events import EventLog
+from trainer.state import Identity, TrainState
+
+
+def resume(
+    root: Path, engine: Engine, *, identity: Identity, events: EventLog, ranks: Ranks
+) -> TrainState | None:
+    """Load the newest checkpoint under `root` that verifies into the engine; None where there is none.
+
+    Collective. A checkpoint that does not verify is passed over with an event, and set aside under another
+    name so that its step can be saved anew. RuntimeError where the corpus changed or a tensor does not fit;
+    ValueError where the config describes another run (model, seed). Both name what differs.
+    """
+    rejected: list[tuple[int, str]] = []
+    for step in ranks.first(lambda: folders.steps(root)):
+        reason = _damage(folders.step_folder(root, step), ranks)
+        if not reason:
+            break
+        rejected.append((step, reason))
+    else:
+        ranks.first(lambda: _set_aside(root, rejected, 0, events))
+        return None
+    at = folders.step_folder(root, step)
+    document = _load(at, engine, identity, ranks)
+    ranks.first(lambda: _set_aside(root, rejected, step, events))
+    why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"
+    events.event(
+        "resume",
+        step,
+        why,
+        ranks=ranks.world,
+        saved_by_ranks=document["world"],
+        config_changed=document["identity"]["config"] != identity.config,
+    )
+    return TrainState.from_json(document["state"])
+
+
+def _damage(at: Path, ranks: Ranks) -> str:
+    """What is wrong with a checkpoint, "" where nothing is. The ranks share the reading, and hold one
+    verdict.
+    """
+    try:
+        folders.verify(at, share=(ranks.rank, ranks.world))
+        reason = ""
+    except RuntimeError as error:
+        reason = str(error)
+    return next(filter(None, ranks.gather(reason)), "")
+
+
+def _load(at: Path, engine: Engine, identity: Identity, ranks: Ranks) -> dict[str, Any]:
+    document = ranks.together(lambda: _read_state(at, identity))
+    manifest = ranks.together(lambda: read_manifest(at))
+    chunks = engine.chunks()
+    names = ranks.gather(sorted({chunk.name for chunk in chunks}))
+    check_no_extra(at, manifest, (name for each in names for name in each))
+    ranks.together(lambda: load(at, chunks, manifest))
+    engine.load(document["scalars"])
+    return document
+
+
+def _read_state(at: Path, identity: Identity) -> dict[str, Any]:
+    document = json.loads((at / folders.STATE).read_bytes())
+    identity.check(document["identity"], str(at))
+    return document
+
+
+def _set_aside(root: Path, rejected: Sequence[tuple[int, str]], step: int, events: EventLog) -> None:
+    for bad, reason in rejected:
+        aside = folders.set_aside(folders.step_folder(root, bad))
+        what = f"went on from step {step}" if step else "none older verifies: started anew"
+        events.event("fault", bad, f"{reason}; {what}", set_aside=aside.name)

@@ -1,0 +1,217 @@
+"""Tensors in and out of a checkpoint: safetensors files written by streaming and hashing, loaded piece by
+piece.
+
+A file is a safetensors file like any other (https://github.com/huggingface/safetensors#format): an 8-byte
+length, a JSON header, raw little-endian bytes. A piece that is a whole tensor goes under the tensor's own
+name, so what one process wrote is read by any safetensors reader; another piece goes under
+`name@offset,offset`. Nothing here runs what it reads.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from parallel.engine import Chunk
+from trainer.checkpoint.manifest import FileEntry, Manifest, Part, Piece, TensorEntry, read_manifest
+from trainer.checkpoint.reader import DTYPES, Reader
+from trainer.files import write_all
+
+WRITERS = 4  # threads, and so files, of one rank
+FILE_BYTES = 32 << 20  # less than this for each is not worth another file
+SLICE_BYTES = 4 << 20  # hashed while it is in the cache, then written
+LOADERS = 4
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
+    """Write this rank's owned chunks into `folder`, hashed on the way and on disk when this returns.
+
+    Large states go to several files by as many threads. OSError as the system gives it (disk full,
+    read-only).
+    """
+    owned = [chunk for chunk in chunks if chunk.owned and chunk.tensor.numel()]
+    total = sum(chunk.tensor.nbytes for chunk in owned)
+    count = min(WRITERS, max(1, total // FILE_BYTES))
+    groups: list[list[Chunk]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for chunk in sorted(owned, key=lambda chunk: chunk.tensor.nbytes, reverse=True):
+        lightest = loads.index(min(loads))
+        groups[lightest].append(chunk)
+        loads[lightest] += chunk.tensor.nbytes
+    stem = f"rank-{rank:05d}"
+    names = [f"{stem}.safetensors"] + [f"{stem}-{number}.safetensors" for number in range(1, count)]
+    with ThreadPoolExecutor(count) as pool:
+        entries = list(pool.map(lambda name, group: _write_file(folder / name, group), names, groups))
+    tensors: dict[str, TensorEntry] = {}
+    for name, group in zip(names, groups, strict=True):
+        for chunk in group:
+            piece = Piece(name, _key(chunk), tuple(chunk.tensor.shape), tuple(chunk.offset))
+            known = tensors.get(chunk.name)
+            before = known.pieces if known else ()
+            dtype = _dtype_name(chunk)
+            tensors[chunk.name] = TensorEntry(dtype, tuple(chunk.shape), (*before, piece))
+    return Part(dict(zip(names, entries, strict=True)), tensors)
+
+
+def _key(chunk: Chunk) -> str:
+    whole = tuple(chunk.tensor.shape) == tuple(chunk.shape)
+    return chunk.name if whole else f"{chunk.name}@{','.join(map(str, chunk.offset))}"
+
+
+def _dtype_name(chunk: Chunk) -> str:
+    name = _NAMES.get(chunk.tensor.dtype)
+    if name is None:
+        raise RuntimeError(
+            f"tensor {chunk.name}: {chunk.tensor.dtype} has no place in a checkpoint: {', '.join(DTYPES)}"
+        )
+    return name
+
+
+def _write_file(path: Path, chunks: Sequence[Chunk]) -> FileEntry:
+    # Widest elements first: every tensor is then aligned to its element size, as the format asks.
+    chunks = sorted(chunks, key=lambda chunk: -chunk.tensor.element_size())
+    header: dict[str, object] = {}
+    at = 0
+    for chunk in chunks:
+        tensor = chunk.tensor
+        header[_key(chunk)] = {
+            "dtype": _dtype_name(chunk),
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    assert len(header) == len(chunks), f"two pieces of one tensor at one place in {path}"
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    hasher = xxhash.xxh3_128(head)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(fd, head)
+        for chunk in chunks:
+            for view in _slices(chunk.tensor):
+                hasher.update(view)
+                write_all(fd, view)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return FileEntry(len(head) + at, hasher.hexdigest())
+
+
+def _slices(tensor: Tensor) -> Iterator[memoryview]:
+    """The tensor's bytes in row-major order, a few MiB at a time, wherever and however it lies in memory."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        rows = tensor.reshape(-1)
+    else:
+        rows = tensor if tensor.dim() else tensor.reshape(1)
+    row_bytes = rows[0].nbytes
+    step = max(1, SLICE_BYTES // row_bytes)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].contiguous().cpu()
+        yield part.view(torch.uint8).numpy().data.cast("B")
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """The common block of a chunk and a piece, as slices of each."""
+
+    into: tuple[slice, ...]
+    out: tuple[slice, ...]
+    elements: int
+
+
+def _overlap(chunk: Chunk, piece: Piece) -> _Overlap | None:
+    into, out, elements = [], [], 1
+    for at, size, piece_at, piece_size in zip(
+        chunk.offset, chunk.tensor.shape, piece.offset, piece.shape, strict=True
+    ):
+        low, high = max(at, piece_at), min(at + size, piece_at + piece_size)
+        if low >= high:
+            return None
+        into.append(slice(low - at, high - at))
+        out.append(slice(low - piece_at, high - piece_at))
+        elements *= high - low
+    return _Overlap(tuple(into), tuple(out), elements)
+
+
+def load(folder: Path, chunks: Sequence[Chunk], manifest: Manifest | None = None) -> None:
+    """Fill every chunk's tensor from the pieces that overlap it, whatever layout wrote them.
+
+    Every chunk is filled, owned or not. Verify first: this trusts the bytes. RuntimeError, one line, for a
+    tensor that is missing or of another dtype or shape; all are looked at before the first byte is copied.
+    """
+    reader = Reader(folder, manifest)
+    for chunk in chunks:
+        _check(folder, chunk, reader.manifest)
+    wanted = {
+        piece.file
+        for chunk in chunks
+        for piece in reader.manifest.tensors[chunk.name].pieces
+        if _overlap(chunk, piece)
+    }
+    for name in sorted(wanted):
+        reader.open(name)
+    with ThreadPoolExecutor(LOADERS) as pool:
+        for _ in pool.map(lambda chunk: _fill(reader, chunk), chunks):
+            pass
+
+
+def _check(folder: Path, chunk: Chunk, manifest: Manifest) -> None:
+    entry = manifest.tensors.get(chunk.name)
+    if entry is None:
+        raise RuntimeError(
+            f"{folder}: holds no tensor {chunk.name}, which this run has: another model or optimiser?"
+        )
+    if entry.shape != tuple(chunk.shape):
+        raise RuntimeError(
+            f"{folder}: tensor {chunk.name} is {list(entry.shape)}, this run has {list(chunk.shape)}"
+        )
+    if entry.dtype != _dtype_name(chunk):
+        raise RuntimeError(
+            f"{folder}: tensor {chunk.name} is {entry.dtype}, this run has {_dtype_name(chunk)}"
+        )
+
+
+def _fill(reader: Reader, chunk: Chunk) -> None:
+    filled = 0
+    tensor = chunk.tensor.detach()
+    for piece in reader.manifest.tensors[chunk.name].pieces:
+        if overlap := _overlap(chunk, piece):
+            tensor[overlap.into].copy_(reader.piece(chunk.name, piece)[overlap.out])
+            filled += overlap.elements
+    if filled != tensor.numel():
+        raise RuntimeError(
+            f"{reader.folder}: tensor {chunk.name}: {filled} of {tensor.numel()} elements found"
+        )
+
+
+def check_no_extra(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """RuntimeError where the checkpoint holds a tensor that is not among `names`, those of all ranks
+    together.
+    """
+    if extra := sorted(manifest.tensors.keys() - set(names)):
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise RuntimeError(
+            f"{folder}: holds tensor {extra[0]}{more}, which this run has not: another model or optimiser?"
+        )
+
+
+def read_tensor(folder: Path, name: str) -> Tensor:
+    """One whole tensor, joined from its pieces. RuntimeError where the checkpoint has none of that name."""
+    manifest = read_manifest(folder)
+    entry = manifest.tensors.get(name)
+    if entry is None:
+        raise RuntimeError(f"{folder}: holds no tensor {name}")
+    whole = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    load(folder, [Chunk(name, whole, entry.shape, (0,) * len(entry.shape), owned=False)], manifest)
+    return whole

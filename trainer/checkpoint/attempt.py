@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trainer.checkpoint.folder import TMP, commit, step_folder
 from trainer.checkpoint.manifest import Part
-from trainer.files import write_all, write_atomically
+from trainer.files import write_all
 
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 
@@ -34,8 +34,10 @@ class Attempt:
         self.patience_seconds = patience
 
     def publish(self, part: Part) -> None:
-        """Say that all of this rank's files are on disk."""
-        write_atomically(self._name("part.json"), json.dumps(part.to_json()).encode())
+        """Say that all of this rank's files are on disk. The word itself need not survive a power cut."""
+        draft = self._name("part.json.draft")
+        draft.write_text(json.dumps(part.to_json()))
+        os.replace(draft, self._name("part.json"))
 
     def finish(self, sequences: int) -> int:
         """Rank 0: wait for all parts and commit; returns the checkpoint's bytes. Others: wait for the commit;

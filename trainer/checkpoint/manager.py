@@ -21,7 +21,6 @@ from trainer.checkpoint.ranks import Ranks, alone, one_line
 from trainer.checkpoint.resume import resume
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
-from trainer.files import write_atomically
 from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import JsonlLog
 from trainer.state import Identity, TrainState
@@ -201,7 +200,10 @@ class Checkpointer:
 
 def _write_json(path: Path, document: dict[str, Any]) -> FileEntry:
     data = (json.dumps(document, indent=1) + "\n").encode()
-    write_atomically(path, data)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     return FileEntry(len(data), digest(data))
 
 

@@ -121,7 +121,7 @@ def _check_tiling(name: str, entry: TensorEntry) -> None:
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(content, sort_keys=True) + "\n").encode()
 
 
 def digest(data: bytes) -> str:

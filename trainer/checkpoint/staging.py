@@ -30,8 +30,8 @@ class Staging:
         if self._buffer.nbytes != total:
             self._buffer = torch.empty(total, dtype=torch.uint8)
             if devices:
-                # Registered, not allocated pinned: that allocator rounds up to a power of two, at worst twice the
-                # memory. Where the system refuses to lock so much, the copy is slower and still right.
+                # Registered, not allocated pinned: that allocator rounds up to a power of two, at worst twice
+                # the memory. Where the system refuses to lock so much, the copy is slower and still right.
                 torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), total, 0)
         staged = []
         for chunk, offset in zip(owned, offsets, strict=True):

@@ -47,6 +47,7 @@ class JsonlLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = -1
+        self._dirty = False
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; it outlives this process once this returns. OSError where the file cannot be
@@ -55,13 +56,15 @@ class JsonlLog:
         if self._fd < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._dirty = True
         line = (encode(record) + "\n").encode()
         if os.write(self._fd, line) != len(line):
             raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
 
     def sync(self) -> None:
         """Force the lines written so far to disk."""
-        if self._fd >= 0:
+        if self._dirty:
+            self._dirty = False
             os.fsync(self._fd)
 
     def close(self) -> None:

@@ -1,0 +1,59 @@
+"""From a layout to an engine."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from parallel import plan
+from parallel.config import ParallelConfig
+from parallel.engine import Engine, Objective
+from parallel.fsdp import COMPUTE_DTYPE, Precision
+from parallel.mesh import make_mesh
+from parallel.parallelize import parallelize
+from parallel.recompute import parse
+from parallel.runtime import Runtime
+from parallel.torch_engine import OptimizerFactory, TorchEngine
+
+
+def build_engine(
+    *,
+    layout: plan.Layout,
+    runtime: Runtime,
+    cfg: ParallelConfig,
+    model_factory: Callable[[], nn.Module],
+    objective: Objective,
+    optimizer_factory: OptimizerFactory,
+    precision: Precision,
+    clip: float,
+    seed: int,
+    micro_batch: int,
+    global_batch: int,
+    seq_len: int,
+) -> Engine:
+    """The model on this rank's devices, with its optimiser. Collective.
+
+    clip: the largest global gradient norm, 0 for none. ValueError if the batch or a setting does not fit the layout.
+    """
+    if precision not in COMPUTE_DTYPE:
+        raise ValueError(f"train.precision={precision}: choose fp32, bf16 or fp16")
+    parse(cfg.recompute)
+    plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
+    if cfg.engine != "torch":
+        raise ValueError(f"parallel.engine={cfg.engine} is not built yet: use torch")
+    # One fp32 data rank needs neither sharding nor casting: the bare module is the fastest there is.
+    fsdp = layout.dp > 1 or precision != "fp32"
+    mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
+    parallelized = parallelize(
+        model_factory, cfg, layout, mesh, runtime.device, precision=precision, seed=seed
+    )
+    return TorchEngine(
+        parallelized,
+        objective,
+        optimizer_factory,
+        layout=layout,
+        mesh=mesh,
+        device=runtime.device,
+        precision=precision,
+        clip=clip,
+        nominal_count=global_batch * seq_len,
+    )

@@ -1,0 +1,32 @@
+"""First values: every parameter is drawn whole from (seed, name), then cut, so they do not depend on the layout."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from parallel.pieces import Piece
+from parallel.plan import ModelPlan
+
+
+def initialize(pieces: Iterable[Piece], plan: ModelPlan, seed: int) -> None:
+    """Fill the pieces' memory. One whole parameter exists at a time."""
+    for piece in pieces:
+        piece.local.copy_(piece.part_of(draw(piece.name, piece.shape, plan, seed, piece.local.device)))
+
+
+def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: torch.device) -> Tensor:
+    """The whole parameter, float32, as the model's plan says it is drawn."""
+    how = plan.init(name, shape)
+    whole = torch.empty(shape, device=device)
+    if how.kind == "ones":
+        return whole.fill_(1.0)
+    if how.kind == "zeros":
+        return whole.zero_()
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+    if how.kind == "normal":
+        return whole.normal_(0.0, how.std, generator=generator)
+    assert how.kind == "trunc_normal", f"{name}: no such initialisation: {how.kind}"
+    return nn.init.trunc_normal_(whole, std=how.std, a=-3 * how.std, b=3 * how.std, generator=generator)

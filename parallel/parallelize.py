@@ -1,0 +1,106 @@
+"""One model over many devices: stage cut → tensor parallelism → recomputation → compile → FSDP → memory, in that order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from parallel import fsdp, pieces, pipeline, recompute
+from parallel.config import ParallelConfig
+from parallel.initialize import initialize
+from parallel.mesh import Mesh
+from parallel.plan import Layout, ModelPlan
+from parallel.tensor import tensor_parallel
+
+
+@dataclass(frozen=True)
+class Parallelized:
+    """What this rank holds. stages: number → module. first: the first stage's modules on the meta device, uncut."""
+
+    stages: dict[int, nn.Module]
+    pieces: list[pieces.Piece]
+    first: list[nn.Module]
+
+
+def parallelize(
+    model_factory: Callable[[], nn.Module],
+    cfg: ParallelConfig,
+    layout: Layout,
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    precision: fsdp.Precision,
+    seed: int,
+) -> Parallelized:
+    """Build this rank's stages, sharded, in the device's memory and with their first values."""
+    stages: dict[int, nn.Module] = {}
+    held: list[pieces.Piece] = []
+    first: list[nn.Module] = []
+    for number in layout.stages_of(mesh.pp.rank):
+        with torch.device("meta"):
+            model = model_factory()
+        plan: ModelPlan = model.plan  # type: ignore[assignment]
+        if layout.pp > 1:
+            first = first or pipeline.meta_copy(model, plan.first)
+            cuts = pipeline.cut(model, plan, cfg.cut, layout.stages)
+            pipeline.keep_stage(model, plan, number, cuts)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        tp_dims = tensor_parallel(model, plan, mesh.tp)
+        blocks: Any = model.get_submodule(plan.blocks)
+        recompute.apply_recompute(blocks, cfg.recompute)
+        if cfg.compile and device.type != "cpu":
+            recompute.apply_compile(blocks)
+        if mesh.data is not None:
+            fsdp.shard(model, plan, mesh.data, zero=cfg.zero, precision=precision)
+        _materialize(model, plan, device)
+        stages[number] = model
+        held += _pieces(model, plan, shapes, tp_dims, mesh, across_stages=layout.stages > 1)
+        initialize(held[-len(shapes) :], plan, seed)
+    pieces.assign_owners(held, mesh)
+    return Parallelized(stages, held, first)
+
+
+def _materialize(model: nn.Module, plan: ModelPlan, device: torch.device) -> None:
+    assert not list(model.buffers()), "a buffer would be left undefined: compute it, or make it a parameter"
+    model.to_empty(device=device)
+    for canonical, alias in plan.tied:  # moving from the meta device makes two of one
+        if (owner := _owner(model, canonical)) and (other := _owner(model, alias)):
+            other[0]._parameters[other[1]] = owner[0]._parameters[owner[1]]
+    fsdp.settle(model)
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str] | None:
+    path, _, own = name.rpartition(".")
+    module: Any = model
+    for part in path.split("."):
+        module = getattr(module, part)
+        if module is None:
+            return None
+    return module, own
+
+
+def _pieces(
+    model: nn.Module,
+    plan: ModelPlan,
+    shapes: dict[str, tuple[int, ...]],
+    tp_dims: dict[str, int],
+    mesh: Mesh,
+    *,
+    across_stages: bool,
+) -> list[pieces.Piece]:
+    canonical_of = {alias: canonical for canonical, alias in plan.tied}
+    names = {name for pair in plan.tied for name in pair}
+    return [
+        pieces.make_piece(
+            canonical_of.get(name, name),
+            parameter,
+            shapes[name],
+            tp_dims.get(name),
+            mesh,
+            tied=across_stages and name in names,
+            twin=across_stages and name in canonical_of,
+        )
+        for name, parameter in model.named_parameters()
+    ]

@@ -1,0 +1,108 @@
+"""What part of which global tensor a rank holds: the algebra under initialisation, clipping and checkpoints."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from parallel.engine import Chunk
+from parallel.mesh import Mesh
+
+
+@dataclass(eq=False)
+class Piece:
+    """One parameter as this rank holds it.
+
+    name: canonical, the same on every layout. parameter: where autograd leaves the gradient. local: the memory
+    itself, float32, [rows, …] starting at `offset` of the global `shape`; the optimiser works on it.
+    tp_dim: the dimension tp shards, None where every tp rank has the whole and a partial gradient.
+    twin: the copy of a tied parameter that belongs to another stage; it is neither counted nor saved.
+    tied: a copy of it exists in another stage.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    local: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    tp_dim: int | None
+    tied: bool
+    twin: bool
+    owned: bool = False
+
+    def part_of(self, whole: Tensor) -> Tensor:
+        """This rank's part of the whole tensor."""
+        for dim, (start, length) in enumerate(zip(self.offset, self.local.shape)):
+            whole = whole.narrow(dim, start, length)
+        return whole
+
+
+def local_of(parameter: Tensor) -> Tensor:
+    """The memory of a parameter on this rank: an alias, outside autograd."""
+    with torch.no_grad():
+        return parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
+
+
+def shard_rows(rows: int, rank: int, ranks: int) -> tuple[int, int]:
+    """(first row, number of rows) of a rank under FSDP: as torch.chunk cuts, so the last ranks may get fewer."""
+    chunk = -(-rows // ranks)
+    start = min(rank * chunk, rows)
+    return start, min(chunk, rows - start)
+
+
+def make_piece(
+    name: str,
+    parameter: nn.Parameter,
+    shape: tuple[int, ...],
+    tp_dim: int | None,
+    mesh: Mesh,
+    *,
+    tied: bool = False,
+    twin: bool = False,
+) -> Piece:
+    """A piece of a parameter of global `shape`, cut first by tp along `tp_dim`, then by FSDP along dim 0."""
+    local = local_of(parameter)
+    offset, part = [0] * len(shape), list(shape)
+    if tp_dim is not None:
+        part[tp_dim] //= mesh.tp.size
+        offset[tp_dim] = part[tp_dim] * mesh.tp.rank
+    start, part[0] = shard_rows(part[0], mesh.shard.rank, mesh.shard.size)
+    offset[0] += start
+    assert tuple(part) == tuple(local.shape), f"{name}: holds {tuple(local.shape)}, expected {tuple(part)}"
+    return Piece(name, parameter, local, shape, tuple(offset), tp_dim, tied, twin)
+
+
+def counted(piece: Piece, mesh: Mesh) -> bool:
+    """Whether this rank is the one that adds the piece's gradient to the global norm."""
+    return not piece.twin and mesh.replicate.rank == 0 and (piece.tp_dim is not None or mesh.tp.rank == 0)
+
+
+def assign_owners(pieces: Iterable[Piece], mesh: Mesh) -> None:
+    """Give every piece one owner among the ranks that hold the same bytes, spreading bytes evenly.
+
+    Every rank of such a set works out the same answer on its own: the load depends on sizes alone.
+    """
+    loads = [[0] * mesh.replicate.size for _ in range(mesh.tp.size)]
+    for piece in sorted(pieces, key=lambda piece: (-piece.local.numel(), piece.name)):
+        if piece.twin:
+            continue
+        size = piece.local.numel()
+        if piece.tp_dim is None:
+            tp, replica = min(
+                ((t, r) for t in range(mesh.tp.size) for r in range(mesh.replicate.size)),
+                key=lambda at: (loads[at[0]][at[1]], at),
+            )
+            loads[tp][replica] += size
+            piece.owned = (tp, replica) == (mesh.tp.rank, mesh.replicate.rank)
+        else:  # tp ranks hold different bytes of the same size: one owner in each
+            for tp, load in enumerate(loads):
+                replica = load.index(min(load))
+                load[replica] += size
+                if tp == mesh.tp.rank:
+                    piece.owned = replica == mesh.replicate.rank
+
+
+def chunk(prefix: str, piece: Piece, tensor: Tensor) -> Chunk:
+    """A checkpoint chunk of a tensor that is shaped and placed as the piece is."""
+    return Chunk(f"{prefix}.{piece.name}", tensor, piece.shape, piece.offset, piece.owned)

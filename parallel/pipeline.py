@@ -1,0 +1,190 @@
+"""Pipeline parallelism: cutting a model into stages, and running torch's schedules over them."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import pipelining
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining._backward import stage_backward
+
+from parallel import fsdp
+from parallel.engine import ModelInputs
+from parallel.mesh import Mesh
+from parallel.plan import SCHEDULES, Layout, ModelPlan, cut_blocks
+
+
+def cut(model: nn.Module, plan: ModelPlan, how: str, stages: int) -> list[range]:
+    """Blocks of each stage, by number. Cost is the parameters that are multiplied: a table is only looked up."""
+
+    def cost(module: nn.Module | None) -> float:
+        if module is None:
+            return 0.0
+        tables = (m for m in module.modules() if not isinstance(m, nn.Embedding))
+        return float(sum(p.numel() for m in tables for p in m.parameters(recurse=False)))
+
+    blocks = model.get_submodule(plan.blocks)
+    return cut_blocks(
+        how,
+        [cost(block) for block in blocks.children()],
+        stages,
+        first=sum(cost(getattr(model, name)) for name in plan.first),
+        last=sum(cost(getattr(model, name)) for name in plan.last),
+    )
+
+
+def keep_stage(model: nn.Module, plan: ModelPlan, stage: int, cuts: Sequence[range]) -> None:
+    """Leave in `model` what one stage runs. Names do not change."""
+    blocks = model.get_submodule(plan.blocks)
+    assert isinstance(blocks, nn.ModuleDict)
+    for key in list(blocks):
+        if int(key) not in cuts[stage]:
+            del blocks[key]
+    ends = [(plan.first, 0), (plan.last, len(cuts) - 1)]
+    for names, home in ends:
+        for name in names:
+            if stage != home:
+                setattr(model, name, None)
+
+
+class _Stage(PipelineStage):
+    """A stage whose gradients are reduced as its ZeRO stage says; torch's own reduces once, whatever it is."""
+
+    zero = 1
+
+    def backward_maybe_with_nosync(
+        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        if self.zero < 2 or backward_type != "full" or not isinstance(self.submod, FSDPModule):
+            return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        fsdp.before_backward(self.submod, zero=self.zero, last=last_backward)
+        # The schedule's own last action waits for the reductions and reshards.
+        self.submod.set_is_last_backward(False)
+        self.submod.set_reshard_after_backward(self.zero == 3)
+        grads = stage_backward(
+            bwd_kwargs["stage_output"], bwd_kwargs["output_grads"], bwd_kwargs["input_values"]
+        )
+        return grads, None
+
+
+class Pipeline:
+    """The stages of one rank and the schedule that runs them.
+
+    first: the modules of the first stage on the meta device, for the shape of what passes between stages.
+    """
+
+    def __init__(
+        self,
+        stages: dict[int, nn.Module],
+        first: Sequence[nn.Module],
+        layout: Layout,
+        mesh: Mesh,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        assert mesh.pp.group is not None
+        self.stages = stages
+        self._first = first
+        self._layout = layout
+        self._group = mesh.pp.group
+        self._tp = mesh.tp.size
+        self._device = device
+        self._dtype = dtype
+        self._schedules: dict[tuple[int, ...], Any] = {}
+        self._loss: Callable[[Tensor, int], Tensor] = _no_loss
+
+    @property
+    def has_first(self) -> bool:
+        return 0 in self.stages
+
+    @property
+    def has_last(self) -> bool:
+        return self._layout.stages - 1 in self.stages
+
+    def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
+        """Forward and backward of all micro-batches; gradients accumulate in the parameters.
+
+        loss: (last stage's output, number of the micro-batch) → what backward starts from. Called on the last stage.
+        """
+        count = len(inputs)
+        schedule = self._schedule(inputs[0].x, count)
+        self._loss = loss
+        kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
+        x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
+        target = torch.arange(count) if self.has_last else None
+        schedule.step(*x, target=target, return_outputs=False, **kwargs)
+        self._loss = _no_loss
+
+    @torch.no_grad()
+    def evaluate(self, inputs: ModelInputs) -> Tensor | None:
+        """Forward of one micro-batch through all stages; the output on the rank with the last stage."""
+        last = self._layout.stages - 1
+        passed: Tensor | None = None
+        for stage, module in sorted(self.stages.items()):
+            if stage == 0:
+                x = inputs.x
+            elif stage - 1 in self.stages:
+                assert passed is not None
+                x = passed
+            else:
+                x = torch.empty(self._boundary(inputs.x), dtype=self._dtype, device=self._device)
+                dist.recv(x, group=self._group, group_src=self._layout.rank_of_stage(stage - 1))
+            passed = module(x, **inputs.kwargs)
+            if stage < last and stage + 1 not in self.stages:
+                group_rank = self._layout.rank_of_stage(stage + 1)
+                dist.send(passed.contiguous(), group=self._group, group_dst=group_rank)
+        return passed if self.has_last else None
+
+    def _boundary(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the hidden states between two stages on this rank, for the first stage's input x."""
+        hidden = torch.empty(x.shape, dtype=x.dtype, device="meta")
+        for module in self._first:
+            hidden = module(hidden)
+        batch, seq, *rest = hidden.shape
+        return (batch, seq // self._tp, *rest)
+
+    def _schedule(self, x: Tensor, micro_batches: int) -> Any:
+        key = (micro_batches, *x.shape)
+        if key not in self._schedules:
+            self._schedules[key] = self._make_schedule(x, micro_batches)
+        return self._schedules[key]
+
+    def _make_schedule(self, x: Tensor, micro_batches: int) -> Any:
+        # Shapes are given, so that no stage has to run forward and backward to find them out.
+        hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
+        result = torch.empty(1, device="meta", requires_grad=True)
+        last = self._layout.stages - 1
+        stages = []
+        for number, module in sorted(self.stages.items()):
+            stage = _Stage(
+                module,
+                number,
+                self._layout.stages,
+                self._device,
+                input_args=(x.to("meta") if number == 0 else hidden,),
+                output_args=(result if number == last else hidden,),
+                group=self._group,
+            )
+            stage.zero = self._layout.zero
+            stages.append(stage)
+        traits = SCHEDULES[self._layout.schedule]
+        schedule = getattr(pipelining.schedules, traits.upstream)
+        return schedule(
+            stages if traits.stages_per_rank > 1 else stages[0],
+            micro_batches,
+            loss_fn=lambda output, number: self._loss(output, int(number)),
+            scale_grads=False,
+        )
+
+
+def _no_loss(output: Tensor, number: int) -> Tensor:
+    raise AssertionError("a loss is only asked for while training")
+
+
+def meta_copy(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Copies of some of a meta-device model's modules, before they are cut."""
+    return [copy.deepcopy(getattr(model, name)) for name in names]

@@ -1,0 +1,312 @@
+"""The torch engine: one optimiser step over any layout, divided once by the global count (law 3)."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from parallel import fsdp, pieces
+from parallel.engine import Chunk, Micro, ModelInputs, Objective, StepResult
+from parallel.mesh import Mesh, end_to_end_group
+from parallel.parallelize import Parallelized
+from parallel.pieces import Piece
+from parallel.pipeline import Pipeline
+from parallel.plan import Layout
+from parallel.scaling import LossScale
+
+OptimizerFactory = Callable[[list[tuple[str, Tensor]]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the one reduction of a step brings together, over all ranks."""
+
+    loss_sum: float
+    count: float
+    grad_squares: float
+    not_finite: float
+    stop: float
+
+
+class TorchEngine:
+    """FSDP2 × tensor × pipeline parallelism; see `engine.Engine`.
+
+    Gradients are sums: of loss × loss scale / `nominal`, over micro-batches and ranks, where nominal is a power of
+    two near the count, so that they keep a mean's magnitude. The true count is divided out in the update.
+    """
+
+    def __init__(
+        self,
+        parallelized: Parallelized,
+        objective: Objective,
+        optimizer_factory: OptimizerFactory,
+        *,
+        layout: Layout,
+        mesh: Mesh,
+        device: torch.device,
+        precision: fsdp.Precision,
+        clip: float,
+        nominal_count: int,
+    ) -> None:
+        self._layout = layout
+        self._mesh = mesh
+        self._device = device
+        self._precision = precision
+        self._objective = objective
+        self._clip = clip
+        self._nominal = 2.0 ** round(math.log2(nominal_count))
+        self._scale = LossScale() if precision == "fp16" else None
+        self._pieces = parallelized.pieces
+        self._addresses = [piece.local.data_ptr() for piece in self._pieces]
+        self._modules = list(parallelized.stages.values())
+        self._pipeline: Pipeline | None = None
+        if layout.pp > 1:
+            dtype = fsdp.COMPUTE_DTYPE[precision]
+            self._pipeline = Pipeline(parallelized.stages, parallelized.first, layout, mesh, device, dtype)
+        ends = layout.rank_of_stage(0), layout.rank_of_stage(layout.stages - 1)
+        # All ranks decide alike whether they make the group: a middle stage holds no tied piece, so it asks the plan.
+        plan: Any = self._modules[0].plan
+        across = bool(plan.tied) and ends[0] != ends[1]
+        self._ends = end_to_end_group(mesh, *ends) if across else None
+        self._optimizer = optimizer_factory([(piece.name, piece.local) for piece in self._pieces])
+        # Fused optimisers divide by it as they read the gradients; others get them multiplied beforehand.
+        self._divisor = torch.ones((), device=device)
+        self._fused = bool(getattr(self._optimizer, "_step_supports_amp_scaling", False))
+        self._make_optimizer_state()
+        self._updates = 0
+
+    @property
+    def data_rank(self) -> int:
+        return self._mesh.data_rank
+
+    @property
+    def data_ranks(self) -> int:
+        return self._mesh.data_ranks
+
+    @property
+    def is_writer(self) -> bool:
+        return not dist.is_initialized() or dist.get_rank() == 0
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
+        """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
+
+        RuntimeError if the batch has no counted target, or (fp32, bf16) a gradient is not finite.
+        """
+        loss_scale = self._scale.value if self._scale else 1.0
+        loss_sum, count = self._accumulate(batches, loss_scale / self._nominal)
+        self._collect_gradients()
+        self._sum_shared_gradients()
+        totals = self._reduce(loss_sum, count, self._grad_squares(), stop)
+        if totals.count == 0:
+            raise RuntimeError("no target in the global batch is counted: all are masked or padding")
+        to_mean = self._nominal / (totals.count * loss_scale)
+        grad_norm = math.sqrt(totals.grad_squares) * to_mean if totals.not_finite == 0 else math.inf
+        skipped = totals.not_finite > 0
+        if not skipped:
+            clip = min(1.0, self._clip / grad_norm) if self._clip > 0 and grad_norm > 0 else 1.0
+            self._update(lr, to_mean * clip)
+        elif self._scale is None:
+            raise RuntimeError(self._not_finite(totals))
+        if self._scale:
+            self._scale.update(skipped)
+        self._drop_gradients()
+        return StepResult(totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale)
+
+    def _accumulate(self, batches: Sequence[Micro], factor: float) -> tuple[Tensor, Tensor]:
+        """Backward of factor × loss over the micro-batches. This rank's (sum, count), zero where it has no loss."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+
+        def scaled_loss(output: Tensor, inputs: ModelInputs) -> Tensor:
+            loss, count = self._objective.loss(output, inputs)
+            sums.add_(torch.stack((loss.detach(), count)))
+            return loss * factor
+
+        for module in self._modules:
+            module.train()
+        if self._pipeline is not None:
+            all_inputs = [self._inputs(batch) for batch in batches]
+            self._pipeline.train(all_inputs, lambda output, number: scaled_loss(output, all_inputs[number]))
+        else:
+            self._accumulate_whole(batches, scaled_loss)
+        return sums[0], sums[1]
+
+    def _accumulate_whole(
+        self, batches: Sequence[Micro], scaled_loss: Callable[[Tensor, ModelInputs], Tensor]
+    ) -> None:
+        (model,) = self._modules
+        for number, batch in enumerate(batches):
+            fsdp.before_backward(model, zero=self._layout.zero, last=number == len(batches) - 1)
+            inputs = self._inputs(batch)
+            scaled_loss(model(inputs.x, **inputs.kwargs), inputs).backward()
+
+    def _inputs(self, batch: Micro) -> ModelInputs:
+        moved = batch.to(self._device)
+        return self._objective.inputs(moved.tensors, moved.sequences)
+
+    def _collect_gradients(self) -> None:
+        for piece in self._pieces:
+            grad = piece.parameter.grad
+            if grad is None:  # a parameter that nothing used
+                piece.local.grad = torch.zeros_like(piece.local)
+            else:
+                piece.local.grad = pieces.local_of(grad)
+
+    def _sum_shared_gradients(self) -> None:
+        """Partial gradients become whole: of parameters every tp rank has, and of tied ones in two stages."""
+        if self._mesh.tp.group is not None:
+            grads = [_grad(piece) for piece in self._pieces if piece.tp_dim is None]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat, group=self._mesh.tp.group)
+            torch._foreach_copy_(
+                grads, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in grads]), grads)]
+            )
+        tied: dict[str, list[Tensor]] = {}
+        for piece in self._pieces:
+            if piece.tied:
+                tied.setdefault(piece.name, []).append(_grad(piece))
+        for _, grads in sorted(tied.items()):
+            if len(grads) == 2:  # both ends of the pipeline are here
+                grads[0].add_(grads[1])
+                grads[1].copy_(grads[0])
+            else:
+                dist.all_reduce(grads[0], group=self._ends)
+
+    def _grad_squares(self) -> Tensor:
+        """Σ gradient² over what this rank counts: float64, scaled as the gradients are."""
+        grads = [_grad(piece) for piece in self._pieces if pieces.counted(piece, self._mesh)]
+        if not grads:
+            return torch.zeros((), dtype=torch.float64, device=self._device)
+        return torch.stack(torch._foreach_norm(grads)).double().square().sum()
+
+    def _reduce(self, loss_sum: Tensor, count: Tensor, squares: Tensor, stop: bool) -> Totals:
+        """The only blocking collective of a step: everything that all ranks must agree on, in one tensor."""
+        speaks = self._mesh.tp.rank == 0  # every tp rank has computed the same loss
+        asked = torch.tensor(float(stop), dtype=torch.float64, device=self._device)
+        finite = squares.isfinite()
+        packed = torch.stack(
+            (
+                loss_sum * speaks,
+                count * speaks,
+                torch.where(finite, squares, 0.0),
+                (~finite).double(),
+                asked,
+            )
+        )
+        if self._layout.world > 1:
+            dist.all_reduce(packed)
+        return Totals(*packed.tolist())
+
+    def _update(self, lr: float, factor: float) -> None:
+        """One optimiser step with gradients × factor."""
+        if self._fused:
+            self._optimizer.grad_scale = self._divisor.fill_(1.0 / factor)  # type: ignore[attr-defined]
+        else:
+            torch._foreach_mul_([_grad(piece) for piece in self._pieces], factor)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._updates += 1
+
+    def _drop_gradients(self) -> None:
+        for piece in self._pieces:
+            piece.parameter.grad = piece.local.grad = None
+
+    def _not_finite(self, totals: Totals) -> str:
+        here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
+        where = f"first in {here[0]} on this rank" if here else "on another rank"
+        loss = totals.loss_sum / totals.count
+        return f"the gradient is not finite ({where}; loss {loss:.4g}): nothing was updated; lower optim.lr"
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
+        """(sum of losses, count) over the batches of all data ranks, which must give equally many."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for module in self._modules:
+            module.eval()
+        for batch in batches:
+            inputs = self._inputs(batch)
+            output = (
+                self._modules[0](inputs.x, **inputs.kwargs)
+                if self._pipeline is None
+                else self._pipeline.evaluate(inputs)
+            )
+            if output is not None and self._mesh.tp.rank == 0:
+                sums.add_(torch.stack(self._objective.loss(output, inputs)))
+        if self._layout.world > 1:
+            dist.all_reduce(sums)
+        loss_sum, count = sums.tolist()
+        return loss_sum, count
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def chunks(self) -> list[Chunk]:
+        """Master weights and optimiser state, as live memory. Empty pieces are left out."""
+        self._check_addresses()
+        found = []
+        for piece in self._pieces:
+            if piece.local.numel() == 0:
+                continue
+            found.append(pieces.chunk("model", piece, piece.local))
+            for key, state in self._optimizer.state[piece.local].items():
+                if isinstance(state, Tensor) and state.shape == piece.local.shape:
+                    found.append(pieces.chunk(f"optim.{key}", piece, state))
+        return found
+
+    def scalars(self) -> dict[str, Any]:
+        """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""
+        return {"updates": self._updates, **(self._scale.state() if self._scale else {})}
+
+    def load(self, scalars: dict[str, Any]) -> None:
+        """Take over after the chunks were filled."""
+        self._check_addresses()
+        self._updates = int(scalars["updates"])
+        for step in self._step_counters():
+            step.fill_(self._updates)
+        if self._scale and "loss_scale" in scalars:
+            self._scale.restore(scalars)
+        for module in self._modules:
+            fsdp.reshard(module)
+
+    def close(self) -> None:
+        """Let go of the model. The process group is the runtime's."""
+        self._pipeline = None
+        self._modules.clear()
+
+    def _make_optimizer_state(self) -> None:
+        """An update by nothing, so that the state exists: checkpoints load into it, and memory is honest at once."""
+        for piece in self._pieces:
+            piece.local.grad = torch.zeros_like(piece.local)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._optimizer.step()
+        for piece in self._pieces:
+            piece.local.grad = None
+        for step in self._step_counters():
+            step.zero_()
+
+    def _step_counters(self) -> list[Tensor]:
+        states = (self._optimizer.state[piece.local] for piece in self._pieces)
+        return [state["step"] for state in states if "step" in state]
+
+    def _check_addresses(self) -> None:
+        now = [pieces.local_of(piece.parameter).data_ptr() for piece in self._pieces]
+        moved = [
+            p.name
+            for p, was, new in zip(self._pieces, self._addresses, now)
+            if was != new and p.local.numel()
+        ]
+        assert not moved, f"{moved[0]} lies elsewhere than when the engine was built"
+
+
+def _grad(piece: Piece) -> Tensor:
+    assert piece.local.grad is not None
+    return piece.local.grad

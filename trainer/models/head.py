@@ -14,12 +14,8 @@ IGNORED = -100
 """A target that is not counted: PyTorch's own `ignore_index`."""
 
 
-@dataclass(frozen=True)
-class VocabShard:
-    """Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
-
-    group: dist.ProcessGroup
-    first: int
+VocabShard = tuple[dist.ProcessGroup, int]
+"""Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
 
 
 class LMHead(nn.Module):
@@ -55,10 +51,11 @@ def chunked_nll_sum(
     forward has seen a chunk: they are computed there, three matrix products in all, as without chunks. The
     weight's gradient is accumulated in float32. Backward may run once. Nothing of this is done without grad.
 
-    With `shard`, `weight` holds rows first … first + len(weight) of the vocabulary, and every rank of the
-    group passes the same `hidden` and `targets`. Then every rank returns the same, whole sum; the gradient of
-    `weight` is this rank's rows of the whole gradient; the gradient of `hidden` is a *partial* one, whose sum
-    over the group is the whole gradient. One small all-gather a chunk, and none in backward.
+    With `shard` = (group, first), `weight` holds rows first … first + len(weight) of the vocabulary, and
+    every rank of the group passes the same `hidden` and `targets`. Every rank then returns the same, whole
+    sum; the gradient of `weight` is this rank's rows of the whole gradient; the gradient of `hidden` is a
+    *partial* one, whose sum over the group is the whole gradient. That holds where every rank runs backward
+    with the same factor. One small all-gather a chunk, and no message in backward.
     """
     chunk = chunk or _rows_at_a_time(weight)
     grad = torch.is_grad_enabled()
@@ -98,66 +95,108 @@ def _forward(
     shard: VocabShard | None,
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss [1], and the gradients that are wanted."""
+    vocab, rows = weight.shape[0], hidden.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros(1, dtype=exact, device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if wants[0] else None
-    weight_grad = torch.zeros(weight.shape, dtype=exact, device=weight.device) if wants[1] else None
-    local_targets = targets if shard is None else targets - shard.first
+    weight_grad = WeightGradient(weight, exact) if wants[1] else None
+    # Fresh pages for every chunk would cost more than the products: all chunks work in the same two.
+    products = hidden.new_empty(min(chunk, rows), vocab)
+    logits = products if exact == products.dtype else products.new_empty(products.shape, dtype=exact)
+    local_targets = targets if shard is None else targets - shard[1]
     counted = targets != IGNORED
-    here = counted & (local_targets >= 0) & (local_targets < weight.shape[0])
-    columns = local_targets.clamp(0, weight.shape[0] - 1)[:, None]
-    for start in range(0, hidden.shape[0], chunk):
-        rows = slice(start, start + chunk)
-        logits = (hidden[rows] @ weight.T).to(exact)
-        total += _chunk_nll(logits, columns[rows], here[rows], counted[rows], shard)
-        if not any(wants):
+    here = counted & (local_targets >= 0) & (local_targets < vocab)
+    columns = local_targets.clamp(0, vocab - 1)[:, None]
+    for start in range(0, rows, chunk):
+        part = slice(start, start + chunk)
+        product = products[: len(hidden[part])]
+        torch.mm(hidden[part], weight.T, out=product)
+        exact_product = product if logits is products else logits[: len(product)].copy_(product)
+        softmax = Softmax.of(exact_product, columns[part], here[part], shard)
+        total += (softmax.nll() * counted[part]).sum()
+        if hidden_grad is None and weight_grad is None:
             continue
-        gradient = logits.to(weight.dtype)  # _chunk_nll left the gradient there
+        gradient = softmax.nll_gradient(columns[part], here[part], counted[part])
+        if gradient.dtype != weight.dtype:
+            gradient = product.copy_(gradient)
         if hidden_grad is not None:
-            torch.mm(gradient, weight, out=hidden_grad[rows])
+            torch.mm(gradient, weight, out=hidden_grad[part])
         if weight_grad is not None:
-            _accumulate(weight_grad, gradient, hidden[rows])
-    return total, hidden_grad, weight_grad
+            weight_grad.add(gradient, hidden[part])
+    return total, hidden_grad, None if weight_grad is None else weight_grad.total
 
 
-def _chunk_nll(
-    logits: Tensor, columns: Tensor, here: Tensor, counted: Tensor, shard: VocabShard | None
-) -> Tensor:
-    """Summed loss of a chunk; `logits` [rows, vocab here] become the loss's gradient with respect to them."""
-    peak = logits.amax(dim=1)
-    at_target = logits.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
-    logits.sub_(peak[:, None]).exp_()
-    mass = logits.sum(dim=1)
-    if shard is None:
-        whole_peak, whole_mass, at_target_anywhere = peak, mass, at_target
-    else:
-        whole_peak, whole_mass, at_target_anywhere = _combine(peak, mass, at_target, shard.group)
-    # exp(peak - whole_peak) / whole_mass turns this shard's exponentials into probabilities.
-    scale = (peak - whole_peak).exp_().div_(whole_mass).mul_(counted)
-    logits.mul_(scale[:, None])
-    logits.scatter_add_(1, columns, here[:, None].to(logits.dtype).neg_())
-    return ((whole_mass.log() + whole_peak - at_target_anywhere) * counted).sum()
+@dataclass(frozen=True)
+class Softmax:
+    """The softmax of a chunk's logits: the exponentials of the columns that lie here, three numbers a row.
+
+    exponentials [rows, vocab here] are exp(logit - own_peak), own_peak [rows] being the peak of the columns
+    here. Of the whole vocabulary, each [rows]: peak; mass = Σ exp(logit - peak); at_target, the target's
+    logit.
+    """
+
+    exponentials: Tensor
+    own_peak: Tensor
+    peak: Tensor
+    mass: Tensor
+    at_target: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None) -> Softmax:
+        """Takes `logits` over: their memory holds the exponentials."""
+        peak = logits.amax(dim=1)
+        at_target = logits.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
+        exponentials = logits.sub_(peak[:, None]).exp_()
+        mass = exponentials.sum(dim=1)
+        if shard is None:
+            return cls(exponentials, peak, peak, mass, at_target)
+        return cls(exponentials, peak, *_over_shards(peak, mass, at_target, shard[0]))
+
+    def nll(self) -> Tensor:
+        """-log softmax[target], [rows], in nats."""
+        return self.mass.log() + self.peak - self.at_target
+
+    def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
+        """softmax - onehot(target), zero in rows that are not counted. Takes the exponentials over."""
+        scale = (self.own_peak - self.peak).exp_().div_(self.mass).mul_(counted)
+        gradient = self.exponentials.mul_(scale[:, None])
+        return gradient.scatter_add_(1, columns, here[:, None].to(gradient.dtype).neg_())
 
 
-def _combine(
+def _over_shards(
     peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Peak, mass above it and target logit of the whole vocabulary; the same on all ranks."""
     mine = torch.stack((peak, mass, at_target))
     parts = mine.new_empty(group.size(), *mine.shape)
-    dist.all_gather_into_tensor(parts, mine, group=group)
+    dist.all_gather(list(parts.unbind()), mine, group=group)
     peaks, masses, targets = parts.unbind(dim=1)
     whole_peak = peaks.amax(dim=0)
     return whole_peak, (masses * (peaks - whole_peak).exp_()).sum(dim=0), targets.sum(dim=0)
 
 
-def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """total [vocab, hidden] += gradientᵀ hidden, where `total` may be the wider type."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, hidden)
-    else:
-        total += gradient.T @ hidden
+class WeightGradient:
+    """Σ over chunks of gradientᵀ hidden, [vocab, hidden], added up in `exact` however coarse the products."""
+
+    def __init__(self, weight: Tensor, exact: torch.dtype) -> None:
+        self.total = torch.zeros(weight.shape, dtype=exact, device=weight.device)
+        self.product = None if weight.dtype == exact else torch.empty_like(weight)
+
+    def add(self, gradient: Tensor, hidden: Tensor) -> None:
+        if self.product is None:
+            self.total.addmm_(gradient.T, hidden)
+        else:
+            self.total += torch.mm(gradient.T, hidden, out=self.product)
 
 
 def _rows_at_a_time(weight: Tensor) -> int:
-    return 512
+    """Rows whose float32 logits stay in a CPU's cache, or keep a GPU busy.
+
+    Half-precision products are added up outside the matrix product, which more rows at a time repay.
+    """
+    if weight.is_cuda:
+        budget_bytes = 512 << 20
+    else:
+        budget_bytes = 16 << 20 if weight.element_size() >= 4 else 64 << 20
+    return max(64, budget_bytes // (4 * weight.shape[0]) // 64 * 64)

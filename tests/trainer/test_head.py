@@ -1,0 +1,154 @@
+"""The chunked cross-entropy is the plain one: value and both gradients, whole and over a split vocabulary."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import RankContext, RankPools
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.models import head
+from trainer.models.head import LMHead, chunked_nll_sum
+
+Case = tuple[Tensor, Tensor, Tensor]
+Result = tuple[Tensor, Tensor, Tensor]
+
+
+def case(rows: int, vocab: int, hidden: int = 24, dtype: torch.dtype = torch.float64, seed: int = 0) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(rows, hidden, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(vocab, hidden, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(vocab, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < 0.3] = head.IGNORED
+    return states, weight, targets
+
+
+def plain(states: Tensor, weight: Tensor, targets: Tensor, factor: float = 0.37) -> Result:
+    states, weight = states.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = F.cross_entropy(F.linear(states, weight), targets, reduction="sum")
+    (factor * loss).backward()
+    assert states.grad is not None and weight.grad is not None
+    return loss.detach(), states.grad, weight.grad
+
+
+def chunked(states: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0, factor: float = 0.37) -> Result:
+    states, weight = states.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = chunked_nll_sum(states, weight, targets, chunk=chunk)
+    (factor * loss).sum().backward()
+    assert states.grad is not None and weight.grad is not None
+    return loss.detach()[0], states.grad, weight.grad
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 7, 16, 64])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 2), (37, 101), (64, 50)])
+def test_equals_the_plain_one_in_float64(rows: int, vocab: int, chunk: int) -> None:
+    given = case(rows, vocab)
+    for ours, reference in zip(chunked(*given, chunk=chunk), plain(*given)):
+        assert (ours - reference).abs().max() <= 1e-10
+
+
+def test_a_chunk_or_a_batch_without_targets_counts_nothing() -> None:
+    states, weight, targets = case(32, 40)
+    targets[8:16] = head.IGNORED
+    for ours, reference in zip(chunked(states, weight, targets, chunk=8), plain(states, weight, targets)):
+        assert (ours - reference).abs().max() <= 1e-10
+    loss, states_grad, weight_grad = chunked(states, weight, torch.full_like(targets, head.IGNORED))
+    assert loss == 0 and not states_grad.any() and not weight_grad.any()
+
+
+def test_large_logits_do_not_overflow() -> None:
+    states, weight, targets = case(16, 40, dtype=torch.float32)
+    for ours, reference in zip(chunked(100 * states, weight, targets), plain(100 * states, weight, targets)):
+        assert torch.allclose(ours, reference, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_coarse_types_are_as_close_to_float64_as_the_plain_one(dtype: torch.dtype) -> None:
+    given = case(257, 301, dtype=dtype)
+    states, weight, targets = given
+    exact = plain(states.double(), weight.double(), targets)
+    for ours, reference, truth in zip(chunked(*given, chunk=32), plain(*given), exact):
+        distance = (ours.double() - truth).norm()
+        assert distance <= 1.1 * (reference.double() - truth).norm() + 1e-6 * truth.norm()
+
+
+def test_the_sum_is_float32_and_gradients_have_the_type_of_what_they_are_of() -> None:
+    loss, states_grad, weight_grad = chunked(*case(9, 11, dtype=torch.bfloat16))
+    assert (loss.dtype, states_grad.dtype, weight_grad.dtype) == (
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    )
+
+
+def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, weight, targets = case(8, 10)
+    wanted: list[tuple[bool, bool]] = []
+    forward = head._forward
+    monkeypatch.setattr(head, "_forward", lambda *a: (wanted.append(a[-1]), forward(*a))[1])
+    with torch.no_grad():
+        chunked_nll_sum(states.requires_grad_(), weight.requires_grad_(), targets)
+    chunked_nll_sum(states, weight.detach(), targets).backward()
+    chunked_nll_sum(states.detach(), weight, targets).backward()
+    assert wanted == [(False, False), (True, False), (False, True)]
+
+
+def test_a_factor_that_was_wrong_would_be_seen() -> None:
+    given = case(16, 20)
+    assert not torch.allclose(chunked(*given, factor=0.37 * 1.01)[1], plain(*given)[1], rtol=1e-3)
+
+
+def test_backward_can_be_run_for_the_input_first_and_the_weight_later() -> None:
+    """As zero-bubble pipeline schedules do."""
+    states, weight, targets = case(16, 20)
+    _, states_grad, weight_grad = plain(states, weight, targets, factor=1.0)
+    states.requires_grad_(), weight.requires_grad_()
+    loss = chunked_nll_sum(states, weight, targets)
+    (first,) = torch.autograd.grad(loss, states, torch.ones(1, dtype=torch.float64), retain_graph=True)
+    (second,) = torch.autograd.grad(loss, weight, torch.ones(1, dtype=torch.float64))
+    assert torch.allclose(first, states_grad, atol=1e-10) and torch.allclose(second, weight_grad, atol=1e-10)
+
+
+def test_the_chunk_bounds_what_is_held() -> None:
+    weight = torch.empty(32768, 1, device="meta")
+    assert 64 <= head._rows_at_a_time(weight) <= 512
+    assert head._rows_at_a_time(torch.empty(10**6, 1, device="meta")) == 64
+
+
+def test_the_head_without_targets_gives_logits() -> None:
+    module = LMHead(8, 12)
+    hidden = torch.randn(2, 3, 8)
+    assert torch.equal(module(hidden), hidden @ module.weight.T)
+    assert module(hidden, torch.zeros(2, 3, dtype=torch.long)).shape == (1,)
+
+
+def split_vocabulary(context: RankContext, cuts: list[int], chunk: int, fault: bool) -> list[Result]:
+    states, weight, targets = case(37, cuts[-1])
+    first, last = cuts[context.rank], cuts[context.rank + 1]
+    states = states.requires_grad_()
+    mine = weight[first:last].clone().requires_grad_()
+    group = dist.group.WORLD
+    assert group is not None
+    loss = chunked_nll_sum(states, mine, targets, chunk=chunk, shard=(group, first + fault))
+    (0.37 * loss).sum().backward()
+    assert states.grad is not None and mine.grad is not None
+    with torch.no_grad():
+        assert torch.equal(chunked_nll_sum(states, mine, targets, shard=(group, first + fault)), loss)
+    return [loss.detach()[0], states.grad, mine.grad]
+
+
+@pytest.mark.parametrize(("cuts", "chunk"), [([0, 50, 100], 0), ([0, 1, 101], 16)])
+def test_a_split_vocabulary_gives_the_whole_loss_and_partial_gradients(
+    ranks: RankPools, cuts: list[int], chunk: int
+) -> None:
+    loss, states_grad, weight_grad = plain(*case(37, cuts[-1]))
+    results = ranks(2).run(split_vocabulary, cuts, chunk, False)
+    assert torch.equal(results[0][0], results[1][0])
+    assert (results[0][0] - loss).abs() <= 1e-10
+    assert (results[0][1] + results[1][1] - states_grad).abs().max() <= 1e-10
+    assert (torch.cat([results[0][2], results[1][2]]) - weight_grad).abs().max() <= 1e-10
+
+
+def test_a_shard_at_the_wrong_row_would_be_seen(ranks: RankPools) -> None:
+    loss, _, _ = plain(*case(37, 100))
+    assert (ranks(2).run(split_vocabulary, [0, 50, 100], 0, True)[0][0] - loss).abs() > 1e-3

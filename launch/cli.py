@@ -1,0 +1,154 @@
+"""`germinal`: the command line. Parses, checks what can be checked at once, and hands over.
+
+Nothing here imports torch, and a command's needs are imported inside it: help and mistakes answer at once.
+Exit codes: 0 done; 1 failed; 2 the command line or the config is wrong; 75 preempted, state saved: run again.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from launch import commands
+
+DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and no abbreviations (an abbreviation breaks when an option is added)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A failure is one line on standard error."""
+    try:
+        args = parse(sys.argv[1:] if arguments is None else list(arguments))
+        return args.run(args)
+    except ValueError as error:
+        return _complain(error, 2)
+    except (RuntimeError, OSError) as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command and its arguments; ValueError, one line, where they are wrong."""
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(2)
+    _suggest(parser, arguments)
+    args, extra = parser.parse_known_args(arguments)
+    # argparse takes positionals in one run only; those after an option (`CONFIG --nproc 2 key=value`) remain.
+    unknown = [word for word in extra if word.startswith("-") or not hasattr(args, "rest")]
+    if unknown:
+        known = [option for action in args.parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; see `{args.parser.prog} --help`"
+        raise ValueError(f"unknown argument {unknown[0]!r}{hint}")
+    if extra:
+        setattr(args, args.rest, [*getattr(args, args.rest), *extra])
+    return args
+
+
+def _suggest(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Names the nearest command for a misspelled one, at each level (`germinal data inspekt`)."""
+    for word in arguments:
+        groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if not groups or word.startswith("-"):
+            return
+        if word not in groups[0].choices:
+            near = difflib.get_close_matches(word, groups[0].choices, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(groups[0].choices)}"
+            raise ValueError(f"unknown command {word!r}; {hint}")
+        parser = groups[0].choices[word]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; `args.run` is the function of the one that was given."""
+    parser = _Parser(prog="germinal", description=DESCRIPTION)
+    parser.set_defaults(parser=parser)
+    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
+    _prepare(add("prepare", help="text, code or JSONL → tokenised, indexed shards and a manifest"))
+    _data(add("data", help="what is in a prepared corpus, and whether every byte is as it was written"))
+    _train(add("train", help="train, or go on training, the run that a config describes"))
+    _generate(add("generate", help="continue a text with a trained run"))
+    _checkpoint(add("checkpoint", help="list or verify the checkpoints of a run"))
+    return parser
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=commands.prepare, parser=parser)
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(parser=parser)
+    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
+    for name, run, about in (
+        ("inspect", commands.data_inspect, "documents, tokens, bytes, shards, tokenizer"),
+        ("verify", commands.data_verify, "read every byte and every sample; exit code 1 if one is wrong"),
+    ):
+        sub = add(name, help=about, description=about)
+        sub.add_argument("corpus", metavar="DIR", help="folder that `germinal prepare` made")
+        _json(sub)
+        sub.set_defaults(run=run, parser=sub)
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes one key of the config")
+    parser.add_argument(
+        "--nproc", type=_count, default=1, metavar="N", help="ranks on this machine (default 1)"
+    )
+    parser.add_argument("--debug", action="store_true", help="in this very process, on one rank: pdb works")
+    parser.set_defaults(run=commands.train, rest="overrides", parser=parser)
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
+    parser.set_defaults(run=commands.generate, parser=parser)
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(parser=parser)
+    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
+    for name, run, about in (
+        ("list", commands.checkpoint_list, "step, size and age of every checkpoint"),
+        (
+            "verify",
+            commands.checkpoint_verify,
+            "read every byte of every checkpoint; exit code 1 if one is wrong",
+        ),
+    ):
+        sub = add(name, help=about, description=about)
+        sub.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
+        _json(sub)
+        sub.set_defaults(run=run, parser=sub)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output, nothing else"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What each command does. Heavy rooms are imported inside the function that needs them."""
+
+import argparse
+import dataclasses
+
+from launch.job import ONE_PROCESS, Job
+
+
+def train(args: argparse.Namespace) -> int:
+    """Check the config for this many ranks, then become the rank, or watch over several."""
+    from launch import submit
+
+    if args.debug and args.nproc > 1:
+        raise ValueError(f"--nproc {args.nproc}: --debug is one process; leave one of them out")
+    job = Job(args.config, tuple(args.overrides), args.nproc)
+    check(dataclasses.replace(job, overrides=(*job.overrides, *ONE_PROCESS)) if args.debug else job)
+    return submit.debug(job) if args.debug else submit.run(job)
+
+
+def check(job: Job) -> None:
+    """Everything about a job that can be known without torch; ValueError or RuntimeError, one line."""
+    from data.manifest import read_manifest
+    from trainer import config
+
+    cfg = config.load(job.config, job.overrides)
+    config.layout(cfg, job.nproc)
+    paths = {f"data.sources[{index}].path": source.path for index, source in enumerate(cfg.data.sources)}
+    paths |= {f"data.heldout[{index}].path": corpus.path for index, corpus in enumerate(cfg.data.heldout)}
+    for key, path in paths.items():
+        if "://" in path:  # remote: the run itself looks
+            continue
+        try:
+            vocab = read_manifest(path).tokenizer.vocab
+        except ValueError as error:
+            raise ValueError(f"{key}={path!r}: {error}") from None
+        if vocab > cfg.model.vocab:
+            raise ValueError(
+                f"model.vocab={cfg.model.vocab}: the tokenizer of {path} has {vocab} tokens; "
+                f"set model.vocab to {vocab} or more"
+            )

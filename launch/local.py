@@ -1,0 +1,31 @@
+"""A job → the command of each of its ranks on this machine. Pure."""
+
+from collections.abc import Mapping
+
+from launch.job import Command, Job, python
+
+
+def rank_commands(job: Job, *, rendezvous: str, cores: int, environ: Mapping[str, str]) -> list[Command]:
+    """One command a rank, in rank order.
+
+    Args:
+        rendezvous: address at which the ranks meet, file:// or tcp://; unused by a single rank.
+        cores: CPU cores the ranks share; each gets its part as OpenMP threads unless `environ` already says
+            how many (PyTorch alone would give every rank all of them).
+        environ: the environment that the commands will inherit.
+    """
+    commands = []
+    for rank in range(job.nproc):
+        # Stated for a single rank too: inside a SLURM job, the job's own rank variables would be found.
+        env = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(job.nproc),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(job.nproc),
+        }
+        if job.nproc > 1:
+            env["GERMINAL_INIT"] = rendezvous
+        if job.nproc > 1 and "OMP_NUM_THREADS" not in environ:
+            env["OMP_NUM_THREADS"] = str(max(1, cores // job.nproc))
+        commands.append(Command(python("trainer", *job.arguments), env))
+    return commands

@@ -1,0 +1,160 @@
+"""Several processes as one program: one exit code, one error, signals passed on once, no orphan."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# The parent: supervises one rank for each script that it is given.
+PARENT = """
+import sys
+from launch.job import Command
+from launch.supervisor import supervise
+grace, *scripts = sys.argv[1:]
+ranks = [Command((sys.executable, "-c", script)) for script in scripts]
+sys.exit(supervise(ranks, grace_seconds=float(grace)))
+"""
+SLEEP = "import time; time.sleep(60)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(60)
+"""
+POLITE = """
+import signal, sys, time
+def leave(number, frame):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def start(*scripts: str, grace: float = 5.0) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(grace), *scripts],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*scripts: str, grace: float = 5.0) -> tuple[int, str, str]:
+    with start(*scripts, grace=grace) as parent:
+        out, err = parent.communicate(timeout=30)
+    return parent.returncode, out, err
+
+
+def test_all_done_is_zero_and_output_is_told_apart() -> None:
+    code, out, err = finish("print('hello')", "print('hello')", "import sys; sys.stderr.write('half a line')")
+    assert code == 0
+    assert out == "hello\n"  # rank 0 keeps standard output as it is
+    assert sorted(err.splitlines()) == ["[rank 1] hello", "[rank 2] half a line"]
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_the_first_failure_decides_and_its_error_is_shown_once(code: int) -> None:
+    fail = f"import sys; print('error: the disk is full', file=sys.stderr); sys.exit({code})"
+    late = "import sys, time; time.sleep(0.5); print('error: peer gone', file=sys.stderr); sys.exit(1)"
+    began = time.monotonic()
+    result, _, err = finish(late, fail, SLEEP)
+    assert (result, err) == (code, "error: the disk is full\n")
+    assert time.monotonic() - began < 5  # the sleeper was asked to end, not waited for
+
+
+def test_the_error_that_came_first_wins_over_the_exit_that_came_first() -> None:
+    cause = (
+        "import sys, time; print('error: the cause', file=sys.stderr, flush=True); time.sleep(1); sys.exit(1)"
+    )
+    effect = "import sys, time; time.sleep(0.4); print('error: the effect', file=sys.stderr); sys.exit(3)"
+    assert finish(effect, cause)[::2] == (1, "error: the cause\n")
+
+
+def test_a_traceback_is_shown_whole_and_for_one_rank() -> None:
+    code, _, err = finish("1 / 0", "1 / 0", "1 / 0")
+    assert code == 1
+    assert err.count("ZeroDivisionError") == 1
+    assert all(line.startswith("[rank ") for line in err.splitlines())
+
+
+def test_a_silent_failure_is_named() -> None:
+    assert finish("import sys; sys.exit(4)", "pass")[::2] == (
+        4,
+        "error: rank 0 ended with exit code 4 and said nothing\n",
+    )
+
+
+def test_a_killed_rank_is_a_failure_that_names_the_signal() -> None:
+    code, _, err = finish(SLEEP, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert code == 1
+    assert err.startswith("error: rank 1 was ended by SIGKILL")
+
+
+def test_a_rank_that_will_not_end_is_killed_after_the_grace() -> None:
+    began = time.monotonic()
+    code, _, err = finish(STUBBORN, "import sys, time; time.sleep(0.5); sys.exit('error: no')", grace=1.0)
+    assert (code, err) == (1, "error: no\n")
+    assert 1.0 < time.monotonic() - began < 8
+
+
+def test_an_error_that_was_not_the_end_is_shown_as_said() -> None:
+    code, _, err = finish(
+        "import sys; print('Traceback (most recent call last): in a thread', file=sys.stderr)"
+    )
+    assert (code, err) == (0, "[rank 0] Traceback (most recent call last): in a thread\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_rank_and_75_comes_back(number: signal.Signals) -> None:
+    script = POLITE.replace("SIGTERM", number.name)
+    with start(script, script) as parent:
+        assert parent.stdout is not None and parent.stderr is not None
+        assert parent.stdout.readline() == "up\n"
+        assert parent.stderr.readline() == "[rank 1] up\n"
+        parent.send_signal(number)
+        out, err = parent.communicate(timeout=20)
+    assert (parent.returncode, out, err) == (75, "saved\n", "[rank 1] saved\n")
+
+
+def test_a_second_signal_kills() -> None:
+    with start(STUBBORN, STUBBORN, grace=60.0) as parent:
+        assert parent.stdout is not None and parent.stderr is not None
+        parent.stdout.readline(), parent.stderr.readline()
+        parent.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert parent.poll() is None
+        parent.send_signal(signal.SIGTERM)
+        parent.communicate(timeout=20)
+    assert parent.returncode == 128 + signal.SIGTERM
+
+
+def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
+    say_pid = f"import os, time; open(f'{tmp_path}/{{os.getpid()}}', 'w').close(); time.sleep(60)"
+    with start(say_pid, say_pid) as parent:
+        pids: list[int] = []
+        deadline = time.monotonic() + 20
+        while len(pids) < 2 and time.monotonic() < deadline:
+            pids = [int(path.name) for path in tmp_path.iterdir()]
+            time.sleep(0.02)
+        assert len(pids) == 2
+        parent.kill()
+        parent.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"  # a zombie has ended; only init has not collected it yet

@@ -1,0 +1,202 @@
+"""The work on one unit: read, clean, leave out duplicates, tokenise, write shards."""
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data import clean, spool
+from data.profile import Profile
+from data.readers import Document, documents
+from data.recipe import Recipe
+from data.shards import TokenShardWriter
+from data.sources import Unit, matches
+from data.tally import Tally
+from data.tokenizer import Encoder, load, vocab_size
+from data.workers import Report
+
+TRAIN, HELDOUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the work on any unit needs. `surveyed`: a first pass has cleaned the documents into a spool."""
+
+    scratch: Path
+    recipe: Recipe
+    heldout: float
+    surveyed: bool
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the corpus's tokenizer lies while the corpus is made."""
+        return self.scratch / "tokenizer.json"
+
+    def record(self, unit: Unit, phase: str) -> Path:
+        """The file that says that a phase of a unit is done."""
+        return self.scratch / phase / f"{unit.number:06d}.json"
+
+
+def unit_documents(job: Job, unit: Unit, tally: Tally) -> Iterator[Document]:
+    """All documents of a unit as its files hold them, each counted as read."""
+    for piece in unit.pieces:
+        yield from documents(piece, job.recipe, tally)
+
+
+def cleaned_documents(job: Job, unit: Unit) -> Iterator[Document]:
+    """The documents of a unit that will be in the corpus, to train a tokenizer on."""
+    if job.surveyed:
+        for _, document in spool.surviving(job.scratch, unit.number):
+            yield document
+        return
+    keep, tally = clean.cleaner(job.recipe), Tally()
+    for document in unit_documents(job, unit, tally):
+        if keep(document, tally):
+            yield document
+
+
+def encode_unit(job: Job, unit: Unit, report: Report) -> None:
+    """Writes the shards of one unit, and its record last. Finished shards of a killed attempt are kept."""
+    record = job.record(unit, "units")
+    if record.exists():
+        report(-1)
+        return
+    segments = _Segments(job, unit)
+    tally = Tally()
+    keep = clean.cleaner(job.recipe)
+    if job.surveyed:
+        stream = spool.surviving(job.scratch, unit.number)
+    else:
+        stream = enumerate(unit_documents(job, unit, tally))
+    reading = True
+    for ordinal, document in stream:
+        size = len(document.text)
+        report(size)
+        if ordinal < segments.first:
+            continue
+        if reading:
+            # What was counted on the way here belongs to segments that are finished.
+            reading = False
+            if segments.first:
+                tally.clear()
+        if segments.full:
+            segments.seal(ordinal, tally)
+        if not job.surveyed:
+            tally.add("read", size)
+            if not keep(document, tally):
+                continue
+        segments.add(ordinal, document)
+    segments.seal(-1, tally)
+    write_json(record, {"segments": segments.records})
+    report(-1)
+
+
+class _Segments:
+    """The shards of one unit, train and held-out side by side; both are sealed when either is full."""
+
+    def __init__(self, job: Job, unit: Unit) -> None:
+        self.job = job
+        self.unit = unit
+        self.encoder = encoder(str(job.tokenizer))
+        self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
+        self.writers: dict[str, TokenShardWriter] = {}
+        self.records: list[dict[str, Any]] = []
+        while (path := self._path("json")).exists():
+            self.records.append(json.loads(path.read_text()))
+        # The first document that is not in a finished segment.
+        self.first: int = self.records[-1]["next"] if self.records else 0
+
+    def _path(self, suffix: str) -> Path:
+        return self.job.scratch / "units" / f"{self.unit.number:06d}-{len(self.records):04d}.{suffix}"
+
+    @property
+    def full(self) -> bool:
+        """Is it time for the next shard?"""
+        return any(writer.text_bytes >= self.job.recipe.shard_bytes for writer in self.writers.values())
+
+    def add(self, ordinal: int, document: Document) -> None:
+        """Tokenises a document into the shard of its side."""
+        ids, text_bytes = tokens_of(document, self.encoder)
+        side = HELDOUT if is_heldout(document, self.job) else TRAIN
+        if side not in self.writers:
+            self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
+        key = f"{self.unit.number:06d}-{ordinal:09d}"
+        self.writers[side].add(key, ids, text_bytes, document.origin, document.media)
+        self.profiles[side].add(document.origin, text_bytes, len(ids))
+
+    def seal(self, following: int, tally: Tally) -> None:
+        """Closes the shards and records the segment; `following` is the first document after it."""
+        record = {
+            "next": following,
+            "shards": {side: asdict(writer.close()) for side, writer in sorted(self.writers.items())},
+            "profiles": {side: profile.as_dict() for side, profile in self.profiles.items()},
+            "tally": tally.as_dict(),
+        }
+        tally.clear()
+        self.writers = {}
+        self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
+        if following >= 0:
+            write_json(self._path("json"), record)
+        self.records.append(record)
+
+
+def tokens_of(document: Document, encode: Encoder) -> tuple[Any, int]:
+    """(ids, UTF-8 bytes of the text). Ids that were given are decoded for the count."""
+    if document.ids is None:
+        return encode(document.text), len(document.text.encode())
+    vocab = vocab_size(encode.tokenizer)
+    largest, least = (int(document.ids.max()), int(document.ids.min())) if document.ids.size else (0, 0)
+    if least < 0 or largest >= vocab:
+        raise ValueError(
+            f"{document.where} holds token id {largest if least >= 0 else least}, the tokenizer has {vocab}: "
+            "give the tokenizer that made the ids with --tokenizer"
+        )
+    text = encode.tokenizer.decode(document.ids.tolist(), skip_special_tokens=False)
+    return document.ids, len(text.encode())
+
+
+@functools.cache
+def encoder(path: str) -> Encoder:
+    """One for each process."""
+    return Encoder(load(Path(path)))
+
+
+def is_heldout(document: Document, job: Job) -> bool:
+    """A pure function of the document (or the file it is in), so it holds whatever else the corpus has."""
+    recipe = job.recipe
+    if recipe.heldout_match:
+        return matches(document.origin["path"], recipe.heldout_match)
+    if not job.heldout:
+        return False
+    if recipe.heldout_by == "file":
+        identity = f"{document.origin['source']}/{document.origin['path']}".encode()
+    else:
+        identity = content(document)
+    return xxhash.xxh3_64_intdigest(identity, seed=1) < job.heldout * 2**64
+
+
+def content(document: Document) -> bytes:
+    """What makes two documents the same one."""
+    given = document.ids.astype("<i8").tobytes() if document.ids is not None else document.text.encode()
+    return given + b"".join(document.media[extension] for extension in sorted(document.media))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """By rename, durable."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file that a library wrote durable."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

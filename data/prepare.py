@@ -1,0 +1,359 @@
+"""`prepare`: any sources → a tokenised, indexed, hashed corpus of WebDataset shards.
+
+    plan      which files, cut into units           OUT/.prepare/plan.json
+    survey    clean, fingerprint (where asked for)  OUT/.prepare/survey/
+    tokenizer train or load                         OUT/.prepare/tokenizer.json
+    encode    unit by unit into shards              OUT/.prepare/units/
+    finish    shards into place, datacard, manifest last
+
+Every step ends in one rename, and what is there already is not done again: the same command after a kill
+goes on. Without its manifest a folder is not a corpus, so a killed run never leaves one that looks whole.
+"""
+
+import fcntl
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data import recipe as recipes
+from data import sources as inputs
+from data import tokenizer as tokenizers
+from data.encode import HELDOUT, TRAIN, Job, cleaned_documents, encode_unit, is_heldout, sync_file, write_json
+from data.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    TokenizerEntry,
+    file_sha256,
+    index_name,
+    read_manifest,
+    token_dtype,
+    write_manifest,
+)
+from data.profile import Profile
+from data.progress import Progress
+from data.recipe import Recipe
+from data.sources import InputFile, Unit
+from data.tally import Tally
+from data.workers import run_units, warm_up
+
+SCRATCH = ".prepare"
+BUILT = {"bytes": tokenizers.utf8_bytes}
+_SMALLEST_UNIT_BYTES = 1 << 20
+_UNITS_OF_A_SMALL_CORPUS = 32
+
+
+@dataclass(frozen=True)
+class Side:
+    """One corpus that was written: its folder and what is in it."""
+
+    path: Path
+    shards: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` did. `counts`: step → (documents, bytes): "read", "removed.…" and "changed.…"."""
+
+    train: Side
+    heldout: Side | None
+    vocab: int
+    counts: dict[str, tuple[int, int]]
+    examples: dict[str, list[str]]
+    was_complete: bool
+
+
+def prepare(
+    sources: list[str],
+    out: Path,
+    *,
+    tokenizer: Path | str | None = None,
+    train_tokenizer: int | None = None,
+    heldout: float = 0.0,
+    workers: int = 0,
+    recipe: Recipe | None = None,
+    progress: bool = True,
+) -> PrepareReport:
+    """Makes a corpus in `out`, or `out`/train and `out`/heldout when some of it is held out.
+
+    `sources`: folders, files, globs, brace ranges, `@list`, URLs, "-". `tokenizer`: a tokenizer.json, or
+    "bytes"; else one of `train_tokenizer` tokens is trained on the training side. `heldout`: share in [0,
+    1). `workers`: processes; 0 for one a core. The same input and settings give the same bytes for any
+    number of them.
+
+    Raises ValueError, one line, for what the caller must change; RuntimeError for input that is damaged.
+    """
+    recipe = recipe or Recipe()
+    _check(tokenizer, train_tokenizer, heldout, workers, recipe)
+    workers = workers or len(os.sched_getaffinity(0))
+    out = Path(out)
+    scratch = out / SCRATCH
+    with ExitStack() as stack:
+        stack.enter_context(_lock(out, scratch))
+        bar = stack.enter_context(Progress(progress))
+        stdin_file = _spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
+        files = inputs.expand(sources, recipe, stdin_file)
+        settings = _settings(sources, tokenizer, train_tokenizer, heldout, recipe)
+        plan = {"settings": settings, "input": _input_hash(files), "complete": False}
+        if _is_complete(scratch, plan, out):
+            return _report(out, was_complete=True)
+        total = sum(file.bytes for file in files)
+        units = inputs.plan_units(files, _unit_bytes(total, recipe))
+        job = Job(scratch, recipe, heldout, surveyed=False)
+        warm_up(min(workers, len(units)))
+        if not job.tokenizer.exists():
+            _make_tokenizer(job, units, tokenizer, train_tokenizer, bar)
+        (scratch / "units").mkdir(exist_ok=True)
+        bar.phase("tokenising", sum(unit.bytes for unit in units))
+        run_units(encode_unit, job, units, workers, bar.advance)
+        _finish(job, units, out, settings, split=bool(heldout or recipe.heldout_match))
+        write_json(scratch / "plan.json", {**plan, "complete": True})
+        for name in ("units", "survey"):
+            shutil.rmtree(scratch / name, ignore_errors=True)
+    return _report(out, was_complete=False)
+
+
+def _check(
+    tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
+) -> None:
+    recipes.check(recipe)
+    if (tokenizer is None) == (train_tokenizer is None):
+        raise ValueError(
+            "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
+        )
+    if not 0 <= heldout < 1:
+        raise ValueError(f"heldout={heldout} is not a share: give a number from 0 up to, but not, 1")
+    if workers < 0:
+        raise ValueError(
+            f"workers={workers} is not a number of processes: give 1 or more, or 0 for one a core"
+        )
+
+
+@contextmanager
+def _lock(out: Path, scratch: Path) -> Iterator[None]:
+    """One `prepare` at a time in a folder; the lock goes with the process, however it ends."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        file = open(scratch / "lock", "w")  # noqa: SIM115 (open for as long as the lock is held)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written: {error.strerror}: give another folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another prepare is at work in {out}: wait for it, or give another --out"
+            ) from None
+        yield
+
+
+def _spool_stdin(scratch: Path) -> str:
+    """Standard input as a file, since it is read more than once; a resumed run must be given the same
+    again.
+    """
+    path = scratch / "stdin.jsonl"
+    temporary = path.with_name("stdin.jsonl.tmp")
+    with open(temporary, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+    if path.exists() and filecmp.cmp(path, temporary, shallow=False):
+        temporary.unlink()  # the one there keeps its time, which the plan has recorded
+    else:
+        os.replace(temporary, path)
+    return str(path)
+
+
+def _settings(
+    sources: list[str],
+    tokenizer: Path | str | None,
+    train_tokenizer: int | None,
+    heldout: float,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """All that decides what comes out; how many workers do it is not among it."""
+    path = Path(tokenizer) if tokenizer is not None and tokenizer not in BUILT else None
+    return {
+        "sources": list(sources),
+        "tokenizer": str(tokenizer) if tokenizer is not None else None,
+        "tokenizer_sha256": file_sha256(path) if path is not None and path.is_file() else None,
+        "train_tokenizer": train_tokenizer,
+        "heldout": heldout,
+        **recipes.as_dict(recipe),
+    }
+
+
+def _input_hash(files: list[InputFile]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(repr((file.source, file.relative, file.kind, file.bytes, file.changed_ns)).encode())
+    return digest.hexdigest()
+
+
+def _is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
+    """Is this very corpus in `out`, whole? Raises ValueError when what is there was begun with something
+    else.
+    """
+    path = scratch / "plan.json"
+    whole = (out / MANIFEST).exists() or (out / TRAIN / MANIFEST).exists()
+    if not path.exists():
+        if whole:
+            raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
+        write_json(path, plan)
+        return False
+    old = json.loads(path.read_text())
+    state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
+    changed = recipes.differences(old["settings"], plan["settings"])
+    if not changed and old["input"] != plan["input"]:
+        changed = ["the source files themselves"]
+    if changed:
+        raise ValueError(
+            f"{out} {state} with other settings ({'; '.join(changed)}): go on with those, give another "
+            "--out, or remove it"
+        )
+    return bool(old["complete"]) and whole
+
+
+def _unit_bytes(total: int, recipe: Recipe) -> int:
+    """Small corpora too are cut finely enough for many workers; large ones into full shards."""
+    return min(recipe.shard_bytes, max(_SMALLEST_UNIT_BYTES, total // _UNITS_OF_A_SMALL_CORPUS))
+
+
+def _make_tokenizer(
+    job: Job, units: list[Unit], given: Path | str | None, vocab: int | None, bar: Progress
+) -> None:
+    if vocab is not None:
+        limit = job.recipe.train_bytes
+        bar.phase("training tokenizer", min(limit, sum(unit.bytes for unit in units)))
+        made = tokenizers.train(job.recipe.train_kind, _training_texts(job, units, bar.advance), vocab)
+    elif given in BUILT:
+        made = BUILT[str(given)]()
+    else:
+        made = tokenizers.load(Path(str(given)))
+    tokenizers.separator_id(made, job.recipe.separator)
+    temporary = job.tokenizer.with_name("tokenizer.json.tmp")
+    made.save(str(temporary))
+    sync_file(temporary)
+    os.replace(temporary, job.tokenizer)
+
+
+def _training_texts(job: Job, units: list[Unit], report: Callable[[int], None]) -> Iterator[str]:
+    """Text of the training side, from the beginning of every unit, `train_bytes` in all."""
+    share = min(1.0, job.recipe.train_bytes / max(1, sum(unit.bytes for unit in units)))
+    some = False
+    for unit in units:
+        left = unit.bytes * share
+        for document in cleaned_documents(job, unit):
+            if left <= 0:
+                break
+            if document.ids is None and not is_heldout(document, job):
+                some = True
+                report(len(document.text))
+                left -= len(document.text)
+                yield from tokenizers.pieces(document.text)
+    if not some:
+        raise ValueError("there is no text to train a tokenizer on: give one with --tokenizer")
+
+
+def _finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], split: bool) -> None:
+    """Moves the shards into place under their final numbers and closes each side with its manifest, train
+    last.
+    """
+    records = [json.loads(job.record(unit, "units").read_text()) for unit in units]
+    segments = [segment for record in records for segment in record["segments"]]
+    tally = Tally()
+    for segment in segments:
+        tally.merge(segment["tally"])
+    for side in (HELDOUT, TRAIN) if split else (TRAIN,):
+        folder = out / side if split else out
+        shards = [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
+        if not shards:
+            raise ValueError(_nothing_left(side, tally))
+        profile = Profile()
+        for segment in segments:
+            profile.merge(segment["profiles"][side])
+        folder.mkdir(exist_ok=True)
+        placed = [_place(job, entry, folder, number) for number, entry in enumerate(shards)]
+        write_manifest(folder, _manifest(job, folder, placed, settings, side, tally, profile))
+
+
+def _nothing_left(side: str, tally: Tally) -> str:
+    removed = [
+        f"{step[8:]} {count[0]}" for step, count in tally.counts.items() if step.startswith("removed.")
+    ]
+    why = f" ({', '.join(sorted(removed))})" if removed else ""
+    if side == HELDOUT and tally.documents("read"):
+        return f"no document of {tally.documents('read')} is held out{why}: raise --heldout or heldout_match"
+    read = tally.documents("read")
+    return f"no document is left of {read} that were read{why}: check the sources and the steps"
+
+
+def _place(job: Job, entry: ShardEntry, folder: Path, number: int) -> ShardEntry:
+    """Renames a shard and its index; done already where a killed attempt got to."""
+    placed = replace(entry, file=f"shard-{number:06d}.tar")
+    for old, new in ((entry.file, placed.file), (index_name(entry.file), index_name(placed.file))):
+        source = job.scratch / "units" / old
+        if source.exists():
+            os.replace(source, folder / new)
+        elif not (folder / new).exists():
+            raise RuntimeError(f"{folder / new} is gone: remove {folder} and run prepare again")
+    return placed
+
+
+def _manifest(
+    job: Job,
+    folder: Path,
+    shards: list[ShardEntry],
+    settings: dict[str, Any],
+    side: str,
+    tally: Tally,
+    profile: Profile,
+) -> Manifest:
+    shutil.copyfile(job.tokenizer, folder / "tokenizer.json")
+    sync_file(folder / "tokenizer.json")
+    tokenizer = tokenizers.load(job.tokenizer)
+    vocab = tokenizers.vocab_size(tokenizer)
+    separator = tokenizers.separator_id(tokenizer, job.recipe.separator)
+    return Manifest(
+        tokenizer=TokenizerEntry("tokenizer.json", file_sha256(job.tokenizer), vocab, separator),
+        dtype=token_dtype(vocab),
+        block_documents=job.recipe.block_documents,
+        shards=tuple(shards),
+        prepare={"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()},
+        sources=[{"name": name, "documents": n} for name, (n, _, _) in profile.as_dict()["source"].items()],
+    )
+
+
+def _report(out: Path, was_complete: bool) -> PrepareReport:
+    split = (out / TRAIN / MANIFEST).exists()
+    manifest = read_manifest(out / TRAIN if split else out)
+    return PrepareReport(
+        train=_side(out / TRAIN if split else out),
+        heldout=_side(out / HELDOUT) if split else None,
+        vocab=manifest.tokenizer.vocab,
+        counts={step: (count[0], count[1]) for step, count in manifest.prepare["counts"].items()},
+        examples=manifest.prepare["examples"],
+        was_complete=was_complete,
+    )
+
+
+def _side(folder: Path) -> Side:
+    manifest = read_manifest(folder)
+    return Side(
+        path=folder,
+        shards=len(manifest.shards),
+        documents=manifest.documents,
+        tokens=manifest.tokens,
+        text_bytes=manifest.text_bytes,
+        fingerprint=manifest.fingerprint,
+    )

@@ -1,0 +1,71 @@
+"""The progress bar of `prepare`: phase, share done, rate, time left; on standard error."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """One bar a phase. Where standard error is no terminal, one line a phase once it is done."""
+
+    def __init__(self, shown: bool) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
+        self._bar = Bar(
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (shown and self._console.is_terminal),
+        )
+        self._task: TaskID | None = None
+        self._name = ""
+        self._bytes = 0
+        self._began = 0.0
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._end_phase()
+        self._bar.stop()
+
+    def phase(self, name: str, total_bytes: int) -> None:
+        """Begins a phase of `total_bytes` of input."""
+        self._end_phase()
+        self._name, self._bytes, self._began = name, 0, time.monotonic()
+        self._task = self._bar.add_task(name, total=total_bytes)
+
+    def advance(self, size_bytes: int) -> None:
+        """Counts input as worked off."""
+        self._bytes += size_bytes
+        if self._task is not None:
+            self._bar.advance(self._task, size_bytes)
+
+    def _end_phase(self) -> None:
+        if self._task is None:
+            return
+        self._bar.update(self._task, completed=self._bar.tasks[self._task].total)
+        seconds = time.monotonic() - self._began
+        if not self._console.is_terminal:
+            rate = self._bytes / max(seconds, 1e-9) / 1e6
+            self._console.print(
+                f"{self._name}: {self._bytes / 1e6:.1f} MB in {seconds:.1f} s, {rate:.1f} MB/s"
+            )
+        self._task = None

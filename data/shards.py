@@ -1,0 +1,87 @@
+"""Writes token shards: WebDataset tars whose bytes depend on the documents alone, and their indexes."""
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.manifest import ShardEntry, write_index
+
+_BLOCK = 512
+
+
+class _Hashed:
+    """A file that is hashed as it is written, so that it need not be read again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+class TokenShardWriter:
+    """One shard: KEY.npy (ids) and KEY.json (origin), through `webdataset.TarWriter` with fixed time and
+    owner.
+
+    `close` fsyncs, renames into place and returns the manifest entry; until then only a `.tmp` file is there.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        import webdataset  # late: it brings torch along, which costs a second
+
+        self.path = path
+        self.dtype = dtype.newbyteorder("<")
+        self.text_bytes = 0
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in close)
+        self._hashed = _Hashed(self._file)
+        self._tar = webdataset.TarWriter(
+            self._hashed,
+            encoder=False,
+            compress=False,
+            mtime=0,
+            user="germinal",
+            group="germinal",
+            mode=0o644,
+        )
+        self._columns: list[tuple[int, int, int, int]] = []
+
+    def add(
+        self, key: str, ids: NDArray, text_bytes: int, origin: dict[str, Any], media: dict[str, bytes]
+    ) -> None:
+        """Appends a document. `key`: unique in the corpus, without a dot."""
+        ids = np.ascontiguousarray(ids, dtype=self.dtype)
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, ids, version=(1, 0), allow_pickle=False)
+        npy = buffer.getvalue()
+        about = json.dumps({**origin, "text_bytes": text_bytes}, ensure_ascii=False).encode()
+        members = {"json": about, "npy": npy, **media}
+        # TarWriter sorts the extensions; the ids' place in the tar follows from those before them.
+        at = self._tar.tarstream.offset
+        for extension in sorted(members):
+            if extension == "npy":
+                break
+            at += _BLOCK + len(members[extension]) + -len(members[extension]) % _BLOCK
+        self._tar.write({"__key__": key, **members})
+        offset = at + _BLOCK + len(npy) - ids.nbytes
+        self._columns.append((offset, ids.size, zlib.crc32(ids.data), text_bytes))
+        self.text_bytes += text_bytes
+
+    def close(self) -> ShardEntry:
+        """Makes the shard durable and whole, index first, and returns its entry."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        index = np.ascontiguousarray(np.array(self._columns, dtype=np.uint64).reshape(-1, 4).T)
+        return write_index(self.path, index, self._hashed.digest.hexdigest())

@@ -1,0 +1,272 @@
+"""Which files a list of SOURCE arguments names, what each holds, and how the work on them is cut into units.
+
+A unit is what one worker does at a time. Units depend on the input alone, never on the number of workers,
+and shards never span units: that is why the output is the same bytes however many work on it, and why a
+killed run can go on.
+"""
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from data.recipe import Recipe
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".fasta": "fasta",
+    ".fa": "fasta",
+    ".faa": "fasta",
+    ".fna": "fasta",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"), "image"),
+}
+# Kinds of which a range of bytes can be read by itself, given that the file is not compressed.
+BY_RANGE = ("text", "jsonl", "fasta")
+STANDARD_INPUT = "-"
+_SKIPPED_FOLDERS = ("__pycache__",)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a source. `path` opens it; `relative` (below the source) is how the corpus calls it."""
+
+    source: str
+    path: str
+    relative: str
+    kind: str
+    bytes: int
+    changed_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one file: the documents that begin in [start, end): bytes, or row groups of a Parquet
+    file.
+    """
+
+    file: InputFile
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of the work, in bytes of input."""
+        return self.end - self.start if self.file.kind in BY_RANGE else self.file.bytes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive pieces that are worked on together and end up in shards of their own."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the work, in bytes of input."""
+        return sum(piece.bytes for piece in self.pieces)
+
+
+def expand(specs: list[str], recipe: Recipe, stdin_file: str = "") -> list[InputFile]:
+    """The files of folders, files, globs, brace ranges, `@list` files, URLs and `-` (which reads
+    `stdin_file`).
+
+    In an order that depends on names alone. Raises ValueError for a source that is not there or holds
+    nothing.
+    """
+    if not specs:
+        raise ValueError("no source: name at least one folder, file, glob or URL to prepare")
+    files: list[InputFile] = []
+    for spec in specs:
+        found = list(_files_of(spec, recipe, stdin_file))
+        if not found:
+            raise ValueError(
+                f"source {spec} holds no file to read (include={recipe.include}, exclude={recipe.exclude})"
+            )
+        files += found
+    return files
+
+
+def _files_of(spec: str, recipe: Recipe, stdin_file: str) -> Iterator[InputFile]:
+    if spec == STANDARD_INPUT:
+        yield InputFile("stdin", stdin_file, "stdin", "jsonl", os.path.getsize(stdin_file))
+        return
+    if spec.startswith("@"):
+        if not os.path.isfile(spec[1:]):
+            raise ValueError(f"source list {spec[1:]} is not there")
+        with open(spec[1:], encoding="utf-8") as lines:
+            for line in lines:
+                if line.strip():
+                    yield from _files_of(line.strip(), recipe, stdin_file)
+        return
+    for path in braces(spec):
+        if "://" in path:
+            yield from _remote(path, recipe)
+        elif os.path.isdir(path):
+            yield from _folder(path, recipe)
+        elif os.path.isfile(path):
+            yield _local(path, os.path.basename(path), _stem(path), recipe)
+        elif glob.has_magic(path):
+            yield from _glob(path, recipe)
+        else:
+            raise ValueError(f"source {path} is not there: give a folder, a file, a glob or a URL")
+
+
+def braces(pattern: str) -> list[str]:
+    """`shard-{000..002}.tar` → three names; `{a,b}.txt` → two; nested ones too; anything else as it is."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if span is not None:
+        first, last = int(span[1]), int(span[2])
+        step = 1 if last >= first else -1
+        choices = [str(number).zfill(len(span[1])) for number in range(first, last + step, step)]
+    else:
+        choices = found[1].split(",")
+    return [
+        name
+        for choice in choices
+        for name in braces(pattern[: found.start()] + choice + pattern[found.end() :])
+    ]
+
+
+def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
+    root = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        relative = os.path.relpath(path, root or ".")
+        if os.path.isfile(path) and chosen(relative, recipe):
+            yield _local(path, relative, os.path.basename(root) or "files", recipe)
+
+
+def _folder(folder: str, recipe: Recipe) -> Iterator[InputFile]:
+    name = os.path.basename(os.path.abspath(folder))
+    paths = []
+    for parent, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
+        # What a Hugging Face `datasets` folder keeps beside its Arrow files is not text of the corpus.
+        saved = any(entry.endswith(".arrow") for entry in names) and "state.json" in names
+        if saved:
+            _check_saved_dataset(parent)
+        for entry in names:
+            if entry.startswith(".") or (entry.endswith(".json") and (saved or entry == "dataset_dict.json")):
+                continue
+            paths.append(os.path.join(parent, entry))
+    for path in sorted(paths, key=lambda path: PurePosixPath(path).parts):
+        relative = os.path.relpath(path, folder)
+        if os.path.isfile(path) and chosen(relative, recipe):
+            yield _local(path, relative, name, recipe)
+
+
+def _check_saved_dataset(folder: str) -> None:
+    import json
+
+    with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
+        state: dict[str, Any] = json.load(file)
+    if state.get("_indices_data_files"):
+        raise ValueError(
+            f"source {folder} is a selection over a dataset: save it again after flatten_indices()"
+        )
+
+
+def chosen(relative: str, recipe: Recipe) -> bool:
+    """Do `include` and `exclude` let this path in?"""
+    if recipe.include and not matches(relative, recipe.include):
+        return False
+    return not matches(relative, recipe.exclude)
+
+
+def matches(relative: str, patterns: list[str]) -> bool:
+    """Does the path, or for a pattern without "/" any part of it, match one of the glob patterns?"""
+    parts = PurePosixPath(relative).parts
+    return any(
+        fnmatch.fnmatchcase(relative, pattern)
+        or ("/" not in pattern and any(fnmatch.fnmatchcase(part, pattern) for part in parts))
+        for pattern in patterns
+    )
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).split(".")[0] or "file"
+
+
+def _local(path: str, relative: str, source: str, recipe: Recipe) -> InputFile:
+    status = os.stat(path)
+    # A name that is not UTF-8 opens the file all the same, but a corpus holds text.
+    relative = os.fsencode(relative).decode("utf-8", "replace")
+    return InputFile(source, path, relative, kind_of(path, recipe), status.st_size, status.st_mtime_ns)
+
+
+def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        names = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
+        if len(names) == 1 and names[0] == path and filesystem.protocol != "http" and filesystem.isdir(path):
+            names = sorted(filesystem.find(path))
+        for name in names:
+            relative = name.rstrip("/").rsplit("/", 1)[-1]
+            if chosen(relative, recipe):
+                size = int(filesystem.info(name).get("size") or 0)
+                kind = kind_of(relative, recipe)
+                yield InputFile(_stem(path), filesystem.unstrip_protocol(name), relative, kind, size)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"source {url} cannot be reached: {type(error).__name__}: {error}") from None
+
+
+def kind_of(path: str, recipe: Recipe) -> str:
+    """What a file holds, by its name; a compression suffix is looked through."""
+    if recipe.format != "auto":
+        return recipe.format
+    name = path.lower().split("?")[0]
+    stem, suffix = os.path.splitext(name)
+    if suffix in COMPRESSED:
+        suffix = os.path.splitext(stem)[1]
+    return SUFFIXES.get(suffix, "text")
+
+
+def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
+    """Cuts the files into units of about `unit_bytes`: large files by range, small ones side by side."""
+    units: list[Unit] = []
+    waiting: list[Piece] = []
+    waiting_bytes = 0
+
+    def close() -> None:
+        nonlocal waiting_bytes
+        if waiting:
+            units.append(Unit(len(units), tuple(waiting)))
+            waiting.clear()
+            waiting_bytes = 0
+
+    for file in files:
+        for piece in _pieces(file, unit_bytes):
+            if waiting_bytes and waiting_bytes + piece.bytes > unit_bytes:
+                close()
+            waiting.append(piece)
+            waiting_bytes += piece.bytes
+    close()
+    return units
+
+
+def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
+    if file.kind == "parquet":
+        from data.readers import row_groups
+
+        yield from (Piece(file, first, last) for first, last in row_groups(file, unit_bytes))
+    elif file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and file.bytes > unit_bytes:
+        for start in range(0, file.bytes, unit_bytes):
+            yield Piece(file, start, min(start + unit_bytes, file.bytes))
+    else:
+        yield Piece(file, 0, file.bytes)

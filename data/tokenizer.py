@@ -1,0 +1,176 @@
+"""Tokenizers: trained, built or loaded, and always one `tokenizer.json` that says everything.
+
+Every kind that `prepare` offers is a `tokenizers.Tokenizer`, so that whatever reads a corpus later
+(training, generation, export) needs one file and one library, whichever kind it was.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+SEPARATOR = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"
+# What other houses call the token between two documents; the first that a loaded tokenizer has is taken.
+SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+TRAINED = ("bpe", "wordpiece", "characters")
+# The library's memory is about 100 bytes a token of the text it is given at once: longer texts go in pieces.
+PIECE_CHARACTERS = 1 << 20
+
+
+def train(kind: str, texts: Iterable[str], vocab: int) -> Tokenizer:
+    """Trains a tokenizer of `vocab` tokens on `texts`; the same texts in the same order give the same
+    tokenizer.
+
+    - `bpe`: byte-level (Radford et al. 2019, GPT-2), without a normaliser and with all 256 byte symbols:
+      lossless.
+    - `wordpiece`: BERT's (Devlin et al. 2018), NFC and case kept; it loses white space, as WordPiece does.
+    - `characters`: one token a character seen, for protein and genomic sequences; `vocab` bounds the
+      alphabet.
+    """
+    if kind == "bpe":
+        return _train_bpe(texts, vocab)
+    if kind == "wordpiece":
+        return _train_wordpiece(texts, vocab)
+    if kind == "characters":
+        return _build_characters(texts, vocab)
+    raise ValueError(f"tokenizer kind {kind!r} cannot be trained: give one of {', '.join(TRAINED)}")
+
+
+def _train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab < len(alphabet) + 1:
+        raise ValueError(
+            f"vocabulary of {vocab} is too small for byte-level BPE: give at least {len(alphabet) + 1}"
+        )
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[SEPARATOR], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _byte_level(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _train_wordpiece(texts: Iterable[str], vocab: int) -> Tokenizer:
+    specials = [SEPARATOR, "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]
+    if vocab <= len(specials):
+        raise ValueError(
+            f"vocabulary of {vocab} is too small for WordPiece: {len(specials)} are special tokens"
+        )
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _build_characters(texts: Iterable[str], vocab: int) -> Tokenizer:
+    counts: dict[str, int] = {}
+    for text in texts:
+        for character in set(text):
+            counts[character] = counts.get(character, 0) + 1
+    commonest = sorted(counts, key=lambda character: (-counts[character], character))[: max(0, vocab - 2)]
+    return characters(sorted(commonest))
+
+
+def characters(alphabet: Iterable[str]) -> Tokenizer:
+    """One token a character of `alphabet`; any other becomes `<|unknown|>`."""
+    vocabulary = {token: number for number, token in enumerate([SEPARATOR, UNKNOWN, *alphabet])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([SEPARATOR, UNKNOWN])
+    return tokenizer
+
+
+def utf8_bytes() -> Tokenizer:
+    """One token a byte of UTF-8 (id = byte order of the alphabet + 1), and the separator as id 0."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([SEPARATOR, *alphabet])}
+    tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens([SEPARATOR])
+    return tokenizer
+
+
+def load(path: Path) -> Tokenizer:
+    """Reads any `tokenizer.json`. Padding and truncation that the file asks for are taken off: a corpus is
+    whole.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer {path} is not there: give a tokenizer.json, or train one with --train-tokenizer"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception, whatever is wrong
+        raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def separator_id(tokenizer: Tokenizer, separator: str = "") -> int:
+    """The id of the token that stands between two documents: `separator`, else the first known name the
+    tokenizer has.
+    """
+    for name in (separator,) if separator else SEPARATORS:
+        number = tokenizer.token_to_id(name)
+        if number is not None:
+            return int(number)
+    wanted = repr(separator) if separator else f"none of {', '.join(SEPARATORS)}"
+    has = "does not have" if separator else "has"
+    raise ValueError(f"the tokenizer {has} {wanted}: name the token that ends a document as separator")
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Largest id + 1, which is what an embedding needs (ids need not be contiguous)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Cuts a long text where a line ends after a non-space, which is a token boundary in GPT-2's splitting
+    pattern and those that follow it; so the pieces' tokens are the whole text's. A text without such a
+    place is cut at `limit`.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind("\n", start + 1, start + limit)
+        while end > start and text[end - 1].isspace():
+            end = text.rfind("\n", start + 1, end)
+        if end <= start:
+            end = start + limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+class Encoder:
+    """text → token ids, 1-D; what looks like a special token inside a text is text, never a separator."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True
+        self.dtype: np.dtype = np.dtype(np.uint16 if vocab_size(tokenizer) <= 1 << 16 else np.uint32)
+
+    def __call__(self, text: str) -> NDArray[np.unsignedinteger]:
+        if len(text) <= PIECE_CHARACTERS:
+            return self._encode(text)
+        return np.concatenate([self._encode(piece) for piece in pieces(text)])
+
+    def _encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        # A batch of one: only the batch call has the variant that leaves offsets out, a quarter faster; and
+        # one text at a time keeps the library from starting as many threads as there are cores in every
+        # worker.
+        encoding = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        return np.array(encoding.ids, dtype=self.dtype)

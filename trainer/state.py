@@ -10,12 +10,18 @@ class TrainState:
     """How far a run has come. Totals over the whole run, not since the last start.
 
     `step` counts optimiser steps done; `sequences` is the stream's whole position (law 2): the global number
-    of the next sequence to read; `tokens` counts target positions read, padding included.
+    of the next sequence to read; `tokens` counts the targets predicted.
     """
 
     step: int = 0
     sequences: int = 0
     tokens: int = 0
+
+    def advance(self, *, sequences: int, tokens: int) -> None:
+        """One more step, which read this much."""
+        self.step += 1
+        self.sequences += sequences
+        self.tokens += tokens
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)

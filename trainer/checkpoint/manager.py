@@ -74,14 +74,14 @@ class Checkpointer:
         """Whether the schedule asks for a save after `step`."""
         return self.every > 0 and step % self.every == 0
 
-    def save(self, step: int, engine: Engine, state: TrainState, *, reason: str = "") -> None:
-        """Save `step`: in the background where saving is asynchronous, else until it is committed.
+    def save(self, state: TrainState, engine: Engine, *, reason: str = "") -> None:
+        """Save `state.step`: in the background where saving is asynchronous, else until it is committed.
 
         First waits for the save in flight, and raises what went wrong with it. Saving the same step again
         does nothing. RuntimeError, one line, where some rank could not write; earlier checkpoints stay as
         they were.
         """
-        assert state.step == step, (state, step)
+        step = state.step
         if step == self._saved:
             return
         begin = time.monotonic()
@@ -98,7 +98,9 @@ class Checkpointer:
             "identity": self.identity.to_json(),
             "world": self.ranks.world,
         }
-        reason = reason or f"every {self.every} steps"
+        reason = reason or (
+            f"every {self.every} steps" if self.due(step) else "the last step, or asked to stop"
+        )
         self._saved = step
         if self.asynchronous:
             chunks = self._staging.copy(chunks)

@@ -1,0 +1,146 @@
+"""Writing a run down: every step goes through here to `metrics.jsonl`, the ledger, the trackers and the live
+line.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from parallel.engine import Engine, Micro, StepResult
+from parallel.plan import Layout
+from parallel.runtime import Runtime
+from trainer.config import RunConfig
+from trainer.metrics.events import EventLog
+from trainer.metrics.progress import Progress
+from trainer.metrics.sinks import JsonlLog, truncate_after
+from trainer.metrics.speed import Speed
+from trainer.metrics.trackers import Trackers
+from trainer.schema import plain
+from trainer.state import TrainState
+
+if TYPE_CHECKING:
+    from trainer.evaluate import HeldoutResult
+
+
+class Meter:
+    """One rank's view of the run's record. Rank 0 writes the metrics; the first rank of each data rank the
+    ledger.
+
+    `logs` are what a checkpoint must find on disk (see `sinks` for the rule). A step's time runs from the end
+    of the one before: waiting for data and a save's stall count, an evaluation does not.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        *,
+        speed: Speed,
+        events: EventLog,
+        writes_metrics: bool,
+        ledger_rank: int | None,
+        about: Mapping[str, Any],
+    ) -> None:
+        self._cfg = cfg
+        self._speed = speed
+        self._events = events
+        self._writes = writes_metrics
+        self._ledger_rank = ledger_rank
+        self._about = about
+        self._metrics = JsonlLog(cfg.folder / "metrics.jsonl")
+        self._ledger = JsonlLog(cfg.folder / "ledger.jsonl")
+        self._progress = Progress(cfg.train.steps, shown=False)
+        tools = cfg.track.tools if writes_metrics else []
+        self._trackers = Trackers(tools, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
+
+    @classmethod
+    def open(
+        cls,
+        cfg: RunConfig,
+        *,
+        runtime: Runtime,
+        engine: Engine,
+        layout: Layout,
+        events: EventLog,
+        flops_per_token: float = 0.0,
+    ) -> "Meter":
+        """The meter of this rank. `flops_per_token` (forward and backward) is for `mfu`; 0 leaves it out."""
+        # The mesh is pp × dp × tp: the rank that is first in its tensor and pipeline group has its data rank's number.
+        leads = runtime.rank % layout.tp == 0 and runtime.rank // layout.tp == engine.data_rank
+        return cls(
+            cfg,
+            speed=Speed(flops_per_token=flops_per_token, devices=runtime.world, device=runtime.device),
+            events=events,
+            writes_metrics=runtime.is_writer,
+            ledger_rank=engine.data_rank if leads and cfg.data.ledger else None,
+            about={"ranks": runtime.world, "layout": str(layout), "device": runtime.device.type},
+        )
+
+    @property
+    def logs(self) -> tuple[JsonlLog, ...]:
+        return (self._metrics, self._ledger)
+
+    def resume(self, state: TrainState) -> None:
+        """Begin at `state`. Lines of later steps, which a killed run left behind, are dropped: every step
+        once.
+        """
+        if self._writes:
+            for log in self.logs:
+                later, torn = truncate_after(log.path, state.step)
+                if later or torn:
+                    reason = f"{log.path.name}: dropped {later} lines of later steps and {torn} torn ones"
+                    self._events.event("rewind", state.step, reason)
+            reason = "went on" if state.step else "new run"
+            self._events.event("start", state.step, reason, **self._about)
+        self._progress = Progress(self._cfg.train.steps, done=state.step, shown=self._writes)
+        self._speed.go()
+
+    def step(
+        self, state: TrainState, result: StepResult, *, lr: float, micro_batches: Sequence[Micro]
+    ) -> None:
+        """Write down the step that `state` now counts."""
+        self._speed.step(round(result.count))
+        if self._ledger_rank is not None:
+            numbers = [number for batch in micro_batches for number in batch.sequences if number >= 0]
+            self._ledger.write({"step": state.step, "dp_rank": self._ledger_rank, "sequences": numbers})
+        if not self._writes:
+            return
+        if result.skipped:
+            reason = f"gradients overflowed at loss scale {result.loss_scale:g}: nothing was updated"
+            self._events.event("skip", state.step, reason, loss_scale=result.loss_scale)
+        if state.step % self._cfg.train.log_every and state.step != self._cfg.train.steps and not result.stop:
+            return
+        record = {
+            "step": state.step,
+            "sequences": state.sequences,
+            "tokens": state.tokens,
+            "loss": result.loss_sum / result.count if result.count else math.nan,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            **self._speed.read(),
+        }
+        if self._cfg.train.precision == "fp16":
+            record["loss_scale"] = result.loss_scale
+        self._metrics.write(record)
+        self._trackers.log(record, state.step)
+        self._progress.step(state.step, record)
+
+    def evaluation(self, state: TrainState, results: Mapping[str, "HeldoutResult"]) -> None:
+        """Write down an evaluation made after `state.step`."""
+        if self._writes:
+            record = {"step": state.step, "eval": {name: asdict(result) for name, result in results.items()}}
+            self._metrics.write(record)
+            self._trackers.log(record, state.step)
+            for name, result in results.items():
+                self._progress.say(
+                    f"step {state.step}: held-out {name}: {result.bits_per_byte:.4f} bits per byte,"
+                    f" loss {result.loss:.4f}"
+                )
+        self._speed.go()
+
+    def close(self) -> None:
+        """Leave the record whole: the live line ended, the trackers told."""
+        self._progress.close()
+        self._trackers.finish()
+        for log in self.logs:
+            log.close()

@@ -1,0 +1,91 @@
+"""The live line of a run: a bar on a terminal, an occasional plain line elsewhere."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+REFRESH_SECONDS = 0.25
+PLAIN_SECONDS = 10.0
+
+
+class Progress:
+    """Shows how far a run is. Only one rank has one; `shown` False (the other ranks) shows nothing.
+
+    On a terminal: a bar with loss, speed and time to go, redrawn a few times a second. Elsewhere (a log
+    file, a cluster's output): a line at the first and the last step and every ten seconds between them.
+    """
+
+    def __init__(self, steps: int, *, done: int = 0, shown: bool = True, title: str = "training") -> None:
+        self._steps = steps
+        self._done = done
+        self._shown = shown
+        self._title = title
+        self._next = 0.0
+        self._begin = time.monotonic()
+        self._first = done
+        self._bar: Any = None
+        self._task: Any = None
+        if shown and sys.stderr.isatty():
+            self._open_bar()
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """`step` steps are done and these are its metrics. Costs next to nothing between two redraws."""
+        self._done = step
+        now = time.monotonic()
+        if not self._shown or (now < self._next and step < self._steps):
+            return
+        self._next = now + (REFRESH_SECONDS if self._bar else PLAIN_SECONDS)
+        text = summary(metrics)
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+        else:
+            self.say(f"step {step}/{self._steps}  {text}  {self._remaining(now)}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar: an evaluation, an event."""
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False)
+        elif self._shown:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=self._done)
+            self._bar.stop()
+            self._bar = None
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn(self._title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=1 / REFRESH_SECONDS,
+        )
+        self._task = self._bar.add_task(self._title, total=self._steps, completed=self._done, text="")
+        self._bar.start()
+
+    def _remaining(self, now: float) -> str:
+        done = self._done - self._first
+        left = (now - self._begin) / done * (self._steps - self._done) if done else math.nan
+        return f"{left:,.0f} s to go" if math.isfinite(left) and left >= 1 else ""
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """`loss 3.214 · 12,345 tokens/s · mfu 41.2 %` from the metrics that are there."""
+    parts = []
+    if (loss := metrics.get("loss")) is not None:
+        parts.append(f"loss {loss:.3f}")
+    if (rate := metrics.get("tokens_per_second")) is not None:
+        parts.append(f"{rate:,.0f} tokens/s")
+    if (mfu := metrics.get("mfu")) is not None:
+        parts.append(f"mfu {mfu:.1%}")
+    return " · ".join(parts)

@@ -1,0 +1,139 @@
+"""Experiment trackers through `accelerate.tracking`: wandb, TensorBoard and the others it knows.
+
+They run in a thread of their own, started with the run: importing and starting wandb takes a second or two,
+logging to it a good part of a millisecond, and neither is training's business. A tracker that fails is an
+event, never a crash: the run's own record is `metrics.jsonl`.
+"""
+
+import hashlib
+import logging
+import netrc
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from trainer.metrics.events import EventLog
+
+FINISH_SECONDS = 30.0
+KNOWN = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+
+class Trackers:
+    """Sends metrics to the tools named in `track.tools`; only one rank has one.
+
+    `tools` may hold "jsonl", which is not a tracker and is passed over. ValueError for an unknown name.
+    wandb works offline unless a key is configured (WANDB_API_KEY, `wandb login`) or WANDB_MODE says
+    otherwise.
+    """
+
+    def __init__(
+        self, tools: Sequence[str], *, name: str, run_dir: Path, config: Mapping[str, Any], events: EventLog
+    ) -> None:
+        self._tools = [tool for tool in tools if tool != "jsonl"]
+        for tool in self._tools:
+            if tool not in KNOWN:
+                raise ValueError(f"track.tools: unknown tool {tool!r}: one of jsonl, {', '.join(KNOWN)}")
+        self._name = name
+        self._run_dir = run_dir
+        self._config = config
+        self._events = events
+        self._queue: queue.SimpleQueue[tuple[dict[str, Any], int] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
+        if self._tools:
+            self._thread.start()
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Hand over one step's metrics; nested objects become `eval/NAME/loss`."""
+        if self._tools:
+            self._queue.put((dict(values), step))
+
+    def finish(self) -> None:
+        """Wait until all is handed over, but not for ever: a tracker may be waiting for a network."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(FINISH_SECONDS)
+            if self._thread.is_alive():
+                reason = f"not finished within {FINISH_SECONDS:g} s: {', '.join(self._tools)}"
+                self._events.event("tracker", 0, reason)
+
+    def _work(self) -> None:
+        started = {tool: self._guard(tool, 0, partial(self._start, tool)) for tool in self._tools}
+        running = {tool: tracker for tool, tracker in started.items() if tracker}
+        while (item := self._queue.get()) is not None:
+            values, step = flat(item[0]), item[1]
+            for tool, tracker in list(running.items()):
+                if not self._guard(tool, step, partial(tracker.log, values, step=step)):
+                    del running[tool]
+        for tool, tracker in running.items():
+            self._guard(tool, 0, tracker.finish)
+
+    def _guard(self, tool: str, step: int, action: Callable[[], Any]) -> Any:
+        """The action's result (True for none); False where it failed, which is an event."""
+        try:
+            result = action()
+        except BaseException as error:  # some tools end the process by SystemExit where a key is wrong
+            reason = f"{tool}: {' '.join(str(error).split()) or type(error).__name__}: switched off"
+            self._events.event("tracker", step, reason)
+            return False
+        return True if result is None else result
+
+    def _start(self, tool: str) -> Any:
+        from accelerate import tracking
+
+        # Accelerate's own logger asks for its process state, and the first to make that decides what kind
+        # of engine the process may have later; a plain logger asks for nothing.
+        tracking.logger = logging.getLogger("accelerate.tracking")
+        kind = tracking.LOGGER_TYPE_TO_CLASS[tool]
+        if tool == "wandb":
+            tracker = kind(self._name, **self._wandb_options())
+        elif kind.requires_logging_directory:
+            tracker = kind(self._name, str(self._run_dir / tool))
+        else:
+            tracker = kind(self._name)
+        tracker.main_process_only = False
+        tracker.start()
+        return tracker
+
+    def _wandb_options(self) -> dict[str, Any]:
+        import wandb
+
+        # The same run folder is the same wandb run: a resume goes on in it.
+        identity = hashlib.sha256(str(self._run_dir.resolve()).encode()).hexdigest()[:16]
+        return {
+            "id": identity,
+            "name": self._name,
+            "dir": str(self._run_dir),
+            "config": dict(self._config),
+            "mode": wandb_mode(),
+            "resume": None if wandb_mode() == "offline" else "allow",
+            "settings": wandb.Settings(silent=True, console="off"),
+        }
+
+
+def wandb_mode() -> str:
+    """What the user set (WANDB_MODE), else "online" where wandb has a key, else "offline"."""
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.mode != "online" or settings.api_key or settings.identity_token_file:
+        return str(settings.mode)
+    try:
+        known = netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return "online" if known else "offline"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one level, keys joined by "/"."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

@@ -1,0 +1,201 @@
+"""An opened corpus: its manifest, its blocks of documents, and the bytes of its shards.
+
+A *block* is up to `block_documents` neighbouring documents of one shard: the unit that packing stays inside
+and that is shuffled. An *era* is a run of shuffled blocks whose sequences are shuffled as one; it alone is
+in memory: a few numbers a document, whatever the size of the corpus.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.manifest import CRC, DTYPES, MANIFEST, OFFSET, TOKENS, Manifest, read_index, read_manifest
+from data.pack import Pieces, count_windows, packing_of
+from data.scan import BLOCK, map_file
+
+UNKNOWN, GOOD, DAMAGED = 0, 1, 2
+
+
+class Storage(Protocol):
+    """Where a corpus's bytes come from."""
+
+    path: str
+
+    def manifest(self) -> Manifest:
+        """The manifest. Raises ValueError when the folder is not a corpus."""
+
+    def index(self, shard: int) -> np.ndarray:
+        """The index of a shard, uint64 [4, documents], checked when it is first opened."""
+
+    def view(self, shard: int) -> Any:
+        """The shard's bytes: `view[a:b]` is bytes-like."""
+
+
+class LocalStorage:
+    """A corpus folder on a local or mounted disk, memory-mapped."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._manifest = read_manifest(path)
+        self._checked: set[int] = set()
+
+    def manifest(self) -> Manifest:
+        """See `Storage`."""
+        return self._manifest
+
+    def index(self, shard: int) -> np.ndarray:
+        """See `Storage`."""
+        entry = self._manifest.shards[shard]
+        path = Path(self.path) / entry.index_file
+        if shard not in self._checked:
+            self._checked.add(shard)
+            return read_index(path, entry)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def view(self, shard: int) -> memoryview:
+        """See `Storage`. Raises RuntimeError when the file is missing or not as long as the manifest says."""
+        entry = self._manifest.shards[shard]
+        path = Path(self.path) / entry.file
+        try:
+            view = map_file(path)
+        except OSError as error:
+            raise RuntimeError(f"shard {path} cannot be read: {error.strerror}; restore it") from None
+        if len(view) != entry.bytes:
+            raise RuntimeError(
+                f"shard {path} has {len(view)} bytes, {MANIFEST} says {entry.bytes}: cut short or replaced; "
+                "restore it or run `germinal prepare` again"
+            )
+        return view
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A document whose bytes are not those the index was made from."""
+
+    shard: str
+    sample: str
+    offset: int
+
+    def __str__(self) -> str:
+        return (
+            f"shard {self.shard}: sample {self.sample!r}, byte {self.offset}: its ids do not have the "
+            "checksum in the index: damaged or changed; see `germinal data verify`, restore it, or set "
+            "data.on_corrupt=quarantine"
+        )
+
+
+class Corpus:
+    """A corpus and its table of blocks.
+
+    Raises ValueError when the folder is not a corpus or has no token, RuntimeError when its manifest or an
+    index is damaged.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.manifest = manifest = storage.manifest()
+        if manifest.tokens == 0:
+            raise ValueError(
+                f"corpus {storage.path} is empty: no document has a token; prepare it from other sources"
+            )
+        self.dtype = DTYPES[manifest.dtype]
+        self.eos = manifest.tokenizer.eos
+        size = manifest.block_documents
+        spans = [
+            (shard, first, min(size, entry.documents - first))
+            for shard, entry in enumerate(manifest.shards)
+            for first in range(0, entry.documents, size)
+        ]
+        table = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        self.block_shard, self.block_first, self.block_documents = table.T
+
+    def block_windows(self, packing: str, seq_len: int) -> np.ndarray:
+        """Sequences of each block, int64 [blocks]. Reads (and so checks) every index."""
+        counts = []
+        ends = np.searchsorted(self.block_shard, np.arange(len(self.manifest.shards) + 1))
+        for shard, (a, b) in enumerate(pairwise(ends.tolist())):
+            tokens = self.storage.index(shard)[TOKENS]
+            bounds = np.append(self.block_first[a:b], tokens.shape[0])
+            counts.append(count_windows(packing, tokens, bounds, seq_len))
+        return np.concatenate(counts)
+
+    def sample_key(self, shard: int, offset: int) -> str:
+        """The key of the sample whose raw ids start at `offset`, from the tar header before them."""
+        view = self.storage.view(shard)
+        # A .npy header is shorter than a tar block, so the member's data starts at the block before the ids.
+        header = (offset - 1) // BLOCK * BLOCK - BLOCK
+        name = bytes(view[header : header + 100]).split(b"\0", 1)[0]
+        return name.decode("utf-8", "replace").partition(".npy")[0]
+
+
+class Era:
+    """A run of blocks whose sequences are shuffled as one: what reading them needs, in arrays by document."""
+
+    def __init__(self, corpus: Corpus, blocks: np.ndarray, packing: str, seq_len: int) -> None:
+        self.corpus = corpus
+        self.seq_len = seq_len
+        shards = corpus.block_shard[blocks].tolist()
+        firsts = corpus.block_first[blocks].tolist()
+        counts = corpus.block_documents[blocks].tolist()
+        self._views = {shard: corpus.storage.view(shard) for shard in dict.fromkeys(shards)}
+        indexes = {shard: corpus.storage.index(shard) for shard in self._views}
+        spans = [indexes[s][:, first : first + n] for s, first, n in zip(shards, firsts, counts)]
+        index = np.concatenate(spans, axis=1).astype(np.int64)
+        self.shard = np.repeat(shards, counts)
+        self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
+        self.offset, self.tokens, self.crc = index[OFFSET], index[TOKENS], index[CRC]
+        self.state = np.zeros(len(self.shard), dtype=np.uint8)
+        bounds = np.concatenate(([0], np.cumsum(counts)))
+        self.packing = packing_of(packing, self.tokens, bounds, seq_len)
+
+    def check(self, documents: np.ndarray) -> np.ndarray:
+        """Which of these documents are damaged, bool [len(documents)]; each is hashed on its first use."""
+        todo = documents[self.state[documents] == UNKNOWN]
+        if todo.size:
+            todo = np.unique(todo)
+            begin = self.offset[todo]
+            end = begin + self.tokens[todo] * self.corpus.dtype.itemsize
+            views = self._views
+            crcs = [
+                zlib.crc32(views[shard][a:b])
+                for shard, a, b in zip(self.shard[todo].tolist(), begin.tolist(), end.tolist())
+            ]
+            self.state[todo] = np.where(np.array(crcs) == self.crc[todo], GOOD, DAMAGED)
+        return self.state[documents] == DAMAGED
+
+    def damage(self, document: int) -> Damage:
+        """What to say of a damaged document."""
+        shard, offset = int(self.shard[document]), int(self.offset[document])
+        file = self.corpus.manifest.shards[shard].file
+        return Damage(f"{self.corpus.storage.path}/{file}", self.corpus.sample_key(shard, offset), offset)
+
+    def copy(self, pieces: Pieces, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copies the ids of `pieces` into `out` ([any, seq_len + 1], filled with separators).
+
+        `rows[i]` is the row of `out` for the pieces of row i. Column seq_len is the last target: where a
+        document goes on beyond the window it takes the document's next id.
+        """
+        width, columns = self.corpus.dtype.itemsize, self.seq_len + 1
+        document, skip = pieces.document, pieces.skip
+        end_column = pieces.column + pieces.length
+        begin = np.maximum(skip - 1, 0)
+        end = np.minimum(skip + pieces.length - 1 + (end_column == self.seq_len), self.tokens[document])
+        source = self.offset[document] + begin * width
+        target = (rows[pieces.row] * columns + pieces.column + (skip == 0)) * width
+        size = (end - begin) * width
+        raw = out.data.cast("B")
+        views = self._views
+        for shard, a, b, c, d in zip(
+            self.shard[document].tolist(),
+            source.tolist(),
+            (source + size).tolist(),
+            target.tolist(),
+            (target + size).tolist(),
+        ):
+            raw[c:d] = views[shard][a:b]

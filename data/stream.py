@@ -1,0 +1,275 @@
+"""(seed, global sequence number) → one sequence: the whole of the data order, as a pure function.
+
+`Stream.read` takes any numbers in any order. Neither ranks nor micro-batches nor time are arguments, so the
+position of a run is one integer, and any number of readers of one stream agree.
+
+    number → (source, rank in the source)            `data.mixture`
+    rank → (epoch, era, window of the era)           `Shuffled`: blocks shuffled in the epoch, windows in
+    the era window → pieces of documents                     `data.pack` pieces → ids
+    `data.corpus`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from data import mixture
+from data.config import DataConfig, check
+from data.corpus import Corpus, Era, LocalStorage
+from data.order import derive_key, permute
+
+ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run
+NOT_COUNTED = -100
+ERAS_KEPT = 3  # of each source: an epoch's end, a step that straddles two eras, and one to spare
+
+
+@dataclass(frozen=True)
+class SequenceRows:
+    """Sequences as arrays. `tokens`, `targets`: int64 [rows, seq_len]; a target of -100 is not counted.
+
+    `positions` and `documents` (with document_mask, else None): int64 [rows, seq_len], the place inside the
+    document and which document of the row; the padding is a document of its own.
+    """
+
+    numbers: np.ndarray
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray | None
+    documents: np.ndarray | None
+
+
+class Shuffled:
+    """One corpus's sequences in shuffled order, epoch after epoch. `sequences`: in an epoch."""
+
+    def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
+        self.corpus = corpus
+        self._windows = corpus.block_windows(cfg.packing, cfg.seq_len)
+        self.sequences = int(self._windows.sum())
+        self._cfg, self._key = cfg, key
+        self._epoch = lru_cache(maxsize=2)(self._shuffle_blocks)
+        self.era = lru_cache(maxsize=ERAS_KEPT)(self._open_era)
+
+    def locate(self, ranks: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """(epoch, era, which of `ranks`, their windows of the era) for each era that `ranks` fall in."""
+        epochs, places = np.divmod(ranks, self.sequences)
+        for epoch in np.unique(epochs).tolist():
+            _, bounds = self._epoch(epoch)
+            mine = np.flatnonzero(epochs == epoch)
+            eras = np.searchsorted(bounds, places[mine], side="right") - 1
+            for era in np.unique(eras).tolist():
+                rows = mine[eras == era]
+                size = int(bounds[era + 1] - bounds[era])
+                key = derive_key(self._key, "windows", epoch, era)
+                yield epoch, era, rows, permute(places[rows] - bounds[era], size, key)
+
+    def _shuffle_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the blocks in this epoch's order, the first sequence of each era and the end)."""
+        count = len(self._windows)
+        blocks = permute(np.arange(count), count, derive_key(self._key, "blocks", epoch))
+        ends = np.cumsum(self._windows[blocks])
+        last = np.minimum(
+            np.arange(1, -(-count // self._cfg.shuffle_blocks) + 1) * self._cfg.shuffle_blocks, count
+        )
+        return blocks, np.concatenate(([0], ends[last - 1]))
+
+    def _open_era(self, epoch: int, era: int) -> Era:
+        blocks, _ = self._epoch(epoch)
+        size = self._cfg.shuffle_blocks
+        return Era(self.corpus, blocks[era * size : (era + 1) * size], self._cfg.packing, self._cfg.seq_len)
+
+
+class Stream:
+    """The training stream of a run. `length`: its sequences, where every source has max_epochs; else None.
+
+    `vocab`: of the tokenizer; `eos`: the separator's id; `names`: the sources'; `quarantined`: the sequences
+    masked so far because of damage (dicts: sequence, source, shard, sample, offset).
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], cfg: DataConfig, *, seed: int, global_batch: int) -> None:
+        check(cfg)
+        _check_tokenizers(corpora)
+        self.cfg = cfg
+        self.seq_len = cfg.seq_len
+        self.vocab = corpora[0].manifest.tokenizer.vocab
+        self.eos = corpora[0].eos
+        self.names = [source.name or source.path for source in cfg.sources]
+        self.seed = seed
+        self.quarantined: list[dict[str, Any]] = []
+        prints = [corpus.manifest.fingerprint for corpus in corpora]
+        # A source is known by its content: renaming, moving or adding another one keeps its order.
+        self._prints = [f"{p}/{prints[:i].count(p)}" for i, p in enumerate(prints)]
+        self.sources = [
+            Shuffled(corpus, cfg, derive_key(seed, ORDER_VERSION, name))
+            for corpus, name in zip(corpora, self._prints)
+        ]
+        caps = [
+            max(1, int(source.max_epochs * shuffled.sequences)) if source.max_epochs else None
+            for source, shuffled in zip(cfg.sources, self.sources)
+        ]
+        stages = _stages(cfg, self.names, [corpus.manifest.tokens for corpus in corpora], global_batch)
+        self.mixture = mixture.build(stages, caps, derive_key(seed, ORDER_VERSION, "mixture"))
+        self.length = self.mixture.length
+
+    @classmethod
+    def open(cls, cfg: DataConfig, *, seed: int, global_batch: int) -> Stream:
+        """Opens the corpora of a config. `global_batch` only turns a stage's step into a sequence number.
+
+        Raises ValueError, one line, when the config is wrong, a corpus is missing or empty, or two corpora
+        have different tokenizers; RuntimeError when a manifest, an index or a shard's size is damaged.
+        """
+        check(cfg)
+        return cls(
+            [open_corpus(source.path, cfg) for source in cfg.sources],
+            cfg,
+            seed=seed,
+            global_batch=global_batch,
+        )
+
+    @property
+    def sequences_per_epoch(self) -> dict[str, int]:
+        """Sequences that one pass over each source gives."""
+        return {name: source.sequences for name, source in zip(self.names, self.sources)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that determines the whole stream, stages to come included."""
+        return self._fingerprint(len(self.mixture.segments))
+
+    def fingerprint_at(self, number: int) -> str:
+        """Hash of all that determines the sequences before `number`.
+
+        A checkpoint keeps this one: weights, stages and sources may still change for what has not come yet.
+        """
+        return self._fingerprint(sum(segment.start < number for segment in self.mixture.segments))
+
+    def read(self, numbers: Sequence[int] | np.ndarray) -> SequenceRows:
+        """The sequences with these global numbers, in this order.
+
+        Raises RuntimeError naming shard, sample and byte where a document is damaged (with
+        on_corrupt=quarantine its sequences are masked instead); ValueError past the end of the data.
+        """
+        numbers = np.asarray(numbers, dtype=np.int64)
+        rows, seq_len = len(numbers), self.seq_len
+        ids = np.full((rows, seq_len + 1), self.eos, dtype=self.sources[0].corpus.dtype)
+        counted = np.zeros(rows, dtype=np.int64)
+        starts: list[np.ndarray] = []
+        ends: list[np.ndarray] = []
+        for era, mine, windows, source in self._groups(numbers):
+            pieces = era.packing.pieces(windows)
+            bad = era.check(pieces.document)
+            row = mine[pieces.row]
+            if bad.any():
+                self._damaged(numbers, source, era, row[bad], pieces.document[bad])
+            era.copy(pieces, mine, ids)
+            counted[mine] = np.bincount(pieces.row, pieces.length, len(mine)).astype(np.int64)
+            starts.append(row * seq_len + pieces.column)
+            # A document's rest may follow another one's end: that end's target is the separator all the same.
+            broken = (pieces.skip > 0) & (pieces.column > 0)
+            ends.append(row[broken] * seq_len + pieces.column[broken] - 1)
+            if bad.any():
+                ids[row[bad]] = self.eos
+                counted[row[bad]] = 0
+        tokens, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
+        targets.ravel()[np.concatenate(ends)] = self.eos
+        short = np.flatnonzero(counted < seq_len)
+        if short.size:
+            targets[short] = np.where(np.arange(seq_len) < counted[short, None], targets[short], NOT_COUNTED)
+        if not self.cfg.document_mask:
+            return SequenceRows(numbers, tokens, targets, None, None)
+        return SequenceRows(numbers, tokens, targets, *_documents(np.concatenate(starts), counted, seq_len))
+
+    def _groups(self, numbers: np.ndarray) -> Iterator[tuple[Era, np.ndarray, np.ndarray, int]]:
+        """(era, which of `numbers`, their windows, source) for each era that `numbers` fall in."""
+        sources, ranks = self.mixture.locate(numbers)
+        for source in np.unique(sources).tolist():
+            mine = np.flatnonzero(sources == source)
+            shuffled = self.sources[source]
+            for epoch, era, rows, windows in shuffled.locate(ranks[mine]):
+                yield shuffled.era(epoch, era), mine[rows], windows, source
+
+    def _damaged(
+        self, numbers: np.ndarray, source: int, era: Era, rows: np.ndarray, documents: np.ndarray
+    ) -> None:
+        if self.cfg.on_corrupt == "stop":
+            raise RuntimeError(str(era.damage(int(documents[0]))))
+        for row, document in zip(rows.tolist(), documents.tolist()):
+            found = era.damage(document)
+            entry = {"sequence": int(numbers[row]), "source": self.names[source], **vars(found)}
+            if entry not in self.quarantined:
+                self.quarantined.append(entry)
+
+    def _fingerprint(self, segments: int) -> str:
+        history = [
+            [segment.start, [[p, w] for p, w in zip(self._prints, segment.weights) if w]]
+            for segment in self.mixture.segments[:segments]
+        ]
+        cfg = self.cfg
+        parts = [ORDER_VERSION, self.seed, cfg.seq_len, cfg.packing, cfg.shuffle_blocks, history]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def open_corpus(path: str, cfg: DataConfig) -> Corpus:
+    """The corpus at a local path. Raises as `Corpus` does; every shard's size is checked."""
+    storage = LocalStorage(path)
+    corpus = Corpus(storage)
+    for shard in range(len(corpus.manifest.shards)):
+        storage.view(shard)
+    return corpus
+
+
+def _check_tokenizers(corpora: Sequence[Corpus]) -> None:
+    for a, b in pairwise(corpora):
+        first, second = a.manifest, b.manifest
+        if (first.tokenizer.sha256, first.tokenizer.eos, first.dtype) != (
+            second.tokenizer.sha256,
+            second.tokenizer.eos,
+            second.dtype,
+        ):
+            raise ValueError(
+                f"data.sources: {a.storage.path} and {b.storage.path} were prepared with different "
+                f"tokenizers ({first.tokenizer.sha256[:12]}, {second.tokenizer.sha256[:12]}); prepare one "
+                "again with the other's --tokenizer"
+            )
+
+
+def _stages(
+    cfg: DataConfig, names: Sequence[str], tokens: Sequence[int], global_batch: int
+) -> list[tuple[int, list[float]]]:
+    """(first sequence, weights) of each stage, the first at 0."""
+    weights = {name: source.weight for name, source in zip(names, cfg.sources)}
+    stages = [(0, dict(weights))]
+    for stage in cfg.stages:
+        weights |= stage.weights
+        if stage.from_step == 0:
+            stages.pop()
+        stages.append((stage.from_step * global_batch, dict(weights)))
+    return [(start, _tempered([w[name] for name in names], tokens, cfg.temperature)) for start, w in stages]
+
+
+def _tempered(weights: list[float], tokens: Sequence[int], temperature: float) -> list[float]:
+    if temperature == 0:
+        return weights
+    scaled = [w * (n / max(tokens)) ** (1 / temperature) for w, n in zip(weights, tokens)]
+    # Rounded, so that the last bit of a machine's pow() is no part of the data order.
+    return [round(w, 9) for w in scaled]
+
+
+def _documents(starts: np.ndarray, counted: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, documents), int64 [rows, seq_len], from where pieces start (row · seq_len + column)."""
+    rows = len(counted)
+    marks = np.zeros((rows, seq_len), dtype=np.int64)
+    marks.ravel()[starts] = 1
+    padded = np.flatnonzero(counted < seq_len)
+    marks[padded, counted[padded]] = 1
+    marks[:, 0] = 1
+    columns = np.arange(seq_len)
+    begin = np.maximum.accumulate(marks * columns, axis=1)
+    return columns - begin, np.cumsum(marks, axis=1) - 1

@@ -6,11 +6,13 @@ Exit codes: 0 done; 1 failed; 2 the command line or the config is wrong; 75 pree
 
 import argparse
 import difflib
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from launch import commands
+from data.recipe import Recipe
+from launch import checkpoints, commands, options
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
 
@@ -82,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
     _prepare(add("prepare", help="text, code or JSONL → tokenised, indexed shards and a manifest"))
-    _data(add("data", help="what is in a prepared corpus, and whether every byte is as it was written"))
+    # _data(add("data", help="what is in a prepared corpus, and whether every byte is as it was written"))
     _train(add("train", help="train, or go on training, the run that a config describes"))
     _generate(add("generate", help="continue a text with a trained run"))
     _checkpoint(add("checkpoint", help="list or verify the checkpoints of a run"))
@@ -90,7 +92,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=commands.prepare, parser=parser)
+    parser.description = (
+        "Make a corpus: tokenised, indexed WebDataset shards and a manifest with their hashes."
+    )
+    parser.epilog = inspect.getdoc(Recipe)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    source = "folder, file, glob, {a..b} range, @list, URL, or - for JSONL on standard input"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=source)
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the corpus, or DIR/train and DIR/heldout"
+    )
+    parser.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, or the word bytes")
+    parser.add_argument("--train-tokenizer", type=_count, metavar="N", help="train one of N tokens")
+    parser.add_argument(
+        "--heldout", type=float, default=0.0, metavar="X", help="share kept for evaluation, by hash"
+    )
+    parser.add_argument(
+        "--workers", type=_count, default=0, metavar="N", help="processes (default: one a core)"
+    )
+    _json(parser)
+    options.add_fields(parser, Recipe, "reading, cleaning and writing")
+    parser.set_defaults(run=commands.prepare, rest="sources", parser=parser)
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -125,15 +147,17 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(parser=parser)
     add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
     for name, run, about in (
-        ("list", commands.checkpoint_list, "step, size and age of every checkpoint"),
+        ("list", checkpoints.checkpoint_list, "step, size and age of every checkpoint"),
         (
             "verify",
-            commands.checkpoint_verify,
+            checkpoints.checkpoint_verify,
             "read every byte of every checkpoint; exit code 1 if one is wrong",
         ),
     ):
         sub = add(name, help=about, description=about)
         sub.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
+        if name == "verify":
+            sub.add_argument("--step", type=_count, metavar="N", help="only the checkpoint of this step")
         _json(sub)
         sub.set_defaults(run=run, parser=sub)
 

@@ -122,7 +122,8 @@ class RunConfig:
 
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
 OUTSIDE_DIGEST = (
-    *("name", "run_dir", "parallel", "checkpoint", "track", "data.ledger", "data.prefetch"),
+    *("name", "run_dir", "parallel", "checkpoint", "track"),
+    *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
     *(f"train.{key}" for key in ("micro_batch", "eval_every", "eval_documents", "log_every", "threads")),
 )
 

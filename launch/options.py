@@ -1,0 +1,27 @@
+"""A dataclass of settings → command-line options, one a field: what can be asked for is written once."""
+
+import argparse
+import dataclasses
+import typing
+from typing import Any
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str) -> None:
+    """`--text-field TEXT` for a field `text_field`; a flag for a bool; may be repeated for a list."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        option, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+        if hint is bool:
+            group.add_argument(option, action="store_true")
+        elif typing.get_origin(hint) is list:
+            group.add_argument(option, action="append", default=[], metavar="TEXT", help="may be repeated")
+        else:
+            metavar = {int: "N", float: "X"}.get(hint, "TEXT")
+            note = f"default {field.default}" if field.default not in ("", 0) else None
+            group.add_argument(option, type=hint, default=field.default, metavar=metavar, help=note)
+
+
+def from_fields(args: argparse.Namespace, cls: Any) -> Any:
+    """The dataclass that the options of `add_fields` amount to."""
+    return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})

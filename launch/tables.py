@@ -1,0 +1,50 @@
+"""What commands print: tables for people, one JSON document for scripts."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def facts(title: str, values: Mapping[str, Any]) -> None:
+    """A table of two columns: what, and how much."""
+    rows(title, ("", ""), values.items(), header=False)
+
+
+def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, header: bool = True) -> None:
+    """A table. Numbers go to the right, with thousands apart."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    lines = [list(line) for line in lines]
+    table = Table(title=title, title_justify="left", show_header=header, box=SIMPLE, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(isinstance(line[index], int | float) for line in lines)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*(shown(cell) for cell in line))
+    Console().print(table)
+
+
+def shown(value: Any) -> str:
+    """A cell: 1234567 → 1,234,567; None → -."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1536 → 1.5 KiB."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def document(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,213 @@
+"""YAML and key=value → RunConfig: what is accepted, and one line that helps for everything else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainer import config, schema
+from trainer.config import RunConfig
+from trainer.schedule import SCHEDULES
+
+YAML = """
+name: tiny
+model: {layers: 2, hidden: 64, heads: 4, vocab: 512}
+data:
+  sources: [{path: corpora/code, weight: 3}, {path: corpora/prose}]
+  heldout: [{path: corpora/held}]
+  seq_len: 64
+train: {steps: 10, global_batch: 8, micro_batch: 2}
+checkpoint: {every: 5, async: false}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(YAML)
+    return file
+
+
+def test_values_come_from_the_file_the_overrides_and_the_defaults(path: Path) -> None:
+    cfg = config.load(path, ["optim.lr=3e-4", "data.sources[1].weight=2", "train.steps=1e3"])
+    assert (cfg.model.layers, cfg.optim.lr, cfg.train.steps) == (2, 3e-4, 1000)
+    assert [source.weight for source in cfg.data.sources] == [3.0, 2.0]
+    assert cfg.checkpoint.asynchronous is False
+    assert cfg.optim.betas == [0.9, 0.95]
+    assert cfg.folder == Path("runs/tiny")
+
+
+def test_a_later_override_wins_and_a_mapping_is_merged(path: Path) -> None:
+    cfg = config.load(path, ["train={steps: 20}", "train.steps=30", "optim={lr: 1, clip: 0}"])
+    assert (cfg.train.steps, cfg.train.global_batch, cfg.optim.lr, cfg.optim.clip) == (30, 8, 1.0, 0.0)
+
+
+def test_the_name_defaults_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "from-file.yaml"
+    file.write_text(YAML.replace("name: tiny\n", ""))
+    assert config.load(file).name == "from-file"
+    assert config.load(file, ["run_dir=/somewhere"]).folder == Path("/somewhere")
+
+
+def test_a_base_is_read_first_and_only_one(path: Path) -> None:
+    child = path.with_name("child.yaml")
+    child.write_text("base: tiny.yaml\nname: child\ntrain: {steps: 99}\n")
+    cfg = config.load(child)
+    assert (cfg.name, cfg.train.steps, cfg.train.global_batch) == ("child", 99, 8)
+    grandchild = path.with_name("grandchild.yaml")
+    grandchild.write_text("base: child.yaml\n")
+    with pytest.raises(ValueError, match="a base cannot have a base"):
+        config.load(grandchild)
+
+
+def test_interpolation_and_a_dump_that_reads_back(path: Path) -> None:
+    cfg = config.load(path, ["name=run-${train.steps}"])
+    assert cfg.name == "run-10"
+    again = path.with_name("dumped.yaml")
+    again.write_text(config.dump(cfg))
+    assert "async: false" in config.dump(cfg)
+    assert config.load(again) == cfg
+
+
+def test_the_digest_sees_what_shapes_the_curve_and_nothing_else(path: Path) -> None:
+    plain = config.digest(config.load(path))
+    for same in (
+        "name=other",
+        "parallel.tp=2",
+        "train.micro_batch=4",
+        "checkpoint.every=7",
+        "data.ledger=true",
+    ):
+        assert config.digest(config.load(path, [same])) == plain, same
+    for other in ("optim.lr=2", "seed=1", "model.layers=3", "train.global_batch=4", "data.seq_len=32"):
+        assert config.digest(config.load(path, [other])) != plain, other
+
+
+# override → what the one line must say, in this order
+WRONG = {
+    "train.stpes=3": ["train.stpes=3", "unknown key", "did you mean train.steps?"],
+    "lr=3": ["lr=3", "did you mean optim.lr?"],
+    "optimizer.lr=3": ["optimizer.lr=3", "did you mean optim.lr?"],
+    "model.n_layers=3": ["model.n_layers=3", "did you mean model.layers?"],
+    "data.sources[0].wieght=3": ["data.sources[0].wieght=3", "did you mean data.sources[0].weight?"],
+    "checkpoint.asynchronous=true": ["did you mean checkpoint.async?"],
+    "nonsense=1": ["nonsense=1", "unknown key", "known here: name, model"],
+    "train.steps=many": ["train.steps='many'", "not an integer"],
+    "train.steps=1.5": ["train.steps=1.5", "not an integer"],
+    "train.steps=true": ["train.steps=true", "not an integer"],
+    "optim.lr=fast": ["optim.lr='fast'", "not a finite number"],
+    "optim.lr=.inf": ["optim.lr=inf", "not a finite number"],
+    "data.ledger=3": ["data.ledger=3", "not true or false"],
+    "name=[a]": ["name=['a']", "not a text"],
+    "data.sources=corpora/x": ["data.sources='corpora/x'", "not a list"],
+    "data.sources=[x]": ["data.sources[0]='x'", "not a mapping with the keys path, weight"],
+    "optim=3": ["optim=3", "not a mapping with the keys name, lr"],
+    "train.steps=": ["train.steps=null", "not an integer"],
+    "model.vocab=???": [],
+    "seed=[": ["seed=[", "not YAML"],
+    "steps": ["'steps'", "not a key=value"],
+    "data.sources[7].weight=1": ["data.sources[7].weight=1", "out of range"],
+    "name=${nothing}": ["name", "'nothing' not found"],
+    "model.kind=decodr": ["model.kind='decodr'", "did you mean decoder?"],
+    "objective.kind=causal": ["objective.kind='causal'", "did you mean causal_lm?"],
+    "optim.schedule=cosin": ["optim.schedule='cosin'", "did you mean cosine?"],
+    "optim.name=adam": ["optim.name='adam'", "did you mean adamw?"],
+    "train.precision=float16": ["train.precision='float16'", "fp32, bf16, fp16"],
+    "track.tools=[wandb,tensorbord]": ["track.tools[1]='tensorbord'", "did you mean tensorboard?"],
+    "train.steps=0": ["train.steps=0", "at least 1"],
+    "train.micro_batch=3": ["train.global_batch=8", "train.micro_batch=3", "2·3 + 2"],
+    "train.eval_every=-1": ["train.eval_every=-1", "0 or more"],
+    "optim.lr=0": ["optim.lr=0", "above 0"],
+    "optim.betas=[0.9]": ["optim.betas=[0.9]", "two betas"],
+    "optim.min_lr_ratio=2": ["optim.min_lr_ratio=2", "between 0 and 1"],
+    "checkpoint.keep=0": ["checkpoint.keep=0", "at least 1"],
+    "name=../escape": ["name='../escape'", "not a plain folder name"],
+    "data.sources=[]": ["data.sources"],
+    "data.seq_len=0": ["data.seq_len", "0"],
+    "model.heads=3": ["model.hidden", "64", "heads 3"],
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_mistake_is_one_line_that_helps(path: Path, override: str) -> None:
+    if not WRONG[override]:
+        assert config.load(path, [override]).model.vocab == 4096  # ??? stands for "not given": the default
+        return
+    with pytest.raises(ValueError) as caught:
+        config.load(path, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.search(".*".join(map(re.escape, WRONG[override])), message), message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: [", "line 2: not YAML"),
+        ("- a\n- b\n", "not a mapping"),
+        ("", "missing"),
+        ("name: a\nname: b\n", "line 2"),
+        ("name: x\n", "model: missing"),
+        ("base: nowhere.yaml\n", "nowhere.yaml: no such file"),
+        ("base: [a, b]\n", "at most one base"),
+        ("\xff\xfe", "not"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=says) as caught:
+        config.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_its_neighbour(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tinny\.yaml: no such file; did you mean .*tiny\.yaml\?"):
+        config.load(path.with_name("tinny.yaml"))
+
+
+def test_evaluating_needs_a_corpus_to_evaluate_on(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.eval_every=5: data\.heldout"):
+        config.load(path, ["train.eval_every=5", "data.heldout=[]"])
+
+
+@pytest.mark.parametrize(
+    ("override", "world", "says"),
+    [
+        ("parallel.dp_shard=3", 4, "= 3, but the world has 4"),
+        ("parallel.tp=3", 3, "model.heads=4"),
+        ("parallel.pp=3", 3, "model.layers=2"),
+        ("train.micro_batch=8", 2, "train.global_batch=8"),
+    ],
+)
+def test_a_layout_that_cannot_be_shows_its_arithmetic(
+    path: Path, override: str, world: int, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        config.layout(config.load(path, [override]), world)
+
+
+def test_a_layout_is_resolved(path: Path) -> None:
+    assert config.layout(config.load(path, ["parallel.tp=2"]), 4).dp == 2
+
+
+def test_names_that_two_rooms_know_are_the_same() -> None:
+    assert config.SCHEDULES == SCHEDULES
+
+
+def test_every_key_reads_back_under_its_own_name() -> None:
+    keys = schema.dotted_keys(RunConfig)
+    assert {"checkpoint.async", "data.sources[0].path", "model.layers", "optim.lr"} <= set(keys)
+
+
+@dataclass
+class Needs:
+    size: int = schema.MISSING  # type: ignore[assignment]
+    limit: float | None = None
+
+
+def test_a_value_that_must_be_given_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"needs\.size: missing; give an integer"):
+        schema.build(Needs, {}, "needs")
+    assert schema.build(Needs, {"size": 3, "limit": None}) == Needs(3, None)

@@ -21,3 +21,6 @@ class ParallelConfig:
     cut: str = "even"  # even | cost (balanced, embedding and head counted) | blocks of each stage: "3,5"
     recompute: str = "none"  # none | full | selective | every:N (each N-th block)
     compile: bool = False  # torch.compile each block; never on a CPU, where it gains nothing
+    offload_optimizer: str = "none"  # none | cpu | nvme: where engine=deepspeed keeps optimiser state
+    offload_parameters: str = "none"  # none | cpu | nvme: where engine=deepspeed keeps parameters (zero=3)
+    nvme_path: str = ""  # folder on a local disk, for offloading to nvme

@@ -6,12 +6,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.13 renamed them, and warns about the names that 2.11 has.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def _gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """[…, n, …] of every rank → […, n·ranks, …] in rank order."""
     ranks = group.size()
     stacked = x.new_empty((ranks, *x.shape))
-    dist.all_gather_into_tensor(stacked, x.contiguous(), group=group)
+    all_gather_single(stacked.flatten(), x.contiguous().flatten(), group=group)
     shape = (*x.shape[:dim], x.shape[dim] * ranks, *x.shape[dim + 1 :])
     return stacked.movedim(0, dim).reshape(shape)
 
@@ -22,7 +26,7 @@ def _reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     shape = (*x.shape[:dim], ranks, x.shape[dim] // ranks, *x.shape[dim + 1 :])
     stacked = x.reshape(shape).movedim(dim, 0).contiguous()
     mine = x.new_empty(stacked.shape[1:])
-    dist.reduce_scatter_tensor(mine, stacked, group=group)
+    reduce_scatter_single(mine.flatten(), stacked.flatten(), group=group)  # flat: gloo compares shapes
     return mine
 
 

@@ -30,8 +30,40 @@ class ModelInputs(Protocol):
 class Objective(Protocol):
     """Law 3: what a micro-batch feeds the model, and (sum of losses, count) of what came out, float32 scalars."""
 
-    def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Any: ...
+    def inputs(self, batch_tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Any: ...
     def loss(self, output: Tensor, inputs: Any) -> tuple[Tensor, Tensor]: ...
+
+
+class LocalParameter(Protocol):
+    """One parameter as an optimiser sees it: a plain local tensor, whose `.grad` holds the local gradient.
+
+    shape: of the global tensor. gather, keep: for an optimiser that needs the whole matrix; `gather` is collective
+    over the ranks that share it, so all of them must gather the same parameters in the same order.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tensor(self) -> Tensor: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def gather(self, part: Tensor) -> Tensor: ...
+    def keep(self, whole: Tensor) -> Tensor: ...
+
+
+class LocalOptimizer(Protocol):
+    """What an engine asks of an optimiser over `LocalParameter`s.
+
+    grad_scale: gradients are divided by it inside `step`. steps: updates done, settable. state: by parameter tensor,
+    every tensor shaped as its parameter, there from the start.
+    """
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    grad_scale: Tensor | None
+    steps: int
+
+    def step(self) -> Any: ...
 
 
 @dataclass(frozen=True)

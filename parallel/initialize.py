@@ -13,7 +13,7 @@ from parallel.plan import ModelPlan
 def initialize(pieces: Iterable[Piece], plan: ModelPlan, seed: int) -> None:
     """Fill the pieces' memory. One whole parameter exists at a time."""
     for piece in pieces:
-        piece.local.copy_(piece.part_of(draw(piece.name, piece.shape, plan, seed, piece.local.device)))
+        piece.tensor.copy_(piece.keep(draw(piece.name, piece.shape, plan, seed, piece.tensor.device)))
 
 
 def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from parallel import collectives
 from parallel.engine import Chunk
 from parallel.mesh import Mesh
 
@@ -14,8 +15,8 @@ from parallel.mesh import Mesh
 class Piece:
     """One parameter as this rank holds it.
 
-    name: canonical, the same on every layout. parameter: where autograd leaves the gradient. local: the memory
-    itself, float32, [rows, …] starting at `offset` of the global `shape`; the optimiser works on it.
+    name: canonical, the same on every layout. parameter: where autograd leaves the gradient. tensor: the memory
+    itself, float32, the part at `offset` of the global `shape`; the optimiser works on it (`LocalParameter`).
     tp_dim: the dimension tp shards, None where every tp rank has the whole and a partial gradient.
     twin: the copy of a tied parameter that belongs to another stage; it is neither counted nor saved.
     tied: a copy of it exists in another stage.
@@ -23,19 +24,31 @@ class Piece:
 
     name: str
     parameter: nn.Parameter
-    local: Tensor
+    tensor: Tensor
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     tp_dim: int | None
     tied: bool
     twin: bool
+    mesh: Mesh
     owned: bool = False
 
-    def part_of(self, whole: Tensor) -> Tensor:
+    def keep(self, whole: Tensor) -> Tensor:
         """This rank's part of the whole tensor."""
-        for dim, (start, length) in enumerate(zip(self.offset, self.local.shape)):
+        for dim, (start, length) in enumerate(zip(self.offset, self.tensor.shape)):
             whole = whole.narrow(dim, start, length)
         return whole
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The whole tensor of which every rank of the shard and tp axes brings its part. Collective over both."""
+        rows = self.shape[0] // (self.mesh.tp.size if self.tp_dim == 0 else 1)
+        if self.mesh.shard.group is not None:
+            even = part.new_zeros((-(-rows // self.mesh.shard.size), *part.shape[1:]))
+            even[: part.shape[0]] = part
+            part = collectives.gather(even, 0, self.mesh.shard.group)[:rows]
+        if self.mesh.tp.group is not None and self.tp_dim is not None:
+            part = collectives.gather(part, self.tp_dim, self.mesh.tp.group)
+        return part
 
 
 def local_of(parameter: Tensor) -> Tensor:
@@ -70,7 +83,7 @@ def make_piece(
     start, part[0] = shard_rows(part[0], mesh.shard.rank, mesh.shard.size)
     offset[0] += start
     assert tuple(part) == tuple(local.shape), f"{name}: holds {tuple(local.shape)}, expected {tuple(part)}"
-    return Piece(name, parameter, local, shape, tuple(offset), tp_dim, tied, twin)
+    return Piece(name, parameter, local, shape, tuple(offset), tp_dim, tied, twin, mesh)
 
 
 def counted(piece: Piece, mesh: Mesh) -> bool:
@@ -84,10 +97,10 @@ def assign_owners(pieces: Iterable[Piece], mesh: Mesh) -> None:
     Every rank of such a set works out the same answer on its own: the load depends on sizes alone.
     """
     loads = [[0] * mesh.replicate.size for _ in range(mesh.tp.size)]
-    for piece in sorted(pieces, key=lambda piece: (-piece.local.numel(), piece.name)):
+    for piece in sorted(pieces, key=lambda piece: (-piece.tensor.numel(), piece.name)):
         if piece.twin:
             continue
-        size = piece.local.numel()
+        size = piece.tensor.numel()
         if piece.tp_dim is None:
             tp, replica = min(
                 ((t, r) for t in range(mesh.tp.size) for r in range(mesh.replicate.size)),

@@ -7,11 +7,9 @@ per operator in eager mode, and what FSDP shards afterwards is an ordinary tenso
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,14 +18,6 @@ from parallel.mesh import Axis
 from parallel.plan import ModelPlan
 
 SEQUENCE = 1  # the dimension of [batch, seq, hidden] that is sharded between blocks
-
-
-@dataclass(frozen=True)
-class VocabShard:
-    """Which rows of the vocabulary a head holds, and with whom: `trainer.models.head` reads it."""
-
-    group: dist.ProcessGroup
-    first: int
 
 
 class VocabEmbedding(nn.Module):
@@ -130,7 +120,7 @@ def _vocab_head(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> d
     _cut_shared(model, module, axis)
     assert axis.group is not None
     rows = module.weight.shape[0]  # type: ignore[union-attr,index]
-    module.shard = VocabShard(axis.group, axis.rank * rows)  # type: ignore[assignment]
+    module.shard = (axis.group, axis.rank * rows)  # type: ignore[assignment]  # see trainer.models.head
     return {"weight": 0}
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from parallel import fsdp, pieces
-from parallel.engine import Chunk, Micro, ModelInputs, Objective, StepResult
+from parallel.engine import Chunk, LocalOptimizer, Micro, ModelInputs, Objective, StepResult
 from parallel.mesh import Mesh, end_to_end_group
 from parallel.parallelize import Parallelized
 from parallel.pieces import Piece
@@ -19,7 +18,8 @@ from parallel.pipeline import Pipeline
 from parallel.plan import Layout
 from parallel.scaling import LossScale
 
-OptimizerFactory = Callable[[list[tuple[str, Tensor]]], Optimizer]
+OptimizerFactory = Callable[[list[Any]], Any]
+"""list[LocalParameter] → LocalOptimizer; loosely typed, so that a torch Optimizer passes for one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TorchEngine:
         self._nominal = 2.0 ** round(math.log2(nominal_count))
         self._scale = LossScale() if precision == "fp16" else None
         self._pieces = parallelized.pieces
-        self._addresses = [piece.local.data_ptr() for piece in self._pieces]
+        self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
         self._modules = list(parallelized.stages.values())
         self._pipeline: Pipeline | None = None
         if layout.pp > 1:
@@ -73,12 +73,8 @@ class TorchEngine:
         plan: Any = self._modules[0].plan
         across = bool(plan.tied) and ends[0] != ends[1]
         self._ends = end_to_end_group(mesh, *ends) if across else None
-        self._optimizer = optimizer_factory([(piece.name, piece.local) for piece in self._pieces])
-        # Fused optimisers divide by it as they read the gradients; others get them multiplied beforehand.
+        self._optimizer: LocalOptimizer = optimizer_factory(list(self._pieces))
         self._divisor = torch.ones((), device=device)
-        self._fused = bool(getattr(self._optimizer, "_step_supports_amp_scaling", False))
-        self._make_optimizer_state()
-        self._updates = 0
 
     @property
     def data_rank(self) -> int:
@@ -154,9 +150,9 @@ class TorchEngine:
         for piece in self._pieces:
             grad = piece.parameter.grad
             if grad is None:  # a parameter that nothing used
-                piece.local.grad = torch.zeros_like(piece.local)
+                piece.tensor.grad = torch.zeros_like(piece.tensor)
             else:
-                piece.local.grad = pieces.local_of(grad)
+                piece.tensor.grad = pieces.local_of(grad)
 
     def _sum_shared_gradients(self) -> None:
         """Partial gradients become whole: of parameters every tp rank has, and of tied ones in two stages."""
@@ -205,18 +201,14 @@ class TorchEngine:
 
     def _update(self, lr: float, factor: float) -> None:
         """One optimiser step with gradients × factor."""
-        if self._fused:
-            self._optimizer.grad_scale = self._divisor.fill_(1.0 / factor)  # type: ignore[attr-defined]
-        else:
-            torch._foreach_mul_([_grad(piece) for piece in self._pieces], factor)
+        self._optimizer.grad_scale = self._divisor.fill_(1.0 / factor)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        self._updates += 1
 
     def _drop_gradients(self) -> None:
         for piece in self._pieces:
-            piece.parameter.grad = piece.local.grad = None
+            piece.parameter.grad = piece.tensor.grad = None
 
     def _not_finite(self, totals: Totals) -> str:
         here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
@@ -253,24 +245,22 @@ class TorchEngine:
         self._check_addresses()
         found = []
         for piece in self._pieces:
-            if piece.local.numel() == 0:
+            if piece.tensor.numel() == 0:
                 continue
-            found.append(pieces.chunk("model", piece, piece.local))
-            for key, state in self._optimizer.state[piece.local].items():
-                if isinstance(state, Tensor) and state.shape == piece.local.shape:
+            found.append(pieces.chunk("model", piece, piece.tensor))
+            for key, state in self._optimizer.state[piece.tensor].items():
+                if isinstance(state, Tensor) and state.shape == piece.tensor.shape:
                     found.append(pieces.chunk(f"optim.{key}", piece, state))
         return found
 
     def scalars(self) -> dict[str, Any]:
         """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""
-        return {"updates": self._updates, **(self._scale.state() if self._scale else {})}
+        return {"updates": self._optimizer.steps, **(self._scale.state() if self._scale else {})}
 
     def load(self, scalars: dict[str, Any]) -> None:
         """Take over after the chunks were filled."""
         self._check_addresses()
-        self._updates = int(scalars["updates"])
-        for step in self._step_counters():
-            step.fill_(self._updates)
+        self._optimizer.steps = int(scalars["updates"])
         if self._scale and "loss_scale" in scalars:
             self._scale.restore(scalars)
         for module in self._modules:
@@ -281,32 +271,16 @@ class TorchEngine:
         self._pipeline = None
         self._modules.clear()
 
-    def _make_optimizer_state(self) -> None:
-        """An update by nothing, so that the state exists: checkpoints load into it, and memory is honest at once."""
-        for piece in self._pieces:
-            piece.local.grad = torch.zeros_like(piece.local)
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0
-        self._optimizer.step()
-        for piece in self._pieces:
-            piece.local.grad = None
-        for step in self._step_counters():
-            step.zero_()
-
-    def _step_counters(self) -> list[Tensor]:
-        states = (self._optimizer.state[piece.local] for piece in self._pieces)
-        return [state["step"] for state in states if "step" in state]
-
     def _check_addresses(self) -> None:
         now = [pieces.local_of(piece.parameter).data_ptr() for piece in self._pieces]
         moved = [
             p.name
             for p, was, new in zip(self._pieces, self._addresses, now)
-            if was != new and p.local.numel()
+            if was != new and p.tensor.numel()
         ]
         assert not moved, f"{moved[0]} lies elsewhere than when the engine was built"
 
 
 def _grad(piece: Piece) -> Tensor:
-    assert piece.local.grad is not None
-    return piece.local.grad
+    assert piece.tensor.grad is not None
+    return piece.tensor.grad

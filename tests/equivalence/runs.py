@@ -11,9 +11,11 @@ from parallel.config import ParallelConfig
 from parallel.engine import Engine
 from parallel.plan import resolve
 from parallel.runtime import Runtime
+from trainer.config import OptimConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
+from trainer.optim import build_optimizer
 
 VOCAB = 128
 SEQ = 32
@@ -76,12 +78,10 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
-def adamw(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [t for _, t in named if t.dim() > 1], "weight_decay": 0.1},
-        {"params": [t for _, t in named if t.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.95), fused=True)
+def optimizer(parameters: list[Any]) -> torch.optim.Optimizer:
+    return build_optimizer(
+        parameters, OptimConfig(), no_decay=lambda _, shape: len(shape) == 1, hidden_matrix=lambda *_: False
+    )
 
 
 def build(case: Case, rank: int, world: int) -> Engine:
@@ -96,7 +96,7 @@ def build(case: Case, rank: int, world: int) -> Engine:
         cfg=cfg,
         model_factory=lambda: Decoder(model),
         objective=CausalLM(),
-        optimizer_factory=adamw,
+        optimizer_factory=optimizer,
         precision=case.precision,  # type: ignore[arg-type]
         clip=case.clip,
         seed=case.seed,

@@ -1,0 +1,198 @@
+"""Starting DeepSpeed the way Accelerate does (`DeepSpeedPlugin`), without leaving a trace of it in the process.
+
+Accelerate and DeepSpeed find out who they are from environment variables and keep it in global state. Here both
+are told for as long as the engine is being built, from `Runtime`; afterwards the environment and Accelerate's
+state are as before, so that its trackers, say, do not see a half-true world.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from parallel.config import ParallelConfig
+from parallel.plan import Layout
+from parallel.runtime import Runtime
+
+_NEEDED = ("deepspeed", "accelerate", "transformers")
+_REDUCE_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates one such buffer, or two where it overlaps
+
+
+def check(cfg: ParallelConfig) -> None:
+    """ValueError, one line, for what this engine cannot do or what is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"parallel.engine=deepspeed needs {', '.join(missing)}: pip install 'germinal[deepspeed]', "
+            "or use parallel.engine=torch"
+        )
+    if cfg.compile:
+        raise ValueError("parallel.compile=true has no place in parallel.engine=deepspeed: set it to false")
+    places = ("none", "cpu", "nvme")
+    for key in ("offload_optimizer", "offload_parameters"):
+        value = getattr(cfg, key)
+        if value not in places:
+            raise ValueError(f"parallel.{key}={value}: choose one of {', '.join(places)}")
+        if value == "nvme" and not cfg.nvme_path:
+            raise ValueError(f"parallel.{key}=nvme needs a folder: set parallel.nvme_path")
+    if cfg.offload_optimizer != "none" and cfg.zero == 0:
+        raise ValueError(f"parallel.offload_optimizer={cfg.offload_optimizer} needs parallel.zero of 1 or more")
+    if cfg.zero != 3 and (cfg.offload_optimizer == "nvme" or cfg.offload_parameters != "none"):
+        raise ValueError(
+            f"parallel.offload_parameters={cfg.offload_parameters}, offload_optimizer={cfg.offload_optimizer}: "
+            f"parameters, and anything on nvme, can be offloaded with parallel.zero=3 only, not {cfg.zero}"
+        )
+
+
+def deepspeed_config(
+    cfg: ParallelConfig,
+    layout: Layout,
+    *,
+    precision: str,
+    micro_batch: int,
+    micro_batches: int,
+    elements: int,
+    largest: int,
+) -> dict[str, Any]:
+    """What DeepSpeed is told. `elements`, `largest`: parameters of the model, and of its largest tensor."""
+    bucket = max(largest, min(elements, _REDUCE_BUCKET_ELEMENTS))
+    zero: dict[str, Any] = {
+        "stage": layout.zero,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "offload_optimizer": _offload(cfg.offload_optimizer, cfg.nvme_path),
+        "offload_param": _offload(cfg.offload_parameters, cfg.nvme_path),
+    }
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": micro_batches,
+        "train_batch_size": micro_batch * micro_batches * layout.world,
+        # Said aloud, or it clips at 1.0. Clipping is the optimiser's, which knows the count (law 3).
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        # The optimiser is ours also where its state is offloaded: see `deepspeed_optim`.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        # The scale is ours, as the torch engine's: DeepSpeed sees a static one that changes between steps.
+        "fp16": {"enabled": precision == "fp16", "loss_scale": 1.0},
+        "bf16": {"enabled": precision == "bf16"},
+        "communication_data_type": "fp32",
+    }
+    if layout.zero:  # without ZeRO, DeepSpeed accumulates in the parameters' own type and offers no other
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _offload(place: str, nvme_path: str) -> dict[str, Any]:
+    return {"device": place, "nvme_path": nvme_path if place == "nvme" else None}
+
+
+def build_model(factory: Any, config: dict[str, Any], device: torch.device) -> nn.Module:
+    """The model in memory, its values undefined: under ZeRO-3 each tensor is cut as soon as it exists."""
+    if config["zero_optimization"]["stage"] == 3:
+        import deepspeed
+
+        with deepspeed.zero.Init(config_dict_or_path=config), torch.device(device):
+            return factory()
+    with torch.device(device):
+        return factory()
+
+
+@contextlib.contextmanager
+def world(runtime: Runtime) -> Iterator[None]:
+    """While this lasts, Accelerate and DeepSpeed believe what `runtime` knows. Collective at the first entry.
+
+    A single process gets a process group of one, which DeepSpeed cannot do without.
+    """
+    if not dist.is_initialized():
+        assert runtime.world == 1, "several ranks need parallel.runtime.start() first"
+        backend = "cpu:gloo,cuda:nccl" if runtime.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    told = {
+        "RANK": str(runtime.rank),
+        "WORLD_SIZE": str(runtime.world),
+        "LOCAL_RANK": str(runtime.local_rank),
+        "DS_ACCELERATOR": runtime.device.type,
+        "ACCELERATE_USE_DEEPSPEED": "true",  # without it the plugin is ignored and plain DDP comes back
+    }
+    with _environment(told), _quiet():
+        import deepspeed
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        # Its all-reduce through shared memory is compiled at start: a compiler and half a minute for what gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        states = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
+        before = [dict(state) for state in states]
+        for state in states:
+            state.clear()
+        try:
+            yield
+        finally:
+            for state, values in zip(states, before, strict=True):
+                state.clear()
+                state.update(values)
+
+
+def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """The DeepSpeed engine that Accelerate makes of the three. Inside `world` only."""
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from deepspeed import DeepSpeedEngine
+
+    precision = "fp16" if config["fp16"]["enabled"] else "bf16" if config["bf16"]["enabled"] else "no"
+    plugin = DeepSpeedPlugin(hf_ds_config=config, gradient_clipping=0.0)
+    accelerator = Accelerator(
+        deepspeed_plugin=plugin,
+        mixed_precision=precision,
+        gradient_accumulation_steps=config["gradient_accumulation_steps"],
+    )
+    engine, _ = accelerator.prepare(model, optimizer)
+    # Accelerate returns plain DDP, without a word, where it does not recognise the plugin.
+    assert type(engine) is DeepSpeedEngine, f"Accelerate made a {type(engine).__name__} of the model"
+    assert engine.gradient_clipping() == 0.0, "DeepSpeed clips by itself"
+    return engine
+
+
+def release() -> None:
+    """Forget the process groups that DeepSpeed keeps for its next engine: they may be gone by then."""
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """`values` set, and the programs beside this Python (ninja, for ops that are compiled) found on the PATH."""
+    programs = str(Path(sys.executable).parent)
+    values = {**values, "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath)))}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Only errors while starting: what is warned of there is what this module chooses on purpose."""
+    loggers = [logging.getLogger(name) for name in ("DeepSpeed", "accelerate")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(max(level, logging.WARNING))

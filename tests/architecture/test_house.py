@@ -1,0 +1,147 @@
+"""What the house promises and no linter checks: names, torch-free rooms, who reads the environment."""
+
+import ast
+import functools
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("trainer", "parallel", "data", "launch")
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+TORCH_FREE = ["trainer.schema", "parallel.plan", "data.recipe"]
+TORCH_FREE += [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in FILES
+    if file.name in ("config.py", "stats.py") or (file.parts[-2] == "launch" and file.name != "__init__.py")
+]
+HEAVY = (
+    "torch",
+    "numpy",
+    "accelerate",
+    "deepspeed",
+    "transformers",
+    "wandb",
+    "webdataset",
+    "pyarrow",
+    "omegaconf",
+)
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@functools.cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def imports(node: ast.AST) -> set[str]:
+    """Absolute module names that the statements below `node` import, those inside functions too."""
+    found: set[str] = set()
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            found |= {alias.name for alias in child.names}
+        elif isinstance(child, ast.ImportFrom):
+            found.add(child.module or "")
+    return found
+
+
+def test_the_torch_free_rooms_import_nothing_heavy() -> None:
+    code = "import importlib, json, sys\n"
+    code += f"for module in {TORCH_FREE}:\n"
+    code += "    importlib.import_module(module)\n"
+    code += f"    heavy = [name for name in {HEAVY} if name in sys.modules]\n"
+    code += "    assert not heavy, f'{module} imports {heavy}'\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "trainer/models").glob("*.py")), ids=name)
+def test_model_files_import_torch_and_each_other_only(file: Path) -> None:
+    allowed = {"torch", *sys.stdlib_module_names}
+    foreign = {
+        module
+        for module in imports(tree(file))
+        if module.split(".")[0] not in allowed and not module.startswith("trainer.models")
+    }
+    assert not foreign
+
+
+@functools.cache
+def dependencies() -> set[str]:
+    """Import names of every distribution that germinal requires, extras included."""
+    required = importlib.metadata.requires("germinal") or []
+    names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower() for requirement in required}
+    return {
+        module
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if any(distribution.lower() in names for distribution in distributions)
+    } - set(PACKAGES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_no_module_is_named_after_the_standard_library_or_a_dependency(file: Path) -> None:
+    taken = set(sys.stdlib_module_names) | dependencies()
+    assert "torch" in taken
+    assert file.stem not in taken
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_the_environment_is_read_by_the_runtime_and_the_launchers_alone(file: Path) -> None:
+    if name(file) == "parallel/runtime.py" or name(file).startswith("launch/"):
+        return
+    reads = [
+        node.lineno
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in {("os", "environ"), ("os", "getenv"), ("os", "environb")}
+    ]
+    assert not reads, f"{name(file)} lines {reads}: take it as an argument"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=name)
+def test_packages_have_empty_init_files(file: Path) -> None:
+    assert not file.read_text().strip()
+
+
+def test_test_files_have_unique_names_and_no_package() -> None:
+    files = [file for file in (ROOT / "tests").rglob("*.py") if "__pycache__" not in file.parts]
+    names = [file.name for file in files]
+    assert "__init__.py" not in names
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
+
+
+def test_the_import_floors_hold() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("data", "import trainer.state"),
+        ("parallel", "import data.batch"),
+        ("trainer/models", "import trainer.config"),
+        ("launch", "import torch"),
+    ],
+)
+def test_the_import_floors_are_seen_to_be_broken(tmp_path: Path, module: str, planted: str) -> None:
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            copy = tmp_path / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(file.read_text())
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (tmp_path / module / "planted.py").write_text(planted + "\n")
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode != 0
+    assert f"{module.replace('/', '.')}.planted" in done.stdout

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from data.manifest import CRC, DTYPES, MANIFEST, OFFSET, TOKENS, Manifest, read_index, read_manifest
+from data.manifest import (
+    CRC,
+    DTYPES,
+    MANIFEST,
+    OFFSET,
+    TEXT_BYTES,
+    TOKENS,
+    Manifest,
+    read_index,
+    read_manifest,
+)
 from data.pack import Pieces, count_windows, packing_of
 from data.scan import BLOCK, map_file
 
@@ -114,6 +125,8 @@ class Corpus:
         ]
         table = np.array(spans, dtype=np.int64).reshape(-1, 3)
         self.block_shard, self.block_first, self.block_documents = table.T
+        self._document_ends = np.cumsum([entry.documents for entry in manifest.shards])
+        self._opened = lru_cache(maxsize=8)(lambda shard: (storage.view(shard), storage.index(shard)))
 
     def block_windows(self, packing: str, seq_len: int) -> np.ndarray:
         """Sequences of each block, int64 [blocks]. Reads (and so checks) every index."""
@@ -124,6 +137,28 @@ class Corpus:
             bounds = np.append(self.block_first[a:b], tokens.shape[0])
             counts.append(count_windows(packing, tokens, bounds, seq_len))
         return np.concatenate(counts)
+
+    def lengths(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]."""
+        indexes = [self.storage.index(shard) for shard in range(len(self.manifest.shards))]
+        both = np.concatenate([index[[TOKENS, TEXT_BYTES]] for index in indexes], axis=1)[:, :limit]
+        return both[0].astype(np.int64), both[1].astype(np.int64)
+
+    def document(self, number: int) -> np.ndarray:
+        """The ids of a document, by its place in the corpus. Raises RuntimeError when they are damaged."""
+        shard = int(np.searchsorted(self._document_ends, number, side="right"))
+        place = number - int(self._document_ends[shard - 1] if shard else 0)
+        view, index = self._opened(shard)
+        offset, tokens, crc, _ = index[:, place].tolist()
+        payload = view[offset : offset + tokens * self.dtype.itemsize]
+        if zlib.crc32(payload) != crc:
+            raise RuntimeError(str(self.damage(shard, offset)))
+        return np.frombuffer(payload, dtype=self.dtype)
+
+    def damage(self, shard: int, offset: int) -> Damage:
+        """What to say of the document whose raw ids start at `offset`, when they are damaged."""
+        path = f"{self.storage.path}/{self.manifest.shards[shard].file}"
+        return Damage(path, self.sample_key(shard, offset), offset)
 
     def sample_key(self, shard: int, offset: int) -> str:
         """The key of the sample whose raw ids start at `offset`, from the tar header before them."""
@@ -171,9 +206,7 @@ class Era:
 
     def damage(self, document: int) -> Damage:
         """What to say of a damaged document."""
-        shard, offset = int(self.shard[document]), int(self.offset[document])
-        file = self.corpus.manifest.shards[shard].file
-        return Damage(f"{self.corpus.storage.path}/{file}", self.corpus.sample_key(shard, offset), offset)
+        return self.corpus.damage(int(self.shard[document]), int(self.offset[document]))
 
     def copy(self, pieces: Pieces, rows: np.ndarray, out: np.ndarray) -> None:
         """Copies the ids of `pieces` into `out` ([any, seq_len + 1], filled with separators).

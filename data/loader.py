@@ -1,0 +1,193 @@
+"""From a stream to the micro-batches of one data rank; and held-out corpora, document by document.
+
+Both run in the process, with one thread that reads ahead: token batches are cheaper to make than to send
+between processes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+
+from data.batch import Batch
+from data.config import DataConfig, Heldout
+from data.stream import NOT_COUNTED, SequenceRows, Stream, open_corpus
+
+GULP_TOKENS: Final = 1 << 18  # tokens read in one call: enough that its fixed cost does not show
+
+
+class Loader:
+    """Iterates over optimiser steps from `start` on: each item is this data rank's micro-batches of one step.
+
+    Rank r of n has rows [r·G/n, (r + 1)·G/n) of each global batch of G sequences, cut into micro-batches in
+    order; `start` is the global number of the first sequence, the whole position of a run. A thread reads at
+    least `prefetch` steps ahead; what fails there is raised by the step it belongs to. Close it when done.
+    Raises ValueError when the numbers do not divide.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        rank: int,
+        ranks: int,
+        global_batch: int,
+        micro_batch: int,
+        start: int = 0,
+        prefetch: int = 4,
+    ) -> None:
+        if micro_batch < 1 or global_batch < 1 or global_batch % (ranks * micro_batch):
+            raise ValueError(
+                f"train.global_batch={global_batch} is not a multiple of {ranks} data ranks × "
+                f"train.micro_batch={micro_batch} sequences"
+            )
+        assert 0 <= rank < ranks, (rank, ranks)
+        self._stream = stream
+        self._rows = global_batch // ranks
+        self._first = start + rank * self._rows
+        self._global_batch, self._micro_batch = global_batch, micro_batch
+        self._gulp = max(1, GULP_TOKENS // (self._rows * stream.seq_len))
+        self._closed = threading.Event()
+        self._ready: deque[list[Batch]] = deque()
+        self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(-(-prefetch // self._gulp))
+        self._thread = threading.Thread(target=self._read_ahead, name="data-loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        if not self._ready:
+            if self._closed.is_set():
+                raise StopIteration
+            item = self._queue.get()
+            if isinstance(item, Exception):
+                self.close()
+                raise item
+            self._ready.extend(item)
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Stops the thread and waits for it. Harmless when called twice."""
+        self._closed.set()
+        self._ready.clear()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()  # room for the put it may be waiting in
+            except queue.Empty:
+                self._thread.join(timeout=0.01)
+
+    def _read_ahead(self) -> None:
+        step, count = 0, 1  # the first step alone, so that it comes soon
+        while not self._closed.is_set():
+            try:
+                steps = self._read(step, count)
+            except Exception as error:
+                if count == 1:
+                    self._queue.put(error)
+                    return
+                # Some step of the gulp fails: deliver the ones before it, one at a time.
+                self._gulp = count = 1
+                continue
+            self._queue.put(steps)
+            step += count
+            count = self._gulp
+
+    def _read(self, step: int, count: int) -> list[list[Batch]]:
+        """Steps [step, step + count) of this rank, in one read of the stream."""
+        firsts = self._first + np.arange(step, step + count) * self._global_batch
+        rows = self._stream.read((firsts[:, None] + np.arange(self._rows)).ravel())
+        tensors = _tensors(rows)
+        numbers = rows.numbers.tolist()
+        return [
+            [
+                Batch(
+                    {name: tensor[a : a + self._micro_batch] for name, tensor in tensors.items()},
+                    tuple(numbers[a : a + self._micro_batch]),
+                )
+                for a in range(first, first + self._rows, self._micro_batch)
+            ]
+            for first in range(0, count * self._rows, self._rows)
+        ]
+
+
+class HeldoutLoader:
+    """A held-out corpus as batches, one document after another; iterating again starts again.
+
+    A document is its separator, its ids and the separator that ends it, as in training, cut into windows of
+    `seq_len`; every id and the end are a target exactly once. A window after the first begins with `overlap`
+    ids that the one before ended with, as context only (not counted). A row holds one document; short ones end
+    in padding. All ranks give the same number of batches of one shape: the last ones are filled with padding
+    rows (sequence -1, nothing counted).
+
+    `name`; `documents` (limited by `max_documents`, 0: all); `text_bytes`, the UTF-8 bytes of their text:
+    bits per byte = summed loss in nats / ln 2 / text_bytes.
+    Raises ValueError when the corpus is missing or empty, RuntimeError when it is damaged.
+    """
+
+    def __init__(
+        self,
+        heldout: Heldout,
+        *,
+        seq_len: int,
+        rank: int,
+        ranks: int,
+        micro_batch: int,
+        overlap: int = 0,
+        max_documents: int = 0,
+    ) -> None:
+        if not 0 <= overlap < seq_len:
+            raise ValueError(
+                f"the overlap of held-out windows must be in [0, seq_len={seq_len}), not {overlap}"
+            )
+        self.name = heldout.name or heldout.path
+        self.corpus = open_corpus(heldout.path, DataConfig())
+        self.vocab = self.corpus.manifest.tokenizer.vocab
+        self._rank, self._ranks, self._micro_batch = rank, ranks, micro_batch
+        self._seq_len, self._overlap = seq_len, overlap
+        lengths, text_bytes = self.corpus.lengths(max_documents or None)
+        self.documents = len(lengths)
+        self.text_bytes = int(text_bytes.sum())
+        # Windows of each document: one, and one more for every seq_len - overlap inputs beyond it.
+        inputs = lengths + (lengths > 0)
+        windows = np.where(inputs > 0, 1 + np.maximum(0, -(-(inputs - seq_len) // (seq_len - overlap))), 0)
+        self._windows_end = np.cumsum(windows)
+        self.rows = int(self._windows_end[-1])
+
+    def __len__(self) -> int:
+        """Batches of each rank."""
+        return -(-self.rows // (self._ranks * self._micro_batch))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in range(len(self)):
+            first = (batch * self._ranks + self._rank) * self._micro_batch
+            yield self._batch(np.arange(first, first + self._micro_batch))
+
+    def _batch(self, numbers: np.ndarray) -> Batch:
+        seq_len, eos = self._seq_len, self.corpus.eos
+        tokens = np.full((len(numbers), seq_len), eos, dtype=np.int64)
+        targets = np.full((len(numbers), seq_len), NOT_COUNTED, dtype=np.int64)
+        real = numbers < self.rows
+        documents = np.searchsorted(self._windows_end, numbers, side="right")
+        for row, (number, document) in enumerate(zip(numbers[real].tolist(), documents[real].tolist())):
+            before = int(self._windows_end[document - 1]) if document else 0
+            begin = (number - before) * (seq_len - self._overlap)
+            ids = np.concatenate(([eos], self.corpus.document(document), [eos]))[begin : begin + seq_len + 1]
+            context = self._overlap if number > before else 0
+            tokens[row, : len(ids) - 1] = ids[:-1]
+            targets[row, context : len(ids) - 1] = ids[context + 1 :]
+        named = {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+        return Batch(named, tuple(np.where(real, numbers, -1).tolist()))
+
+
+def _tensors(rows: SequenceRows) -> dict[str, torch.Tensor]:
+    arrays = {"tokens": rows.tokens, "targets": rows.targets}
+    if rows.positions is not None and rows.documents is not None:
+        arrays |= {"positions": rows.positions, "documents": rows.documents}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

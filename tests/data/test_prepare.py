@@ -1,0 +1,338 @@
+"""`prepare` from end to end: what it writes, that it writes the same bytes, and that killing it costs nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from tokenizers import Tokenizer
+
+from data import prepare as prepare_module
+from data import scan, shards
+from data.manifest import read_index, read_manifest
+from data.prepare import PrepareReport, prepare
+from data.recipe import Recipe
+
+WORDS = "the of and to in is that it was for on are with as his they be at one have this ünï 東京 🌱".split()
+
+
+def write_texts(folder: Path, count: int = 60, seed: int = 0) -> dict[str, str]:
+    """Text files of very unequal lengths: name → text."""
+    rng = random.Random(seed)
+    texts = {}
+    for number in range(count):
+        words = rng.choices(WORDS, k=int(rng.expovariate(1 / 200)) + 1)
+        name = f"part{number % 7}/file{number:03d}.txt"
+        texts[name] = "".join(word + rng.choice([" ", " ", "\n", "\r\n", "\t"]) for word in words)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(texts[name].encode())
+    return texts
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> dict[str, str]:
+    return write_texts(tmp_path / "texts")
+
+
+SMALL = {"shard_bytes": 8 << 10}
+
+
+def run(tmp_path: Path, out: str, workers: int = 1, **settings: object) -> PrepareReport:
+    recipe = Recipe(**{**SMALL, **settings})  # type: ignore[arg-type]
+    return prepare(
+        [str(tmp_path / "texts")],
+        tmp_path / out,
+        train_tokenizer=400,
+        heldout=0.2,
+        workers=workers,
+        recipe=recipe,
+        progress=False,
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a corpus but the scratch folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".prepare" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def by_webdataset(folder: Path) -> dict[str, tuple[np.ndarray, dict]]:
+    """What plain webdataset reads: path → (ids, json)."""
+    urls = [str(folder / shard.file) for shard in read_manifest(folder).shards]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
+    return {sample["json"]["path"]: (sample["npy"], sample["json"]) for sample in dataset}
+
+
+def test_plain_webdataset_reads_every_document_and_the_text_comes_back(tmp_path: Path, texts: dict) -> None:
+    report = run(tmp_path, "corpus")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "corpus/train/tokenizer.json"))
+    read = {**by_webdataset(tmp_path / "corpus/train"), **by_webdataset(tmp_path / "corpus/heldout")}
+    assert read.keys() == texts.keys()
+    for name, (ids, about) in read.items():
+        assert ids.dtype == np.uint16
+        assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == texts[name]
+        assert about["text_bytes"] == len(texts[name].encode())
+    assert report.heldout is not None
+    assert report.train.documents + report.heldout.documents == len(texts)
+    assert report.heldout.documents > 0
+    assert report.train.shards > 3
+
+
+def test_the_strict_scanner_makes_the_same_index_as_the_writer(tmp_path: Path, texts: dict) -> None:
+    run(tmp_path, "corpus")
+    manifest = read_manifest(tmp_path / "corpus/train")
+    for entry in manifest.shards:
+        path = tmp_path / "corpus/train" / entry.file
+        index, _ = scan.token_index(scan.map_file(path), "x", dtype="uint16", vocab=manifest.tokenizer.vocab)
+        np.testing.assert_array_equal(index, read_index(path.with_suffix(".idx.npy"), entry))
+
+
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, texts: dict) -> None:
+    for workers in (1, 2, 3):
+        run(tmp_path, f"workers{workers}", workers, filters=["gopher_repetition"], deduplicate="near")
+    one, *others = (tree(tmp_path / f"workers{workers}") for workers in (1, 2, 3))
+    assert len(one) > 10
+    for other in others:
+        assert other == one
+
+
+def test_the_split_is_by_content_and_not_by_place(tmp_path: Path, texts: dict) -> None:
+    run(tmp_path, "before")
+    held = set(by_webdataset(tmp_path / "before/heldout"))
+    (tmp_path / "texts/part0/aaa.txt").write_text("one file more, before all others")
+    run(tmp_path, "after")
+    assert set(by_webdataset(tmp_path / "after/heldout")) - {"part0/aaa.txt"} == held
+
+
+def test_an_explicit_rule_holds_out_what_it_names(tmp_path: Path, texts: dict) -> None:
+    run(tmp_path, "corpus", heldout_match=["part3/*"])
+    held = set(by_webdataset(tmp_path / "corpus/heldout"))
+    assert held == {name for name in texts if name.startswith("part3/")}
+
+
+def test_text_that_looks_like_the_separator_is_text(tmp_path: Path, texts: dict) -> None:
+    (tmp_path / "texts/part0/trick.txt").write_text("one <|endoftext|> two")
+    run(tmp_path, "corpus", heldout_match=["part1/*"])
+    ids, _ = by_webdataset(tmp_path / "corpus/train")["part0/trick.txt"]
+    assert 0 not in ids
+    tokenizer = Tokenizer.from_file(str(tmp_path / "corpus/train/tokenizer.json"))
+    assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == "one <|endoftext|> two"
+
+
+# Resuming
+
+
+class Killed(BaseException):
+    """Not an Exception, so that no handler of the program's can take it for one of its own."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, rename: int) -> Callable[[], bool]:
+    """The process "dies" just before its n-th rename; returns whether it got that far."""
+    real, count = os.replace, 0
+
+    def replace(source: object, target: object) -> None:
+        nonlocal count
+        count += 1
+        if count == rename:
+            raise Killed
+        real(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", replace)
+    return lambda: count >= rename
+
+
+def test_a_crash_before_any_rename_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is closed by one rename, so dying before each of them in turn is dying everywhere."""
+    write_texts(tmp_path / "texts", count=25)
+    settings = {"deduplicate": "", "shard_bytes": 4 << 10}
+    run(tmp_path, "whole", **settings)
+    whole = tree(tmp_path / "whole")
+    rename, died = 0, True
+    while died:
+        rename += 1
+        out = f"crash{rename}"
+        with monkeypatch.context() as patch:
+            crashed = crash_at(patch, rename)
+            try:
+                run(tmp_path, out, **settings)
+            except Killed:
+                pass
+            died = crashed()
+        if died:
+            train = tmp_path / out / "train"
+            if (train / "manifest.json").exists():
+                assert tree(tmp_path / out) == whole
+            run(tmp_path, out, **settings)
+        assert tree(tmp_path / out) == whole, f"after dying before rename {rename}"
+    assert rename > 30
+
+
+def test_finished_shards_are_not_done_again(
+    tmp_path: Path, texts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = shards.TokenShardWriter.close
+
+    def close(writer: shards.TokenShardWriter) -> object:
+        entry = real(writer)
+        made.append(entry.file)
+        if len(made) == 5:
+            raise Killed
+        return entry
+
+    monkeypatch.setattr(shards.TokenShardWriter, "close", close)
+    with pytest.raises(Killed):
+        run(tmp_path, "corpus")
+    run(tmp_path, "corpus")
+    assert len(set(made)) > 8
+    assert len(made) - len(set(made)) <= 2  # the two sides of the one unit that was open
+
+
+def test_one_long_stream_resumes_within_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed file is one unit however long it is; its finished shards are kept all the same."""
+    import gzip
+
+    texts = write_texts(tmp_path / "raw", count=80)
+    (tmp_path / "texts").mkdir()
+    with gzip.open(tmp_path / "texts/all.jsonl.gz", "wt") as file:
+        for number, text in enumerate(texts.values()):
+            file.write(json.dumps({"text": text}) + "\n" + ("not json\n" if number % 9 == 0 else ""))
+    whole = run(tmp_path, "whole")
+    assert whole.counts["removed.not_json"][0] == 9
+    made = []
+    real = shards.TokenShardWriter.close
+
+    def close(writer: shards.TokenShardWriter) -> object:
+        made.append(writer.path.name)
+        if len(made) == 6:
+            raise Killed
+        return real(writer)
+
+    monkeypatch.setattr(shards.TokenShardWriter, "close", close)
+    with pytest.raises(Killed):
+        run(tmp_path, "corpus")
+    resumed = run(tmp_path, "corpus")
+    assert tree(tmp_path / "corpus") == tree(tmp_path / "whole")
+    assert resumed.counts == whole.counts
+    assert len(made) - len(set(made)) <= 2
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from data.prepare import prepare
+from data.recipe import Recipe
+if __name__ == "__main__":
+    prepare([sys.argv[1]], Path(sys.argv[2]), train_tokenizer=500, heldout=0.1, workers=2, progress=False,
+            recipe=Recipe(shard_bytes=64 << 10, deduplicate="exact"))
+"""
+
+
+def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts", count=900)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def start(out: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, script, tmp_path / "texts", tmp_path / out], stderr=subprocess.PIPE, cwd=os.getcwd()
+        )
+
+    began = time.monotonic()
+    assert start("whole").wait(60) == 0
+    seconds = time.monotonic() - began
+    whole = tree(tmp_path / "whole")
+    rng = random.Random(7)
+    killed = 0
+    for attempt in range(6):
+        process = start("killed")
+        try:
+            process.wait(seconds * rng.uniform(0.2, 0.9))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        if (tmp_path / "killed/train/manifest.json").exists():
+            assert tree(tmp_path / "killed") == whole, f"attempt {attempt} left a corpus that only looks whole"
+    assert killed >= 2
+    last = start("killed")
+    _, error = last.communicate(timeout=60)
+    assert last.returncode == 0, error.decode()
+    assert tree(tmp_path / "killed") == whole
+
+
+def test_a_second_run_does_nothing(tmp_path: Path, texts: dict) -> None:
+    first = run(tmp_path, "corpus")
+    second = run(tmp_path, "corpus")
+    assert second.was_complete and not first.was_complete
+    assert second.train == first.train
+
+
+# What is wrong, in one line
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_changed_settings_are_refused_by_name(tmp_path: Path, texts: dict) -> None:
+    run(tmp_path, "corpus")
+    with pytest.raises(ValueError, match="normal_form: '' → 'NFC'") as error:
+        run(tmp_path, "corpus", normal_form="NFC")
+    one_line(error)
+    (tmp_path / "texts/part0/file000.txt").write_text("changed")
+    with pytest.raises(ValueError, match="the source files themselves"):
+        run(tmp_path, "corpus")
+
+
+def test_a_folder_with_somebody_elses_corpus_is_refused(tmp_path: Path, texts: dict) -> None:
+    run(tmp_path, "corpus")
+    (tmp_path / "corpus/.prepare/plan.json").unlink()
+    with pytest.raises(ValueError, match="holds a corpus already"):
+        run(tmp_path, "corpus")
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings", "message"),
+    [
+        (["nowhere"], {"train_tokenizer": 400}, "source nowhere is not there"),
+        ([], {"train_tokenizer": 400}, "no source"),
+        (["texts"], {}, "give either --tokenizer"),
+        (["texts"], {"tokenizer": "gone.json"}, "tokenizer gone.json is not there"),
+        (["texts"], {"tokenizer": "texts/part0/file000.txt"}, "cannot be read as a tokenizer.json"),
+        (["texts"], {"train_tokenizer": 100}, "give at least 257"),
+        (["texts"], {"train_tokenizer": 400, "heldout": 1.0}, "heldout=1.0 is not a share"),
+        (["empty"], {"train_tokenizer": 400}, "source empty holds no file"),
+        (["blank"], {"tokenizer": "bytes"}, "no document is left of 1 that were read \\(empty 1\\)"),
+        (["texts"], {"tokenizer": "bytes", "recipe": Recipe(format="doc")}, "format='doc' is none of"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list, settings: dict, message: str
+) -> None:
+    write_texts(tmp_path / "texts", count=3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank/blank.txt").write_text(" \n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(sources, Path("out"), progress=False, workers=1, **settings)
+    one_line(error)
+
+
+def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:
+    with prepare_module._lock(tmp_path / "corpus", tmp_path / "corpus/.prepare"):
+        with pytest.raises(RuntimeError, match="another prepare is at work"):
+            run(tmp_path, "corpus")

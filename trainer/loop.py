@@ -32,9 +32,6 @@ def train(
 
     False means that some rank was asked to stop (a preemption signal): the state is saved, and running the same
     command again continues. The request travels with the step's one reduction, so all ranks leave together.
-
-    Raises:
-        RuntimeError: a loss that is not finite (where no loss scaler can skip it), naming the step and sequences.
     """
     steps = cfg.train.steps
     for micro_batches in batches:
@@ -42,9 +39,9 @@ def train(
             break
         lr = learning_rate(state.step, cfg.optim, steps)
         result = engine.step(micro_batches, lr=lr, stop=stopping())
-        first = state.sequences
-        state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
-        result.check_finite(step=state.step, first_sequence=first, sequences=cfg.train.global_batch)
+        state.step += 1
+        state.sequences += cfg.train.global_batch
+        state.tokens += round(result.count)
         meter.step(state, result, lr=lr, micro_batches=micro_batches)
 
         last = state.step == steps

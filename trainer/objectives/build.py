@@ -1,0 +1,14 @@
+"""Config → objective. A registry is a dictionary."""
+
+from collections.abc import Callable
+
+from trainer.config import ObjectiveConfig
+from trainer.objectives.base import Objective
+from trainer.objectives.causal_lm import CausalLM
+
+OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {"causal_lm": lambda cfg: CausalLM()}
+
+
+def build_objective(cfg: ObjectiveConfig) -> Objective:
+    """The objective of `cfg.kind`."""
+    return OBJECTIVES[cfg.kind](cfg)

@@ -1,0 +1,190 @@
+"""The composition root: the only file that sees every room. It builds a run from its config and starts the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data.loader import HeldoutLoader, Loader
+from data.stream import Stream
+from parallel.build import build_engine
+from parallel.engine import Engine, LocalParameter
+from parallel.plan import Layout
+from parallel.runtime import Runtime
+from trainer import config as configs
+from trainer.checkpoint.manager import Checkpointer
+from trainer.config import RunConfig
+from trainer.evaluate import Evaluator
+from trainer.files import write_atomically
+from trainer.loop import train
+from trainer.metrics.events import EventLog
+from trainer.metrics.meter import Meter
+from trainer.models.build import build_model
+from trainer.objectives.build import build_objective
+from trainer.optim import build_optimizer
+from trainer.schema import plain
+from trainer.state import Identity, TrainState
+
+
+@dataclass
+class Run:
+    """A run that is ready to go: what `trainer.loop.train` takes, wired together."""
+
+    cfg: RunConfig
+    engine: Engine
+    loader: Loader
+    state: TrainState
+    checkpointer: Checkpointer
+    meter: Meter
+    evaluator: Evaluator
+    stopping: Callable[[], bool]
+
+    def __call__(self) -> bool:
+        """Train to the last step; False where the run was asked to stop before."""
+        return train(
+            self.engine,
+            self.loader,
+            self.state,
+            self.checkpointer,
+            self.meter,
+            self.cfg,
+            evaluator=self.evaluator,
+            stopping=self.stopping,
+        )
+
+
+def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
+    """Build every part of the run and go on from its newest checkpoint, if it has one.
+
+    `stack` closes what was opened. Collective: every rank calls it with the same config.
+
+    Raises:
+        ValueError: the config asks for what cannot be (corpus, layout, another run's folder).
+        RuntimeError, OSError: something is damaged, or the run folder cannot be written.
+    """
+    layout = configs.layout(cfg, runtime.world)
+    stream = open_stream(cfg)
+    if runtime.is_writer:
+        prepare_folder(cfg, stream)
+    engine = make_engine(cfg, runtime, layout)
+    stack.callback(engine.close)
+
+    events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None)
+    stack.callback(events.close)
+    meter = Meter.open(cfg, runtime=runtime, engine=engine, layout=layout, events=events)
+    stack.callback(meter.close)
+    checkpointer = Checkpointer(
+        cfg.folder,
+        every=cfg.checkpoint.every,
+        keep=cfg.checkpoint.keep,
+        asynchronous=cfg.checkpoint.asynchronous,
+        identity=identity(cfg, stream),
+        events=events,
+        logs=meter.logs,
+        rank=runtime.rank,
+        world=runtime.world,
+        gather=gather,
+    )
+    stack.callback(checkpointer.close)
+    state = checkpointer.resume(engine) or TrainState()
+    meter.resume(state)
+
+    loader = Loader(
+        stream,
+        rank=engine.data_rank,
+        ranks=engine.data_ranks,
+        global_batch=cfg.train.global_batch,
+        micro_batch=cfg.train.micro_batch,
+        start=state.sequences,
+        prefetch=cfg.data.prefetch,
+    )
+    stack.callback(loader.close)
+    heldout = [
+        HeldoutLoader(
+            entry,
+            seq_len=cfg.data.seq_len,
+            rank=engine.data_rank,
+            ranks=engine.data_ranks,
+            micro_batch=cfg.train.micro_batch,
+            max_documents=cfg.train.eval_documents,
+        )
+        for entry in cfg.data.heldout
+    ]
+    return Run(
+        cfg=cfg,
+        engine=engine,
+        loader=loader,
+        state=state,
+        checkpointer=checkpointer,
+        meter=meter,
+        evaluator=Evaluator(heldout, every=cfg.train.eval_every),
+        stopping=lambda: runtime.stopping,
+    )
+
+
+def open_stream(cfg: RunConfig) -> Stream:
+    """The stream of the config's sources; ValueError where the model's vocabulary cannot hold its tokens."""
+    stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
+    if stream.vocab > cfg.model.vocab:
+        raise ValueError(
+            f"model.vocab={cfg.model.vocab} is smaller than the corpus's tokenizer, {stream.vocab} tokens: "
+            f"set model.vocab to at least {stream.vocab}"
+        )
+    return stream
+
+
+def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
+    """The engine of the config's model, objective and optimiser on this layout, with freshly drawn weights."""
+    with torch.device("meta"):
+        plan: Any = build_model(cfg.model).plan
+
+    def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
+
+    def optimizer(parameters: list[LocalParameter]) -> torch.optim.Optimizer:
+        return build_optimizer(parameters, cfg.optim, no_decay=plan.no_decay, hidden_matrix=hidden_matrix)
+
+    return build_engine(
+        layout=layout,
+        runtime=runtime,
+        cfg=cfg.parallel,
+        model_factory=lambda: build_model(cfg.model),
+        objective=build_objective(cfg.objective),
+        optimizer_factory=optimizer,
+        precision=cfg.train.precision,
+        clip=cfg.optim.clip,
+        seed=cfg.seed,
+        micro_batch=cfg.train.micro_batch,
+        global_batch=cfg.train.global_batch,
+        seq_len=cfg.data.seq_len,
+    )
+
+
+def prepare_folder(cfg: RunConfig, stream: Stream) -> None:
+    """The run folder with the resolved config and the tokenizer beside it, so that it stands on its own."""
+    cfg.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
+    tokenizer = Path(cfg.data.sources[0].path) / stream.sources[0].corpus.manifest.tokenizer.file
+    write_atomically(cfg.folder / "tokenizer.json", tokenizer.read_bytes())
+
+
+def identity(cfg: RunConfig, stream: Stream) -> Identity:
+    """What a checkpoint must share with this run to be loaded by it."""
+    return Identity(
+        data=stream.fingerprint, seed=cfg.seed, model=plain(cfg.model), config=configs.digest(cfg)
+    )
+
+
+def gather(value: Any) -> list[Any]:
+    """One small object of every rank, in rank order, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

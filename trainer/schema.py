@@ -161,11 +161,15 @@ def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) ->
     kinds = field.metadata.get("kinds")
     if not kinds or not isinstance(value, dict) or "kind" not in value:
         return hint
-    if value["kind"] not in kinds:
-        near = difflib.get_close_matches(str(value["kind"]), kinds, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{at}.kind={_shown(value['kind'])}: not one of {', '.join(kinds)}{hint}")
-    return kinds[value["kind"]]
+    return kinds[_one_of(list(kinds), value["kind"], f"{at}.kind")]
+
+
+def _one_of(choices: Sequence[Any], value: Any, at: str) -> Any:
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{at}={_shown(value)}: not one of {', '.join(map(str, choices))}{hint}")
 
 
 def _convert(hint: Any, value: Any, at: str) -> Any:
@@ -176,6 +180,8 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         if value is None and type(None) in args:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, at)
+    if origin is typing.Literal:
+        return _one_of(args, value, at)
     if origin is list and isinstance(value, list):
         return [_convert(args[0], item, f"{at}[{index}]") for index, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):

@@ -212,3 +212,14 @@ def test_a_value_that_must_be_given_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"needs\.size: missing; give an integer"):
         schema.build(Needs, {}, "needs")
     assert schema.build(Needs, {"size": 3, "limit": None}) == Needs(3, None)
+
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_configs_of_the_house_are_right_and_named_after_their_file(file: Path) -> None:
+    cfg = config.load(file)
+    assert cfg.name == file.stem
+    for world in (1, 8):
+        config.layout(cfg, world)

@@ -2,35 +2,49 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: quickstart test check fix install install-dev clean
+.PHONY: quickstart test check format lint types floors fix install install-dev clean
 
-$(VENV)/.core: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet 'torch>=2.11,<2.14'
-	$(BIN)/pip install --quiet -e .
-	touch $@
-
-$(VENV)/.dev: $(VENV)/.core
-	$(BIN)/pip install --quiet -e '.[dev]'
-	touch $@
-
-install: $(VENV)/.core
-install-dev: $(VENV)/.dev
+quickstart: $(VENV)/.core
+	$(BIN)/python -m launch.quickstart
 
 test: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
-check: $(VENV)/.dev
+check: format lint types floors
+
+format: $(VENV)/.dev
 	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
+
+floors: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+install: $(VENV)/.core
+install-dev: $(VENV)/.dev
+
+$(VENV)/.core: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11; say which to use: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (torch is large: minutes)"
+	$(PIP) 'torch>=2.11,<2.14'
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -8,7 +8,7 @@ import argparse
 import difflib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from data.recipe import Recipe
@@ -17,10 +17,16 @@ from launch import checkpoints, commands, options
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors and no abbreviations (an abbreviation breaks when an option is added)."""
 
     def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -48,9 +54,6 @@ def _complain(error: object, code: int) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command and its arguments; ValueError, one line, where they are wrong."""
     parser = build_parser()
-    if not arguments:
-        parser.print_help()
-        raise SystemExit(2)
     _suggest(parser, arguments)
     args, extra = parser.parse_known_args(arguments)
     # argparse takes positionals in one run only; those after an option (`CONFIG --nproc 2 key=value`) remain.
@@ -62,6 +65,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise ValueError(f"unknown argument {unknown[0]!r}{hint}")
     if extra:
         setattr(args, args.rest, [*getattr(args, args.rest), *extra])
+    if args.version:
+        args.run = commands.version
+    if not hasattr(args, "run"):
+        raise ValueError(f"which command? see `{args.parser.prog} --help`")
     return args
 
 
@@ -82,21 +89,30 @@ def build_parser() -> argparse.ArgumentParser:
     """Every command with its arguments; `args.run` is the function of the one that was given."""
     parser = _Parser(prog="germinal", description=DESCRIPTION)
     parser.set_defaults(parser=parser)
-    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
-    _prepare(add("prepare", help="text, code or JSONL → tokenised, indexed shards and a manifest"))
-    # _data(add("data", help="what is in a prepared corpus, and whether every byte is as it was written"))
-    _train(add("train", help="train, or go on training, the run that a config describes"))
-    _generate(add("generate", help="continue a text with a trained run"))
-    _checkpoint(add("checkpoint", help="list or verify the checkpoints of a run"))
+    parser.add_argument("--version", action="store_true", help="print the version")
+    add = _adder(parser)
+    _prepare(add("prepare", "make a corpus: text, code or JSONL → tokenised, indexed shards and a manifest"))
+    # _data(add("data", "what is in a prepared corpus, and whether every byte is as it was written"))
+    _train(add("train", "train, or go on training, the run that a config describes"))
+    # _generate(add("generate", "continue a text with a trained run"))
+    _checkpoint(add("checkpoint", "list or verify the checkpoints of a run"))
     return parser
 
 
+def _adder(parser: argparse.ArgumentParser) -> Callable[[str, str], argparse.ArgumentParser]:
+    group = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, help=about, description=about)
+        sub.set_defaults(parser=sub)
+        return sub
+
+    return add
+
+
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Make a corpus: tokenised, indexed WebDataset shards and a manifest with their hashes."
-    )
+    parser.usage = "germinal prepare SOURCE… --out DIR (--tokenizer FILE | --train-tokenizer N) [options]"
     parser.epilog = inspect.getdoc(Recipe)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     source = "folder, file, glob, {a..b} range, @list, URL, or - for JSONL on standard input"
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=source)
     parser.add_argument(
@@ -112,40 +128,40 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     )
     _json(parser)
     options.add_fields(parser, Recipe, "reading, cleaning and writing")
-    parser.set_defaults(run=commands.prepare, rest="sources", parser=parser)
+    parser.set_defaults(run=commands.prepare, rest="sources")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(parser=parser)
-    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
+    add = _adder(parser)
     for name, run, about in (
         ("inspect", commands.data_inspect, "documents, tokens, bytes, shards, tokenizer"),
         ("verify", commands.data_verify, "read every byte and every sample; exit code 1 if one is wrong"),
     ):
-        sub = add(name, help=about, description=about)
+        sub = add(name, about)
         sub.add_argument("corpus", metavar="DIR", help="folder that `germinal prepare` made")
         _json(sub)
-        sub.set_defaults(run=run, parser=sub)
+        sub.set_defaults(run=run)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes one key of the config")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="changes one key of the config"
+    )
     parser.add_argument(
         "--nproc", type=_count, default=1, metavar="N", help="ranks on this machine (default 1)"
     )
     parser.add_argument("--debug", action="store_true", help="in this very process, on one rank: pdb works")
-    parser.set_defaults(run=commands.train, rest="overrides", parser=parser)
+    parser.set_defaults(run=commands.train, rest="overrides")
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
-    parser.set_defaults(run=commands.generate, parser=parser)
+    # parser.set_defaults(run=commands.generate, parser=parser)
 
 
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(parser=parser)
-    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
+    add = _adder(parser)
     for name, run, about in (
         ("list", checkpoints.checkpoint_list, "step, size and age of every checkpoint"),
         (
@@ -154,12 +170,12 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
             "read every byte of every checkpoint; exit code 1 if one is wrong",
         ),
     ):
-        sub = add(name, help=about, description=about)
+        sub = add(name, about)
         sub.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
         if name == "verify":
             sub.add_argument("--step", type=_count, metavar="N", help="only the checkpoint of this step")
         _json(sub)
-        sub.set_defaults(run=run, parser=sub)
+        sub.set_defaults(run=run)
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

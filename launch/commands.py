@@ -8,6 +8,14 @@ from launch import options, tables
 from launch.job import ONE_PROCESS, Job
 
 
+def version(args: argparse.Namespace) -> int:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    print(f"germinal {installed('germinal')}")
+    return 0
+
+
 def train(args: argparse.Namespace) -> int:
     """Check the config for this many ranks, then become the rank, or watch over several."""
     from launch import submit

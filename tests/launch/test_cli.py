@@ -1,0 +1,197 @@
+"""The command line from outside: quick help, one line for each mistake, and the right process started."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.manifest import Manifest, TokenizerEntry, write_manifest
+from launch import cli, submit
+from launch.job import Job
+from launch.local import rank_commands
+
+GERMINAL = str(Path(sys.executable).with_name("germinal"))
+
+CONFIG = """
+name: tiny
+model: {{layers: 2, hidden: 64, heads: 4, vocab: 512}}
+data: {{sources: [{{path: {corpus}}}], seq_len: 64}}
+train: {{steps: 4, global_batch: 8, micro_batch: 2}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A config whose corpus, of no document, has a tokenizer of 300 tokens."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_manifest(corpus, Manifest(TokenizerEntry("tokenizer.json", "0" * 64, 300, 0), "uint16", 64, ()))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(CONFIG.format(corpus=corpus))
+    return str(file)
+
+
+def failure(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and message of a command that fails: one line on standard error and nothing else."""
+    code = cli.main(arguments)
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return code, err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["prepare", "--help"],
+        ["checkpoint", "--help"],
+        ["checkpoint", "list", "--help"],
+        ["checkpoint", "verify", "--help"],
+    ],
+)
+def test_help_answers_without_anything_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from launch import cli\n"
+        "try:\n"
+        "    code = cli.main(sys.argv[1:])\n"
+        "except SystemExit as leaving:\n"
+        "    code = leaving.code\n"
+        "heavy = {'torch', 'numpy', 'omegaconf', 'rich', 'wandb', 'webdataset'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "germinal" in done.stdout
+
+
+def test_the_installed_command_is_this_one() -> None:
+    done = subprocess.run([GERMINAL, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"germinal {importlib.metadata.version('germinal')}\n"
+
+
+def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["--help"])
+    assert leaving.value.code == 0
+    out = capfd.readouterr().out
+    assert all(f"    {command}" in out for command in ("prepare", "train", "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "which command?"),
+        (["trian"], "did you mean train?"),
+        (["xyz"], "known: prepare"),
+        (["checkpoint"], "which command? see `germinal checkpoint --help`"),
+        (["checkpoint", "lst", "runs/x"], "did you mean list?"),
+        (["checkpoint", "list", "/nowhere/run"], "/nowhere/run: no such run folder"),
+        (["train"], "required: CONFIG"),
+        (["train", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
+        (["train", "CONFIG", "--nprc", "2"], "did you mean --nproc?"),
+        (["train", "CONFIG", "--nproc", "0"], "'0' is not a number of at least 1"),
+        (["train", "CONFIG", "--nproc", "2", "--debug"], "--debug is one process"),
+        (["train", "CONFIG", "train.stpes=3"], "did you mean train.steps?"),
+        (["train", "CONFIG", "--nproc", "2", "train.steps=x"], "train.steps='x'"),
+        (["train", "CONFIG", "--nproc", "3"], "global_batch=8 is not divisible by 3 data ranks"),
+        (["train", "CONFIG", "--nproc", "4", "parallel.tp=3"], "does not divide the world of 4 ranks"),
+        (["train", "CONFIG", "--nproc", "4", "model.heads=2", "parallel.tp=4"], "model.heads=2"),
+        (["train", "CONFIG", "--nproc", "2", "model.layers=3", "parallel.pp=2"], "model.layers=3"),
+        (["train", "CONFIG", "data.sources=[]"], "data.sources"),
+        (["train", "CONFIG", "data.sources=[{path: /nowhere}]"], "data.sources[0].path='/nowhere'"),
+        (["train", "CONFIG", "model.vocab=256"], "has 300 tokens; set model.vocab to 300 or more"),
+        (["prepare", "x"], "required: --out"),
+        (["prepare", "x", "--out", "/tmp/x", "--formt", "text"], "did you mean --format?"),
+        (["prepare", "x", "--out", "/tmp/x", "--workers", "many"], "'many'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    capfd: pytest.CaptureFixture[str], config: str, arguments: list[str], says: str
+) -> None:
+    code, message = failure(capfd, *[config if word == "CONFIG" else word for word in arguments])
+    assert code == 2
+    assert says in message
+
+
+def test_a_wrong_config_never_imports_torch(config: str) -> None:
+    code = (
+        "import sys\n"
+        "from launch import cli\n"
+        "code = cli.main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", config, "model.vocab=256"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_corpus_is_a_failure_not_a_mistake(
+    capfd: pytest.CaptureFixture[str], config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus/manifest.json").write_text("{")
+    code, message = failure(capfd, "train", config)
+    assert code == 1
+    assert "is damaged" in message
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(submit, "run", lambda job: jobs.append(job) or 0)
+    assert cli.main(["train", config, "seed=1", "--nproc", "2", "seed=2", "train.steps=9"]) == 0
+    assert jobs == [Job(config, ("seed=1", "seed=2", "train.steps=9"), 2)]
+
+
+def test_every_rank_is_told_who_it_is() -> None:
+    job = Job("c.yaml", ("seed=1",), 4)
+    ranks = rank_commands(job, rendezvous="file:///tmp/x", cores=9, environ={})
+    assert [command.env["RANK"] for command in ranks] == ["0", "1", "2", "3"]
+    assert all(command.argv == (sys.executable, "-m", "trainer", "c.yaml", "seed=1") for command in ranks)
+    assert all(command.env["WORLD_SIZE"] == command.env["LOCAL_WORLD_SIZE"] == "4" for command in ranks)
+    assert all(command.env["GERMINAL_INIT"] == "file:///tmp/x" for command in ranks)
+    assert all(command.env["OMP_NUM_THREADS"] == "2" for command in ranks)
+
+
+def test_threads_that_the_user_set_are_left_and_one_rank_gets_no_rendezvous() -> None:
+    many = rank_commands(Job("c", (), 2), rendezvous="file:///x", cores=8, environ={"OMP_NUM_THREADS": "3"})
+    assert "OMP_NUM_THREADS" not in many[0].env
+    (single,) = rank_commands(Job("c"), rendezvous="", cores=8, environ={"SLURM_NTASKS": "8"})
+    assert single.env == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+def test_a_module_run_here_keeps_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["germinal"])
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(int(sys.argv[1]))")
+    (tmp_path / "breaks.py").write_text("1 / 0")
+    assert submit.run_here("leaves", "75") == 75
+    assert submit.run_here("leaves", "0") == 0
+    assert submit.run_here("breaks") == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_checkpoints_of_a_run_without_any(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["checkpoint", "list", str(tmp_path), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"run": str(tmp_path), "checkpoints": []}
+    assert failure(capfd, "checkpoint", "verify", str(tmp_path)) == (
+        1,
+        f"error: {tmp_path} has no checkpoint\n",
+    )

@@ -208,27 +208,18 @@ class Era:
         """What to say of a damaged document."""
         return self.corpus.damage(int(self.shard[document]), int(self.offset[document]))
 
-    def copy(self, pieces: Pieces, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copies the ids of `pieces` into `out` ([any, seq_len + 1], filled with separators).
+    def extents(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(first byte in its shard, ids, column) of the ids each piece brings, int64 [pieces].
 
-        `rows[i]` is the row of `out` for the pieces of row i. Column seq_len is the last target: where a
-        document goes on beyond the window it takes the document's next id.
+        The column is one of seq_len + 1: the last one is only a target, and where a document goes on beyond
+        the window it holds the document's next id. What no piece brings is a separator.
         """
-        width, columns = self.corpus.dtype.itemsize, self.seq_len + 1
-        document, skip = pieces.document, pieces.skip
-        end_column = pieces.column + pieces.length
-        begin = np.maximum(skip - 1, 0)
-        end = np.minimum(skip + pieces.length - 1 + (end_column == self.seq_len), self.tokens[document])
-        source = self.offset[document] + begin * width
-        target = (rows[pieces.row] * columns + pieces.column + (skip == 0)) * width
-        size = (end - begin) * width
-        raw = out.data.cast("B")
-        views = self._views
-        for shard, a, b, c, d in zip(
-            self.shard[document].tolist(),
-            source.tolist(),
-            (source + size).tolist(),
-            target.tolist(),
-            (target + size).tolist(),
-        ):
-            raw[c:d] = views[shard][a:b]
+        reaches_end = pieces.column + pieces.length == self.seq_len
+        begin = np.maximum(pieces.skip - 1, 0)
+        end = np.minimum(pieces.skip + pieces.length - 1 + reaches_end, self.tokens[pieces.document])
+        first = self.offset[pieces.document] + begin * self.corpus.dtype.itemsize
+        return first, end - begin, pieces.column + (pieces.skip == 0)
+
+    def views_of(self, documents: np.ndarray) -> list[Any]:
+        """The bytes of the shard that each document is in."""
+        return [self._views[shard] for shard in self.shard[documents].tolist()]

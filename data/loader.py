@@ -17,9 +17,10 @@ import torch
 
 from data.batch import Batch
 from data.config import DataConfig, Heldout
-from data.stream import NOT_COUNTED, SequenceRows, Stream, open_corpus
+from data.rows import NOT_COUNTED, Plan
+from data.stream import Stream, open_corpus
 
-GULP_TOKENS: Final = 1 << 18  # tokens read in one call: enough that its fixed cost does not show
+GULP_TOKENS: Final = 1 << 20  # tokens planned in one call: enough that its fixed cost does not show
 
 
 class Loader:
@@ -102,19 +103,19 @@ class Loader:
     def _read(self, step: int, count: int) -> list[list[Batch]]:
         """Steps [step, step + count) of this rank, in one read of the stream."""
         firsts = self._first + np.arange(step, step + count) * self._global_batch
-        rows = self._stream.read((firsts[:, None] + np.arange(self._rows)).ravel())
-        tensors = _tensors(rows)
-        numbers = rows.numbers.tolist()
+        plan = self._stream.plan((firsts[:, None] + np.arange(self._rows)).ravel())
         return [
-            [
-                Batch(
-                    {name: tensor[a : a + self._micro_batch] for name, tensor in tensors.items()},
-                    tuple(numbers[a : a + self._micro_batch]),
-                )
-                for a in range(first, first + self._rows, self._micro_batch)
-            ]
+            [self._batch(plan, a) for a in range(first, first + self._rows, self._micro_batch)]
             for first in range(0, count * self._rows, self._rows)
         ]
+
+    def _batch(self, plan: Plan, begin: int) -> Batch:
+        rows = plan.rows(begin, begin + self._micro_batch, document_mask=self._stream.cfg.document_mask)
+        arrays = {"tokens": rows.tokens, "targets": rows.targets}
+        if rows.positions is not None and rows.documents is not None:
+            arrays |= {"positions": rows.positions, "documents": rows.documents}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(tensors, tuple(rows.numbers.tolist()))
 
 
 class HeldoutLoader:
@@ -122,9 +123,9 @@ class HeldoutLoader:
 
     A document is its separator, its ids and the separator that ends it, as in training, cut into windows of
     `seq_len`; every id and the end are a target exactly once. A window after the first begins with `overlap`
-    ids that the one before ended with, as context only (not counted). A row holds one document; short ones end
-    in padding. All ranks give the same number of batches of one shape: the last ones are filled with padding
-    rows (sequence -1, nothing counted).
+    ids that the one before ended with, as context only (not counted). A row holds one document; short ones
+    end in padding. All ranks give the same number of batches of one shape: the last ones are filled with
+    padding rows (sequence -1, nothing counted).
 
     `name`; `documents` (limited by `max_documents`, 0: all); `text_bytes`, the UTF-8 bytes of their text:
     bits per byte = summed loss in nats / ln 2 / text_bytes.
@@ -184,10 +185,3 @@ class HeldoutLoader:
             targets[row, context : len(ids) - 1] = ids[context + 1 :]
         named = {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
         return Batch(named, tuple(np.where(real, numbers, -1).tolist()))
-
-
-def _tensors(rows: SequenceRows) -> dict[str, torch.Tensor]:
-    arrays = {"tokens": rows.tokens, "targets": rows.targets}
-    if rows.positions is not None and rows.documents is not None:
-        arrays |= {"positions": rows.positions, "documents": rows.documents}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

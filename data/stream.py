@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -25,25 +24,10 @@ from data import mixture
 from data.config import DataConfig, check
 from data.corpus import Corpus, Era, LocalStorage
 from data.order import derive_key, permute
+from data.rows import Plan, Planner, SequenceRows
 
 ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run
-NOT_COUNTED = -100
 ERAS_KEPT = 3  # of each source: an epoch's end, a step that straddles two eras, and one to spare
-
-
-@dataclass(frozen=True)
-class SequenceRows:
-    """Sequences as arrays. `tokens`, `targets`: int64 [rows, seq_len]; a target of -100 is not counted.
-
-    `positions` and `documents` (with document_mask, else None): int64 [rows, seq_len], the place inside the
-    document and which document of the row; the padding is a document of its own.
-    """
-
-    numbers: np.ndarray
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray | None
-    documents: np.ndarray | None
 
 
 class Shuffled:
@@ -156,35 +140,21 @@ class Stream:
         Raises RuntimeError naming shard, sample and byte where a document is damaged (with
         on_corrupt=quarantine its sequences are masked instead); ValueError past the end of the data.
         """
+        return self.plan(numbers).rows(0, len(numbers), document_mask=self.cfg.document_mask)
+
+    def plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
+        """Where these sequences are; `Plan.rows` then makes any run of them. Raises as `read` does."""
         numbers = np.asarray(numbers, dtype=np.int64)
-        rows, seq_len = len(numbers), self.seq_len
-        ids = np.full((rows, seq_len + 1), self.eos, dtype=self.sources[0].corpus.dtype)
-        counted = np.zeros(rows, dtype=np.int64)
-        starts: list[np.ndarray] = []
-        ends: list[np.ndarray] = []
+        planner = Planner(numbers, self.seq_len, self.eos, self.sources[0].corpus.dtype)
         for era, mine, windows, source in self._groups(numbers):
             pieces = era.packing.pieces(windows)
             bad = era.check(pieces.document)
-            row = mine[pieces.row]
             if bad.any():
-                self._damaged(numbers, source, era, row[bad], pieces.document[bad])
-            era.copy(pieces, mine, ids)
-            counted[mine] = np.bincount(pieces.row, pieces.length, len(mine)).astype(np.int64)
-            starts.append(row * seq_len + pieces.column)
-            # A document's rest may follow another one's end: that end's target is the separator all the same.
-            broken = (pieces.skip > 0) & (pieces.column > 0)
-            ends.append(row[broken] * seq_len + pieces.column[broken] - 1)
-            if bad.any():
-                ids[row[bad]] = self.eos
-                counted[row[bad]] = 0
-        tokens, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
-        targets.ravel()[np.concatenate(ends)] = self.eos
-        short = np.flatnonzero(counted < seq_len)
-        if short.size:
-            targets[short] = np.where(np.arange(seq_len) < counted[short, None], targets[short], NOT_COUNTED)
-        if not self.cfg.document_mask:
-            return SequenceRows(numbers, tokens, targets, None, None)
-        return SequenceRows(numbers, tokens, targets, *_documents(np.concatenate(starts), counted, seq_len))
+                rows = mine[pieces.row[bad]]
+                self._damaged(numbers[rows], source, era, pieces.document[bad])
+                planner.mask(rows)
+            planner.add(era, pieces, mine)
+        return planner.plan()
 
     def _groups(self, numbers: np.ndarray) -> Iterator[tuple[Era, np.ndarray, np.ndarray, int]]:
         """(era, which of `numbers`, their windows, source) for each era that `numbers` fall in."""
@@ -195,14 +165,12 @@ class Stream:
             for epoch, era, rows, windows in shuffled.locate(ranks[mine]):
                 yield shuffled.era(epoch, era), mine[rows], windows, source
 
-    def _damaged(
-        self, numbers: np.ndarray, source: int, era: Era, rows: np.ndarray, documents: np.ndarray
-    ) -> None:
+    def _damaged(self, numbers: np.ndarray, source: int, era: Era, documents: np.ndarray) -> None:
         if self.cfg.on_corrupt == "stop":
             raise RuntimeError(str(era.damage(int(documents[0]))))
-        for row, document in zip(rows.tolist(), documents.tolist()):
+        for number, document in zip(numbers.tolist(), documents.tolist()):
             found = era.damage(document)
-            entry = {"sequence": int(numbers[row]), "source": self.names[source], **vars(found)}
+            entry = {"sequence": number, "source": self.names[source], **vars(found)}
             if entry not in self.quarantined:
                 self.quarantined.append(entry)
 
@@ -260,16 +228,3 @@ def _tempered(weights: list[float], tokens: Sequence[int], temperature: float) -
     scaled = [w * (n / max(tokens)) ** (1 / temperature) for w, n in zip(weights, tokens)]
     # Rounded, so that the last bit of a machine's pow() is no part of the data order.
     return [round(w, 9) for w in scaled]
-
-
-def _documents(starts: np.ndarray, counted: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, documents), int64 [rows, seq_len], from where pieces start (row · seq_len + column)."""
-    rows = len(counted)
-    marks = np.zeros((rows, seq_len), dtype=np.int64)
-    marks.ravel()[starts] = 1
-    padded = np.flatnonzero(counted < seq_len)
-    marks[padded, counted[padded]] = 1
-    marks[:, 0] = 1
-    columns = np.arange(seq_len)
-    begin = np.maximum.accumulate(marks * columns, axis=1)
-    return columns - begin, np.cumsum(marks, axis=1) - 1

@@ -1,0 +1,155 @@
+"""Sequences as arrays, made in two steps: a plan for many (whole-array arithmetic, once), then the rows.
+
+A plan is dear to start and cheap a row; making rows is the reverse, and is fastest in pieces that stay in the
+processor's cache. So the loader plans far ahead and makes one micro-batch at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from operator import getitem
+from typing import Any
+
+import numpy as np
+
+from data.corpus import Era
+from data.pack import Pieces
+
+NOT_COUNTED = -100
+
+
+@dataclass(frozen=True)
+class SequenceRows:
+    """Sequences as arrays. `tokens`, `targets`: int64 [rows, seq_len]; a target of -100 is not counted.
+
+    `positions` and `documents` (with document_mask, else None): int64 [rows, seq_len], the place inside the
+    document and which document of the row; the padding is a document of its own.
+    """
+
+    numbers: np.ndarray
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray | None
+    documents: np.ndarray | None
+
+
+class Planner:
+    """Collects the pieces of a list of sequences, era by era, in any order; then `plan()`."""
+
+    def __init__(self, numbers: np.ndarray, seq_len: int, eos: int, dtype: np.dtype) -> None:
+        self.numbers, self.seq_len, self.eos, self.dtype = numbers, seq_len, eos, dtype
+        self._arrays: list[tuple[np.ndarray, ...]] = []
+        self._views: list[Any] = []
+        self._masked: list[np.ndarray] = []
+
+    def add(self, era: Era, pieces: Pieces, rows: np.ndarray) -> None:
+        """The pieces of some rows; row i of `pieces` is row rows[i] of the plan."""
+        self._arrays.append(
+            (rows[pieces.row], pieces.column, pieces.length, pieces.skip, *era.extents(pieces))
+        )
+        self._views += era.views_of(pieces.document)
+
+    def mask(self, rows: np.ndarray) -> None:
+        """These rows are damaged: they become separators of which none is counted."""
+        self._masked.append(rows)
+
+    def plan(self) -> Plan:
+        """The plan of all rows."""
+        arrays, views = [np.concatenate(columns) for columns in zip(*self._arrays)], self._views
+        if len(self._arrays) > 1:
+            order = np.argsort(arrays[0], kind="stable")
+            arrays, views = [array[order] for array in arrays], [views[i] for i in order.tolist()]
+        row, column, length, skip, first, ids, at = arrays
+        width, columns = self.dtype.itemsize, self.seq_len + 1
+        rows = len(self.numbers)
+        pointers = np.searchsorted(row, np.arange(rows + 1))
+        # Separators before each piece since the one before it, and after the last one of each row.
+        end = at + ids
+        before = at.copy()
+        before[1:] -= np.where(row[1:] == row[:-1], end[:-1], 0)
+        after = np.zeros_like(at)
+        after[pointers[1:] - 1] = columns - end[pointers[1:] - 1]
+        separators = np.full(columns, self.eos, self.dtype).tobytes()
+        fill = [separators[: gap * width] for gap in range(columns + 1)]
+        spans = map(slice, first.tolist(), (first + ids * width).tolist())
+        parts = zip(
+            map(fill.__getitem__, before.tolist()),
+            map(getitem, views, spans),
+            map(fill.__getitem__, after.tolist()),
+        )
+        counted = np.bincount(row, length, rows).astype(np.int64)
+        masked = np.unique(np.concatenate(self._masked)) if self._masked else np.zeros(0, np.int64)
+        counted[masked] = 0
+        # A document's rest may follow another one's end: that end's target is the separator all the same.
+        broken = (skip > 0) & (column > 0)
+        return Plan(
+            numbers=self.numbers,
+            seq_len=self.seq_len,
+            eos=self.eos,
+            dtype=self.dtype,
+            parts=list(chain.from_iterable(parts)),
+            pointers=pointers,
+            starts=row * self.seq_len + column,
+            counted=counted,
+            masked=masked,
+            separated=(row * self.seq_len + column - 1)[broken],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the ids of some sequences are. Made by `Planner`.
+
+    `parts`: three bytes-likes a piece (separators, ids, separators) which joined are the rows of seq_len + 1
+    ids. `pointers`: row r has pieces [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the
+    pieces' first inputs; `separated`, inputs whose target is a separator though another document's inside
+    follows. `counted`: counted targets of each row; `masked`: rows that damage has emptied.
+    """
+
+    numbers: np.ndarray
+    seq_len: int
+    eos: int
+    dtype: np.dtype
+    parts: list[Any]
+    pointers: np.ndarray
+    starts: np.ndarray
+    counted: np.ndarray
+    masked: np.ndarray
+    separated: np.ndarray
+
+    def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
+        """Rows [begin, end) as arrays."""
+        a, b = self.pointers[begin], self.pointers[end]
+        raw = bytearray().join(self.parts[3 * a : 3 * b])
+        ids = np.frombuffer(raw, self.dtype).reshape(end - begin, self.seq_len + 1)
+        if self.masked.size:
+            ids[_within(self.masked, begin, end)] = self.eos
+        tokens, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
+        if self.separated.size:
+            targets.ravel()[_within(self.separated, begin * self.seq_len, end * self.seq_len)] = self.eos
+        counted = self.counted[begin:end]
+        for row in np.flatnonzero(counted < self.seq_len).tolist():
+            targets[row, counted[row] :] = NOT_COUNTED
+        numbers = self.numbers[begin:end]
+        if not document_mask:
+            return SequenceRows(numbers, tokens, targets, None, None)
+        starts = self.starts[a:b] - begin * self.seq_len
+        return SequenceRows(numbers, tokens, targets, *_documents(starts, counted, self.seq_len))
+
+
+def _within(values: np.ndarray, begin: int, end: int) -> np.ndarray:
+    return values[(values >= begin) & (values < end)] - begin
+
+
+def _documents(starts: np.ndarray, counted: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, documents), int64 [rows, seq_len], from where pieces start (row · seq_len + column)."""
+    rows = len(counted)
+    marks = np.zeros((rows, seq_len), dtype=np.int64)
+    marks.ravel()[starts] = 1
+    padded = np.flatnonzero(counted < seq_len)
+    marks[padded, counted[padded]] = 1
+    marks[:, 0] = 1
+    columns = np.arange(seq_len)
+    begin = np.maximum.accumulate(marks * columns, axis=1)
+    return columns - begin, np.cumsum(marks, axis=1) - 1

@@ -2,20 +2,18 @@
 
 import functools
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from data import clean, spool
+from data import clean
+from data.job import Job, is_heldout, unit_documents, write_json
 from data.profile import Profile
-from data.readers import Document, documents
-from data.recipe import Recipe
+from data.readers import Document
 from data.shards import TokenShardWriter
-from data.sources import Unit, matches
+from data.sources import Unit
+from data.survey import surviving
 from data.tally import Tally
 from data.tokenizer import Encoder, load, vocab_size
 from data.workers import Report
@@ -23,38 +21,13 @@ from data.workers import Report
 TRAIN, HELDOUT = "train", "heldout"
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the work on any unit needs. `surveyed`: a first pass has cleaned the documents into a spool."""
-
-    scratch: Path
-    recipe: Recipe
-    heldout: float
-    surveyed: bool
-
-    @property
-    def tokenizer(self) -> Path:
-        """Where the corpus's tokenizer lies while the corpus is made."""
-        return self.scratch / "tokenizer.json"
-
-    def record(self, unit: Unit, phase: str) -> Path:
-        """The file that says that a phase of a unit is done."""
-        return self.scratch / phase / f"{unit.number:06d}.json"
-
-
-def unit_documents(job: Job, unit: Unit, tally: Tally) -> Iterator[Document]:
-    """All documents of a unit as its files hold them, each counted as read."""
-    for piece in unit.pieces:
-        yield from documents(piece, job.recipe, tally)
-
-
 def cleaned_documents(job: Job, unit: Unit) -> Iterator[Document]:
     """The documents of a unit that will be in the corpus, to train a tokenizer on."""
     if job.surveyed:
-        for _, document in spool.surviving(job.scratch, unit.number):
+        for _, document in surviving(job, unit):
             yield document
         return
-    keep, tally = clean.cleaner(job.recipe), Tally()
+    keep, tally = clean.cleaner(job.recipe, job.evaluation), Tally()
     for document in unit_documents(job, unit, tally):
         if keep(document, tally):
             yield document
@@ -68,9 +41,9 @@ def encode_unit(job: Job, unit: Unit, report: Report) -> None:
         return
     segments = _Segments(job, unit)
     tally = Tally()
-    keep = clean.cleaner(job.recipe)
+    keep = clean.cleaner(job.recipe, job.evaluation)
     if job.surveyed:
-        stream = spool.surviving(job.scratch, unit.number)
+        stream = surviving(job, unit)
     else:
         stream = enumerate(unit_documents(job, unit, tally))
     reading = True
@@ -164,39 +137,3 @@ def tokens_of(document: Document, encode: Encoder) -> tuple[Any, int]:
 def encoder(path: str) -> Encoder:
     """One for each process."""
     return Encoder(load(Path(path)))
-
-
-def is_heldout(document: Document, job: Job) -> bool:
-    """A pure function of the document (or the file it is in), so it holds whatever else the corpus has."""
-    recipe = job.recipe
-    if recipe.heldout_match:
-        return matches(document.origin["path"], recipe.heldout_match)
-    if not job.heldout:
-        return False
-    if recipe.heldout_by == "file":
-        identity = f"{document.origin['source']}/{document.origin['path']}".encode()
-    else:
-        identity = content(document)
-    return xxhash.xxh3_64_intdigest(identity, seed=1) < job.heldout * 2**64
-
-
-def content(document: Document) -> bytes:
-    """What makes two documents the same one."""
-    given = document.ids.astype("<i8").tobytes() if document.ids is not None else document.text.encode()
-    return given + b"".join(document.media[extension] for extension in sorted(document.media))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """By rename, durable."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sync_file(path: Path) -> None:
-    """Makes a file that a library wrote durable."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -1,7 +1,7 @@
 """`prepare`: any sources → a tokenised, indexed, hashed corpus of WebDataset shards.
 
     plan      which files, cut into units           OUT/.prepare/plan.json
-    survey    clean, fingerprint (where asked for)  OUT/.prepare/survey/
+    survey    clean, find duplicates, if asked for  OUT/.prepare/survey/
     tokenizer train or load                         OUT/.prepare/tokenizer.json
     encode    unit by unit into shards              OUT/.prepare/units/
     finish    shards into place, datacard, manifest last
@@ -23,10 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data import clean
 from data import recipe as recipes
 from data import sources as inputs
 from data import tokenizer as tokenizers
-from data.encode import HELDOUT, TRAIN, Job, cleaned_documents, encode_unit, is_heldout, sync_file, write_json
+from data.decontaminate import write_evaluation_runs
+from data.encode import HELDOUT, TRAIN, cleaned_documents, encode_unit
+from data.job import Job, is_heldout, sync_file, write_json
 from data.manifest import (
     MANIFEST,
     Manifest,
@@ -42,6 +45,7 @@ from data.profile import Profile
 from data.progress import Progress
 from data.recipe import Recipe
 from data.sources import InputFile, Unit
+from data.survey import find_duplicates, survey_unit, tally_of
 from data.tally import Tally
 from data.workers import run_units, warm_up
 
@@ -111,8 +115,15 @@ def prepare(
             return _report(out, was_complete=True)
         total = sum(file.bytes for file in files)
         units = inputs.plan_units(files, _unit_bytes(total, recipe))
-        job = Job(scratch, recipe, heldout, surveyed=False)
+        job = Job(scratch, recipe, heldout, _needs_survey(recipe, train_tokenizer, scratch))
         warm_up(min(workers, len(units)))
+        if recipe.decontaminate and not job.evaluation.exists():
+            write_evaluation_runs(recipe, job.evaluation)
+        if job.surveyed:
+            (scratch / "survey").mkdir(exist_ok=True)
+            bar.phase("cleaning", sum(unit.bytes for unit in units))
+            run_units(survey_unit, job, units, workers, bar.advance)
+            find_duplicates(job, units)
         if not job.tokenizer.exists():
             _make_tokenizer(job, units, tokenizer, train_tokenizer, bar)
         (scratch / "units").mkdir(exist_ok=True)
@@ -229,6 +240,14 @@ def _unit_bytes(total: int, recipe: Recipe) -> int:
     return min(recipe.shard_bytes, max(_SMALLEST_UNIT_BYTES, total // _UNITS_OF_A_SMALL_CORPUS))
 
 
+def _needs_survey(recipe: Recipe, train_tokenizer: int | None, scratch: Path) -> bool:
+    """Duplicates are found over the whole corpus; and a tokenizer is trained on text that was cleaned on
+    all cores.
+    """
+    cleans = bool(clean.steps(recipe, scratch))
+    return bool(recipe.deduplicate) or (cleans and train_tokenizer is not None)
+
+
 def _make_tokenizer(
     job: Job, units: list[Unit], given: Path | str | None, vocab: int | None, bar: Progress
 ) -> None:
@@ -271,7 +290,7 @@ def _finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], sp
     """
     records = [json.loads(job.record(unit, "units").read_text()) for unit in units]
     segments = [segment for record in records for segment in record["segments"]]
-    tally = Tally()
+    tally = tally_of(job, units)
     for segment in segments:
         tally.merge(segment["tally"])
     for side in (HELDOUT, TRAIN) if split else (TRAIN,):

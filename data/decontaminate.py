@@ -1,0 +1,77 @@
+"""Keeps evaluation texts out of the corpus: a document that shares a run of n words with one of them goes.
+
+As GPT-3 did it (Brown et al. 2020, arXiv:2005.14165, appendix C): n = 13, lower case, punctuation ignored.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.readers import open_bytes
+from data.recipe import Recipe
+from data.sources import braces, expand
+from data.words import Hashes, hashes, plain_words, runs
+
+
+def write_evaluation_runs(recipe: Recipe, path: Path) -> int:
+    """Stores the sorted hashes of all n-grams of the evaluation files; returns how many texts were too short.
+
+    Raises ValueError when the files hold no run of n words at all.
+    """
+    found: list[Hashes] = []
+    short = 0
+    for text in _texts(recipe):
+        of_text = runs(hashes(plain_words(text)), recipe.decontaminate_words)
+        found.append(np.unique(of_text))
+        short += not len(of_text)
+    every = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    if not len(every):
+        raise ValueError(
+            f"decontaminate={recipe.decontaminate}: no text there has {recipe.decontaminate_words} words: "
+            "give a smaller decontaminate_words"
+        )
+    temporary = path.with_name("evaluation.tmp.npy")
+    np.save(temporary, every, allow_pickle=False)
+    temporary.replace(path)
+    return short
+
+
+def _texts(recipe: Recipe) -> Iterator[str]:
+    """Every string of every JSON record; the whole of any other file."""
+    files = expand([name for spec in recipe.decontaminate for name in braces(spec)], Recipe())
+    for file in files:
+        with open_bytes(file.path) as stream:
+            if file.kind != "jsonl":
+                yield stream.read().decode("utf-8", "replace")
+                continue
+            for number, line in enumerate(stream, 1):
+                try:
+                    yield from _strings(json.loads(line))
+                except ValueError:
+                    raise ValueError(f"decontaminate: {file.path}, line {number} is not JSON") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+@functools.cache
+def _evaluation_runs(path: str) -> Hashes:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def is_contaminated(text: str, recipe: Recipe, path: Path) -> bool:
+    """Does the text share a run of words with an evaluation text?"""
+    every = _evaluation_runs(str(path))
+    mine = runs(hashes(plain_words(text)), recipe.decontaminate_words)
+    places = np.searchsorted(every, mine)
+    places[places == len(every)] = 0
+    return bool((every[places] == mine).any())

@@ -1,0 +1,83 @@
+"""What the work on any unit needs to know, and what both passes over a unit share."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data.readers import Document, documents
+from data.recipe import Recipe
+from data.sources import Unit, matches
+from data.tally import Tally
+
+
+@dataclass(frozen=True)
+class Job:
+    """`scratch`: the folder of unfinished work. `surveyed`: a first pass cleans the documents into a
+    spool.
+    """
+
+    scratch: Path
+    recipe: Recipe
+    heldout: float
+    surveyed: bool
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the corpus's tokenizer lies while the corpus is made."""
+        return self.scratch / "tokenizer.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The n-grams of the evaluation files that the corpus must not share."""
+        return self.scratch / "evaluation.npy"
+
+    def record(self, unit: Unit, phase: str) -> Path:
+        """The file that says that a phase of a unit is done."""
+        return self.scratch / phase / f"{unit.number:06d}.json"
+
+
+def unit_documents(job: Job, unit: Unit, tally: Tally) -> Iterator[Document]:
+    """All documents of a unit as its files hold them."""
+    for piece in unit.pieces:
+        yield from documents(piece, job.recipe, tally)
+
+
+def is_heldout(document: Document, job: Job) -> bool:
+    """A pure function of the document (or the file it is in), so it holds whatever else the corpus has."""
+    recipe = job.recipe
+    if recipe.heldout_match:
+        return matches(document.origin["path"], recipe.heldout_match)
+    if not job.heldout:
+        return False
+    if recipe.heldout_by == "file":
+        identity = f"{document.origin['source']}/{document.origin['path']}".encode()
+    else:
+        identity = content(document)
+    return xxhash.xxh3_64_intdigest(identity, seed=1) < job.heldout * 2**64
+
+
+def content(document: Document) -> bytes:
+    """What makes two documents the same one."""
+    given = document.ids.astype("<i8").tobytes() if document.ids is not None else document.text.encode()
+    return given + b"".join(document.media[extension] for extension in sorted(document.media))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """By rename, durable."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file that a library wrote durable."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,46 @@
+"""Words and runs of words as 64-bit hashes: what repetition, near-duplicates and contamination are counted
+in.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+_WORD = re.compile(r"\w+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower case, without punctuation: two texts that differ in these only have the same words."""
+    return _WORD.findall(text.lower())
+
+
+def hashes(words: list[str]) -> Hashes:
+    """One hash a word; the same on every machine."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(word.encode()) for word in words), np.uint64, len(words))
+
+
+def runs(words: Hashes, length: int) -> Hashes:
+    """[words] → [words − length + 1]: a hash of each run of `length` words, in order; empty for fewer
+    words.
+    """
+    count = len(words) - length + 1
+    if count <= 0:
+        return np.empty(0, np.uint64)
+    return mixed(words[place : place + count] for place in range(length))
+
+
+def mixed(columns: Iterable[NDArray[np.unsignedinteger]]) -> Hashes:
+    """Columns [rows] → [rows]: one hash a row, in which the order of the columns counts."""
+    total: Any = 0
+    for column in columns:
+        total = column.astype(np.uint64) + total * _FACTOR
+    # A polynomial alone leaves patterns in the low bits, which MinHash and sorting by buckets look at.
+    return (total ^ (total >> np.uint64(31))) * _MIX

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 IGNORED = -100
 """A target that is not counted: PyTorch's own `ignore_index`."""
 
+VOCAB_BLOCK = 8192
+"""Rows of the weight's gradient that exist twice while products of a coarser type are added up."""
 
 VocabShard = tuple[dist.ProcessGroup, int]
 """Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
@@ -100,7 +102,7 @@ def _forward(
     exact = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros(1, dtype=exact, device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if wants[0] else None
-    weight_grad = WeightGradient(weight, exact) if wants[1] else None
+    weight_grad = torch.zeros_like(weight, dtype=exact) if wants[1] else None
     # Fresh pages for every chunk would cost more than the products: all chunks work in the same two.
     products = hidden.new_empty(min(chunk, rows), vocab)
     logits = products if exact == products.dtype else products.new_empty(products.shape, dtype=exact)
@@ -123,8 +125,8 @@ def _forward(
         if hidden_grad is not None:
             torch.mm(gradient, weight, out=hidden_grad[part])
         if weight_grad is not None:
-            weight_grad.add(gradient, hidden[part])
-    return total, hidden_grad, None if weight_grad is None else weight_grad.total
+            _accumulate(weight_grad, gradient, hidden[part])
+    return total, hidden_grad, weight_grad
 
 
 @dataclass(frozen=True)
@@ -176,18 +178,13 @@ def _over_shards(
     return whole_peak, (masses * (peaks - whole_peak).exp_()).sum(dim=0), targets.sum(dim=0)
 
 
-class WeightGradient:
-    """Σ over chunks of gradientᵀ hidden, [vocab, hidden], added up in `exact` however coarse the products."""
-
-    def __init__(self, weight: Tensor, exact: torch.dtype) -> None:
-        self.total = torch.zeros(weight.shape, dtype=exact, device=weight.device)
-        self.product = None if weight.dtype == exact else torch.empty_like(weight)
-
-    def add(self, gradient: Tensor, hidden: Tensor) -> None:
-        if self.product is None:
-            self.total.addmm_(gradient.T, hidden)
-        else:
-            self.total += torch.mm(gradient.T, hidden, out=self.product)
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [vocab, hidden] += gradientᵀ hidden, where `total` may be of a finer type than the products."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, hidden)
+        return
+    for rows, columns in zip(total.split(VOCAB_BLOCK), gradient.split(VOCAB_BLOCK, dim=1)):
+        rows += columns.T @ hidden
 
 
 def _rows_at_a_time(weight: Tensor) -> int:
@@ -198,5 +195,5 @@ def _rows_at_a_time(weight: Tensor) -> int:
     if weight.is_cuda:
         budget_bytes = 512 << 20
     else:
-        budget_bytes = 16 << 20 if weight.element_size() >= 4 else 64 << 20
+        budget_bytes = 16 << 20 if weight.element_size() >= 4 else 32 << 20
     return max(64, budget_bytes // (4 * weight.shape[0]) // 64 * 64)

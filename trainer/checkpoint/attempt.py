@@ -63,6 +63,8 @@ class Attempt:
             for path in self.tmp.glob(f"rank-{self.rank:05d}*"):
                 path.unlink()
         with contextlib.suppress(OSError):
+            if any(self.tmp.glob("*.failed")):
+                return  # the first reason is the one to tell
             fd = os.open(self._name("failed"), os.O_WRONLY | os.O_CREAT, 0o644)
             try:
                 write_all(fd, reason.encode())

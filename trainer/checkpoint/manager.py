@@ -157,15 +157,19 @@ class Checkpointer:
                 log.sync()
             attempt.publish(part)
             size = attempt.finish(document["state"]["sequences"])
-            if rank == 0:
-                seconds = round(time.monotonic() - begin, 3)
-                self.events.event("save", step, reason, seconds=seconds, bytes=size)
-                self._retain()
         except Exception as error:
             attempt.fail(one_line(error))
             self._error = _explained(error, step, rank, self.ranks.world)
-            with contextlib.suppress(OSError):
-                self.events.event("fault", step, str(self._error))
+            self._tell("fault", step, str(self._error))
+        else:
+            self._tell("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
+            if rank == 0:
+                self._retain()
+
+    def _tell(self, kind: str, step: int, reason: str, **fields: Any) -> None:
+        """An event; where even that cannot be written, the checkpoint is still what it is."""
+        with contextlib.suppress(OSError):
+            self.events.event(kind, step, reason, **fields)
 
     def _raise(self) -> None:
         error, self._error = self._error, None
@@ -182,7 +186,7 @@ class Checkpointer:
                 else:
                     kept += self._sound(step)
         except OSError as error:
-            self.events.event("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
+            self._tell("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
 
     def _sound(self, step: int) -> bool:
         """Whether the checkpoint verifies. It is read again only when its files changed since it last did."""
@@ -194,7 +198,7 @@ class Checkpointer:
         try:
             folders.verify(at)
         except RuntimeError as error:
-            self.events.event("fault", step, f"not counted among the {self.keep} to keep: {error}")
+            self._tell("fault", step, f"not counted among the {self.keep} to keep: {error}")
             return False
         self._verified[step] = stamp
         return True

@@ -65,7 +65,7 @@ class Meter:
         flops_per_token: float = 0.0,
     ) -> "Meter":
         """The meter of this rank. `flops_per_token` (forward and backward) is for `mfu`; 0 leaves it out."""
-        # The mesh is pp × dp × tp: the rank that is first in its tensor and pipeline group has its data rank's number.
+        # The mesh is pp × dp × tp: first in its tensor and pipeline group is the rank of this very number.
         leads = runtime.rank % layout.tp == 0 and runtime.rank // layout.tp == engine.data_rank
         return cls(
             cfg,

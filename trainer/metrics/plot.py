@@ -30,7 +30,7 @@ def loss_curve(metrics: Path, picture: Path, *, title: str) -> None:
     axes.set_ylabel("training loss (nats per token)", color=_BLUE)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(8))
-    axes.set_xlim(0, tokens[-1] * 1.06)  # room for the last point's figure
+    axes.set_xlim(0, tokens[-1] * 1.01)
     low, high = min(losses), sorted(losses)[int(0.995 * (len(losses) - 1))]
     axes.set_ylim(low - 0.06 * (high - low + 0.1), high + 0.06 * (high - low + 0.1))
     axes.grid(color="#e2e8f0", linewidth=0.8)
@@ -40,17 +40,10 @@ def loss_curve(metrics: Path, picture: Path, *, title: str) -> None:
         right = axes.twinx()
         for color, (name, points) in zip(_HELD_OUT * len(held_out), held_out.items()):
             at, bits = zip(*points, strict=True)
-            label = f"held-out {name}"
+            label = f"held-out {name}: {bits[-1]:.3f} at the end"
             right.plot(at, bits, color=color, marker="o", markersize=4.5, linewidth=1.4, label=label)
-            right.annotate(
-                f"{bits[-1]:.3f}",
-                (at[-1], bits[-1]),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                color=color,
-                fontweight="bold",
-            )
+        bottom, top = right.get_ylim()
+        right.set_ylim(bottom - 0.25 * (top - bottom), top)  # the two curves look alike: keep them apart
         right.set_ylabel("held-out bits per byte", color=_ORANGE if len(held_out) == 1 else _GREY)
         right.tick_params(colors=_ORANGE if len(held_out) == 1 else _GREY, length=0)
         drawn.append(right)
@@ -92,11 +85,13 @@ def _read(metrics: Path) -> tuple[list[float], list[float], dict[str, list[tuple
 
 
 def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """Running mean over `share` of the points, centred; at both ends over the half of it that is there."""
+    """Centred running mean over `share` of the points. Near the start, where losses fall fast, the window
+    narrows on both sides; at the end, where they are noise, only on the side where there are none.
+    """
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
     half = max(1, round(share * len(values) / 2))
     last = len(values) - 1
-    windows = ((max(0, at - half), min(last, at + half)) for at in range(len(values)))
+    windows = ((max(0, at - half), min(last, at + min(half, at))) for at in range(len(values)))
     return [(sums[high + 1] - sums[low]) / (high + 1 - low) for low, high in windows]

@@ -64,20 +64,13 @@ class Planner:
         width, columns = self.dtype.itemsize, self.seq_len + 1
         rows = len(self.numbers)
         pointers = np.searchsorted(row, np.arange(rows + 1))
-        # Separators before each piece since the one before it, and after the last one of each row.
-        end = at + ids
-        before = at.copy()
-        before[1:] -= np.where(row[1:] == row[:-1], end[:-1], 0)
-        after = np.zeros_like(at)
-        after[pointers[1:] - 1] = columns - end[pointers[1:] - 1]
-        separators = np.full(columns, self.eos, self.dtype).tobytes()
-        fill = [separators[: gap * width] for gap in range(columns + 1)]
+        # Separators before each piece, since the piece before it ended; and in its row alone.
+        start = row * columns + at
+        gap = np.diff(start, prepend=0)
+        gap[1:] -= ids[:-1]
+        fill = _Separators(self.eos, self.dtype)
         spans = map(slice, first.tolist(), (first + ids * width).tolist())
-        parts = zip(
-            map(fill.__getitem__, before.tolist()),
-            map(getitem, views, spans),
-            map(fill.__getitem__, after.tolist()),
-        )
+        parts = zip(map(fill.__getitem__, gap.tolist()), map(getitem, views, spans))
         counted = np.bincount(row, length, rows).astype(np.int64)
         masked = np.unique(np.concatenate(self._masked)) if self._masked else np.zeros(0, np.int64)
         counted[masked] = 0
@@ -89,9 +82,12 @@ class Planner:
             eos=self.eos,
             dtype=self.dtype,
             parts=list(chain.from_iterable(parts)),
+            begin=start,
+            end=start + ids,
             pointers=pointers,
             starts=row * self.seq_len + column,
             counted=counted,
+            short=np.flatnonzero(counted < self.seq_len),
             masked=masked,
             separated=(row * self.seq_len + column - 1)[broken],
         )
@@ -101,10 +97,11 @@ class Planner:
 class Plan:
     """Where the ids of some sequences are. Made by `Planner`.
 
-    `parts`: three bytes-likes a piece (separators, ids, separators) which joined are the rows of seq_len + 1
-    ids. `pointers`: row r has pieces [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the
-    pieces' first inputs; `separated`, inputs whose target is a separator though another document's inside
-    follows. `counted`: counted targets of each row; `masked`: rows that damage has emptied.
+    `parts`: two bytes-likes a piece, the separators since the piece before and its ids; joined they are the
+    rows, of seq_len + 1 ids each. `begin`, `end`: where its ids lie there. `pointers`: row r has pieces
+    [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the pieces' first inputs;
+    `separated`, inputs whose target is a separator though another document's inside follows. `counted`:
+    counted targets of each row, `short` the rows with fewer than seq_len; `masked`: rows emptied by damage.
     """
 
     numbers: np.ndarray
@@ -112,30 +109,48 @@ class Plan:
     eos: int
     dtype: np.dtype
     parts: list[Any]
+    begin: np.ndarray
+    end: np.ndarray
     pointers: np.ndarray
     starts: np.ndarray
     counted: np.ndarray
+    short: np.ndarray
     masked: np.ndarray
     separated: np.ndarray
 
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
         """Rows [begin, end) as arrays."""
         a, b = self.pointers[begin], self.pointers[end]
-        raw = bytearray().join(self.parts[3 * a : 3 * b])
-        ids = np.frombuffer(raw, self.dtype).reshape(end - begin, self.seq_len + 1)
+        columns = self.seq_len + 1
+        fill = _Separators(self.eos, self.dtype)
+        parts = self.parts[2 * a : 2 * b]
+        parts[0] = fill[int(self.begin[a]) - begin * columns]  # not since the row before
+        parts.append(fill[end * columns - int(self.end[b - 1])])
+        ids = np.frombuffer(bytearray().join(parts), self.dtype).reshape(end - begin, columns)
         if self.masked.size:
             ids[_within(self.masked, begin, end)] = self.eos
         tokens, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
         if self.separated.size:
             targets.ravel()[_within(self.separated, begin * self.seq_len, end * self.seq_len)] = self.eos
         counted = self.counted[begin:end]
-        for row in np.flatnonzero(counted < self.seq_len).tolist():
+        for row in _within(self.short, begin, end).tolist() if self.short.size else ():
             targets[row, counted[row] :] = NOT_COUNTED
         numbers = self.numbers[begin:end]
         if not document_mask:
             return SequenceRows(numbers, tokens, targets, None, None)
         starts = self.starts[a:b] - begin * self.seq_len
         return SequenceRows(numbers, tokens, targets, *_documents(starts, counted, self.seq_len))
+
+
+class _Separators(dict[int, bytes]):
+    """n → the bytes of n separators."""
+
+    def __init__(self, eos: int, dtype: np.dtype) -> None:
+        self._one = np.array(eos, dtype).tobytes()
+
+    def __missing__(self, count: int) -> bytes:
+        self[count] = self._one * count
+        return self[count]
 
 
 def _within(values: np.ndarray, begin: int, end: int) -> np.ndarray:

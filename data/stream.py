@@ -24,6 +24,7 @@ from data import mixture
 from data.config import DataConfig, check
 from data.corpus import Corpus, Era, LocalStorage
 from data.order import derive_key, permute
+from data.pack import Pieces
 from data.rows import Plan, Planner, SequenceRows
 
 ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run
@@ -155,6 +156,14 @@ class Stream:
                 planner.mask(rows)
             planner.add(era, pieces, mine)
         return planner.plan()
+
+    def find(self, number: int) -> tuple[int, int, Era, Pieces]:
+        """(source, epoch, era, pieces) of one sequence: for people who look for its text."""
+        sources, ranks = self.mixture.locate(np.array([number]))
+        shuffled = self.sources[source := int(sources[0])]
+        epoch, era, _, windows = next(shuffled.locate(ranks))
+        opened = shuffled.era(epoch, era)
+        return source, epoch, opened, opened.packing.pieces(windows)
 
     def _groups(self, numbers: np.ndarray) -> Iterator[tuple[Era, np.ndarray, np.ndarray, int]]:
         """(era, which of `numbers`, their windows, source) for each era that `numbers` fall in."""

@@ -1,0 +1,239 @@
+"""Loader tokens/s against what others do, in one run: same ids, same batches, page cache warm, interleaved.
+
+    python bench/loader.py [--tokens N] [--seq-len N] [--micro-batch N]
+
+Every contender yields shuffled micro-batches of int64 tokens and targets, [rows, seq_len], as torch tensors, in
+the process. `permuted memmap` is the floor: one flat file without document boundaries, checksums or a shuffle
+that could be resumed; its rows are gathered by one fancy index. What is not installed is named and left out.
+Then: time from a made stream to its first batch at sequence 10³ and at 10⁷, the index loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+
+from data.config import DataConfig, Source
+from data.loader import Loader
+from data.manifest import Manifest, TokenizerEntry, write_manifest
+from data.scan import index_shard
+from data.stream import Stream
+
+VOCAB = 50_000
+SHARD_DOCUMENTS = 8192
+ROUNDS = 7
+
+Contender = Callable[[], Iterator[Any]]
+
+
+def main() -> None:
+    """Builds the inputs in a temporary folder, runs the rounds, prints one line a contender."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=30_000_000)
+    parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--mean-document", type=int, default=600)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        documents = _documents(args.tokens, args.mean_document)
+        _write_corpus(folder / "corpus", documents)
+        _compare(folder, documents, args.seq_len, args.micro_batch)
+        _resume(folder, args.seq_len)
+
+
+def _compare(folder: Path, documents: list[np.ndarray], seq_len: int, micro_batch: int) -> None:
+    flat = np.concatenate([part for ids in documents for part in ([0], ids)]).astype(np.uint16)
+    contenders: dict[str, Contender] = {
+        "germinal": lambda: _germinal(folder / "corpus", seq_len, micro_batch, documents),
+        "permuted memmap": _memmap(folder, flat, seq_len, micro_batch),
+        "webdataset, one sequence a sample": _webdataset(folder, flat, seq_len, micro_batch),
+    }
+    for name, make in (("mosaicml-streaming", _mosaic), ("torchdata.StatefulDataLoader", _stateful)):
+        try:
+            contenders[name] = make(folder, flat, seq_len, micro_batch)
+        except ImportError:
+            print(f"{name}: not installed")
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    running = {name: contender() for name, contender in contenders.items()}
+    for batches in running.values():  # first pass of checksums, caches and pages
+        _rate(batches, seq_len * micro_batch, 0.3)
+    for _ in range(ROUNDS):
+        for name, batches in running.items():
+            rates[name].append(_rate(batches, seq_len * micro_batch, 0.5))
+    ours = statistics.median(rates["germinal"])
+    print(f"seq_len {seq_len}, micro-batch {micro_batch}, {len(documents)} documents, {len(flat):,} tokens")
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(rates["germinal"], values))
+        rate = statistics.median(values) / 1e6
+        print(f"{name:36s} {rate:9.1f} Mtok/s   germinal is {ratio:6.2f}×")
+    cold = _rate(_germinal(folder / "corpus", seq_len, micro_batch, []), seq_len * micro_batch, 0.5)
+    print(f"{'germinal, every document hashed':36s} {cold / 1e6:9.1f} Mtok/s   {cold / ours:.2f}× of the above")
+
+
+def _rate(batches: Iterator[Any], tokens: int, seconds: float) -> float:
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        for _ in range(16):
+            next(batches)
+        count += 16
+    return count * tokens / (time.perf_counter() - begin)
+
+
+def _germinal(folder: Path, seq_len: int, micro_batch: int, documents: list[np.ndarray]) -> Iterator[Any]:
+    """The loader; with `documents`, all of them hashed before, as in every epoch's later sequences."""
+    stream = Stream.open(DataConfig([Source(str(folder))], seq_len=seq_len), seed=0, global_batch=micro_batch)
+    if documents:
+        total = next(iter(stream.sequences_per_epoch.values()))
+        for first in range(0, total, 1024):
+            stream.read(range(first, min(first + 1024, total)))
+        # Stay in the epoch whose documents were hashed: a new era hashes anew.
+        loaders = (_loader(stream, micro_batch) for _ in itertools.count())
+        for loader in loaders:
+            for batches in itertools.islice(loader, total // micro_batch):
+                yield from batches
+            loader.close()
+    for batches in _loader(stream, micro_batch):
+        yield from batches
+
+
+def _loader(stream: Stream, micro_batch: int) -> Loader:
+    return Loader(stream, rank=0, ranks=1, global_batch=micro_batch, micro_batch=micro_batch)
+
+
+def _memmap(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:
+    flat.tofile(folder / "flat.bin")
+
+    def batches() -> Iterator[Any]:
+        ids = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r")
+        windows = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
+        rng = np.random.default_rng(0)
+        while True:
+            order = rng.permutation(len(windows))
+            for first in range(0, len(order) - micro_batch, micro_batch):
+                yield _tensors(windows[order[first : first + micro_batch]])
+
+    return batches
+
+
+def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
+
+
+def _webdataset(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:
+    windows = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]
+    (folder / "wds").mkdir()
+    urls = []
+    for shard, first in enumerate(range(0, len(windows), 4096)):
+        urls.append(str(folder / "wds" / f"{shard:04d}.tar"))
+        with webdataset.TarWriter(urls[-1], mtime=0) as tar:
+            for i, row in enumerate(windows[first : first + 4096]):
+                tar.write({"__key__": f"{first + i:09d}", "npy": row})
+
+    def batches() -> Iterator[Any]:
+        dataset = webdataset.WebDataset(urls, shardshuffle=100, seed=0).shuffle(1000).decode().to_tuple("npy")
+        while True:
+            for (rows,) in dataset.batched(micro_batch, partial=False):
+                yield _tensors(np.asarray(rows))
+
+    return batches
+
+
+def _mosaic(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:
+    from streaming import MDSWriter, StreamingDataset
+
+    windows = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]
+    with MDSWriter(out=str(folder / "mds"), columns={"ids": f"ndarray:uint16:{seq_len + 1}"}) as writer:
+        for row in windows:
+            writer.write({"ids": np.ascontiguousarray(row)})
+
+    def batches() -> Iterator[Any]:
+        dataset = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=micro_batch)
+        while True:
+            rows = iter(dataset)
+            while len(batch := [row["ids"] for row in itertools.islice(rows, micro_batch)]) == micro_batch:
+                yield _tensors(np.stack(batch))
+
+    return batches
+
+
+def _stateful(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    class Windows(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            ids = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r")
+            self.windows = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
+
+        def __len__(self) -> int:
+            return len(self.windows)
+
+        def __getitem__(self, place: int) -> np.ndarray:
+            return self.windows[place]
+
+    def batches() -> Iterator[Any]:
+        dataset = Windows()
+        while True:
+            yield from StatefulDataLoader(
+                dataset,
+                batch_size=micro_batch,
+                shuffle=True,
+                drop_last=True,
+                collate_fn=lambda rows: _tensors(np.stack(rows)),
+            )
+
+    return batches
+
+
+def _resume(folder: Path, seq_len: int) -> None:
+    stream = Stream.open(DataConfig([Source(str(folder / "corpus"))], seq_len=seq_len), seed=0, global_batch=32)
+    times: dict[int, list[float]] = {1_000: [], 10_000_000: []}
+    for _, (start, values) in itertools.product(range(ROUNDS), times.items()):
+        for source in stream.sources:  # as after a start: no era is open
+            source.era.cache_clear()
+            source._epoch.cache_clear()
+        begin = time.perf_counter()
+        loader = Loader(stream, rank=0, ranks=1, global_batch=32, micro_batch=8, start=start)
+        next(loader)
+        values.append(time.perf_counter() - begin)
+        loader.close()
+    for start, values in times.items():
+        print(f"first batch at sequence {start:>10,}: {statistics.median(values) * 1e3:6.1f} ms")
+
+
+def _documents(tokens: int, mean: int) -> list[np.ndarray]:
+    """Documents of random ids whose lengths spread as text's do: log-normal."""
+    rng = np.random.default_rng(0)
+    lengths = np.maximum(1, rng.lognormal(np.log(mean) - 0.5, 1.0, tokens // mean)).astype(np.int64)
+    ids = rng.integers(1, VOCAB, int(lengths.sum())).astype(np.uint16)
+    return np.split(ids, np.cumsum(lengths)[:-1])
+
+
+def _write_corpus(folder: Path, documents: list[np.ndarray]) -> None:
+    folder.mkdir()
+    shards = []
+    for shard, first in enumerate(range(0, len(documents), SHARD_DOCUMENTS)):
+        path = folder / f"shard-{shard:06d}.tar"
+        with webdataset.TarWriter(str(path), mtime=0) as tar:
+            for i, ids in enumerate(documents[first : first + SHARD_DOCUMENTS]):
+                tar.write({"__key__": f"{first + i:09d}", "npy": ids, "json": {"text_bytes": len(ids)}})
+        shards.append(index_shard(path, dtype="uint16", vocab=VOCAB))
+    (folder / "tokenizer.json").write_text("{}")
+    entry = TokenizerEntry("tokenizer.json", hashlib.sha256(b"{}").hexdigest(), VOCAB, 0)
+    write_manifest(folder, Manifest(entry, "uint16", 4096, tuple(shards)))
+
+
+if __name__ == "__main__":
+    main()

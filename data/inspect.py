@@ -1,0 +1,147 @@
+"""`germinal data inspect`: what is in a corpus, and what sequence N of a run is. Plain dicts, ready for JSON.
+
+inspect(folder, seq_len=0)                      every corpus at `folder`; with seq_len also how it would pack
+sequence(cfg, number, seed=…, global_batch=…)   source, epoch, shard, documents and text of one sequence
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.config import DataConfig
+from data.corpus import Corpus, Era, LocalStorage
+from data.manifest import read_manifest
+from data.pack import layout_lengths
+from data.scan import samples
+from data.stream import Stream
+from data.verify import corpora_in
+
+
+def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
+    """What is in the corpora at `folder`: {"corpora": [one dict each]}.
+
+    Raises ValueError when there is none, RuntimeError when a manifest or an index is damaged.
+    """
+    return {"corpora": [_corpus(path, seq_len) for path in corpora_in(folder)]}
+
+
+def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> dict[str, Any]:
+    """What global sequence `number` of a run with this data section and seed is.
+
+    `pieces`: in order, each with the shard, the sample's key and JSON, which of its ids (`from_id`, `ids`)
+    and their text. Raises as `Stream.open` does; ValueError past the end of the data.
+    """
+    if number < 0:
+        raise ValueError(f"a sequence number is 0 or more, not {number}")
+    stream = Stream.open(cfg, seed=seed, global_batch=global_batch)
+    source, epoch, era, pieces = stream.find(number)
+    corpus = era.corpus
+    tokenizer = _tokenizer(corpus)
+    first, ids, _ = era.extents(pieces)
+    described = []
+    metas: dict[int, dict[str, Any]] = {}
+    for document, view, begin, count in zip(
+        pieces.document.tolist(), era.views_of(pieces.document), first.tolist(), ids.tolist()
+    ):
+        shard, offset = int(era.shard[document]), int(era.offset[document])
+        width = corpus.dtype.itemsize
+        values = np.frombuffer(view[begin : begin + count * width], corpus.dtype).tolist()
+        key = corpus.sample_key(shard, offset)
+        if shard not in metas:
+            metas[shard] = _metas(view)
+        described.append(
+            {
+                "shard": corpus.manifest.shards[shard].file,
+                "sample": key,
+                "document": int(era.place[document]),
+                "meta": metas[shard].get(key),
+                "from_id": (begin - offset) // width,
+                "ids": values,
+                "document_ids": int(era.tokens[document]),
+                "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,
+            }
+        )
+    rows = stream.read([number])
+    return {
+        "sequence": number,
+        "source": stream.names[source],
+        "corpus": corpus.storage.path,
+        "epoch": epoch,
+        "counted_targets": int((rows.targets >= 0).sum()),
+        "quarantined": stream.quarantined,
+        "pieces": described,
+    }
+
+
+def _corpus(path: Path, seq_len: int) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    report: dict[str, Any] = {
+        "path": str(path),
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "text_bytes": manifest.text_bytes,
+        "bytes_per_token": manifest.text_bytes / max(1, manifest.tokens),
+        "shards": len(manifest.shards),
+        "shard_bytes": sum(shard.bytes for shard in manifest.shards),
+        "dtype": manifest.dtype,
+        "block_documents": manifest.block_documents,
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": vars(manifest.tokenizer),
+        "prepare": dict(manifest.prepare),
+        "sources": list(manifest.sources),
+    }
+    if manifest.tokens:
+        corpus = Corpus(LocalStorage(str(path)))
+        lengths, _ = corpus.lengths()
+        quantiles = np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest").tolist()
+        report["document_tokens"] = dict(zip(("least", "p10", "median", "p90", "most"), quantiles))
+        if seq_len:
+            report["packing"] = {
+                kind: _packing(corpus, lengths, kind, seq_len) for kind in ("cut", "best_fit")
+            }
+    return report
+
+
+def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
+    """Sequences an epoch has, the share of their inputs that is no padding, the share of documents cut."""
+    windows = corpus.block_windows(kind, seq_len)
+    layout = layout_lengths(lengths)
+    cut = 0
+    for block in range(len(windows)):
+        era = Era(corpus, np.array([block]), kind, seq_len)
+        pieces = era.packing.pieces(np.arange(era.packing.windows))
+        cut += int((np.bincount(pieces.document) > 1).sum())
+    total = int(windows.sum())
+    return {
+        "seq_len": seq_len,
+        "sequences": total,
+        "utilisation": float(layout.sum() / (total * seq_len)),
+        "documents_cut": cut / len(lengths),
+    }
+
+
+def _tokenizer(corpus: Corpus) -> Any:
+    """The corpus's tokenizer, or None where its file cannot be read as one."""
+    from tokenizers import Tokenizer
+
+    path = Path(corpus.storage.path) / corpus.manifest.tokenizer.file
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception:  # the library raises a bare Exception; ids without text are still an answer
+        return None
+
+
+def _metas(view: memoryview) -> dict[str, Any]:
+    """Each sample's JSON by key; as far as the shard can be read."""
+    metas = {}
+    try:
+        for sample in samples(view, "shard"):
+            member = sample.members["json"]
+            metas[sample.key] = json.loads(bytes(view[member.offset : member.offset + member.size]))
+    except (RuntimeError, ValueError, KeyError):
+        pass  # `data verify` is the one to complain; the rest of the answer stands
+    return metas

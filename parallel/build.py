@@ -32,14 +32,31 @@ def build_engine(
 ) -> Engine:
     """The model on this rank's devices, with its optimiser. Collective.
 
-    clip: the largest global gradient norm, 0 for none. ValueError if the batch or a setting does not fit the layout.
+    clip: the largest global gradient norm, 0 for none. ValueError if the batch or a setting does not fit
+    the layout.
     """
     if precision not in COMPUTE_DTYPE:
         raise ValueError(f"train.precision={precision}: choose fp32, bf16 or fp16")
     parse(cfg.recompute)
     plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
-    if cfg.engine != "torch":
-        raise ValueError(f"parallel.engine={cfg.engine} is not built yet: use torch")
+    if cfg.engine == "deepspeed":
+        # Importing it costs most of a second and needs an extra: only who asks for it pays.
+        from parallel.deepspeed_engine import build_deepspeed_engine
+
+        return build_deepspeed_engine(
+            layout=layout,
+            runtime=runtime,
+            cfg=cfg,
+            model_factory=model_factory,
+            objective=objective,
+            optimizer_factory=optimizer_factory,
+            precision=precision,
+            clip=clip,
+            seed=seed,
+            micro_batch=micro_batch,
+            global_batch=global_batch,
+            seq_len=seq_len,
+        )
     # One fp32 data rank needs neither sharding nor casting: the bare module is the fastest there is.
     fsdp = layout.dp > 1 or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class ParallelConfig:
     """How one model lies over many devices. Nothing here changes the result of a run (law 1).
 
-    `dp_replicate · dp_shard · tp · pp` is the number of ranks; one of them may be -1, "what is left of the world".
+    `dp_replicate · dp_shard · tp · pp` is the number of ranks; one of them may be -1, "what is left of the
+    world".
     """
 
     engine: str = "torch"  # torch | deepspeed

@@ -1,4 +1,4 @@
-"""What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces for a checkpoint."""
+"""What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,34 +28,33 @@ class ModelInputs(Protocol):
 
 
 class Objective(Protocol):
-    """Law 3: what a micro-batch feeds the model, and (sum of losses, count) of what came out, float32 scalars."""
+    """Law 3: what a micro-batch feeds the model; (sum of losses, count) of what came out, float32 scalars."""
 
     def inputs(self, batch_tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Any: ...
     def loss(self, output: Tensor, inputs: Any) -> tuple[Tensor, Tensor]: ...
 
 
-class LocalParameter(Protocol):
-    """One parameter as an optimiser sees it: a plain local tensor, whose `.grad` holds the local gradient.
+@dataclass(frozen=True)
+class LocalParameter:
+    """One rank's piece of a parameter, as the optimiser factory gets it.
 
-    shape: of the global tensor. gather, keep: for an optimiser that needs the whole matrix; `gather` is collective
-    over the ranks that share it, so all of them must gather the same parameters in the same order.
+    tensor: the local piece, a plain tensor whose `.grad` holds the summed gradient at `step`. shape: global.
+    gather: a tensor shaped like the piece → the whole, on every rank (collective). keep: the whole → this
+    rank's piece. Only optimisers that look at whole matrices (Muon) call them.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def tensor(self) -> Tensor: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def gather(self, part: Tensor) -> Tensor: ...
-    def keep(self, whole: Tensor) -> Tensor: ...
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+    gather: Callable[[Tensor], Tensor]
+    keep: Callable[[Tensor], Tensor]
 
 
 class LocalOptimizer(Protocol):
     """What an engine asks of an optimiser over `LocalParameter`s.
 
-    grad_scale: gradients are divided by it inside `step`. steps: updates done, settable. state: by parameter tensor,
-    every tensor shaped as its parameter, there from the start.
+    grad_scale: gradients are divided by it inside `step`. steps: updates done, settable. state: by parameter
+    tensor, every tensor shaped as its parameter, there from the start.
     """
 
     param_groups: list[dict[str, Any]]
@@ -78,22 +77,6 @@ class Chunk:
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     owned: bool
-
-
-@dataclass(frozen=True)
-class LocalParameter:
-    """One rank's piece of a parameter, as the optimiser factory gets it.
-
-    tensor: the local piece, a plain tensor whose `.grad` holds the summed gradient at `step`. shape: global.
-    gather: a tensor shaped like the piece → the whole, on every rank (collective). keep: the whole → this rank's
-    piece. Only optimisers that look at whole matrices (Muon) call them.
-    """
-
-    name: str
-    tensor: Tensor
-    shape: tuple[int, ...]
-    gather: Callable[[Tensor], Tensor]
-    keep: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 def settle(model: nn.Module) -> None:
-    """Make FSDP do now what it would do at the first forward: it may replace the sharded tensors' memory then."""
+    """Make FSDP do now what it would at the first forward: it may replace the shards' memory then."""
     for module in fsdp_modules(model):
         module.unshard()
         module.reshard()
@@ -67,8 +67,9 @@ def reshard(model: nn.Module) -> None:
 def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
     """Set what the next micro-batch's backward sends.
 
-    ZeRO 0 and 1 reduce gradients once, after the last micro-batch; 2 and 3 after each, so that no rank holds whole
-    gradients. Parameters stay gathered between micro-batches, except under ZeRO-3. Replicas (HSDP) reduce once.
+    ZeRO 0 and 1 reduce gradients once, after the last micro-batch; 2 and 3 after each, so that no rank
+    holds whole gradients. Parameters stay gathered between micro-batches, except under ZeRO-3. Replicas
+    (HSDP) reduce once.
     """
     if not isinstance(model, FSDPModule):
         return

@@ -1,4 +1,4 @@
-"""First values: every parameter is drawn whole from (seed, name), then cut, so they do not depend on the layout."""
+"""First values, whatever the layout: each parameter is drawn whole from (seed, name), then cut."""
 
 import hashlib
 from collections.abc import Iterable

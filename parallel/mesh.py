@@ -1,4 +1,4 @@
-"""The device mesh of a layout: pp × dp_replicate × dp_shard × tp, ranks of one tp group next to each other."""
+"""The device mesh of a layout: pp × dp_replicate × dp_shard × tp, a tp group's ranks side by side."""
 
 from dataclasses import dataclass
 
@@ -46,9 +46,10 @@ _ALONE = Axis(0, 1, None)
 
 
 def make_mesh(layout: Layout, device: torch.device, *, fsdp: bool) -> Mesh:
-    """Groups for every axis of the layout. Collective. `fsdp`: FSDP is wanted even over a single data rank,
+    """Groups for every axis of the layout. Collective.
 
-    for its mixed precision. A single process gets a group of one only then.
+    fsdp: it is wanted, be it over a single data rank for its mixed precision. A single
+    process gets a group of one only then.
     """
     if layout.world == 1 and not fsdp:
         return Mesh(_ALONE, _ALONE, _ALONE, _ALONE, None)

@@ -1,4 +1,4 @@
-"""One model over many devices: stage cut → tensor parallelism → recomputation → compile → FSDP → memory, in that order."""
+"""One model over many devices: stage cut → TP → recomputation → compile → FSDP → memory, in that order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ from parallel.tensor import tensor_parallel
 
 @dataclass(frozen=True)
 class Parallelized:
-    """What this rank holds. stages: number → module. first: the first stage's modules on the meta device, uncut."""
+    """What this rank holds.
+
+    stages: number → module. first: the first stage's modules, uncut, on the meta device.
+    """
 
     stages: dict[int, nn.Module]
     pieces: list[pieces.Piece]

@@ -1,4 +1,4 @@
-"""What part of which global tensor a rank holds: the algebra under initialisation, clipping and checkpoints."""
+"""What part of which global tensor a rank holds: under initialisation, clipping and checkpoints."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from parallel.mesh import Mesh
 class Piece:
     """One parameter as this rank holds it.
 
-    name: canonical, the same on every layout. parameter: where autograd leaves the gradient. tensor: the memory
-    itself, float32, the part at `offset` of the global `shape`; the optimiser works on it (`LocalParameter`).
+    name: canonical, the same on every layout. parameter: where autograd leaves the gradient. tensor: the
+    memory itself, float32, the part at `offset` of the global `shape`; the optimiser works on it
+    (`LocalParameter`).
     tp_dim: the dimension tp shards, None where every tp rank has the whole and a partial gradient.
     twin: the copy of a tied parameter that belongs to another stage; it is neither counted nor saved.
     tied: a copy of it exists in another stage.
@@ -40,7 +41,7 @@ class Piece:
         return whole
 
     def gather(self, part: Tensor) -> Tensor:
-        """The whole tensor of which every rank of the shard and tp axes brings its part. Collective over both."""
+        """The whole of what every rank of the shard and tp axes has a part of. Collective over both."""
         rows = self.shape[0] // (self.mesh.tp.size if self.tp_dim == 0 else 1)
         if self.mesh.shard.group is not None:
             even = part.new_zeros((-(-rows // self.mesh.shard.size), *part.shape[1:]))
@@ -58,7 +59,7 @@ def local_of(parameter: Tensor) -> Tensor:
 
 
 def shard_rows(rows: int, rank: int, ranks: int) -> tuple[int, int]:
-    """(first row, number of rows) of a rank under FSDP: as torch.chunk cuts, so the last ranks may get fewer."""
+    """(first row, number of rows) of a rank under FSDP, as torch.chunk cuts: the last may get fewer."""
     chunk = -(-rows // ranks)
     start = min(rank * chunk, rows)
     return start, min(chunk, rows - start)

@@ -19,7 +19,7 @@ from parallel.plan import SCHEDULES, Layout, ModelPlan, cut_blocks
 
 
 def cut(model: nn.Module, plan: ModelPlan, how: str, stages: int) -> list[range]:
-    """Blocks of each stage, by number. Cost is the parameters that are multiplied: a table is only looked up."""
+    """Blocks of each stage, by number. Cost: the parameters that are multiplied, so no tables."""
 
     def cost(module: nn.Module | None) -> float:
         if module is None:
@@ -52,7 +52,7 @@ def keep_stage(model: nn.Module, plan: ModelPlan, stage: int, cuts: Sequence[ran
 
 
 class _Stage(PipelineStage):
-    """A stage whose gradients are reduced as its ZeRO stage says; torch's own reduces once, whatever it is."""
+    """A stage that reduces gradients as its ZeRO stage says; torch's own reduces once, whatever it is."""
 
     zero = 1
 
@@ -108,7 +108,8 @@ class Pipeline:
     def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
         """Forward and backward of all micro-batches; gradients accumulate in the parameters.
 
-        loss: (last stage's output, number of the micro-batch) → what backward starts from. Called on the last stage.
+        loss: (last stage's output, number of the micro-batch) → what backward starts from. Called on the
+        last stage.
         """
         count = len(inputs)
         schedule = self._schedule(inputs[0].x, count)

@@ -1,7 +1,8 @@
-"""The arithmetic of a layout: mesh sizes, divisibility, stage cuts. Pure and torch-free, so `germinal plan` is quick."""
+"""The arithmetic of a layout: mesh sizes, divisibility, stage cuts. Pure, and torch-free to be quick."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from parallel.config import ParallelConfig
@@ -121,8 +122,8 @@ def resolve(cfg: ParallelConfig, world: int) -> Layout:
         _check_schedule(cfg, traits, stages_per_rank)
     if cfg.engine == "deepspeed" and (sizes["tp"] > 1 or sizes["pp"] > 1 or sizes["dp_replicate"] > 1):
         raise ValueError(
-            f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, dp_replicate={sizes['dp_replicate']}: "
-            "set them to 1, or use parallel.engine=torch"
+            f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, "
+            f"dp_replicate={sizes['dp_replicate']}: set them to 1, or use parallel.engine=torch"
         )
     return Layout(world=world, zero=cfg.zero, schedule=cfg.schedule, stages_per_rank=stages_per_rank, **sizes)
 
@@ -163,22 +164,23 @@ def _schedule(cfg: ParallelConfig) -> ScheduleTraits:
 def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank: int) -> None:
     if traits.splits_backward and cfg.zero == 3:
         raise ValueError(
-            f"parallel.schedule={cfg.schedule} with parallel.zero=3: torch's zero-bubble schedules give wrong gradients "
-            "when parameters are resharded after forward; set zero to 2 or less, or schedule to interleaved_1f1b"
+            f"parallel.schedule={cfg.schedule} with parallel.zero=3: torch's zero-bubble schedules "
+            "give wrong gradients when parameters are resharded after forward; set zero to 2 or less, or "
+            "schedule to interleaved_1f1b"
         )
     if traits.stages_per_rank == 1 and stages_per_rank != 1:
         raise ValueError(
             f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} holds one stage a rank; "
             "leave it at 0, or set schedule to interleaved_1f1b"
         )
-    if traits.stages_per_rank > 1 and stages_per_rank < 2 or traits.v_shaped and stages_per_rank != 2:
+    if (traits.stages_per_rank > 1 and stages_per_rank < 2) or (traits.v_shaped and stages_per_rank != 2):
         raise ValueError(f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} needs 2 stages a rank")
 
 
 def check_model(
     layout: Layout, *, layers: int, heads: int, kv_heads: int, ffn_hidden: int, vocab: int, cut: str = "even"
 ) -> None:
-    """ValueError if a model of these sizes cannot be cut as the layout says; the message holds the arithmetic."""
+    """ValueError with the arithmetic if a model of these sizes cannot be cut as the layout says."""
     for key, size in (("heads", heads), ("kv_heads", kv_heads), ("ffn_hidden", ffn_hidden), ("vocab", vocab)):
         if size % layout.tp:
             raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={layout.tp}")
@@ -212,18 +214,20 @@ def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len:
 
 
 def _check_micro_batches(layout: Layout, count: int, global_batch: int, micro_batch: int) -> None:
-    arithmetic = f"train.global_batch={global_batch} / ({layout.dp} data ranks · train.micro_batch={micro_batch}) = {count}"
+    per_round = f"{layout.dp} data ranks · train.micro_batch={micro_batch}"
+    arithmetic = f"train.global_batch={global_batch} / ({per_round}) = {count}"
     needed = {"1f1b": layout.pp, "dualpipe_v": layout.stages}.get(layout.schedule, 1)
     if count < needed:
         raise ValueError(
-            f"parallel.schedule={layout.schedule} needs at least {needed} micro-batches a step, and {arithmetic}: "
-            "lower train.micro_batch, or set schedule to gpipe"
+            f"parallel.schedule={layout.schedule} needs at least {needed} micro-batches a step, and "
+            f"{arithmetic}: lower train.micro_batch, or set schedule to gpipe"
         )
     if layout.schedule in ("interleaved_1f1b", "interleaved_zero_bubble"):
         rounds = max(1, count // layout.pp)
         if count % rounds:
             raise ValueError(
-                f"parallel.schedule={layout.schedule} needs micro-batches in whole rounds of pp={layout.pp}, and {arithmetic}"
+                f"parallel.schedule={layout.schedule} needs micro-batches in whole rounds of pp={layout.pp}, "
+                f"and {arithmetic}: change train.global_batch or train.micro_batch"
             )
 
 
@@ -232,9 +236,10 @@ def cut_blocks(
 ) -> list[range]:
     """Blocks of each stage, in order.
 
-    costs: one for each block; `first` and `last` are what the first and last stage carry besides (embedding, head).
-    cut: "even" (ValueError unless the blocks divide), "cost" (the smallest possible largest stage, every stage at
-    least one block), or the number of blocks of each stage, "3,5".
+    costs: one for each block; `first` and `last` are what the first and last stage carry besides
+    (embedding, head).
+    cut: "even" (ValueError unless the blocks divide), "cost" (the smallest possible largest stage, every
+    stage at least one block), or the number of blocks of each stage, "3,5".
     """
     layers = len(costs)
     if cut == "cost":
@@ -242,7 +247,8 @@ def cut_blocks(
     if cut == "even":
         if layers % stages:
             raise ValueError(
-                f"model.layers={layers} is not divisible by {stages} pipeline stages: set parallel.cut to cost, or change one"
+                f"model.layers={layers} is not divisible by {stages} pipeline stages: set parallel.cut "
+                "to cost, or change parallel.pp"
             )
         counts = [layers // stages] * stages
     else:
@@ -286,4 +292,4 @@ def _cut_by_cost(costs: Sequence[float], stages: int, first: float, last: float)
                     step[end] = candidate
         best = step
     bounds = best[layers][2]
-    return [range(start, end) for start, end in zip(bounds, bounds[1:])]
+    return [range(start, end) for start, end in pairwise(bounds)]

@@ -21,7 +21,7 @@ _KEPT = {
 
 
 def parse(recompute: str) -> Callable[[int], str]:
-    """`parallel.recompute` → what is done to block number n: "none", "full" or "selective". ValueError if unknown."""
+    """`parallel.recompute` → what block number n does: none, full or selective. ValueError if unknown."""
     if recompute in ("none", "full", "selective"):
         return lambda block: recompute
     kind, _, text = recompute.partition(":")

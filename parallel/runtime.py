@@ -1,4 +1,4 @@
-"""Who this process is: rank, world, device, process group, stop signal. The only reader of environment variables."""
+"""Who this process is: rank, world, device, group, stop signal. The only reader of environment variables."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed --launcher openmpi).
+# (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
+# --launcher openmpi).
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
@@ -21,7 +22,7 @@ _LAUNCHERS = (
 
 @dataclass
 class Runtime:
-    """One rank. `stopping` becomes true at the first SIGTERM or SIGUSR1 (SLURM's warning before the end of a job)."""
+    """One rank. `stopping` turns true at the first SIGTERM or SIGUSR1 (SLURM's warning of a job's end)."""
 
     rank: int
     world: int
@@ -35,7 +36,7 @@ class Runtime:
         return self.rank == 0
 
     def watch_signals(self) -> None:
-        """A signal only raises the flag: the loop saves at the next step's end. A second one acts as it did before."""
+        """A signal only raises the flag, and the loop saves at the step's end; a second acts as before."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._on_signal)
 
@@ -54,8 +55,9 @@ class Runtime:
 def start(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] | None = None) -> Runtime:
     """Find out which rank this is and join the others; without a launcher, a single process without a group.
 
-    The rendezvous is GERMINAL_INIT (a file:// or tcp:// address, set by the local launcher), else MASTER_ADDR and
-    MASTER_PORT, which SLURM jobs get from `germinal submit`. ValueError if a launcher's variables contradict.
+    The rendezvous is GERMINAL_INIT (a file:// or tcp:// address, set by the local launcher), else
+    MASTER_ADDR and MASTER_PORT, which SLURM jobs get from `germinal submit`. ValueError if a launcher's
+    variables contradict.
     """
     environ = os.environ if env is None else env
     rank, world, local_rank = _identity(environ)
@@ -84,7 +86,8 @@ def _identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
             local_rank = int(environ.get(local_key, "0"))
         except ValueError:
             raise ValueError(
-                f"{rank_key}={environ[rank_key]}, {world_key}={environ[world_key]}: not numbers; start with a launcher"
+                f"{rank_key}={environ[rank_key]}, {world_key}={environ[world_key]}: not numbers; "
+                "start with a launcher"
             ) from None
         if not 0 <= rank < world:
             raise ValueError(f"{rank_key}={rank} is outside {world_key}={world}")
@@ -98,7 +101,8 @@ def _device(environ: Mapping[str, str], local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; start fewer ranks a node"
+            f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; "
+            "start fewer ranks a node"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -108,7 +112,7 @@ def _device(environ: Mapping[str, str], local_rank: int) -> torch.device:
 def _address(environ: Mapping[str, str], world: int) -> str:
     if "MASTER_ADDR" not in environ or "MASTER_PORT" not in environ:
         raise ValueError(
-            f"a world of {world} ranks needs MASTER_ADDR and MASTER_PORT (or GERMINAL_INIT): start with torchrun, "
-            "deepspeed, accelerate launch, germinal train or germinal submit"
+            f"a world of {world} ranks needs MASTER_ADDR and MASTER_PORT (or GERMINAL_INIT): start with "
+            "torchrun, deepspeed, accelerate launch, germinal train or germinal submit"
         )
     return f"tcp://{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"

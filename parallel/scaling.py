@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class LossScale:
-    """Halved at an overflow, doubled after `interval` steps without one. Powers of two, so scaling is exact."""
+    """Halved at an overflow, doubled after `interval` good steps. Powers of two, so scaling is exact."""
 
     value: float = 2.0**16
     interval: int = 2000

@@ -1,9 +1,9 @@
 """Tensor parallelism with sequence parallelism, from the plan that a model declares.
 
-Between blocks a rank holds [batch, seq/tp, hidden]; inside attention and feed-forward all of seq and 1/tp of the
-heads or channels (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"). Weights
-become plain local tensors and the communication sits in module hooks, not in DTensor dispatch: that costs nothing
-per operator in eager mode, and what FSDP shards afterwards is an ordinary tensor.
+Between blocks a rank holds [batch, seq/tp, hidden]; inside attention and feed-forward all of seq and 1/tp
+of the heads or channels (Korthikanti et al. 2022, arXiv:2205.05198). Weights become plain local tensors and
+the communication sits in module hooks, not in DTensor dispatch: that costs nothing per operator in eager mode,
+and what FSDP shards afterwards is an ordinary tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,8 +40,9 @@ class VocabEmbedding(nn.Module):
 def tensor_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> dict[str, int]:
     """Cut `model`, still on the meta device, to this rank's part. Returns parameter name → sharded dimension.
 
-    Parameters that are not in it are whole on every tp rank and act on a share of the sequence or of the heads: their
-    gradients are partial sums, which the engine adds up over tp. Every parameter must be under a rule of the plan.
+    Parameters that are not in it are whole on every tp rank and act on a share of the sequence or of the
+    heads: their gradients are partial sums, which the engine adds up over tp. Every parameter must be under
+    a rule of the plan.
     """
     if axis.group is None:
         return {}
@@ -125,7 +126,7 @@ def _vocab_head(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> d
 
 
 def _cut_shared(model: nn.Module, module: nn.Module, axis: Axis) -> None:
-    """Cut `module.weight` by rows once, and leave it shared with the modules that share it (tied embeddings)."""
+    """Cut `module.weight` by rows, once, and leave it shared with the modules that share it."""
     whole = module.weight
     if getattr(whole, "_cut_by_rows", False):
         return

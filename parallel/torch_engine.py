@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from parallel import fsdp, pieces
-from parallel.engine import Chunk, LocalOptimizer, Micro, ModelInputs, Objective, StepResult
+from parallel.engine import Chunk, LocalOptimizer, LocalParameter, Micro, ModelInputs, Objective, StepResult
 from parallel.mesh import Mesh, end_to_end_group
 from parallel.parallelize import Parallelized
 from parallel.pieces import Piece
@@ -18,8 +18,8 @@ from parallel.pipeline import Pipeline
 from parallel.plan import Layout
 from parallel.scaling import LossScale
 
-OptimizerFactory = Callable[[list[Any]], Any]
-"""list[LocalParameter] → LocalOptimizer; loosely typed, so that a torch Optimizer passes for one."""
+OptimizerFactory = Callable[[list[LocalParameter]], Any]
+"""Returns a `LocalOptimizer`; loosely typed, so that a torch Optimizer passes for one."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Totals:
 class TorchEngine:
     """FSDP2 × tensor × pipeline parallelism; see `engine.Engine`.
 
-    Gradients are sums: of loss × loss scale / `nominal`, over micro-batches and ranks, where nominal is a power of
-    two near the count, so that they keep a mean's magnitude. The true count is divided out in the update.
+    Gradients are sums: of loss × loss scale / `nominal`, over micro-batches and ranks, where nominal is a
+    power of two near the count, so that they keep a mean's magnitude. The true count is divided out in the
+    update.
     """
 
     def __init__(
@@ -69,11 +70,14 @@ class TorchEngine:
             dtype = fsdp.COMPUTE_DTYPE[precision]
             self._pipeline = Pipeline(parallelized.stages, parallelized.first, layout, mesh, device, dtype)
         ends = layout.rank_of_stage(0), layout.rank_of_stage(layout.stages - 1)
-        # All ranks decide alike whether they make the group: a middle stage holds no tied piece, so it asks the plan.
+        # All ranks decide alike whether they make the group: a middle stage holds no tied piece, so it asks
+        # the plan.
         plan: Any = self._modules[0].plan
         across = bool(plan.tied) and ends[0] != ends[1]
         self._ends = end_to_end_group(mesh, *ends) if across else None
-        self._optimizer: LocalOptimizer = optimizer_factory(list(self._pieces))
+        self._optimizer: LocalOptimizer = optimizer_factory(
+            [LocalParameter(p.name, p.tensor, p.shape, p.gather, p.keep) for p in self._pieces]
+        )
         self._divisor = torch.ones((), device=device)
 
     @property
@@ -87,8 +91,6 @@ class TorchEngine:
     @property
     def is_writer(self) -> bool:
         return not dist.is_initialized() or dist.get_rank() == 0
-
-    # -- one step ------------------------------------------------------------------------------------------------
 
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
@@ -116,7 +118,7 @@ class TorchEngine:
         return StepResult(totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale)
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> tuple[Tensor, Tensor]:
-        """Backward of factor × loss over the micro-batches. This rank's (sum, count), zero where it has no loss."""
+        """Backward of factor × loss over the micro-batches → this rank's (sum, count)."""
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
 
         def scaled_loss(output: Tensor, inputs: ModelInputs) -> Tensor:
@@ -216,8 +218,6 @@ class TorchEngine:
         loss = totals.loss_sum / totals.count
         return f"the gradient is not finite ({where}; loss {loss:.4g}): nothing was updated; lower optim.lr"
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
         """(sum of losses, count) over the batches of all data ranks, which must give equally many."""
@@ -237,8 +237,6 @@ class TorchEngine:
             dist.all_reduce(sums)
         loss_sum, count = sums.tolist()
         return loss_sum, count
-
-    # -- state ---------------------------------------------------------------------------------------------------
 
     def chunks(self) -> list[Chunk]:
         """Master weights and optimiser state, as live memory. Empty pieces are left out."""

@@ -1,6 +1,7 @@
-"""Tiny runs of the real decoder on any layout, for comparison: what a rank executes, and the batches it sees."""
+"""Tiny runs of the real decoder on any layout, and the batches they see."""
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from parallel.build import build_engine
 from parallel.config import ParallelConfig
-from parallel.engine import Engine
+from parallel.engine import Chunk, Engine
 from parallel.plan import resolve
 from parallel.runtime import Runtime
 from trainer.config import OptimConfig
@@ -34,7 +35,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Case:
-    """One run. Every field that is not a layout must leave the curve alone only if it does in the comparison."""
+    """One run of a tiny model."""
 
     parallel: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Case:
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
-    """Global sequence `number`: noisy counting, so that there is something to learn; targets masked unevenly."""
+    """Global sequence `number`: noisy counting, so that it can be learnt; targets masked unevenly."""
     draw = torch.Generator().manual_seed(7919 * number + 1)
     start = int(torch.randint(VOCAB, (1,), generator=draw))
     tokens = (start + 3 * torch.arange(SEQ + 1)) % VOCAB
@@ -67,7 +68,7 @@ def sequence(number: int, documents: bool) -> dict[str, Tensor]:
 
 
 def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
-    """What data rank `rank` reads in a step: its rows of the global batch, cut into micro-batches in order."""
+    """What data rank `rank` reads in a step: its rows of the global batch, in micro-batches."""
     rows = case.global_batch // ranks
     first = step * case.global_batch + rank * rows
     batches = []
@@ -86,10 +87,9 @@ def optimizer(parameters: list[Any]) -> torch.optim.Optimizer:
 
 def build(case: Case, rank: int, world: int) -> Engine:
     cfg = ParallelConfig(**case.parallel)
-    sizes: dict[str, Any] = dict(
-        layers=4, hidden=32, heads=4, kv_heads=2, ffn_hidden=48, vocab=VOCAB, qk_norm=True
-    )
-    model = DecoderConfig(**{**sizes, **case.model})
+    sizes: dict[str, Any] = {"layers": 4, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn_hidden": 48}
+    sizes |= {"vocab": VOCAB, "qk_norm": True, **case.model}
+    model = DecoderConfig(**sizes)
     return build_engine(
         layout=resolve(cfg, world),
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
@@ -123,3 +123,74 @@ def curve(context: Any, case: Case) -> list[tuple[float, float]]:
         return train(engine, case)
     finally:
         engine.close()
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The rank context of a run in this process."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@functools.cache
+def _reference(key: str) -> list[tuple[float, float]]:
+    return curve(Alone(), _cases[key])
+
+
+_cases: dict[str, Case] = {}
+
+
+def reference(case: Case) -> list[tuple[float, float]]:
+    """The same run on one process, the bare module in fp32; computed once a session."""
+    alone = replace(case, parallel={}, precision="fp32")
+    _cases[repr(alone)] = alone
+    return _reference(repr(alone))
+
+
+def distance(found: list[tuple[float, float]], expected: list[tuple[float, float]]) -> float:
+    """The largest relative difference of any step's loss or gradient norm."""
+    assert len(found) == len(expected)
+    return max(abs(f - e) / abs(e) for fs, es in zip(found, expected) for f, e in zip(fs, es))
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a rank would put into a checkpoint, and what it would read back."""
+
+    chunks: list[Chunk]
+    scalars: dict[str, Any]
+
+
+def state_of(engine: Engine) -> State:
+    copies = [replace(chunk, tensor=chunk.tensor.clone()) for chunk in engine.chunks()]
+    return State(copies, engine.scalars())
+
+
+def assemble(states: list[State]) -> dict[str, Tensor]:
+    """Whole tensors from the owned pieces of all ranks. Fails unless they tile every tensor exactly once."""
+    whole: dict[str, Tensor] = {}
+    covered: dict[str, Tensor] = {}
+    for state in states:
+        for chunk in state.chunks:
+            tensor = whole.setdefault(chunk.name, torch.zeros(chunk.shape))
+            assert tensor.shape == torch.Size(chunk.shape), chunk.name
+            if chunk.owned:
+                part(tensor, chunk).copy_(chunk.tensor)
+                part(covered.setdefault(chunk.name, torch.zeros(chunk.shape)), chunk).add_(1)
+    for name in whole:
+        assert bool((covered[name] == 1).all()), f"{name} is not tiled exactly once"
+    return whole
+
+
+def part(whole: Tensor, chunk: Chunk) -> Tensor:
+    for dim, (start, length) in enumerate(zip(chunk.offset, chunk.tensor.shape)):
+        whole = whole.narrow(dim, start, length)
+    return whole
+
+
+def fill(engine: Engine, whole: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    """What resuming does."""
+    for chunk in engine.chunks():
+        chunk.tensor.copy_(part(whole[chunk.name], chunk))
+    engine.load(scalars)

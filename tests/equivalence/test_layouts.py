@@ -1,0 +1,107 @@
+"""Law 1: the layout is never visible in the result. Every step's loss and norm against one process, in fp32."""
+
+from typing import Any
+
+import pytest
+from runs import Alone, Case, curve, distance, reference
+
+TOLERANCE = 1e-5
+
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    *((2, {"zero": zero}) for zero in (0, 1, 2, 3)),
+    (2, {"tp": 2}),
+    *(
+        (2, {"pp": 2, "schedule": schedule})
+        for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "looped_bfs")
+    ),
+    *(
+        (2, {"pp": 2, "schedule": name})
+        for name in ("interleaved_zero_bubble", "zbv_zero_bubble", "dualpipe_v")
+    ),
+    *((4, {"dp_replicate": 2, "dp_shard": 2, "zero": zero}) for zero in (0, 1, 2, 3)),
+    *((4, {"tp": 2, "zero": zero}) for zero in (0, 1, 3)),
+    (4, {"tp": 2, "pp": 2}),
+    *((4, {"pp": 2, "zero": zero}) for zero in (0, 1, 2, 3)),
+    (4, {"pp": 2, "zero": 3, "schedule": "interleaved_1f1b"}),
+    (4, {"pp": 2, "zero": 3, "schedule": "gpipe"}),
+    *((4, {"pp": 2, "zero": 2, "schedule": name}) for name in ("interleaved_zero_bubble", "zbv_zero_bubble")),
+    (4, {"pp": 2, "zero": 1, "schedule": "dualpipe_v"}),
+    (4, {"pp": 2, "dp_replicate": 2, "zero": 2}),
+    *((8, {"pp": 2, "tp": 2, "zero": zero}) for zero in (1, 3)),
+]
+
+
+def label(value: Any) -> str | None:
+    return "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else None
+
+
+def check(ranks: Any, world: int, case: Case, tolerance: float = TOLERANCE) -> None:
+    """Run the case on a pool; every rank must report the same curve, and it must be the reference's."""
+    curves = ranks(world).run(curve, case)
+    assert all(other == curves[0] for other in curves[1:])
+    assert distance(curves[0], reference(case)) < tolerance
+
+
+@pytest.mark.parametrize(("world", "parallel"), LAYOUTS, ids=label)
+def test_layout_leaves_no_trace(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
+    dp = world // (parallel.get("tp", 1) * parallel.get("pp", 1))
+    micro = 1 if parallel.get("pp", 1) > 1 else 8 // dp // 2
+    check(ranks, world, Case(parallel=parallel, micro_batch=micro))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8, 32])
+def test_micro_batch_leaves_no_trace(micro_batch: int) -> None:
+    """global_batch=32 as 32 × 1, 4 × 8 and 1 × 32 against 8 × 4."""
+    case = Case(global_batch=32, micro_batch=micro_batch, steps=10)
+    assert (
+        distance(curve(Alone(), case), reference(Case(global_batch=32, micro_batch=4, steps=10))) < TOLERANCE
+    )
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, {"zero": 3}),
+        (2, {"tp": 2}),
+        (2, {"pp": 2}),
+        (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),  # first and last stage on one rank
+        (4, {"pp": 2, "tp": 2}),
+        (4, {"pp": 4}),
+        (4, {"pp": 2, "zero": 3}),
+        (4, {"tp": 2, "zero": 2}),
+    ],
+    ids=label,
+)
+def test_tied_embeddings(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
+    check(ranks, world, Case(parallel=parallel, model={"tie_embeddings": True}, steps=10))
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(2, {"zero": 1}), (2, {"tp": 2}), (2, {"pp": 2})], ids=label)
+def test_document_masks(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
+    check(ranks, world, Case(parallel=parallel, documents=True, micro_batch=2, steps=10))
+
+
+@pytest.mark.parametrize("parallel", [{"zero": 2}, {"zero": 3}, {"tp": 2, "zero": 1}], ids=label)
+def test_sizes_that_do_not_divide(ranks: Any, parallel: dict[str, Any]) -> None:
+    """Shards of different sizes, some of them empty, and tp halves that are sharded unevenly."""
+    sizes = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130, "layers": 2}
+    check(ranks, 4, Case(parallel=parallel, model=sizes, micro_batch=2, steps=10))
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, {"zero": 3, "recompute": "full"}),
+        (2, {"tp": 2, "recompute": "selective"}),
+        (2, {"pp": 2, "recompute": "every:2"}),
+        (2, {"pp": 2, "recompute": "full", "schedule": "interleaved_zero_bubble"}),
+    ],
+    ids=label,
+)
+def test_recomputation(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
+    check(ranks, world, Case(parallel=parallel, micro_batch=2, steps=5))
+
+
+@pytest.mark.parametrize("cut", ["cost", "3,2"])
+def test_uneven_stages(ranks: Any, cut: str) -> None:
+    check(ranks, 2, Case(parallel={"pp": 2, "cut": cut}, model={"layers": 5}, micro_batch=2, steps=10))

@@ -7,12 +7,14 @@ Exit codes: 0 done; 1 failed; 2 the command line or the config is wrong; 75 pree
 import argparse
 import difflib
 import inspect
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from data.recipe import Recipe
-from launch import checkpoints, commands, options
+from launch import checkpoints, commands, corpora, options
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
 
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.run(args)
     except ValueError as error:
         return _complain(error, 2)
+    except BrokenPipeError:  # `germinal … | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (RuntimeError, OSError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
@@ -92,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     add = _adder(parser)
     _prepare(add("prepare", "make a corpus: text, code or JSONL → tokenised, indexed shards and a manifest"))
-    # _data(add("data", "what is in a prepared corpus, and whether every byte is as it was written"))
+    _data(add("data", "what is in a prepared corpus, and whether every byte is as it was written"))
     _train(add("train", "train, or go on training, the run that a config describes"))
     # _generate(add("generate", "continue a text with a trained run"))
     _checkpoint(add("checkpoint", "list or verify the checkpoints of a run"))
@@ -128,17 +133,23 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     )
     _json(parser)
     options.add_fields(parser, Recipe, "reading, cleaning and writing")
-    parser.set_defaults(run=commands.prepare, rest="sources")
+    parser.set_defaults(run=corpora.prepare, rest="sources")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser)
     for name, run, about in (
-        ("inspect", commands.data_inspect, "documents, tokens, bytes, shards, tokenizer"),
-        ("verify", commands.data_verify, "read every byte and every sample; exit code 1 if one is wrong"),
+        ("inspect", corpora.data_inspect, "documents, tokens, bytes, shards, tokenizer"),
+        ("verify", corpora.data_verify, "read every byte and every sample; exit code 1 if one is wrong"),
     ):
         sub = add(name, about)
-        sub.add_argument("corpus", metavar="DIR", help="folder that `germinal prepare` made")
+        sub.add_argument("folder", metavar="DIR", help="folder that `germinal prepare` made")
+        if name == "inspect":
+            sub.add_argument(
+                "--seq-len", type=_count, metavar="N", help="say how it packs into sequences of N"
+            )
+            what = "say what sequence N of a run is, and show its text; DIR is then a run folder or a config"
+            sub.add_argument("--sequence", type=int, metavar="N", help=what)
         _json(sub)
         sub.set_defaults(run=run)
 

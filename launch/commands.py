@@ -2,9 +2,7 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from launch import options, tables
 from launch.job import ONE_PROCESS, Job
 
 
@@ -48,30 +46,3 @@ def check(job: Job) -> None:
                 f"model.vocab={cfg.model.vocab}: the tokenizer of {path} has {vocab} tokens; "
                 f"set model.vocab to {vocab} or more"
             )
-
-
-def prepare(args: argparse.Namespace) -> int:
-    """Make a corpus, and say what came in and what went out."""
-    from data.prepare import prepare
-    from data.recipe import Recipe
-
-    report = prepare(
-        args.sources,
-        Path(args.out),
-        tokenizer=args.tokenizer,
-        train_tokenizer=args.train_tokenizer,
-        heldout=args.heldout,
-        workers=args.workers,
-        recipe=options.from_fields(args, Recipe),
-    )
-    if args.json:
-        tables.document(dataclasses.asdict(report) | {"out": args.out})
-        return 0
-    sides = [side for side in (report.train, report.heldout) if side]
-    columns = ("corpus", "documents", "tokens", "text bytes", "shards")
-    lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
-    done = "was there already, whole" if report.was_complete else "done"
-    tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
-    steps = [(step, documents, count) for step, (documents, count) in report.counts.items() if documents]
-    tables.rows("documents by step", ("step", "documents", "bytes"), steps)
-    return 0

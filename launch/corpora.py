@@ -1,0 +1,113 @@
+"""`germinal prepare` and `germinal data`: make a corpus, look into it, prove it."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from launch import options, tables
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Make a corpus, and say what came in and what went out."""
+    from data.prepare import prepare
+    from data.recipe import Recipe
+
+    report = prepare(
+        args.sources,
+        Path(args.out),
+        tokenizer=args.tokenizer,
+        train_tokenizer=args.train_tokenizer,
+        heldout=args.heldout,
+        workers=args.workers,
+        recipe=options.from_fields(args, Recipe),
+    )
+    if args.json:
+        tables.document(dataclasses.asdict(report) | {"out": args.out})
+        return 0
+    sides = [side for side in (report.train, report.heldout) if side]
+    columns = ("corpus", "documents", "tokens", "text bytes", "shards")
+    lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
+    done = "was there already, whole" if report.was_complete else "done"
+    tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
+    steps = [(step, documents, count) for step, (documents, count) in report.counts.items() if documents]
+    tables.rows("documents by step", ("step", "documents", "bytes"), steps)
+    return 0
+
+
+def data_inspect(args: argparse.Namespace) -> int:
+    """What is in a corpus; with `--sequence N`, what that sequence of a run is."""
+    if args.sequence is not None:
+        return _sequence(args)
+    from data.inspect import inspect
+
+    report = inspect(args.folder, args.seq_len or 0)
+    if args.json:
+        tables.document(report)
+        return 0
+    for corpus in report["corpora"]:
+        numbers = ("documents", "tokens", "text_bytes", "bytes_per_token", "shards", "shard_bytes")
+        facts = {key.replace("_", " "): corpus[key] for key in numbers}
+        facts["tokenizer"] = (
+            f"{corpus['tokenizer']['vocab']:,} tokens, sha256 {corpus['tokenizer']['sha256'][:12]}"
+        )
+        facts["fingerprint"] = corpus["fingerprint"][:12]
+        lengths = corpus.get("document_tokens", {})
+        facts["tokens a document"] = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
+        for kind, packing in corpus.get("packing", {}).items():
+            facts[f"packing: {kind}"] = (
+                f"{packing['sequences']:,} sequences of {packing['seq_len']:,}, "
+                f"{packing['utilisation']:.2%} used, {packing['documents_cut']:.1%} of documents cut"
+            )
+        tables.facts(corpus["path"], facts)
+    return 0
+
+
+def _sequence(args: argparse.Namespace) -> int:
+    from data.inspect import sequence
+    from trainer import config
+
+    file = Path(args.folder) / "config.yaml" if Path(args.folder).is_dir() else Path(args.folder)
+    cfg = config.load(file)
+    found = sequence(cfg.data, args.sequence, seed=cfg.seed, global_batch=cfg.train.global_batch)
+    if args.json:
+        tables.document(found)
+        return 0
+    step = args.sequence // cfg.train.global_batch + 1
+    tables.facts(
+        f"sequence {args.sequence} of {file}",
+        {
+            "read by step": step,
+            "source": found["source"],
+            "corpus": found["corpus"],
+            "epoch": found["epoch"],
+            "counted targets": found["counted_targets"],
+        },
+    )
+    for piece in found["pieces"]:
+        print(
+            f"--- {piece['shard']} {piece['sample']} ({_origin(piece['meta'])}): from token "
+            f"{piece['from_id']:,}, {len(piece['ids']):,} of {piece['document_ids']:,}"
+        )
+        print(piece["text"] if piece["text"] is not None else piece["ids"])
+    return 0
+
+
+def _origin(meta: dict[str, Any] | None) -> str:
+    meta = meta or {}
+    return str(meta.get("path") or meta.get("source") or "origin unknown")
+
+
+def data_verify(args: argparse.Namespace) -> int:
+    """Read every byte and every sample; 1 if anything is not what the manifest says."""
+    from data.verify import verify
+
+    findings = verify(args.folder)
+    if args.json:
+        tables.document({"sound": not findings, "findings": [dataclasses.asdict(f) for f in findings]})
+    elif findings:
+        lines = [(f.file, f.sample, "" if f.offset < 0 else f.offset, f.problem) for f in findings]
+        tables.rows(f"{args.folder}: damaged", ("file", "sample", "offset", "problem"), lines)
+    else:
+        print(f"{args.folder}: sound: every byte and every sample is what the manifest says")
+    return int(bool(findings))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from data import quality
 from data.decontaminate import is_contaminated
-from data.readers import Document
+from data.document import Document
 from data.recipe import Recipe
 from data.scrub import hook
 from data.tally import Tally

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data.readers import open_bytes
 from data.recipe import Recipe
-from data.sources import braces, expand
+from data.sources import expand
+from data.streams import open_bytes
 from data.words import Hashes, hashes, plain_words, runs
 
 
@@ -42,7 +42,7 @@ def write_evaluation_runs(recipe: Recipe, path: Path) -> int:
 
 def _texts(recipe: Recipe) -> Iterator[str]:
     """Every string of every JSON record; the whole of any other file."""
-    files = expand([name for spec in recipe.decontaminate for name in braces(spec)], Recipe())
+    files = expand(recipe.decontaminate, Recipe())
     for file in files:
         with open_bytes(file.path) as stream:
             if file.kind != "jsonl":

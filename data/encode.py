@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from data import clean
-from data.job import Job, is_heldout, unit_documents, write_json
+from data.document import Document
+from data.job import HELDOUT, TRAIN, Job, is_heldout, unit_documents, write_json
 from data.profile import Profile
-from data.readers import Document
 from data.shards import TokenShardWriter
 from data.sources import Unit
 from data.survey import surviving
 from data.tally import Tally
 from data.tokenizer import Encoder, load, vocab_size
 from data.workers import Report
-
-TRAIN, HELDOUT = "train", "heldout"
 
 
 def cleaned_documents(job: Job, unit: Unit) -> Iterator[Document]:

@@ -9,10 +9,14 @@ from typing import Any
 
 import xxhash
 
-from data.readers import Document, documents
+from data.document import Document
+from data.readers import documents
 from data.recipe import Recipe
 from data.sources import Unit, matches
 from data.tally import Tally
+
+# The two sides of a corpus.
+TRAIN, HELDOUT = "train", "heldout"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,18 @@ from data import recipe as recipes
 from data import sources as inputs
 from data import tokenizer as tokenizers
 from data.decontaminate import write_evaluation_runs
-from data.encode import HELDOUT, TRAIN, cleaned_documents, encode_unit
-from data.job import Job, is_heldout, sync_file, write_json
+from data.encode import cleaned_documents, encode_unit
+from data.finish import finish
+from data.job import HELDOUT, TRAIN, Job, is_heldout, sync_file, write_json
 from data.manifest import (
     MANIFEST,
-    Manifest,
-    ShardEntry,
-    TokenizerEntry,
     file_sha256,
-    index_name,
     read_manifest,
-    token_dtype,
-    write_manifest,
 )
-from data.profile import Profile
 from data.progress import Progress
 from data.recipe import Recipe
 from data.sources import InputFile, Unit
-from data.survey import find_duplicates, survey_unit, tally_of
-from data.tally import Tally
+from data.survey import find_duplicates, survey_unit
 from data.workers import run_units, warm_up
 
 SCRATCH = ".prepare"
@@ -129,7 +122,7 @@ def prepare(
         (scratch / "units").mkdir(exist_ok=True)
         bar.phase("tokenising", sum(unit.bytes for unit in units))
         run_units(encode_unit, job, units, workers, bar.advance)
-        _finish(job, units, out, settings, split=bool(heldout or recipe.heldout_match))
+        finish(job, units, out, settings, split=bool(heldout or recipe.heldout_match))
         write_json(scratch / "plan.json", {**plan, "complete": True})
         for name in ("units", "survey"):
             shutil.rmtree(scratch / name, ignore_errors=True)
@@ -282,75 +275,6 @@ def _training_texts(job: Job, units: list[Unit], report: Callable[[int], None]) 
                 yield from tokenizers.pieces(document.text)
     if not some:
         raise ValueError("there is no text to train a tokenizer on: give one with --tokenizer")
-
-
-def _finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], split: bool) -> None:
-    """Moves the shards into place under their final numbers and closes each side with its manifest, train
-    last.
-    """
-    records = [json.loads(job.record(unit, "units").read_text()) for unit in units]
-    segments = [segment for record in records for segment in record["segments"]]
-    tally = tally_of(job, units)
-    for segment in segments:
-        tally.merge(segment["tally"])
-    for side in (HELDOUT, TRAIN) if split else (TRAIN,):
-        folder = out / side if split else out
-        shards = [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
-        if not shards:
-            raise ValueError(_nothing_left(side, tally))
-        profile = Profile()
-        for segment in segments:
-            profile.merge(segment["profiles"][side])
-        folder.mkdir(exist_ok=True)
-        placed = [_place(job, entry, folder, number) for number, entry in enumerate(shards)]
-        write_manifest(folder, _manifest(job, folder, placed, settings, side, tally, profile))
-
-
-def _nothing_left(side: str, tally: Tally) -> str:
-    removed = [
-        f"{step[8:]} {count[0]}" for step, count in tally.counts.items() if step.startswith("removed.")
-    ]
-    why = f" ({', '.join(sorted(removed))})" if removed else ""
-    if side == HELDOUT and tally.documents("read"):
-        return f"no document of {tally.documents('read')} is held out{why}: raise --heldout or heldout_match"
-    read = tally.documents("read")
-    return f"no document is left of {read} that were read{why}: check the sources and the steps"
-
-
-def _place(job: Job, entry: ShardEntry, folder: Path, number: int) -> ShardEntry:
-    """Renames a shard and its index; done already where a killed attempt got to."""
-    placed = replace(entry, file=f"shard-{number:06d}.tar")
-    for old, new in ((entry.file, placed.file), (index_name(entry.file), index_name(placed.file))):
-        source = job.scratch / "units" / old
-        if source.exists():
-            os.replace(source, folder / new)
-        elif not (folder / new).exists():
-            raise RuntimeError(f"{folder / new} is gone: remove {folder} and run prepare again")
-    return placed
-
-
-def _manifest(
-    job: Job,
-    folder: Path,
-    shards: list[ShardEntry],
-    settings: dict[str, Any],
-    side: str,
-    tally: Tally,
-    profile: Profile,
-) -> Manifest:
-    shutil.copyfile(job.tokenizer, folder / "tokenizer.json")
-    sync_file(folder / "tokenizer.json")
-    tokenizer = tokenizers.load(job.tokenizer)
-    vocab = tokenizers.vocab_size(tokenizer)
-    separator = tokenizers.separator_id(tokenizer, job.recipe.separator)
-    return Manifest(
-        tokenizer=TokenizerEntry("tokenizer.json", file_sha256(job.tokenizer), vocab, separator),
-        dtype=token_dtype(vocab),
-        block_documents=job.recipe.block_documents,
-        shards=tuple(shards),
-        prepare={"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()},
-        sources=[{"name": name, "documents": n} for name, (n, _, _) in profile.as_dict()["source"].items()],
-    )
 
 
 def _report(out: Path, was_complete: bool) -> PrepareReport:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from braceexpand import braceexpand
+
 from data.recipe import Recipe
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -110,7 +112,7 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str) -> Iterator[InputFile]
                 if line.strip():
                     yield from _files_of(line.strip(), recipe, stdin_file)
         return
-    for path in braces(spec):
+    for path in braceexpand(spec):
         if "://" in path:
             yield from _remote(path, recipe)
         elif os.path.isdir(path):
@@ -121,25 +123,6 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str) -> Iterator[InputFile]
             yield from _glob(path, recipe)
         else:
             raise ValueError(f"source {path} is not there: give a folder, a file, a glob or a URL")
-
-
-def braces(pattern: str) -> list[str]:
-    """`shard-{000..002}.tar` → three names; `{a,b}.txt` → two; nested ones too; anything else as it is."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
-        return [pattern]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    if span is not None:
-        first, last = int(span[1]), int(span[2])
-        step = 1 if last >= first else -1
-        choices = [str(number).zfill(len(span[1])) for number in range(first, last + step, step)]
-    else:
-        choices = found[1].split(",")
-    return [
-        name
-        for choice in choices
-        for name in braces(pattern[: found.start()] + choice + pattern[found.end() :])
-    ]
 
 
 def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
@@ -262,7 +245,7 @@ def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
 
 def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
     if file.kind == "parquet":
-        from data.readers import row_groups
+        from data.read_tables import row_groups
 
         yield from (Piece(file, first, last) for first, last in row_groups(file, unit_bytes))
     elif file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and file.bytes > unit_bytes:

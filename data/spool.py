@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.readers import Document
+from data.document import Document
 
 _SCHEMA = pa.schema(
     [

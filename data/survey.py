@@ -11,8 +11,8 @@ import numpy as np
 import xxhash
 
 from data import clean, dedup, spool
+from data.document import Document
 from data.job import Job, content, unit_documents, write_json
-from data.readers import Document
 from data.sources import Unit
 from data.tally import Tally
 from data.workers import Report

@@ -1,0 +1,98 @@
+"""The end of `prepare`: shards into place under their final numbers, the data card, the manifests last."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data import tokenizer as tokenizers
+from data.datacard import write_datacard
+from data.job import HELDOUT, TRAIN, Job, sync_file
+from data.manifest import (
+    Manifest,
+    ShardEntry,
+    TokenizerEntry,
+    file_sha256,
+    index_name,
+    token_dtype,
+    write_manifest,
+)
+from data.profile import Profile
+from data.sources import Unit
+from data.survey import tally_of
+from data.tally import Tally
+
+
+def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], split: bool) -> None:
+    """Moves the shards into place under their final numbers and closes each side with its manifest, train
+    last.
+    """
+    records = [json.loads(job.record(unit, "units").read_text()) for unit in units]
+    segments = [segment for record in records for segment in record["segments"]]
+    tally = tally_of(job, units)
+    for segment in segments:
+        tally.merge(segment["tally"])
+    manifests: dict[Path, Manifest] = {}
+    for side in (HELDOUT, TRAIN) if split else (TRAIN,):
+        folder = out / side if split else out
+        shards = [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
+        if not shards:
+            raise ValueError(_nothing_left(side, tally))
+        profile = Profile()
+        for segment in segments:
+            profile.merge(segment["profiles"][side])
+        folder.mkdir(exist_ok=True)
+        placed = [_place(job, entry, folder, number) for number, entry in enumerate(shards)]
+        manifests[folder] = _manifest(job, folder, placed, settings, side, tally, profile)
+    write_datacard(out, settings, tally, {folder.name: manifest for folder, manifest in manifests.items()})
+    for folder, manifest in manifests.items():
+        write_manifest(folder, manifest)
+
+
+def _nothing_left(side: str, tally: Tally) -> str:
+    removed = [
+        f"{step[8:]} {count[0]}" for step, count in tally.counts.items() if step.startswith("removed.")
+    ]
+    why = f" ({', '.join(sorted(removed))})" if removed else ""
+    if side == HELDOUT and tally.documents("read"):
+        return f"no document of {tally.documents('read')} is held out{why}: raise --heldout or heldout_match"
+    read = tally.documents("read")
+    return f"no document is left of {read} that were read{why}: check the sources and the steps"
+
+
+def _place(job: Job, entry: ShardEntry, folder: Path, number: int) -> ShardEntry:
+    """Renames a shard and its index; done already where a killed attempt got to."""
+    placed = replace(entry, file=f"shard-{number:06d}.tar")
+    for old, new in ((entry.file, placed.file), (index_name(entry.file), index_name(placed.file))):
+        source = job.scratch / "units" / old
+        if source.exists():
+            os.replace(source, folder / new)
+        elif not (folder / new).exists():
+            raise RuntimeError(f"{folder / new} is gone: remove {folder} and run prepare again")
+    return placed
+
+
+def _manifest(
+    job: Job,
+    folder: Path,
+    shards: list[ShardEntry],
+    settings: dict[str, Any],
+    side: str,
+    tally: Tally,
+    profile: Profile,
+) -> Manifest:
+    shutil.copyfile(job.tokenizer, folder / "tokenizer.json")
+    sync_file(folder / "tokenizer.json")
+    tokenizer = tokenizers.load(job.tokenizer)
+    vocab = tokenizers.vocab_size(tokenizer)
+    separator = tokenizers.separator_id(tokenizer, job.recipe.separator)
+    return Manifest(
+        tokenizer=TokenizerEntry("tokenizer.json", file_sha256(job.tokenizer), vocab, separator),
+        dtype=token_dtype(vocab),
+        block_documents=job.recipe.block_documents,
+        shards=tuple(shards),
+        prepare={"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()},
+        sources=[{"name": name, "documents": n} for name, (n, _, _) in profile.as_dict()["source"].items()],
+    )

@@ -1,0 +1,119 @@
+"""Documents out of pictures and of WebDataset tars made by others, which are read strictly (`data.scan`).
+
+Members that could run code when decoded (pickles, `.pt`) are never opened, and no member's name becomes a
+path.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data import scan
+from data.document import Document, decode, origin_of, whole
+from data.recipe import Recipe
+from data.sources import InputFile, Piece
+from data.streams import open_bytes
+from data.tally import Tally
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+_READ = ("txt", "text", "caption", "json", "npy", "cls", *IMAGES)
+
+
+def image(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A picture in a folder of its class; the text is the class."""
+    file = piece.file
+    with open_bytes(file.path) as stream:
+        raw = stream.read()
+    parts = file.relative.split("/")
+    name = parts[-2] if len(parts) > 1 else file.source
+    extension = file.relative.rsplit(".", 1)[-1].lower()
+    yield Document(name, origin_of(file, **{"class": name}), media={extension: raw})
+
+
+def webdataset(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    for key, members in _samples(piece.file):
+        document = _sample_document(key, members, piece.file, recipe, tally)
+        if document is not None:
+            yield document
+
+
+def _sample_document(
+    key: str, members: dict[str, bytes], file: InputFile, recipe: Recipe, tally: Tally
+) -> Document | None:
+    document = Document("", origin_of(file, key=key))
+    size = sum(len(value) for value in members.values())
+    document.media = {extension: value for extension, value in members.items() if extension in IMAGES}
+    record: Any = {}
+    if "json" in members:
+        try:
+            record = json.loads(members["json"])
+        except ValueError:
+            tally.add("removed.not_json", size, document.where)
+            return None
+    if isinstance(record, dict):
+        for name, value in (("licence", recipe.licence_field), ("language", recipe.language_field)):
+            if isinstance(record.get(value), str):
+                document.origin[name] = record[value]
+    if "npy" in members and not document.media:
+        document.ids = _array(members["npy"], f"{file.path} sample {key}")
+        return document
+    for extension in ("txt", "text", "caption"):
+        if extension in members:
+            text = decode(members[extension], recipe, tally, document.where)
+            document.text = text or ""
+            return document if text is not None else None
+    if isinstance(record, dict) and isinstance(record.get(recipe.text_field), str):
+        document.text = whole(record[recipe.text_field], tally, document.where)
+        return document
+    if document.media and "cls" in members:
+        document.text = members["cls"].decode("utf-8", "replace").strip()
+        document.origin["class"] = document.text
+        return document
+    tally.add("removed.no_text_in_sample", size, f"{document.where} (members: {', '.join(sorted(members))})")
+    return None
+
+
+def _samples(file: InputFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, extension → bytes).
+
+    A remote tar is fetched whole into a temporary file first. Raises RuntimeError or ValueError from
+    `data.scan`.
+    """
+    if "://" not in file.path:
+        yield from _mapped(Path(file.path), file.path)
+        return
+    with tempfile.NamedTemporaryFile() as copy, open_bytes(file.path) as remote:
+        shutil.copyfileobj(remote, copy)
+        copy.flush()
+        yield from _mapped(Path(copy.name), file.path)
+
+
+def _mapped(path: Path, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    view = scan.map_file(path)
+    for sample in scan.samples(view, where):
+        yield (
+            sample.key,
+            {
+                extension: bytes(view[member.offset : member.offset + member.size])
+                for extension, member in sample.members.items()
+                if extension in _READ
+            },
+        )
+
+
+def _array(raw: bytes, where: str) -> NDArray[np.integer]:
+    """The token ids of a `.npy` member: 1-D, integers; a pickled array is refused."""
+    try:
+        ids = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+    except ValueError as error:
+        raise RuntimeError(f"{where}: .npy cannot be read: {error}") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise RuntimeError(f"{where}: .npy is {ids.dtype}{list(ids.shape)}, not a 1-D array of token ids")
+    return ids

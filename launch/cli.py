@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     _prepare(add("prepare", "make a corpus: text, code or JSONL → tokenised, indexed shards and a manifest"))
     _data(add("data", "what is in a prepared corpus, and whether every byte is as it was written"))
     _train(add("train", "train, or go on training, the run that a config describes"))
-    # _generate(add("generate", "continue a text with a trained run"))
+    _generate(add("generate", "continue a text with a trained run"))
     _checkpoint(add("checkpoint", "list or verify the checkpoints of a run"))
     return parser
 
@@ -168,7 +168,18 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
-    # parser.set_defaults(run=commands.generate, parser=parser)
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT", help="text to continue (empty: a new document)"
+    )
+    parser.add_argument("--max-tokens", type=_count, default=200, metavar="N", help="default 200")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest (default 0.8)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, metavar="X", help="1: among all tokens (default 0.95)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another text")
+    parser.set_defaults(run=commands.generate)
 
 
 def _checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,8 @@
 import argparse
 import dataclasses
 
-from launch.job import ONE_PROCESS, Job
+from launch.checkpoints import run_folder
+from launch.job import ONE_PROCESS, Command, Job, python
 
 
 def version(args: argparse.Namespace) -> int:
@@ -46,3 +47,14 @@ def check(job: Job) -> None:
                 f"model.vocab={cfg.model.vocab}: the tokenizer of {path} has {vocab} tokens; "
                 f"set model.vocab to {vocab} or more"
             )
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Become the process that continues the text, once there is a run to continue it with."""
+    from launch import submit
+
+    run_folder(args.folder)
+    names = ("prompt", "max_tokens", "temperature", "top_p", "seed")
+    # With "=", so that a prompt may begin with a dash.
+    options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    submit.become(Command(python("trainer.generate", args.folder, *options)))

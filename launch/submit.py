@@ -7,8 +7,9 @@ import runpy
 import sys
 import tempfile
 import traceback
+from typing import NoReturn
 
-from launch.job import ONE_PROCESS, Job
+from launch.job import ONE_PROCESS, Command, Job
 from launch.local import rank_commands
 from launch.supervisor import supervise
 
@@ -21,13 +22,17 @@ def run(job: Job) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if job.nproc == 1:
-        (command,) = rank_commands(job, rendezvous="", cores=cores, environ=os.environ)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execve(command.argv[0], command.argv, os.environ | command.env)
+        become(*rank_commands(job, rendezvous="", cores=cores, environ=os.environ))
     with tempfile.TemporaryDirectory(prefix="germinal-") as folder:
         address = f"file://{folder}/rendezvous"
         return supervise(rank_commands(job, rendezvous=address, cores=cores, environ=os.environ))
+
+
+def become(command: Command) -> NoReturn:
+    """Replace this process by `command`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command.argv[0], command.argv, os.environ | command.env)
 
 
 def debug(job: Job) -> int:

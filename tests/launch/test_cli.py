@@ -10,7 +10,7 @@ import pytest
 
 from data.manifest import Manifest, TokenizerEntry, write_manifest
 from launch import cli, submit
-from launch.job import Job
+from launch.job import Command, Job
 from launch.local import rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
@@ -51,6 +51,9 @@ def failure(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         ["--version"],
         ["train", "--help"],
         ["prepare", "--help"],
+        ["data", "inspect", "--help"],
+        ["data", "verify", "--help"],
+        ["generate", "--help"],
         ["checkpoint", "--help"],
         ["checkpoint", "list", "--help"],
         ["checkpoint", "verify", "--help"],
@@ -85,7 +88,7 @@ def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert leaving.value.code == 0
     out = capfd.readouterr().out
-    assert all(f"    {command}" in out for command in ("prepare", "train", "checkpoint"))
+    assert all(f"    {command}" in out for command in ("prepare", "data", "train", "generate", "checkpoint"))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,11 @@ def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
         (["checkpoint"], "which command? see `germinal checkpoint --help`"),
         (["checkpoint", "lst", "runs/x"], "did you mean list?"),
         (["checkpoint", "list", "/nowhere/run"], "/nowhere/run: no such run folder"),
+        (["data", "inspekt", "x"], "did you mean inspect?"),
+        (["data", "inspect", "/nowhere/corpus"], "/nowhere/corpus is not a corpus"),
+        (["data", "verify", "/nowhere/corpus"], "/nowhere/corpus is not a corpus"),
+        (["generate", "/nowhere/run"], "/nowhere/run: no such run folder"),
+        (["generate", "/nowhere/run", "--max-tokens", "0"], "'0' is not a number of at least 1"),
         (["train"], "required: CONFIG"),
         (["train", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
         (["train", "CONFIG", "--nprc", "2"], "did you mean --nproc?"),
@@ -156,6 +164,14 @@ def test_overrides_may_stand_on_both_sides_of_an_option(monkeypatch: pytest.Monk
     monkeypatch.setattr(submit, "run", lambda job: jobs.append(job) or 0)
     assert cli.main(["train", config, "seed=1", "--nproc", "2", "seed=2", "train.steps=9"]) == 0
     assert jobs == [Job(config, ("seed=1", "seed=2", "train.steps=9"), 2)]
+
+
+def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[Command] = []
+    monkeypatch.setattr(submit, "become", started.append)
+    cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
+    options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
+    assert started == [Command((sys.executable, "-m", "trainer.generate", str(tmp_path), *options))]
 
 
 def test_every_rank_is_told_who_it_is() -> None:

@@ -1,0 +1,215 @@
+"""A trained run continues a text: `python -m trainer.generate RUN --prompt TEXT`."""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+from torch import Tensor, nn
+
+from data import tokenizer as tokenizers
+from data.manifest import read_manifest
+from parallel.engine import Chunk
+from trainer import config as configs
+from trainer.__main__ import DONE, FAILED, WRONG, complain
+from trainer.checkpoint import folder as checkpoints
+from trainer.checkpoint.store import load
+from trainer.config import RunConfig
+from trainer.models.attention import KVCache
+from trainer.models.build import build_model
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    context: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: int | None = None,
+    vocab: int | None = None,
+) -> Iterator[int]:
+    """Token ids after `prompt` (at least one id), at most `max_tokens`, up to and without the id `stop`.
+
+    `context`: tokens that the model sees at once, best those it was trained on. When they are full, the
+    later half is read anew. `temperature` 0 takes the likeliest token; `top_p` draws among the fewest tokens
+    that together have that probability (Holtzman et al. 2020, arXiv:1904.09751). Ids from `vocab` on are
+    never drawn. The same arguments give the same ids.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    ids = list(prompt)
+    unread, cache = ids[-context:], KVCache(context)
+    for _ in range(max_tokens):
+        if cache.length + len(unread) > context:
+            unread, cache = ids[-max(1, context // 2) :], KVCache(context)
+        logits = model(torch.tensor([unread], device=device), cache=cache)[0, -1, :vocab]
+        chosen = sample(logits.float().cpu(), temperature, top_p, generator)
+        if chosen == stop:
+            return
+        yield chosen
+        ids.append(chosen)
+        unread = [chosen]
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """One id drawn from logits [vocab], float32 on the CPU."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, ids = torch.softmax(logits / temperature, dim=-1).sort(descending=True, stable=True)
+    # A token stays while those before it have not reached top_p: so the first one always does.
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities[before >= top_p] = 0.0
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+def continue_text(
+    run: Path,
+    prompt: str,
+    *,
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> Iterator[str]:
+    """What the newest checkpoint of `run` that verifies writes after `prompt`, piece by piece as it comes.
+
+    An empty prompt starts a new document. Pieces end between characters, whatever bytes a token stands for.
+    ValueError where `run` is no run folder; RuntimeError where it has no checkpoint that verifies.
+    """
+    cfg = read_config(run)
+    tokenizer = tokenizers.load(run / "tokenizer.json")
+    tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
+    separator = separator_of(cfg, run, tokenizer)
+    model = load_model(cfg, newest_checkpoint(run))
+    ids = generate(
+        model,
+        [separator, *tokenizer.encode(prompt, add_special_tokens=False).ids],
+        max_tokens=max_tokens,
+        context=cfg.data.seq_len,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=separator,
+        vocab=tokenizers.vocab_size(tokenizer),
+    )
+    return decode(ids, tokenizer)
+
+
+def decode(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Text piece by piece: a character whose bytes come in several tokens waits until it is whole."""
+    stream, written, so_far = DecodeStream(skip_special_tokens=True), 0, []
+    for token in ids:
+        so_far.append(token)
+        if piece := stream.step(tokenizer, token):
+            written += len(piece)
+            yield piece
+    yield tokenizer.decode(so_far)[written:]
+
+
+def read_config(run: Path) -> RunConfig:
+    """The resolved config that a run left in its folder."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not a run folder: it has no config.yaml; give one such as runs/quickstart"
+        )
+    return configs.load(path)
+
+
+def separator_of(cfg: RunConfig, run: Path, tokenizer: Tokenizer) -> int:
+    """The id between documents: the corpus knows, if it is still there; else the tokenizer's names tell."""
+    ours = hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest()
+    for source in cfg.data.sources:
+        try:
+            entry = read_manifest(Path(source.path)).tokenizer
+        except (ValueError, OSError):
+            continue
+        if entry.sha256 == ours:
+            return entry.eos
+    return tokenizers.separator_id(tokenizer)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint that verifies; which ones were passed over is said on standard error."""
+    root = run / "checkpoints"
+    steps = checkpoints.steps(root)
+    for step in steps:
+        folder = checkpoints.step_folder(root, step)
+        try:
+            checkpoints.verify(folder)
+        except RuntimeError as error:
+            print(f"passed over step {step}: {error}", file=sys.stderr)
+        else:
+            return folder
+    found = f"none of its {len(steps)} verifies" if steps else f"{root} holds none"
+    raise RuntimeError(f"{run} has no checkpoint to generate from: {found}; train it first")
+
+
+def load_model(cfg: RunConfig, folder: Path) -> nn.Module:
+    """The model with the weights of a verified checkpoint, in float32; on the GPU if there is one."""
+    with torch.device("meta"):
+        model = build_model(cfg.model)
+    model.to_empty(device="cpu")
+    plan: Any = model.plan
+    aliases = {alias: canonical for canonical, alias in plan.tied}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
+    load(folder, [_whole(f"model.{name}", tensor) for name, tensor in state.items()])
+    for alias, canonical in aliases.items():
+        model.get_parameter(alias).data = model.get_parameter(canonical).data
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _whole(name: str, tensor: Tensor) -> Chunk:
+    return Chunk(name, tensor, tuple(tensor.shape), (0,) * tensor.ndim, owned=False)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the prompt and its continuation as it is written; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="germinal generate", description="continue a text with a trained run"
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, runs/NAME")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="empty: begin a new document")
+    parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest token")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: draw among all tokens")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    options = vars(parser.parse_args(arguments))
+    try:
+        check(options["max_tokens"], options["temperature"], options["top_p"])
+        pieces = continue_text(options.pop("run"), prompt := options.pop("prompt"), **options)
+        sys.stdout.write(prompt)
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except ValueError as error:
+        return complain(error, WRONG)
+    except (RuntimeError, OSError) as error:
+        return complain(error, FAILED)
+    sys.stdout.write("\n")
+    return DONE
+
+
+def check(max_tokens: int, temperature: float, top_p: float) -> None:
+    """ValueError, one line, for a number that cannot be meant."""
+    if max_tokens < 1:
+        raise ValueError(f"--max-tokens {max_tokens}: must be at least 1")
+    if not temperature >= 0:
+        raise ValueError(f"--temperature {temperature}: must be 0 or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"--top-p {top_p}: must be above 0 and at most 1")
+
+
+if __name__ == "__main__":
+    # A terminal's encoding may not hold what a model writes.
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ import hashlib
 
 import numpy as np
 
+SMALL = 64  # up to this size a table is cheap, and better mixed than halves of so few bits
 ROUNDS = 6  # even, so that halves of unequal width end where they began
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -27,7 +28,10 @@ def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
     """The shuffled places (int64, same shape) of `places` (integers in [0, size)) under `key`."""
     assert 1 <= size <= 1 << 62, size
     out = np.asarray(places).astype(np.uint64).ravel()
-    if size > 1:
+    if size <= SMALL:
+        table = np.argsort(_mix(np.arange(size, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(key)))
+        out = table[out.astype(np.int64)]
+    else:
         bits = (size - 1).bit_length()
         keys = [np.uint64((key + _GAMMA * (i + 1)) & _WORD) for i in range(ROUNDS)]
         out = _feistel(out, bits, keys)

@@ -46,10 +46,12 @@ def make_corpus(
     return folder
 
 
-def random_documents(count: int, *, longest: int = 60, seed: int = 0, vocab: int = 50_000) -> list[np.ndarray]:
+def random_documents(
+    count: int, *, longest: int = 60, seed: int = 0, vocab: int = 50_000
+) -> list[np.ndarray]:
     """Documents of 0 to `longest` random ids, no id the separator."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, vocab, size=rng.integers(0, longest + 1)) for _ in range(count)]
+    return [rng.integers(1, 50_000, size=rng.integers(0, longest + 1)) for _ in range(count)]
 
 
 def numbered_documents(lengths: Sequence[int]) -> list[np.ndarray]:

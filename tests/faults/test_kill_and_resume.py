@@ -1,0 +1,164 @@
+"""Law 5: kill a run anywhere, run the same command again, and nobody can tell."""
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import (
+    GERMINAL,
+    consumed,
+    environment,
+    events,
+    germinal,
+    kill_when,
+    make_corpus,
+    newest,
+    records,
+    tensors,
+    train,
+    whole_steps,
+    write_config,
+)
+
+KILLER = Path(__file__).with_name("killer.py")
+STEPS, BATCH = 12, 8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(write_config(folder, corpus))
+    return folder / "run"
+
+
+def same_result(run: Path, reference: Path) -> None:
+    """metrics.jsonl, the ledger and every tensor of the last checkpoint, bit for bit."""
+    assert records(run / "metrics.jsonl") == records(reference / "metrics.jsonl")
+    assert records(run / "ledger.jsonl") == records(reference / "ledger.jsonl")
+    mine, theirs = tensors(run), tensors(reference)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
+
+
+def kills() -> list[tuple[str, int]]:
+    draw = random.Random(7)
+    # 4 micro-batches a step, so 4·k + 2 is in the middle of an accumulation window.
+    return [
+        ("step", draw.randrange(2, STEPS + 1)),
+        ("step", draw.randrange(2, STEPS + 1)),
+        ("micro_batch", 4 * draw.randrange(5, STEPS) + 2),
+        ("micro_batch", 4 * draw.randrange(0, 4) + 3),
+        ("fsync", draw.randrange(1, 4)),
+        ("fsync", draw.randrange(6, 12)),
+        ("rename", draw.randrange(1, 6)),
+    ]
+
+
+@pytest.mark.parametrize(("where", "count"), kills())
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_killed_and_run_again_is_bit_identical(
+    where: str, count: int, asynchronous: bool, corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    if asynchronous and where in ("step", "micro_batch") and count % 2:
+        pytest.skip("every second of these is enough with asynchronous saves")
+    config = write_config(tmp_path, corpus, checkpoint__async=asynchronous)
+    command = [sys.executable, KILLER, where, count, config]
+    killed = subprocess.run([str(w) for w in command], env=environment(), capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    train(config)
+    same_result(tmp_path / "run", undisturbed)
+
+
+def test_killed_over_and_over_on_two_ranks(corpus: Path, tmp_path: Path) -> None:
+    """Five kills from outside, both ranks at once, at whatever step they are; then to the end."""
+    reference, run = tmp_path / "a", tmp_path / "b"
+    reference.mkdir()
+    run.mkdir()
+    layout = ("parallel.zero=2", "train.steps=40", "checkpoint.every=3")
+    train(write_config(reference, corpus), *layout, nproc=2)
+    config = write_config(run, corpus)
+    draw = random.Random(3)
+    for _ in range(3):
+        at = whole_steps(run / "run" / "metrics.jsonl") + draw.randrange(1, 6)
+        kill_when(
+            [GERMINAL, "train", config, "--nproc", 2, *layout],
+            lambda at=at: whole_steps(run / "run" / "metrics.jsonl") >= at,
+        )
+    train(config, *layout, nproc=2)
+    assert consumed(run / "run") == list(range(40 * BATCH))
+    same = [records(folder / "run" / "metrics.jsonl") for folder in (reference, run)]
+    assert same[0] == same[1]
+    mine, theirs = tensors(run / "run"), tensors(reference / "run")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_resume_on_other_layouts_loses_and_repeats_nothing(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """pp2×tp2, stopped; dp4, stopped; one process to the end: the ledger is 0…N once, the curve within tolerance."""
+    config = write_config(tmp_path, corpus)
+    run = tmp_path / "run"
+    for steps, nproc, layout in ((4, 4, ("parallel.pp=2", "parallel.tp=2")), (8, 4, ("train.micro_batch=1",))):
+        # The schedule must be the whole run's, so the run is stopped by a signal and not by fewer steps.
+        code = kill_when(
+            [GERMINAL, "train", config, "--nproc", nproc, *layout],
+            lambda steps=steps: whole_steps(run / "metrics.jsonl") >= steps - 2,
+            number=signal.SIGTERM,
+        )
+        assert code == 75, "a run that was asked to stop saves and exits with 75"
+    train(config)
+    assert consumed(run) == list(range(STEPS * BATCH))
+    mine, theirs = records(run / "metrics.jsonl"), records(undisturbed / "metrics.jsonl")
+    assert [line["step"] for line in mine] == [line["step"] for line in theirs]
+    for line, expected in zip(mine, theirs):
+        for key in ("loss", "grad_norm"):
+            if key in expected:
+                assert line[key] == pytest.approx(expected[key], rel=1e-5), (line["step"], key)
+    assert {event["ranks"] for event in events(run, "start")} == {4, 1}
+
+
+def test_flipped_byte_in_a_checkpoint_falls_back(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    run = tmp_path / "run"
+    train(config)
+    damaged = newest(run)
+    weights = next(damaged.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    weights.write_bytes(data)
+    train(config)
+    faults = events(run, "fault")
+    assert len(faults) == 1 and weights.name in faults[0]["reason"], faults
+    assert events(run, "resume")[-1]["step"] == 8
+    same_result(run, undisturbed)
+
+
+def test_a_finished_run_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus, train__steps=3)
+    train(config)
+    before = records(tmp_path / "run" / "metrics.jsonl")
+    train(config)
+    assert records(tmp_path / "run" / "metrics.jsonl") == before
+
+
+def test_stop_signal_saves_and_exits_75(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus, checkpoint__every=0)
+    run = tmp_path / "run"
+    code = kill_when(
+        [GERMINAL, "train", config], lambda: whole_steps(run / "metrics.jsonl") >= 3, number=signal.SIGTERM
+    )
+    assert code == 75
+    listed = germinal("checkpoint", "list", run, "--json")
+    assert listed.returncode == 0
+    train(config)
+    same_result(run, undisturbed)

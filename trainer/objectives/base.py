@@ -11,7 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """x goes to the first pipeline stage, kwargs to every stage. Dim 0 of every tensor is the row."""
+    """x goes to the first pipeline stage, kwargs to every stage. Dim 0 of every tensor is the row.
+
+    x is whatever the model's first module takes: token ids, pixels. A second input (the text beside an image)
+    is one of kwargs, and so is what only the loss needs.
+    """
 
     x: Tensor
     kwargs: dict[str, Tensor]
@@ -20,7 +24,8 @@ class ModelInputs:
 class Objective(Protocol):
     """Pure: the same batch gives the same inputs and the same loss, on whatever rank it is computed.
 
-    Whatever is random (masks, noise, which sentence follows) draws from (seed, sequence number) in `inputs`.
+    Whatever is random (masks, noise, which sentence follows) is drawn in `inputs`, row by row, from (seed,
+    sequence number): an objective that needs the seed is built with it.
     """
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
@@ -30,6 +35,10 @@ class Objective(Protocol):
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """(sum, count), float32 scalars: the summed loss in nats, and how many things it was summed over.
 
-        The engine adds both over micro-batches and ranks, and divides once. `output` is the last stage's.
+        The engine adds both over micro-batches and ranks, and divides once. `output` is the last stage's:
+        the summed loss itself where the model computes it, else one entry a row. Several losses (masked
+        tokens, next sentence) are one sum with fixed weights, over one count. A loss in which the rows of the
+        global batch see each other (contrastive) is a sum over rows too, given every row's output: an engine
+        gathers those in a first pass without gradients, and the objective takes them as one of kwargs.
         """
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import (
+from whole_runs import (
     GERMINAL,
     consumed,
     environment,

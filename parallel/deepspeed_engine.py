@@ -1,5 +1,7 @@
-"""The DeepSpeed engine: ZeRO 0-3 with offloading, driven through Accelerate, its result the torch engine's."""
+"""The DeepSpeed engine: ZeRO 0-3 and offloading, driven through Accelerate; the torch engine's result."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -8,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel import deepspeed_masters, deepspeed_start
+from parallel import deepspeed_start
 from parallel.config import ParallelConfig
+from parallel.deepspeed_masters import Masters
 from parallel.deepspeed_optim import Factory, FlatAdamW, from_factory
 from parallel.engine import Chunk, Micro, ModelInputs, Objective, StepResult
 from parallel.initialize import draw
@@ -36,8 +39,8 @@ def build_deepspeed_engine(
 ) -> "DeepSpeedEngine":
     """As `build.build_engine`. Collective. ValueError for what the engine does not do, each with the remedy.
 
-    Under ZeRO-1 and above, weights, moments and gradients over micro-batches are float32 whatever `precision` is,
-    as on the torch engine. Without ZeRO, DeepSpeed adds gradients up in `precision`, and offers nothing else.
+    With ZeRO-1 and above, weights, moments and accumulated gradients are float32 whatever `precision` is, as
+    on the torch engine. Without ZeRO, DeepSpeed adds gradients up in `precision` and offers nothing else.
     """
     deepspeed_start.check(cfg)
     with torch.device("meta"):
@@ -55,59 +58,65 @@ def build_deepspeed_engine(
     )
     canonical = {alias: name for name, alias in plan.tied}
     names = {name: canonical.get(name, name) for name in shapes}
-    with deepspeed_start.world(runtime):
-        model = deepspeed_start.build_model(model_factory, config, runtime.device)
-        apply_recompute(model.get_submodule(plan.blocks), cfg.recompute)  # type: ignore[arg-type]
-        parameters = {names[name]: (value, shapes[name]) for name, value in model.named_parameters()}
-        optimizer = from_factory(optimizer_factory, parameters)
-        engine = deepspeed_start.prepare(model, optimizer, config)
-    # After DeepSpeed has cut and cast: masters rounded through bf16 would be other weights than the torch engine's.
-    with torch.no_grad():
-        for master in deepspeed_masters.masters(engine, optimizer, names):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deepspeed_start.world(runtime))
+        with deepspeed_start.quiet():
+            model = deepspeed_start.build_model(model_factory, config, runtime.device)
+            apply_recompute(model.get_submodule(plan.blocks), cfg.recompute)  # type: ignore[arg-type]
+            parameters = {names[name]: (value, shapes[name]) for name, value in model.named_parameters()}
+            optimizer = from_factory(optimizer_factory, parameters)
+            engine = deepspeed_start.prepare(model, optimizer, config)
+        # Only now: masters that DeepSpeed makes of weights already cast to bf16 are not the torch engine's.
+        masters = Masters(engine, optimizer, names)
+        for master in masters.each(write=True):
             master.fill(draw(master.name, master.shape, plan, seed, runtime.device))
-    deepspeed_masters.publish(engine)
-    return DeepSpeedEngine(
-        engine,
-        optimizer,
-        objective,
-        names=names,
-        runtime=runtime,
-        precision=precision,
-        clip=clip,
-        nominal_count=global_batch * seq_len,
-    )
+        masters.publish()
+        return DeepSpeedEngine(
+            engine,
+            optimizer,
+            masters,
+            objective,
+            runtime=runtime,
+            precision=precision,
+            clip=clip,
+            nominal_count=global_batch * seq_len,
+            leave=stack.pop_all().close,
+        )
+    raise AssertionError  # an ExitStack may swallow exceptions, this one does not
 
 
 class DeepSpeedEngine:
     """See `engine.Engine`; the arithmetic is `TorchEngine`'s.
 
-    DeepSpeed averages gradients over ranks and, by itself, over micro-batches. Here every micro-batch's loss is
-    multiplied by ranks × loss scale / `nominal` and not divided by their number, so what the optimiser is handed
-    is the sum of loss × loss scale / nominal; `FlatAdamW` then divides it by the true count, and clips. DeepSpeed's
-    own clipping and loss scaling are off: they happen before the count is known, or do not know of it.
+    DeepSpeed averages gradients over ranks, and would over micro-batches. Here a micro-batch's loss is taken
+    ranks × loss scale / nominal times and not divided by their number, so that the optimiser is handed the
+    sum of loss × loss scale / nominal; `FlatAdamW` divides it by the true count, and clips. DeepSpeed's own
+    clipping and loss scaling are off, for they know of no count.
     """
 
     def __init__(
         self,
         engine: Any,
         optimizer: FlatAdamW,
+        masters: Masters,
         objective: Objective,
         *,
-        names: dict[str, str],
         runtime: Runtime,
         precision: str,
         clip: float,
         nominal_count: int,
+        leave: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._optimizer = optimizer
+        self._masters = masters
         self._objective = objective
-        self._names = names
         self._runtime = runtime
         self._clip = clip
         self._nominal = 2.0 ** round(math.log2(nominal_count))
         self._scale = LossScale() if precision == "fp16" else None
         self._grad_norm = math.inf
+        self._leave = leave
 
     @property
     def data_rank(self) -> int:
@@ -121,13 +130,14 @@ class DeepSpeedEngine:
     def is_writer(self) -> bool:
         return self._runtime.is_writer
 
-    # -- one step ------------------------------------------------------------------------------------------------
+    # -- one step -------------------------------------------------------------------------------------------
 
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
 
         RuntimeError if the batch has no counted target, or (fp32, bf16) a gradient is not finite.
         """
+        self._masters.forget()
         loss_scale = self._scale.value if self._scale else 1.0
         sums = self._accumulate(batches, loss_scale / self._nominal * self.data_ranks)
         loss_sum, count, asked = self._reduce(sums, stop)
@@ -138,7 +148,8 @@ class DeepSpeedEngine:
             self._scale.update(skipped)
         elif skipped:
             raise RuntimeError(
-                f"the gradient is not finite (loss {loss_sum / count:.4g}): nothing was updated; lower optim.lr"
+                f"the gradient is not finite (loss {loss_sum / count:.4g}): nothing was updated; "
+                "lower optim.lr"
             )
         return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale)
 
@@ -164,20 +175,20 @@ class DeepSpeedEngine:
         return packed.tolist()
 
     def _update(self, lr: float, to_mean: float) -> bool:
-        """The update with gradients × `to_mean`, clipped. Whether it was skipped: a gradient was not finite."""
+        """The update with gradients × `to_mean`, clipped. True: skipped, a gradient was not finite."""
         self._grad_norm = math.inf
-        divisor: list[Tensor] = []
 
-        def once() -> Tensor:  # DeepSpeed has the norm just before it calls the optimiser, once a group
-            if not divisor:
-                self._grad_norm = self._norm() * to_mean
-                clip = min(1.0, self._clip / self._grad_norm) if self._clip > 0 and self._grad_norm > 0 else 1.0
-                divisor.append(torch.tensor(1.0 / (to_mean * clip)))
-            return divisor[0]
+        @functools.cache
+        def divisor() -> Tensor | None:  # DeepSpeed calls for it once a group, when it has the norm
+            norm = self._grad_norm = self._norm() * to_mean
+            if not math.isfinite(norm):
+                return None
+            clip = min(1.0, self._clip / norm) if self._clip > 0 and norm > 0 else 1.0
+            return torch.tensor(1.0 / (to_mean * clip))
 
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.divisor = once
+        self._optimizer.divisor = divisor
         self._engine.step()
         self._optimizer.divisor = None
         skipped = not math.isfinite(self._grad_norm)
@@ -188,10 +199,12 @@ class DeepSpeedEngine:
         """Of the gradients as DeepSpeed holds them, over all ranks."""
         if self._engine.optimizer is not self._optimizer:
             return float(self._engine.optimizer._global_grad_norm)
-        grads = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+        grads = [
+            parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None
+        ]
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).double()))
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
+    # -- evaluation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
@@ -205,12 +218,14 @@ class DeepSpeedEngine:
         loss_sum, count, _ = self._reduce(sums)
         return loss_sum, count
 
-    # -- state ---------------------------------------------------------------------------------------------------
+    # -- state ----------------------------------------------------------------------------------------------
 
     def chunks(self) -> list[Chunk]:
-        """Master weights and optimiser state, as live memory: each rank's share, cut into boxes."""
-        shares = deepspeed_masters.masters(self._engine, self._optimizer, self._names)
-        return [chunk for share in shares for chunk in share.chunks()]
+        """Master weights and optimiser state: each rank's share, cut into boxes, as live memory.
+
+        What is offloaded to nvme comes as copies, valid until the next step: `load` takes them back.
+        """
+        return self._masters.chunks()
 
     def scalars(self) -> dict[str, Any]:
         """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""
@@ -221,10 +236,11 @@ class DeepSpeedEngine:
         self._optimizer.steps = int(scalars["updates"])
         if self._scale and "loss_scale" in scalars:
             self._scale.restore(scalars)
-        deepspeed_masters.publish(self._engine)
+        self._masters.publish()
 
     def close(self) -> None:
         """Let go of the model. The process group is the runtime's."""
         self._engine.destroy()
-        self._engine = None
+        self._engine = self._masters = None  # type: ignore[assignment]
         deepspeed_start.release()
+        self._leave()

@@ -1,12 +1,12 @@
 """Where DeepSpeed keeps the float32 truth: every parameter's master weights and moments, as live memory.
 
-DeepSpeed flattens parameters and cuts the flat tensor wherever the ranks' shares end. A run of a flattened tensor
-is a few boxes of the tensor itself, so a rank's share can be named in the checkpoint format without gathering or
-copying anything. `safe_get_full_fp32_param` and its like would gather every tensor on every rank instead.
+DeepSpeed flattens parameters and cuts the flat tensor wherever the ranks' shares end. A run of a flattened
+tensor is a few boxes of the tensor itself, so a rank's share can be said in the checkpoint's terms without
+gathering or copying; `safe_get_full_fp32_param` and its like would gather every tensor on every rank.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -23,6 +23,7 @@ class Master:
     """A rank's share of one parameter: elements start … start + len(weight) of the flattened tensor.
 
     weight, and the moments by state name: float32, one-dimensional, live memory. owned: this rank saves it.
+    group: the part of ZeRO-3's state that is on a disk and was brought in for this; None where nothing is.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Master:
     weight: Tensor
     moments: dict[str, Tensor]
     owned: bool
+    group: int | None = None
 
     def chunks(self) -> Iterator[Chunk]:
         for prefix, flat in (
@@ -45,6 +47,15 @@ class Master:
         """Take the share's values from the whole parameter."""
         self.weight.copy_(whole.flatten().narrow(0, self.start, len(self.weight)))
 
+    def copy(self) -> "Master":
+        moments = {key: moment.clone() for key, moment in self.moments.items()}
+        return replace(self, weight=self.weight.clone(), moments=moments)
+
+    def take(self, other: "Master") -> None:
+        self.weight.copy_(other.weight)
+        for key, moment in self.moments.items():
+            moment.copy_(other.moments[key])
+
 
 @dataclass(frozen=True)
 class Box:
@@ -56,7 +67,7 @@ class Box:
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """Elements start … stop of the flattened tensor as blocks of the tensor, in order: at most 2·dims - 1 of them."""
+    """Elements start … stop of the flattened tensor as blocks of it, in order: at most 2·dims - 1."""
     if start >= stop:
         return
     if not shape:
@@ -80,78 +91,138 @@ def _in_row(shape: Sequence[int], index: int, start: int, stop: int) -> Iterator
         yield Box((index, *box.offset), (1, *box.shape), base + box.first)
 
 
-def masters(engine: Any, optimizer: FlatAdamW, names: dict[str, str]) -> list[Master]:
-    """This rank's share of every parameter. `names`: the module's name of a parameter → its name in a checkpoint.
+@dataclass(frozen=True)
+class _Share:
+    """`length` elements of a flattened parameter, from `start`; in its flat master, from `first`."""
 
-    Moments that no step has made yet are made here, so that a checkpoint can be loaded before the first step.
-    """
-    wrapper, found = engine.optimizer, []
-    whole = _whole_masters(engine, wrapper)
-    loads = [0] * dist.get_world_size()
-    for module_name, parameter in engine.module.named_parameters():
-        if whole is not None:  # every rank has all: the lightest saves it
-            flat, first, start, length = whole[parameter], 0, 0, parameter.numel()
-            owner = loads.index(min(loads))
-            loads[owner] += length
-            owned = owner == dist.get_rank()
-        else:
-            flat, first, start, length = _share(wrapper, optimizer, parameter)
-            owned = True
-        if length == 0:
-            continue
-        optimizer.allocate(flat)
-        moments = {key: _part(optimizer.state[flat][key], first, length) for key in STATES}
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        found.append(Master(names[module_name], shape, start, _part(flat, first, length), moments, owned))
-    return found
+    name: str
+    shape: tuple[int, ...]
+    flat: Tensor
+    first: int
+    start: int
+    length: int
+    owned: bool
 
 
-def _part(flat: Tensor, first: int, length: int) -> Tensor:
-    return flat.detach().view(-1).narrow(0, first, length)
+class Masters:
+    """A DeepSpeed engine's masters on this rank. Every method is collective."""
 
+    def __init__(self, engine: Any, optimizer: FlatAdamW, names: dict[str, str]) -> None:
+        """`names`: the module's name of a parameter → its name in a checkpoint."""
+        self._engine = engine
+        self._wrapper = engine.optimizer
+        self._optimizer = optimizer
+        self._shares: dict[int | None, list[_Share]] = {}
+        self._copies: dict[str, Master] = {}
+        whole = self._whole()
+        loads = [0] * dist.get_world_size()
+        for module_name, parameter in engine.module.named_parameters():
+            name = names[module_name]
+            if whole is None:
+                group, share = self._cut(name, parameter)
+            else:  # every rank has all of it: the one with the least to save saves it
+                owner = loads.index(min(loads))
+                loads[owner] += parameter.numel()
+                flat, shape, mine = whole[parameter], tuple(parameter.shape), owner == dist.get_rank()
+                group, share = None, _Share(name, shape, flat, 0, 0, flat.numel(), mine)
+            if share.length:
+                self._shares.setdefault(group, []).append(share)
 
-def _whole_masters(engine: Any, wrapper: Any) -> dict[nn.Parameter, Tensor] | None:
-    """parameter → its whole master, where nothing is sharded; None where it is."""
-    if engine.zero_optimization_stage() > 0:
-        return None
-    if isinstance(wrapper, FlatAdamW):  # float32: the parameter is its own master
-        return {parameter: parameter for parameter in engine.module.parameters()}
-    return {
-        low: high
-        for lows, highs in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
-        for low, high in zip(lows, highs, strict=True)
-    }
+    @torch.no_grad()
+    def each(self, *, write: bool) -> Iterator[Master]:
+        """Every share, as live memory; what lies on a disk only until the next one, and kept if `write`.
 
+        Moments that no step has made yet are made here: a checkpoint may be loaded before the first step.
+        """
+        for group, shares in self._shares.items():
+            if group is not None:
+                self._wrapper._optimizer_states_and_gradient_swap_in(group)
+            for share in shares:
+                self._optimizer.allocate(share.flat)
+                state = self._optimizer.state[share.flat]
+                moments = {key: _part(state[key], share) for key in STATES}
+                weight = _part(share.flat, share)
+                yield Master(share.name, share.shape, share.start, weight, moments, share.owned, group)
+            if group is not None and write:
+                self._wrapper._optimizer_states_and_gradient_swap_out(group)
+            elif group is not None:
+                self._wrapper._release_swap_buffers(group)
 
-def _share(wrapper: Any, optimizer: FlatAdamW, parameter: Any) -> tuple[Tensor, int, int, int]:
-    """(flat master, first element in it, first element in the flattened parameter, number of elements)."""
-    if hasattr(parameter, "ds_id"):  # ZeRO-3: each parameter is cut in equal parts, the last one padded
-        group, first, length = wrapper.grad_position[wrapper.get_param_id(parameter)]
-        start = length * dist.get_rank()
-        length = max(0, min(length, parameter.ds_numel - start))
-        return wrapper.fp32_partitioned_groups_flat[group], first, start, length
-    mapping = parameter._hp_mapping  # ZeRO-1 and 2: a group is cut in equal parts
-    if mapping is None:
-        return torch.empty(0), 0, 0, 0
-    (flat,) = optimizer.param_groups[mapping.param_group_index]["params"]
-    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return flat, here.start, there.start, here.numel
+    def chunks(self) -> list[Chunk]:
+        """All shares as chunks. Those on a disk are copies: `publish` takes back what was loaded."""
+        self.forget()
+        found: list[Chunk] = []
+        for master in self.each(write=False):
+            if master.group is not None:
+                master = self._copies[master.name] = master.copy()
+            found += master.chunks()
+        return found
 
+    def forget(self) -> None:
+        """Let go of the copies that `chunks` made."""
+        self._copies.clear()
 
-@torch.no_grad()
-def publish(engine: Any) -> None:
-    """Make the model compute with the masters as they are now. Collective."""
-    wrapper = engine.optimizer
-    if isinstance(wrapper, FlatAdamW):
-        return
-    if engine.zero_optimization_stage() == 0:
-        for lows, highs in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            torch._foreach_copy_(list(lows), list(highs))
-    elif engine.zero_optimization_stage() < 3:
-        wrapper.update_lp_params()
-    else:  # what its own step does after the update
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Make the model compute with the masters as they are now, or as their chunks were loaded."""
+        if self._copies:
+            for master in self.each(write=True):
+                if master.group is not None:
+                    master.take(self._copies[master.name])
+            self.forget()
+        stage = self._engine.zero_optimization_stage()
+        if stage == 0 and self._wrapper is not self._optimizer:
+            for lows, highs in zip(self._wrapper.fp16_groups, self._wrapper.fp32_groups, strict=True):
+                torch._foreach_copy_(list(lows), list(highs))
+        elif stage in (1, 2):
+            self._wrapper.update_lp_params()
+        elif stage == 3:
+            self._publish_sharded()
+
+    def _publish_sharded(self) -> None:
+        """What ZeRO-3's own step does after the update."""
+        wrapper = self._wrapper
         wrapper._partition_all_parameters()
         for group in range(len(wrapper.fp16_groups)):
+            on_disk = wrapper._swappable_optimizer_subgroup(group)
+            if on_disk:
+                wrapper._optimizer_states_and_gradient_swap_in(group)
             wrapper._reassign_or_swap_out_partitioned_parameters(group)
+            if on_disk:
+                wrapper._release_swap_buffers(group)
         if wrapper.persistent_parameters:  # small ones stay gathered
             wrapper.persistent_parameters[0].all_gather(wrapper.persistent_parameters)
+
+    def _whole(self) -> dict[nn.Parameter, Tensor] | None:
+        """parameter → its whole master, where nothing is sharded; None where it is."""
+        if self._engine.zero_optimization_stage() > 0:
+            return None
+        if self._wrapper is self._optimizer:  # float32: the parameter is its own master
+            return {parameter: parameter for parameter in self._engine.module.parameters()}
+        return {
+            low: high
+            for lows, highs in zip(self._wrapper.fp16_groups, self._wrapper.fp32_groups, strict=True)
+            for low, high in zip(lows, highs, strict=True)
+        }
+
+    def _cut(self, name: str, parameter: Any) -> tuple[int | None, _Share]:
+        """(group on a disk, share) of a sharded parameter."""
+        wrapper = self._wrapper
+        if hasattr(parameter, "ds_id"):  # ZeRO-3: each parameter is cut in equal parts, the last one padded
+            group, first, length = wrapper.grad_position[wrapper.get_param_id(parameter)]
+            start = length * dist.get_rank()
+            length = max(0, min(length, parameter.ds_numel - start))
+            flat = wrapper.fp32_partitioned_groups_flat[group]
+            on_disk = group if wrapper._swappable_optimizer_subgroup(group) else None
+            return on_disk, _Share(name, tuple(parameter.ds_shape), flat, first, start, length, True)
+        shape = tuple(parameter.shape)
+        mapping = parameter._hp_mapping  # ZeRO-1 and 2: a whole group is cut in equal parts
+        if mapping is None:
+            return None, _Share(name, shape, torch.empty(0), 0, 0, 0, False)
+        (flat,) = self._optimizer.param_groups[mapping.param_group_index]["params"]
+        here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return None, _Share(name, shape, flat, here.start, there.start, here.numel, True)
+
+
+def _part(flat: Tensor, share: _Share) -> Tensor:
+    return flat.detach().view(-1).narrow(0, share.first, share.length)

@@ -1,42 +1,58 @@
-"""AdamW over the flat tensors that DeepSpeed makes of parameters: the torch engine's kernel, so the same curve."""
+"""AdamW over the flat tensors that DeepSpeed makes of parameters: the torch engine's kernel and curve."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from parallel.engine import LocalParameter
-
 STATES = ("exp_avg", "exp_avg_sq")
 _SETTINGS = ("betas", "eps", "weight_decay")
 
-Factory = Callable[[Sequence[LocalParameter]], torch.optim.Optimizer]
+Factory = Callable[[list[Any]], Any]
+"""list[LocalParameter] → LocalOptimizer; see `engine`."""
+
+
+@dataclass(frozen=True)
+class _Shadow:
+    """A `LocalParameter` without memory: only to ask which group it belongs to."""
+
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+
+    def gather(self, part: Tensor) -> Tensor:
+        return part
+
+    def keep(self, whole: Tensor) -> Tensor:
+        return whole
 
 
 class FlatAdamW(torch.optim.Optimizer):
     """Decoupled AdamW, fused, in float32, whatever DeepSpeed puts into `param_groups`.
 
-    The factory's own optimiser cannot be used: DeepSpeed flattens each group into one tensor, cuts it over the
-    ranks, exchanges it under the optimiser's feet (also for tensors the optimiser has never seen) and calls
-    `step` once a group, so an optimiser that allocates or counts by itself is wrong. DeepSpeedCPUAdam, which
-    Accelerate would put in where the state is offloaded, is left out too: it is compiled at the first start,
-    rounds differently, and counts its steps per group; torch's fused CPU kernel is vectorised as well.
+    The factory's own optimiser cannot be used: DeepSpeed flattens each group into one tensor, cuts it over
+    the ranks, puts tensors into the groups that the optimiser has never seen, and calls `step` once a group,
+    so an optimiser that allocates and counts by itself goes wrong. DeepSpeedCPUAdam, which Accelerate would
+    put in where the state is offloaded, is left out too: it is compiled at the first start and rounds
+    differently, and torch's fused kernel is vectorised on a CPU as well.
 
-    steps: updates done, set by the engine. divisor: gives the number that gradients are divided by; None makes
-    `step` do nothing, since some of DeepSpeed's optimisers take a first step with zero gradients to allocate
-    state, which would decay the weights and count.
+    steps: updates done, set by the engine. divisor: gives the number that gradients are divided by, None for
+    no update. Without it `step` does nothing: some of DeepSpeed's optimisers take a first step with zero
+    gradients to allocate state, which would decay the weights and count.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:
         super().__init__(param_groups, {"lr": 0.0})
         self.steps = 0
-        self.divisor: Callable[[], Tensor] | None = None
+        self.divisor: Callable[[], Tensor | None] | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        if self.divisor is None:
+        divisor = self.divisor() if self.divisor else None
+        if divisor is None:
             return
         for group in self.param_groups:
             tensors = [tensor for tensor in group["params"] if tensor.grad is not None and tensor.numel()]
@@ -61,7 +77,7 @@ class FlatAdamW(torch.optim.Optimizer):
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
                 maximize=False,
-                grad_scale=self.divisor().to(device, torch.float32),
+                grad_scale=divisor.to(device, torch.float32),
                 found_inf=None,
             )
 
@@ -75,25 +91,20 @@ class FlatAdamW(torch.optim.Optimizer):
 def from_factory(factory: Factory, parameters: dict[str, tuple[nn.Parameter, tuple[int, ...]]]) -> FlatAdamW:
     """FlatAdamW with the groups that the factory makes of parameters: name → (parameter, global shape).
 
-    The factory is asked on the meta device, where its state costs nothing. ValueError for Muon, which looks at
-    whole matrices where DeepSpeed has flat ones.
+    The factory is asked on the meta device, where its state costs nothing. ValueError for Muon, which looks
+    at whole matrices, where DeepSpeed has flat ones.
     """
-    shadows = {
-        name: LocalParameter(name, torch.empty(shape, device="meta"), shape, _whole, _whole)
-        for name, (_, shape) in parameters.items()
-    }
-    name_of = {id(shadow.tensor): name for name, shadow in shadows.items()}
+    shadows = [
+        _Shadow(name, torch.empty(shape, device="meta"), shape) for name, (_, shape) in parameters.items()
+    ]
+    name_of = {id(shadow.tensor): shadow.name for shadow in shadows}
     groups: list[dict[str, Any]] = []
-    for group in factory(list(shadows.values())).param_groups:
+    for group in factory(shadows).param_groups:
         if group.get("kind", "adamw") != "adamw":
             raise ValueError(
-                f"optim.name={group['kind']} has no place in parallel.engine=deepspeed, which shards flat tensors: "
+                f"optim.name={group['kind']} is not for parallel.engine=deepspeed, which flattens matrices: "
                 "use optim.name=adamw, or parallel.engine=torch"
             )
         members = [parameters[name_of[id(tensor)]][0] for tensor in group["params"]]
         groups.append({"params": members, **{key: group[key] for key in _SETTINGS}})
     return FlatAdamW(groups)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor

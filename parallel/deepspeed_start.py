@@ -1,15 +1,17 @@
-"""Starting DeepSpeed the way Accelerate does (`DeepSpeedPlugin`), without leaving a trace of it in the process.
+"""Starting DeepSpeed through Accelerate (`DeepSpeedPlugin`), without leaving a trace of it in the process.
 
-Accelerate and DeepSpeed find out who they are from environment variables and keep it in global state. Here both
-are told for as long as the engine is being built, from `Runtime`; afterwards the environment and Accelerate's
-state are as before, so that its trackers, say, do not see a half-true world.
+Both find out who they are from environment variables and keep it in global state. Here `Runtime` tells them:
+DeepSpeed for as long as its engine lives, Accelerate while it builds that. Afterwards the environment and
+Accelerate's state are as before, so that its trackers, say, do not see a half-true world.
 """
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,13 @@ def check(cfg: ParallelConfig) -> None:
         if value == "nvme" and not cfg.nvme_path:
             raise ValueError(f"parallel.{key}=nvme needs a folder: set parallel.nvme_path")
     if cfg.offload_optimizer != "none" and cfg.zero == 0:
-        raise ValueError(f"parallel.offload_optimizer={cfg.offload_optimizer} needs parallel.zero of 1 or more")
+        raise ValueError(
+            f"parallel.offload_optimizer={cfg.offload_optimizer} needs parallel.zero of 1 or more"
+        )
     if cfg.zero != 3 and (cfg.offload_optimizer == "nvme" or cfg.offload_parameters != "none"):
         raise ValueError(
-            f"parallel.offload_parameters={cfg.offload_parameters}, offload_optimizer={cfg.offload_optimizer}: "
-            f"parameters, and anything on nvme, can be offloaded with parallel.zero=3 only, not {cfg.zero}"
+            f"parallel.zero={cfg.zero} with offload_parameters={cfg.offload_parameters}, "
+            f"offload_optimizer={cfg.offload_optimizer}: parameters, and all of nvme, need parallel.zero=3"
         )
 
 
@@ -108,9 +112,9 @@ def build_model(factory: Any, config: dict[str, Any], device: torch.device) -> n
 
 @contextlib.contextmanager
 def world(runtime: Runtime) -> Iterator[None]:
-    """While this lasts, Accelerate and DeepSpeed believe what `runtime` knows. Collective at the first entry.
+    """While this lasts, DeepSpeed knows who it is: it asks the environment, and not only at the start.
 
-    A single process gets a process group of one, which DeepSpeed cannot do without.
+    Collective. A single process gets a process group of one, which DeepSpeed cannot do without.
     """
     if not dist.is_initialized():
         assert runtime.world == 1, "several ranks need parallel.runtime.start() first"
@@ -121,39 +125,36 @@ def world(runtime: Runtime) -> Iterator[None]:
         "WORLD_SIZE": str(runtime.world),
         "LOCAL_RANK": str(runtime.local_rank),
         "DS_ACCELERATOR": runtime.device.type,
-        "ACCELERATE_USE_DEEPSPEED": "true",  # without it the plugin is ignored and plain DDP comes back
+        # For operators that it compiles: ninja lies beside this Python.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
     }
-    with _environment(told), _quiet():
-        import deepspeed
-        from accelerate.state import AcceleratorState, GradientState, PartialState
+    # Torch renamed two collectives that DeepSpeed 0.19 calls under their old names, on every rank.
+    warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
+    with _environment(told):
+        with quiet():
+            import deepspeed
 
-        # Its all-reduce through shared memory is compiled at start: a compiler and half a minute for what gloo does.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        states = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
-        before = [dict(state) for state in states]
-        for state in states:
-            state.clear()
-        try:
-            yield
-        finally:
-            for state, values in zip(states, before, strict=True):
-                state.clear()
-                state.update(values)
+            # Its all-reduce through shared memory is compiled at the first start, which takes a compiler and
+            # half a minute, for what gloo does.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        yield
 
 
 def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """The DeepSpeed engine that Accelerate makes of the three. Inside `world` only."""
+    """The DeepSpeed engine that Accelerate makes of the three. Inside `world` and `quiet` only."""
     from accelerate import Accelerator, DeepSpeedPlugin
     from deepspeed import DeepSpeedEngine
 
     precision = "fp16" if config["fp16"]["enabled"] else "bf16" if config["bf16"]["enabled"] else "no"
-    plugin = DeepSpeedPlugin(hf_ds_config=config, gradient_clipping=0.0)
-    accelerator = Accelerator(
-        deepspeed_plugin=plugin,
-        mixed_precision=precision,
-        gradient_accumulation_steps=config["gradient_accumulation_steps"],
-    )
-    engine, _ = accelerator.prepare(model, optimizer)
+    with _fresh_accelerate():
+        plugin = DeepSpeedPlugin(hf_ds_config=config, gradient_clipping=0.0)
+        accelerator = Accelerator(
+            deepspeed_plugin=plugin,
+            mixed_precision=precision,
+            gradient_accumulation_steps=config["gradient_accumulation_steps"],
+        )
+        engine, _ = accelerator.prepare(model, optimizer)
     # Accelerate returns plain DDP, without a word, where it does not recognise the plugin.
     assert type(engine) is DeepSpeedEngine, f"Accelerate made a {type(engine).__name__} of the model"
     assert engine.gradient_clipping() == 0.0, "DeepSpeed clips by itself"
@@ -168,10 +169,27 @@ def release() -> None:
 
 
 @contextlib.contextmanager
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate as in a new process; afterwards as it was."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        # Without this variable the plugin is ignored, and plain DDP comes back.
+        with _environment({"ACCELERATE_USE_DEEPSPEED": "true"}):
+            yield
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state.clear()
+            state.update(values)
+
+
+@contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """`values` set, and the programs beside this Python (ninja, for ops that are compiled) found on the PATH."""
-    programs = str(Path(sys.executable).parent)
-    values = {**values, "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath)))}
+    """`values` set, and then as before."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -185,14 +203,18 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Only errors while starting: what is warned of there is what this module chooses on purpose."""
+def quiet() -> Iterator[None]:
+    """Only errors while starting: what is warned of there is what this module chooses on purpose.
+
+    Afterwards warnings. DeepSpeed also prints, sizes of memory for instance: that is dropped.
+    """
     loggers = [logging.getLogger(name) for name in ("DeepSpeed", "accelerate")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(max(level, logging.WARNING))

@@ -15,22 +15,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO
 
 from launch.job import Command
+from launch.voice import Voice, say, terminal_like_ours
 
 # Exit codes with which a rank leaves in agreement with the others: done, and preempted with its state saved.
 AGREED = (0, 75)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# A line that starts so begins a rank's last words. Every rank that follows a failed one has some; one speaks.
-LAST_WORDS = (b"error: ", b"Traceback (most recent call last)")
 
 
 def supervise(commands: Sequence[Command], *, grace_seconds: float = 10.0) -> int:
     """Run `commands` as the ranks of one program until all have ended; returns the program's exit code.
 
-    Rank 0 keeps standard output, and so a live progress line. What the others print, and what any rank writes
-    to standard error, comes out on standard error line by line behind `[rank N]`.
+    Rank 0 keeps standard output. What the others print, and what any rank writes to standard error, comes out
+    on standard error line by line behind `[rank N]`; on a terminal, rank 0 may draw its progress there.
 
     The first rank to fail decides the exit code and its error is the one shown; the others are asked to end
     (SIGTERM) and after `grace_seconds` made to. A rank ended by a signal counts as failed (1). SIGINT,
@@ -48,12 +46,15 @@ def supervise(commands: Sequence[Command], *, grace_seconds: float = 10.0) -> in
 
 @dataclass
 class _Rank:
-    number: int
     process: "subprocess.Popen[bytes]"
-    tails: dict[IO[bytes], bytes] = field(default_factory=dict)  # stream → its last line so far
-    last_words: list[bytes] = field(default_factory=list)  # held back until it is known who failed first
-    spoken: bool = False  # they were not last: it lives on, and they have been shown
-    failed_at: float = 0.0  # when its last words began, or it ended without any
+    voice: Voice
+    descriptors: list[int] = field(default_factory=list)
+    ended_at: float = 0.0
+
+    @property
+    def failed_at(self) -> float:
+        """When its last words began, or it ended without any."""
+        return self.voice.began_at or self.ended_at
 
 
 class _Supervisor:
@@ -75,23 +76,27 @@ class _Supervisor:
         self.old_handlers = {number: signal.signal(number, handlers[number]) for number in handlers}
 
     def start(self, number: int, command: Command) -> None:
-        linux = sys.platform == "linux"
+        live = number == 0 and os.isatty(2)
+        ours, theirs = terminal_like_ours() if live else os.pipe()
         process = subprocess.Popen(
             command.argv,
             env=os.environ | command.env,
             stdin=subprocess.DEVNULL,
             stdout=None if number == 0 else subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=theirs,
             process_group=0,  # Ctrl-C reaches this process only, which passes it on once
-            preexec_fn=partial(_die_with_parent, os.getpid()) if linux else None,
+            preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
         )
-        rank = _Rank(number, process)
+        os.close(theirs)
+        rank = _Rank(process, Voice(number), [ours])
+        rank.voice.errors, rank.voice.live = ours, ours if live else -1
+        if process.stdout is not None:
+            rank.descriptors.append(os.dup(process.stdout.fileno()))
+            process.stdout.close()
         self.ranks.append(rank)
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                os.set_blocking(stream.fileno(), False)
-                rank.tails[stream] = b""
-                self.selector.register(stream, selectors.EVENT_READ, rank)
+        for descriptor in rank.descriptors:
+            os.set_blocking(descriptor, False)
+            self.selector.register(descriptor, selectors.EVENT_READ, rank)
 
     def watch(self) -> int:
         while any(rank.process.poll() is None for rank in self.ranks):
@@ -107,16 +112,15 @@ class _Supervisor:
         now = time.monotonic()
         for rank in self.ranks:
             code = rank.process.poll()
-            if code is None and rank.last_words and now > rank.failed_at + self.grace_seconds:
-                self._speak(rank)
-                rank.spoken, rank.last_words, rank.failed_at = True, [], 0.0
+            if code is None and rank.voice.last_words and now > rank.failed_at + self.grace_seconds:
+                rank.voice.resume()
             if code is None or code in AGREED:
                 continue
-            rank.failed_at = rank.failed_at or now
+            rank.ended_at = rank.ended_at or now
             if self.kill_at == float("inf"):
                 self.kill_at = now + self.grace_seconds
                 # One that has spoken is on its way out, and its exit code may be the one that counts.
-                self._send(signal.SIGTERM, [rank for rank in self.ranks if not rank.last_words])
+                self._send(signal.SIGTERM, [rank for rank in self.ranks if not rank.voice.last_words])
         if now >= self.kill_at:
             self._kill_all()
 
@@ -136,56 +140,30 @@ class _Supervisor:
                 with contextlib.suppress(BlockingIOError):
                     self.wake.recv(4096)
                 continue
-            stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
-            while True:
-                try:
-                    chunk = os.read(stream.fileno(), 1 << 16)
-                except BlockingIOError:
-                    break
-                self._lines(key.data, stream, chunk)
-                if not chunk:
-                    self.selector.unregister(stream)
-                    break
-
-    def _lines(self, rank: _Rank, stream: IO[bytes], chunk: bytes) -> None:
-        """Pass on whole lines; an empty chunk is the end, and what is left of a line then counts as one."""
-        *lines, tail = (rank.tails[stream] + chunk).split(b"\n")
-        if not chunk and tail:
-            lines, tail = [tail], b""
-        rank.tails[stream] = tail
-        for line in lines:
-            begins = line.startswith(LAST_WORDS) and not rank.spoken
-            if stream is rank.process.stderr and (rank.last_words or begins):
-                rank.failed_at = rank.failed_at or time.monotonic()
-                rank.last_words.append(line)
-            else:
-                _say(f"[rank {rank.number}] ".encode() + line)
+            if not key.data.voice.read(key.fd):
+                self.selector.unregister(key.fd)
 
     def _verdict(self) -> int:
         """The exit code of all, once each has one; says the last words of the rank that decided it."""
         failed = [rank for rank in self.ranks if rank.process.returncode not in AGREED]
         for rank in self.ranks:
             if rank not in failed:  # what it said was not its end
-                self._speak(rank)
+                rank.voice.speak()
         if not failed:
             return max(rank.process.returncode for rank in self.ranks)
         first = min(failed, key=lambda rank: rank.failed_at)
         code = first.process.returncode
         if code < 0 and self.asked:
             return 128 + self.asked[-1]
-        self._speak(first)
-        words = first.last_words or first.spoken
+        first.voice.speak()
+        words = first.voice.last_words or first.voice.spoken
         if code < 0 and not words:
             name = signal.Signals(-code).name
             hint = " (out of memory? see the kernel's log)" if -code == signal.SIGKILL else ""
-            _say(f"error: rank {first.number} was ended by {name}{hint}".encode())
+            say(f"error: rank {first.voice.number} was ended by {name}{hint}".encode())
         elif not words:
-            _say(f"error: rank {first.number} ended with exit code {code} and said nothing".encode())
+            say(f"error: rank {first.voice.number} ended with exit code {code} and said nothing".encode())
         return 1 if code < 0 else code
-
-    def _speak(self, rank: _Rank) -> None:
-        for line in rank.last_words:
-            _say(line if line.startswith(b"error: ") else f"[rank {rank.number}] ".encode() + line)
 
     def _send(self, number: int, ranks: Sequence[_Rank]) -> None:
         for rank in ranks:
@@ -203,19 +181,14 @@ class _Supervisor:
         self._kill_all()
         for rank in self.ranks:
             rank.process.wait()
-            for stream in rank.tails:
-                stream.close()
+            for descriptor in rank.descriptors:
+                os.close(descriptor)
         signal.set_wakeup_fd(self.old_wakeup)
         for number, handler in self.old_handlers.items():
             signal.signal(number, handler)
         self.selector.close()
         self.wake.close()
         self.waker.close()
-
-
-def _say(line: bytes) -> None:
-    with contextlib.suppress(OSError):  # whoever read us has gone; the ranks must still be watched
-        os.write(2, line + b"\n")
 
 
 def _die_with_parent(parent: int) -> None:

@@ -1,5 +1,6 @@
 """Several processes as one program: one exit code, one error, signals passed on once, no orphan."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -132,6 +133,30 @@ def test_a_second_signal_kills() -> None:
         parent.send_signal(signal.SIGTERM)
         parent.communicate(timeout=20)
     assert parent.returncode == 128 + signal.SIGTERM
+
+
+def test_on_a_terminal_rank_0_draws_and_one_error_is_shown() -> None:
+    draw = """
+import sys, time
+assert sys.stderr.isatty()
+for step in range(3):
+    sys.stderr.write(f"\\rstep {step}")
+    sys.stderr.flush()
+    time.sleep(0.1)
+sys.stderr.write("\\nerror: it broke\\n")
+sys.exit(1)
+"""
+    ours, theirs = os.openpty()
+    other = "import sys, time; assert not sys.stderr.isatty(); time.sleep(1); sys.exit('error: it broke')"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, "5", draw, other], stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+    os.close(ours)
+    assert parent.wait(timeout=20) == 1
+    assert seen == b"\rstep 0\rstep 1\rstep 2\r\nerror: it broke\r\n"
 
 
 def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Tokenizers: lossless where they promise it, deterministic, and never a separator out of a text."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from data import tokenizer as tokenizers
+from data.tokenizer import SEPARATOR, Encoder
+
+TEXTS = [
+    "def train(model):\n\n    return model  # ünï 東京\n" * 5,
+    "the cat and the hat sat\r\n\t on that mat 🌱",
+] * 9
+BPE = tokenizers.train("bpe", TEXTS, 320)
+BYTES = tokenizers.utf8_bytes()
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, BYTES], ids=["bpe", "bytes"])
+@settings(max_examples=150, deadline=None)
+@given(text=st.text())
+def test_byte_level_tokenizers_give_any_text_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = Encoder(tokenizer)(text)
+    assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == text
+    assert 0 not in ids
+
+
+def test_the_same_texts_train_the_same_tokenizer() -> None:
+    assert tokenizers.train("bpe", iter(TEXTS), 320).to_str() == BPE.to_str()
+    assert 257 < tokenizers.vocab_size(BPE) <= 320
+    assert BPE.token_to_id(SEPARATOR) == 0 == tokenizers.separator_id(BPE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet="ab \n\t\r.é", max_size=400), limit=st.integers(1, 60))
+def test_a_long_text_in_pieces_has_the_same_tokens(text: str, limit: int) -> None:
+    """Up to a text without any place to cut, which is cut hard and still comes back whole."""
+    parts = list(tokenizers.pieces(text, limit))
+    assert "".join(parts) == text
+    assert all(len(part) <= limit for part in parts)
+    encode = Encoder(BPE)
+    joined = np.concatenate([encode(part) for part in parts])
+    assert BPE.decode(joined.tolist(), skip_special_tokens=False) == text
+    hard = any(not (b.startswith("\n") and not a[-1:].isspace()) for a, b in itertools.pairwise(parts))
+    if not hard:
+        np.testing.assert_array_equal(joined, encode(text))
+
+
+def test_wordpiece_and_characters() -> None:
+    wordpiece = tokenizers.train("wordpiece", TEXTS, 120)
+    assert tokenizers.separator_id(wordpiece) == 0
+    assert wordpiece.decode(Encoder(wordpiece)("the cat sat").tolist()) == "the cat sat"
+    protein = tokenizers.train("characters", ["MKVLA\n", "GHA A"], 400)
+    assert tokenizers.vocab_size(protein) == 2 + len(set("MKVLA\nGH "))
+    ids = Encoder(protein)("AMX\nA")
+    assert len(ids) == 5
+    assert protein.decode(ids.tolist(), skip_special_tokens=False) == "AM<|unknown|>\nA"
+    assert tokenizers.vocab_size(tokenizers.train("characters", ["abcdefgh"], 5)) == 5
+
+
+def test_ids_take_the_least_room(tmp_path: Path) -> None:
+    assert Encoder(BPE).dtype == np.uint16
+    names = {SEPARATOR: 0, **{f"word{number}": number for number in range(1, 1 << 16)}, "last": 1 << 16}
+    assert Encoder(Tokenizer(models.WordLevel(names, unk_token=SEPARATOR))).dtype == np.uint32
+
+
+def test_what_a_file_says_of_padding_and_cutting_is_not_followed(tmp_path: Path) -> None:
+    cut = Tokenizer.from_str(BPE.to_str())
+    cut.enable_truncation(4)
+    cut.enable_padding(length=9, pad_id=3)
+    cut.save(str(tmp_path / "cut.json"))
+    text = "the cat and the hat sat on that mat"
+    np.testing.assert_array_equal(Encoder(tokenizers.load(tmp_path / "cut.json"))(text), Encoder(BPE)(text))
+
+
+def test_the_separator_is_found_or_asked_for() -> None:
+    named = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "[STOP]": 2}, unk_token="a"))
+    assert tokenizers.separator_id(named) == 1
+    assert tokenizers.separator_id(named, "[STOP]") == 2
+    with pytest.raises(ValueError, match="does not have '<eot>': name the token that ends a document"):
+        tokenizers.separator_id(named, "<eot>")
+    with pytest.raises(ValueError, match="has none of"):
+        tokenizers.separator_id(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+
+
+def test_what_cannot_be_trained() -> None:
+    with pytest.raises(ValueError, match="give at least 257"):
+        tokenizers.train("bpe", TEXTS, 256)
+    with pytest.raises(ValueError, match="'sentencepiece' cannot be trained"):
+        tokenizers.train("sentencepiece", TEXTS, 256)

@@ -20,16 +20,19 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Create or replace `path` in one step, on disk when this returns. The name of the part file starts with
-    `.tmp-`.
-    """
-    part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+def write_durably(path: Path, data: bytes) -> None:
+    """Create `path`, its content on disk when this returns (its name in the folder is not yet)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.replace(part, path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Create or replace `path` in one step, on disk when this returns. The draft is named `.tmp-…`."""
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    write_durably(draft, data)
+    os.replace(draft, path)
     fsync_folder(path.parent)

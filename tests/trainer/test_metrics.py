@@ -144,7 +144,8 @@ def meter(cfg: RunConfig, rank: int = 0, tp: int = 1, world: int = 1, data_rank:
     runtime: Any = SimpleNamespace(rank=rank, world=world, is_writer=rank == 0, device=torch.device("cpu"))
     engine: Any = SimpleNamespace(data_rank=data_rank)
     events = EventLog(cfg.folder / "events.jsonl" if rank == 0 else None)
-    return Meter.open(cfg, runtime=runtime, engine=engine, layout=SimpleNamespace(tp=tp), events=events)  # type: ignore[arg-type]
+    layout: Any = SimpleNamespace(tp=tp)
+    return Meter.open(cfg, runtime=runtime, engine=engine, layout=layout, events=events)
 
 
 def result(step: int, **changes: Any) -> StepResult:
@@ -230,7 +231,7 @@ def test_a_step_is_written_down_in_microseconds(tmp_path: Path) -> None:
         begin = time.perf_counter()
         advance(one, state)
         times.append(time.perf_counter() - begin)
-    # The target is 40 µs, metrics and ledger together; machines that run tests are busy, so the bound is wide.
+    # The target is 40 µs, metrics and ledger together; a machine that runs tests is busy: the bound is wide.
     assert sorted(times)[len(times) // 4] < 200e-6
 
 

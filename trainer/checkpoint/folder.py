@@ -22,7 +22,7 @@ from pathlib import Path
 import xxhash
 
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Part, encode, merge, read_manifest
-from trainer.files import fsync_folder, write_atomically
+from trainer.files import fsync_folder, write_durably
 
 STATE = "state.json"
 TMP = ".tmp-"
@@ -52,7 +52,8 @@ def commit(tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequence
     RuntimeError where `final` exists (a step is never overwritten) or the parts do not tile the tensors.
     """
     whole = merge(parts)
-    write_atomically(tmp / MANIFEST, encode(Manifest(whole.files, whole.tensors, step, sequences)))
+    write_durably(tmp / MANIFEST, encode(Manifest(whole.files, whole.tensors, step, sequences)))
+    fsync_folder(tmp)
     if final.exists():
         raise RuntimeError(f"{final} exists already and is never overwritten: does another run write here?")
     os.rename(tmp, final)

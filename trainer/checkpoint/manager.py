@@ -21,6 +21,7 @@ from trainer.checkpoint.ranks import Ranks, alone, one_line
 from trainer.checkpoint.resume import resume
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
+from trainer.files import write_durably
 from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import JsonlLog
 from trainer.state import Identity, TrainState
@@ -206,10 +207,7 @@ class Checkpointer:
 
 def _write_json(path: Path, document: dict[str, Any]) -> FileEntry:
     data = (json.dumps(document, indent=1) + "\n").encode()
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(path, data)
     return FileEntry(len(data), digest(data))
 
 

@@ -16,6 +16,7 @@ from trainer.metrics.progress import Progress
 from trainer.metrics.sinks import JsonlLog, truncate_after
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
+from trainer.models.stats import flops_per_token
 from trainer.schema import plain
 from trainer.state import TrainState
 
@@ -62,14 +63,14 @@ class Meter:
         engine: Engine,
         layout: Layout,
         events: EventLog,
-        flops_per_token: float = 0.0,
     ) -> "Meter":
-        """The meter of this rank. `flops_per_token` (forward and backward) is for `mfu`; 0 leaves it out."""
+        """The meter of this rank of the run that `cfg` describes."""
         # The mesh is pp × dp × tp: first in its tensor and pipeline group is the rank of this very number.
         leads = runtime.rank % layout.tp == 0 and runtime.rank // layout.tp == engine.data_rank
+        flops = flops_per_token(cfg.model, cfg.data.seq_len)
         return cls(
             cfg,
-            speed=Speed(flops_per_token=flops_per_token, devices=runtime.world, device=runtime.device),
+            speed=Speed(flops_per_token=flops, devices=runtime.world, device=runtime.device),
             events=events,
             writes_metrics=runtime.is_writer,
             ledger_rank=engine.data_rank if leads and cfg.data.ledger else None,

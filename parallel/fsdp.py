@@ -70,10 +70,12 @@ def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
     ZeRO 0 and 1 reduce gradients once, after the last micro-batch; 2 and 3 after each, so that no rank
     holds whole gradients. Parameters stay gathered between micro-batches, except under ZeRO-3. Replicas
     (HSDP) reduce once.
+
+    FSDP takes every backward for the last of its kind, which is its default: told otherwise, it goes on to
+    prefetch the previous micro-batch's head after the first block, an all-gather for nothing.
     """
     if not isinstance(model, FSDPModule):
         return
-    model.set_is_last_backward(last)
     model.set_reshard_after_backward(last or zero == 3)
     model.set_requires_gradient_sync(last or zero >= 2)
     if zero >= 2:

@@ -41,6 +41,12 @@ class Mesh:
     def data_ranks(self) -> int:
         return self.replicate.size * self.shard.size
 
+    @property
+    def axes(self) -> dict[str, str]:
+        """Process group name → the axis it belongs to."""
+        named = {"pp": self.pp, "dp_replicate": self.replicate, "dp_shard": self.shard, "tp": self.tp}
+        return {axis.group.group_name: name for name, axis in named.items() if axis.group is not None}
+
 
 _ALONE = Axis(0, 1, None)
 

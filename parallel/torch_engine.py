@@ -92,6 +92,11 @@ class TorchEngine:
     def is_writer(self) -> bool:
         return not dist.is_initialized() or dist.get_rank() == 0
 
+    @property
+    def axes(self) -> dict[str, str]:
+        """Process group name → mesh axis, for `comms.CommCounter`."""
+        return self._mesh.axes
+
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
 

@@ -1,4 +1,4 @@
-"""Evaluation gives the same sum and count on every layout, between steps, without leaving a trace in training."""
+"""Evaluation gives the same sum and count on every layout, and leaves no trace in training."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Law 1: the layout is never visible in the result. Every step's loss and norm against one process, in fp32."""
+"""Law 1: the layout is never visible in the result. Every step, in fp32, against one process."""
 
 from typing import Any
 

@@ -8,7 +8,7 @@ from runs import Alone, Case, build, curve, distance, micro_batches, reference, 
 
 from parallel.engine import Engine, Micro
 
-# 20 steps against fp32. A weight is rounded to 8 bits of mantissa (2^-9 relative), an activation at every operator;
+# 20 steps against fp32. A weight is rounded to 8 bits (2^-9 relative), an activation at every operator;
 # the gradient norm, a sum over all of them, came out within 4e-3 here. fp16 has 11 bits.
 BOUNDS = {"bf16": 2e-2, "fp16": 5e-3}
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [

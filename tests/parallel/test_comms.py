@@ -1,0 +1,80 @@
+"""Messages of one step: how many, of how many bytes, against the formulas."""
+
+from typing import Any
+
+import pytest
+from runs import SEQ, Case, build, micro_batches
+
+from parallel.comms import CommCounter, Traffic, data_bytes, tensor_bytes
+from parallel.torch_engine import TorchEngine
+
+MODEL = {"hidden": 64, "ffn_hidden": 128, "heads": 4, "kv_heads": 4, "layers": 4, "vocab": 128}
+
+
+def traffic(context: Any, parallel: dict[str, Any], micro_batch: int) -> tuple[dict[Any, Traffic], int]:
+    """What the second step sends, and how many parameters this rank's part of the model has before ZeRO."""
+    case = Case(parallel=parallel, model=MODEL, micro_batch=micro_batch)
+    engine = build(case, context.rank, context.world)
+    assert isinstance(engine, TorchEngine)
+
+    def read(step: int) -> Any:
+        return micro_batches(case, step, engine.data_rank, engine.data_ranks)
+
+    engine.step(read(0), lr=1e-3)
+    with CommCounter(engine.axes) as counter:
+        engine.step(read(1), lr=1e-3)
+    return dict(counter.traffic), sum(
+        _numel(chunk.shape) for chunk in engine.chunks() if chunk.name[:5] == "model"
+    )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def total(found: dict[Any, Traffic], axis: str) -> float:
+    return sum(entry.sent_bytes for (name, _), entry in found.items() if name == axis)
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("world", [2, 4])
+def test_data_axis_sends_what_zero_promises(ranks: Any, world: int, zero: int, micro: int) -> None:
+    micro_batch = 8 // world // micro or 1
+    found, parameters = ranks(world).run(traffic, {"zero": zero}, micro_batch)[0]
+    count = 8 // world // micro_batch
+    formula = data_bytes(parameters, ranks=world, zero=zero, micro_batches=count)
+    assert total(found, "dp_replicate") + total(found, "dp_shard") <= 1.01 * formula
+    if count == 1:
+        promised = (3 if zero == 3 else 2) * 4 * parameters * (world - 1) / world
+        assert formula == promised
+    # The anchor's own formula, for accumulation too: 2Ψ(n-1)/n while gradients are reduced once.
+    if zero < 2:
+        assert formula == 2 * 4 * parameters * (world - 1) / world
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(2, {}), (4, {"zero": 3}), (2, {"pp": 2}), (4, {"pp": 2})])
+def test_one_blocking_scalar_collective_a_step(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
+    """Besides it there are only gathers, scatters and sends; an axis that spans the world shares its group."""
+    for found, _ in ranks(world).run(traffic, parallel, 1):
+        (packed,) = [entry for (_, kind), entry in found.items() if kind == "all-reduce"]
+        assert packed == Traffic(calls=1, sent_bytes=2 * 5 * 8 * (world - 1) / world)
+
+
+def test_tensor_axis_sends_activations(ranks: Any) -> None:
+    found, _ = ranks(2).run(traffic, {"tp": 2}, 2)[0]
+    hidden_states = 2 * SEQ * MODEL["hidden"]
+    formula = tensor_bytes(hidden_states, ranks=2, blocks=4, micro_batches=4)
+    sent = found["tp", "all-gather"].sent_bytes + found["tp", "reduce-scatter"].sent_bytes
+    softmax = 4 * 2 * SEQ * 3 * 4  # peak, mass and target logit of every row
+    assert formula <= sent <= formula + softmax
+    # The gradients of nine norms and of eight for queries and keys go in one message; and the scalars.
+    assert found["tp", "all-reduce"].calls == 2
+
+
+def test_pipeline_axis_sends_hidden_states(ranks: Any) -> None:
+    found, _ = ranks(2).run(traffic, {"pp": 2}, 2)[0]
+    assert found["pp", "send"] == Traffic(calls=4, sent_bytes=4 * 2 * SEQ * MODEL["hidden"] * 4)

@@ -1,0 +1,94 @@
+"""What the DeepSpeed engine does not do is said in one line, with the remedy; and its optimiser waits to be asked."""
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from parallel import deepspeed_start
+from parallel.config import ParallelConfig
+from parallel.deepspeed_optim import FlatAdamW, from_factory
+from parallel.plan import resolve
+from trainer.config import OptimConfig
+from trainer.optim import build_optimizer
+
+
+def config(**values: Any) -> ParallelConfig:
+    return ParallelConfig(engine="deepspeed", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"compile": True}, "parallel.compile"),
+        ({"offload_optimizer": "disk"}, "none, cpu, nvme"),
+        ({"zero": 0, "offload_optimizer": "cpu"}, "parallel.zero"),
+        ({"zero": 2, "offload_parameters": "cpu"}, "parallel.zero=3"),
+        ({"zero": 2, "offload_optimizer": "nvme", "nvme_path": "/tmp"}, "parallel.zero=3"),
+        ({"zero": 3, "offload_optimizer": "nvme"}, "parallel.nvme_path"),
+    ],
+    ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
+)
+def test_setting_is_refused(values: dict[str, Any], names: str) -> None:
+    with pytest.raises(ValueError, match=names) as caught:
+        deepspeed_start.check(config(**values))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("axis", ["tp", "pp", "dp_replicate"])
+def test_axis_is_refused(axis: str) -> None:
+    with pytest.raises(ValueError, match="parallel.engine=torch"):
+        resolve(config(**{axis: 2}), world=2)
+
+
+def test_missing_install_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "transformers" else found(name, *rest),
+    )
+    with pytest.raises(ValueError, match=r"needs transformers: pip install 'germinal\[deepspeed\]'"):
+        deepspeed_start.check(config())
+
+
+def groups_of(name: str) -> FlatAdamW:
+    matrix, norm = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    return from_factory(
+        lambda parameters: build_optimizer(
+            parameters,
+            OptimConfig(name=name, weight_decay=0.3),
+            no_decay=lambda _, shape: len(shape) == 1,
+            hidden_matrix=lambda _, shape: len(shape) == 2,
+        ),
+        {"w": (matrix, (4, 4)), "norm": (norm, (4,))},
+    )
+
+
+def test_muon_is_refused() -> None:
+    with pytest.raises(ValueError, match="optim.name=muon.*use optim.name=adamw"):
+        groups_of("muon")
+
+
+def test_groups_are_the_factorys() -> None:
+    decays = {
+        tuple(group["params"][0].shape): group["weight_decay"] for group in groups_of("adamw").param_groups
+    }
+    assert decays == {(4, 4): 0.3, (4,): 0.0}
+
+
+def test_optimiser_does_nothing_until_it_is_told_the_divisor() -> None:
+    """DeepSpeed's wrappers take a step with zero gradients at the start, which would decay the weights."""
+    optimizer = groups_of("adamw")
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    matrix = optimizer.param_groups[0]["params"][0]
+    assert matrix.eq(1).all() and not optimizer.state
+    optimizer.divisor = lambda: torch.tensor(2.0)
+    optimizer.step()
+    assert torch.allclose(matrix, torch.full((4, 4), 1 - 0.1 * 0.3))

@@ -1,0 +1,136 @@
+"""The arithmetic of layouts: what divides, what is refused, and that each refusal says why in one line."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.config import ParallelConfig
+from parallel.plan import SCHEDULES, Layout, check_batch, check_model, cut_blocks, resolve
+
+MODEL = {"layers": 4, "heads": 8, "kv_heads": 4, "ffn_hidden": 64, "vocab": 256}
+
+
+def refused(cfg: dict[str, Any], world: int) -> str:
+    with pytest.raises(ValueError) as error:
+        resolve(ParallelConfig(**cfg), world)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_minus_one_is_what_is_left() -> None:
+    layout = resolve(ParallelConfig(dp_replicate=2, tp=2, pp=2), 16)
+    assert (layout.dp_shard, layout.dp, layout.world) == (2, 4, 16)
+    assert resolve(ParallelConfig(dp_shard=2, tp=-1), 8).tp == 4
+
+
+@pytest.mark.parametrize(
+    ("cfg", "world", "words"),
+    [
+        ({"tp": 3}, 4, "tp 3 · pp 1 = 3 does not divide the world of 4"),
+        ({"dp_shard": 2, "tp": 3}, 4, "= 6, but the world has 4"),
+        ({"tp": -1}, 4, "only one"),
+        ({"tp": 0}, 4, "parallel.tp=0"),
+        ({"zero": 4}, 1, "parallel.zero=4"),
+        ({"engine": "jax"}, 1, "parallel.engine=jax"),
+        ({"schedule": "2f2b"}, 1, "parallel.schedule=2f2b: choose one of gpipe"),
+        ({"pp": 2, "stages_per_rank": 2}, 2, "1f1b holds one stage a rank"),
+        ({"pp": 2, "schedule": "interleaved_1f1b", "stages_per_rank": 1}, 2, "needs 2 stages"),
+        ({"pp": 2, "schedule": "dualpipe_v", "stages_per_rank": 4}, 2, "needs 2 stages"),
+        ({"pp": 2, "schedule": "zbv_zero_bubble", "zero": 3}, 4, "parallel.zero=3: torch's zero-bubble"),
+        ({"engine": "deepspeed", "pp": 2}, 4, "pp=2"),
+    ],
+)
+def test_impossible_layouts(cfg: dict[str, Any], world: int, words: str) -> None:
+    assert words in refused(cfg, world)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "model", "words"),
+    [
+        ({"tp": 3}, {}, "model.heads=8 is not divisible by parallel.tp=3"),
+        ({"tp": 8}, {}, "model.kv_heads=4 is not divisible by parallel.tp=8"),
+        ({"tp": 2}, {"vocab": 255}, "model.vocab=255"),
+        ({"pp": 3}, {}, "model.layers=4 is not divisible by 3 pipeline stages"),
+        ({"pp": 8}, {}, "model.layers=4 cannot fill 8"),
+        ({"pp": 4, "schedule": "interleaved_1f1b"}, {}, "cannot fill 8"),
+    ],
+)
+def test_models_that_do_not_divide(cfg: dict[str, Any], model: dict[str, int], words: str) -> None:
+    layout = resolve(ParallelConfig(**cfg), 24)
+    with pytest.raises(ValueError, match=words):
+        check_model(layout, **{**MODEL, **model})
+
+
+def test_batches_that_do_not_divide() -> None:
+    layout = resolve(ParallelConfig(), 4)
+    assert check_batch(layout, global_batch=32, micro_batch=2, seq_len=64) == 4
+    with pytest.raises(ValueError, match=r"global_batch=30 .* 4 data ranks · train.micro_batch=2 = 8"):
+        check_batch(layout, global_batch=30, micro_batch=2, seq_len=64)
+    with pytest.raises(ValueError, match="seq_len=65"):
+        check_batch(resolve(ParallelConfig(tp=2), 2), global_batch=2, micro_batch=1, seq_len=65)
+    with pytest.raises(ValueError, match="needs at least 4 micro-batches"):
+        check_batch(resolve(ParallelConfig(pp=4), 4), global_batch=4, micro_batch=2, seq_len=64)
+    layout = resolve(ParallelConfig(pp=2, schedule="interleaved_1f1b"), 2)
+    with pytest.raises(ValueError, match="whole rounds of pp=2"):
+        check_batch(layout, global_batch=5, micro_batch=1, seq_len=64)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("pp", [2, 4])
+def test_every_stage_has_one_rank(schedule: str, pp: int) -> None:
+    layout = resolve(ParallelConfig(pp=pp, schedule=schedule), pp)
+    for rank in range(pp):
+        for stage in layout.stages_of(rank):
+            assert layout.rank_of_stage(stage) == rank
+    assert sorted(s for rank in range(pp) for s in layout.stages_of(rank)) == list(range(layout.stages))
+
+
+def test_cuts() -> None:
+    assert cut_blocks("even", [1.0] * 4, 2) == [range(2), range(2, 4)]
+    assert cut_blocks("3,1", [1.0] * 4, 2) == [range(3), range(3, 4)]
+    # The head weighs as much as three blocks, so the last stage gets fewer.
+    assert cut_blocks("cost", [1.0] * 9, 3, last=3.0) == [range(4), range(4, 8), range(8, 9)]
+    assert cut_blocks("cost", [1.0] * 4, 2, first=2.0) == [range(1), range(1, 4)]
+    for cut, words in (
+        ("even", "to cost"),
+        ("2,2,1", "2 numbers"),
+        ("4,1,0", "2 numbers"),
+        ("half", "choose even"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cut_blocks(cut, [1.0] * 5, 2)
+
+
+@given(
+    costs=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    stages=st.integers(1, 4),
+    first=st.integers(0, 30),
+    last=st.integers(0, 30),
+)
+def test_cut_by_cost_is_the_best_cut(costs: list[int], stages: int, first: int, last: int) -> None:
+    if stages > len(costs):
+        return
+    found = cut_blocks("cost", [float(c) for c in costs], stages, float(first), float(last))
+    assert [block for stage in found for block in stage] == list(range(len(costs)))
+    assert all(len(stage) for stage in found)
+
+    def largest(cuts: list[range]) -> int:
+        loads = [sum(costs[block] for block in stage) for stage in cuts]
+        loads[0] += first
+        loads[-1] += last
+        return max(loads)
+
+    def every_cut(start: int, left: int) -> list[list[range]]:
+        if left == 1:
+            return [[range(start, len(costs))]]
+        ends = range(start + 1, len(costs) - left + 2)
+        return [[range(start, end), *rest] for end in ends for rest in every_cut(end, left - 1)]
+
+    assert largest(found) == min(largest(cuts) for cuts in every_cut(0, stages))
+
+
+def test_layout_reads_as_text() -> None:
+    layout = Layout(16, 2, 2, 2, 2, 3, "1f1b", 1)
+    assert str(layout) == "dp2x2 zero3 tp2 pp2 1f1b"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from launch.job import Command
-from launch.voice import Voice, say, terminal_like_ours
+from launch.voice import SHOW_CURSOR, Voice, say, terminal_like_ours, write
 
 # Exit codes with which a rank leaves in agreement with the others: done, and preempted with its state saved.
 AGREED = (0, 75)
@@ -183,6 +183,8 @@ class _Supervisor:
             rank.process.wait()
             for descriptor in rank.descriptors:
                 os.close(descriptor)
+            if rank.voice.live >= 0:  # killed while it drew, it could not show the cursor again
+                write(SHOW_CURSOR)
         signal.set_wakeup_fd(self.old_wakeup)
         for number, handler in self.old_handlers.items():
             signal.signal(number, handler)

@@ -8,6 +8,7 @@ import time
 # A line that starts so begins a rank's last words. Every rank that follows a failed one has some; one speaks.
 LAST_WORDS = (b"error: ", b"Traceback (most recent call last)")
 CLEAR_LINE = b"\r\x1b[2K"
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Voice:
@@ -66,8 +67,7 @@ class Voice:
         self._tails[descriptor] = tail
 
     def _marked(self, line: bytes) -> bytes:
-        clear = CLEAR_LINE if os.isatty(2) else b""
-        return clear + f"[rank {self.number}] ".encode() + line
+        return f"[rank {self.number}] ".encode() + line
 
 
 def terminal_like_ours() -> tuple[int, int]:
@@ -81,8 +81,8 @@ def terminal_like_ours() -> tuple[int, int]:
 
 
 def say(line: bytes) -> None:
-    """One line on standard error."""
-    write(line + b"\n")
+    """One line on standard error; on a terminal, in the place of a progress line that may be there."""
+    write((CLEAR_LINE if os.isatty(2) else b"") + line + b"\n")
 
 
 def write(data: bytes) -> None:

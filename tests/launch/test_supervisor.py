@@ -156,7 +156,7 @@ sys.exit(1)
             seen += chunk
     os.close(ours)
     assert parent.wait(timeout=20) == 1
-    assert seen == b"\rstep 0\rstep 1\rstep 2\r\nerror: it broke\r\n"
+    assert seen == b"\rstep 0\rstep 1\rstep 2\r\n\r\x1b[2Kerror: it broke\r\n\x1b[?25h"
 
 
 def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:

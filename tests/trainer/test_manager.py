@@ -405,7 +405,7 @@ def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     team = Team(3)
 
     def train(rank: int) -> None:
-        checkpointer = make(tmp_path, rank, team, patience_seconds=0.3)
+        checkpointer = make(tmp_path, rank, team, patience_seconds=1)
         if rank != 1:
             save(checkpointer, FakeEngine(rank, 3), 1)
 
@@ -413,9 +413,9 @@ def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     assert silent is None
     assert str(first) == (
         "checkpoint of step 1 was not saved:"
-        " not all ranks wrote their part within 0.3 s (no part from ranks [1])"
+        " not all ranks wrote their part within 1 s (no part from ranks [1])"
     )
-    assert isinstance(third, RuntimeError)
+    assert str(third).startswith("checkpoint of step 1 was not saved: rank 0: not all ranks wrote")
 
 
 def test_an_error_is_raised_once_and_a_bug_keeps_its_type(

@@ -12,7 +12,7 @@ import json, os, random, resource, signal, sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
-from test_manager import FakeEngine, make, save
+from test_manager import FakeEngine, Team, make, save
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
 from trainer.state import TrainState
@@ -58,6 +58,18 @@ def train(first, last, asynchronous):
     checkpointer.close()
 
 
+def train_ranks(first, last, asynchronous):
+    """Three ranks as threads: SIGKILL takes them all at once, each wherever it is."""
+    team = Team(3)
+    def rank_of(rank):
+        checkpointer = make(run_dir, rank, team, keep=2, asynchronous=asynchronous)
+        engine = FakeEngine(rank, 3)
+        checkpointer.resume(engine)
+        for step in range(first, last):
+            save(checkpointer, engine, step)
+    raise AssertionError(team.run(rank_of))
+
+
 def die_at(call_number):
     """Die by SIGKILL right before the n-th system call of the save."""
     left = [call_number]
@@ -92,9 +104,9 @@ def every_call():
     print("deaths", deaths, "step", step)
 
 
-def random_times():
+def random_times(train):
     step = 0
-    for number in range(40):
+    for number in range(30):
         ready, tell = os.pipe()
         def action():
             os.write(tell, b"x")
@@ -102,12 +114,12 @@ def random_times():
         child = in_child(action)
         os.read(ready, 1)
         os.close(ready), os.close(tell)
-        time.sleep(draw.uniform(0, 0.08))
+        time.sleep(draw.uniform(0, 0.15))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status), status
         step = inspect(step)
-    print("deaths", 40, "step", step)
+    print("deaths", 30, "step", step)
 
 
 def no_room():
@@ -128,19 +140,46 @@ def no_room():
     print("deaths", 0, "step", inspect(2))
 
 
-{"every_call": every_call, "random_times": random_times, "no_room": no_room}[mode]()
+def plant():
+    """Save straight into the step's own folder, as one would without thinking of death."""
+    from trainer.checkpoint.attempt import Attempt
+    init, exists = Attempt.__init__, Path.exists
+    def in_place(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.tmp = self.final
+    Attempt.__init__ = in_place
+    Path.exists = lambda path: path.name[:5] != "step-" and exists(path)
+
+
+modes = {
+    "planted": lambda: (plant(), every_call()),
+    "every_call": every_call,
+    "random_times": lambda: random_times(train),
+    "random_times_of_ranks": lambda: random_times(train_ranks),
+    "no_room": no_room,
+}
+modes[mode]()
 '''
 
 
-@pytest.mark.parametrize(("mode", "deaths"), [("every_call", 40), ("random_times", 40), ("no_room", 0)])
+def run(mode: str, run_dir: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", SCRIPT, mode, str(run_dir), str(Path(__file__).parent)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize(
+    ("mode", "deaths"),
+    [("every_call", 40), ("random_times", 30), ("random_times_of_ranks", 30), ("no_room", 0)],
+)
 def test_killed_while_saving(tmp_path: Path, mode: str, deaths: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, mode, str(tmp_path), str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run(mode, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     _, counted, _, step = done.stdout.split()
     assert int(counted) >= deaths
     assert int(step) > 0
+
+
+def test_the_test_sees_a_save_that_is_not_atomic(tmp_path: Path) -> None:
+    done = run("planted", tmp_path)
+    assert done.returncode == 1
+    assert "not a whole checkpoint" in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the 
 class Attempt:
     """A save of `step` under `root` by rank `rank` of `world`, all sharing `nonce`.
 
-    `patience` is how many seconds a rank waits for the others.
+    `patience` is how many seconds rank 0 waits for the others.
     """
 
     def __init__(self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float) -> None:
@@ -46,9 +46,10 @@ class Attempt:
         RuntimeError where a rank failed, or did not answer in time.
         """
         if self.rank:
-            self._poll(self._committed, "rank 0 did not commit")
+            # Twice as patient as rank 0, which knows better who is missing.
+            self._poll(self._committed, "rank 0 did not commit", 2 * self.patience_seconds)
             return 0
-        self._poll(self._all_published, "not all ranks wrote their part")
+        self._poll(self._all_published, "not all ranks wrote their part", self.patience_seconds)
         parts = []
         for rank in range(self.world):
             path = self._name("part.json", rank)
@@ -80,9 +81,9 @@ class Attempt:
     def _committed(self, names: set[str]) -> bool:
         return not self.tmp.exists() and self.final.exists()
 
-    def _poll(self, done: Callable[[set[str]], bool], otherwise: str) -> None:
+    def _poll(self, done: Callable[[set[str]], bool], otherwise: str, patience: float) -> None:
         pause, longest = POLL_SECONDS
-        deadline = time.monotonic() + self.patience_seconds
+        deadline = time.monotonic() + patience
         while True:
             try:
                 names = set(os.listdir(self.tmp))
@@ -95,8 +96,6 @@ class Attempt:
                 return
             if time.monotonic() > deadline:
                 missing = [r for r in range(self.world) if self._name("part.json", r).name not in names]
-                raise RuntimeError(
-                    f"{otherwise} within {self.patience_seconds:g} s (no part from ranks {missing})"
-                )
+                raise RuntimeError(f"{otherwise} within {patience:g} s (no part from ranks {missing})")
             time.sleep(pause)
             pause = min(longest, pause * 1.5)

@@ -13,7 +13,7 @@ from trainer.models.attention import KVCache, attend, document_block_mask, docum
 from trainer.models.build import build_model
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
-from trainer.models.layers import RMSNorm, RotaryTables, rotate
+from trainer.models.layers import RMSNorm, RotaryTables, _RMSNorm, rotate
 
 SMALL = DecoderConfig(layers=2, hidden=32, heads=4, vocab=50)
 RICH = DecoderConfig(layers=3, hidden=48, heads=6, kv_heads=2, vocab=50, qk_norm=True, tie_embeddings=True)
@@ -170,6 +170,15 @@ def test_the_rotation_is_by_position_times_frequency() -> None:
     expected = pairs * torch.polar(torch.ones_like(angles), angles)
     assert torch.allclose(turned, torch.cat((expected.real, expected.imag), dim=-1), atol=1e-6)
     assert rotate(x.bfloat16(), *RotaryTables(8, 100.0).upto(9, x.device)).dtype == torch.bfloat16
+
+
+def test_the_norm_is_torchs_with_its_gradients() -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(24, 1e-3).double()
+    torch.nn.init.uniform_(norm.weight)
+    x = torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(norm(x), torch.nn.functional.rms_norm(x, (24,), norm.weight, 1e-3), rtol=1e-12)
+    torch.autograd.gradcheck(lambda x, weight: _RMSNorm.apply(x, weight, 1e-3), (x, norm.weight))
 
 
 def test_the_norm_is_computed_in_float32() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,31 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # torch has a fused kernel for CUDA only; elsewhere its many small ones take twice as long as ours.
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        unit = x * scale
+        ctx.save_for_backward(unit, scale, weight)
+        ctx.dtype = x.dtype
+        return (unit * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        unit, scale, weight = ctx.saved_tensors
+        weight_grad = (unit * grad).flatten(0, -2).sum(dim=0)
+        unit_grad = grad.to(unit.dtype) * weight
+        along = torch.linalg.vecdot(unit_grad, unit).div_(unit.shape[-1])
+        x_grad = unit_grad.addcmul_(unit, along[..., None], value=-1).mul_(scale)
+        return x_grad.to(ctx.dtype), weight_grad.to(weight.dtype), None
 
 
 class FeedForward(nn.Module):
@@ -35,8 +61,9 @@ class FeedForward(nn.Module):
 class RotaryTables:
     """cos and sin of position · frequency (Su et al. 2021, arXiv:2104.09864), in float32, kept per device.
 
-    Not a module and not buffers: the tables follow from two numbers, so nothing of them belongs in a
-    checkpoint, and building the model on the meta device leaves nothing to fill.
+    Both are laid out for `rotate`: over the whole head_dim, the first half of the sines negated. Not a module
+    and not buffers: the tables follow from two numbers, so nothing of them belongs in a checkpoint, and
+    building the model on the meta device leaves nothing to fill.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
@@ -45,32 +72,28 @@ class RotaryTables:
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def upto(self, seq: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions 0 … seq-1, each [seq, 1, head_dim / 2]."""
+        """The tables of positions 0 … seq-1, each [seq, 1, head_dim]."""
         tables = self._tables.get(device)
         if tables is None or tables[0].shape[0] < seq:
-            tables = self._tables[device] = self._compute(seq, device)
+            # Made inside `generate`'s inference mode, they could never be saved for a backward later.
+            with torch.inference_mode(False), torch.no_grad():
+                tables = self._tables[device] = self.at(torch.arange(seq, device=device))
         return tables[0][:seq], tables[1][:seq]
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of `positions` [batch, seq] (each below 2²⁴), each [batch, seq, 1, head_dim / 2]."""
-        angles = positions.to(torch.float32)[..., None, None] * self._frequencies(positions.device)
-        return angles.cos(), angles.sin()
-
-    def _frequencies(self, device: torch.device) -> Tensor:
-        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-        return self.theta**-exponents
-
-    def _compute(self, seq: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        # Made inside `generate`'s inference mode, the tables could never be saved for a backward later.
-        with torch.inference_mode(False), torch.no_grad():
-            return self.at(torch.arange(seq, device=device))
+        """The tables of `positions` [batch, seq], each below 2²⁴: [batch, seq, 1, head_dim]."""
+        exponents = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
+        frequencies = self.theta ** -(exponents / self.head_dim)
+        angles = positions.to(torch.float32)[..., None, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn feature pairs (i, i + head_dim/2) of x [batch, seq, heads, head_dim], in float32.
 
-    The pairing is that of GPT-NeoX and Hugging Face Llama, so weights need no permutation on export.
+    (a, b) → (a cos - b sin, b cos + a sin). The pairing is GPT-NeoX's and Hugging Face Llama's, so weights
+    need no permutation on export.
     """
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)

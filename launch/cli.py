@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     _prepare(add("prepare", "make a corpus: text, code or JSONL → tokenised, indexed shards and a manifest"))
     _data(add("data", "what is in a prepared corpus, and whether every byte is as it was written"))
     _train(add("train", "train, or go on training, the run that a config describes"))
+    _verify(add("verify", "is this layout's run the run of one process? compares them tensor by tensor"))
     _generate(add("generate", "continue a text with a trained run"))
     _checkpoint(add("checkpoint", "list or verify the checkpoints of a run"))
     return parser
@@ -154,16 +155,26 @@ def _data(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(run=run)
 
 
-def _train(parser: argparse.ArgumentParser) -> None:
+def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="changes one key of the config"
-    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes one key of it")
     parser.add_argument(
         "--nproc", type=_count, default=1, metavar="N", help="ranks on this machine (default 1)"
     )
+    parser.set_defaults(rest="overrides")
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--steps", type=_count, default=5, metavar="K", help="optimiser steps (default 5)")
+    _json(parser)
+    parser.set_defaults(run=commands.verify)
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
     parser.add_argument("--debug", action="store_true", help="in this very process, on one rank: pdb works")
-    parser.set_defaults(run=commands.train, rest="overrides")
+    parser.set_defaults(run=commands.train)
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:

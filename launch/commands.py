@@ -2,9 +2,10 @@
 
 import argparse
 import dataclasses
+import tempfile
 
 from launch.checkpoints import run_folder
-from launch.job import ONE_PROCESS, Command, Job, python
+from launch.job import Command, Job, python
 
 
 def version(args: argparse.Namespace) -> int:
@@ -22,8 +23,22 @@ def train(args: argparse.Namespace) -> int:
     if args.debug and args.nproc > 1:
         raise ValueError(f"--nproc {args.nproc}: --debug is one process; leave one of them out")
     job = Job(args.config, tuple(args.overrides), args.nproc)
-    check(dataclasses.replace(job, overrides=(*job.overrides, *ONE_PROCESS)) if args.debug else job)
+    check(job.alone() if args.debug else job)
     return submit.debug(job) if args.debug else submit.run(job)
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Run some steps in one process, then on the layout, and compare; the exit code is the verdict."""
+    from launch import submit
+
+    job = Job(args.config, tuple(args.overrides), args.nproc, module="trainer.verify")
+    check(job)
+    check(job.alone())
+    shape = (f"--steps={args.steps}", *(["--json"] if args.json else []))
+    with tempfile.TemporaryDirectory(prefix="germinal-verify-") as reference:
+        record = dataclasses.replace(job.alone(), options=(*shape, "record", reference))
+        compare = dataclasses.replace(job, options=(*shape, "compare", reference))
+        return submit.wait(record) or submit.wait(compare)
 
 
 def check(job: Job) -> None:

@@ -1,7 +1,7 @@
 """What is to be run: a config, its overrides, how many ranks. Pure: nothing is executed here."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # One process whatever the config's layout: law 1 says that the result is the same.
 ONE_PROCESS = (
@@ -14,16 +14,22 @@ ONE_PROCESS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training run on this machine."""
+    """A run of `nproc` ranks on this machine: `python -m MODULE [options] CONFIG [key=value…]` each."""
 
     config: str
     overrides: tuple[str, ...] = ()
     nproc: int = 1
+    module: str = "trainer"
+    options: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What follows `python -m trainer`."""
-        return (self.config, *self.overrides)
+        """What follows the module."""
+        return (*self.options, self.config, *self.overrides)
+
+    def alone(self) -> "Job":
+        """The same run in one process, whatever its layout."""
+        return replace(self, overrides=(*self.overrides, *ONE_PROCESS), nproc=1)
 
 
 @dataclass(frozen=True)

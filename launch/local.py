@@ -27,5 +27,5 @@ def rank_commands(job: Job, *, rendezvous: str, cores: int, environ: Mapping[str
             env["GERMINAL_INIT"] = rendezvous
         if job.nproc > 1 and "OMP_NUM_THREADS" not in environ:
             env["OMP_NUM_THREADS"] = str(max(1, cores // job.nproc))
-        commands.append(Command(python("trainer", *job.arguments), env))
+        commands.append(Command(python(job.module, *job.arguments), env))
     return commands

@@ -1,6 +1,5 @@
 """Executes a job: the rest of `launch` only says what would be run."""
 
-import dataclasses
 import os
 import pdb
 import runpy
@@ -9,7 +8,7 @@ import tempfile
 import traceback
 from typing import NoReturn
 
-from launch.job import ONE_PROCESS, Command, Job
+from launch.job import Command, Job
 from launch.local import rank_commands
 from launch.supervisor import supervise
 
@@ -20,12 +19,16 @@ def run(job: Job) -> int:
     A single rank replaces this process: it has the terminal and the signals to itself, as if started by hand.
     Several meet at a file that no other run can know of, and are supervised.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if job.nproc == 1:
-        become(*rank_commands(job, rendezvous="", cores=cores, environ=os.environ))
+        become(*_commands(job))
+    return wait(job)
+
+
+def wait(job: Job) -> int:
+    """Run the job's ranks on this machine as processes of their own; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="germinal-") as folder:
         address = f"file://{folder}/rendezvous"
-        return supervise(rank_commands(job, rendezvous=address, cores=cores, environ=os.environ))
+        return supervise(_commands(job, address))
 
 
 def become(command: Command) -> NoReturn:
@@ -40,10 +43,9 @@ def debug(job: Job) -> int:
 
     An exception that nobody handles opens pdb where it was raised, if there is a terminal to type on.
     """
-    single = dataclasses.replace(job, overrides=(*job.overrides, *ONE_PROCESS), nproc=1)
-    (command,) = rank_commands(single, rendezvous="", cores=1, environ=os.environ)
+    (command,) = _commands(job.alone())
     os.environ.update(command.env)
-    return run_here("trainer", *single.arguments)
+    return run_here(job.module, *job.alone().arguments)
 
 
 def run_here(module: str, *arguments: str) -> int:
@@ -59,3 +61,8 @@ def run_here(module: str, *arguments: str) -> int:
             pdb.post_mortem(error.__traceback__)
         return 1
     return 0
+
+
+def _commands(job: Job, rendezvous: str = "") -> list[Command]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return rank_commands(job, rendezvous=rendezvous, cores=cores, environ=os.environ)

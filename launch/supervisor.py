@@ -38,7 +38,7 @@ def supervise(commands: Sequence[Command], *, grace_seconds: float = 10.0) -> in
     supervisor = _Supervisor(grace_seconds)
     try:
         for rank, command in enumerate(commands):
-            supervisor.start(rank, command)
+            supervisor.start(rank, command, marked=len(commands) > 1)
         return supervisor.watch()
     finally:
         supervisor.close()
@@ -75,7 +75,7 @@ class _Supervisor:
         handlers[signal.SIGCHLD] = lambda number, frame: None
         self.old_handlers = {number: signal.signal(number, handlers[number]) for number in handlers}
 
-    def start(self, number: int, command: Command) -> None:
+    def start(self, number: int, command: Command, *, marked: bool) -> None:
         live = number == 0 and os.isatty(2)
         ours, theirs = terminal_like_ours() if live else os.pipe()
         process = subprocess.Popen(
@@ -88,7 +88,7 @@ class _Supervisor:
             preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
         )
         os.close(theirs)
-        rank = _Rank(process, Voice(number), [ours])
+        rank = _Rank(process, Voice(number, marked=marked), [ours])
         rank.voice.errors, rank.voice.live = ours, ours if live else -1
         if process.stdout is not None:
             rank.descriptors.append(os.dup(process.stdout.fileno()))

@@ -14,8 +14,9 @@ SHOW_CURSOR = b"\x1b[?25h"
 class Voice:
     """Passes on what one rank writes, but holds its last words back until it is known who failed first."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, marked: bool) -> None:
         self.number = number
+        self.marked = marked  # whether `[rank N]` stands before its lines
         self.last_words: list[bytes] = []
         self.began_at = 0.0  # when its last words began
         self.spoken = False  # they were not its last: they have been shown, and it goes on
@@ -67,7 +68,7 @@ class Voice:
         self._tails[descriptor] = tail
 
     def _marked(self, line: bytes) -> bytes:
-        return f"[rank {self.number}] ".encode() + line
+        return f"[rank {self.number}] ".encode() + line if self.marked else line
 
 
 def terminal_like_ours() -> tuple[int, int]:

@@ -10,7 +10,7 @@ import pytest
 
 from data.manifest import Manifest, TokenizerEntry, write_manifest
 from launch import cli, submit
-from launch.job import Command, Job
+from launch.job import ONE_PROCESS, Command, Job
 from launch.local import rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
@@ -54,6 +54,7 @@ def failure(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         ["data", "inspect", "--help"],
         ["data", "verify", "--help"],
         ["generate", "--help"],
+        ["verify", "--help"],
         ["checkpoint", "--help"],
         ["checkpoint", "list", "--help"],
         ["checkpoint", "verify", "--help"],
@@ -172,6 +173,26 @@ def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
     options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
     assert started == [Command((sys.executable, "-m", "trainer.generate", str(tmp_path), *options))]
+
+
+def test_verify_records_in_one_process_and_compares_on_the_layout(
+    monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(submit, "wait", lambda job: jobs.append(job) or 0)
+    assert cli.main(["verify", config, "parallel.tp=2", "--nproc", "4", "--steps", "3", "--json"]) == 0
+    assert [(job.module, job.nproc) for job in jobs] == [("trainer.verify", 1), ("trainer.verify", 4)]
+    record, compare = (job.options for job in jobs)
+    assert record == ("--steps=3", "--json", "record", compare[-1])
+    assert compare[:3] == ("--steps=3", "--json", "compare")
+    assert jobs[0].overrides == ("parallel.tp=2", *ONE_PROCESS)
+    assert jobs[1].overrides == ("parallel.tp=2",)
+
+
+def test_verify_stops_where_the_reference_fails(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
+    codes = [1]
+    monkeypatch.setattr(submit, "wait", lambda job: codes.pop())
+    assert cli.main(["verify", config, "--nproc", "2"]) == 1
 
 
 def test_every_rank_is_told_who_it_is() -> None:

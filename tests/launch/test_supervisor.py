@@ -59,6 +59,13 @@ def test_all_done_is_zero_and_output_is_told_apart() -> None:
     assert sorted(err.splitlines()) == ["[rank 1] hello", "[rank 2] half a line"]
 
 
+def test_one_rank_alone_speaks_as_itself() -> None:
+    code, out, err = finish(
+        "import sys; print('out'); print('a warning', file=sys.stderr); sys.exit('error: no')"
+    )
+    assert (code, out, err) == (1, "out\n", "a warning\nerror: no\n")
+
+
 @pytest.mark.parametrize("code", [1, 2, 3])
 def test_the_first_failure_decides_and_its_error_is_shown_once(code: int) -> None:
     fail = f"import sys; print('error: the disk is full', file=sys.stderr); sys.exit({code})"
@@ -106,7 +113,7 @@ def test_a_rank_that_will_not_end_is_killed_after_the_grace() -> None:
 
 def test_an_error_that_was_not_the_end_is_shown_as_said() -> None:
     code, _, err = finish(
-        "import sys; print('Traceback (most recent call last): in a thread', file=sys.stderr)"
+        "import sys; print('Traceback (most recent call last): in a thread', file=sys.stderr)", "pass"
     )
     assert (code, err) == (0, "[rank 0] Traceback (most recent call last): in a thread\n")
 

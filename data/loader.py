@@ -20,7 +20,7 @@ from data.config import DataConfig, Heldout
 from data.rows import NOT_COUNTED, Plan
 from data.stream import Stream, open_corpus
 
-GULP_TOKENS: Final = 1 << 20  # tokens planned in one call: enough that its fixed cost does not show
+GULP_ROWS: Final = 1024  # sequences planned in one call: enough that its fixed cost does not show
 
 
 class Loader:
@@ -53,7 +53,7 @@ class Loader:
         self._rows = global_batch // ranks
         self._first = start + rank * self._rows
         self._global_batch, self._micro_batch = global_batch, micro_batch
-        self._gulp = max(1, GULP_TOKENS // (self._rows * stream.seq_len))
+        self._gulp = max(1, GULP_ROWS // self._rows)
         self._closed = threading.Event()
         self._ready: deque[list[Batch]] = deque()
         self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(-(-prefetch // self._gulp))
@@ -85,7 +85,7 @@ class Loader:
                 self._thread.join(timeout=0.01)
 
     def _read_ahead(self) -> None:
-        step, count = 0, 1  # the first step alone, so that it comes soon
+        step, count = 0, 1  # the first step alone, so that it comes soon; then twice as many each time
         while not self._closed.is_set():
             try:
                 steps = self._read(step, count)
@@ -98,7 +98,7 @@ class Loader:
                 continue
             self._queue.put(steps)
             step += count
-            count = self._gulp
+            count = min(2 * count, self._gulp)
 
     def _read(self, step: int, count: int) -> list[list[Batch]]:
         """Steps [step, step + count) of this rank, in one read of the stream."""

@@ -1,6 +1,7 @@
 """What commands print: tables for people, one JSON document for scripts."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,15 @@ def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, 
     from rich.table import Table
 
     lines = [list(line) for line in lines]
-    table = Table(title=title, title_justify="left", show_header=header, box=SIMPLE, pad_edge=False)
+    table = Table(show_header=header, box=SIMPLE, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = index > 0 and all(isinstance(line[index], int | float) for line in lines)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for line in lines:
         table.add_row(*(shown(cell) for cell in line))
-    Console().print(table)
+    print(title)
+    # Into a pipe or a file nothing is folded at the width of a screen that is not there.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def shown(value: Any) -> str:
@@ -47,4 +50,4 @@ def size(count: int) -> str:
 
 def document(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))  # str: paths

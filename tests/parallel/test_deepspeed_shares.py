@@ -1,4 +1,4 @@
-"""A run of a flattened tensor as boxes: what lets a rank save its share of ZeRO's flat tensors as it lies there."""
+"""A run of a flattened tensor as boxes: so a rank saves its share of ZeRO's flat tensors as it lies."""
 
 from itertools import pairwise
 from math import prod

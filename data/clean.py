@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from data import quality
 from data.decontaminate import is_contaminated
 from data.document import Document
 from data.recipe import Recipe
 from data.scrub import hook
 from data.tally import Tally
+from data.words import Hashes
 
 Step = Callable[[Document, Tally], bool]
 
@@ -37,7 +40,7 @@ def steps(recipe: Recipe, evaluation: Path) -> list[Step]:
     if recipe.scrub_hook:
         chosen.append(partial(_scrub, hook("scrub_hook", recipe.scrub_hook)))
     if recipe.decontaminate:
-        chosen.append(partial(_contamination, recipe, evaluation))
+        chosen.append(_contamination(recipe, evaluation))
     return chosen
 
 
@@ -162,5 +165,13 @@ def _scrub(scrub: Callable[[str], str], document: Document, tally: Tally) -> boo
     return True
 
 
-def _contamination(recipe: Recipe, evaluation: Path, document: Document, tally: Tally) -> bool:
-    return not is_contaminated(document.text, recipe, evaluation) or _remove(document, tally, "contaminated")
+def _contamination(recipe: Recipe, evaluation: Path) -> Step:
+    every: Hashes | None = None
+
+    def keep(document: Document, tally: Tally) -> bool:
+        nonlocal every
+        if every is None:
+            every = np.load(evaluation, mmap_mode="r", allow_pickle=False)
+        return not is_contaminated(document.text, recipe, every) or _remove(document, tally, "contaminated")
+
+    return keep

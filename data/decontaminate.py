@@ -3,7 +3,6 @@
 As GPT-3 did it (Brown et al. 2020, arXiv:2005.14165, appendix C): n = 13, lower case, punctuation ignored.
 """
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,14 +62,8 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-@functools.cache
-def _evaluation_runs(path: str) -> Hashes:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def is_contaminated(text: str, recipe: Recipe, path: Path) -> bool:
-    """Does the text share a run of words with an evaluation text?"""
-    every = _evaluation_runs(str(path))
+def is_contaminated(text: str, recipe: Recipe, every: Hashes) -> bool:
+    """Does the text share a run of words with an evaluation text? `every`: what was stored, in order."""
     mine = runs(hashes(plain_words(text)), recipe.decontaminate_words)
     places = np.searchsorted(every, mine)
     places[places == len(every)] = 0

@@ -73,7 +73,7 @@ class _Segments:
     def __init__(self, job: Job, unit: Unit) -> None:
         self.job = job
         self.unit = unit
-        self.encoder = encoder(str(job.tokenizer))
+        self.encoder = encoder(job.tokenizer)
         self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
         self.writers: dict[str, TokenShardWriter] = {}
         self.records: list[dict[str, Any]] = []
@@ -131,7 +131,11 @@ def tokens_of(document: Document, encode: Encoder) -> tuple[Any, int]:
     return document.ids, len(text.encode())
 
 
-@functools.cache
-def encoder(path: str) -> Encoder:
-    """One for each process."""
-    return Encoder(load(Path(path)))
+def encoder(path: Path) -> Encoder:
+    """The encoder of a tokenizer file: one for each process, since loading takes long."""
+    return _encoder(path, path.stat().st_mtime_ns, path.stat().st_ino)
+
+
+@functools.lru_cache(1)
+def _encoder(path: Path, changed_ns: int, inode: int) -> Encoder:
+    return Encoder(load(path))

@@ -9,6 +9,7 @@ from typing import Any
 
 from data import tokenizer as tokenizers
 from data.datacard import write_datacard
+from data.encode import encoder
 from data.job import HELDOUT, TRAIN, Job, sync_file
 from data.manifest import (
     Manifest,
@@ -85,7 +86,7 @@ def _manifest(
 ) -> Manifest:
     shutil.copyfile(job.tokenizer, folder / "tokenizer.json")
     sync_file(folder / "tokenizer.json")
-    tokenizer = tokenizers.load(job.tokenizer)
+    tokenizer = encoder(job.tokenizer).tokenizer
     vocab = tokenizers.vocab_size(tokenizer)
     separator = tokenizers.separator_id(tokenizer, job.recipe.separator)
     return Manifest(

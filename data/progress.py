@@ -14,6 +14,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+_MOVE_SECONDS = 0.1
+
 
 class Progress:
     """One bar a phase. Where standard error is no terminal, one line a phase once it is done."""
@@ -33,7 +35,7 @@ class Progress:
         self._task: TaskID | None = None
         self._name = ""
         self._bytes = 0
-        self._began = 0.0
+        self._began = self._moved = 0.0
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -55,8 +57,11 @@ class Progress:
     def advance(self, size_bytes: int) -> None:
         """Counts input as worked off."""
         self._bytes += size_bytes
-        if self._task is not None:
-            self._bar.advance(self._task, size_bytes)
+        # The bar takes longer to move than a short document to tokenise, and nobody sees it move more often.
+        now = time.monotonic()
+        if self._task is not None and now - self._moved > _MOVE_SECONDS:
+            self._moved = now
+            self._bar.update(self._task, completed=self._bytes)
 
     def _end_phase(self) -> None:
         if self._task is None:

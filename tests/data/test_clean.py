@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import clean, quality
@@ -89,7 +90,7 @@ def test_repeated_characters_are_counted_once_however_many_runs_hold_them() -> N
                 covered.update(range(at, at + length))
             seen.add(run)
         numbers = quality.hashes(words)
-        lengths = quality.np.array([len(word) for word in words])
+        lengths = np.array([len(word) for word in words])
         slow = sum(len(words[place]) for place in covered)
         assert quality._repeated_characters(numbers, lengths, length) == slow
 
@@ -162,13 +163,12 @@ def test_decontamination(tmp_path: Path) -> None:
     (tmp_path / "eval.jsonl").write_text(json.dumps({"question": question, "options": ["too short"]}) + "\n")
     recipe = Recipe(decontaminate=[str(tmp_path / "eval.jsonl")])
     assert write_evaluation_runs(recipe, tmp_path / "evaluation.npy") == 1
+    every = np.load(tmp_path / "evaluation.npy")
     words = question.replace("\n", " ").split()
     shared = " ".join(words[5:18]).upper().replace(" ", ", ")  # 13 words, other case, punctuation between
-    assert is_contaminated(f"{prose()} {shared} {prose(50, 1)}", recipe, tmp_path / "evaluation.npy")
-    assert not is_contaminated(
-        f"{prose()} {' '.join(words[5:17])} {prose(50, 1)}", recipe, tmp_path / "evaluation.npy"
-    )
-    assert not is_contaminated("a", recipe, tmp_path / "evaluation.npy")
+    assert is_contaminated(f"{prose()} {shared} {prose(50, 1)}", recipe, every)
+    assert not is_contaminated(f"{prose()} {' '.join(words[5:17])} {prose(50, 1)}", recipe, every)
+    assert not is_contaminated("a", recipe, every)
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(ValueError, match="no text there has 13 words"):
         write_evaluation_runs(Recipe(decontaminate=[str(tmp_path / "short.txt")]), tmp_path / "e.npy")

@@ -2,8 +2,8 @@
 
 Between blocks a rank holds [batch, seq/tp, hidden]; inside attention and feed-forward all of seq and 1/tp
 of the heads or channels (Korthikanti et al. 2022, arXiv:2205.05198). Weights become plain local tensors and
-the communication sits in module hooks, not in DTensor dispatch: that costs nothing per operator in eager mode,
-and what FSDP shards afterwards is an ordinary tensor.
+the communication sits in module hooks, not in DTensor dispatch: that costs nothing per operator in eager
+mode, and what FSDP shards afterwards is an ordinary tensor.
 """
 
 from collections.abc import Callable, Mapping

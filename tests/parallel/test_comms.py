@@ -58,7 +58,7 @@ def test_data_axis_sends_what_zero_promises(ranks: Any, world: int, zero: int, m
 
 @pytest.mark.parametrize(("world", "parallel"), [(2, {}), (4, {"zero": 3}), (2, {"pp": 2}), (4, {"pp": 2})])
 def test_one_blocking_scalar_collective_a_step(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
-    """Besides it there are only gathers, scatters and sends; an axis that spans the world shares its group."""
+    """Besides it there are gathers, scatters and sends; an axis that spans the world shares its group."""
     for found, _ in ranks(world).run(traffic, parallel, 1):
         (packed,) = [entry for (_, kind), entry in found.items() if kind == "all-reduce"]
         assert packed == Traffic(calls=1, sent_bytes=2 * 5 * 8 * (world - 1) / world)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import tempfile
@@ -129,7 +130,7 @@ def work(rank: int, args: argparse.Namespace, folder: Path) -> None:
             every=1,
             keep=0,
             asynchronous=asynchronous,
-            identity=Identity(),
+            identity=lambda position: Identity(),
             events=EventLog(None),
             rank=rank,
             world=args.ranks,
@@ -146,8 +147,7 @@ def work(rank: int, args: argparse.Namespace, folder: Path) -> None:
             "torch.save": lambda: torch_save(folder / "torch.save", rank, state),
             "dcp": lambda: dcp_save(folder / "dcp", rank, state),
         }
-        turn = list(contenders)
-        for name in turn[number % len(turn) :] + turn[: number % len(turn)]:
+        for name in random.Random(number).sample(list(contenders), len(contenders)):  # the same on every rank
             times[name].append(seconds(contenders[name], rank))
             if rank == 0:
                 step = folder / name / "checkpoints" / f"step-{number:09d}"

@@ -52,7 +52,9 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack) -> int:  # type: ignore[no
     try:
         finished = run()
     except KeyboardInterrupt:
-        return complain(f"interrupted at step {run.state.step}; the same command goes on from the last checkpoint", 130)
+        return complain(
+            f"interrupted at step {run.state.step}; the same command goes on from the last checkpoint", 130
+        )
     except (RuntimeError, OSError) as error:
         return fail(error, cfg, runtime.rank)
     return DONE if finished else STOPPED

@@ -84,7 +84,7 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
         every=cfg.checkpoint.every,
         keep=cfg.checkpoint.keep,
         asynchronous=cfg.checkpoint.asynchronous,
-        identity=identity(cfg, stream),
+        identity=lambda position: identity(cfg, stream, position),
         events=events,
         logs=meter.logs,
         rank=runtime.rank,
@@ -174,10 +174,13 @@ def prepare_folder(cfg: RunConfig, stream: Stream) -> None:
     write_atomically(cfg.folder / "tokenizer.json", tokenizer.read_bytes())
 
 
-def identity(cfg: RunConfig, stream: Stream) -> Identity:
-    """What a checkpoint must share with this run to be loaded by it."""
+def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
+    """What a checkpoint made at `position` of the stream must share with this run to be loaded by it."""
     return Identity(
-        data=stream.fingerprint, seed=cfg.seed, model=plain(cfg.model), config=configs.digest(cfg)
+        data=stream.fingerprint_at(position),
+        seed=cfg.seed,
+        model=plain(cfg.model),
+        config=configs.digest(cfg),
     )
 
 

@@ -117,7 +117,11 @@ def _step(engine: Engine, batches: Iterator[Any], cfg: RunConfig, step: int) -> 
 
 
 def _scalars(result: StepResult) -> dict[str, float]:
-    return {"loss": result.loss_sum / max(1.0, result.count), "grad_norm": result.grad_norm, "count": result.count}
+    return {
+        "loss": result.loss_sum / max(1.0, result.count),
+        "grad_norm": result.grad_norm,
+        "count": result.count,
+    }
 
 
 def _save(engine: Engine, root: Path, step: int) -> None:
@@ -175,7 +179,9 @@ def _report(
         first = wrong[0]
         block = _block(first.name)
         where = "" if block is None else f" (layer {block})"
-        what = "initial value" if first.step == 0 else "moment" if first.name.startswith("optim.") else "update"
+        what = (
+            "initial value" if first.step == 0 else "moment" if first.name.startswith("optim.") else "update"
+        )
         problems.append(
             f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline stage "
             f"{_pipeline_rank(first.rank, world, layout.pp)}): its {what} is off by {first.error:.2g} relative, "
@@ -220,7 +226,9 @@ def _print(report: dict[str, Any]) -> None:
     for kind in ("moment", "update"):
         if worst := report[f"worst_{kind}"]:
             limit = report["tolerance"][kind]
-            console.print(f"largest {kind} difference {worst['error']:.1e} (allowed {limit:.0e}): {worst['name']}")
+            console.print(
+                f"largest {kind} difference {worst['error']:.1e} (allowed {limit:.0e}): {worst['name']}"
+            )
     for problem in report["problems"]:
         console.print(problem, markup=False, highlight=False)
     console.print("equal: one run, whatever the layout" if report["equal"] else "NOT EQUAL")

@@ -91,9 +91,12 @@ class Team:
             return list(pool.map(guarded, range(self.world)))
 
 
-def make(run_dir: Path, rank: int = 0, team: Team | None = None, **options: Any) -> Checkpointer:
+def make(
+    run_dir: Path, rank: int = 0, team: Team | None = None, identity: Identity | None = None, **options: Any
+) -> Checkpointer:
     ranks: dict[str, Any] = {"rank": rank, "world": team.world, "gather": team.gather(rank)} if team else {}
-    settings = {"every": 1, "keep": 0, "asynchronous": False, "identity": Identity(), "patience_seconds": 20}
+    settings: dict[str, Any] = {"every": 1, "keep": 0, "asynchronous": False, "patience_seconds": 20}
+    settings["identity"] = lambda position: identity or Identity()
     events = EventLog(run_dir / "events.jsonl" if rank == 0 else None)
     return Checkpointer(run_dir, **{**settings, "events": events, **ranks, **options})
 

@@ -33,7 +33,8 @@ class Checkpointer:
     """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
 
     Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told,
-    `keep` 0 deletes nothing. `gather` collects one small object of every rank, in rank order, on every rank
+    `keep` 0 deletes nothing. `identity` (position in the stream → what a checkpoint made there shares with
+    the runs that may load it): what comes after the position may still change. `gather` collects one small object of every rank, in rank order, on every rank
     (one process needs none); only starting and resuming use it, saving coordinates through the folder, where
     a rank waits for the others at most `patience_seconds`. `logs` are forced to disk before a checkpoint is,
     so that a resume finds every line up to its step.
@@ -46,7 +47,7 @@ class Checkpointer:
         every: int,
         keep: int,
         asynchronous: bool,
-        identity: Identity,
+        identity: Callable[[int], Identity],
         events: EventLog,
         logs: Sequence[JsonlLog] = (),
         rank: int = 0,
@@ -96,7 +97,7 @@ class Checkpointer:
         document = {
             "state": state.to_json(),
             "scalars": engine.scalars(),
-            "identity": self.identity.to_json(),
+            "identity": self.identity(state.sequences).to_json(),
             "world": self.ranks.world,
         }
         reason = reason or (

@@ -1,7 +1,7 @@
 """Going on from the newest checkpoint that verifies."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from trainer.state import Identity, TrainState
 
 
 def resume(
-    root: Path, engine: Engine, *, identity: Identity, events: EventLog, ranks: Ranks
+    root: Path, engine: Engine, *, identity: Callable[[int], Identity], events: EventLog, ranks: Ranks
 ) -> TrainState | None:
     """Load the newest checkpoint under `root` that verifies into the engine; None where there is none.
 
@@ -42,7 +42,7 @@ def resume(
         why,
         ranks=ranks.world,
         saved_by_ranks=document["world"],
-        config_changed=document["identity"]["config"] != identity.config,
+        config_changed=document["identity"]["config"] != identity(0).config,
     )
     return TrainState.from_json(document["state"])
 
@@ -59,7 +59,7 @@ def _damage(at: Path, ranks: Ranks) -> str:
     return next(filter(None, ranks.gather(reason)), "")
 
 
-def _load(at: Path, engine: Engine, identity: Identity, ranks: Ranks) -> dict[str, Any]:
+def _load(at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks) -> dict[str, Any]:
     document = ranks.together(lambda: _read_state(at, identity))
     manifest = ranks.together(lambda: read_manifest(at))
     chunks = engine.chunks()
@@ -70,9 +70,9 @@ def _load(at: Path, engine: Engine, identity: Identity, ranks: Ranks) -> dict[st
     return document
 
 
-def _read_state(at: Path, identity: Identity) -> dict[str, Any]:
+def _read_state(at: Path, identity: Callable[[int], Identity]) -> dict[str, Any]:
     document = json.loads((at / folders.STATE).read_bytes())
-    identity.check(document["identity"], str(at))
+    identity(document["state"]["sequences"]).check(document["identity"], str(at))
     return document
 
 

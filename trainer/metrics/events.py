@@ -1,14 +1,19 @@
 """`events.jsonl`: what happened to a run besides its steps, each with its reason."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trainer.metrics.sinks import JsonlLog
 
+SHOWN = ("fault", "resume", "skip", "tracker")  # what a user at the terminal would want to know of
+
 
 class EventLog(JsonlLog):
     """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.
+
+    What went otherwise than planned is shown on standard error too.
 
     Without a path (ranks that do not report), events are dropped. Safe to call from several threads.
     """
@@ -22,3 +27,5 @@ class EventLog(JsonlLog):
         if self._on:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self.write({"time": now, "kind": kind, "step": step, "reason": reason, **fields})
+            if kind in SHOWN:
+                print(f"{kind} at step {step}: {reason}", file=sys.stderr, flush=True)

@@ -245,3 +245,18 @@ def test_a_wrong_mask_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda q, k, v, mask: torch.nn.functional.scaled_dot_product_attention(q, k, v),
     )
     assert attention.attend is not attend and not torch.allclose(model(tokens()), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_a_block_compiles_in_one_piece(with_documents: bool) -> None:
+    model = drawn(RICH)
+    inputs = {"targets": tokens()}
+    if with_documents:
+        inputs["documents"] = torch.arange(16).expand(2, -1) // 5
+    expected = torch.autograd.grad(model(tokens(), **inputs), list(model.parameters()))
+    names = set(model.state_dict())
+    for block in model.layers.values():
+        block.compile(backend="aot_eager", fullgraph=True)
+    compiled = torch.autograd.grad(model(tokens(), **inputs), list(model.parameters()))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(compiled, expected))
+    assert set(model.state_dict()) == names

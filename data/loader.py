@@ -22,6 +22,8 @@ from data.stream import Stream, open_corpus
 
 GULP_ROWS: Final = 1024  # sequences planned in one call: enough that its fixed cost does not show
 
+CHUNK_TOKENS: Final = 1 << 16  # handed over at once: few switches of threads, and it stays in the cache
+
 
 class Loader:
     """Iterates over optimiser steps from `start` on: each item is this data rank's micro-batches of one step.
@@ -56,7 +58,8 @@ class Loader:
         self._gulp = max(1, GULP_ROWS // self._rows)
         self._closed = threading.Event()
         self._ready: deque[list[Batch]] = deque()
-        self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(-(-prefetch // self._gulp))
+        self._chunk = max(1, CHUNK_TOKENS // (self._rows * stream.seq_len))
+        self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(-(-prefetch // self._chunk))
         self._thread = threading.Thread(target=self._read_ahead, name="data-loader", daemon=True)
         self._thread.start()
 
@@ -88,7 +91,7 @@ class Loader:
         step, count = 0, 1  # the first step alone, so that it comes soon; then twice as many each time
         while not self._closed.is_set():
             try:
-                steps = self._read(step, count)
+                plan = self._plan(step, count)
             except Exception as error:
                 if count == 1:
                     self._queue.put(error)
@@ -96,18 +99,22 @@ class Loader:
                 # Some step of the gulp fails: deliver the ones before it, one at a time.
                 self._gulp = count = 1
                 continue
-            self._queue.put(steps)
+            for first in range(0, count, self._chunk):
+                if self._closed.is_set():
+                    return
+                steps = range(first, min(first + self._chunk, count))
+                self._queue.put([self._batches(plan, i * self._rows) for i in steps])
             step += count
             count = min(2 * count, self._gulp)
 
-    def _read(self, step: int, count: int) -> list[list[Batch]]:
-        """Steps [step, step + count) of this rank, in one read of the stream."""
+    def _plan(self, step: int, count: int) -> Plan:
+        """This rank's rows of steps [step, step + count)."""
         firsts = self._first + np.arange(step, step + count) * self._global_batch
-        plan = self._stream.plan((firsts[:, None] + np.arange(self._rows)).ravel())
-        return [
-            [self._batch(plan, a) for a in range(first, first + self._rows, self._micro_batch)]
-            for first in range(0, count * self._rows, self._rows)
-        ]
+        return self._stream.plan((firsts[:, None] + np.arange(self._rows)).ravel())
+
+    def _batches(self, plan: Plan, first: int) -> list[Batch]:
+        """One step's micro-batches, from the row it begins with."""
+        return [self._batch(plan, a) for a in range(first, first + self._rows, self._micro_batch)]
 
     def _batch(self, plan: Plan, begin: int) -> Batch:
         rows = plan.rows(begin, begin + self._micro_batch, document_mask=self._stream.cfg.document_mask)

@@ -27,7 +27,7 @@ def derive_key(*parts: int | str) -> int:
 def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
     """The shuffled places (int64, same shape) of `places` (integers in [0, size)) under `key`."""
     assert 1 <= size <= 1 << 62, size
-    out = np.asarray(places).astype(np.uint64).ravel()
+    out: np.ndarray = np.asarray(places).astype(np.uint64).ravel()
     if size <= SMALL:
         table = np.argsort(_mix(np.arange(size, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(key)))
         out = table[out.astype(np.int64)]

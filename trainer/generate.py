@@ -195,6 +195,8 @@ def main(arguments: Sequence[str]) -> int:
         return complain(error, WRONG)
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
+    except KeyboardInterrupt:  # a reader who has read enough: what was written stands
+        pass
     sys.stdout.write("\n")
     return DONE
 

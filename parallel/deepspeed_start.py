@@ -131,9 +131,11 @@ def world(runtime: Runtime) -> Iterator[None]:
     # Torch renamed two collectives that DeepSpeed 0.19 calls under their old names, on every rank.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
     with _environment(told):
-        with quiet():
-            import deepspeed
+        import deepspeed
 
+        for handler in logging.getLogger("DeepSpeed").handlers:  # standard output is not its to write on
+            handler.setStream(sys.stderr)  # type: ignore[attr-defined]
+        with quiet():
             # Its all-reduce through shared memory is compiled at the first start, which takes a compiler and
             # half a minute, for what gloo does.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,5 +1,8 @@
 """The second engine against the first: the same curve and checkpoints, each going on from the other's."""
 
+import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -299,19 +302,20 @@ def test_one_rank_stops_all(ranks: Any) -> None:
 
 
 def surroundings(context: Any, case: Case) -> bool:
-    """Whether an engine's life leaves Accelerate's state and the environment as they were."""
-    import os
-
-    from accelerate.state import AcceleratorState, PartialState
-
-    before = dict(os.environ), dict(PartialState._shared_state), dict(AcceleratorState._shared_state)
+    """Whether an engine leaves Accelerate and the environment as they were. Its warnings are heard."""
+    before = state_around()
     with engine_of(context, case) as engine:
         train(engine, case)
-    return before == (
-        dict(os.environ),
-        dict(PartialState._shared_state),
-        dict(AcceleratorState._shared_state),
-    )
+        logger = logging.getLogger("DeepSpeed")
+        assert logger.isEnabledFor(logging.WARNING) and not logger.isEnabledFor(logging.INFO)
+        assert [handler.stream for handler in logger.handlers] == [sys.stderr]  # type: ignore[attr-defined]
+    return before == state_around()
+
+
+def state_around() -> list[dict[str, Any]]:
+    from accelerate.state import AcceleratorState, PartialState
+
+    return [dict(os.environ), dict(PartialState._shared_state), dict(AcceleratorState._shared_state)]
 
 
 def test_nothing_is_left_behind(ranks: Any) -> None:

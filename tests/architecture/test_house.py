@@ -145,3 +145,9 @@ def test_the_import_floors_are_seen_to_be_broken(tmp_path: Path, module: str, pl
     done = subprocess.run([lint, "--no-cache"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode != 0
     assert f"{module.replace('/', '.')}.planted" in done.stdout
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_only_declared_dependencies_are_imported(file: Path) -> None:
+    known = {*sys.stdlib_module_names, *PACKAGES, *dependencies()}
+    assert {module.split(".")[0] for module in imports(tree(file))} <= known

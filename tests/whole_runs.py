@@ -1,4 +1,6 @@
-"""Whole runs for tests: a small corpus, configs, the real commands in processes of their own, and what they left."""
+"""Whole runs for tests: a small corpus, configs, the real commands in processes of their own, and what they
+left.
+"""
 
 import json
 import os
@@ -15,7 +17,22 @@ import yaml
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
 TIMES = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "mfu")
-WORDS = "the a model token shard rank loss step stage batch gradient reads writes sums splits of to and in by".split()
+WORDS = (
+    "the",
+    "a",
+    "model",
+    "token",
+    "shard",
+    "rank",
+    "loss",
+    "step",
+    "stage",
+    "batch",
+    "reads",
+    "splits",
+    "of",
+    "to",
+)
 
 
 def make_corpus(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:
@@ -65,7 +82,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "200"}
 
 
-def germinal(*arguments: object, timeout: float = 180.0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def germinal(
+    *arguments: object, timeout: float = 180.0, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a `germinal` command to its end."""
     command = [GERMINAL, *map(str, arguments)]
     return subprocess.run(
@@ -80,9 +99,15 @@ def train(config: Path, *overrides: str, nproc: int = 1, timeout: float = 180.0)
 
 
 def kill_when(
-    command: Sequence[object], ready: Callable[[], bool], *, number: int = signal.SIGKILL, timeout: float = 120.0
+    command: Sequence[object],
+    ready: Callable[[], bool],
+    *,
+    number: int = signal.SIGKILL,
+    timeout: float = 120.0,
 ) -> int:
-    """Start a command in its own process group and signal the whole group as soon as `ready`; its exit code."""
+    """Start a command in its own process group and signal the whole group as soon as `ready`; its exit
+    code.
+    """
     process = subprocess.Popen(
         [str(word) for word in command],
         env=environment(),
@@ -93,7 +118,9 @@ def kill_when(
     deadline = time.monotonic() + timeout
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    assert process.poll() is None, f"the command ended by itself, with {process.returncode}, before it was killed"
+    assert process.poll() is None, (
+        f"the command ended by itself, with {process.returncode}, before it was killed"
+    )
     os.killpg(process.pid, number)
     return process.wait(timeout=timeout)
 

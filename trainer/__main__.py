@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state sav
 import sys
 import traceback
 from contextlib import ExitStack
-from pathlib import Path
 
 from trainer import config as configs
 from trainer.config import RunConfig

@@ -1,4 +1,6 @@
-"""Held-out evaluation inside the run: loss in nats per token and, tokenizer-free, in bits per byte of text."""
+"""Held-out evaluation inside the run: loss in nats per token and, tokenizer-free, in bits per byte of
+text.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +12,9 @@ from parallel.engine import Engine
 
 @dataclass(frozen=True)
 class HeldoutResult:
-    """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents evaluated."""
+    """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents
+    evaluated.
+    """
 
     loss: float
     bits_per_byte: float
@@ -19,7 +23,8 @@ class HeldoutResult:
 class Evaluator:
     """Evaluates every held-out set on the engine, at the steps that `every` names and at the last.
 
-    The sets are cut by document, so the figure does not depend on the batch, the layout or the training stream.
+    The sets are cut by document, so the figure does not depend on the batch, the layout or the training
+    stream.
     """
 
     def __init__(self, sets: Sequence[HeldoutLoader], *, every: int) -> None:

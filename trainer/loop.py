@@ -1,8 +1,8 @@
 """The training loop. Read this file first: everything else is called from here.
 
-One step: the engine turns this data rank's micro-batches into one optimiser update of the whole model, whatever
-the layout; the meter writes it down; the checkpointer saves when it is time. No rank, mesh axis or file format is
-visible here.
+One step: the engine turns this data rank's micro-batches into one optimiser update of the whole model,
+whatever the layout; the meter writes it down; the checkpointer saves when it is time. No rank, mesh axis or
+file format is visible here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,8 +30,9 @@ def train(
 ) -> bool:
     """Trains from `state` to `cfg.train.steps`; returns whether it got there.
 
-    False means that some rank was asked to stop (a preemption signal): the state is saved, and running the same
-    command again continues. The request travels with the step's one reduction, so all ranks leave together.
+    False means that some rank was asked to stop (a preemption signal): the state is saved, and running the
+    same command again continues. The request travels with the step's one reduction, so all ranks leave
+    together.
     """
     steps = cfg.train.steps
     for micro_batches in batches:

@@ -1,8 +1,9 @@
 """Optimisers over one rank's local tensors: fused AdamW, and Muon for hidden matrices beside it.
 
 An engine hands over `LocalParameter`s: plain local tensors, not DTensors, so an element-wise update costs no
-dispatch and does not know the layout. Gradients arrive as raw sums; `optimizer.grad_scale` (the fused kernels' own
-argument) divides them inside the update, which is law 3's single division and the clipping at once.
+dispatch and does not know the layout. Gradients arrive as raw sums; `optimizer.grad_scale` (the fused
+kernels' own argument) divides them inside the update, which is law 3's single division and the clipping at
+once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -48,14 +49,16 @@ def build_optimizer(
 
 
 class Updates(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) for the groups of kind `adamw`, Muon for those of kind `muon`.
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) for the groups of kind `adamw`, Muon for those of kind
+    `muon`.
 
     State tensors have the local shape of their parameter and are named as torch.optim.AdamW names them:
-    `exp_avg`, `exp_avg_sq`; Muon keeps `momentum_buffer`. `steps` counts the updates and is the only scalar state.
+    `exp_avg`, `exp_avg_sq`; Muon keeps `momentum_buffer`. `steps` counts the updates and is the only scalar
+    state.
 
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest
-    semi-orthogonal matrix, found by five Newton-Schulz iterations; its size is matched to AdamW's as
-    0.2·sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982), so both kinds share one learning rate.
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the
+    nearest semi-orthogonal matrix, found by five Newton-Schulz iterations; its size is matched to AdamW's
+    as 0.2·sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982), so both kinds share one learning rate.
     """
 
     def __init__(
@@ -143,8 +146,8 @@ class Updates(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: singular values end between about 0.7 and 1.2.
 
-    Newton-Schulz with the quintic coefficients of Jordan et al. (2024); [rows, columns] in and out, computed in
-    bfloat16 on CUDA, where the iteration is known to tolerate it, else in float32.
+    Newton-Schulz with the quintic coefficients of Jordan et al. (2024); [rows, columns] in and out,
+    computed in bfloat16 on CUDA, where the iteration is known to tolerate it, else in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)

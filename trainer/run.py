@@ -1,4 +1,6 @@
-"""The composition root: the only file that sees every room. It builds a run from its config and starts the loop."""
+"""The composition root: the only file that sees every room. It builds a run from its config and starts the
+loop.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,9 @@ def open_stream(cfg: RunConfig) -> Stream:
 
 
 def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
-    """The engine of the config's model, objective and optimiser on this layout, with freshly drawn weights."""
+    """The engine of the config's model, objective and optimiser on this layout, with freshly drawn
+    weights.
+    """
     with torch.device("meta"):
         plan: Any = build_model(cfg.model).plan
 

@@ -1,9 +1,9 @@
 """`germinal verify`: is this layout's run the run of one process? Law 1, checked on the user's own config.
 
-One process runs the first K steps and saves every state; then the layout runs them, and after each step every rank
-holds its own pieces (replicas too) against the saved ones. Compared are the loss, the gradient norm, each parameter's
-update since the start, and each optimiser moment, which is linear in the gradients and so shows a wrong one that
-Adam's scale-free update would hide.
+One process runs the first K steps and saves every state; then the layout runs them, and after each step
+every rank holds its own pieces (replicas too) against the saved ones. Compared are the loss, the gradient
+norm, each parameter's update since the start, and each optimiser moment, which is linear in the gradients
+and so shows a wrong one that Adam's scale-free update would hide.
 """
 
 import argparse
@@ -36,8 +36,9 @@ CURVE = "curve.json"
 class Tolerance:
     """The largest relative difference that rounding may explain; docs/verify.md argues each.
 
-    scalar: loss and gradient norm. moment: a tensor of optimiser state, ‖a-b‖/‖b‖. update: a parameter's change since
-    the start, likewise; looser, because Adam turns the sign of a nearly cancelled gradient into a whole step.
+    scalar: loss and gradient norm. moment: a tensor of optimiser state, ‖a-b‖/‖b‖. update: a parameter's
+    change since the start, likewise; looser, because Adam turns the sign of a nearly cancelled gradient
+    into a whole step.
     """
 
     scalar: float
@@ -77,7 +78,9 @@ def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> Non
 
 
 def compare(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> dict[str, Any]:
-    """Run the same steps on this layout and hold each against `reference`; the report, the same on every rank."""
+    """Run the same steps on this layout and hold each against `reference`; the report, the same on every
+    rank.
+    """
     tolerance = TOLERANCES[cfg.train.precision]
     expected = json.loads((reference / CURVE).read_text())
     rows, tensors = [], []
@@ -183,9 +186,9 @@ def _report(
             "initial value" if first.step == 0 else "moment" if first.name.startswith("optim.") else "update"
         )
         problems.append(
-            f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline stage "
-            f"{_pipeline_rank(first.rank, world, layout.pp)}): its {what} is off by {first.error:.2g} relative, "
-            f"{first.limit:.0e} allowed; {len({d.name for d in wrong})} tensors do"
+            f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
+            f"stage {_pipeline_rank(first.rank, world, layout.pp)}): its {what} is off by "
+            f"{first.error:.2g} relative, {first.limit:.0e} allowed; {len({d.name for d in wrong})} tensors do"
         )
     last = max((d.step for d in tensors), default=0)
     moments = [d for d in tensors if d.step == last and d.name.startswith("optim.")]

@@ -1,4 +1,6 @@
-"""`germinal verify`: equal layouts pass, and every planted fault is found, with the tensor and rank that show it."""
+"""`germinal verify`: equal layouts pass, and every planted fault is found, with the tensor and rank that
+show it.
+"""
 
 import json
 from pathlib import Path
@@ -48,7 +50,9 @@ def compared(context: Any, config: Path, overrides: list[str], reference: Path, 
 
 
 def unrefused_zero_bubble(patch: pytest.MonkeyPatch, rank: int) -> None:
-    """torch 2.13's zero-bubble schedules under ZeRO-3 leave gradients out; `resolve` refuses them, so let them in."""
+    """torch 2.13's zero-bubble schedules under ZeRO-3 leave gradients out; `resolve` refuses them, so let
+    them in.
+    """
     patch.setattr(plan, "_check_schedule", lambda *_: None)
 
 
@@ -56,7 +60,9 @@ def unrefused_zero_bubble(patch: pytest.MonkeyPatch, rank: int) -> None:
     ("world", "overrides"),
     [(2, ["parallel.zero=3"]), (2, ["parallel.tp=2"]), (4, ["parallel.pp=2", "parallel.tp=2"])],
 )
-def test_equal_layouts_pass(ranks: Any, config: Path, reference: Path, world: int, overrides: list[str]) -> None:
+def test_equal_layouts_pass(
+    ranks: Any, config: Path, reference: Path, world: int, overrides: list[str]
+) -> None:
     reports = ranks(world).run(compared, config, overrides, reference, None)
     assert all(report["equal"] for report in reports), reports[0]["problems"]
     assert len(reports[0]["steps"]) == STEPS
@@ -71,7 +77,11 @@ def test_equal_layouts_pass(ranks: Any, config: Path, reference: Path, world: in
         (2, ["parallel.tp=2"], faults.replicated_gradients_left_partial),
         (2, ["parallel.zero=2"], faults.micro_batch_counted_twice),
         (2, ["parallel.zero=1"], faults.ranks_read_the_same_data),
-        (4, ["parallel.pp=2", "parallel.zero=3", "parallel.schedule=interleaved_zero_bubble"], unrefused_zero_bubble),
+        (
+            4,
+            ["parallel.pp=2", "parallel.zero=3", "parallel.schedule=interleaved_zero_bubble"],
+            unrefused_zero_bubble,
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -84,7 +94,9 @@ def test_planted_fault_is_found(
 
 
 def test_the_diverging_tensor_is_named_with_its_rank(ranks: Any, config: Path, reference: Path) -> None:
-    report = ranks(2).run(compared, config, ["parallel.tp=2"], reference, faults.gradient_scaled_on_one_rank)[0]
+    report = ranks(2).run(compared, config, ["parallel.tp=2"], reference, faults.gradient_scaled_on_one_rank)[
+        0
+    ]
     named = next(problem for problem in report["problems"] if "diverges first" in problem)
     assert "on rank 1" in named and "step 1" in named and "optim.exp_avg" in named, named
 

@@ -1,7 +1,8 @@
 """`python killer.py WHERE COUNT CONFIG [key=value…]`: one rank of a run that kills itself with SIGKILL.
 
-WHERE: `step`, before the COUNT-th optimiser step; `micro_batch`, inside the COUNT-th micro-batch's loss (forward done,
-backward not); `fsync`, at the COUNT-th fsync once training has begun, which is inside a save; `rename`, likewise.
+WHERE: `step`, before the COUNT-th optimiser step; `micro_batch`, inside the COUNT-th micro-batch's loss
+(forward done, backward not); `fsync`, at the COUNT-th fsync once training has begun, which is inside a
+save; `rename`, likewise.
 """
 
 import os

@@ -105,10 +105,15 @@ def test_killed_over_and_over_on_two_ranks(corpus: Path, tmp_path: Path) -> None
 def test_resume_on_other_layouts_loses_and_repeats_nothing(
     corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """pp2×tp2, stopped; dp4, stopped; one process to the end: the ledger is 0…N once, the curve within tolerance."""
+    """pp2×tp2, stopped; dp4, stopped; one process to the end: the ledger is 0…N once, the curve within
+    tolerance.
+    """
     config = write_config(tmp_path, corpus)
     run = tmp_path / "run"
-    for steps, nproc, layout in ((4, 4, ("parallel.pp=2", "parallel.tp=2")), (8, 4, ("train.micro_batch=1",))):
+    for steps, nproc, layout in (
+        (4, 4, ("parallel.pp=2", "parallel.tp=2")),
+        (8, 4, ("train.micro_batch=1",)),
+    ):
         # The schedule must be the whole run's, so the run is stopped by a signal and not by fewer steps.
         code = kill_when(
             [GERMINAL, "train", config, "--nproc", nproc, *layout],

@@ -402,13 +402,15 @@ def test_flat() -> None:
     assert flat({"loss": 1, "eval": {"a": {"bpb": 2}}}) == {"loss": 1, "eval/a/bpb": 2}
 
 
-def test_events_say_when_what_and_why(tmp_path: Path) -> None:
+def test_events_say_when_what_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.event("fault", 3, "a reason", rank=1)
     EventLog(None).event("fault", 3, "nobody hears this")
     (event,) = lines(tmp_path / "events.jsonl")
     assert event.pop("time").endswith("+00:00")
     assert event == {"kind": "fault", "step": 3, "reason": "a reason", "rank": 1}
+    log.event("save", 4, "as planned")
+    assert capsys.readouterr().err == "fault at step 3: a reason\n"
 
 
 def test_events_from_many_threads_stay_whole(tmp_path: Path) -> None:

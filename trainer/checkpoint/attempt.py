@@ -14,7 +14,6 @@ from pathlib import Path
 
 from trainer.checkpoint.folder import TMP, commit, step_folder
 from trainer.checkpoint.manifest import Part
-from trainer.files import write_all
 
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 
@@ -66,11 +65,12 @@ class Attempt:
         with contextlib.suppress(OSError):
             if any(self.tmp.glob("*.failed")):
                 return  # the first reason is the one to tell
-            fd = os.open(self._name("failed"), os.O_WRONLY | os.O_CREAT, 0o644)
+            marker, draft = self._name("failed"), self._name("failed.draft")
             try:
-                write_all(fd, reason.encode())
-            finally:
-                os.close(fd)
+                draft.write_text(reason)
+                os.replace(draft, marker)
+            except OSError:
+                marker.touch()
 
     def _name(self, suffix: str, rank: int | None = None) -> Path:
         return self.tmp / f"rank-{self.rank if rank is None else rank:05d}.{suffix}"

@@ -34,10 +34,11 @@ class Checkpointer:
 
     Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told,
     `keep` 0 deletes nothing. `identity` (position in the stream → what a checkpoint made there shares with
-    the runs that may load it): what comes after the position may still change. `gather` collects one small object of every rank, in rank order, on every rank
-    (one process needs none); only starting and resuming use it, saving coordinates through the folder, where
-    a rank waits for the others at most `patience_seconds`. `logs` are forced to disk before a checkpoint is,
-    so that a resume finds every line up to its step.
+    the runs that may load it): what comes after the position may still change. `gather` collects one small
+    object of every rank, in rank order, on every rank (one process needs none); only starting and resuming
+    use it, saving coordinates through the folder, where a rank waits for the others at most
+    `patience_seconds`. `logs` are forced to disk before a checkpoint is, so that a resume finds every line up
+    to its step.
     """
 
     def __init__(

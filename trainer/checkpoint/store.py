@@ -111,14 +111,16 @@ def _slices(tensor: Tensor) -> Iterator[memoryview]:
     """The tensor's bytes in row-major order, a few MiB at a time, wherever and however it lies in memory."""
     tensor = tensor.detach()
     if tensor.is_contiguous():
-        rows = tensor.reshape(-1)
-    else:
-        rows = tensor if tensor.dim() else tensor.reshape(1)
-    row_bytes = rows[0].nbytes
-    step = max(1, SLICE_BYTES // row_bytes)
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step].contiguous().cpu()
-        yield part.view(torch.uint8).numpy().data.cast("B")
+        tensor = tensor.reshape(-1)
+    # What lies in CPU memory as it should is not copied; of the rest, one slice at a time.
+    step = (
+        len(tensor) if tensor.is_contiguous() and tensor.is_cpu else max(1, SLICE_BYTES // tensor[0].nbytes)
+    )
+    for start in range(0, len(tensor), step):
+        part = tensor[start : start + step].contiguous().cpu()
+        data = part.view(torch.uint8).numpy().data.cast("B")
+        for at in range(0, data.nbytes, SLICE_BYTES):
+            yield data[at : at + SLICE_BYTES]
 
 
 @dataclass(frozen=True)

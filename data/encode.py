@@ -15,7 +15,7 @@ from data.shards import TokenShardWriter
 from data.sources import Unit
 from data.survey import surviving
 from data.tally import Tally
-from data.tokenizer import Encoder, load, vocab_size
+from data.tokenizer import Encoder, load
 from data.workers import Report
 
 
@@ -67,6 +67,9 @@ def encode_unit(job: Job, unit: Unit, report: Report) -> None:
     report(-1)
 
 
+_ENCODED_AT_ONCE_BYTES = 1 << 19
+
+
 class _Segments:
     """The shards of one unit, train and held-out side by side; both are sealed when either is full."""
 
@@ -74,13 +77,19 @@ class _Segments:
         self.job = job
         self.unit = unit
         self.encoder = encoder(job.tokenizer)
-        self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
-        self.writers: dict[str, TokenShardWriter] = {}
+        self._begin()
         self.records: list[dict[str, Any]] = []
         while (path := self._path("json")).exists():
             self.records.append(json.loads(path.read_text()))
         # The first document that is not in a finished segment.
         self.first: int = self.records[-1]["next"] if self.records else 0
+
+    def _begin(self) -> None:
+        self.writers: dict[str, TokenShardWriter] = {}
+        self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
+        self.filled = {TRAIN: 0, HELDOUT: 0}
+        self.waiting: list[tuple[str, int, Document, int]] = []
+        self.waiting_bytes = 0
 
     def _path(self, suffix: str) -> Path:
         return self.job.scratch / "units" / f"{self.unit.number:06d}-{len(self.records):04d}.{suffix}"
@@ -88,20 +97,37 @@ class _Segments:
     @property
     def full(self) -> bool:
         """Is it time for the next shard?"""
-        return any(writer.text_bytes >= self.job.recipe.shard_bytes for writer in self.writers.values())
+        return any(size >= self.job.recipe.shard_bytes for size in self.filled.values())
 
     def add(self, ordinal: int, document: Document) -> None:
-        """Tokenises a document into the shard of its side."""
-        ids, text_bytes = tokens_of(document, self.encoder)
+        """Takes a document for the shard of its side."""
         side = HELDOUT if is_heldout(document, self.job) else TRAIN
-        if side not in self.writers:
-            self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
-        key = f"{self.unit.number:06d}-{ordinal:09d}"
-        self.writers[side].add(key, ids, text_bytes, document.origin, document.media)
-        self.profiles[side].add(document.origin, text_bytes, len(ids))
+        text_bytes = text_bytes_of(document, self.encoder)
+        self.filled[side] += text_bytes
+        self.waiting.append((side, ordinal, document, text_bytes))
+        self.waiting_bytes += text_bytes
+        if self.waiting_bytes >= _ENCODED_AT_ONCE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        """Tokenises what is waiting, then writes it: turn by turn, the two would take the cache from each
+        other.
+        """
+        ids = [
+            document.ids if document.ids is not None else self.encoder(document.text)
+            for _, _, document, _ in self.waiting
+        ]
+        for tokens, (side, ordinal, document, text_bytes) in zip(ids, self.waiting):
+            if side not in self.writers:
+                self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
+            key = f"{self.unit.number:06d}-{ordinal:09d}"
+            self.writers[side].add(key, tokens, text_bytes, document.origin, document.media)
+            self.profiles[side].add(document.origin, text_bytes, len(tokens))
+        self.waiting, self.waiting_bytes = [], 0
 
     def seal(self, following: int, tally: Tally) -> None:
         """Closes the shards and records the segment; `following` is the first document after it."""
+        self._write()
         record = {
             "next": following,
             "shards": {side: asdict(writer.close()) for side, writer in sorted(self.writers.items())},
@@ -109,26 +135,24 @@ class _Segments:
             "tally": tally.as_dict(),
         }
         tally.clear()
-        self.writers = {}
-        self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
+        self._begin()
         if following >= 0:
             write_json(self._path("json"), record)
         self.records.append(record)
 
 
-def tokens_of(document: Document, encode: Encoder) -> tuple[Any, int]:
-    """(ids, UTF-8 bytes of the text). Ids that were given are decoded for the count."""
+def text_bytes_of(document: Document, encode: Encoder) -> int:
+    """UTF-8 bytes of the text; for ids that were given, of the text they stand for."""
     if document.ids is None:
-        return encode(document.text), len(document.text.encode())
-    vocab = vocab_size(encode.tokenizer)
+        return len(document.text.encode())
     largest, least = (int(document.ids.max()), int(document.ids.min())) if document.ids.size else (0, 0)
-    if least < 0 or largest >= vocab:
+    if least < 0 or largest >= encode.vocab:
+        wrong = largest if least >= 0 else least
         raise ValueError(
-            f"{document.where} holds token id {largest if least >= 0 else least}, the tokenizer has {vocab}: "
+            f"{document.where} holds token id {wrong}, the tokenizer has {encode.vocab}: "
             "give the tokenizer that made the ids with --tokenizer"
         )
-    text = encode.tokenizer.decode(document.ids.tolist(), skip_special_tokens=False)
-    return document.ids, len(text.encode())
+    return len(encode.tokenizer.decode(document.ids.tolist(), skip_special_tokens=False).encode())
 
 
 def encoder(path: Path) -> Encoder:

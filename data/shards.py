@@ -52,7 +52,6 @@ class TokenShardWriter:
 
         self.path = path
         self.dtype = dtype.newbyteorder("<")
-        self.text_bytes = 0
         self._temporary = path.with_name(path.name + ".tmp")
         self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in close)
         self._hashed = _Hashed(self._file)
@@ -84,7 +83,6 @@ class TokenShardWriter:
         self._tar.write({"__key__": key, **members})
         offset = at + _BLOCK + len(npy) - ids.nbytes
         self._columns.append((offset, ids.size, zlib.crc32(ids.data), text_bytes))
-        self.text_bytes += text_bytes
 
     def close(self) -> ShardEntry:
         """Makes the shard durable and whole, index first, and returns its entry."""

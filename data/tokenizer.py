@@ -161,7 +161,8 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True
-        self.dtype: np.dtype = np.dtype(np.uint16 if vocab_size(tokenizer) <= 1 << 16 else np.uint32)
+        self.vocab = vocab_size(tokenizer)
+        self.dtype: np.dtype = np.dtype(np.uint16 if self.vocab <= 1 << 16 else np.uint32)
 
     def __call__(self, text: str) -> NDArray[np.unsignedinteger]:
         if len(text) <= PIECE_CHARACTERS:

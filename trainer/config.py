@@ -60,6 +60,9 @@ class TrainConfig:
     precision: Precision = "fp32"  # of forward and backward; parameters and optimiser state stay fp32
     eval_every: int = 0  # steps between evaluations on data.heldout, and at the end; 0: never
     eval_documents: int = 0  # held-out documents an evaluation reads of each set; 0: all
+    eval_overlap: int = (
+        0  # tokens of context a later window of a held-out document begins with, not counted again
+    )
     log_every: int = 1  # steps between lines of metrics.jsonl
     threads: int = 0  # CPU threads a rank computes with; 0: the machine's cores shared out
 
@@ -112,7 +115,10 @@ class RunConfig:
 OUTSIDE_DIGEST = (
     *("name", "run_dir", "parallel", "checkpoint", "track"),
     *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
-    *(f"train.{key}" for key in ("micro_batch", "eval_every", "eval_documents", "log_every", "threads")),
+    *(
+        f"train.{key}"
+        for key in ("micro_batch", "eval_every", "eval_documents", "eval_overlap", "log_every", "threads")
+    ),
 )
 
 
@@ -168,7 +174,7 @@ def check(cfg: RunConfig) -> None:
     ):
         for key in keys:
             _at_least(f"{section}.{key}", getattr(getattr(cfg, section), key), 1)
-    for key in ("eval_every", "eval_documents", "threads"):
+    for key in ("eval_every", "eval_documents", "eval_overlap", "threads"):
         _at_least(f"train.{key}", getattr(train, key), 0)
     _at_least("checkpoint.every", cfg.checkpoint.every, 0)
     for key in ("warmup_steps", "weight_decay", "eps", "clip"):

@@ -114,6 +114,7 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
             rank=engine.data_rank,
             ranks=engine.data_ranks,
             micro_batch=cfg.train.micro_batch,
+            overlap=cfg.train.eval_overlap,
             max_documents=cfg.train.eval_documents,
         )
         for entry in cfg.data.heldout

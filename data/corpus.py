@@ -8,6 +8,7 @@ in memory: a few numbers a document, whatever the size of the corpus.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -47,6 +48,9 @@ class Storage(Protocol):
     def view(self, shard: int) -> Any:
         """The shard's bytes: `view[a:b]` is bytes-like."""
 
+    def ahead(self, shards: Sequence[int]) -> None:
+        """These shards will be wanted soon."""
+
 
 class LocalStorage:
     """A corpus folder on a local or mounted disk, memory-mapped."""
@@ -83,6 +87,9 @@ class LocalStorage:
                 "restore it or run `germinal prepare` again"
             )
         return view
+
+    def ahead(self, shards: Sequence[int]) -> None:
+        """See `Storage`: the system's own read-ahead is enough."""
 
 
 @dataclass(frozen=True)

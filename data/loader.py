@@ -134,6 +134,7 @@ class HeldoutLoader:
     end in padding. All ranks give the same number of batches of one shape: the last ones are filled with
     padding rows (sequence -1, nothing counted).
 
+    `cfg`: where a remote corpus is cached (`cache_dir`).
     `name`; `documents` (limited by `max_documents`, 0: all); `text_bytes`, the UTF-8 bytes of their text:
     bits per byte = summed loss in nats / ln 2 / text_bytes.
     Raises ValueError when the corpus is missing or empty, RuntimeError when it is damaged.
@@ -149,13 +150,14 @@ class HeldoutLoader:
         micro_batch: int,
         overlap: int = 0,
         max_documents: int = 0,
+        cfg: DataConfig | None = None,
     ) -> None:
         if not 0 <= overlap < seq_len:
             raise ValueError(
                 f"the overlap of held-out windows must be in [0, seq_len={seq_len}), not {overlap}"
             )
         self.name = heldout.name or heldout.path
-        self.corpus = open_corpus(heldout.path, DataConfig())
+        self.corpus = open_corpus(heldout.path, cfg or DataConfig())
         self.vocab = self.corpus.manifest.tokenizer.vocab
         self._rank, self._ranks, self._micro_batch = rank, ranks, micro_batch
         self._seq_len, self._overlap = seq_len, overlap

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from data import mixture
+from data.cache import RemoteStorage, is_remote
 from data.config import DataConfig, check
 from data.corpus import Corpus, Era, LocalStorage
 from data.order import derive_key, permute
@@ -68,7 +69,10 @@ class Shuffled:
     def _open_era(self, epoch: int, era: int) -> Era:
         blocks, _ = self._epoch(epoch)
         size = self._cfg.shuffle_blocks
-        return Era(self.corpus, blocks[era * size : (era + 1) * size], self._cfg.packing, self._cfg.seq_len)
+        opened = Era(self.corpus, blocks[era * size : (era + 1) * size], self._cfg.packing, self._cfg.seq_len)
+        following = blocks[(era + 1) * size : (era + 2) * size]
+        self.corpus.storage.ahead(np.unique(self.corpus.block_shard[following]).tolist())
+        return opened
 
 
 class Stream:
@@ -194,7 +198,9 @@ class Stream:
 
 
 def open_corpus(path: str, cfg: DataConfig) -> Corpus:
-    """The corpus at a local path. Raises as `Corpus` does; every shard's size is checked."""
+    """The corpus at a path or URL. Raises as `Corpus` does; sizes of local shards are checked at once."""
+    if is_remote(path):
+        return Corpus(RemoteStorage(path, cfg.cache_dir, cfg.cache_bytes))
     storage = LocalStorage(path)
     corpus = Corpus(storage)
     for shard in range(len(corpus.manifest.shards)):

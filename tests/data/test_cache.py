@@ -1,0 +1,245 @@
+"""Remote corpora over a real HTTP server: cached or by range, through faults, the same stream as locally."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_corpus import make_corpus, random_documents
+
+from data import cache
+from data.cache import RemoteStorage
+from data.config import DataConfig, Heldout, Source
+from data.loader import HeldoutLoader
+from data.manifest import read_manifest
+from data.stream import Stream
+
+pytest.importorskip("aiohttp")  # germinal[http]
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves files, ranges included; `server.script` says what befalls the next requests of a file."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        name = self.path.rsplit("/", 1)[-1]
+        server.requests[name] += 1
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        raw, status = path.read_bytes(), 200
+        asked = self.headers.get("Range")
+        if asked:
+            first, last = asked.removeprefix("bytes=").split("-")
+            raw, status = raw[int(first) : int(last) + 1], 206
+        fault = server.script.pop(0) if server.script and name.endswith(".tar") else ""
+        if fault == "500":
+            self.send_error(500)
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw[: len(raw) // 2] if fault == "die" else raw)
+        if fault == "die":
+            self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class Server:
+    """An HTTP server on a free port of loopback that can be stopped and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, 0
+        self.requests: Counter[str] = Counter()
+        self.script: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        handler = partial(Handler, directory=str(self._folder))
+        self._server: Any = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._server.requests, self._server.script = self.requests, self.script
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/corpus"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(cache, "FIRST_PAUSE_SECONDS", 0.005)
+    make_corpus(tmp_path / "served" / "corpus", random_documents(60, longest=200), shard_documents=10)
+    server = Server(tmp_path / "served")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "served" / "corpus"
+
+
+def open_stream(path: str, **settings: Any) -> Stream:
+    cfg = DataConfig([Source(path)], seq_len=32, **({"shuffle_blocks": 2} | settings))
+    return Stream.open(cfg, seed=0, global_batch=4)
+
+
+def epoch(stream: Stream) -> np.ndarray:
+    return stream.read(range(sum(stream.sequences_per_epoch.values()))).targets
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_remote_corpus_gives_the_local_stream_through_faults(
+    tmp_path: Path, folder: Path, server: Server, cached: bool
+) -> None:
+    cache_dir = str(tmp_path / "cache") if cached else ""
+    stream = open_stream(server.url, cache_dir=cache_dir)
+    assert stream.fingerprint == open_stream(str(folder)).fingerprint
+    server.script += ["die", "500", "", "die", "die", "500"]
+    assert (epoch(stream) == epoch(open_stream(str(folder)))).all()
+    assert not server.script
+
+
+def test_a_server_that_dies_and_comes_back(
+    tmp_path: Path, folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = open_stream(server.url, cache_dir=str(tmp_path / "cache"))
+    stream.read([0])
+    server.stop()
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            server.start()
+
+    monkeypatch.setattr(cache.time, "sleep", sleep)
+    assert (epoch(stream) == epoch(open_stream(str(folder)))).all()
+    assert len(pauses) >= 3
+
+
+def test_a_server_that_stays_away_is_one_line(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = open_stream(server.url)
+    server.stop()
+    pauses: list[float] = []
+    monkeypatch.setattr(cache.time, "sleep", pauses.append)
+    with pytest.raises(
+        RuntimeError, match=rf"shard-\d+.tar could not be read in {cache.ATTEMPTS} attempts: .*$"
+    ):
+        epoch(stream)
+    assert all(b == 2 * a for a, b in pairwise(pauses))
+    server.start()
+
+
+def test_shards_are_fetched_once_for_all_ranks_and_kept_for_the_next_run(
+    tmp_path: Path, folder: Path, server: Server
+) -> None:
+    def rank(_: int) -> np.ndarray:
+        return epoch(open_stream(server.url, cache_dir=str(tmp_path / "cache")))
+
+    true = epoch(open_stream(str(folder)))
+    with ThreadPoolExecutor(4) as ranks:
+        assert all((read == true).all() for read in ranks.map(rank, range(4)))
+    rank(0)
+    shards = [entry.file for entry in read_manifest(folder).shards]
+    assert [server.requests[file] for file in shards] == [1] * len(shards)
+
+
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used(
+    tmp_path: Path, folder: Path, server: Server
+) -> None:
+    entries = read_manifest(folder).shards
+    limit = sum(sorted(entry.bytes for entry in entries)[-2:]) + 100
+    storage = RemoteStorage(server.url, str(tmp_path / "cache"), limit)
+
+    def cached() -> set[str]:
+        return {path.name for path in (tmp_path / "cache").iterdir() if not path.suffix}
+
+    first = storage.view(0)
+    storage.view(1)
+    storage.view(0)
+    storage.view(2)
+    assert cached() == {entries[0].sha256, entries[2].sha256}
+    storage.view(3)
+    assert cached() == {entries[2].sha256, entries[3].sha256}
+    assert bytes(first) == (folder / entries[0].file).read_bytes()  # evicted, and still mapped
+    with pytest.raises(ValueError, match=r"data\.cache_bytes=1000 holds no shard"):
+        RemoteStorage(server.url, str(tmp_path / "other"), 1000).view(0)
+
+
+def test_the_next_era_is_fetched_ahead(tmp_path: Path, folder: Path, server: Server) -> None:
+    stream = open_stream(server.url, cache_dir=str(tmp_path / "cache"))
+    stream.read([0])
+    source = stream.sources[0]
+    storage: Any = source.corpus.storage
+    storage._fetcher.join(timeout=30)
+    entries = read_manifest(folder).shards
+    blocks, _ = source._epoch(0)
+    wanted = set(source.corpus.block_shard[blocks[:4]].tolist())  # two eras of two blocks
+    have = {path.name for path in (tmp_path / "cache").iterdir() if not path.suffix}
+    assert have == {entries[shard].sha256 for shard in wanted}
+
+
+def test_a_shard_that_changes_under_the_run_and_a_damaged_copy_are_found(
+    tmp_path: Path, folder: Path, server: Server
+) -> None:
+    true = epoch(open_stream(str(folder)))
+    cache_dir = tmp_path / "cache"
+    epoch(open_stream(server.url, cache_dir=str(cache_dir)))
+    entry = read_manifest(folder).shards[2]
+    copy = cache_dir / entry.sha256
+    damaged = bytearray(copy.read_bytes())
+    damaged[2000] ^= 1
+    copy.write_bytes(damaged)
+    assert (epoch(open_stream(server.url, cache_dir=str(cache_dir))) == true).all()  # fetched anew
+    assert server.requests[entry.file] == 2
+
+    shutil.rmtree(cache_dir)
+    whole, ranged = open_stream(server.url, cache_dir=str(cache_dir)), open_stream(server.url)
+    raw = bytearray((folder / entry.file).read_bytes())
+    index = np.load(folder / entry.index_file)
+    for offset, tokens in index[:2].T.tolist():
+        if tokens:
+            raw[offset] ^= 1
+    (folder / entry.file).write_bytes(raw)
+    with pytest.raises(RuntimeError, match=rf"{entry.file} does not have the SHA-256"):
+        epoch(whole)
+    with pytest.raises(RuntimeError, match=rf"{entry.file}: sample '\d+', byte \d+: .*checksum"):
+        epoch(ranged)
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path, folder: Path, server: Server) -> None:
+    with pytest.raises(ValueError, match=r"nowhere is not a corpus: it has no manifest\.json"):
+        open_stream(server.url + "/nowhere")
+    stream = open_stream(server.url)
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(RuntimeError, match=r"shard-000001\.tar is missing"):
+        epoch(stream)
+
+
+def test_heldout_is_read_remotely(folder: Path, server: Server) -> None:
+    def batches(path: str) -> list[list[int]]:
+        loader = HeldoutLoader(Heldout(path), seq_len=32, rank=0, ranks=1, micro_batch=4)
+        return [row for batch in loader for row in batch.tensors["targets"].tolist()]
+
+    assert batches(server.url) == batches(str(folder))

@@ -47,19 +47,21 @@ def build_deepspeed_engine(
         shadow = model_factory()
     plan: ModelPlan = shadow.plan  # type: ignore[assignment]
     shapes = {name: tuple(parameter.shape) for name, parameter in shadow.named_parameters()}
-    config = deepspeed_start.deepspeed_config(
-        cfg,
-        layout,
-        precision=precision,
-        micro_batch=micro_batch,
-        micro_batches=layout.micro_batches(global_batch, micro_batch),
-        elements=sum(map(math.prod, shapes.values())),
-        largest=max(map(math.prod, shapes.values())),
-    )
     canonical = {alias: name for name, alias in plan.tied}
     names = {name: canonical.get(name, name) for name in shapes}
     with contextlib.ExitStack() as stack:
         stack.enter_context(deepspeed_start.world(runtime))
+        swap = stack.enter_context(deepspeed_start.swap_folder(cfg, runtime.rank))
+        config = deepspeed_start.deepspeed_config(
+            cfg,
+            layout,
+            swap=swap,
+            precision=precision,
+            micro_batch=micro_batch,
+            micro_batches=layout.micro_batches(global_batch, micro_batch),
+            elements=sum(map(math.prod, shapes.values())),
+            largest=max(map(math.prod, shapes.values())),
+        )
         with deepspeed_start.quiet():
             model = deepspeed_start.build_model(model_factory, config, runtime.device)
             apply_recompute(model.get_submodule(plan.blocks), cfg.recompute)  # type: ignore[arg-type]
@@ -71,18 +73,18 @@ def build_deepspeed_engine(
         for master in masters.each(write=True):
             master.fill(draw(master.name, master.shape, plan, seed, runtime.device))
         masters.publish()
-        return DeepSpeedEngine(
-            engine,
-            optimizer,
-            masters,
-            objective,
-            runtime=runtime,
-            precision=precision,
-            clip=clip,
-            nominal_count=global_batch * seq_len,
-            leave=stack.pop_all().close,
-        )
-    raise AssertionError  # an ExitStack may swallow exceptions, this one does not
+        leave = stack.pop_all().close
+    return DeepSpeedEngine(
+        engine,
+        optimizer,
+        masters,
+        objective,
+        runtime=runtime,
+        precision=precision,
+        clip=clip,
+        nominal_count=global_batch * seq_len,
+        leave=leave,
+    )
 
 
 class DeepSpeedEngine:

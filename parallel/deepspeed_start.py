@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from parallel.runtime import Runtime
 
 _NEEDED = ("deepspeed", "accelerate", "transformers")
 _REDUCE_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates one such buffer, or two where it overlaps
+_SWAP_BUFFER_ELEMENTS = 100_000_000  # its own default
 
 
 def check(cfg: ParallelConfig) -> None:
@@ -43,8 +45,11 @@ def check(cfg: ParallelConfig) -> None:
         value = getattr(cfg, key)
         if value not in places:
             raise ValueError(f"parallel.{key}={value}: choose one of {', '.join(places)}")
-        if value == "nvme" and not cfg.nvme_path:
-            raise ValueError(f"parallel.{key}=nvme needs a folder: set parallel.nvme_path")
+        if value == "nvme" and not os.access(cfg.nvme_path, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"parallel.{key}=nvme, but parallel.nvme_path={cfg.nvme_path or '(not set)'} is no folder "
+                "to write in: name one on a local disk"
+            )
     if cfg.offload_optimizer != "none" and cfg.zero == 0:
         raise ValueError(
             f"parallel.offload_optimizer={cfg.offload_optimizer} needs parallel.zero of 1 or more"
@@ -56,25 +61,50 @@ def check(cfg: ParallelConfig) -> None:
         )
 
 
+@contextlib.contextmanager
+def swap_folder(cfg: ParallelConfig, rank: int) -> Iterator[str]:
+    """A folder of this rank's own for what is offloaded to nvme, removed in the end; "" where nothing is.
+
+    ValueError if the operator that reads and writes there cannot be compiled. That takes minutes, once.
+    """
+    if "nvme" not in (cfg.offload_optimizer, cfg.offload_parameters):
+        yield ""
+        return
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError(
+            "offloading to nvme needs libaio and a C++ compiler (Debian: apt install libaio-dev g++): "
+            "install them, or offload to cpu"
+        )
+    with tempfile.TemporaryDirectory(
+        prefix=f"germinal-rank-{rank}-", dir=cfg.nvme_path, ignore_cleanup_errors=True
+    ) as folder:
+        yield folder
+
+
 def deepspeed_config(
     cfg: ParallelConfig,
     layout: Layout,
     *,
+    swap: str,
     precision: str,
     micro_batch: int,
     micro_batches: int,
     elements: int,
     largest: int,
 ) -> dict[str, Any]:
-    """What DeepSpeed is told. `elements`, `largest`: parameters of the model, and of its largest tensor."""
+    """What DeepSpeed is told. `elements`, `largest`: of the model, and of its largest tensor."""
     bucket = max(largest, min(elements, _REDUCE_BUCKET_ELEMENTS))
     zero: dict[str, Any] = {
         "stage": layout.zero,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "offload_optimizer": _offload(cfg.offload_optimizer, cfg.nvme_path),
-        "offload_param": _offload(cfg.offload_parameters, cfg.nvme_path),
+        "offload_optimizer": {"device": cfg.offload_optimizer, "nvme_path": swap or None},
+        "offload_param": {"device": cfg.offload_parameters, "nvme_path": swap or None},
     }
+    if cfg.offload_parameters == "nvme":  # each buffer must hold the largest tensor
+        zero["offload_param"]["buffer_size"] = max(largest, _SWAP_BUFFER_ELEMENTS)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_batches,
@@ -93,10 +123,6 @@ def deepspeed_config(
     if layout.zero:  # without ZeRO, DeepSpeed accumulates in the parameters' own type and offers no other
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
-
-
-def _offload(place: str, nvme_path: str) -> dict[str, Any]:
-    return {"device": place, "nvme_path": nvme_path if place == "nvme" else None}
 
 
 def build_model(factory: Any, config: dict[str, Any], device: torch.device) -> nn.Module:

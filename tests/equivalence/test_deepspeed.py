@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,6 +246,30 @@ def interrupted(context: Any, case: Case) -> bool:
 )
 def test_resume_is_bit_identical(ranks: Any, parallel: dict[str, Any], precision: str) -> None:
     assert all(ranks(2).run(interrupted, deepspeed(parallel, precision=precision)))
+
+
+def compiled(operator: str) -> bool:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return any(Path(get_default_build_root()).glob(f"*/{operator}/{operator}.so"))
+
+
+@pytest.mark.parametrize("parameters", ["cpu", "nvme"])
+def test_offload_to_nvme_trains_saves_and_resumes(ranks: Any, tmp_path: Path, parameters: str) -> None:
+    if not compiled("async_io"):
+        pytest.skip("DeepSpeed's async_io is not compiled here: it needs libaio-dev and takes minutes")
+    # Wide enough that matrices (1 MB and more a rank) go to the disk, while norms stay in memory.
+    parallel = {
+        "zero": 3,
+        "offload_optimizer": "nvme",
+        "offload_parameters": parameters,
+        "nvme_path": str(tmp_path),
+    }
+    case = deepspeed(parallel, model={"hidden": 128, "ffn_hidden": 512}, steps=STEPS)
+    states = ranks(2).run(train_and_save, case)
+    assert not list(tmp_path.iterdir())
+    curves = ranks(2).run(resume_and_train, case, assemble(states), states[0].scalars)
+    assert distance(curves[0], reference(replace(case, steps=2 * STEPS))[STEPS:]) < TOLERANCE
 
 
 # -- one step -------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def config(**values: Any) -> ParallelConfig:
         ({"zero": 0, "offload_optimizer": "cpu"}, "parallel.zero"),
         ({"zero": 2, "offload_parameters": "cpu"}, "parallel.zero=3"),
         ({"zero": 2, "offload_optimizer": "nvme", "nvme_path": "/tmp"}, "parallel.zero=3"),
-        ({"zero": 3, "offload_optimizer": "nvme"}, "parallel.nvme_path"),
+        ({"zero": 3, "offload_optimizer": "nvme"}, "parallel.nvme_path=.not set."),
+        ({"zero": 3, "offload_parameters": "nvme", "nvme_path": "/no/such"}, "parallel.nvme_path=/no/such"),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
 )

@@ -68,10 +68,16 @@ class RemoteStorage:
         entries = [self._manifest.shards[shard] for shard in shards]
         if self._cache is None or sum(entry.bytes for entry in entries) > self._cache.limit_bytes // 2:
             return
-        for entry in entries:
-            self._fetchers.submit(
-                self._cache.open, entry, self._fetch(entry)
-            )  # a fault shows when it is needed
+        if not self._fetcher.is_alive():
+            arguments = (self._cache, entries)
+            # A daemon: a run that ends does not wait for shards it will not read.
+            self._fetcher = threading.Thread(target=self._fetch_all, args=arguments, daemon=True)
+            self._fetcher.start()
+
+    def _fetch_all(self, cache: ShardCache, entries: Sequence[ShardEntry]) -> None:
+        with contextlib.suppress(Exception):  # it will show again, and in place, when the shard is needed
+            for entry in entries:
+                cache.open(entry, self._fetch(entry))
 
     def _fetch(self, entry: ShardEntry) -> Callable[[Path], None]:
         def fetch(target: Path) -> None:

@@ -58,7 +58,7 @@ def build_engine(
             seq_len=seq_len,
         )
     # One fp32 data rank needs neither sharding nor casting: the bare module is the fastest there is.
-    fsdp = layout.dp > 1 or precision != "fp32"
+    fsdp = layout.dp * layout.cp > 1 or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
     parallelized = parallelize(
         model_factory, cfg, layout, mesh, runtime.device, precision=precision, seed=seed

@@ -1,4 +1,4 @@
-"""Collectives inside autograd, over a dimension of a tensor: the two that sequence parallelism needs."""
+"""Collectives inside autograd, over dimensions of a tensor: what sequence and context parallelism need."""
 
 from typing import Any
 
@@ -60,3 +60,28 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
 def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """Sum over ranks, scattered along `dim`; its gradient is gathered."""
     return _ReduceScatter.apply(x, dim, group)
+
+
+def _exchange(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
+    """Rank r gets the r-th part along `split` of every rank's x, joined along `join` in rank order."""
+    ranks = group.size()
+    sent = torch.stack(x.chunk(ranks, dim=split))
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received.flatten(), sent.flatten(), group=group)
+    return torch.cat(received.unbind(), dim=join)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.split, ctx.join, ctx.group = split, join, group
+        return _exchange(x, split, join, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grads[0], ctx.join, ctx.split, ctx.group), None, None, None
+
+
+def exchange(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
+    """All-to-all: a whole dimension `split` for a whole dimension `join`; its gradient goes the way back."""
+    return _Exchange.apply(x, split, join, group)

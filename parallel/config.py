@@ -7,13 +7,14 @@ from dataclasses import dataclass
 class ParallelConfig:
     """How one model lies over many devices. Nothing here changes the result of a run (law 1).
 
-    `dp_replicate · dp_shard · tp · pp` is the number of ranks; one of them may be -1, "what is left of the
-    world".
+    `dp_replicate · dp_shard · cp · tp · pp` is the number of ranks; one of them may be -1, "what is left of
+    the world".
     """
 
     engine: str = "torch"  # torch | deepspeed
     dp_replicate: int = 1  # data ranks that hold whole copies of one another's shards (HSDP)
     dp_shard: int = -1  # data ranks that share one copy, as far as `zero` says
+    cp: int = 1  # context parallelism: ranks that share each sequence, and its heads in attention
     tp: int = 1  # tensor parallelism, with sequence parallelism and a vocabulary-sharded head
     pp: int = 1  # pipeline parallelism
     zero: int = 1  # 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters

@@ -1,4 +1,4 @@
-"""The device mesh of a layout: pp × dp_replicate × dp_shard × tp, a tp group's ranks side by side."""
+"""The device mesh of a layout: pp × dp_replicate × dp_shard × cp × tp, a tp group's ranks side by side."""
 
 from dataclasses import dataclass
 
@@ -22,29 +22,36 @@ class Axis:
 class Mesh:
     """This rank's place in the layout.
 
-    replicate and shard are the data axes as ZeRO sees them: with zero=0 every data rank is a replica. Their
-    flattened index, `data_rank`, does not depend on that. `data` is the mesh that FSDP takes, None where FSDP
-    has nothing to do.
+    replicate and shard are the data axes as ZeRO sees them: with zero=0 every data rank is a replica. Both
+    count the ranks of cp, which hold different tokens just as data ranks do. `data` is the mesh that FSDP
+    takes, None where FSDP has nothing to do.
     """
 
     pp: Axis
     replicate: Axis
     shard: Axis
     tp: Axis
+    cp: Axis
     data: DeviceMesh | None
 
     @property
     def data_rank(self) -> int:
-        return self.replicate.rank * self.shard.size + self.shard.rank
+        return (self.replicate.rank * self.shard.size + self.shard.rank) // self.cp.size
 
     @property
     def data_ranks(self) -> int:
-        return self.replicate.size * self.shard.size
+        return self.replicate.size * self.shard.size // self.cp.size
 
     @property
     def axes(self) -> dict[str, str]:
         """Process group name → the axis it belongs to."""
-        named = {"pp": self.pp, "dp_replicate": self.replicate, "dp_shard": self.shard, "tp": self.tp}
+        named = {
+            "pp": self.pp,
+            "dp_replicate": self.replicate,
+            "dp_shard": self.shard,
+            "tp": self.tp,
+            "cp": self.cp,
+        }
         return {axis.group.group_name: name for name, axis in named.items() if axis.group is not None}
 
 
@@ -58,24 +65,28 @@ def make_mesh(layout: Layout, device: torch.device, *, fsdp: bool) -> Mesh:
     process gets a group of one only then.
     """
     if layout.world == 1 and not fsdp:
-        return Mesh(_ALONE, _ALONE, _ALONE, _ALONE, None)
+        return Mesh(_ALONE, _ALONE, _ALONE, _ALONE, _ALONE, None)
     if not dist.is_initialized():
         assert layout.world == 1, "several ranks need parallel.runtime.start() first"
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    shard = 1 if layout.zero == 0 else layout.dp_shard
-    replicate = layout.dp // shard
+    shard = 1 if layout.zero == 0 else layout.dp_shard * layout.cp
+    replicate = layout.dp * layout.cp // shard
     names = ("pp", "dp_replicate", "dp_shard", "tp")
     mesh = init_device_mesh(device.type, (layout.pp, replicate, shard, layout.tp), mesh_dim_names=names)
-
-    def axis(name: str) -> Axis:
-        one = mesh[name]
-        return Axis(one.get_local_rank(), one.size(), one.get_group() if one.size() > 1 else None)
-
+    context = _ALONE
+    if layout.cp > 1:  # the same ranks, cut along the last part of the data axes
+        sizes = (layout.pp, layout.dp, layout.cp, layout.tp)
+        context = _axis(init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))["cp"])
     data = None
     if fsdp:
         data = mesh["dp_replicate", "dp_shard"] if replicate > 1 else mesh["dp_shard"]
-    return Mesh(axis("pp"), axis("dp_replicate"), axis("dp_shard"), axis("tp"), data)
+    pp, outer, inner, tp = (_axis(mesh[name]) for name in names)
+    return Mesh(pp, outer, inner, tp, context, data)
+
+
+def _axis(mesh: DeviceMesh) -> Axis:
+    return Axis(mesh.get_local_rank(), mesh.size(), mesh.get_group() if mesh.size() > 1 else None)
 
 
 def end_to_end_group(mesh: Mesh, first: int, last: int) -> dist.ProcessGroup | None:

@@ -1,4 +1,4 @@
-"""One model over many devices: stage cut → TP → recomputation → compile → FSDP → memory, in that order."""
+"""One model over many devices, in order: stage cut, TP, CP, recomputation, compile, FSDP, memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import nn
 
 from parallel import fsdp, pieces, pipeline, recompute
 from parallel.config import ParallelConfig
+from parallel.context import context_parallel
 from parallel.initialize import initialize
 from parallel.mesh import Mesh
 from parallel.plan import Layout, ModelPlan
@@ -51,6 +52,7 @@ def parallelize(
             pipeline.keep_stage(model, plan, number, cuts)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         tp_dims = tensor_parallel(model, plan, mesh.tp)
+        context_parallel(model, plan, mesh.cp)
         blocks: Any = model.get_submodule(plan.blocks)
         recompute.apply_recompute(blocks, cfg.recompute)
         if cfg.compile and device.type != "cpu":

@@ -75,6 +75,7 @@ class Layout:
     zero: int
     schedule: str
     stages_per_rank: int
+    cp: int = 1
 
     @property
     def dp(self) -> int:
@@ -104,7 +105,8 @@ class Layout:
     def __str__(self) -> str:
         dp = f"dp{self.dp_replicate}x{self.dp_shard}" if self.dp_replicate > 1 else f"dp{self.dp_shard}"
         pipeline = f" pp{self.pp} {self.schedule}" if self.pp > 1 else ""
-        return f"{dp} zero{self.zero} tp{self.tp}{pipeline}"
+        context = f" cp{self.cp}" if self.cp > 1 else ""
+        return f"{dp} zero{self.zero}{context} tp{self.tp}{pipeline}"
 
 
 def resolve(cfg: ParallelConfig, world: int) -> Layout:
@@ -120,16 +122,16 @@ def resolve(cfg: ParallelConfig, world: int) -> Layout:
     else:
         stages_per_rank = cfg.stages_per_rank or traits.stages_per_rank
         _check_schedule(cfg, traits, stages_per_rank)
-    if cfg.engine == "deepspeed" and (sizes["tp"] > 1 or sizes["pp"] > 1 or sizes["dp_replicate"] > 1):
+    if cfg.engine == "deepspeed" and sizes["dp_shard"] != world:
         raise ValueError(
-            f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, "
+            f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, cp={sizes['cp']}, "
             f"dp_replicate={sizes['dp_replicate']}: set them to 1, or use parallel.engine=torch"
         )
     return Layout(world=world, zero=cfg.zero, schedule=cfg.schedule, stages_per_rank=stages_per_rank, **sizes)
 
 
 def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
-    sizes = {axis: getattr(cfg, axis) for axis in ("dp_replicate", "dp_shard", "tp", "pp")}
+    sizes = {axis: getattr(cfg, axis) for axis in ("dp_replicate", "dp_shard", "cp", "tp", "pp")}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():
         if size != -1 and size < 1:
@@ -184,6 +186,11 @@ def check_model(
     for key, size in (("heads", heads), ("kv_heads", kv_heads), ("ffn_hidden", ffn_hidden), ("vocab", vocab)):
         if size % layout.tp:
             raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={layout.tp}")
+    for key, size in (("heads", heads), ("kv_heads", kv_heads)):
+        if size % (layout.tp * layout.cp):
+            raise ValueError(
+                f"model.{key}={size} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}"
+            )
     if layout.stages > layers:
         raise ValueError(
             f"model.layers={layers} cannot fill {layout.stages} pipeline stages: lower parallel.pp"
@@ -203,9 +210,10 @@ def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len:
             f"train.global_batch={global_batch} is not divisible by "
             f"{layout.dp} data ranks · train.micro_batch={micro_batch} = {per_round}"
         )
-    if seq_len % layout.tp:
+    if seq_len % (layout.tp * layout.cp):
         raise ValueError(
-            f"data.seq_len={seq_len} is not divisible by parallel.tp={layout.tp} (sequence parallelism)"
+            f"data.seq_len={seq_len} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}, "
+            "which share each sequence"
         )
     count = global_batch // per_round
     if layout.pp > 1:

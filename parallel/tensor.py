@@ -50,7 +50,7 @@ def tensor_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> dict[str, 
     covered: set[str] = set()
     for name, module in list(model.named_modules()):
         for pattern, style in plan.tensor:
-            if _matches(pattern, name):
+            if matches(pattern, name):
                 dims = _STYLES[style](model, name, module, axis)
                 covered.update(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
                 sharded.update({f"{name}.{own}": dim for own, dim in dims.items()})
@@ -59,7 +59,8 @@ def tensor_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> dict[str, 
     return sharded
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Whether a module's name fits a pattern, in which `*` stands for one component."""
     wanted, parts = pattern.split("."), name.split(".")
     return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts))
 
@@ -142,6 +143,7 @@ _STYLES: Mapping[str, Callable[[nn.Module, str, nn.Module, Axis], dict[str, int]
     "row": _row,
     "gather": _gather,
     "sequence": _sequence,
+    "attention_core": _sequence,  # works on its heads as it is; see parallel.context
     "vocab_embedding": _vocab_embedding,
     "vocab_head": _vocab_head,
 }

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import fsdp, pieces
+from parallel.context import slice_inputs
 from parallel.engine import Chunk, LocalOptimizer, LocalParameter, Micro, ModelInputs, Objective, StepResult
 from parallel.mesh import Mesh, end_to_end_group
 from parallel.parallelize import Parallelized
@@ -100,7 +101,8 @@ class TorchEngine:
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
 
-        RuntimeError if the batch has no counted target, or (fp32, bf16) a gradient is not finite.
+        RuntimeError if the batch has no counted target, or a gradient is not finite and no lower loss scale
+        (fp16) can help.
         """
         loss_scale = self._scale.value if self._scale else 1.0
         loss_sum, count = self._accumulate(batches, loss_scale / self._nominal)
@@ -115,7 +117,7 @@ class TorchEngine:
         if not skipped:
             clip = min(1.0, self._clip / grad_norm) if self._clip > 0 and grad_norm > 0 else 1.0
             self._update(lr, to_mean * clip)
-        elif self._scale is None:
+        elif self._scale is None or self._scale.value == 1.0:
             raise RuntimeError(self._not_finite(totals))
         if self._scale:
             self._scale.update(skipped)
@@ -151,7 +153,7 @@ class TorchEngine:
 
     def _inputs(self, batch: Micro) -> ModelInputs:
         moved = batch.to(self._device)
-        return self._objective.inputs(moved.tensors, moved.sequences)
+        return slice_inputs(self._objective.inputs(moved.tensors, moved.sequences), self._mesh.cp)
 
     def _collect_gradients(self) -> None:
         for piece in self._pieces:

@@ -47,6 +47,7 @@ class Case:
     lr: float = 3e-3
     documents: bool = False
     seed: int = 1
+    optimizer: str = "adamw"
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
@@ -79,9 +80,12 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
-def optimizer(parameters: list[Any]) -> torch.optim.Optimizer:
+def optimizer(name: str, parameters: list[Any]) -> torch.optim.Optimizer:
     return build_optimizer(
-        parameters, OptimConfig(), no_decay=lambda _, shape: len(shape) == 1, hidden_matrix=lambda *_: False
+        parameters,
+        OptimConfig(name=name),
+        no_decay=lambda _, shape: len(shape) == 1,
+        hidden_matrix=lambda name, shape: len(shape) == 2 and name.startswith("layers."),
     )
 
 
@@ -96,7 +100,7 @@ def build(case: Case, rank: int, world: int) -> Engine:
         cfg=cfg,
         model_factory=lambda: Decoder(model),
         objective=CausalLM(),
-        optimizer_factory=optimizer,
+        optimizer_factory=functools.partial(optimizer, case.optimizer),
         precision=case.precision,  # type: ignore[arg-type]
         clip=case.clip,
         seed=case.seed,

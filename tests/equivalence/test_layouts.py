@@ -1,5 +1,6 @@
 """Law 1: the layout is never visible in the result. Every step, in fp32, against one process."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,3 +106,23 @@ def test_recomputation(ranks: Any, world: int, parallel: dict[str, Any]) -> None
 @pytest.mark.parametrize("cut", ["cost", "3,2"])
 def test_uneven_stages(ranks: Any, cut: str) -> None:
     check(ranks, 2, Case(parallel={"pp": 2, "cut": cut}, model={"layers": 5}, micro_batch=2, steps=10))
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, {"zero": 2}),
+        (2, {"tp": 2}),
+        (4, {"pp": 2, "zero": 1}),
+        (4, {"tp": 2, "zero": 3}),
+        (4, {"zero": 0}),
+    ],
+    ids=label,
+)
+def test_muon_sees_whole_matrices(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
+    """Sizes that leave shards uneven. Newton-Schulz amplifies rounding: ten times the tolerance."""
+    sizes = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130}
+    case = Case(parallel=parallel, model=sizes, optimizer="muon", micro_batch=2, steps=10)
+    if "pp" in parallel:
+        case = replace(case, micro_batch=1)
+    check(ranks, world, case, tolerance=10 * TOLERANCE)

@@ -27,6 +27,9 @@ READERS: dict[str, Callable[[Piece, Recipe, Tally], Iterator[Document]]] = {
     "webdataset": read_samples.webdataset,
 }
 
+# What the standard library and Arrow raise for a damaged or broken off file.
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, csv.Error, OSError, ImportError)
+
 
 def documents(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """All documents that begin in the piece, in order. Raises RuntimeError naming the file where it is
@@ -34,5 +37,16 @@ def documents(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """
     try:
         yield from READERS[piece.file.kind](piece, recipe, tally)
-    except (EOFError, zlib.error, lzma.LZMAError, csv.Error, OSError, ImportError) as error:
-        raise RuntimeError(f"{piece.file.path} cannot be read: {type(error).__name__}: {error}") from error
+    except DAMAGE as error:
+        raise unreadable(piece, error) from error
+    except (RuntimeError, ValueError):
+        raise
+    except Exception as error:
+        if "://" not in piece.file.path:
+            raise  # a mistake of ours, with its traceback
+        raise unreadable(piece, error) from error  # network libraries have errors of their own
+
+
+def unreadable(piece: Piece, error: Exception) -> RuntimeError:
+    """One line about a file that is damaged, gone or cut off."""
+    return RuntimeError(f"{piece.file.path} cannot be read: {type(error).__name__}: {error}")

@@ -79,6 +79,11 @@ class Unit:
         """Size of the work, in bytes of input."""
         return sum(piece.bytes for piece in self.pieces)
 
+    @property
+    def is_remote(self) -> bool:
+        """Does any of it come from a server?"""
+        return any("://" in piece.file.path for piece in self.pieces)
+
 
 def expand(specs: list[str], recipe: Recipe, stdin_file: str = "") -> list[InputFile]:
     """The files of folders, files, globs, brace ranges, `@list` files, URLs and `-` (which reads
@@ -197,7 +202,7 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
     try:
         filesystem, path = fsspec.url_to_fs(url)
         names = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
-        if len(names) == 1 and names[0] == path and filesystem.protocol != "http" and filesystem.isdir(path):
+        if names == [path] and not _is_http(url) and filesystem.isdir(path):
             names = sorted(filesystem.find(path))
         for name in names:
             relative = name.rstrip("/").rsplit("/", 1)[-1]
@@ -207,6 +212,11 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
                 yield InputFile(_stem(path), filesystem.unstrip_protocol(name), relative, kind, size)
     except (ImportError, OSError) as error:
         raise ValueError(f"source {url} cannot be reached: {type(error).__name__}: {error}") from None
+
+
+def _is_http(url: str) -> bool:
+    """Web servers have no folders, and not all of them send ranges; object stores do both."""
+    return url.startswith(("http://", "https://"))
 
 
 def kind_of(path: str, recipe: Recipe) -> str:
@@ -248,8 +258,12 @@ def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
         from data.read_tables import row_groups
 
         yield from (Piece(file, first, last) for first, last in row_groups(file, unit_bytes))
-    elif file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and file.bytes > unit_bytes:
+    elif _is_cuttable(file) and file.bytes > unit_bytes:
         for start in range(0, file.bytes, unit_bytes):
             yield Piece(file, start, min(start + unit_bytes, file.bytes))
     else:
         yield Piece(file, 0, file.bytes)
+
+
+def _is_cuttable(file: InputFile) -> bool:
+    return file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and not _is_http(file.path)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,8 @@ Report = Callable[[int], None]
 UnitFunction = Callable[[Any, Unit, Report], None]
 
 _POLL_SECONDS = 0.2
+# Before another attempt at a unit whose server failed.
+PAUSES_SECONDS = (1, 5, 25)
 _done_bytes: Any = None
 _stop: Any = None
 
@@ -33,7 +36,7 @@ def run_units(function: UnitFunction, job: Any, units: Sequence[Unit], workers: 
     """
     if workers <= 1 or len(units) <= 1:
         for unit in units:
-            function(job, unit, _capped(report, unit.bytes))
+            _attempts(function, job, unit, _capped(report, unit.bytes))
         return
     context = _context()
     done_bytes, stop = context.Value("q", 0), context.Value("b", 0)
@@ -94,7 +97,21 @@ def _call(function: UnitFunction, job: Any, unit: Unit) -> None:
         with _done_bytes.get_lock():
             _done_bytes.value += size_bytes
 
-    function(job, unit, _capped(count, unit.bytes))
+    _attempts(function, job, unit, _capped(count, unit.bytes))
+
+
+def _attempts(function: UnitFunction, job: Any, unit: Unit, report: Report) -> None:
+    """A unit that reads from a server is tried again: it keeps its finished shards, and a failure leaves no
+    trace.
+    """
+    for pause in PAUSES_SECONDS:
+        try:
+            return function(job, unit, report)
+        except RuntimeError as error:
+            if not unit.is_remote or isinstance(error.__cause__, FileNotFoundError | ImportError):
+                raise
+            time.sleep(pause)
+    return function(job, unit, report)
 
 
 def _capped(report: Report, unit_bytes: int) -> Report:

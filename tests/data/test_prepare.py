@@ -1,6 +1,7 @@
 """`prepare` from end to end: what it writes, that the bytes are the same, that killing it costs nothing."""
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 
 from data import datacard, scan, shards
 from data import prepare as prepare_module
+from data import tokenizer as tokenizers
 from data.manifest import read_index, read_manifest
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
@@ -347,3 +349,90 @@ def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:
         pytest.raises(RuntimeError, match="another prepare is at work"),
     ):
         run(tmp_path, "corpus")
+
+
+# What comes in other than text
+
+
+def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def feed(lines: list[str]) -> PrepareReport:
+        raw = b"".join(json.dumps({"text": line}).encode() + b"\n" for line in lines)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        return prepare(["-"], tmp_path / "out", tokenizer="bytes", workers=1, progress=False)
+
+    assert feed(["one", "two"]).train.text_bytes == 6
+    assert feed(["one", "two"]).was_complete
+    with pytest.raises(ValueError, match="the source files themselves"):
+        feed(["one", "three"])
+
+
+def test_shards_of_shardwriter_alone_become_a_corpus(tmp_path: Path) -> None:
+    """Tars of ids that webdataset's own writer made: the ids stay, the tokenizer is checked against them."""
+    tokenizers.train("bpe", ["some text " * 9], 300).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "in").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "in/%03d.tar"), maxcount=7, verbose=0) as writer:
+        for number in range(20):
+            ids = np.array(tokenizer.encode(f"some text {number}").ids, dtype=np.int64)
+            writer.write({"__key__": f"{number:04d}", "npy": ids})
+    pattern = str(tmp_path / "in/{000..002}.tar")
+    path = tmp_path / "tokenizer.json"
+    report = prepare([pattern], tmp_path / "out", tokenizer=path, workers=1, progress=False)
+    manifest = read_manifest(tmp_path / "out")
+    urls = [str(tmp_path / "out" / shard.file) for shard in manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [tokenizer.decode(s["npy"].tolist()) for s in samples] == [f"some text {n}" for n in range(20)]
+    assert report.train.text_bytes == sum(len(f"some text {number}") for number in range(20))
+    with webdataset.TarWriter(str(tmp_path / "in/000.tar")) as tar:
+        tar.write({"__key__": "0", "npy": np.array([1, 300])})
+    with pytest.raises(ValueError, match=r"holds token id 300, the tokenizer has \d+: give the tokenizer"):
+        prepare([pattern], tmp_path / "wrong", tokenizer=path, workers=1, progress=False)
+    with pytest.raises(ValueError, match="no text to train a tokenizer on"):
+        prepare([pattern], tmp_path / "untrained", train_tokenizer=300, workers=1, progress=False)
+
+
+def test_pictures_travel_with_their_captions(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "in.tar")) as tar:
+        for number in range(5):
+            tar.write({"__key__": f"{number}", "jpg": b"picture %d" % number, "txt": f"caption {number}"})
+    prepare([str(tmp_path / "in.tar")], tmp_path / "out", tokenizer="bytes", workers=1, progress=False)
+    url = str(tmp_path / "out/shard-000000.tar")
+    samples = list(webdataset.WebDataset(url, shardshuffle=False))
+    assert [sample["jpg"] for sample in samples] == [b"picture %d" % number for number in range(5)]
+    assert [json.loads(sample["json"])["key"] for sample in samples] == [str(number) for number in range(5)]
+
+
+def test_no_worker_outlives_a_killed_prepare(tmp_path: Path) -> None:
+    """A worker whose parent is gone would wait for work for ever."""
+    write_texts(tmp_path / "texts", count=900)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "texts", tmp_path / "out"], cwd=os.getcwd()
+    )
+    units = tmp_path / "out/.prepare/units"
+    deadline = time.monotonic() + 60
+    while not (units.exists() and any(units.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    family = descendants(process.pid)
+    assert len(family) >= 3  # the fork server and two workers
+    process.kill()
+    process.wait()
+    while any(map(alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, family))
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False

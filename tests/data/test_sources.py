@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import workers
 from data.document import Document
+from data.prepare import prepare
 from data.readers import documents
 from data.recipe import Recipe
 from data.sources import InputFile, expand, plan_units
@@ -304,7 +307,18 @@ def server(tmp_path: Path) -> Iterator[str]:
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     class Quiet(SimpleHTTPRequestHandler):
+        """Answers the first requests for a file named flaky… with an error, later ones properly."""
+
+        failures = 3
+
         def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            if "flaky" in self.path and Quiet.failures:
+                Quiet.failures -= 1
+                self.send_error(503)
+            else:
+                super().do_GET()
 
     (tmp_path / "served").mkdir()
     handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
@@ -321,6 +335,19 @@ def test_over_http(tmp_path: Path, server: str) -> None:
     assert texts_of(read([f"{server}/a.jsonl.gz", f"{server}/b.tar"])[0]) == [*TEXTS, "in a tar"]
     with pytest.raises(ValueError, match=r"gone.jsonl cannot be reached"):
         read([f"{server}/gone.jsonl"])
+
+
+def test_a_server_that_fails_and_comes_back(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    (tmp_path / "served/flaky.jsonl").write_bytes(json_lines(TEXTS))
+    out = tmp_path / "out"
+    report = prepare([f"{server}/flaky.jsonl"], out, tokenizer="bytes", workers=1, progress=False)
+    assert report.counts["read"][0] == len(TEXTS)
+    assert pauses and tuple(pauses) == workers.PAUSES_SECONDS[: len(pauses)]
 
 
 def test_an_object_store_by_name_by_folder_and_by_glob() -> None:

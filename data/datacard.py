@@ -92,9 +92,13 @@ def _markdown(card: Mapping[str, Any], pictures: list[str]) -> str:
         ],
     )
     tokenizer = card["tokenizer"]
+    tried = {name: counts[0] for name, counts in card["made_of"]["round_trip"].items()}
+    came_back = (
+        f"{tried.get('same', 0):,} of {sum(tried.values()):,} documents tried came back from their ids"
+    )
     lines += [
         f"Tokenizer: {tokenizer['vocab']:,} tokens, {tokenizer['text_bytes_per_token']} bytes of text a "
-        f"token, sha256 {tokenizer['sha256'][:12]}.",
+        f"token, sha256 {tokenizer['sha256'][:12]}; {came_back} byte for byte.",
         "",
         "Sources: " + ", ".join(f"`{source}`" for source in card["settings"]["sources"]) + ".",
         "",

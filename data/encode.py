@@ -117,6 +117,7 @@ class _Segments:
             document.ids if document.ids is not None else self.encoder(document.text)
             for _, _, document, _ in self.waiting
         ]
+        self._try_round_trip(ids)
         for tokens, (side, ordinal, document, text_bytes) in zip(ids, self.waiting):
             if side not in self.writers:
                 self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
@@ -124,6 +125,13 @@ class _Segments:
             self.writers[side].add(key, tokens, text_bytes, document.origin, document.media)
             self.profiles[side].add(document.origin, text_bytes, len(tokens))
         self.waiting, self.waiting_bytes = [], 0
+
+    def _try_round_trip(self, ids: list[Any]) -> None:
+        """Whether a tokenizer loses something is found on one document of every batch, at little cost."""
+        if self.waiting and self.waiting[0][2].ids is None:
+            side, _, document, text_bytes = self.waiting[0]
+            text = self.encoder.tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
+            self.profiles[side].tried(text == document.text, text_bytes, len(ids[0]))
 
     def seal(self, following: int, tally: Tally) -> None:
         """Closes the shards and records the segment; `following` is the first document after it."""

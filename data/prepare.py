@@ -101,7 +101,7 @@ def prepare(
         stack.enter_context(_lock(out, scratch))
         bar = stack.enter_context(Progress(progress))
         stdin_file = _spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
-        files = inputs.expand(sources, recipe, stdin_file)
+        files = inputs.expand(sources, recipe, stdin_file, str(out))
         settings = _settings(sources, tokenizer, train_tokenizer, heldout, recipe)
         plan = {"settings": settings, "input": _input_hash(files), "complete": False}
         if _is_complete(scratch, plan, out):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-KINDS = ("source", "licence", "language", "tokens_log2")
+KINDS = ("source", "licence", "language", "tokens_log2", "round_trip")
 
 
 class Profile:
@@ -19,6 +19,10 @@ class Profile:
         for kind in ("source", "licence", "language"):
             self._count(kind, str(origin.get(kind, "not stated")), (1, text_bytes, tokens))
         self._count("tokens_log2", str(tokens.bit_length() - 1), (1, text_bytes, tokens))
+
+    def tried(self, came_back: bool, text_bytes: int, tokens: int) -> None:
+        """Counts a document whose ids were decoded again: were they the text, byte for byte?"""
+        self._count("round_trip", "same" if came_back else "differs", (1, text_bytes, tokens))
 
     def _count(self, kind: str, value: str, amounts: tuple[int, ...]) -> None:
         counts = self.groups[kind].setdefault(value, [0, 0, 0])

@@ -85,18 +85,18 @@ class Unit:
         return any("://" in piece.file.path for piece in self.pieces)
 
 
-def expand(specs: list[str], recipe: Recipe, stdin_file: str = "") -> list[InputFile]:
+def expand(specs: list[str], recipe: Recipe, stdin_file: str = "", out: str = "") -> list[InputFile]:
     """The files of folders, files, globs, brace ranges, `@list` files, URLs and `-` (which reads
     `stdin_file`).
 
-    In an order that depends on names alone. Raises ValueError for a source that is not there or holds
-    nothing.
+    What lies in the folder `out`, which is being made, is no source. In an order that depends on names
+    alone. Raises ValueError for a source that is not there or holds nothing.
     """
     if not specs:
         raise ValueError("no source: name at least one folder, file, glob or URL to prepare")
     files: list[InputFile] = []
     for spec in specs:
-        found = list(_files_of(spec, recipe, stdin_file))
+        found = list(_files_of(spec, recipe, stdin_file, out))
         if not found:
             raise ValueError(
                 f"source {spec} holds no file to read (include={recipe.include}, exclude={recipe.exclude})"
@@ -105,7 +105,7 @@ def expand(specs: list[str], recipe: Recipe, stdin_file: str = "") -> list[Input
     return files
 
 
-def _files_of(spec: str, recipe: Recipe, stdin_file: str) -> Iterator[InputFile]:
+def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[InputFile]:
     if spec == STANDARD_INPUT:
         yield InputFile("stdin", stdin_file, "stdin", "jsonl", os.path.getsize(stdin_file))
         return
@@ -115,13 +115,13 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str) -> Iterator[InputFile]
         with open(spec[1:], encoding="utf-8") as lines:
             for line in lines:
                 if line.strip():
-                    yield from _files_of(line.strip(), recipe, stdin_file)
+                    yield from _files_of(line.strip(), recipe, stdin_file, out)
         return
     for path in braceexpand(spec):
         if "://" in path:
             yield from _remote(path, recipe)
         elif os.path.isdir(path):
-            yield from _folder(path, recipe)
+            yield from _folder(path, recipe, out)
         elif os.path.isfile(path):
             yield _local(path, os.path.basename(path), _stem(path), recipe)
         elif glob.has_magic(path):
@@ -138,11 +138,17 @@ def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
             yield _local(path, relative, os.path.basename(root) or "files", recipe)
 
 
-def _folder(folder: str, recipe: Recipe) -> Iterator[InputFile]:
+def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
     name = os.path.basename(os.path.abspath(folder))
     paths = []
     for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in _SKIPPED_FOLDERS
+            and not (out and os.path.samefile(os.path.join(parent, name), out))
+        ]
         # What a Hugging Face `datasets` folder keeps beside its Arrow files is not text of the corpus.
         saved = any(entry.endswith(".arrow") for entry in names) and "state.json" in names
         if saved:

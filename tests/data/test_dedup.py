@@ -141,8 +141,24 @@ def test_the_data_card_says_what_went_and_why(tmp_path: Path) -> None:
         report.train.tokens + report.heldout.tokens
     )
     page = (out / "datacard.md").read_text()
+    assert set(card["made_of"]["round_trip"]) == {"same"}
+    assert "documents tried came back from their ids byte for byte" in page
     assert "| removed.too_short | 1 | 5 | `in:in.jsonl:" in page
     assert "| MIT | 30 |" in page and "| de | 60 |" in page
     for name in ("datacard-lengths.png", "datacard-languages.png"):
         assert f"]({name})" in page
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tokenizer_that_loses_something_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("two  spaces and\n a line " * 20)
+    recipe = Recipe(train_kind="wordpiece")
+    prepare(
+        [str(tmp_path / "in.txt")],
+        tmp_path / "out",
+        train_tokenizer=80,
+        recipe=recipe,
+        workers=1,
+        progress=False,
+    )
+    assert "0 of 1 documents tried came back" in (tmp_path / "out/datacard.md").read_text()

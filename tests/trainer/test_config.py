@@ -221,5 +221,5 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"
 def test_the_configs_of_the_house_are_right_and_named_after_their_file(file: Path) -> None:
     cfg = config.load(file)
     assert cfg.name == file.stem
-    for world in (1, 8):
+    for world in (1,) if file.stem == "quickstart" else (1, 8):  # the quickstart is one process's
         config.layout(cfg, world)

@@ -19,13 +19,12 @@ from urllib.parse import urlsplit
 from trainer.metrics.events import EventLog
 
 FINISH_SECONDS = 30.0
-KNOWN = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
 class Trackers:
     """Sends metrics to the tools named in `track.tools`; only one rank has one.
 
-    `tools` may hold "jsonl", which is not a tracker and is passed over. ValueError for an unknown name.
+    `tools` may hold "jsonl", which is not a tracker and is passed over.
     wandb works offline unless a key is configured (WANDB_API_KEY, `wandb login`) or WANDB_MODE says
     otherwise.
     """
@@ -34,9 +33,6 @@ class Trackers:
         self, tools: Sequence[str], *, name: str, run_dir: Path, config: Mapping[str, Any], events: EventLog
     ) -> None:
         self._tools = [tool for tool in tools if tool != "jsonl"]
-        for tool in self._tools:
-            if tool not in KNOWN:
-                raise ValueError(f"track.tools: unknown tool {tool!r}: one of jsonl, {', '.join(KNOWN)}")
         self._name = name
         self._run_dir = run_dir
         self._config = config

@@ -12,10 +12,10 @@ from data.document import Document
 from data.job import HELDOUT, TRAIN, Job, is_heldout, unit_documents, write_json
 from data.profile import Profile
 from data.shards import TokenShardWriter
-from data.sources import Unit
 from data.survey import surviving
 from data.tally import Tally
 from data.tokenizer import Encoder, load
+from data.units import Unit
 from data.workers import Report
 
 

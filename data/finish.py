@@ -21,9 +21,9 @@ from data.manifest import (
     write_manifest,
 )
 from data.profile import Profile
-from data.sources import Unit
 from data.survey import tally_of
 from data.tally import Tally
+from data.units import Unit
 
 
 def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], split: bool) -> None:

@@ -12,8 +12,9 @@ import xxhash
 from data.document import Document
 from data.readers import documents
 from data.recipe import Recipe
-from data.sources import Unit, matches
+from data.sources import matches
 from data.tally import Tally
+from data.units import Unit
 
 # The two sides of a corpus.
 TRAIN, HELDOUT = "train", "heldout"

@@ -8,20 +8,19 @@
 
 Every step ends in one rename, and what is there already is not done again: the same command after a kill
 goes on. Without its manifest a folder is not a corpus, so a killed run never leaves one that looks whole.
+
+Memory does not grow with the input: a worker holds one batch of documents (each at most
+`max_document_bytes`) and the index columns of the shard it writes; spools, signatures and shards are
+streams on disk. The main process holds the list of files, 16 bytes of hash a document while it sorts exact
+duplicates, and 30 for near ones.
 """
 
-import fcntl
-import filecmp
-import hashlib
-import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data import clean
 from data import recipe as recipes
@@ -33,17 +32,16 @@ from data.finish import finish
 from data.job import HELDOUT, TRAIN, Job, is_heldout, sync_file, write_json
 from data.manifest import (
     MANIFEST,
-    file_sha256,
     read_manifest,
 )
+from data.planfile import input_hash, is_complete, lock, settings_of, spool_stdin
 from data.progress import Progress
 from data.recipe import Recipe
-from data.sources import InputFile, Unit
 from data.survey import find_duplicates, survey_unit
+from data.units import Unit, plan_units
 from data.workers import run_units, warm_up
 
 SCRATCH = ".prepare"
-BUILT = {"bytes": tokenizers.utf8_bytes}
 _SMALLEST_UNIT_BYTES = 1 << 20
 _UNITS_OF_A_SMALL_CORPUS = 32
 
@@ -62,7 +60,7 @@ class Side:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did. `counts`: step → (documents, bytes): "read", "removed.…" and "changed.…"."""
+    """What `prepare` did. `counts`: step → (documents, characters), for "read", "removed.…", "changed.…"."""
 
     train: Side
     heldout: Side | None
@@ -98,16 +96,16 @@ def prepare(
     out = Path(out)
     scratch = out / SCRATCH
     with ExitStack() as stack:
-        stack.enter_context(_lock(out, scratch))
+        stack.enter_context(lock(out, scratch))
         bar = stack.enter_context(Progress(progress))
-        stdin_file = _spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
+        stdin_file = spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
         files = inputs.expand(sources, recipe, stdin_file, str(out))
-        settings = _settings(sources, tokenizer, train_tokenizer, heldout, recipe)
-        plan = {"settings": settings, "input": _input_hash(files), "complete": False}
-        if _is_complete(scratch, plan, out):
+        settings = settings_of(sources, tokenizer, train_tokenizer, heldout, recipe)
+        plan = {"settings": settings, "input": input_hash(files), "complete": False}
+        if is_complete(scratch, plan, out):
             return _report(out, was_complete=True)
         total = sum(file.bytes for file in files)
-        units = inputs.plan_units(files, _unit_bytes(total, recipe))
+        units = plan_units(files, _unit_bytes(total, recipe))
         job = Job(scratch, recipe, heldout, _needs_survey(recipe, train_tokenizer, scratch))
         warm_up(min(workers, len(units)))
         if recipe.decontaminate and not job.evaluation.exists():
@@ -145,89 +143,6 @@ def _check(
         )
 
 
-@contextmanager
-def _lock(out: Path, scratch: Path) -> Iterator[None]:
-    """One `prepare` at a time in a folder; the lock goes with the process, however it ends."""
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        file = open(scratch / "lock", "w")  # noqa: SIM115 (open for as long as the lock is held)
-    except OSError as error:
-        raise ValueError(f"out={out} cannot be written: {error.strerror}: give another folder") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"another prepare is at work in {out}: wait for it, or give another --out"
-            ) from None
-        yield
-
-
-def _spool_stdin(scratch: Path) -> str:
-    """Standard input as a file, since it is read more than once; a resumed run must be given the same
-    again.
-    """
-    path = scratch / "stdin.jsonl"
-    temporary = path.with_name("stdin.jsonl.tmp")
-    with open(temporary, "wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-    if path.exists() and filecmp.cmp(path, temporary, shallow=False):
-        temporary.unlink()  # the one there keeps its time, which the plan has recorded
-    else:
-        os.replace(temporary, path)
-    return str(path)
-
-
-def _settings(
-    sources: list[str],
-    tokenizer: Path | str | None,
-    train_tokenizer: int | None,
-    heldout: float,
-    recipe: Recipe,
-) -> dict[str, Any]:
-    """All that decides what comes out; how many workers do it is not among it."""
-    path = Path(tokenizer) if tokenizer is not None and tokenizer not in BUILT else None
-    return {
-        "sources": list(sources),
-        "tokenizer": str(tokenizer) if tokenizer is not None else None,
-        "tokenizer_sha256": file_sha256(path) if path is not None and path.is_file() else None,
-        "train_tokenizer": train_tokenizer,
-        "heldout": heldout,
-        **recipes.as_dict(recipe),
-    }
-
-
-def _input_hash(files: list[InputFile]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(repr((file.source, file.relative, file.kind, file.bytes, file.changed_ns)).encode())
-    return digest.hexdigest()
-
-
-def _is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
-    """Is this very corpus in `out`, whole? Raises ValueError when what is there was begun with something
-    else.
-    """
-    path = scratch / "plan.json"
-    whole = (out / MANIFEST).exists() or (out / TRAIN / MANIFEST).exists()
-    if not path.exists():
-        if whole:
-            raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
-        write_json(path, plan)
-        return False
-    old = json.loads(path.read_text())
-    state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
-    changed = recipes.differences(old["settings"], plan["settings"])
-    if not changed and old["input"] != plan["input"]:
-        changed = ["the source files themselves"]
-    if changed:
-        raise ValueError(
-            f"{out} {state} with other settings ({'; '.join(changed)}): go on with those, give another "
-            "--out, or remove it"
-        )
-    return bool(old["complete"]) and whole
-
-
 def _unit_bytes(total: int, recipe: Recipe) -> int:
     """Small corpora too are cut finely enough for many workers; large ones into full shards."""
     return min(recipe.shard_bytes, max(_SMALLEST_UNIT_BYTES, total // _UNITS_OF_A_SMALL_CORPUS))
@@ -248,8 +163,8 @@ def _make_tokenizer(
         limit = job.recipe.train_bytes
         bar.phase("training tokenizer", min(limit, sum(unit.bytes for unit in units)))
         made = tokenizers.train(job.recipe.train_kind, _training_texts(job, units, bar.advance), vocab)
-    elif given in BUILT:
-        made = BUILT[str(given)]()
+    elif given in tokenizers.BUILT:
+        made = tokenizers.BUILT[str(given)]()
     else:
         made = tokenizers.load(Path(str(given)))
     tokenizers.separator_id(made, job.recipe.separator)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from data import scan
 from data.document import Document, decode, origin_of, whole
 from data.recipe import Recipe
-from data.sources import InputFile, Piece
+from data.sources import InputFile
 from data.streams import open_bytes
 from data.tally import Tally
+from data.units import Piece
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _READ = ("txt", "text", "caption", "json", "npy", "cls", *IMAGES)

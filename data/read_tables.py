@@ -8,9 +8,10 @@ from typing import Any
 
 from data.document import Document, from_record, origin_of
 from data.recipe import Recipe
-from data.sources import InputFile, Piece
+from data.sources import InputFile
 from data.streams import open_bytes
 from data.tally import Tally
+from data.units import Piece
 
 # Columns wide enough for a whole document; the csv module's own limit is 128 KiB.
 csv.field_size_limit(1 << 30)

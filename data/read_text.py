@@ -8,9 +8,9 @@ from typing import IO, Any
 
 from data.document import Document, decode, from_record, origin_of
 from data.recipe import Recipe
-from data.sources import Piece
 from data.streams import line_start, open_bytes, to_line_start
 from data.tally import Tally
+from data.units import Piece
 
 
 def text_files(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:

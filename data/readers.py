@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from data import read_samples, read_tables, read_text
 from data.document import Document
 from data.recipe import Recipe
-from data.sources import Piece
 from data.tally import Tally
+from data.units import Piece
 
 READERS: dict[str, Callable[[Piece, Recipe, Tally], Iterator[Document]]] = {
     "text": read_text.text_files,

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -64,6 +65,9 @@ class TokenShardWriter:
             group="germinal",
             mode=0o644,
         )
+        # What TarWriter means to write; it leaves tarfile at PAX, which makes the same bytes of such short
+        # names and takes twice as long.
+        self._tar.tarstream.format = tarfile.USTAR_FORMAT
         self._columns: list[tuple[int, int, int, int]] = []
 
     def add(

@@ -1,9 +1,4 @@
-"""Which files a list of SOURCE arguments names, what each holds, and how the work on them is cut into units.
-
-A unit is what one worker does at a time. Units depend on the input alone, never on the number of workers,
-and shards never span units: that is why the output is the same bytes however many work on it, and why a
-killed run can go on.
-"""
+"""Which files a list of SOURCE arguments names, and what each of them holds."""
 
 import fnmatch
 import glob
@@ -33,8 +28,6 @@ SUFFIXES = {
     ".tar": "webdataset",
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"), "image"),
 }
-# Kinds of which a range of bytes can be read by itself, given that the file is not compressed.
-BY_RANGE = ("text", "jsonl", "fasta")
 STANDARD_INPUT = "-"
 _SKIPPED_FOLDERS = ("__pycache__",)
 
@@ -49,40 +42,6 @@ class InputFile:
     kind: str
     bytes: int
     changed_ns: int = 0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of one file: the documents that begin in [start, end): bytes, or row groups of a Parquet
-    file.
-    """
-
-    file: InputFile
-    start: int
-    end: int
-
-    @property
-    def bytes(self) -> int:
-        """Size of the work, in bytes of input."""
-        return self.end - self.start if self.file.kind in BY_RANGE else self.file.bytes
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Consecutive pieces that are worked on together and end up in shards of their own."""
-
-    number: int
-    pieces: tuple[Piece, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the work, in bytes of input."""
-        return sum(piece.bytes for piece in self.pieces)
-
-    @property
-    def is_remote(self) -> bool:
-        """Does any of it come from a server?"""
-        return any("://" in piece.file.path for piece in self.pieces)
 
 
 def expand(specs: list[str], recipe: Recipe, stdin_file: str = "", out: str = "") -> list[InputFile]:
@@ -208,7 +167,7 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
     try:
         filesystem, path = fsspec.url_to_fs(url)
         names = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
-        if names == [path] and not _is_http(url) and filesystem.isdir(path):
+        if names == [path] and not is_http(url) and filesystem.isdir(path):
             names = sorted(filesystem.find(path))
         for name in names:
             relative = name.rstrip("/").rsplit("/", 1)[-1]
@@ -220,7 +179,7 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
         raise ValueError(f"source {url} cannot be reached: {type(error).__name__}: {error}") from None
 
 
-def _is_http(url: str) -> bool:
+def is_http(url: str) -> bool:
     """Web servers have no folders, and not all of them send ranges; object stores do both."""
     return url.startswith(("http://", "https://"))
 
@@ -234,42 +193,3 @@ def kind_of(path: str, recipe: Recipe) -> str:
     if suffix in COMPRESSED:
         suffix = os.path.splitext(stem)[1]
     return SUFFIXES.get(suffix, "text")
-
-
-def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
-    """Cuts the files into units of about `unit_bytes`: large files by range, small ones side by side."""
-    units: list[Unit] = []
-    waiting: list[Piece] = []
-    waiting_bytes = 0
-
-    def close() -> None:
-        nonlocal waiting_bytes
-        if waiting:
-            units.append(Unit(len(units), tuple(waiting)))
-            waiting.clear()
-            waiting_bytes = 0
-
-    for file in files:
-        for piece in _pieces(file, unit_bytes):
-            if waiting_bytes and waiting_bytes + piece.bytes > unit_bytes:
-                close()
-            waiting.append(piece)
-            waiting_bytes += piece.bytes
-    close()
-    return units
-
-
-def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
-    if file.kind == "parquet":
-        from data.read_tables import row_groups
-
-        yield from (Piece(file, first, last) for first, last in row_groups(file, unit_bytes))
-    elif _is_cuttable(file) and file.bytes > unit_bytes:
-        for start in range(0, file.bytes, unit_bytes):
-            yield Piece(file, start, min(start + unit_bytes, file.bytes))
-    else:
-        yield Piece(file, 0, file.bytes)
-
-
-def _is_cuttable(file: InputFile) -> bool:
-    return file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and not _is_http(file.path)

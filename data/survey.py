@@ -13,8 +13,8 @@ import xxhash
 from data import clean, dedup, spool
 from data.document import Document
 from data.job import Job, content, unit_documents, write_json
-from data.sources import Unit
 from data.tally import Tally
+from data.units import Unit
 from data.workers import Report
 
 

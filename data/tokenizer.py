@@ -103,6 +103,10 @@ def utf8_bytes() -> Tokenizer:
     return tokenizer
 
 
+# Tokenizers that need neither a file nor training.
+BUILT = {"bytes": utf8_bytes}
+
+
 def load(path: Path) -> Tokenizer:
     """Reads any `tokenizer.json`. Padding and truncation that the file asks for are taken off: a corpus is
     whole.

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait as wait_connections
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from data.sources import Unit
+from data.units import Unit
 
 Report = Callable[[int], None]
 UnitFunction = Callable[[Any, Unit, Report], None]

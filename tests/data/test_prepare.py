@@ -17,8 +17,7 @@ import pytest
 import webdataset
 from tokenizers import Tokenizer
 
-from data import datacard, scan, shards
-from data import prepare as prepare_module
+from data import datacard, planfile, scan, shards
 from data import tokenizer as tokenizers
 from data.manifest import read_index, read_manifest
 from data.prepare import PrepareReport, prepare
@@ -345,7 +344,7 @@ def test_bad_input_is_one_line_that_names_it(
 
 def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:
     with (
-        prepare_module._lock(tmp_path / "corpus", tmp_path / "corpus/.prepare"),
+        planfile.lock(tmp_path / "corpus", tmp_path / "corpus/.prepare"),
         pytest.raises(RuntimeError, match="another prepare is at work"),
     ):
         run(tmp_path, "corpus")

@@ -24,8 +24,9 @@ from data.document import Document
 from data.prepare import prepare
 from data.readers import documents
 from data.recipe import Recipe
-from data.sources import InputFile, expand, plan_units
+from data.sources import InputFile, expand
 from data.tally import Tally
+from data.units import plan_units
 
 TEXTS = ["plain", "two\nlines\n", "ünï\tcödé 東京 🌱", 'quote " and , comma', "x" * 3000, " ", "last"]
 

@@ -1,0 +1,87 @@
+"""How the work on the input is cut into units.
+
+A unit is what one worker does at a time. Units depend on the input alone, never on the number of workers, and
+shards never span units: that is why the output is the same bytes however many work on it, and why a killed
+run can go on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data.sources import COMPRESSED, InputFile, is_http
+
+# Kinds of which a range of bytes can be read by itself, given that the file is not compressed.
+BY_RANGE = ("text", "jsonl", "fasta")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one file: the documents that begin in [start, end): bytes, or row groups of a Parquet
+    file.
+    """
+
+    file: InputFile
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of the work, in bytes of input."""
+        return self.end - self.start if self.file.kind in BY_RANGE else self.file.bytes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive pieces that are worked on together and end up in shards of their own."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the work, in bytes of input."""
+        return sum(piece.bytes for piece in self.pieces)
+
+    @property
+    def is_remote(self) -> bool:
+        """Does any of it come from a server?"""
+        return any("://" in piece.file.path for piece in self.pieces)
+
+
+def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
+    """Cuts the files into units of about `unit_bytes`: large files by range, small ones side by side."""
+    units: list[Unit] = []
+    waiting: list[Piece] = []
+    waiting_bytes = 0
+
+    def close() -> None:
+        nonlocal waiting_bytes
+        if waiting:
+            units.append(Unit(len(units), tuple(waiting)))
+            waiting.clear()
+            waiting_bytes = 0
+
+    for file in files:
+        for piece in _pieces(file, unit_bytes):
+            if waiting_bytes and waiting_bytes + piece.bytes > unit_bytes:
+                close()
+            waiting.append(piece)
+            waiting_bytes += piece.bytes
+    close()
+    return units
+
+
+def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
+    if file.kind == "parquet":
+        from data.read_tables import row_groups
+
+        yield from (Piece(file, first, last) for first, last in row_groups(file, unit_bytes))
+    elif _is_cuttable(file) and file.bytes > unit_bytes:
+        for start in range(0, file.bytes, unit_bytes):
+            yield Piece(file, start, min(start + unit_bytes, file.bytes))
+    else:
+        yield Piece(file, 0, file.bytes)
+
+
+def _is_cuttable(file: InputFile) -> bool:
+    return file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and not is_http(file.path)

@@ -6,8 +6,8 @@ grows.
 The reference is what nothing can beat: one process that has the texts in memory and asks the library for
 their ids, one text at a time as a worker does (`encode_batch_fast` of one), and throws the ids away.
 `prepare` reads the same texts from lines of JSON, tokenises them, writes, hashes and fsyncs shards,
-indexes, data card and manifest. Times are CPU seconds of the process, which other work on the machine
-stretches less than the clock.
+indexes, data card and manifest. Times are CPU seconds of the process, which other work on the machine stretches
+less than the clock, and the best of several runs.
 """
 
 import argparse

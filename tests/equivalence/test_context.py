@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import runs
+from ranks import RankFailure
 from runs import Case, curve, distance, reference
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ def test_attention_within_slices_is_found(ranks: Any) -> None:
 
 
 def test_model_without_such_a_module_is_refused(ranks: Any) -> None:
-    with pytest.raises(Exception, match=r"parallel\.cp=2: this kind of model"):
+    with pytest.raises(RankFailure, match=r"parallel\.cp=2: this kind of model"):
         ranks(2).run(plain_curve, Case(parallel={"cp": 2}, steps=1, micro_batch=2))
 
 

@@ -116,8 +116,10 @@ def unknown_key(key: str, value: Any, siblings: Sequence[str], elsewhere: Sequen
         key = _join(key, last)
     last = key.rpartition(".")[2]
     namesakes = [other for other in elsewhere if other.rpartition(".")[2] == last]
+    initials = "".join(word[0] for word in last.split("_") if word)  # learning_rate for lr
     near = (
         difflib.get_close_matches(key, siblings, n=1, cutoff=0.75)
+        or [other for other in siblings if other.rpartition(".")[2] == initials]
         or namesakes[:1]
         or difflib.get_close_matches(key, [*siblings, *elsewhere], n=1, cutoff=0.6)
     )

@@ -23,6 +23,7 @@ from parallel import runtime as runtimes
 from parallel.engine import Chunk, Engine, StepResult
 from parallel.runtime import Runtime
 from trainer import config as configs
+from trainer.__main__ import DONE, FAILED, WRONG, complain
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.store import load, write_part
 from trainer.config import RunConfig
@@ -188,7 +189,7 @@ def _report(
         problems.append(
             f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
             f"stage {_pipeline_rank(first.rank, world, layout.pp)}): its {what} is off by "
-            f"{first.error:.2g} relative, {first.limit:.0e} allowed; {len({d.name for d in wrong})} tensors do"
+            f"{first.error:.2g} relative, {first.limit:.0e} allowed; {len({d.name for d in wrong})} tensors"
         )
     last = max((d.step for d in tensors), default=0)
     moments = [d for d in tensors if d.step == last and d.name.startswith("optim.")]
@@ -247,18 +248,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args(arguments)
-    cfg = configs.load(args.config, args.overrides)
-    runtime = runtimes.start()
     try:
-        if args.part == "record":
-            record(cfg, runtime, args.steps, args.reference)
-            return 0
-        report = compare(cfg, runtime, args.steps, args.reference)
-    finally:
-        runtime.stop()
-    if runtime.is_writer:
+        cfg = configs.load(args.config, args.overrides)
+        runtime = runtimes.start()
+    except ValueError as error:
+        return complain(error, WRONG)
+    with ExitStack() as stack:
+        stack.callback(runtime.stop)
+        try:
+            if args.part == "record":
+                record(cfg, runtime, args.steps, args.reference)
+                return DONE
+            report = compare(cfg, runtime, args.steps, args.reference)
+        except ValueError as error:
+            return complain(error, WRONG)
+        except (RuntimeError, OSError) as error:
+            return complain(error, FAILED)
+        if not runtime.is_writer:
+            return DONE
         print(json.dumps(report, indent=1)) if args.json else _print(report)
-    return 0 if report["equal"] else 1
+        return DONE if report["equal"] else complain(f"not equal: {report['problems'][0]}", FAILED)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""Law 6 from outside: each mistake or damage is one line on standard error and the right exit code."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from whole_runs import GERMINAL, environment, events, germinal, make_corpus, newest, train, write_config
+
+WRONG, FAILED = 2, 1
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def refused(code: int, *words: str, command: tuple[object, ...]) -> None:
+    """The command exits with `code`, and the only line on standard error holds all of `words`."""
+    done = germinal(*command)
+    assert done.returncode == code, (done.returncode, done.stderr[-2000:])
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+@pytest.mark.parametrize(
+    ("nproc", "override", "words"),
+    [
+        (1, "optim.learning_rate=0.1", ("optim.learning_rate", "0.1", "optim.lr")),
+        (1, "train.steps=many", ("train.steps", "many")),
+        (3, "parallel.tp=2", ("2", "3")),
+        (4, "parallel.tp=4", ("kv_heads=2", "tp=4")),
+        (3, "parallel.pp=3", ("layers=4", "3")),
+        (1, "data.sources=[{path: nowhere}]", ("nowhere", "data.sources[0].path")),
+        (1, "model.vocab=64", ("model.vocab=64", "tokenizer")),
+        (2, "train.global_batch=6", ("global_batch=6", "micro_batch=2")),
+    ],
+)
+def test_wrong_config(
+    nproc: int, override: str, words: tuple[str, ...], corpus: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    refused(WRONG, *words, command=("train", config, "--nproc", nproc, override))
+    assert not (tmp_path / "run").exists(), "a wrong config leaves nothing behind"
+
+
+def test_empty_corpus(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(
+        WRONG,
+        str(tmp_path / "empty"),
+        command=("prepare", tmp_path / "empty", "--out", tmp_path / "out", "--tokenizer", "bytes"),
+    )
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_corpus_changed_since_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, two = make_corpus(tmp_path / "one", seed=1), make_corpus(tmp_path / "two", seed=2)
+    config = write_config(tmp_path, one, train__steps=4)
+    train(config)
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    refused(FAILED, "corpus changed", "step-000000004", command=("train", config, "train.steps=8"))
+
+
+def test_read_only_run_folder(corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    (tmp_path / "run").mkdir(mode=0o555)
+    command = [GERMINAL, "train", str(config)]
+    if os.geteuid() == 0:  # root may write everywhere, unless it gives that up
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == FAILED, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "Permission denied" in errors[0] and str(tmp_path / "run") in errors[0]
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_flipped_byte_in_a_shard(nproc: int, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, documents=20)
+    shard = next((corpus / "train").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"NUMPY") + 200  # in the token ids of the first document
+    data[at] ^= 0x04
+    shard.write_bytes(data)
+    config = write_config(tmp_path, corpus)
+    refused(FAILED, shard.name, "sample", command=("train", config, "--nproc", nproc))
+
+
+def test_every_checkpoint_damaged_starts_anew_and_says_so(corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus, train__steps=4, checkpoint__every=0)
+    train(config)
+    state = newest(tmp_path / "run") / "state.json"
+    data = bytearray(state.read_bytes())
+    data[10] ^= 1
+    state.write_bytes(data)
+    train(config)
+    assert "started anew" in events(tmp_path / "run", "fault")[0]["reason"]

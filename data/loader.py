@@ -103,7 +103,12 @@ class Loader:
                 if self._closed.is_set():
                     return
                 steps = range(first, min(first + self._chunk, count))
-                self._queue.put([self._batches(plan, i * self._rows) for i in steps])
+                try:
+                    ready = [self._batches(plan, i * self._rows) for i in steps]
+                except Exception as error:  # a remote shard that cannot be read any more
+                    self._queue.put(error)
+                    return
+                self._queue.put(ready)
             step += count
             count = min(2 * count, self._gulp)
 

@@ -6,6 +6,7 @@ processor's cache. So the loader plans far ahead and makes one micro-batch at a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
@@ -64,13 +65,10 @@ class Planner:
         width, columns = self.dtype.itemsize, self.seq_len + 1
         rows = len(self.numbers)
         pointers = np.searchsorted(row, np.arange(rows + 1))
-        # Separators before each piece, since the piece before it ended; and in its row alone.
+        # Separators before each piece, since the piece before it ended.
         start = row * columns + at
         gap = np.diff(start, prepend=0)
         gap[1:] -= ids[:-1]
-        fill = _Separators(self.eos, self.dtype)
-        spans = map(slice, first.tolist(), (first + ids * width).tolist())
-        parts = zip(map(fill.__getitem__, gap.tolist()), map(getitem, views, spans))
         counted = np.bincount(row, length, rows).astype(np.int64)
         masked = np.unique(np.concatenate(self._masked)) if self._masked else np.zeros(0, np.int64)
         counted[masked] = 0
@@ -81,7 +79,8 @@ class Planner:
             seq_len=self.seq_len,
             eos=self.eos,
             dtype=self.dtype,
-            parts=list(chain.from_iterable(parts)),
+            views=views,
+            span=np.stack((gap, first, first + ids * width)),
             begin=start,
             end=start + ids,
             pointers=pointers,
@@ -97,8 +96,9 @@ class Planner:
 class Plan:
     """Where the ids of some sequences are. Made by `Planner`.
 
-    `parts`: two bytes-likes a piece, the separators since the piece before and its ids; joined they are the
-    rows, of seq_len + 1 ids each. `begin`, `end`: where its ids lie there. `pointers`: row r has pieces
+    A row is seq_len + 1 ids: its pieces' and, around them, separators. `views`: the shard of each piece;
+    `span`: the separators since the piece before, the piece's first byte and its end in the shard, int64
+    [3, pieces]; `begin`, `end`: its place among the ids of all rows. `pointers`: row r has pieces
     [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the pieces' first inputs;
     `separated`, inputs whose target is a separator though another document's inside follows. `counted`:
     counted targets of each row, `short` the rows with fewer than seq_len; `masked`: rows emptied by damage.
@@ -108,7 +108,8 @@ class Plan:
     seq_len: int
     eos: int
     dtype: np.dtype
-    parts: list[Any]
+    views: list[Any]
+    span: np.ndarray
     begin: np.ndarray
     end: np.ndarray
     pointers: np.ndarray
@@ -123,10 +124,15 @@ class Plan:
         a, b = self.pointers[begin], self.pointers[end]
         columns = self.seq_len + 1
         fill = _Separators(self.eos, self.dtype)
-        parts = self.parts[2 * a : 2 * b]
-        parts[0] = fill[int(self.begin[a]) - begin * columns]  # not since the row before
-        parts.append(fill[end * columns - int(self.end[b - 1])])
-        ids = np.frombuffer(bytearray().join(parts), self.dtype).reshape(end - begin, columns)
+        gap, first, last = self.span[:, a:b].tolist()
+        gap[0] = int(self.begin[a]) - begin * columns  # not since the row before
+        # One join in C of all ids and the separators between. The slices live for this call only: thousands
+        # of them kept for later would have Python's garbage collector walk the whole process again and again.
+        ids_of = map(getitem, self.views[a:b], map(slice, first, last))
+        parts: Iterator[Any] = chain.from_iterable(zip(map(fill.__getitem__, gap), ids_of))
+        tail = fill[end * columns - int(self.end[b - 1])]
+        raw = bytearray().join(chain(parts, (tail,)))
+        ids = np.frombuffer(raw, self.dtype).reshape(end - begin, columns)
         if self.masked.size:
             ids[_within(self.masked, begin, end)] = self.eos
         tokens, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)

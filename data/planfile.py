@@ -1,5 +1,6 @@
 """What a folder in the making knows of the command that makes it: one at a time, and the same one again."""
 
+import contextlib
 import fcntl
 import filecmp
 import hashlib
@@ -8,7 +9,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from data.manifest import MANIFEST, file_sha256
 from data.recipe import Recipe
 from data.sources import InputFile
 
+PLAN = "plan.json"
 
-@contextmanager
+
+@contextlib.contextmanager
 def lock(out: Path, scratch: Path) -> Iterator[None]:
     """One `prepare` at a time in a folder; the lock goes with the process, however it ends."""
     try:
@@ -35,7 +37,14 @@ def lock(out: Path, scratch: Path) -> Iterator[None]:
             raise RuntimeError(
                 f"another prepare is at work in {out}: wait for it, or give another --out"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if not (scratch / PLAN).exists():
+                # It ended before it began: a mistyped source leaves no folder behind.
+                shutil.rmtree(scratch)
+                with contextlib.suppress(OSError):
+                    out.rmdir()
 
 
 def spool_stdin(scratch: Path) -> str:
@@ -84,7 +93,7 @@ def is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
     """Is this very corpus in `out`, whole? Raises ValueError when what is there was begun with something
     else.
     """
-    path = scratch / "plan.json"
+    path = scratch / PLAN
     whole = (out / MANIFEST).exists() or (out / TRAIN / MANIFEST).exists()
     if not path.exists():
         if whole:

@@ -34,7 +34,7 @@ from data.manifest import (
     MANIFEST,
     read_manifest,
 )
-from data.planfile import input_hash, is_complete, lock, settings_of, spool_stdin
+from data.planfile import PLAN, input_hash, is_complete, lock, settings_of, spool_stdin
 from data.progress import Progress
 from data.recipe import Recipe
 from data.survey import find_duplicates, survey_unit
@@ -121,7 +121,7 @@ def prepare(
         bar.phase("tokenising", sum(unit.bytes for unit in units))
         run_units(encode_unit, job, units, workers, bar.advance)
         finish(job, units, out, settings, split=bool(heldout or recipe.heldout_match))
-        write_json(scratch / "plan.json", {**plan, "complete": True})
+        write_json(scratch / PLAN, {**plan, "complete": True})
         for name in ("units", "survey"):
             shutil.rmtree(scratch / name, ignore_errors=True)
     return _report(out, was_complete=False)

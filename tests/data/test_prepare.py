@@ -340,6 +340,7 @@ def test_bad_input_is_one_line_that_names_it(
     with pytest.raises(ValueError, match=message) as error:
         prepare(sources, Path("out"), progress=False, workers=1, **settings)
     one_line(error)
+    assert not Path("out").exists() or (Path("out") / ".prepare/plan.json").exists()
 
 
 def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 
 from parallel.config import ParallelConfig
 from parallel.plan import Layout
-from parallel.runtime import Runtime
+from parallel.runtime import Runtime, environment
 
 _NEEDED = ("deepspeed", "accelerate", "transformers")
 _REDUCE_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates one such buffer, or two where it overlaps
@@ -151,12 +151,11 @@ def world(runtime: Runtime) -> Iterator[None]:
         "WORLD_SIZE": str(runtime.world),
         "LOCAL_RANK": str(runtime.local_rank),
         "DS_ACCELERATOR": runtime.device.type,
-        # For operators that it compiles: ninja lies beside this Python.
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
     }
     # Torch renamed two collectives that DeepSpeed 0.19 calls under their old names, on every rank.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
-    with _environment(told):
+    # Operators are compiled by ninja, which lies beside this Python.
+    with environment(told, programs=Path(sys.executable).parent):
         import deepspeed
 
         for handler in logging.getLogger("DeepSpeed").handlers:  # standard output is not its to write on
@@ -207,27 +206,12 @@ def _fresh_accelerate() -> Iterator[None]:
         state.clear()
     try:
         # Without this variable the plugin is ignored, and plain DDP comes back.
-        with _environment({"ACCELERATE_USE_DEEPSPEED": "true"}):
+        with environment({"ACCELERATE_USE_DEEPSPEED": "true"}):
             yield
     finally:
         for state, values in zip(states, before, strict=True):
             state.clear()
             state.update(values)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """`values` set, and then as before."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Who this process is: rank, world, device, group, stop signal. The only reader of environment variables."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -116,3 +118,21 @@ def _address(environ: Mapping[str, str], world: int) -> str:
             "torchrun, deepspeed, accelerate launch, germinal train or germinal submit"
         )
     return f"tcp://{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str], *, programs: Path | None = None) -> Iterator[None]:
+    """Variables set, and `programs` found on the PATH, then as before: for libraries told in no other way."""
+    values = dict(values)
+    if programs is not None:
+        values["PATH"] = os.pathsep.join((str(programs), os.environ.get("PATH", os.defpath)))
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

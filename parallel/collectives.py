@@ -62,13 +62,18 @@ def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     return _ReduceScatter.apply(x, dim, group)
 
 
+def all_to_all(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[ranks, …], part r for rank r → [ranks, …], part r from rank r. Outside autograd."""
+    received = torch.empty_like(parts)
+    dist.all_to_all_single(received.flatten(), parts.contiguous().flatten(), group=group)
+    return received
+
+
 def _exchange(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
     """Rank r gets the r-th part along `split` of every rank's x, joined along `join` in rank order."""
     ranks = group.size()
     sent = torch.stack(x.chunk(ranks, dim=split))
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received.flatten(), sent.flatten(), group=group)
-    return torch.cat(received.unbind(), dim=join)
+    return torch.cat(all_to_all(sent, group).unbind(), dim=join)
 
 
 class _Exchange(torch.autograd.Function):

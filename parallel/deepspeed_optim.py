@@ -22,12 +22,7 @@ class _Shadow:
     name: str
     tensor: Tensor
     shape: tuple[int, ...]
-
-    def gather(self, part: Tensor) -> Tensor:
-        return part
-
-    def keep(self, whole: Tensor) -> Tensor:
-        return whole
+    offset: tuple[int, ...] = ()
 
 
 class FlatAdamW(torch.optim.Optimizer):

@@ -1,6 +1,6 @@
 """What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,16 +38,19 @@ class Objective(Protocol):
 class LocalParameter:
     """One rank's piece of a parameter, as the optimiser factory gets it.
 
-    tensor: the local piece, a plain tensor whose `.grad` holds the summed gradient at `step`. shape: global.
-    gather: a tensor shaped like the piece → the whole, on every rank (collective). keep: the whole → this
-    rank's piece. Only optimisers that look at whole matrices (Muon) call them.
+    tensor: the local piece, a plain tensor whose `.grad` holds the summed gradient at `step`. shape: global;
+    offset: the piece's in it.
+    lies: equal for parameters of one shape whose pieces lie alike on every rank. spread: tensors that lie as
+    this piece does, and a function of whole tensors → its results, in such pieces again; each is computed by
+    one data rank (collective). Only optimisers that look at whole matrices (Muon) ask for these two.
     """
 
     name: str
     tensor: Tensor
     shape: tuple[int, ...]
-    gather: Callable[[Tensor], Tensor]
-    keep: Callable[[Tensor], Tensor]
+    offset: tuple[int, ...]
+    lies: Hashable
+    spread: Callable[[Iterable[Tensor], Callable[[Tensor], Tensor]], Iterator[Tensor]]
 
 
 class LocalOptimizer(Protocol):

@@ -1,7 +1,8 @@
 """What part of which global tensor a rank holds: under initialisation, clipping and checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,59 @@ class Piece:
             whole = whole.narrow(dim, start, length)
         return whole
 
-    def gather(self, part: Tensor) -> Tensor:
-        """The whole of what every rank of the shard and tp axes has a part of. Collective over both."""
+    def spread(self, parts: Iterable[Tensor], function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """`function` of whole matrices that are given and returned in parts, each of which lies as this piece
+        does. The data ranks share the work: each computes its own, from the same numbers as one process
+        would. Collective; one matrix a rank exists at a time.
+
+        Sharded parts change hands by all-to-all, a rank's share of the bytes there and back, where `gather`
+        would send every matrix to every rank. Replicas have the matrices already and gather the results. A
+        replica of shards (HSDP) repeats the other's work.
+        """
+        axis = self.mesh.shard if self.mesh.shard.group is not None else self.mesh.replicate
+        rest = iter(parts)
+        while group := list(islice(rest, axis.size)):
+            if axis.group is None:
+                yield self._keep_over_tp(function(self._gather_over_tp(group[0])))
+            elif axis is self.mesh.shard:
+                yield from self._spread_shards(group, function)
+            else:
+                yield from self._spread_replicas(group, function)
+
+    def _spread_shards(self, parts: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """At most one matrix a rank of the shard axis."""
+        axis = self.mesh.shard
+        assert axis.group is not None
         rows = self.shape[0] // (self.mesh.tp.size if self.tp_dim == 0 else 1)
-        if self.mesh.shard.group is not None:
-            even = part.new_zeros((-(-rows // self.mesh.shard.size), *part.shape[1:]))
-            even[: part.shape[0]] = part
-            part = collectives.gather(even, 0, self.mesh.shard.group)[:rows]
-        if self.mesh.tp.group is not None and self.tp_dim is not None:
-            part = collectives.gather(part, self.tp_dim, self.mesh.tp.group)
-        return part
+        even = parts[0].new_zeros((axis.size, -(-rows // axis.size), *parts[0].shape[1:]))
+        for slot, part in zip(even, parts):
+            slot[: part.shape[0]] = part
+        mine = collectives.all_to_all(even, axis.group).flatten(0, 1)
+        if axis.rank < len(parts):
+            mine[:rows] = self._keep_over_tp(function(self._gather_over_tp(mine[:rows])))
+        back = collectives.all_to_all(mine.view_as(even), axis.group)
+        return [slot[: part.shape[0]] for slot, part in zip(back, parts)]
+
+    def _spread_replicas(self, parts: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """At most one matrix a replica."""
+        axis = self.mesh.replicate
+        assert axis.group is not None
+        mine = torch.zeros_like(parts[0])
+        if axis.rank < len(parts):
+            mine = self._keep_over_tp(function(self._gather_over_tp(parts[axis.rank])))
+        whole = collectives.gather(mine[None], 0, axis.group)
+        return list(whole.unbind()[: len(parts)])
+
+    def _gather_over_tp(self, part: Tensor) -> Tensor:
+        if self.mesh.tp.group is None or self.tp_dim is None:
+            return part
+        return collectives.gather(part.contiguous(), self.tp_dim, self.mesh.tp.group)
+
+    def _keep_over_tp(self, whole: Tensor) -> Tensor:
+        if self.tp_dim is None:
+            return whole
+        size = whole.shape[self.tp_dim] // self.mesh.tp.size
+        return whole.narrow(self.tp_dim, size * self.mesh.tp.rank, size)
 
 
 def local_of(parameter: Tensor) -> Tensor:

@@ -77,7 +77,10 @@ class TorchEngine:
         across = bool(plan.tied) and ends[0] != ends[1]
         self._ends = end_to_end_group(mesh, *ends) if across else None
         self._optimizer: LocalOptimizer = optimizer_factory(
-            [LocalParameter(p.name, p.tensor, p.shape, p.gather, p.keep) for p in self._pieces]
+            [
+                LocalParameter(p.name, p.tensor, p.shape, p.offset, (p.shape, p.tp_dim), p.spread)
+                for p in self._pieces
+            ]
         )
         self._divisor = torch.ones((), device=device)
 

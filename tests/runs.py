@@ -48,6 +48,7 @@ class Case:
     documents: bool = False
     seed: int = 1
     optimizer: str = "adamw"
+    state_dtype: str = "fp32"
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
@@ -80,10 +81,10 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
-def optimizer(name: str, parameters: list[Any]) -> torch.optim.Optimizer:
+def optimizer(name: str, parameters: list[Any], state_dtype: str = "fp32") -> torch.optim.Optimizer:
     return build_optimizer(
         parameters,
-        OptimConfig(name=name),
+        OptimConfig(name=name, state_dtype=state_dtype),  # type: ignore[arg-type]
         no_decay=lambda _, shape: len(shape) == 1,
         hidden_matrix=lambda name, shape: len(shape) == 2 and name.startswith("layers."),
     )
@@ -100,7 +101,7 @@ def build(case: Case, rank: int, world: int) -> Engine:
         cfg=cfg,
         model_factory=lambda: Decoder(model),
         objective=CausalLM(),
-        optimizer_factory=functools.partial(optimizer, case.optimizer),
+        optimizer_factory=functools.partial(optimizer, case.optimizer, state_dtype=case.state_dtype),
         precision=case.precision,  # type: ignore[arg-type]
         clip=case.clip,
         seed=case.seed,

@@ -21,7 +21,9 @@ from trainer.models.config import DecoderConfig
 
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
+StateType = Literal["fp32", "bf16"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Float8 = Literal["none", "tensorwise", "rowwise"]
 # jsonl is always written; the others are Accelerate's trackers by their names there.
 Tool = Literal["jsonl", "wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]
 
@@ -48,6 +50,7 @@ class OptimConfig:
     eps: float = 1.0e-8
     momentum: float = 0.95  # muon only
     clip: float = 1.0  # the largest global gradient norm; 0: no clipping
+    state_dtype: StateType = "fp32"  # of the moments; bf16 halves them, rounded stochastically
 
 
 @dataclass
@@ -58,6 +61,7 @@ class TrainConfig:
     global_batch: int = 32  # sequences a step, over all ranks and micro-batches
     micro_batch: int = 8  # sequences a rank handles at once
     precision: Precision = "fp32"  # of forward and backward; parameters and optimiser state stay fp32
+    fp8: Float8 = "none"  # matrix products inside blocks in 8 bits, one scale a tensor or a row; Hopper, bf16
     eval_every: int = 0  # steps between evaluations on data.heldout, and at the end; 0: never
     eval_documents: int = 0  # held-out documents an evaluation reads of each set; 0: all
     eval_overlap: int = (
@@ -188,6 +192,18 @@ def check(cfg: RunConfig) -> None:
         raise ValueError(
             f"optim.betas={optim.betas}, optim.momentum={optim.momentum:g}: two betas, each in [0, 1)"
         )
+
+    if cfg.parallel.engine == "deepspeed":
+        for key, value, default in (
+            ("optim.state_dtype", optim.state_dtype, "fp32"),
+            ("train.fp8", train.fp8, "none"),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"{key}={value} is not for parallel.engine=deepspeed: use parallel.engine=torch"
+                )
+    if train.fp8 != "none" and train.precision != "bf16":
+        raise ValueError(f"train.fp8={train.fp8}: what is not in fp8 is in bf16: set train.precision=bf16")
 
     whole, rest = divmod(train.global_batch, train.micro_batch)
     if rest:

@@ -15,6 +15,11 @@ from torch.optim.adamw import adamw
 
 from parallel.engine import LocalParameter
 from trainer.config import OptimConfig
+from trainer.rounding import Rounding
+
+STATE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Elements whose bf16 moments exist in float32 at a time, while they are updated.
+SLICE_ELEMENTS = 1 << 24
 
 Decays = Callable[[str, tuple[int, ...]], bool]
 
@@ -44,7 +49,12 @@ def build_optimizer(
         for (kind, decay), members in groups.items()
     ]
     return Updates(
-        param_groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, momentum=cfg.momentum
+        param_groups,
+        lr=cfg.lr,
+        betas=(cfg.betas[0], cfg.betas[1]),
+        eps=cfg.eps,
+        momentum=cfg.momentum,
+        state_dtype=STATE_DTYPE[cfg.state_dtype],
     )
 
 
@@ -54,7 +64,7 @@ class Updates(torch.optim.Optimizer):
 
     State tensors have the local shape of their parameter and are named as torch.optim.AdamW names them:
     `exp_avg`, `exp_avg_sq`; Muon keeps `momentum_buffer`. `steps` counts the updates and is the only scalar
-    state.
+    state. State in bfloat16 is updated in float32 and rounded stochastically; see `rounding` for why.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the
     nearest semi-orthogonal matrix, found by five Newton-Schulz iterations; its size is matched to AdamW's
@@ -69,9 +79,11 @@ class Updates(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         momentum: float,
+        state_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(list(param_groups), {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum})
         self.grad_scale: Tensor | None = None
+        self._exact = state_dtype == torch.float32
         self._steps = 0
         # The fused kernel counts on the device, in one tensor a parameter; group index → those tensors.
         self._device_steps: dict[int, list[Tensor]] = {}
@@ -79,7 +91,7 @@ class Updates(torch.optim.Optimizer):
             names = ("momentum_buffer",) if group["kind"] == "muon" else ("exp_avg", "exp_avg_sq")
             for tensor in group["params"]:
                 for name in names:
-                    self.state[tensor][name] = torch.zeros_like(tensor)
+                    self.state[tensor][name] = torch.zeros_like(tensor, dtype=state_dtype)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -87,8 +99,10 @@ class Updates(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             if group["kind"] == "muon":
                 self._muon(group)
-            else:
+            elif self._exact:
                 self._adamw(index, group)
+            else:
+                self._adamw_rounded(group)
         self._steps += 1
 
     @property
@@ -106,15 +120,54 @@ class Updates(torch.optim.Optimizer):
         if not tensors:
             return
         if index not in self._device_steps:
-            counted = [torch.full((), float(self._steps), device=t.device) for t in tensors]
-            self._device_steps[index] = counted
-        steps = self._device_steps[index]
+            self._device_steps[index] = self._counted(tensors)
+        states = [self.state[t] for t in tensors]
+        self._fused(
+            group,
+            tensors,
+            [_grad(t) for t in tensors],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            self._device_steps[index],
+        )
+
+    def _adamw_rounded(self, group: dict[str, Any]) -> None:
+        """The same update, slice by slice, with moments that live in bfloat16."""
+        for member in group["members"]:
+            tensor = member.tensor
+            if not tensor.numel():
+                continue
+            names = ("exp_avg", "exp_avg_sq")
+            roundings = [Rounding.of(member, name, self._steps) for name in names]
+            rows = max(1, SLICE_ELEMENTS * len(tensor) // tensor.numel())
+            for first in range(0, len(tensor), rows):
+                part = slice(first, first + rows)
+                stored = [self.state[tensor][name][part] for name in names]
+                exact = [moment.float() for moment in stored]
+                here = [tensor[part]]
+                grads = [_grad(tensor)[part]]
+                self._fused(group, here, grads, exact[:1], exact[1:], self._counted(here))
+                for moment, rounding, value in zip(stored, roundings, exact):
+                    moment.copy_(rounding(value, first))
+
+    def _counted(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.full((), float(self._steps), device=t.device) for t in tensors]
+
+    def _fused(
+        self,
+        group: dict[str, Any],
+        tensors: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+    ) -> None:
         beta1, beta2 = group["betas"]
         adamw(
             tensors,
-            [t.grad for t in tensors],
-            [self.state[t]["exp_avg"] for t in tensors],
-            [self.state[t]["exp_avg_sq"] for t in tensors],
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
             [],
             steps,
             fused=True,
@@ -130,17 +183,30 @@ class Updates(torch.optim.Optimizer):
         )
 
     def _muon(self, group: dict[str, Any]) -> None:
-        lr, momentum = group["lr"], group["momentum"]
+        families: dict[Any, list[LocalParameter]] = {}
         for member in group["members"]:
-            tensor = member.tensor
-            grad = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-            if self.grad_scale is not None:
-                grad = grad / self.grad_scale
-            buffer = self.state[tensor]["momentum_buffer"]
-            buffer.lerp_(grad, 1.0 - momentum)
-            update = member.keep(orthogonalize(member.gather(grad.lerp(buffer, momentum))))
-            scale = 0.2 * max(member.shape) ** 0.5
-            tensor.mul_(1.0 - lr * group["weight_decay"]).add_(update, alpha=-lr * scale)
+            families.setdefault(member.lies, []).append(member)
+        for members in families.values():
+            directions = (self._muon_direction(member, group["momentum"]) for member in members)
+            for member, update in zip(members, members[0].spread(directions, orthogonalize)):
+                size = group["lr"] * 0.2 * max(member.shape) ** 0.5
+                member.tensor.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+
+    def _muon_direction(self, member: LocalParameter, momentum: float) -> Tensor:
+        """Nesterov's: the gradient, and a share of the momentum that has just taken it up."""
+        grad = _grad(member.tensor)
+        if self.grad_scale is not None:
+            grad = grad / self.grad_scale
+        buffer = self.state[member.tensor]["momentum_buffer"]
+        if self._exact:
+            return grad.lerp(buffer.lerp_(grad, 1.0 - momentum), momentum)
+        exact = buffer.float().lerp_(grad, 1.0 - momentum)
+        buffer.copy_(Rounding.of(member, "momentum_buffer", self._steps)(exact))
+        return grad.lerp(exact, momentum)
+
+
+def _grad(tensor: Tensor) -> Tensor:
+    return tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:

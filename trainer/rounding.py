@@ -1,0 +1,65 @@
+"""Stochastic rounding to bfloat16 whose draws depend on no layout.
+
+An optimiser's moments move by a hundredth of their size a step, or a thousandth. bfloat16 has 8 bits: a step
+below 1/512 of the value rounds to no step at all, so a second moment under beta2 = 0.999 would never decay.
+Rounded up or down with the chance that makes the mean exact (Gupta et al. 2015, arXiv:1502.02551), it moves
+as it should on average, and 16 bits hold it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parallel.engine import LocalParameter
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The draws for one state tensor of one parameter at one step: a pure function of (name, step, position
+    in the global tensor), so that a rank's piece is rounded as the same part of the whole would be.
+    """
+
+    seed: int
+    offset: tuple[int, ...]
+
+    @classmethod
+    def of(cls, member: LocalParameter, state: str, step: int) -> "Rounding":
+        digest = hashlib.blake2b(f"{member.name}:{state}:{step}".encode(), digest_size=8).digest()
+        return cls(int.from_bytes(digest, "big"), tuple(member.offset))
+
+    def __call__(self, values: Tensor, first: int = 0) -> Tensor:
+        """Float32 values → bfloat16. They are the piece's, from `first` along dim 0."""
+        starts = (self.offset[0] + first, *self.offset[1:])
+        # A bfloat16 is a float32's upper half: what is added below carries into it in proportion.
+        bits = values.view(torch.int32) + (_noise(self.seed, starts, values) & 0xFFFF)
+        return (bits & -0x10000).view(torch.float32).to(torch.bfloat16)
+
+
+def _noise(seed: int, starts: Sequence[int], like: Tensor) -> Tensor:
+    """int32 of `like`'s shape: a hash of (seed, global index), 32 good bits."""
+    found = torch.full((1,) * like.dim(), _signed(seed), dtype=torch.int32, device=like.device)
+    for dim, (start, length) in enumerate(zip(starts, like.shape)):
+        index = torch.arange(start, start + length, dtype=torch.int32, device=like.device)
+        shape = [1] * like.dim()
+        shape[dim] = length
+        # Small tensors up to here: what is as large as `like` is made once, by the last addition.
+        found = _mix(found) + _mix(index.view(shape) * _signed(0x9E3779B9) + _signed(seed >> 32) + dim)
+    return _mix(found)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Every bit of int32 `x` stirred into every other: the finaliser of MurmurHash3 (Appleby 2011)."""
+    x = x ^ (x >> 16 & 0xFFFF)
+    x = x * _signed(0x85EBCA6B)
+    x = x ^ (x >> 13 & 0x7FFFF)
+    x = x * _signed(0xC2B2AE35)
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def _signed(value: int) -> int:
+    """The lower 32 bits, as int32 reads them."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value

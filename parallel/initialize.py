@@ -10,6 +10,7 @@ from parallel.pieces import Piece
 from parallel.plan import ModelPlan
 
 
+@torch.no_grad()
 def initialize(pieces: Iterable[Piece], plan: ModelPlan, seed: int) -> None:
     """Fill the pieces' memory. One whole parameter exists at a time."""
     for piece in pieces:

@@ -18,7 +18,7 @@ class Piece:
 
     name: canonical, the same on every layout. parameter: where autograd leaves the gradient. tensor: the
     memory itself, float32, the part at `offset` of the global `shape`; the optimiser works on it
-    (`LocalParameter`).
+    (`LocalParameter`). Where nothing is sharded the two are one, and gradients need not be fetched.
     tp_dim: the dimension tp shards, None where every tp rank has the whole and a partial gradient.
     twin: the copy of a tied parameter that belongs to another stage; it is neither counted nor saved.
     tied: a copy of it exists in another stage.
@@ -120,7 +120,7 @@ def make_piece(
     twin: bool = False,
 ) -> Piece:
     """A piece of a parameter of global `shape`, cut first by tp along `tp_dim`, then by FSDP along dim 0."""
-    local = local_of(parameter)
+    local = local_of(parameter) if hasattr(parameter, "to_local") else parameter
     offset, part = [0] * len(shape), list(shape)
     if tp_dim is not None:
         part[tp_dim] //= mesh.tp.size
@@ -163,4 +163,4 @@ def assign_owners(pieces: Iterable[Piece], mesh: Mesh) -> None:
 
 def chunk(prefix: str, piece: Piece, tensor: Tensor) -> Chunk:
     """A checkpoint chunk of a tensor that is shaped and placed as the piece is."""
-    return Chunk(f"{prefix}.{piece.name}", tensor, piece.shape, piece.offset, piece.owned)
+    return Chunk(f"{prefix}.{piece.name}", tensor.detach(), piece.shape, piece.offset, piece.owned)

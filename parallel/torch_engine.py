@@ -30,7 +30,6 @@ class Totals:
     loss_sum: float
     count: float
     grad_squares: float
-    not_finite: float
     stop: float
 
 
@@ -65,6 +64,7 @@ class TorchEngine:
         self._scale = LossScale() if precision == "fp16" else None
         self._pieces = parallelized.pieces
         self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
+        self._counted = [piece for piece in self._pieces if pieces.counted(piece, mesh)]
         self._modules = list(parallelized.stages.values())
         self._pipeline: Pipeline | None = None
         if layout.pp > 1:
@@ -108,15 +108,15 @@ class TorchEngine:
         (fp16) can help.
         """
         loss_scale = self._scale.value if self._scale else 1.0
-        loss_sum, count = self._accumulate(batches, loss_scale / self._nominal)
+        sums = self._accumulate(batches, loss_scale / self._nominal)
         self._collect_gradients()
         self._sum_shared_gradients()
-        totals = self._reduce(loss_sum, count, self._grad_squares(), stop)
+        totals = self._reduce(sums, self._grad_squares(), stop)
         if totals.count == 0:
             raise RuntimeError("no target in the global batch is counted: all are masked or padding")
         to_mean = self._nominal / (totals.count * loss_scale)
-        grad_norm = math.sqrt(totals.grad_squares) * to_mean if totals.not_finite == 0 else math.inf
-        skipped = totals.not_finite > 0
+        skipped = not math.isfinite(totals.grad_squares)
+        grad_norm = math.inf if skipped else math.sqrt(totals.grad_squares) * to_mean
         if not skipped:
             clip = min(1.0, self._clip / grad_norm) if self._clip > 0 and grad_norm > 0 else 1.0
             self._update(lr, to_mean * clip)
@@ -127,23 +127,22 @@ class TorchEngine:
         self._drop_gradients()
         return StepResult(totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale)
 
-    def _accumulate(self, batches: Sequence[Micro], factor: float) -> tuple[Tensor, Tensor]:
-        """Backward of factor × loss over the micro-batches → this rank's (sum, count)."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+    def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
+        """Backward of factor × loss over the micro-batches → this rank's [loss sum, count, 0, 0]."""
+        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
 
         def scaled_loss(output: Tensor, inputs: ModelInputs) -> Tensor:
             loss, count = self._objective.loss(output, inputs)
-            sums.add_(torch.stack((loss.detach(), count)))
+            sums[:2] += torch.stack((loss.detach(), count))
             return loss * factor
 
-        for module in self._modules:
-            module.train()
+        self._set_mode(training=True)
         if self._pipeline is not None:
             all_inputs = [self._inputs(batch) for batch in batches]
             self._pipeline.train(all_inputs, lambda output, number: scaled_loss(output, all_inputs[number]))
         else:
             self._accumulate_whole(batches, scaled_loss)
-        return sums[0], sums[1]
+        return sums
 
     def _accumulate_whole(
         self, batches: Sequence[Micro], scaled_loss: Callable[[Tensor, ModelInputs], Tensor]
@@ -154,16 +153,22 @@ class TorchEngine:
             inputs = self._inputs(batch)
             scaled_loss(model(inputs.x, **inputs.kwargs), inputs).backward()
 
+    def _set_mode(self, *, training: bool) -> None:
+        for module in self._modules:
+            if module.training != training:  # it walks the whole model
+                module.train(training)
+
     def _inputs(self, batch: Micro) -> ModelInputs:
         moved = batch.to(self._device)
         return slice_inputs(self._objective.inputs(moved.tensors, moved.sequences), self._mesh.cp)
 
+    @torch.no_grad()
     def _collect_gradients(self) -> None:
         for piece in self._pieces:
             grad = piece.parameter.grad
             if grad is None:  # a parameter that nothing used
                 piece.tensor.grad = torch.zeros_like(piece.tensor)
-            else:
+            elif piece.tensor is not piece.parameter:
                 piece.tensor.grad = pieces.local_of(grad)
 
     def _sum_shared_gradients(self) -> None:
@@ -188,28 +193,20 @@ class TorchEngine:
 
     def _grad_squares(self) -> Tensor:
         """Σ gradient² over what this rank counts: float64, scaled as the gradients are."""
-        grads = [_grad(piece) for piece in self._pieces if pieces.counted(piece, self._mesh)]
+        grads = [_grad(piece) for piece in self._counted]
         if not grads:
             return torch.zeros((), dtype=torch.float64, device=self._device)
-        return torch.stack(torch._foreach_norm(grads)).double().square().sum()
+        return torch.stack(torch._foreach_norm(grads)).double().square_().sum()
 
-    def _reduce(self, loss_sum: Tensor, count: Tensor, squares: Tensor, stop: bool) -> Totals:
+    def _reduce(self, sums: Tensor, squares: Tensor, stop: bool) -> Totals:
         """The only blocking collective of a step: everything that all ranks must agree on, in one tensor."""
-        speaks = self._mesh.tp.rank == 0  # every tp rank has computed the same loss
-        asked = torch.tensor(float(stop), dtype=torch.float64, device=self._device)
-        finite = squares.isfinite()
-        packed = torch.stack(
-            (
-                loss_sum * speaks,
-                count * speaks,
-                torch.where(finite, squares, 0.0),
-                (~finite).double(),
-                asked,
-            )
-        )
+        if self._mesh.tp.rank > 0:
+            sums.zero_()  # every tp rank has computed the same loss, and one speaks
+        sums[2] = squares  # one that is not finite stays so in the sum
+        sums[3] = float(stop)
         if self._layout.world > 1:
-            dist.all_reduce(packed)
-        return Totals(*packed.tolist())
+            dist.all_reduce(sums)
+        return Totals(*sums.tolist())
 
     def _update(self, lr: float, factor: float) -> None:
         """One optimiser step with gradients × factor."""
@@ -220,7 +217,9 @@ class TorchEngine:
 
     def _drop_gradients(self) -> None:
         for piece in self._pieces:
-            piece.parameter.grad = piece.tensor.grad = None
+            piece.parameter.grad = None
+            if piece.tensor is not piece.parameter:
+                piece.tensor.grad = None
 
     def _not_finite(self, totals: Totals) -> str:
         here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
@@ -232,8 +231,7 @@ class TorchEngine:
     def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
         """(sum of losses, count) over the batches of all data ranks, which must give equally many."""
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        for module in self._modules:
-            module.eval()
+        self._set_mode(training=False)
         for batch in batches:
             inputs = self._inputs(batch)
             output = (

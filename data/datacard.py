@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.composition import Profile
 from data.manifest import Manifest
-from data.profile import Profile
 from data.tally import Tally
 
 LENGTHS_PNG = "datacard-lengths.png"

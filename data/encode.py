@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data import clean
+from data.composition import Profile
 from data.document import Document
 from data.job import HELDOUT, TRAIN, Job, is_heldout, unit_documents, write_json
-from data.profile import Profile
 from data.shards import TokenShardWriter
 from data.survey import surviving
 from data.tally import Tally

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data import tokenizer as tokenizers
+from data.composition import Profile
 from data.datacard import write_datacard
 from data.encode import encoder
 from data.job import HELDOUT, TRAIN, Job, sync_file
@@ -20,7 +21,6 @@ from data.manifest import (
     token_dtype,
     write_manifest,
 )
-from data.profile import Profile
 from data.survey import tally_of
 from data.tally import Tally
 from data.units import Unit

@@ -39,7 +39,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     """What is in a corpus; with `--sequence N`, what that sequence of a run is."""
     if args.sequence is not None:
         return _sequence(args)
-    from data.inspect import inspect
+    from data.tracing import inspect
 
     report = inspect(args.folder, args.seq_len or 0)
     if args.json:
@@ -64,7 +64,7 @@ def data_inspect(args: argparse.Namespace) -> int:
 
 
 def _sequence(args: argparse.Namespace) -> int:
-    from data.inspect import sequence
+    from data.tracing import sequence
     from trainer import config
 
     file = Path(args.folder) / "config.yaml" if Path(args.folder).is_dir() else Path(args.folder)

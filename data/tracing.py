@@ -1,4 +1,4 @@
-"""`germinal data inspect`: what is in a corpus, and what sequence N of a run is. Plain dicts, ready for JSON.
+"""`germinal data inspect`: what is in a corpus, and what sequence N of a run is: a spike traced to its text.
 
 inspect(folder, seq_len=0)                      every corpus at `folder`; with seq_len also how it would pack
 sequence(cfg, number, seed=…, global_batch=…)   source, epoch, shard, documents and text of one sequence

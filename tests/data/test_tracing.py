@@ -10,8 +10,8 @@ from made_corpus import make_corpus, numbered_documents, random_documents
 from tokenizers import Tokenizer, models
 
 from data.config import DataConfig, Source
-from data.inspect import inspect, sequence
 from data.stream import Stream
+from data.tracing import inspect, sequence
 
 
 def test_a_corpus_and_how_it_would_pack(tmp_path: Path) -> None:

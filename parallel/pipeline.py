@@ -13,9 +13,10 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining._backward import stage_backward
 
 from parallel import fsdp
+from parallel.cuts import cut_blocks
 from parallel.engine import ModelInputs
 from parallel.mesh import Mesh
-from parallel.plan import SCHEDULES, Layout, ModelPlan, cut_blocks
+from parallel.plan import SCHEDULES, Layout, ModelPlan
 
 
 def cut(model: nn.Module, plan: ModelPlan, how: str, stages: int) -> list[range]:

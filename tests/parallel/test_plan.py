@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel.config import ParallelConfig
-from parallel.plan import SCHEDULES, Layout, check_batch, check_model, cut_blocks, resolve
+from parallel.cuts import cut_blocks
+from parallel.plan import SCHEDULES, Layout, check_batch, check_model, resolve
 
 MODEL = {"layers": 4, "heads": 8, "kv_heads": 4, "ffn_hidden": 64, "vocab": 256}
 

@@ -93,7 +93,9 @@ class Ours:
         self.cfg, self.state = cfg, TrainState()
         self.engine = make_engine(cfg, runtime, layout)
         events = EventLog(cfg.folder / "events.jsonl")
-        self.meter = Meter.open(cfg, runtime=runtime, engine=self.engine, layout=layout, events=events)
+        self.meter = Meter.open(
+            cfg, runtime=runtime, engine=self.engine, layout=layout, events=events, quarantined={}
+        )
         self.checkpointer = Checkpointer(
             cfg.folder, every=cfg.checkpoint.every, keep=1, asynchronous=True, identity=lambda position:
             Identity(), events=events, logs=self.meter.logs,

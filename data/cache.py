@@ -44,13 +44,17 @@ class RemoteStorage:
         self._fetcher = threading.Thread()
         if not _retry(self.path, lambda: self._fs.exists(f"{self._root}/{MANIFEST}")):
             raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
-        text = self._read(MANIFEST)
+        text = self.read(MANIFEST)
         self._manifest = parse_manifest(text, f"{self.path}/{MANIFEST}")
         self._indexes = lru_cache(maxsize=None)(self._fetch_index)
 
     def manifest(self) -> Manifest:
         """The manifest, as it was when the corpus was opened."""
         return self._manifest
+
+    def read(self, file: str) -> bytes:
+        """A small file of the corpus, whole."""
+        return _retry(f"{self.path}/{file}", lambda: self._fs.cat_file(f"{self._root}/{file}"))
 
     def index(self, shard: int) -> np.ndarray:
         """The index of a shard; kept in memory."""
@@ -97,16 +101,13 @@ class RemoteStorage:
 
     def _fetch_index(self, shard: int) -> np.ndarray:
         entry = self._manifest.shards[shard]
-        raw = self._read(entry.index_file)
+        raw = self.read(entry.index_file)
         if xxhash.xxh3_128(raw).hexdigest() != entry.index_xxh3:
             raise RuntimeError(
                 f"index {self.path}/{entry.index_file} is not the one in {MANIFEST} (hash differs): damaged "
                 "or out of date; restore it or run `germinal prepare` again"
             )
         return np.load(io.BytesIO(raw), allow_pickle=False)
-
-    def _read(self, name: str) -> bytes:
-        return _retry(f"{self.path}/{name}", lambda: self._fs.cat_file(f"{self._root}/{name}"))
 
 
 class RangeView:

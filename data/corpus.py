@@ -42,6 +42,9 @@ class Storage(Protocol):
     def manifest(self) -> Manifest:
         """The manifest. Raises ValueError when the folder is not a corpus."""
 
+    def read(self, file: str) -> bytes:
+        """A small file of the corpus, whole. Raises RuntimeError when it cannot be read."""
+
     def index(self, shard: int) -> np.ndarray:
         """The index of a shard, uint64 [4, documents], checked when it is first opened."""
 
@@ -63,6 +66,13 @@ class LocalStorage:
     def manifest(self) -> Manifest:
         """See `Storage`."""
         return self._manifest
+
+    def read(self, file: str) -> bytes:
+        """See `Storage`."""
+        try:
+            return (Path(self.path) / file).read_bytes()
+        except OSError as error:
+            raise RuntimeError(f"{self.path}/{file} cannot be read: {error.strerror}; restore it") from None
 
     def index(self, shard: int) -> np.ndarray:
         """See `Storage`."""

@@ -79,7 +79,8 @@ class Stream:
     """The training stream of a run. `length`: its sequences, where every source has max_epochs; else None.
 
     `vocab`: of the tokenizer; `eos`: the separator's id; `names`: the sources'; `quarantined`: the sequences
-    masked so far because of damage (dicts: sequence, source, shard, sample, offset).
+    masked so far, each with the damage in it (dicts: sequence, source, shard, sample, offset). Whoever keeps
+    the list takes them out.
     """
 
     def __init__(self, corpora: Sequence[Corpus], cfg: DataConfig, *, seed: int, global_batch: int) -> None:
@@ -91,7 +92,7 @@ class Stream:
         self.eos = corpora[0].eos
         self.names = [source.name or source.path for source in cfg.sources]
         self.seed = seed
-        self.quarantined: list[dict[str, Any]] = []
+        self.quarantined: dict[int, list[dict[str, Any]]] = {}
         prints = [corpus.manifest.fingerprint for corpus in corpora]
         # A source is known by its content: renaming, moving or adding another one keeps its order.
         self._prints = [f"{p}/{prints[:i].count(p)}" for i, p in enumerate(prints)]
@@ -184,8 +185,9 @@ class Stream:
         for number, document in zip(numbers.tolist(), documents.tolist()):
             found = era.damage(document)
             entry = {"sequence": number, "source": self.names[source], **vars(found)}
-            if entry not in self.quarantined:
-                self.quarantined.append(entry)
+            listed = self.quarantined.setdefault(number, [])
+            if entry not in listed:  # a sequence may be read again
+                listed.append(entry)
 
     def _fingerprint(self, segments: int) -> str:
         history = [

@@ -72,7 +72,7 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
         "corpus": corpus.storage.path,
         "epoch": epoch,
         "counted_targets": int((rows.targets >= 0).sum()),
-        "quarantined": stream.quarantined,
+        "quarantined": stream.quarantined.get(number, []),
         "pieces": described,
     }
 
@@ -128,9 +128,8 @@ def _tokenizer(corpus: Corpus) -> Any:
     """The corpus's tokenizer, or None where its file cannot be read as one."""
     from tokenizers import Tokenizer
 
-    path = Path(corpus.storage.path) / corpus.manifest.tokenizer.file
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(corpus.storage.read(corpus.manifest.tokenizer.file).decode())
     except Exception:  # the library raises a bare Exception; ids without text are still an answer
         return None
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +78,9 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
 
     events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None)
     stack.callback(events.close)
-    meter = Meter.open(cfg, runtime=runtime, engine=engine, layout=layout, events=events)
+    meter = Meter.open(
+        cfg, runtime=runtime, engine=engine, layout=layout, events=events, quarantined=stream.quarantined
+    )
     stack.callback(meter.close)
     checkpointer = Checkpointer(
         cfg.folder,
@@ -116,6 +117,7 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
             micro_batch=cfg.train.micro_batch,
             overlap=cfg.train.eval_overlap,
             max_documents=cfg.train.eval_documents,
+            cfg=cfg.data,
         )
         for entry in cfg.data.heldout
     ]
@@ -163,6 +165,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
         objective=build_objective(cfg.objective),
         optimizer_factory=optimizer,
         precision=cfg.train.precision,
+        fp8=cfg.train.fp8,
         clip=cfg.optim.clip,
         seed=cfg.seed,
         micro_batch=cfg.train.micro_batch,
@@ -175,8 +178,8 @@ def prepare_folder(cfg: RunConfig, stream: Stream) -> None:
     """The run folder with the resolved config and the tokenizer beside it, so that it stands on its own."""
     cfg.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
-    tokenizer = Path(cfg.data.sources[0].path) / stream.sources[0].corpus.manifest.tokenizer.file
-    write_atomically(cfg.folder / "tokenizer.json", tokenizer.read_bytes())
+    corpus = stream.sources[0].corpus
+    write_atomically(cfg.folder / "tokenizer.json", corpus.storage.read(corpus.manifest.tokenizer.file))
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

@@ -170,10 +170,12 @@ def test_quarantine_masks_in_place_and_shifts_nothing(tmp_path: Path, corpus: Pa
     assert (rows.tokens[masked] == stream.eos).all()
     assert (rows.tokens[~masked] == true.tokens[~masked]).all()
     assert (rows.targets[~masked] == true.targets[~masked]).all()
-    assert {entry["sequence"] for entry in stream.quarantined} == set(np.flatnonzero(masked).tolist())
-    assert {entry["sample"] for entry in stream.quarantined} == {"00000001", "00000015"}
-    listed = list(stream.quarantined)
+    assert set(stream.quarantined) == set(np.flatnonzero(masked).tolist())
+    entries = [(number, entry) for number, found in stream.quarantined.items() for entry in found]
+    assert all(entry["sequence"] == number for number, entry in entries)
+    assert {entry["sample"] for _, entry in entries} == {"00000001", "00000015"}
+    listed = dict(stream.quarantined)
     one_by_one = open_stream(folder, "quarantine")
     for number in reversed(range(count)):
         assert (one_by_one.read([number]).targets == rows.targets[number]).all()
-    assert sorted(map(str, one_by_one.quarantined)) == sorted(map(str, listed))
+    assert one_by_one.quarantined == listed

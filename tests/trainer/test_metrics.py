@@ -140,12 +140,26 @@ def config(folder: Path, **train: Any) -> RunConfig:
     )
 
 
-def meter(cfg: RunConfig, rank: int = 0, tp: int = 1, world: int = 1, data_rank: int = 0) -> Meter:
+def meter(
+    cfg: RunConfig,
+    rank: int = 0,
+    tp: int = 1,
+    world: int = 1,
+    data_rank: int = 0,
+    quarantined: dict[int, list[dict[str, Any]]] | None = None,
+) -> Meter:
     runtime: Any = SimpleNamespace(rank=rank, world=world, is_writer=rank == 0, device=torch.device("cpu"))
     engine: Any = SimpleNamespace(data_rank=data_rank)
     events = EventLog(cfg.folder / "events.jsonl" if rank == 0 else None)
     layout: Any = SimpleNamespace(tp=tp)
-    return Meter.open(cfg, runtime=runtime, engine=engine, layout=layout, events=events)
+    return Meter.open(
+        cfg,
+        runtime=runtime,
+        engine=engine,
+        layout=layout,
+        events=events,
+        quarantined={} if quarantined is None else quarantined,
+    )
 
 
 def result(step: int, **changes: Any) -> StepResult:
@@ -221,6 +235,35 @@ def test_each_data_rank_writes_its_ledger_once(tmp_path: Path) -> None:
         advance(one, state)
     assert sorted(line["dp_rank"] for line in lines(tmp_path / "ledger.jsonl")) == [0, 1]
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_quarantined_sequences_are_listed_with_the_step_that_has_them(tmp_path: Path) -> None:
+    """Two data ranks, one that does not lead; the stream has read further than was trained."""
+    cfg = config(tmp_path)
+    cfg.data.ledger = False
+
+    def entry(sequence: int, sample: str) -> dict[str, Any]:
+        return {"sequence": sequence, "source": "s", "shard": "a.tar", "sample": sample, "offset": 512}
+
+    for rank, sequence in ((0, 1), (1, 2), (2, 0)):  # the third one's data rank is the first one's
+        ahead = {sequence: [entry(sequence, "x"), entry(sequence, "y")], 99: [entry(99, "x")]}
+        one, state = meter(cfg, rank, world=3, data_rank=rank % 2, quarantined=ahead), TrainState()
+        one.resume(state)
+        advance(one, state)
+        one.close()
+        assert list(ahead) == ([99] if rank < 2 else [0, 99])
+    listed = lines(tmp_path / "quarantine.jsonl")
+    assert listed == [{"step": 1, **entry(sequence, sample)} for sequence in (1, 2) for sample in "xy"]
+    told = [event for event in lines(tmp_path / "events.jsonl") if event["kind"] == "quarantine"]
+    assert [(event["sequence"], event["sample"]) for event in told] == [
+        (1, "x"),
+        (1, "y"),
+        (2, "x"),
+        (2, "y"),
+    ]
+    again = meter(cfg)
+    again.resume(TrainState())
+    assert lines(tmp_path / "quarantine.jsonl") == []
 
 
 def test_a_step_is_written_down_in_microseconds(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 from trainer.metrics.sinks import JsonlLog
 
-SHOWN = ("fault", "resume", "skip", "tracker")  # what a user at the terminal would want to know of
+SHOWN = (
+    "fault",
+    "quarantine",
+    "resume",
+    "skip",
+    "tracker",
+)  # what a user at the terminal would want to know of
 
 
 class EventLog(JsonlLog):

@@ -1,9 +1,9 @@
-"""Writing a run down: every step goes through here to `metrics.jsonl`, the ledger, the trackers and the live
-line.
+"""Writing a run down: every step goes through here to `metrics.jsonl`, the ledger, the list of what is
+quarantined, the trackers and the live line.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,15 @@ from trainer.state import TrainState
 if TYPE_CHECKING:
     from trainer.evaluate import HeldoutResult
 
+Quarantined = MutableMapping[int, list[dict[str, Any]]]
+
 
 class Meter:
     """One rank's view of the run's record. Rank 0 writes the metrics; the first rank of each data rank the
-    ledger.
+    ledger and the list of what is quarantined.
 
+    `quarantined`: the sequences that the stream masked because of damage, by number. Reading runs ahead of
+    training: an entry is taken out, and written down, with the step that its sequence belongs to.
     `logs` are what a checkpoint must find on disk (see `sinks` for the rule). A step's time runs from the end
     of the one before: waiting for data and a save's stall count, an evaluation does not.
     """
@@ -39,17 +43,23 @@ class Meter:
         speed: Speed,
         events: EventLog,
         writes_metrics: bool,
-        ledger_rank: int | None,
+        data_rank: int | None,
         about: Mapping[str, Any],
+        quarantined: Quarantined,
     ) -> None:
         self._cfg = cfg
         self._speed = speed
         self._events = events
         self._writes = writes_metrics
-        self._ledger_rank = ledger_rank
+        self._data_rank = data_rank
+        self._quarantined = quarantined
+        self._known: set[tuple[str, str]] = set()  # damaged samples, (shard, sample), that were reported
         self._about = about
         self._metrics = JsonlLog(cfg.folder / "metrics.jsonl")
         self._ledger = JsonlLog(cfg.folder / "ledger.jsonl")
+        self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl")
+        # Not the run's own, which only rank 0 writes: damage is seen by the rank that reads it.
+        self._damage = EventLog(cfg.folder / "events.jsonl")
         self._progress = Progress(cfg.train.steps, shown=False)
         tools = cfg.track.tools if writes_metrics else []
         self._trackers = Trackers(tools, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
@@ -63,6 +73,7 @@ class Meter:
         engine: Engine,
         layout: Layout,
         events: EventLog,
+        quarantined: Quarantined,
     ) -> "Meter":
         """The meter of this rank of the run that `cfg` describes."""
         # The mesh is pp × dp × tp: first in its tensor and pipeline group is the rank of this very number.
@@ -73,13 +84,14 @@ class Meter:
             speed=Speed(flops_per_token=flops, devices=runtime.world, device=runtime.device),
             events=events,
             writes_metrics=runtime.is_writer,
-            ledger_rank=engine.data_rank if leads and cfg.data.ledger else None,
+            data_rank=engine.data_rank if leads else None,
             about={"ranks": runtime.world, "layout": str(layout), "device": runtime.device.type},
+            quarantined=quarantined,
         )
 
     @property
     def logs(self) -> tuple[JsonlLog, ...]:
-        return (self._metrics, self._ledger)
+        return (self._metrics, self._ledger, self._quarantine)
 
     def resume(self, state: TrainState) -> None:
         """Begin at `state`. Lines of later steps, which a killed run left behind, are dropped: every step
@@ -101,9 +113,11 @@ class Meter:
     ) -> None:
         """Write down the step that `state` now counts."""
         self._speed.step(round(result.count))
-        if self._ledger_rank is not None:
+        if self._data_rank is not None and (self._cfg.data.ledger or self._quarantined):
             numbers = [number for batch in micro_batches for number in batch.sequences if number >= 0]
-            self._ledger.write({"step": state.step, "dp_rank": self._ledger_rank, "sequences": numbers})
+            if self._cfg.data.ledger:
+                self._ledger.write({"step": state.step, "dp_rank": self._data_rank, "sequences": numbers})
+            self._list_quarantined(state.step, numbers)
         if not self._writes:
             return
         if result.skipped:
@@ -143,5 +157,17 @@ class Meter:
         """Leave the record whole: the live line ended, the trackers told."""
         self._progress.close()
         self._trackers.finish()
-        for log in self.logs:
+        for log in (*self.logs, self._damage):
             log.close()
+
+    def _list_quarantined(self, step: int, numbers: Sequence[int]) -> None:
+        for entry in (entry for number in numbers for entry in self._quarantined.pop(number, ())):
+            self._quarantine.write({"step": step, **entry})
+            sample = (entry["shard"], entry["sample"])
+            if sample not in self._known:
+                self._known.add(sample)
+                reason = (
+                    f"shard {entry['shard']}: sample {entry['sample']!r}, byte {entry['offset']}: damaged; "
+                    f"its sequences are masked, from {entry['sequence']} on: see {self._quarantine.path.name}"
+                )
+                self._damage.event("quarantine", step, reason, **entry)

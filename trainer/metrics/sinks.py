@@ -1,4 +1,4 @@
-"""Append-only JSON Lines: `metrics.jsonl`, `ledger.jsonl`, `events.jsonl`.
+"""Append-only JSON Lines: `metrics.jsonl`, `ledger.jsonl`, `quarantine.jsonl`, `events.jsonl`.
 
 The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write`
 returns. So a killed process loses no line, several processes share a file without mixing their lines, and

@@ -19,7 +19,7 @@ from parallel.initialize import draw
 from parallel.plan import Layout, ModelPlan
 from parallel.recompute import apply_recompute
 from parallel.runtime import Runtime
-from parallel.scaling import LossScale
+from parallel.scaling import Normalisation
 
 
 def build_deepspeed_engine(
@@ -114,9 +114,7 @@ class DeepSpeedEngine:
         self._masters = masters
         self._objective = objective
         self._runtime = runtime
-        self._clip = clip
-        self._nominal = 2.0 ** round(math.log2(nominal_count))
-        self._scale = LossScale() if precision == "fp16" else None
+        self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._grad_norm = math.inf
         self._leave = leave
 
@@ -137,23 +135,16 @@ class DeepSpeedEngine:
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
 
-        RuntimeError if the batch has no counted target, or (fp32, bf16) a gradient is not finite.
+        RuntimeError if the batch has no counted target.
         """
         self._masters.forget()
-        loss_scale = self._scale.value if self._scale else 1.0
-        sums = self._accumulate(batches, loss_scale / self._nominal * self.data_ranks)
+        normalisation = self._normalisation
+        loss_scale = normalisation.loss_scale
+        sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
         loss_sum, count, asked = self._reduce(sums, stop)
-        if count == 0:
-            raise RuntimeError("no target in the global batch is counted: all are masked or padding")
-        skipped = self._update(lr, self._nominal / (count * loss_scale))
-        if self._scale:
-            self._scale.update(skipped)
-        elif skipped:
-            raise RuntimeError(
-                f"the gradient is not finite (loss {loss_sum / count:.4g}): nothing was updated; "
-                "lower optim.lr"
-            )
-        return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale)
+        skipped = self._update(lr, normalisation.to_mean(count))
+        fault = "the gradient is not finite" if normalisation.update(overflow=skipped) else ""
+        return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale, fault)
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
         """Backward of factor × loss over the micro-batches, reduced at the last. This rank's (sum, count)."""
@@ -185,8 +176,7 @@ class DeepSpeedEngine:
             norm = self._grad_norm = self._norm() * to_mean
             if not math.isfinite(norm):
                 return None
-            clip = min(1.0, self._clip / norm) if self._clip > 0 and norm > 0 else 1.0
-            return torch.tensor(1.0 / (to_mean * clip))
+            return torch.tensor(1.0 / self._normalisation.clipped(to_mean, norm))
 
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -231,13 +221,12 @@ class DeepSpeedEngine:
 
     def scalars(self) -> dict[str, Any]:
         """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""
-        return {"updates": self._optimizer.steps, **(self._scale.state() if self._scale else {})}
+        return {"updates": self._optimizer.steps, **self._normalisation.state()}
 
     def load(self, scalars: dict[str, Any]) -> None:
         """Take over after the chunks were filled."""
         self._optimizer.steps = int(scalars["updates"])
-        if self._scale and "loss_scale" in scalars:
-            self._scale.restore(scalars)
+        self._normalisation.restore(scalars)
         self._masters.publish()
 
     def close(self) -> None:

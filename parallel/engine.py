@@ -87,8 +87,9 @@ class StepResult:
     """One optimiser step, the same on every rank.
 
     loss_sum, count: over the global batch, so the loss is loss_sum / count.
-    grad_norm: of the mean loss, before clipping. skipped: fp16 overflow, nothing was updated.
-    stop: some rank asked to stop. loss_scale: fp16's at this step, else 1.
+    grad_norm: of the mean loss, before clipping. skipped: a gradient was not finite, nothing was updated.
+    stop: some rank asked to stop. loss_scale: fp16's at this step, else 1. fault: why a skipped step is more
+    than an overflow that a lower loss scale mends; what to do about it is the loop's decision.
     """
 
     loss_sum: float
@@ -97,6 +98,7 @@ class StepResult:
     skipped: bool
     stop: bool
     loss_scale: float
+    fault: str = ""
 
 
 class Engine(Protocol):

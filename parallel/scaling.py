@@ -1,7 +1,64 @@
-"""Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2)."""
+"""Law 3's arithmetic, the same in every engine: what a loss is multiplied by, what a summed gradient is
+divided by.
 
+And dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+"""
+
+import math
 from dataclasses import dataclass
 from typing import Any
+
+
+class Normalisation:
+    """From summed losses to the clipped gradient of their mean, with one division by the global count.
+
+    A backward runs on loss × `loss_factor`, which is loss scale / nominal, where nominal is a power of two
+    near the count: gradients then have a mean's magnitude, exactly. `to_mean` makes of such a summed
+    gradient that of the mean loss; `clipped` is `to_mean` times what clipping leaves.
+    """
+
+    def __init__(self, *, precision: str, nominal_count: int, clip: float) -> None:
+        self._nominal = 2.0 ** round(math.log2(nominal_count))
+        self._clip = clip
+        self._scale = LossScale() if precision == "fp16" else None
+
+    @property
+    def loss_scale(self) -> float:
+        """fp16's factor against underflow; 1 in other precisions."""
+        return self._scale.value if self._scale else 1.0
+
+    @property
+    def loss_factor(self) -> float:
+        return self.loss_scale / self._nominal
+
+    def to_mean(self, count: float) -> float:
+        """RuntimeError where the global batch has nothing to divide by."""
+        if count == 0:
+            raise RuntimeError("no target in the global batch is counted: all are masked or padding")
+        return self._nominal / (count * self.loss_scale)
+
+    def clipped(self, to_mean: float, grad_norm: float) -> float:
+        """`grad_norm` is that of the mean loss."""
+        clips = self._clip > 0 and grad_norm > self._clip
+        return to_mean * self._clip / grad_norm if clips else to_mean
+
+    def update(self, *, overflow: bool) -> bool:
+        """Adapt the loss scale; whether an overflow is beyond its help, so that the loss itself is at
+        fault.
+        """
+        if self._scale is None:
+            return overflow
+        beyond = overflow and self._scale.value == 1.0
+        self._scale.update(overflow)
+        return beyond
+
+    def state(self) -> dict[str, Any]:
+        return self._scale.state() if self._scale else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a saved loss scale, where there is one and it has a use here."""
+        if self._scale and "loss_scale" in state:
+            self._scale.restore(state)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from parallel.parallelize import Parallelized
 from parallel.pieces import Piece
 from parallel.pipeline import Pipeline
 from parallel.plan import Layout
-from parallel.scaling import LossScale
+from parallel.scaling import Normalisation
 
 OptimizerFactory = Callable[[list[LocalParameter]], Any]
 """Returns a `LocalOptimizer`; loosely typed, so that a torch Optimizer passes for one."""
@@ -59,9 +59,7 @@ class TorchEngine:
         self._device = device
         self._precision = precision
         self._objective = objective
-        self._clip = clip
-        self._nominal = 2.0 ** round(math.log2(nominal_count))
-        self._scale = LossScale() if precision == "fp16" else None
+        self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._pieces = parallelized.pieces
         self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
         self._counted = [piece for piece in self._pieces if pieces.counted(piece, mesh)]
@@ -104,28 +102,24 @@ class TorchEngine:
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
 
-        RuntimeError if the batch has no counted target, or a gradient is not finite and no lower loss scale
-        (fp16) can help.
+        RuntimeError if the batch has no counted target.
         """
-        loss_scale = self._scale.value if self._scale else 1.0
-        sums = self._accumulate(batches, loss_scale / self._nominal)
+        normalisation = self._normalisation
+        loss_scale = normalisation.loss_scale
+        sums = self._accumulate(batches, normalisation.loss_factor)
         self._collect_gradients()
         self._sum_shared_gradients()
         totals = self._reduce(sums, self._grad_squares(), stop)
-        if totals.count == 0:
-            raise RuntimeError("no target in the global batch is counted: all are masked or padding")
-        to_mean = self._nominal / (totals.count * loss_scale)
+        to_mean = normalisation.to_mean(totals.count)
         skipped = not math.isfinite(totals.grad_squares)
         grad_norm = math.inf if skipped else math.sqrt(totals.grad_squares) * to_mean
         if not skipped:
-            clip = min(1.0, self._clip / grad_norm) if self._clip > 0 and grad_norm > 0 else 1.0
-            self._update(lr, to_mean * clip)
-        elif self._scale is None or self._scale.value == 1.0:
-            raise RuntimeError(self._not_finite(totals))
-        if self._scale:
-            self._scale.update(skipped)
+            self._update(lr, normalisation.clipped(to_mean, grad_norm))
+        fault = self._not_finite() if normalisation.update(overflow=skipped) else ""
         self._drop_gradients()
-        return StepResult(totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale)
+        return StepResult(
+            totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale, fault
+        )
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
         """Backward of factor × loss over the micro-batches → this rank's [loss sum, count, 0, 0]."""
@@ -221,11 +215,10 @@ class TorchEngine:
             if piece.tensor is not piece.parameter:
                 piece.tensor.grad = None
 
-    def _not_finite(self, totals: Totals) -> str:
+    def _not_finite(self) -> str:
         here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
         where = f"first in {here[0]} on this rank" if here else "on another rank"
-        loss = totals.loss_sum / totals.count
-        return f"the gradient is not finite ({where}; loss {loss:.4g}): nothing was updated; lower optim.lr"
+        return f"the gradient is not finite ({where})"
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
@@ -261,14 +254,13 @@ class TorchEngine:
 
     def scalars(self) -> dict[str, Any]:
         """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""
-        return {"updates": self._optimizer.steps, **(self._scale.state() if self._scale else {})}
+        return {"updates": self._optimizer.steps, **self._normalisation.state()}
 
     def load(self, scalars: dict[str, Any]) -> None:
         """Take over after the chunks were filled."""
         self._check_addresses()
         self._optimizer.steps = int(scalars["updates"])
-        if self._scale and "loss_scale" in scalars:
-            self._scale.restore(scalars)
+        self._normalisation.restore(scalars)
         for module in self._modules:
             fsdp.reshard(module)
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state saved, run me again.
 """
 
+import contextlib
 import sys
 import traceback
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(cfg: RunConfig, runtime, stack: ExitStack) -> int:  # type: ignore[no-untyped-def]
+    from trainer.metrics.events import EventLog
     from trainer.run import assemble
 
     try:
@@ -55,6 +57,11 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack) -> int:  # type: ignore[no
             f"interrupted at step {run.state.step}; the same command goes on from the last checkpoint", 130
         )
     except (RuntimeError, OSError) as error:
+        with (
+            contextlib.suppress(OSError),
+            contextlib.closing(EventLog(cfg.folder / "events.jsonl")) as events,
+        ):
+            events.event("fault", run.state.step, " ".join(str(error).split()), rank=runtime.rank)
         return fail(error, cfg, runtime.rank)
     return DONE if finished else STOPPED
 

@@ -33,6 +33,9 @@ def train(
     False means that some rank was asked to stop (a preemption signal): the state is saved, and running the
     same command again continues. The request travels with the step's one reduction, so all ranks leave
     together.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, with the step and its sequences.
     """
     steps = cfg.train.steps
     for micro_batches in batches:
@@ -40,6 +43,13 @@ def train(
             break
         lr = learning_rate(state.step, cfg.optim, steps)
         result = engine.step(micro_batches, lr=lr, stop=stopping())
+        if result.fault:
+            raise RuntimeError(
+                f"step {state.step + 1}, sequences {state.sequences} to "
+                f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss "
+                f"{result.loss_sum / result.count:.4g}: nothing was updated; lower optim.lr, or see the text "
+                "with germinal data inspect --sequence"
+            )
         state.step += 1
         state.sequences += cfg.train.global_batch
         state.tokens += round(result.count)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from parallel import plan
+from parallel import float8, kernels, plan
 from parallel.config import ParallelConfig
 from parallel.engine import Engine, Objective
 from parallel.fsdp import COMPUTE_DTYPE, Precision
@@ -29,11 +29,12 @@ def build_engine(
     micro_batch: int,
     global_batch: int,
     seq_len: int,
+    fp8: str = "none",
 ) -> Engine:
     """The model on this rank's devices, with its optimiser. Collective.
 
-    clip: the largest global gradient norm, 0 for none. ValueError if the batch or a setting does not fit
-    the layout.
+    clip: the largest global gradient norm, 0 for none. fp8: see `float8`. ValueError if the batch or a
+    setting does not fit the layout.
     """
     if precision not in COMPUTE_DTYPE:
         raise ValueError(f"train.precision={precision}: choose fp32, bf16 or fp16")
@@ -57,11 +58,14 @@ def build_engine(
             global_batch=global_batch,
             seq_len=seq_len,
         )
+    tokens = micro_batch * seq_len // layout.cp
+    float8.check(fp8, runtime.device, precision=precision, tokens=tokens)
+    kernels.use(cfg.attention, runtime.device)
     # One fp32 data rank needs neither sharding nor casting: the bare module is the fastest there is.
     fsdp = layout.dp * layout.cp > 1 or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
     parallelized = parallelize(
-        model_factory, cfg, layout, mesh, runtime.device, precision=precision, seed=seed
+        model_factory, cfg, layout, mesh, runtime.device, precision=precision, fp8=fp8, seed=seed
     )
     return TorchEngine(
         parallelized,

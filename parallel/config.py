@@ -22,6 +22,7 @@ class ParallelConfig:
     stages_per_rank: int = 0  # model pieces a pipeline rank holds; 0: what the schedule needs (1 or 2)
     cut: str = "even"  # even | cost (balanced, embedding and head counted) | blocks of each stage: "3,5"
     recompute: str = "none"  # none | full | selective | every:N (each N-th block)
+    attention: str = "auto"  # auto | sdpa | flash3: FlashAttention-3, which auto takes where it is installed
     compile: bool = False  # torch.compile each block; never on a CPU, where it gains nothing
     offload_optimizer: str = "none"  # none | cpu | nvme: where engine=deepspeed keeps optimiser state
     offload_parameters: str = "none"  # none | cpu | nvme: where engine=deepspeed keeps parameters (zero=3)

@@ -1,6 +1,7 @@
 """ZeRO 0-3 and mixed precision by FSDP2 (`fully_shard`), with gradients summed and never averaged (law 3)."""
 
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -24,19 +25,26 @@ def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, pre
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
     )
     reshard = zero == 3
+    order: list[FSDPModule] = []
 
     def wrap(modules: list[nn.Module], reshard_after_forward: bool) -> None:
         if modules:
             fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+            order.append(cast(FSDPModule, modules[0]))
 
+    if not plan.tied:
+        wrap(_present(model, plan.first), reshard)
     for block in model.get_submodule(plan.blocks).children():
         wrap([block], reshard)
     if not plan.tied:
-        wrap(_present(model, plan.first), reshard)
         # Backward starts with the head: gathering it twice would buy nothing.
         wrap(_present(model, plan.last), False)
     # Tied parameters have modules at both ends, so they stay with the root, which is kept through backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module, following in pairwise(order):
+        # By itself FSDP asks for a module's parameters when its forward begins: early enough where the host
+        # runs ahead of the device, and a moment late where it does not. Backward asks ahead by itself.
+        module.set_modules_to_forward_prefetch([following])
     for module in fsdp_modules(model):
         # Neither recurses. Sums on every backend: gloo has no PREMUL_SUM, and averaging is not ours to do.
         module.set_gradient_divide_factor(1.0)

@@ -1,4 +1,4 @@
-"""One model over many devices, in order: stage cut, TP, CP, recomputation, compile, FSDP, memory."""
+"""One model over many devices, in order: stage cut, fp8, TP, CP, recomputation, compile, FSDP, memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from parallel import fsdp, pieces, pipeline, recompute
+from parallel import float8, fsdp, pieces, pipeline, recompute
 from parallel.config import ParallelConfig
 from parallel.context import context_parallel
 from parallel.initialize import initialize
@@ -36,6 +36,7 @@ def parallelize(
     device: torch.device,
     *,
     precision: fsdp.Precision,
+    fp8: str,
     seed: int,
 ) -> Parallelized:
     """Build this rank's stages, sharded, in the device's memory and with their first values."""
@@ -51,12 +52,13 @@ def parallelize(
             cuts = pipeline.cut(model, plan, cfg.cut, layout.stages)
             pipeline.keep_stage(model, plan, number, cuts)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        float8.convert(model.get_submodule(plan.blocks), fp8, tp=mesh.tp.size)
         tp_dims = tensor_parallel(model, plan, mesh.tp)
         context_parallel(model, plan, mesh.cp)
         blocks: Any = model.get_submodule(plan.blocks)
         recompute.apply_recompute(blocks, cfg.recompute)
-        if cfg.compile and device.type != "cpu":
-            recompute.apply_compile(blocks)
+        if backend := recompute.compiler(cfg.compile, device):
+            recompute.apply_compile(model, blocks, backend)
         if mesh.data is not None:
             fsdp.shard(model, plan, mesh.data, zero=cfg.zero, precision=precision)
         _materialize(model, plan, device)

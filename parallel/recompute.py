@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops import flex_attention
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 _aten = torch.ops.aten
@@ -17,6 +18,8 @@ _KEPT = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_mm.default,
+    flex_attention,
 }
 
 
@@ -49,7 +52,20 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
     return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def apply_compile(blocks: nn.ModuleDict) -> None:
-    """Compile each block's forward: one graph serves all blocks, as they differ only in their weights."""
+def compiler(wanted: bool, device: torch.device) -> str | None:
+    """The torch.compile backend for `parallel.compile` on a device; None: eager."""
+    return "inductor" if wanted and device.type != "cpu" else None
+
+
+def apply_compile(model: nn.Module, blocks: nn.ModuleDict, backend: str) -> None:
+    """Compile each block's forward, recomputation included, and let the head fuse its passes over the logits.
+
+    One graph serves all blocks that recompute alike, as they differ only in their weights. What FSDP does
+    around a forward is in module hooks and stays outside. Shapes are compiled as they come: training has one,
+    and a second, in evaluation, must not make training's dynamic.
+    """
     for block in blocks.values():
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
+    for module in model.modules():
+        if hasattr(module, "compiler"):
+            module.compiler = backend  # type: ignore[assignment]  # see trainer.models.head

@@ -173,3 +173,21 @@ def test_a_split_vocabulary_gives_the_whole_loss_and_partial_gradients(
 def test_a_shard_at_the_wrong_row_would_be_seen(ranks: RankPools) -> None:
     loss, _, _ = plain(*case(37, 100))
     assert (ranks(2).run(split_vocabulary, [0, 50, 100], 0, True)[0][0] - loss).abs() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_fused_passes_are_the_eager_ones(dtype: torch.dtype) -> None:
+    """Rows not counted, targets everywhere, chunks that leave a rest."""
+    draw = torch.Generator().manual_seed(3)
+    targets = torch.randint(300, (150,), generator=draw)
+    targets[::7] = -100
+    found = []
+    for compiler in (None, "eager", "aot_eager"):
+        hidden = torch.randn(150, 24, generator=draw.manual_seed(4)).to(dtype).requires_grad_()
+        weight = torch.randn(300, 24, generator=draw).to(dtype).requires_grad_()
+        total = chunked_nll_sum(hidden, weight, targets, chunk=64, compiler=compiler)
+        found.append((total.detach(), *torch.autograd.grad(total, (hidden, weight))))
+    rtol = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for fused in found[1:]:
+        for mine, theirs in zip(fused, found[0]):
+            torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-@dataclass(frozen=True)
 class Shared:
-    """What all blocks of one forward share. Opaque on purpose: mixed precision must not cast the tables.
+    """What all blocks of one forward share. No dataclass, tuple or dictionary: FSDP's mixed precision looks
+    into those, and would cast the tables, for every block anew.
 
     rotary: (cos, sin) of the sequence's positions, float32, see `layers.RotaryTables`.
     mask: None for plain causal attention; else FlexAttention's block mask, or an additive mask broadcastable
         to [batch, heads, seq, keys].
     """
 
-    rotary: tuple[Tensor, Tensor]
-    mask: Tensor | BlockMask | None = None
+    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | BlockMask | None = None) -> None:
+        self.rotary = rotary
+        self.mask = mask
 
 
 class LayerCache:
@@ -108,7 +109,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> 
     if mask is None or isinstance(mask, Tensor):
         causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-    return _flex_attention(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=grouped)
+    return _flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
 
 
 def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
@@ -126,14 +127,16 @@ def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
 
 
 def document_block_mask(documents: Tensor) -> BlockMask:
-    """The same mask for FlexAttention."""
+    """The same mask for FlexAttention. Made once a micro-batch, for all blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (documents[b, q] == documents[b, k])
 
     batch, seq = documents.shape
-    return create_block_mask(visible, batch, None, seq, seq, device=documents.device)
+    # Uncompiled, it holds every one of batch · seq² answers at once.
+    make = _compiled(create_block_mask) if documents.is_cuda else create_block_mask
+    return make(visible, batch, None, seq, seq, device=documents.device)
 
 
 def resumed_mask(new: int, past: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -142,9 +145,17 @@ def resumed_mask(new: int, past: int, dtype: torch.dtype, device: torch.device) 
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
 
-@cache
-def _flex_attention(compiled: bool) -> Any:
-    # Uncompiled FlexAttention holds the full score matrix: right, and only good for tests on a CPU.
+def _flex_attention(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    # Uncompiled it holds the full score matrix: right, and only good for tests on a CPU. Inside a compiled
+    # block it is compiled with the block.
+    if q.is_cuda and not torch.compiler.is_compiling():
+        return _compiled(flex_attention)(q, *args, **kwargs)
+    return flex_attention(q, *args, **kwargs)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One compiled form for all blocks and models of the process; shapes are fixed, as training's are."""
+    return torch.compile(function, dynamic=False)

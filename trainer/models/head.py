@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ class LMHead(nn.Module):
     """weight [vocab, hidden]; hidden states → logits, or with targets → summed negative log-likelihood.
 
     `shard` is None where the weight is whole. `parallel` sets it when it splits the rows; what the results
-    then mean is said at `chunked_nll_sum`. Without targets, a split head returns its own columns.
+    then mean is said at `chunked_nll_sum`. Without targets, a split head returns its own columns. `compiler`,
+    set by `parallel` as well, is the torch.compile backend that fuses the passes over a chunk of logits.
     """
 
     def __init__(self, hidden: int, vocab: int) -> None:
@@ -32,6 +35,7 @@ class LMHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab, hidden))
         nn.init.normal_(self.weight, std=hidden**-0.5)
         self.shard: VocabShard | None = None
+        self.compiler: str | None = None
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [1], nats."""
@@ -39,11 +43,19 @@ class LMHead(nn.Module):
         weight = self.weight.to_local() if hasattr(self.weight, "to_local") else self.weight
         if targets is None:
             return F.linear(hidden, weight)
-        return chunked_nll_sum(hidden.flatten(0, 1), weight, targets.flatten(), shard=self.shard)
+        return chunked_nll_sum(
+            hidden.flatten(0, 1), weight, targets.flatten(), shard=self.shard, compiler=self.compiler
+        )
 
 
 def chunked_nll_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = 0, shard: VocabShard | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int = 0,
+    shard: VocabShard | None = None,
+    compiler: str | None = None,
 ) -> Tensor:
     """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [1], float32.
 
@@ -58,12 +70,15 @@ def chunked_nll_sum(
     sum; the gradient of `weight` is this rank's rows of the whole gradient; the gradient of `hidden` is a
     *partial* one, whose sum over the group is the whole gradient. That holds where every rank runs backward
     with the same factor. One small all-gather a chunk, and no message in backward.
+
+    With `compiler`, two fused kernels read a chunk's logits as they left the matrix product, and no float32
+    copy of them exists; else eager operators pass over such a copy.
     """
-    chunk = chunk or _rows_at_a_time(weight)
+    chunk = chunk or _rows_at_a_time(weight, hidden.shape[0], fused=compiler is not None)
     grad = torch.is_grad_enabled()
     wants = grad and hidden.requires_grad, grad and weight.requires_grad
     with torch.no_grad():
-        total, hidden_grad, weight_grad = _forward(hidden, weight, targets, chunk, shard, wants)
+        total, hidden_grad, weight_grad = _forward(hidden, weight, targets, chunk, shard, compiler, wants)
     # Two nodes, not one with two inputs: a schedule that splits backward into input and weight parts runs
     # each once, and each may then scale its gradient in place.
     if hidden_grad is not None:
@@ -95,6 +110,7 @@ def _forward(
     targets: Tensor,
     chunk: int,
     shard: VocabShard | None,
+    compiler: str | None,
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss [1], and the gradients that are wanted."""
@@ -105,7 +121,8 @@ def _forward(
     weight_grad = torch.zeros_like(weight, dtype=exact) if wants[1] else None
     # Fresh pages for every chunk would cost more than the products: all chunks work in the same two.
     products = hidden.new_empty(min(chunk, rows), vocab)
-    logits = products if exact == products.dtype else products.new_empty(products.shape, dtype=exact)
+    same = exact == products.dtype or compiler is not None
+    logits = products if same else products.new_empty(products.shape, dtype=exact)
     local_targets = targets if shard is None else targets - shard[1]
     counted = targets != IGNORED
     here = counted & (local_targets >= 0) & (local_targets < vocab)
@@ -115,7 +132,11 @@ def _forward(
         product = products[: len(hidden[part])]
         torch.mm(hidden[part], weight.T, out=product)
         exact_product = product if logits is products else logits[: len(product)].copy_(product)
-        softmax = Softmax.of(exact_product, columns[part], here[part], shard)
+        softmax: Softmax | FusedSoftmax
+        if compiler is None:
+            softmax = Softmax.of(exact_product, columns[part], here[part], shard)
+        else:
+            softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler)
         total += (softmax.nll() * counted[part]).sum()
         if hidden_grad is None and weight_grad is None:
             continue
@@ -166,6 +187,57 @@ class Softmax:
         return gradient.scatter_add_(1, columns, here[:, None].to(gradient.dtype).neg_())
 
 
+@dataclass(frozen=True)
+class FusedSoftmax:
+    """The same of logits in whatever type the matrix product gave them, which are left as they are: the first
+    compiled kernel reads them for the three numbers, the second turns them into the gradient.
+    """
+
+    logits: Tensor
+    peak: Tensor
+    mass: Tensor
+    at_target: Tensor
+    compiler: str
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None, compiler: str
+    ) -> FusedSoftmax:
+        peak, mass, at_target = _compiled(_numbers, compiler)(logits, columns, here)
+        if shard is not None:
+            peak, mass, at_target = _over_shards(peak, mass, at_target, shard[0])
+        return cls(logits, peak, mass, at_target, compiler)
+
+    def nll(self) -> Tensor:
+        """-log softmax[target], [rows], in nats."""
+        return self.mass.log() + self.peak - self.at_target
+
+    def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
+        """softmax - onehot(target), zero in rows that are not counted. Takes the logits' memory over."""
+        kernel = _compiled(_into_gradient, self.compiler)
+        return kernel(self.logits, self.peak, self.mass, columns, here, counted)
+
+
+def _numbers(logits: Tensor, columns: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    peak = exact.amax(dim=1)
+    mass = (exact - peak[:, None]).exp().sum(dim=1)
+    return peak, mass, exact.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
+
+
+def _into_gradient(
+    logits: Tensor, peak: Tensor, mass: Tensor, columns: Tensor, here: Tensor, counted: Tensor
+) -> Tensor:
+    softmax = (logits.to(peak.dtype) - peak[:, None]).exp() / mass[:, None]
+    target = torch.arange(logits.shape[1], device=logits.device)[None] == columns
+    return logits.copy_((softmax - (target & here[:, None]).to(peak.dtype)) * counted[:, None])
+
+
+@cache
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    return torch.compile(function, backend=backend, dynamic=False)
+
+
 def _over_shards(
     peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,13 +259,17 @@ def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         rows += columns.T @ hidden
 
 
-def _rows_at_a_time(weight: Tensor) -> int:
-    """Rows whose float32 logits stay in a CPU's cache, or keep a GPU busy.
+def _rows_at_a_time(weight: Tensor, rows: int, *, fused: bool) -> int:
+    """Rows whose logits stay in a CPU's cache, or keep a GPU busy. Chunks are of one size, as far as can be:
+    fused kernels are compiled for each.
 
     Half-precision products are added up outside the matrix product, which more rows at a time repay.
     """
+    element_bytes = weight.element_size() if fused else 4
     if weight.is_cuda:
         budget_bytes = 512 << 20
     else:
         budget_bytes = 16 << 20 if weight.element_size() >= 4 else 32 << 20
-    return max(64, budget_bytes // (4 * weight.shape[0]) // 64 * 64)
+    most = max(64, budget_bytes // (element_bytes * weight.shape[0]) // 64 * 64)
+    chunks = max(1, -(-rows // most))
+    return -(-rows // (64 * chunks)) * 64

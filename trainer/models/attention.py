@@ -67,6 +67,13 @@ class KVCache:
         return self._layers.setdefault(key, LayerCache(self.limit))
 
 
+class AttentionCore(nn.Module):
+    """`attend` as a module, so that a plan can name the place where every token meets every other."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        return attend(q, k, v, mask)
+
+
 class Attention(nn.Module):
     """softmax(q kᵀ / √head_dim) v with fewer key-value heads than query heads (Ainslie et al. 2023,
     arXiv:2305.13245). [batch, seq, hidden] → the same.
@@ -85,6 +92,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(cfg.hidden, cfg.hidden, bias=False)
         self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.core = AttentionCore()
 
     def forward(self, x: Tensor, shared: Shared, past: LayerCache | None = None) -> Tensor:
         batch, seq, _ = x.shape
@@ -96,7 +104,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *shared.rotary), rotate(k, *shared.rotary)
         if past is not None:
             k, v = past.extend(k, v)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), shared.mask)
+        y = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), shared.mask)
         return self.wo(y.transpose(1, 2).reshape(batch, seq, -1))
 
 

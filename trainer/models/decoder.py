@@ -104,6 +104,7 @@ def decoder_plan(cfg: DecoderConfig) -> ModelPlan:
             ("layers.*.attention", "gather"),
             *((f"layers.*.attention.{name}", "column") for name in ("wq", "wk", "wv")),
             *((f"layers.*.attention.{name}", "sequence") for name in qk_norms),
+            ("layers.*.attention.core", "attention_core"),
             ("layers.*.attention.wo", "row"),
             ("layers.*.mlp_norm", "sequence"),
             ("layers.*.mlp", "gather"),

@@ -167,6 +167,11 @@ def _config(parser: argparse.ArgumentParser) -> None:
 def _verify(parser: argparse.ArgumentParser) -> None:
     _config(parser)
     parser.add_argument("--steps", type=_count, default=5, metavar="K", help="optimiser steps (default 5)")
+    parser.add_argument(
+        "--comms",
+        action="store_true",
+        help="also show what one step sends, by mesh axis, next to the formula",
+    )
     _json(parser)
     parser.set_defaults(run=commands.verify)
 

@@ -33,10 +33,10 @@ def verify(args: argparse.Namespace) -> int:
 
     job = Job(args.config, tuple(args.overrides), args.nproc, module="trainer.verify")
     check(job)
-    check(job.alone())
-    shape = (f"--steps={args.steps}", *(["--json"] if args.json else []))
+    check(job.reference())
+    shape = (f"--steps={args.steps}", *(f"--{flag}" for flag in ("json", "comms") if getattr(args, flag)))
     with tempfile.TemporaryDirectory(prefix="germinal-verify-") as reference:
-        record = dataclasses.replace(job.alone(), options=(*shape, "record", reference))
+        record = dataclasses.replace(job.reference(), options=(*shape, "record", reference))
         compare = dataclasses.replace(job, options=(*shape, "compare", reference))
         return submit.wait(record) or submit.wait(compare)
 

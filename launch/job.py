@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 ONE_PROCESS = (
     "parallel.dp_replicate=1",
     "parallel.dp_shard=1",
+    "parallel.cp=1",
     "parallel.tp=1",
     "parallel.pp=1",
 )
@@ -30,6 +31,11 @@ class Job:
     def alone(self) -> "Job":
         """The same run in one process, whatever its layout."""
         return replace(self, overrides=(*self.overrides, *ONE_PROCESS), nproc=1)
+
+    def reference(self) -> "Job":
+        """What every layout is held against: one process of the torch engine, nothing recomputed."""
+        plain = ("parallel.engine=torch", "parallel.recompute=none", "parallel.compile=false")
+        return replace(self.alone(), overrides=(*self.alone().overrides, *plain))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and so shows a wrong one that Adam's scale-free update would hide.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -23,6 +24,7 @@ from parallel import runtime as runtimes
 from parallel.engine import Chunk, Engine, StepResult
 from parallel.runtime import Runtime
 from trainer import config as configs
+from trainer import traffic
 from trainer.__main__ import DONE, FAILED, WRONG, complain
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.store import load, write_part
@@ -78,7 +80,9 @@ def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> Non
         (reference / CURVE).write_text(json.dumps(curve))
 
 
-def compare(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> dict[str, Any]:
+def compare(
+    cfg: RunConfig, runtime: Runtime, steps: int, reference: Path, *, comms: bool = False
+) -> dict[str, Any]:
     """Run the same steps on this layout and hold each against `reference`; the report, the same on every
     rank.
     """
@@ -89,16 +93,19 @@ def compare(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> di
         engine, batches = _open(cfg, runtime, stack)
         tensors += _differences(engine, reference, 0, runtime.rank, tolerance)
         for step in range(steps):
-            found = _scalars(_step(engine, batches, cfg, step))
+            with traffic.counter(engine) if comms else contextlib.nullcontext() as counter:
+                found = _scalars(_step(engine, batches, cfg, step))
             rows.append({"step": step + 1, "one_process": expected[step], "layout": found})
             tensors += _differences(engine, reference, step + 1, runtime.rank, tolerance)
+        # The last step's: the first ones set things up.
+        sent = traffic.rows(counter, engine, cfg, configs.layout(cfg, runtime.world)) if counter else None
     worst: dict[tuple[int, str], Difference] = {}
     for mine in gather(tensors):
         for difference in mine:
             key = (difference.step, difference.name)
             if key not in worst or _severity(difference) > _severity(worst[key]):
                 worst[key] = difference
-    return _report(cfg, rows, list(worst.values()), tolerance, runtime.world)
+    return _report(cfg, rows, list(worst.values()), tolerance, runtime.world) | {"comms": sent}
 
 
 def _open(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> tuple[Engine, Iterator[Any]]:
@@ -235,6 +242,14 @@ def _print(report: dict[str, Any]) -> None:
             )
     for problem in report["problems"]:
         console.print(problem, markup=False, highlight=False)
+    if report["comms"]:
+        sent = Table(title="sent by rank 0 in one step")
+        for heading in ("axis", "kind", "calls", "bytes", "formula"):
+            sent.add_column(heading, justify="right")
+        for row in report["comms"]:
+            keys = ("calls", "sent_bytes", "formula_bytes")
+            sent.add_row(row["axis"], row["kind"], *(f"{row[key]:,}" if key in row else "" for key in keys))
+        console.print(sent)
     console.print("equal: one run, whatever the layout" if report["equal"] else "NOT EQUAL")
 
 
@@ -245,6 +260,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("reference", type=Path)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--comms", action="store_true")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args(arguments)
@@ -259,7 +275,7 @@ def main(arguments: list[str]) -> int:
             if args.part == "record":
                 record(cfg, runtime, args.steps, args.reference)
                 return DONE
-            report = compare(cfg, runtime, args.steps, args.reference)
+            report = compare(cfg, runtime, args.steps, args.reference, comms=args.comms)
         except ValueError as error:
             return complain(error, WRONG)
         except (RuntimeError, OSError) as error:

@@ -103,10 +103,12 @@ def test_the_diverging_tensor_is_named_with_its_rank(ranks: Any, config: Path, r
 
 def test_command(config: Path) -> None:
     """From the shell: exit code 0 and a document, or 1 where the layouts differ."""
-    done = germinal("verify", config, "parallel.zero=2", "--nproc", 2, "--steps", 2, "--json")
+    done = germinal("verify", config, "parallel.zero=2", "--nproc", 2, "--steps", 2, "--json", "--comms")
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
     assert report["equal"] and len(report["steps"]) == 2
+    (data,) = [row for row in report["comms"] if row["axis"] == "data"]
+    assert 0 < data["sent_bytes"] <= 1.01 * data["formula_bytes"]
     refused = germinal("verify", config, "--nproc", 3, "--steps", 2)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1

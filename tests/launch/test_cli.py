@@ -185,7 +185,8 @@ def test_verify_records_in_one_process_and_compares_on_the_layout(
     record, compare = (job.options for job in jobs)
     assert record == ("--steps=3", "--json", "record", compare[-1])
     assert compare[:3] == ("--steps=3", "--json", "compare")
-    assert jobs[0].overrides == ("parallel.tp=2", *ONE_PROCESS)
+    assert jobs[0].overrides[: 1 + len(ONE_PROCESS)] == ("parallel.tp=2", *ONE_PROCESS)
+    assert "parallel.engine=torch" in jobs[0].overrides
     assert jobs[1].overrides == ("parallel.tp=2",)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 class Batch:
     """One micro-batch of one data rank.
 
-    `tensors`: `tokens` and `targets`, int64 [rows, seq] (target -100: not counted); under document_mask also
+    `tensors`, not to be written to: `tokens` and `targets`, int64 [rows, seq] (target -100: not counted;
+    views of one tensor, a column apart, wherever nothing is masked); under document_mask also
     `positions` and `documents`, int64 [rows, seq]: the place inside the document, and which
     document of the row.
     `sequences`: the rows' global sequence numbers; -1 marks a row that is only padding.

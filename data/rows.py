@@ -22,7 +22,8 @@ NOT_COUNTED = -100
 
 @dataclass(frozen=True)
 class SequenceRows:
-    """Sequences as arrays. `tokens`, `targets`: int64 [rows, seq_len]; a target of -100 is not counted.
+    """Sequences as arrays. `tokens`, `targets`: int64 [rows, seq_len]; a target of -100 is not counted. They
+    may be views of one array, a column apart: not to be written to.
 
     `positions` and `documents` (with document_mask, else None): int64 [rows, seq_len], the place inside the
     document and which document of the row; the padding is a document of its own.
@@ -135,12 +136,17 @@ class Plan:
         ids = np.frombuffer(raw, self.dtype).reshape(end - begin, columns)
         if self.masked.size:
             ids[_within(self.masked, begin, end)] = self.eos
-        tokens, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
-        if self.separated.size:
-            targets.ravel()[_within(self.separated, begin * self.seq_len, end * self.seq_len)] = self.eos
+        # Converting is half of the work: once, for the inputs and the targets alike.
+        wide = ids.astype(np.int64)
+        tokens, targets = wide[:, :-1], wide[:, 1:]
         counted = self.counted[begin:end]
-        for row in _within(self.short, begin, end).tolist() if self.short.size else ():
-            targets[row, counted[row] :] = NOT_COUNTED
+        separated = _within(self.separated, begin * self.seq_len, end * self.seq_len)
+        short = _within(self.short, begin, end)
+        if separated.size or short.size:  # few micro-batches, where documents are cut
+            targets = targets.copy()
+            targets.ravel()[separated] = self.eos
+            for row in short.tolist():
+                targets[row, counted[row] :] = NOT_COUNTED
         numbers = self.numbers[begin:end]
         if not document_mask:
             return SequenceRows(numbers, tokens, targets, None, None)

@@ -20,7 +20,7 @@ def test_auto_takes_what_the_device_has() -> None:
 
 @pytest.mark.parametrize("capability", [None, (8, 0), (10, 0)])
 def test_flash3_is_for_hopper(capability: tuple[int, int] | None) -> None:
-    with pytest.raises(ValueError, match="Hopper.*set parallel.attention=auto"):
+    with pytest.raises(ValueError, match=r"Hopper.*set parallel\.attention=auto"):
         choose("flash3", capability, flash3_installed=True)
 
 

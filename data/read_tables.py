@@ -36,25 +36,6 @@ def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
         )
 
 
-def row_groups(file: InputFile, unit_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of row groups that hold about `unit_bytes`, uncompressed."""
-    import pyarrow.parquet
-
-    try:
-        with open_bytes(file.path) as stream:
-            metadata = pyarrow.parquet.ParquetFile(stream).metadata
-    except (OSError, pyarrow.ArrowException) as error:
-        raise RuntimeError(f"{file.path} cannot be read as Parquet: {error}") from None
-    first, size = 0, 0
-    for group in range(metadata.num_row_groups):
-        size += metadata.row_group(group).total_byte_size
-        if size >= unit_bytes:
-            yield first, group + 1
-            first, size = group + 1, 0
-    if first < metadata.num_row_groups:
-        yield first, metadata.num_row_groups
-
-
 def parquet(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     import pyarrow.parquet
 

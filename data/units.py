@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.sources import COMPRESSED, InputFile, is_http
+from data.streams import open_bytes
 
 # Kinds of which a range of bytes can be read by itself, given that the file is not compressed.
 BY_RANGE = ("text", "jsonl", "fasta")
@@ -73,9 +74,7 @@ def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
 
 def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
     if file.kind == "parquet":
-        from data.read_tables import row_groups
-
-        yield from (Piece(file, first, last) for first, last in row_groups(file, unit_bytes))
+        yield from (Piece(file, first, last) for first, last in _row_groups(file, unit_bytes))
     elif _is_cuttable(file) and file.bytes > unit_bytes:
         for start in range(0, file.bytes, unit_bytes):
             yield Piece(file, start, min(start + unit_bytes, file.bytes))
@@ -85,3 +84,22 @@ def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
 
 def _is_cuttable(file: InputFile) -> bool:
     return file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and not is_http(file.path)
+
+
+def _row_groups(file: InputFile, unit_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of row groups that hold about `unit_bytes`, uncompressed."""
+    import pyarrow.parquet
+
+    try:
+        with open_bytes(file.path) as stream:
+            metadata = pyarrow.parquet.ParquetFile(stream).metadata
+    except (OSError, pyarrow.ArrowException) as error:
+        raise RuntimeError(f"{file.path} cannot be read as Parquet: {error}") from None
+    first, size = 0, 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= unit_bytes:
+            yield first, group + 1
+            first, size = group + 1, 0
+    if first < metadata.num_row_groups:
+        yield first, metadata.num_row_groups

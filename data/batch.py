@@ -28,6 +28,12 @@ class Batch:
         return len(self.sequences)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch on `device`."""
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
+        """The same batch on `device`.
+
+        To CUDA by way of pinned memory: a copy from any other waits until the device has done all it was given.
+        """
+        tensors = self.tensors
+        if torch.device(device).type == "cuda":
+            tensors = {name: tensor.contiguous().pin_memory() for name, tensor in tensors.items()}
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
         return Batch(moved, self.sequences)

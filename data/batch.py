@@ -30,7 +30,7 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on `device`.
 
-        To CUDA by way of pinned memory: a copy from any other waits until the device has done all it was given.
+        To CUDA by way of pinned memory: a copy from any other waits until the device has done all its work.
         """
         tensors = self.tensors
         if torch.device(device).type == "cuda":

@@ -135,7 +135,7 @@ def closing_table(
     minutes = f"{seconds / 60:.1f} min"
     table.add_row(f"{int(steps[-1]['step']):,}", f"{tokens:,}", f"{tokens / trained_seconds:,.0f}", minutes)
 
-    ranking = Table(box=SIMPLE_HEAD, pad_edge=False, caption=SPLIT_RULE, caption_justify="left")
+    ranking = Table(box=SIMPLE_HEAD, pad_edge=False)
     ranking.add_column("held-out files, each coded by itself")
     ranking.add_column("bits per byte", justify="right")
     ranking.add_row("this model", f"{heldout:.3f}", style="bold green")
@@ -144,6 +144,7 @@ def closing_table(
     console = Console()
     console.print(table)
     console.print(ranking)
+    console.print(SPLIT_RULE)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
-TIMES = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "mfu")
+TIMES = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "peak_rss_bytes", "mfu")
 WORDS = (
     "the",
     "a",

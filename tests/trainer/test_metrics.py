@@ -185,7 +185,7 @@ def test_the_record_reads_as_if_there_had_been_no_interruption(tmp_path: Path) -
                     one.evaluation(state, {"held": Held(1.0, 2.0)})
             if last == 6:
                 one.close()
-        timed = ("tokens_per_second", "step_seconds")
+        timed = ("tokens_per_second", "step_seconds", "peak_rss_bytes")
         metrics = [
             {k: v for k, v in line.items() if k not in timed} for line in lines(folder / "metrics.jsonl")
         ]
@@ -289,7 +289,9 @@ def test_speed_counts_steps_and_leaves_out_what_is_none(monkeypatch: pytest.Monk
     speed.go()
     clock[0] += 1.0
     speed.step(100)
-    assert speed.read() == {"tokens_per_second": 150.0, "step_seconds": round(2 / 3, 6)}
+    read = speed.read()
+    assert 1 << 24 < read.pop("peak_rss_bytes") < 1 << 40
+    assert read == {"tokens_per_second": 150.0, "step_seconds": round(2 / 3, 6)}
 
 
 def test_peak_flops_by_name() -> None:

@@ -1,5 +1,7 @@
 """Speed and memory of a run, as the metrics report them."""
 
+import resource
+import sys
 import time
 
 import torch
@@ -63,7 +65,9 @@ class Speed:
         self._since = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Since the last reading: `tokens_per_second`, `step_seconds`; a GPU's `mfu`, `peak_memory_bytes`."""
+        """Since the last reading: `tokens_per_second`, `step_seconds`; a GPU's `mfu`, `peak_memory_bytes`;
+        on a CPU `peak_rss_bytes`, what the process has held at most since it began.
+        """
         steps, seconds = max(1, self._steps), max(self._seconds, 1e-9)
         rate = self._tokens / seconds
         out = {"tokens_per_second": round(rate, 1), "step_seconds": round(seconds / steps, 6)}
@@ -72,6 +76,9 @@ class Speed:
         if self._device.type == "cuda":
             out["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            out["peak_rss_bytes"] = peak if sys.platform == "darwin" else peak * 1024
         self._tokens = self._steps = 0
         self._seconds = 0.0
         return out

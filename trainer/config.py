@@ -49,6 +49,7 @@ class OptimConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1.0e-8
     momentum: float = 0.95  # muon only
+    adamw_lr: float = 0.0  # beside muon: the highest rate of what AdamW updates; 0: lr
     clip: float = 1.0  # the largest global gradient norm; 0: no clipping
     state_dtype: StateType = "fp32"  # of the moments; bf16 halves them, rounded stochastically
 
@@ -181,7 +182,7 @@ def check(cfg: RunConfig) -> None:
     for key in ("eval_every", "eval_documents", "eval_overlap", "threads"):
         _at_least(f"train.{key}", getattr(train, key), 0)
     _at_least("checkpoint.every", cfg.checkpoint.every, 0)
-    for key in ("warmup_steps", "weight_decay", "eps", "clip"):
+    for key in ("warmup_steps", "weight_decay", "eps", "clip", "adamw_lr"):
         _at_least(f"optim.{key}", getattr(optim, key), 0)
     if optim.lr <= 0:
         raise ValueError(f"optim.lr={optim.lr:g}: must be above 0")

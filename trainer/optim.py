@@ -44,8 +44,15 @@ def build_optimizer(
         muon = cfg.name == "muon" and hidden_matrix(parameter.name, parameter.shape)
         decay = 0.0 if no_decay(parameter.name, parameter.shape) else cfg.weight_decay
         groups.setdefault(("muon" if muon else "adamw", decay), []).append(parameter)
+    beside_muon = cfg.adamw_lr / cfg.lr if cfg.name == "muon" and cfg.adamw_lr else 1.0
     param_groups = [
-        {"params": [p.tensor for p in members], "kind": kind, "weight_decay": decay, "members": members}
+        {
+            "params": [p.tensor for p in members],
+            "members": members,
+            "kind": kind,
+            "weight_decay": decay,
+            "lr_ratio": beside_muon if kind == "adamw" else 1.0,
+        }
         for (kind, decay), members in groups.items()
     ]
     return Updates(
@@ -81,7 +88,9 @@ class Updates(torch.optim.Optimizer):
         momentum: float,
         state_dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(list(param_groups), {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum})
+        super().__init__(
+            list(param_groups), {"lr": lr, "lr_ratio": 1.0, "betas": betas, "eps": eps, "momentum": momentum}
+        )
         self.grad_scale: Tensor | None = None
         self._exact = state_dtype == torch.float32
         self._steps = 0
@@ -174,7 +183,7 @@ class Updates(torch.optim.Optimizer):
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
+            lr=group["lr"] * group["lr_ratio"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,

@@ -11,7 +11,7 @@ import pytest
 from data.manifest import Manifest, TokenizerEntry, write_manifest
 from launch import cli, submit
 from launch.job import ONE_PROCESS, Command, Job
-from launch.local import rank_commands
+from launch.local import KEEP_MEMORY, rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
 
@@ -210,7 +210,8 @@ def test_threads_that_the_user_set_are_left_and_one_rank_gets_no_rendezvous() ->
     many = rank_commands(Job("c", (), 2), rendezvous="file:///x", cores=8, environ={"OMP_NUM_THREADS": "3"})
     assert "OMP_NUM_THREADS" not in many[0].env
     (single,) = rank_commands(Job("c"), rendezvous="", cores=8, environ={"SLURM_NTASKS": "8"})
-    assert single.env == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    who = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert single.env == who | KEEP_MEMORY
 
 
 def test_a_module_run_here_keeps_its_exit_code(

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from launch.job import Command, Job, python
 
-
-# glibc gives large blocks back to the kernel at every free, and each step then faults its pages in again: keeping
-# them took 11 % off a CPU step of the quickstart's model. Other allocators ignore these names.
+# glibc gives large blocks back to the kernel at every free, and each step then faults their pages in again:
+# keeping them took 11 % off a CPU step of the quickstart's model. Other allocators ignore these names.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),

@@ -127,6 +127,11 @@ def resolve(cfg: ParallelConfig, world: int) -> Layout:
             f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, cp={sizes['cp']}, "
             f"dp_replicate={sizes['dp_replicate']}: set them to 1, or use parallel.engine=torch"
         )
+    if cfg.engine == "deepspeed" and cfg.zero == 3 and cfg.recompute == "selective":
+        raise ValueError(
+            "parallel.engine=deepspeed with parallel.zero=3 and recompute=selective: DeepSpeed's "
+            "gathering is not run again alike; set recompute to full, or use parallel.engine=torch"
+        )
     return Layout(world=world, zero=cfg.zero, schedule=cfg.schedule, stages_per_rank=stages_per_rank, **sizes)
 
 
@@ -169,6 +174,12 @@ def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank
             f"parallel.schedule={cfg.schedule} with parallel.zero=3: torch's zero-bubble schedules "
             "give wrong gradients when parameters are resharded after forward; set zero to 2 or less, or "
             "schedule to interleaved_1f1b"
+        )
+    if traits.splits_backward and cfg.recompute == "selective":
+        raise ValueError(
+            f"parallel.schedule={cfg.schedule} with recompute=selective: what is kept may be used by "
+            "one backward, and zero-bubble schedules run two; set recompute to full, or schedule to "
+            "interleaved_1f1b"
         )
     if traits.stages_per_rank == 1 and stages_per_rank != 1:
         raise ValueError(

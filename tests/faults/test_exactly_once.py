@@ -119,7 +119,8 @@ def test_a_damaged_document_is_masked_and_listed_once(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, documents=24)
     # A learning rate below every weight's last bit: a step's loss depends on its own sequences only.
     settings = {"optim__lr": 1e-30, "optim__weight_decay": 0.0, "data__on_corrupt": "quarantine"}
-    settings |= {"data__heldout": [], "train__eval_every": 0, "train__steps": 24, "checkpoint__every": 5, "model__layers": 1}
+    settings |= {"data__heldout": [], "train__eval_every": 0, "train__steps": 24}
+    settings |= {"checkpoint__every": 5, "model__layers": 1}
     train(write_config(tmp_path / "clean", corpus, **settings), nproc=2)
     assert not (tmp_path / "clean" / "run" / "quarantine.jsonl").exists()
 

@@ -1,0 +1,252 @@
+"""Every combination that is offered and fits eight processes, 20 steps against one process.
+
+`python bench/parity.py` runs what bench/results/parity.json does not hold yet, and may be stopped and started
+again at any time; docs/parity.md is written from it. What covers every pair of settings comes first, then a
+seeded draw, so that a part of the runs says as much as it can. `--write` only writes the table.
+"""
+
+# ruff: noqa: E402
+
+import argparse
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: eight ranks share few cores
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+import torch
+from parity_cases import BOUNDS, Combination, combinations, compare, covering, groups_of
+from ranks import RankFailure, RankPools
+
+from trainer.files import write_atomically
+
+RESULTS = ROOT / "bench/results/parity.json"
+TABLE = ROOT / "docs/parity.md"
+SAVE_SECONDS = 20.0
+
+Row = dict[str, Any]  # {"loss", "grad_norm"}: largest relative differences; or {"error"}
+
+
+def read() -> dict[str, Row]:
+    return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
+
+
+def write(rows: dict[str, Row], every: list[Combination]) -> None:
+    offered = [one for one in every if not one.refusal()]
+    RESULTS.parent.mkdir(exist_ok=True)
+    runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
+    head = f'"torch": {json.dumps(torch.__version__)}, "offered": {len(offered)}'
+    write_atomically(RESULTS, f'{{{head}, "runs": {{\n{runs}\n}}}}\n'.encode())
+    write_atomically(TABLE, report(rows, every).encode())
+
+
+def order(offered: list[Combination], seed: int = 0) -> list[Combination]:
+    """All of them, what tells most first; within a stretch by world, as a pool of ranks takes seconds to
+    start.
+    """
+    first = covering(offered, seed)
+    rest = sorted(set(offered) - set(first), key=str)
+    random.Random(seed).shuffle(rest)
+    stretches = [first, *(rest[start : start + 200] for start in range(0, len(rest), 200))]
+    return [one for stretch in stretches for one in sorted(stretch, key=lambda one: one.world)]
+
+
+def measure(ranks: RankPools, one: Combination) -> Row:
+    try:
+        found = compare(ranks, one)
+    except RankFailure as failure:
+        cause = failure.__cause__
+        if cause is None:  # a rank died or hangs: nothing is known of the combination
+            return {"error": str(failure).splitlines()[0], "cause": "rank"}
+        return {"error": " ".join(str(cause).split())[:300], "cause": type(cause).__name__}
+    return {"loss": float(f"{found.loss:.3g}"), "grad_norm": float(f"{found.grad_norm:.3g}")}
+
+
+def run(every: list[Combination], seconds: float) -> dict[str, Row]:
+    rows = read()
+    todo = [one for one in order([one for one in every if not one.refusal()]) if str(one) not in rows]
+    begin = saved = time.monotonic()
+    ranks = RankPools()
+    world = 0
+    try:
+        for number, one in enumerate(todo):
+            if time.monotonic() - begin > seconds:
+                break
+            if one.world != world:
+                ranks.close()
+                ranks, world = RankPools(), one.world
+            rows[str(one)] = row = measure(ranks, one)
+            print(f"{number + 1}/{len(todo)} {time.monotonic() - begin:.0f} s  {one}: {row}", flush=True)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                write(rows, every)
+                saved = time.monotonic()
+    finally:
+        ranks.close()
+        write(rows, every)
+    return rows
+
+
+# -- the table ------------------------------------------------------------------------------------------
+
+
+def report(rows: dict[str, Row], every: list[Combination]) -> str:
+    offered = [one for one in every if not one.refusal()]
+    ran = {one: rows[str(one)] for one in offered if str(one) in rows}
+    parts = [
+        INTRODUCTION,
+        *_summary(ran, offered),
+        *_groups(ran, offered),
+        *_failures(ran),
+        *_refusals(every),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+INTRODUCTION = """# Parity: every layout against one process
+
+Written by `python bench/parity.py`, from bench/results/parity.json; not by hand. A combination is an engine,
+a ZeRO stage, sizes of the five axes (1, 2, 4, 8; at most eight processes), a pipeline schedule, a precision,
+recomputation and offloading, as `parallel/plan.py` and the config name them; those that `resolve` and its
+checks accept are offered. Each trains the same small decoder for 20 steps on CPU, with AdamW, clipping,
+unevenly masked targets and at least two micro-batches, and every step's loss and gradient norm is compared
+with one process **in fp32**. `tests/equivalence/test_parity.py` runs a part of them each time, in which every
+pair of settings meets.
+
+The bounds, relative: **fp32 1e-5**: sums in another order differ by 6e-8 each, and training multiplies that.
+**bf16 2e-2**: a weight keeps 8 bits, so it is off by up to 2e-3, and an activation again at every operator;
+the norm over all gradients stays within a few of those. **fp16 5e-3**: 11 bits, an eighth of that.
+"""
+
+
+def _summary(ran: dict[Combination, Row], offered: list[Combination]) -> list[str]:
+    good = [one for one, row in ran.items() if "error" not in row]
+    lines = [
+        f"**{len(ran)} of {len(offered)} offered combinations have been run**; in them, "
+        f"{_share(ran, offered, 2):.1%} of all pairs and {_share(ran, offered, 3):.1%} of all triples of "
+        f"settings met. {len(good)} trained, {len(ran) - len(good)} did not.",
+        "",
+        "| precision | run | worst loss | worst gradient norm | bound | above it |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for precision, bound in BOUNDS.items():
+        mine = [ran[one] for one in good if one.precision == precision]
+        above = sum(max(row["loss"], row["grad_norm"]) > bound for row in mine)
+        lines.append(f"| {precision} | {len(mine)} | {_worst(mine)} | {bound:.0e} | {above} |")
+    return [*lines, ""]
+
+
+def _share(ran: Iterable[Combination], offered: Iterable[Combination], size: int) -> float:
+    """Which share of all groups of `size` settings that are offered together has been run."""
+    done, whole = (set().union(*(groups_of(one, size) for one in some)) for some in (ran, offered))
+    return len(done) / len(whole)
+
+
+def _worst(rows: list[Row]) -> str:
+    if not rows:
+        return "– | –"
+    return f"{max(row['loss'] for row in rows):.1e} | {max(row['grad_norm'] for row in rows):.1e}"
+
+
+GROUPS: dict[str, Callable[[Combination], str]] = {
+    "engine": lambda one: one.engine,
+    "ZeRO": lambda one: f"{one.engine} zero={one.zero}",
+    "parallel axes": lambda one: (
+        "×".join(
+            name
+            for name in ("dp", "cp", "tp", "pp")
+            if (_data(one) if name == "dp" else getattr(one, name)) > 1
+        )
+        or "one process"
+    ),
+    "schedule": lambda one: one.schedule if one.pp > 1 else "",
+    "recompute": lambda one: one.recompute,
+    "offload": lambda one: one.offload if one.engine == "deepspeed" else "",
+    "processes": lambda one: str(one.world),
+}
+
+
+def _data(one: Combination) -> int:
+    return one.dp_replicate * one.dp_shard
+
+
+def _groups(ran: dict[Combination, Row], offered: list[Combination]) -> list[str]:
+    lines = [
+        "## By setting",
+        "",
+        "Worst loss / gradient norm of all runs with the setting.",
+        "",
+        "| | setting | run / offered | fp32 | bf16 | fp16 | failed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for title, of in GROUPS.items():
+        whole = Counter(of(one) for one in offered)
+        mine: dict[str, dict[Combination, Row]] = defaultdict(dict)
+        for one, row in ran.items():
+            mine[of(one)][one] = row
+        for value in sorted(filter(None, whole)):
+            cells = [
+                _worst([r for one, r in mine[value].items() if one.precision == p and "error" not in r])
+                for p in BOUNDS
+            ]
+            worst = " | ".join(cell.replace(" | ", " / ") for cell in cells)
+            failed = sum("error" in row for row in mine[value].values())
+            lines.append(
+                f"| {title} | {value} | {len(mine[value])} / {whole[value]} | {worst} | {failed or ''} |"
+            )
+    return [*lines, ""]
+
+
+def _failures(ran: dict[Combination, Row]) -> list[str]:
+    found: dict[str, list[Combination]] = defaultdict(list)
+    for one, row in ran.items():
+        if "error" in row:
+            found[f"{row['cause']}: {row['error']}"].append(one)
+        elif max(row["loss"], row["grad_norm"]) > BOUNDS[one.precision]:
+            found["above its bound"].append(one)
+    if not found:
+        return []
+    lines = ["## What failed", "", "| runs | for example | with |", "| --- | --- | --- |"]
+    for message, some in sorted(found.items(), key=lambda item: -len(item[1])):
+        lines.append(f"| {len(some)} | `{min(map(str, some), key=len)}` | {message.replace('|', '/')} |")
+    return [*lines, ""]
+
+
+def _refusals(every: list[Combination]) -> list[str]:
+    found: dict[str, list[tuple[Combination, str]]] = defaultdict(list)
+    for one in every:
+        if message := one.refusal():
+            found[re.sub(r"=\w+", "=", message)].append((one, message))
+    lines = ["## What is refused", "", "| combinations | for example | with |", "| --- | --- | --- |"]
+    for _, some in sorted(found.items(), key=lambda item: -len(item[1])):
+        one, message = min(some, key=lambda pair: len(str(pair[0])))
+        lines.append(f"| {len(some)} | `{one}` | {message} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--write", action="store_true", help="only write the table")
+    parser.add_argument("--again", action="store_true", help="run again what failed")
+    options = parser.parse_args()
+    every = list(combinations())
+    if options.again:
+        write({name: row for name, row in read().items() if "error" not in row}, every)
+    if options.write:
+        write(read(), every)
+    else:
+        run(every, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,7 @@ class RemoteStorage:
         self._fs, self._root = _open_filesystem(self.path)
         self._cache = ShardCache(Path(cache_dir), cache_bytes) if cache_dir else None
         self._fetcher = threading.Thread()
-        if not _retry(self.path, lambda: self._fs.exists(f"{self._root}/{MANIFEST}")):
+        if not _has_manifest(self.path, self._fs, self._root):
             raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
         text = self.read(MANIFEST)
         self._manifest = parse_manifest(text, f"{self.path}/{MANIFEST}")
@@ -66,6 +66,13 @@ class RemoteStorage:
         if self._cache is None:
             return RangeView(self._fs, f"{self._root}/{entry.file}", f"{self.path}/{entry.file}", entry.bytes)
         return self._cache.open(entry, self._fetch(entry))
+
+    def download(self, file: str, target: Path) -> None:
+        """A file of the corpus, as it is; FileNotFoundError when it is not there."""
+        name = f"{self._root}/{file}"
+        if not _retry(f"{self.path}/{file}", lambda: self._fs.exists(name)):
+            raise FileNotFoundError(name)
+        _retry(f"{self.path}/{file}", lambda: self._fs.get_file(name, str(target)))
 
     def ahead(self, shards: Sequence[int]) -> None:
         """Fetches shards in the background, if there is a cache and half of it holds them."""
@@ -211,6 +218,15 @@ class ShardCache:
 def is_remote(path: str) -> bool:
     """Whether a corpus path is a URL."""
     return "://" in path
+
+
+def remote_corpus(url: str) -> bool:
+    """Whether there is a corpus at a URL. Raises as `RemoteStorage` does when it cannot be asked."""
+    return _has_manifest(url, *_open_filesystem(url))
+
+
+def _has_manifest(url: str, fs: Any, root: str) -> bool:
+    return _retry(url, lambda: fs.exists(f"{root}/{MANIFEST}"))
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:

@@ -23,7 +23,7 @@ import numpy as np
 from data import mixture
 from data.cache import RemoteStorage, is_remote
 from data.config import DataConfig, check
-from data.corpus import Corpus, Era, LocalStorage
+from data.corpus import Corpus, Era, LocalStorage, Storage
 from data.order import derive_key, permute
 from data.pack import Pieces
 from data.rows import Plan, Planner, SequenceRows
@@ -201,13 +201,15 @@ class Stream:
 
 def open_corpus(path: str, cfg: DataConfig) -> Corpus:
     """The corpus at a path or URL. Raises as `Corpus` does; sizes of local shards are checked at once."""
-    if is_remote(path):
-        return Corpus(RemoteStorage(path, cfg.cache_dir, cfg.cache_bytes))
-    storage = LocalStorage(path)
-    corpus = Corpus(storage)
-    for shard in range(len(corpus.manifest.shards)):
-        storage.view(shard)
+    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes))
+    for shard in () if is_remote(path) else range(len(corpus.manifest.shards)):
+        corpus.storage.view(shard)
     return corpus
+
+
+def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0) -> Storage:
+    """Where the bytes of the corpus at a path or URL come from. Raises ValueError when there is none."""
+    return RemoteStorage(path, cache_dir, cache_bytes) if is_remote(path) else LocalStorage(path)
 
 
 def _check_tokenizers(corpora: Sequence[Corpus]) -> None:

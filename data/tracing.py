@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus import Corpus, Era, LocalStorage
-from data.manifest import read_manifest
+from data.corpus import Corpus, Era
+from data.manifest import OFFSET, TOKENS
 from data.pack import layout_lengths
-from data.scan import samples
-from data.stream import Stream
+from data.scan import BLOCK, samples
+from data.stream import Stream, open_storage
 from data.verify import corpora_in
 
 
 def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
-    """What is in the corpora at `folder`: {"corpora": [one dict each]}.
+    """What is in the corpora at `folder` (or URL): {"corpora": [one dict each]}.
 
     Raises ValueError when there is none, RuntimeError when a manifest or an index is damaged.
     """
@@ -43,7 +43,6 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
     tokenizer = _tokenizer(corpus)
     first, ids, _ = era.extents(pieces)
     described = []
-    metas: dict[int, dict[str, Any]] = {}
     for document, view, begin, count in zip(
         pieces.document.tolist(), era.views_of(pieces.document), first.tolist(), ids.tolist()
     ):
@@ -51,14 +50,12 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
         width = corpus.dtype.itemsize
         values = np.frombuffer(view[begin : begin + count * width], corpus.dtype).tolist()
         key = corpus.sample_key(shard, offset)
-        if shard not in metas:
-            metas[shard] = _metas(view)
         described.append(
             {
                 "shard": corpus.manifest.shards[shard].file,
                 "sample": key,
                 "document": int(era.place[document]),
-                "meta": metas[shard].get(key),
+                "meta": _meta(corpus, shard, int(era.place[document]), key),
                 "from_id": (begin - offset) // width,
                 "ids": values,
                 "document_ids": int(era.tokens[document]),
@@ -77,10 +74,11 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
     }
 
 
-def _corpus(path: Path, seq_len: int) -> dict[str, Any]:
-    manifest = read_manifest(path)
+def _corpus(path: str, seq_len: int) -> dict[str, Any]:
+    storage = open_storage(path)
+    manifest = storage.manifest()
     report: dict[str, Any] = {
-        "path": str(path),
+        "path": path,
         "documents": manifest.documents,
         "tokens": manifest.tokens,
         "text_bytes": manifest.text_bytes,
@@ -95,7 +93,7 @@ def _corpus(path: Path, seq_len: int) -> dict[str, Any]:
         "sources": list(manifest.sources),
     }
     if manifest.tokens:
-        corpus = Corpus(LocalStorage(str(path)))
+        corpus = Corpus(storage)
         lengths, _ = corpus.lengths()
         quantiles = np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest").tolist()
         report["document_tokens"] = dict(zip(("least", "p10", "median", "p90", "most"), quantiles))
@@ -134,13 +132,21 @@ def _tokenizer(corpus: Corpus) -> Any:
         return None
 
 
-def _metas(view: memoryview) -> dict[str, Any]:
-    """Each sample's JSON by key; as far as the shard can be read."""
-    metas = {}
+def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | None:
+    """A sample's JSON, found between the ids of the documents before and after it, not in the whole shard."""
+    view, index = corpus.storage.view(shard), corpus.storage.index(shard)
+    begin, end = 0, corpus.manifest.shards[shard].bytes
+    if place:
+        before = int(index[OFFSET, place - 1] + index[TOKENS, place - 1] * corpus.dtype.itemsize)
+        begin = -(-before // BLOCK) * BLOCK
+    if place + 1 < index.shape[1]:
+        end = (int(index[OFFSET, place + 1]) - 1) // BLOCK * BLOCK - BLOCK
+    around = memoryview(bytes(view[begin:end]) + bytes(2 * BLOCK))
     try:
-        for sample in samples(view, "shard"):
-            member = sample.members["json"]
-            metas[sample.key] = json.loads(bytes(view[member.offset : member.offset + member.size]))
+        for sample in samples(around, "shard"):
+            if sample.key == key:
+                member = sample.members["json"]
+                return json.loads(bytes(around[member.offset : member.offset + member.size]))
     except (RuntimeError, ValueError, KeyError):
         pass  # `data verify` is the one to complain; the rest of the answer stands
-    return metas
+    return None

@@ -2,8 +2,8 @@
 
     python bench/loader.py [--tokens N] [--seq-len N] [--micro-batch N]
 
-Every contender yields shuffled micro-batches of int64 tokens and targets, [rows, seq_len], as torch tensors,
-in the process. `permuted memmap` is the floor: one flat file without document boundaries, checksums or a
+Every contender yields shuffled micro-batches of int64 tokens and targets, [rows, seq_len], as torch tensors
+in the process: converted once, views of one tensor a column apart, as the loader's are. `permuted memmap` is the floor: one flat file without document boundaries, checksums or a
 shuffle that could be resumed; its rows are sliced one by one, as most trainers do, or gathered by one fancy
 index, the fastest that numpy can. What is not installed is named and left out.
 Then: time from a made stream to its first batch at sequence 10³ and at 10⁷, the index loaded.
@@ -154,7 +154,8 @@ def _memmap(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int, *, r
 
 
 def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
+    wide = torch.from_numpy(rows.astype(np.int64))
+    return wide[:, :-1], wide[:, 1:]
 
 
 def _webdataset(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:

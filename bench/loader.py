@@ -3,10 +3,12 @@
     python bench/loader.py [--tokens N] [--seq-len N] [--micro-batch N]
 
 Every contender yields shuffled micro-batches of int64 tokens and targets, [rows, seq_len], as torch tensors
-in the process: converted once, views of one tensor a column apart, as the loader's are. `permuted memmap` is the floor: one flat file without document boundaries, checksums or a
-shuffle that could be resumed; its rows are sliced one by one, as most trainers do, or gathered by one fancy
-index, the fastest that numpy can. What is not installed is named and left out.
-Then: time from a made stream to its first batch at sequence 10³ and at 10⁷, the index loaded.
+in the process: converted once, views of one tensor a column apart, as the loader's are. `permuted memmap` is
+the floor: one flat file without document boundaries, checksums or a shuffle that could be resumed; its rows
+are sliced one by one, as most trainers do, or gathered by one fancy index, the fastest that numpy can. What
+is not installed is named and left out.
+Then: time from a made stream to its first batch at sequence
+10³ and at 10⁷, the index loaded.
 """
 
 from __future__ import annotations

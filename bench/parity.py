@@ -8,6 +8,7 @@ seeded draw, so that a part of the runs says as much as it can. `--write` only w
 # ruff: noqa: E402
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: eight ranks share few cores
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 import torch
-from parity_cases import BOUNDS, Combination, combinations, compare, covering, groups_of
+from parity_cases import (
+    BOUNDS,
+    Combination,
+    Difference,
+    combinations,
+    compare,
+    covering,
+    difference,
+    groups_of,
+)
 from ranks import RankFailure, RankPools
+from runs import Alone, curve, reference
 
 from trainer.files import write_atomically
 
@@ -212,13 +224,34 @@ def _failures(ran: dict[Combination, Row]) -> list[str]:
         if "error" in row:
             found[f"{row['cause']}: {row['error']}"].append(one)
         elif max(row["loss"], row["grad_norm"]) > BOUNDS[one.precision]:
-            found["above its bound"].append(one)
+            found[_above(one)].append(one)
     if not found:
         return []
-    lines = ["## What failed", "", "| runs | for example | with |", "| --- | --- | --- |"]
+    lines = [
+        "## What failed, or is above its bound",
+        "",
+        "| runs | for example | with |",
+        "| --- | --- | --- |",
+    ]
     for message, some in sorted(found.items(), key=lambda item: -len(item[1])):
         lines.append(f"| {len(some)} | `{min(map(str, some), key=len)}` | {message.replace('|', '/')} |")
     return [*lines, ""]
+
+
+@functools.cache
+def _alone(one: Combination) -> tuple[int, Difference]:
+    """Layers, and how far one process is from fp32 by itself in the same precision and micro-batches."""
+    case = replace(one.case(), parallel={})
+    return case.model["layers"], difference(curve(Alone(), case), reference(case))
+
+
+def _above(one: Combination) -> str:
+    """Whether it is the precision or the layout that is above the bound."""
+    layers, alone = _alone(Combination(pp=one.pp, schedule=one.schedule, precision=one.precision))
+    return (
+        f"above {BOUNDS[one.precision]:.0e}. **One process in {one.precision}**, with the {layers} layers "
+        f"that this needs, is itself off by {alone.loss:.1e} (loss) and {alone.grad_norm:.1e} from fp32"
+    )
 
 
 def _refusals(every: list[Combination]) -> list[str]:

@@ -19,7 +19,7 @@ from parallel.initialize import draw
 from parallel.plan import Layout, ModelPlan
 from parallel.recompute import apply_recompute
 from parallel.runtime import Runtime
-from parallel.scaling import Normalisation
+from parallel.scaling import Normalisation, squares
 
 
 def build_deepspeed_engine(
@@ -194,7 +194,7 @@ class DeepSpeedEngine:
         grads = [
             parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None
         ]
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).double()))
+        return math.sqrt(squares(grads))
 
     # -- evaluation -----------------------------------------------------------------------------------------
 

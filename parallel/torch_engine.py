@@ -17,7 +17,7 @@ from parallel.parallelize import Parallelized
 from parallel.pieces import Piece
 from parallel.pipeline import Pipeline
 from parallel.plan import Layout
-from parallel.scaling import Normalisation
+from parallel.scaling import Normalisation, squares
 
 OptimizerFactory = Callable[[list[LocalParameter]], Any]
 """Returns a `LocalOptimizer`; loosely typed, so that a torch Optimizer passes for one."""
@@ -190,7 +190,7 @@ class TorchEngine:
         grads = [_grad(piece) for piece in self._counted]
         if not grads:
             return torch.zeros((), dtype=torch.float64, device=self._device)
-        return torch.stack(torch._foreach_norm(grads)).double().square_().sum()
+        return squares(grads)
 
     def _reduce(self, sums: Tensor, squares: Tensor, stop: bool) -> Totals:
         """The only blocking collective of a step: everything that all ranks must agree on, in one tensor."""

@@ -189,11 +189,16 @@ def compare(ranks: Any, one: Combination, steps: int = 20) -> Difference:
     case = one.case(steps)
     curves = ranks(one.world).run(curve, case)
     assert all(other == curves[0] for other in curves[1:]), "ranks report different curves"
-    expected = reference(case)
-    assert len(curves[0]) == len(expected) == steps
+    assert len(curves[0]) == steps
+    return difference(curves[0], reference(case))
+
+
+def difference(found: list[tuple[float, float]], expected: list[tuple[float, float]]) -> Difference:
+    """Of two curves. What is not finite is infinitely far."""
+    assert len(found) == len(expected)
 
     def largest(column: int) -> float:
-        found = (abs(f[column] - e[column]) / abs(e[column]) for f, e in zip(curves[0], expected))
-        return max(x if math.isfinite(x) else math.inf for x in found)
+        relative = (abs(f[column] - e[column]) / abs(e[column]) for f, e in zip(found, expected))
+        return max(x if math.isfinite(x) else math.inf for x in relative)
 
     return Difference(largest(0), largest(1))

@@ -23,6 +23,7 @@ def test_every_pair_of_settings_is_chosen() -> None:
 def test_combination_leaves_no_trace(ranks: Any, one: Combination) -> None:
     if one.engine == "deepspeed":
         pytest.importorskip("deepspeed")
-    steps = 20 if zlib.crc32(str(one).encode()) % 4 == 0 else 8
+    # The second update is where a schedule that drops gradients shows; some runs go on for longer.
+    steps = 20 if zlib.crc32(str(one).encode()) % 8 == 0 else 5
     found = compare(ranks, one, steps)
     assert found.worst < BOUNDS[one.precision]

@@ -250,7 +250,7 @@ def _above(one: Combination) -> str:
     layers, alone = _alone(Combination(pp=one.pp, schedule=one.schedule, precision=one.precision))
     return (
         f"above {BOUNDS[one.precision]:.0e}. **One process in {one.precision}**, with the {layers} layers "
-        f"that this needs, is itself off by {alone.loss:.1e} (loss) and {alone.grad_norm:.1e} from fp32"
+        f"that this needs, is itself {alone.loss:.1e} (loss) and {alone.grad_norm:.1e} from fp32"
     )
 
 

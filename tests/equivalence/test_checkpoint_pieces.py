@@ -76,8 +76,8 @@ def test_replicas_share_the_writing(ranks: Any, world: int) -> None:
 SIX = [name for name in LAYOUTS if name != "replicas"]
 
 
-@pytest.mark.parametrize("target", SIX)
-@pytest.mark.parametrize("source", SIX)
+# Every pair, with the real checkpointer, is in test_resume_anywhere; here a tied model goes once around.
+@pytest.mark.parametrize(("source", "target"), [*zip(SIX, [*SIX[1:], SIX[0]])])
 def test_resume_on_another_layout(ranks: Any, saved: Any, source: str, target: str) -> None:
     whole, scalars = saved(source)
     world, parallel = LAYOUTS[target]

@@ -7,9 +7,9 @@ from torch import nn
 from parallel import float8, kernels, plan
 from parallel.config import ParallelConfig
 from parallel.engine import Engine, Objective
-from parallel.fsdp import COMPUTE_DTYPE, Precision
 from parallel.mesh import make_mesh
 from parallel.parallelize import parallelize
+from parallel.precision import COMPUTE_DTYPE, Precision
 from parallel.recompute import parse
 from parallel.runtime import Runtime
 from parallel.torch_engine import OptimizerFactory, TorchEngine
@@ -61,8 +61,8 @@ def build_engine(
     tokens = micro_batch * seq_len // layout.cp
     float8.check(fp8, runtime.device, precision=precision, tokens=tokens)
     kernels.use(cfg.attention, runtime.device)
-    # One fp32 data rank needs neither sharding nor casting: the bare module is the fastest there is.
-    fsdp = layout.dp * layout.cp > 1 or precision != "fp32"
+    # Where nothing is sharded or cast, the bare module is the fastest there is.
+    fsdp = (layout.zero > 0 and layout.dp * layout.cp > 1) or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
     parallelized = parallelize(
         model_factory, cfg, layout, mesh, runtime.device, precision=precision, fp8=fp8, seed=seed

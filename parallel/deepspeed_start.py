@@ -205,8 +205,9 @@ def _fresh_accelerate() -> Iterator[None]:
     for state in states:
         state.clear()
     try:
-        # Without this variable the plugin is ignored, and plain DDP comes back.
-        with environment({"ACCELERATE_USE_DEEPSPEED": "true"}):
+        # Without the first, or with `accelerate launch --cpu`'s second, the plugin is ignored, and plain DDP
+        # comes back.
+        with environment({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "false"}):
             yield
     finally:
         for state, values in zip(states, before, strict=True):

@@ -1,21 +1,26 @@
-"""ZeRO 0-3 and mixed precision by FSDP2 (`fully_shard`), with gradients summed and never averaged (law 3)."""
+"""ZeRO 0-3 and mixed precision by FSDP2 (`fully_shard`), with gradients summed and never averaged (law 3).
 
+Imported only where something is sharded or replicated: it takes half a second.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from parallel.plan import ModelPlan
+from parallel.mesh import Mesh
+from parallel.plan import Layout, ModelPlan
+from parallel.precision import COMPUTE_DTYPE, Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
-COMPUTE_DTYPE: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+# Reductions under way at a time on a CPU: each holds two copies of a module's whole gradients.
+IN_FLIGHT = 2
 
 
 def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, precision: Precision) -> None:
@@ -66,12 +71,6 @@ def settle(model: nn.Module) -> None:
         module.reshard()
 
 
-def reshard(model: nn.Module) -> None:
-    """Drop gathered parameters: the shards have changed underneath them."""
-    for module in fsdp_modules(model):
-        module.reshard()
-
-
 def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
     """Set what the next micro-batch's backward sends.
 
@@ -88,3 +87,86 @@ def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
     model.set_requires_gradient_sync(last or zero >= 2)
     if zero >= 2:
         model.set_requires_all_reduce(last)
+
+
+class Sharded:
+    """FSDP as `replicas.Reductions`.
+
+    It overlaps by streams. A CPU has none: FSDP waits there for each reduce-scatter where it starts it,
+    though gloo works in threads of its own. Here they end late, and parameters are asked for ahead as on a
+    GPU.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], layout: Layout, mesh: Mesh, device: torch.device) -> None:
+        self._stages = stages
+        self._zero = layout.zero
+        self._late: LateReduceScatter | None = None
+        if device.type != "cpu" or mesh.shard.group is None:
+            return
+        # FSDP reads a reduce-scatter's result at once where it has replicas too, and where it adds it to the
+        # last micro-batch's. Outside a pipeline the engine does that addition.
+        reads = mesh.replicate.size > 1 or (layout.pp > 1 and layout.zero >= 2)
+        self._late = LateReduceScatter(0 if reads else IN_FLIGHT)
+        for stage in stages:
+            cast(FSDPModule, stage)._set_unshard_async_op(True)
+            for module in fsdp_modules(stage):
+                module.set_custom_reduce_scatter(self._late)  # type: ignore[arg-type]
+
+    def before_backward(self, *, last: bool) -> None:
+        for stage in self._stages:
+            before_backward(stage, zero=self._zero, last=last)
+
+    def finish(self) -> None:
+        if self._late is not None:
+            self._late.finish()
+
+    def changed(self) -> None:
+        """Drop gathered parameters."""
+        for stage in self._stages:
+            for module in fsdp_modules(stage):
+                module.reshard()
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    work: Any
+    sent: Tensor  # [ranks · size], not to be freed meanwhile
+    received: Tensor  # [ranks · size]
+    output: Tensor  # [size]
+
+    def finish(self) -> None:
+        self.work.wait()
+        parts = self.received.view(-1, *self.output.shape)
+        torch.add(parts[0], parts[1], out=self.output)
+        for part in parts[2:]:
+            self.output.add_(part)
+
+
+class LateReduceScatter:
+    """A reduce-scatter for FSDP (`set_custom_reduce_scatter`) by all-to-all, at most `in_flight` of them
+    unfinished.
+
+    Of gloo's collectives reduce-scatter is the slow one: it takes longer than an all-reduce, and twice what
+    this does. Every rank adds up in the order of ranks.
+    """
+
+    def __init__(self, in_flight: int) -> None:
+        self._in_flight = in_flight
+        self._pending: deque[_Reduction] = deque()
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> None:
+        assert op == dist.ReduceOp.SUM
+        received = torch.empty_like(input_tensor)
+        work = dist.all_to_all_single(received, input_tensor, group=group, async_op=True)
+        self._pending.append(_Reduction(work, input_tensor, received, output_tensor))
+        while len(self._pending) > self._in_flight:
+            self._pending.popleft().finish()
+
+    def finish(self) -> None:
+        while self._pending:
+            self._pending.popleft().finish()

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from parallel import float8, fsdp, pieces, pipeline, recompute
+from parallel import float8, pieces, recompute
 from parallel.config import ParallelConfig
 from parallel.context import context_parallel
 from parallel.initialize import initialize
 from parallel.mesh import Mesh
 from parallel.plan import Layout, ModelPlan
+from parallel.precision import Precision
+from parallel.stages import cut, keep_stage, meta_copy
 from parallel.tensor import tensor_parallel
 
 
@@ -35,7 +37,7 @@ def parallelize(
     mesh: Mesh,
     device: torch.device,
     *,
-    precision: fsdp.Precision,
+    precision: Precision,
     fp8: str,
     seed: int,
 ) -> Parallelized:
@@ -48,9 +50,9 @@ def parallelize(
             model = model_factory()
         plan: ModelPlan = model.plan  # type: ignore[assignment]
         if layout.pp > 1:
-            first = first or pipeline.meta_copy(model, plan.first)
-            cuts = pipeline.cut(model, plan, cfg.cut, layout.stages)
-            pipeline.keep_stage(model, plan, number, cuts)
+            first = first or meta_copy(model, plan.first)
+            cuts = cut(model, plan, cfg.cut, layout.stages)
+            keep_stage(model, plan, number, cuts)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         float8.convert(model.get_submodule(plan.blocks), fp8, tp=mesh.tp.size)
         tp_dims = tensor_parallel(model, plan, mesh.tp)
@@ -60,8 +62,12 @@ def parallelize(
         if backend := recompute.compiler(cfg.compile, device):
             recompute.apply_compile(model, blocks, backend)
         if mesh.data is not None:
+            from parallel import fsdp
+
             fsdp.shard(model, plan, mesh.data, zero=cfg.zero, precision=precision)
         _materialize(model, plan, device)
+        if mesh.data is not None:
+            fsdp.settle(model)
         stages[number] = model
         held += _pieces(model, plan, shapes, tp_dims, mesh, across_stages=layout.stages > 1)
         initialize(held[-len(shapes) :], plan, seed)
@@ -75,7 +81,6 @@ def _materialize(model: nn.Module, plan: ModelPlan, device: torch.device) -> Non
     for canonical, alias in plan.tied:  # moving from the meta device makes two of one
         if (owner := _owner(model, canonical)) and (other := _owner(model, alias)):
             other[0]._parameters[other[1]] = owner[0]._parameters[owner[1]]
-    fsdp.settle(model)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str] | None:

@@ -3,21 +3,25 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import fsdp, pieces
+from parallel import pieces
 from parallel.context import slice_inputs
 from parallel.engine import Chunk, LocalOptimizer, LocalParameter, Micro, ModelInputs, Objective, StepResult
 from parallel.mesh import Mesh, end_to_end_group
 from parallel.parallelize import Parallelized
 from parallel.pieces import Piece
-from parallel.pipeline import Pipeline
 from parallel.plan import Layout
+from parallel.precision import COMPUTE_DTYPE, Precision
+from parallel.replicas import Reductions, Replicas
 from parallel.scaling import Normalisation, squares
+
+if TYPE_CHECKING:
+    from parallel.pipeline import Pipeline
 
 OptimizerFactory = Callable[[list[LocalParameter]], Any]
 """Returns a `LocalOptimizer`; loosely typed, so that a torch Optimizer passes for one."""
@@ -50,7 +54,7 @@ class TorchEngine:
         layout: Layout,
         mesh: Mesh,
         device: torch.device,
-        precision: fsdp.Precision,
+        precision: Precision,
         clip: float,
         nominal_count: int,
     ) -> None:
@@ -64,10 +68,23 @@ class TorchEngine:
         self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
         self._counted = [piece for piece in self._pieces if pieces.counted(piece, mesh)]
         self._modules = list(parallelized.stages.values())
+        # FSDP and torch's pipelining are imported where they are used: that takes a second, and one process
+        # needs neither.
+        self._reductions: Reductions
+        if mesh.data is None:
+            self._reductions = Replicas([p.parameter for p in self._pieces], mesh.replicate.group)
+        else:
+            from parallel import fsdp
+
+            self._reductions = fsdp.Sharded(self._modules, layout, mesh, device)
         self._pipeline: Pipeline | None = None
         if layout.pp > 1:
-            dtype = fsdp.COMPUTE_DTYPE[precision]
-            self._pipeline = Pipeline(parallelized.stages, parallelized.first, layout, mesh, device, dtype)
+            from parallel import pipeline
+
+            dtype = COMPUTE_DTYPE[precision]
+            self._pipeline = pipeline.Pipeline(
+                parallelized.stages, parallelized.first, layout, mesh, device, dtype
+            )
         ends = layout.rank_of_stage(0), layout.rank_of_stage(layout.stages - 1)
         # All ranks decide alike whether they make the group: a middle stage holds no tied piece, so it asks
         # the plan.
@@ -143,9 +160,12 @@ class TorchEngine:
     ) -> None:
         (model,) = self._modules
         for number, batch in enumerate(batches):
-            fsdp.before_backward(model, zero=self._layout.zero, last=number == len(batches) - 1)
+            last = number == len(batches) - 1
+            self._reductions.before_backward(last=last)
             inputs = self._inputs(batch)
             scaled_loss(model(inputs.x, **inputs.kwargs), inputs).backward()
+            if self._layout.zero >= 2 and not last:
+                self._take_gradients()
 
     def _set_mode(self, *, training: bool) -> None:
         for module in self._modules:
@@ -158,12 +178,27 @@ class TorchEngine:
 
     @torch.no_grad()
     def _collect_gradients(self) -> None:
+        self._take_gradients()
         for piece in self._pieces:
-            grad = piece.parameter.grad
-            if grad is None:  # a parameter that nothing used
+            if piece.tensor.grad is None:  # a parameter that nothing used
                 piece.tensor.grad = torch.zeros_like(piece.tensor)
-            elif piece.tensor is not piece.parameter:
-                piece.tensor.grad = pieces.local_of(grad)
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Wait for the reduced gradients of this rank's pieces, and add them to those it has."""
+        self._reductions.finish()
+        there, new = [], []
+        for piece in self._pieces:
+            if piece.tensor is piece.parameter or piece.parameter.grad is None:
+                continue
+            grad, piece.parameter.grad = pieces.local_of(piece.parameter.grad), None
+            if piece.tensor.grad is None:
+                piece.tensor.grad = grad
+            else:
+                there.append(piece.tensor.grad)
+                new.append(grad)
+        if there:
+            torch._foreach_add_(there, new)
 
     def _sum_shared_gradients(self) -> None:
         """Partial gradients become whole: of parameters every tp rank has, and of tied ones in two stages."""
@@ -261,8 +296,7 @@ class TorchEngine:
         self._check_addresses()
         self._optimizer.steps = int(scalars["updates"])
         self._normalisation.restore(scalars)
-        for module in self._modules:
-            fsdp.reshard(module)
+        self._reductions.changed()
 
     def close(self) -> None:
         """Let go of the model. The process group is the runtime's."""

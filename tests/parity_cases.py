@@ -17,8 +17,8 @@ from runs import SEQ, VOCAB, Case, curve, reference
 
 from parallel.config import ParallelConfig
 from parallel.deepspeed_start import check as check_deepspeed
-from parallel.fsdp import Precision
 from parallel.plan import ENGINES, SCHEDULES, check_batch, check_model, resolve
+from parallel.precision import Precision
 from parallel.recompute import parse
 
 LARGEST_WORLD = 8

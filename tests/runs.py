@@ -16,7 +16,7 @@ from trainer.config import OptimConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
-from trainer.optim import build_optimizer
+from trainer.optim import Updates, build_optimizer
 
 VOCAB = 128
 SEQ = 32
@@ -81,7 +81,7 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
-def optimizer(name: str, parameters: list[Any], state_dtype: str = "fp32") -> torch.optim.Optimizer:
+def optimizer(name: str, parameters: list[Any], state_dtype: str = "fp32") -> Updates:
     return build_optimizer(
         parameters,
         OptimConfig(name=name, state_dtype=state_dtype),  # type: ignore[arg-type]

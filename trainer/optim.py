@@ -30,7 +30,7 @@ def build_optimizer(
     *,
     no_decay: Decays,
     hidden_matrix: Decays,
-) -> torch.optim.Optimizer:
+) -> "Updates":
     """The optimiser of `cfg.name`, with weight decay only where `no_decay` is false.
 
     Args:
@@ -65,7 +65,7 @@ def build_optimizer(
     )
 
 
-class Updates(torch.optim.Optimizer):
+class Updates:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) for the groups of kind `adamw`, Muon for those of kind
     `muon`.
 
@@ -76,6 +76,9 @@ class Updates(torch.optim.Optimizer):
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the
     nearest semi-orthogonal matrix, found by five Newton-Schulz iterations; its size is matched to AdamW's
     as 0.2·sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982), so both kinds share one learning rate.
+
+    An `engine.LocalOptimizer`, but no torch.optim.Optimizer: making one of those imports torch._dynamo, which
+    takes a second at every start, and nothing of it was used.
     """
 
     def __init__(
@@ -88,9 +91,9 @@ class Updates(torch.optim.Optimizer):
         momentum: float,
         state_dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(
-            list(param_groups), {"lr": lr, "lr_ratio": 1.0, "betas": betas, "eps": eps, "momentum": momentum}
-        )
+        settings = {"lr": lr, "lr_ratio": 1.0, "betas": betas, "eps": eps, "momentum": momentum}
+        self.param_groups: list[dict[str, Any]] = [settings | group for group in param_groups]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.grad_scale: Tensor | None = None
         self._exact = state_dtype == torch.float32
         self._steps = 0
@@ -99,11 +102,10 @@ class Updates(torch.optim.Optimizer):
         for group in self.param_groups:
             names = ("momentum_buffer",) if group["kind"] == "muon" else ("exp_avg", "exp_avg_sq")
             for tensor in group["params"]:
-                for name in names:
-                    self.state[tensor][name] = torch.zeros_like(tensor, dtype=state_dtype)
+                self.state[tensor] = {name: torch.zeros_like(tensor, dtype=state_dtype) for name in names}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """One update of every parameter from its summed gradient divided by `grad_scale`."""
         for index, group in enumerate(self.param_groups):
             if group["kind"] == "muon":

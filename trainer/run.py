@@ -28,7 +28,7 @@ from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
-from trainer.optim import build_optimizer
+from trainer.optim import Updates, build_optimizer
 from trainer.schema import plain
 from trainer.state import Identity, TrainState
 
@@ -154,7 +154,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
 
-    def optimizer(parameters: list[LocalParameter]) -> torch.optim.Optimizer:
+    def optimizer(parameters: list[LocalParameter]) -> Updates:
         return build_optimizer(parameters, cfg.optim, no_decay=plan.no_decay, hidden_matrix=hidden_matrix)
 
     return build_engine(

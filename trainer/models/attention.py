@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.models.config import DecoderConfig
-from trainer.models.layers import RMSNorm, rotate
+from trainer.models.layers import Linear, RMSNorm, rotate
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -86,10 +86,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = cfg.head_dim
         kv_width = cfg.key_value_heads * cfg.head_dim
-        self.wq = nn.Linear(cfg.hidden, cfg.hidden, bias=False)
-        self.wk = nn.Linear(cfg.hidden, kv_width, bias=False)
-        self.wv = nn.Linear(cfg.hidden, kv_width, bias=False)
-        self.wo = nn.Linear(cfg.hidden, cfg.hidden, bias=False)
+        self.wq = Linear(cfg.hidden, cfg.hidden, bias=False)
+        self.wk = Linear(cfg.hidden, kv_width, bias=False)
+        self.wv = Linear(cfg.hidden, kv_width, bias=False)
+        self.wo = Linear(cfg.hidden, cfg.hidden, bias=False)
         self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
         self.core = AttentionCore()

@@ -10,7 +10,7 @@ from trainer.models.attention import KVCache, Shared, document_mask, resumed_mas
 from trainer.models.block import Block
 from trainer.models.config import DecoderConfig
 from trainer.models.head import LMHead
-from trainer.models.layers import RMSNorm, RotaryTables
+from trainer.models.layers import Embedding, RMSNorm, RotaryTables
 from trainer.models.plans import Init, ModelPlan
 
 
@@ -27,7 +27,7 @@ class Decoder(nn.Module):
         cfg.check()
         self.cfg = cfg
         self.plan = decoder_plan(cfg)
-        self.embed: nn.Embedding | None = nn.Embedding(cfg.vocab, cfg.hidden)
+        self.embed: Embedding | None = Embedding(cfg.vocab, cfg.hidden)
         self.layers = nn.ModuleDict({str(layer): Block(cfg) for layer in range(cfg.layers)})
         self.norm: RMSNorm | None = RMSNorm(cfg.hidden, cfg.norm_eps)
         self.head: LMHead | None = LMHead(cfg.hidden, cfg.vocab)

@@ -33,7 +33,8 @@ class LMHead(nn.Module):
     def __init__(self, hidden: int, vocab: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab, hidden))
-        nn.init.normal_(self.weight, std=hidden**-0.5)
+        if not self.weight.is_meta:  # as in layers.Linear
+            nn.init.normal_(self.weight, std=hidden**-0.5)
         self.shard: VocabShard | None = None
         self.compiler: str | None = None
 

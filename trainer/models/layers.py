@@ -9,6 +9,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Linear(nn.Linear):
+    """torch's own, which draws no values on the meta device: there its generators are Python, slow, and
+    import torch._dynamo, a second at every start. A run's first values come from `ModelPlan`.
+    """
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Embedding(nn.Embedding):
+    """torch's own, with the same exception."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight over the last dim, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
@@ -50,9 +68,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(hidden, width, bias=False)
-        self.w2 = nn.Linear(width, hidden, bias=False)
-        self.w3 = nn.Linear(hidden, width, bias=False)
+        self.w1 = Linear(hidden, width, bias=False)
+        self.w2 = Linear(width, hidden, bias=False)
+        self.w3 = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

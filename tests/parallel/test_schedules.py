@@ -1,17 +1,23 @@
 """Pipeline schedules against their published figures: bubble, and micro-batches in flight on each rank.
 
-Stages take a fixed time by a clock that is counted, not slept: activations and gradients carry their sender's
-clock, and a stage starts at the later of that and its own rank's. So the figures are exact under any load.
+Stages take a fixed time, in two ways. Counted: activations and gradients carry their sender's clock, and a
+stage starts at the later of that and its own rank's, so that figures are exact under any load. And slept,
+where messages take their real time.
+
 Formulas: GPipe (Huang et al. 2019, arXiv:1811.06965), 1F1B and interleaved 1F1B (Narayanan et al. 2021,
 arXiv:2104.04473), breadth-first (Lamy-Poirier 2023, arXiv:2211.05953), zero bubble (Qi et al. 2023,
-arXiv:2401.10241).
+arXiv:2401.10241), V-shaped (Qi et al. 2024, arXiv:2405.15362), DualPipeV (DeepSeek-AI 2024,
+arXiv:2412.19437).
 """
 
-from dataclasses import dataclass
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.config import ParallelConfig
@@ -21,7 +27,8 @@ from parallel.plan import SCHEDULES, resolve
 
 # Of a rank's whole share of the model, for one micro-batch: forward, input gradients, weight gradients.
 FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT = 4.0, 4.0, 4.0
-RANKS, MICRO_BATCHES = 4, 8
+WORK = FORWARD + BACKWARD_INPUT + BACKWARD_WEIGHT
+UNIT_SECONDS = 0.07  # slept: a message and waking up take some milliseconds on a busy machine
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,19 @@ class Clock:
         self.began = start if self.began is None else self.began
         self.now = start + duration
         return self.now
+
+
+class SleepingClock(Clock):
+    """The same by the machine's clock, in units from the first work on."""
+
+    unit = 0.0
+
+    def work(self, ready: float, duration: float) -> float:
+        start = time.monotonic()
+        self.began = start if self.began is None else self.began
+        time.sleep(duration * self.unit)
+        self.now = (time.monotonic() - self.began) / (self.unit or 1.0)
+        return 0.0
 
 
 class _Input(torch.autograd.Function):
@@ -111,55 +131,102 @@ class ClockedStage(nn.Module):
         return 0.0 * y.sum()[None] if self.last else y
 
 
-def clocked(context: Any, schedule: str, count: int) -> tuple[float, float, int]:
-    """(when this rank begins, when it ends, most forwards in flight)."""
+@dataclass(frozen=True)
+class Seen:
+    """Of one rank: from its first work to its last, and the most forwards in flight."""
+
+    span: float
+    flying: int
+
+
+def counted(context: Any, schedule: str, count: int) -> Seen:
+    clock = Clock()
+    run(pipeline_of(context, schedule, clock), count)
+    assert clock.began is not None
+    return Seen(clock.now - clock.began, clock.most_flying)
+
+
+def slept(context: Any, count: int) -> dict[str, Seen]:
+    """Every schedule in a thread of its own: to sleep takes no processor."""
+    clocks = {schedule: SleepingClock() for schedule in SCHEDULES}
+    pipelines = {schedule: pipeline_of(context, schedule, clock) for schedule, clock in clocks.items()}
+    for schedule, clock in clocks.items():
+        run(pipelines[schedule], count)  # what is done once is done
+        clock.unit, clock.began, clock.most_flying = UNIT_SECONDS, None, 0
+    dist.barrier()
+    with ThreadPoolExecutor(len(SCHEDULES)) as threads:
+        list(threads.map(lambda schedule: run(pipelines[schedule], count), SCHEDULES))
+    return {schedule: Seen(clock.now, clock.most_flying) for schedule, clock in clocks.items()}
+
+
+def pipeline_of(context: Any, schedule: str, clock: Clock) -> Pipeline:
     layout = resolve(ParallelConfig(pp=context.world, schedule=schedule), context.world)
     mesh = make_mesh(layout, torch.device("cpu"), fsdp=False)
-    clock, splits = Clock(), SCHEDULES[schedule].splits_backward
+    # Of its own, as a mesh axis that spans the world shares the world's.
+    mesh = replace(mesh, pp=replace(mesh.pp, group=dist.new_group()))
+    splits = SCHEDULES[schedule].splits_backward
     stages: dict[int, nn.Module] = {
         number: ClockedStage(1 / layout.stages_per_rank, number == layout.stages - 1, splits, clock)
         for number in layout.stages_of(mesh.pp.rank)
     }
-    pipeline = Pipeline(stages, [], layout, mesh, torch.device("cpu"), torch.float32)
+    return Pipeline(stages, [], layout, mesh, torch.device("cpu"), torch.float32)
+
+
+def run(pipeline: Pipeline, count: int) -> None:
     pipeline.train([Inputs(torch.zeros(1, 2, 2), {}) for _ in range(count)], lambda output, number: output)
-    assert clock.began is not None
-    return clock.began, clock.now, clock.most_flying
 
 
 def bubble(schedule: str, ranks: int) -> float:
-    """Time in which the busiest rank does nothing."""
+    """The longest time in which a rank does nothing between its first and last work."""
     chunks = SCHEDULES[schedule].stages_per_rank
-    return (ranks - 1) * (FORWARD + BACKWARD_INPUT + BACKWARD_WEIGHT) / chunks
+    split = {
+        "interleaved_zero_bubble": FORWARD + BACKWARD_INPUT - BACKWARD_WEIGHT,
+        "zbv_zero_bubble": FORWARD + BACKWARD_INPUT - 2 * BACKWARD_WEIGHT,
+        # Published as a bound, of which torch's schedule stays short: see `assert_bubble`.
+        "dualpipe_v": FORWARD + 2 * (BACKWARD_INPUT + BACKWARD_WEIGHT) - 3 * BACKWARD_WEIGHT,
+    }
+    return (ranks - 1) * split.get(schedule, WORK) / chunks
 
 
 def in_flight(schedule: str, rank: int, ranks: int, count: int) -> int:
+    """Micro-batches times stages of this rank."""
     chunks = SCHEDULES[schedule].stages_per_rank
-    if schedule == "1f1b":
-        return min(count, ranks - rank)
-    if schedule == "interleaved_1f1b":
-        return min(2 * (ranks - rank - 1) + (chunks - 1) * ranks + 1, count * chunks)
-    return count * chunks
+    most = {
+        "1f1b": ranks - rank,
+        "interleaved_1f1b": 2 * (ranks - rank - 1) + (chunks - 1) * ranks + 1,
+        "interleaved_zero_bubble": 2 * ranks - rank,  # 1F1B's at the last rank, less before it
+        "zbv_zero_bubble": 2 * ranks,  # 1F1B's first rank's, on every rank
+        "dualpipe_v": 2 * ranks + 1,
+    }
+    return min(most.get(schedule, count * chunks), count * chunks)
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved_1f1b", "looped_bfs"])
-@pytest.mark.parametrize("count", [4, 8])
-def test_bubble_and_flight(ranks: Any, schedule: str, count: int) -> None:
-    results = ranks(RANKS).run(clocked, schedule, count)
-    work = count * (FORWARD + BACKWARD_INPUT + BACKWARD_WEIGHT)
-    assert max(end for _, end, _ in results) == pytest.approx(work + bubble(schedule, RANKS))
-    assert [flight for _, _, flight in results] == [
-        in_flight(schedule, r, RANKS, count) for r in range(RANKS)
+def assert_bubble(schedule: str, count: int, seen: list[Seen], tolerance: float) -> None:
+    """The tolerance is relative, of the whole step."""
+    expected = count * WORK + bubble(schedule, len(seen))
+    longest = max(one.span for one in seen)
+    assert longest <= expected * (1 + tolerance), schedule
+    if schedule != "dualpipe_v":
+        assert longest >= expected * (1 - tolerance), schedule
+    assert [one.flying for one in seen] == [
+        in_flight(schedule, rank, len(seen), count) for rank in range(len(seen))
     ]
 
 
-def test_zero_bubble(ranks: Any) -> None:
-    """A rank's idle time between its first and last work, since a rank that ends early may go on early."""
-    work = MICRO_BATCHES * (FORWARD + BACKWARD_INPUT + BACKWARD_WEIGHT)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("world", "count"), [(2, 4), (4, 8), (4, 16)])
+def test_bubble_and_flight_counted(ranks: Any, schedule: str, world: int, count: int) -> None:
+    assert_bubble(schedule, count, ranks(world).run(counted, schedule, count), tolerance=1e-6)
 
-    def idle(schedule: str) -> float:
-        return max(end - start for start, end, _ in ranks(RANKS).run(clocked, schedule, MICRO_BATCHES)) - work
 
-    waits = (RANKS - 1) * (FORWARD + BACKWARD_INPUT - BACKWARD_WEIGHT)
-    assert idle("interleaved_zero_bubble") <= waits / 2
-    assert idle("zbv_zero_bubble") == 0.0  # (ranks - 1) · (F + B - 2W), and the three are equal here
-    assert idle("dualpipe_v") <= waits
+@pytest.mark.parametrize(("world", "count"), [(2, 4), (4, 8)])
+def test_bubble_and_flight_slept(ranks: Any, world: int, count: int) -> None:
+    def check() -> None:
+        results = ranks(world).run(slept, count)
+        for schedule in SCHEDULES:
+            assert_bubble(schedule, count, [result[schedule] for result in results], tolerance=0.03)
+
+    try:
+        check()
+    except AssertionError:  # once more, lest it was a neighbour on the machine
+        check()

@@ -21,7 +21,11 @@ from parallel.plan import SCHEDULES, Layout
 
 
 class _Stage(PipelineStage):
-    """A stage that reduces gradients as its ZeRO stage says; torch's own reduces once, whatever it is."""
+    """A stage that reduces gradients as its ZeRO stage says; torch's own reduces once, whatever it is.
+
+    Under schedules that split backward they are reduced once as well: a micro-batch's gradients come in two
+    parts, and between them other micro-batches' come.
+    """
 
     zero = 1
 
@@ -128,6 +132,7 @@ class Pipeline:
         hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
         result = torch.empty(1, device="meta", requires_grad=True)
         last = self._layout.stages - 1
+        traits = SCHEDULES[self._layout.schedule]
         stages = []
         for number, module in sorted(self.stages.items()):
             stage = _Stage(
@@ -139,9 +144,8 @@ class Pipeline:
                 output_args=(result if number == last else hidden,),
                 group=self._group,
             )
-            stage.zero = self._layout.zero
+            stage.zero = 1 if traits.splits_backward else self._layout.zero
             stages.append(stage)
-        traits = SCHEDULES[self._layout.schedule]
         schedule = getattr(pipelining.schedules, traits.upstream)
         return schedule(
             stages if traits.stages_per_rank > 1 else stages[0],

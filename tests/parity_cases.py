@@ -95,7 +95,7 @@ class Combination:
     def case(self, steps: int = 20) -> Case:
         """A model as small as the layout lets it be: eight heads in four groups, a layer a stage."""
         stages = self.pp * (SCHEDULES[self.schedule].stages_per_rank if self.pp > 1 else 1)
-        model = {"layers": max(4, stages), "heads": 8, "kv_heads": max(4, self.cp * self.tp)}
+        model = {"layers": max(2, stages), "heads": 8, "kv_heads": max(4, self.cp * self.tp)}
         model |= {"hidden": 32, "ffn_hidden": 48, "tie_embeddings": self.tied}
         dp = self.dp_replicate * self.dp_shard
         return Case(

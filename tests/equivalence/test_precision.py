@@ -17,11 +17,15 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (2, {"zero": 3}),
     (2, {"tp": 2}),
     (2, {"pp": 2}),
+    # A micro-batch's backward is whole or in two parts here, and FSDP reduces no mixture of the two.
+    (2, {"pp": 2, "schedule": "dualpipe_v", "zero": 2}),
 ]
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize(("world", "parallel"), LAYOUTS, ids=["alone", "zero1", "zero3", "tp", "pp"])
+@pytest.mark.parametrize(
+    ("world", "parallel"), LAYOUTS, ids=["alone", "zero1", "zero3", "tp", "pp", "dualpipe"]
+)
 def test_half_precision_follows_fp32(
     ranks: Any, world: int, parallel: dict[str, Any], precision: str
 ) -> None:

@@ -76,29 +76,33 @@ def check(ranks: Any, world: int, case: Case, tolerance: float = TOLERANCE) -> N
 
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=label)
 def test_stage_and_offload_leave_no_trace(ranks: Any, parallel: dict[str, Any]) -> None:
-    check(ranks, 2, deepspeed(parallel))
+    check(ranks, 2, deepspeed(parallel, steps=10))
 
 
 @pytest.mark.parametrize("parallel", [{"zero": 2}, {"zero": 3, "recompute": "full"}], ids=label)
 def test_four_ranks_tied_embeddings_documents(ranks: Any, parallel: dict[str, Any]) -> None:
     # Width 36 and vocabulary 130: shares end inside rows, and the last ones are padded.
     model = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130, "tie_embeddings": True}
-    check(ranks, 4, deepspeed(parallel, model=model, documents=True, micro_batch=1))
+    check(ranks, 4, deepspeed(parallel, model=model, documents=True, micro_batch=1, steps=STEPS))
 
 
-@pytest.mark.parametrize("zero", [0, 3])
-def test_one_process(ranks: Any, zero: int) -> None:
-    check(ranks, 1, deepspeed({"zero": zero}))
-
-
-# 20 steps against fp32, with test_precision's bounds: a weight is rounded to 8 bits (bf16) or 11 (fp16), an
+# Against fp32, with test_precision's bounds: a weight is rounded to 8 bits (bf16) or 11 (fp16), an
 # activation at every operator. Without ZeRO, gradients are also added up in that type.
-@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-2), ("fp16", 5e-3)])
-@pytest.mark.parametrize("parallel", [{"zero": 0}, {"zero": 1}, {"zero": 2}, OFFLOADED], ids=label)
-def test_half_precision_follows_fp32(
-    ranks: Any, parallel: dict[str, Any], precision: str, bound: float
-) -> None:
-    check(ranks, 2, deepspeed(parallel, precision=precision), bound)
+@pytest.mark.parametrize(
+    ("parallel", "precision"),
+    [
+        ({"zero": 0}, "bf16"),
+        ({"zero": 0}, "fp16"),
+        ({"zero": 1}, "bf16"),
+        ({"zero": 2}, "fp16"),
+        (OFFLOADED, "bf16"),
+    ],
+    ids=label,
+)
+def test_half_precision_follows_fp32(ranks: Any, parallel: dict[str, Any], precision: str) -> None:
+    check(
+        ranks, 2, deepspeed(parallel, precision=precision, steps=10), {"bf16": 2e-2, "fp16": 5e-3}[precision]
+    )
 
 
 # -- faults ---------------------------------------------------------------------------------------------
@@ -145,9 +149,14 @@ def faulty_curve(context: Any, case: Case, fault: Callable[[pytest.MonkeyPatch],
 
 
 @pytest.mark.parametrize(
-    "fault", [count_not_compensated, averaged_over_ranks, averaged_over_micro_batches, masters_rounded]
+    ("zero", "fault"),
+    [
+        *((0, fault) for fault in (count_not_compensated, averaged_over_ranks, averaged_over_micro_batches)),
+        *((2, fault) for fault in (count_not_compensated, averaged_over_ranks, averaged_over_micro_batches)),
+        (3, averaged_over_micro_batches),
+        (3, masters_rounded),
+    ],
 )
-@pytest.mark.parametrize("zero", [0, 2, 3])
 def test_planted_fault_is_found(ranks: Any, fault: Any, zero: int) -> None:
     case = deepspeed({"zero": zero}, steps=3)
     assert distance(ranks(2).run(faulty_curve, case, fault)[0], reference(case)) > 5 * TOLERANCE
@@ -176,7 +185,8 @@ def load_and_save(context: Any, case: Case, whole: dict[str, Tensor], scalars: d
         return state, engine.evaluate(batches), engine.step(batches, lr=1e-3)
 
 
-@pytest.mark.parametrize("parallel", LAYOUTS, ids=label)
+# ZeRO-2 and 3 are among the pairs of test_resume_anywhere.
+@pytest.mark.parametrize("parallel", [{"zero": 0}, {"zero": 1}, OFFLOADED], ids=label)
 def test_each_engine_goes_on_from_the_other(ranks: Any, parallel: dict[str, Any]) -> None:
     ours, others = deepspeed(parallel, steps=STEPS), Case(parallel={"zero": 2}, micro_batch=2, steps=STEPS)
     straight = reference(replace(ours, steps=2 * STEPS))[STEPS:]
@@ -187,7 +197,7 @@ def test_each_engine_goes_on_from_the_other(ranks: Any, parallel: dict[str, Any]
         assert distance(curves[0], straight) < TOLERANCE
 
 
-@pytest.mark.parametrize("parallel", [*LAYOUTS[:4], OFFLOADED], ids=label)
+@pytest.mark.parametrize("parallel", [{"zero": 0}, {"zero": 2}, OFFLOADED], ids=label)
 def test_bf16_state_passes_through_unchanged(ranks: Any, parallel: dict[str, Any]) -> None:
     """Before any step, into an engine with other weights: every bit, and the model computes with it."""
     made = train_and_save(Alone(), Case(precision="bf16", micro_batch=2, steps=STEPS))
@@ -239,7 +249,6 @@ def interrupted(context: Any, case: Case) -> bool:
         ({"zero": 0}, "fp16"),
         ({"zero": 1}, "bf16"),
         ({"zero": 2}, "fp32"),
-        ({"zero": 2}, "fp16"),
         (OFFLOADED, "bf16"),
     ],
     ids=label,
@@ -307,8 +316,7 @@ def broken(context: Any, case: Case) -> str:
         return engine.step(batches, lr=1e-3).fault
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
 def test_gradient_that_is_not_finite_is_a_fault(ranks: Any, zero: int, precision: str) -> None:
     for message in ranks(2).run(broken, deepspeed({"zero": zero}, precision=precision)):
         assert "the gradient is not finite" in message and "\n" not in message
@@ -326,13 +334,16 @@ def test_one_rank_stops_all(ranks: Any) -> None:
 
 def surroundings(context: Any, case: Case) -> bool:
     """Whether an engine leaves Accelerate and the environment as they were. Its warnings are heard."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # as `accelerate launch --cpu` says: it must not mind
     before = state_around()
     with engine_of(context, case) as engine:
         train(engine, case)
         logger = logging.getLogger("DeepSpeed")
         assert logger.isEnabledFor(logging.WARNING) and not logger.isEnabledFor(logging.INFO)
         assert [handler.stream for handler in logger.handlers] == [sys.stderr]  # type: ignore[attr-defined]
-    return before == state_around()
+    same = before == state_around()
+    del os.environ["ACCELERATE_USE_CPU"]
+    return same
 
 
 def state_around() -> list[dict[str, Any]]:

@@ -16,15 +16,11 @@ from trainer.optim import orthogonalize
 TOLERANCE = 1e-5
 UNEVEN = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130}
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [
-    *((2, {"zero": zero}) for zero in (0, 1, 2, 3)),
+    (2, {"zero": 0}),
     (2, {"tp": 2}),
-    (2, {"pp": 2}),
-    (4, {"zero": 3}),
     (4, {"dp_replicate": 2, "dp_shard": 2, "zero": 2}),
-    (4, {"tp": 2, "zero": 0}),
     (4, {"tp": 2, "zero": 3}),
     (4, {"pp": 2, "zero": 1}),
-    (4, {"pp": 2, "tp": 2}),
 ]
 
 
@@ -34,7 +30,7 @@ def label(value: Any) -> str | None:
 
 def case_of(parallel: dict[str, Any]) -> Case:
     micro = 1 if "pp" in parallel else 2
-    return Case(parallel=parallel, model=UNEVEN, optimizer="muon", micro_batch=micro, steps=20)
+    return Case(parallel=parallel, model=UNEVEN, optimizer="muon", micro_batch=micro, steps=10)
 
 
 @pytest.mark.parametrize(("world", "parallel"), LAYOUTS, ids=label)
@@ -74,7 +70,7 @@ def one_step(context: Any, case: Case) -> tuple[int, Any]:
     return count, state_of(engine)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 3])
+@pytest.mark.parametrize("zero", [0, 1])
 def test_each_matrix_is_one_ranks_work(ranks: Any, zero: int) -> None:
     """28 matrices in 4 blocks: 4 each of wq and wo, wk and wv, w1 and w3, w2."""
     case = case_of({"zero": zero})

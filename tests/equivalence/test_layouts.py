@@ -1,10 +1,11 @@
 """Law 1: the layout is never visible in the result. Every step, in fp32, against one process."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from runs import Alone, Case, curve, distance, reference
+
+from parallel.plan import SCHEDULES
 
 TOLERANCE = 1e-5
 
@@ -36,18 +37,22 @@ def label(value: Any) -> str | None:
     return "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else None
 
 
-def check(ranks: Any, world: int, case: Case, tolerance: float = TOLERANCE) -> None:
+def check(ranks: Any, world: int, case: Case) -> None:
     """Run the case on a pool; every rank must report the same curve, and it must be the reference's."""
     curves = ranks(world).run(curve, case)
     assert all(other == curves[0] for other in curves[1:])
-    assert distance(curves[0], reference(case)) < tolerance
+    assert distance(curves[0], reference(case)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("world", "parallel"), LAYOUTS, ids=label)
 def test_layout_leaves_no_trace(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
-    dp = world // (parallel.get("tp", 1) * parallel.get("pp", 1))
-    micro_batches = 4 if parallel.get("pp", 1) > 1 else 2
-    check(ranks, world, Case(parallel=parallel, micro_batch=8 // dp // micro_batches))
+    pp = parallel.get("pp", 1)
+    dp = world // (parallel.get("tp", 1) * pp)
+    micro_batches = 4 if pp > 1 else 2
+    # As few blocks as show a fault: what a step costs here is messages, and they come by the block.
+    several = SCHEDULES[parallel.get("schedule", "1f1b")].stages_per_rank > 1
+    model = {"layers": 4 if several else 2}
+    check(ranks, world, Case(parallel=parallel, model=model, micro_batch=8 // dp // micro_batches))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8, 32])
@@ -64,18 +69,15 @@ def test_micro_batch_leaves_no_trace(micro_batch: int) -> None:
     [
         (2, {"zero": 3}),
         (2, {"tp": 2}),
-        (2, {"pp": 2}),
         (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),  # first and last stage on one rank
         (4, {"pp": 2, "tp": 2}),
-        (4, {"pp": 4}),
         (4, {"pp": 2, "zero": 3}),
-        (4, {"tp": 2, "zero": 2}),
     ],
     ids=label,
 )
 def test_tied_embeddings(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
     micro = 1 if "pp" in parallel else 2
-    check(ranks, world, Case(parallel=parallel, model={"tie_embeddings": True}, micro_batch=micro, steps=10))
+    check(ranks, world, Case(parallel=parallel, model={"tie_embeddings": True}, micro_batch=micro, steps=5))
 
 
 @pytest.mark.parametrize(("world", "parallel"), [(2, {"zero": 1}), (2, {"tp": 2}), (2, {"pp": 2})], ids=label)
@@ -107,23 +109,3 @@ def test_recomputation(ranks: Any, world: int, parallel: dict[str, Any]) -> None
 @pytest.mark.parametrize("cut", ["cost", "3,2"])
 def test_uneven_stages(ranks: Any, cut: str) -> None:
     check(ranks, 2, Case(parallel={"pp": 2, "cut": cut}, model={"layers": 5}, micro_batch=2, steps=10))
-
-
-@pytest.mark.parametrize(
-    ("world", "parallel"),
-    [
-        (2, {"zero": 2}),
-        (2, {"tp": 2}),
-        (4, {"pp": 2, "zero": 1}),
-        (4, {"tp": 2, "zero": 3}),
-        (4, {"zero": 0}),
-    ],
-    ids=label,
-)
-def test_muon_sees_whole_matrices(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
-    """Sizes that leave shards uneven. Newton-Schulz amplifies rounding: ten times the tolerance."""
-    sizes = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130}
-    case = Case(parallel=parallel, model=sizes, optimizer="muon", micro_batch=2, steps=10)
-    if "pp" in parallel:
-        case = replace(case, micro_batch=1)
-    check(ranks, world, case, tolerance=10 * TOLERANCE)

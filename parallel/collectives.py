@@ -1,5 +1,6 @@
 """Collectives inside autograd, over dimensions of a tensor: what sequence and context parallelism need."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,31 @@ from torch import Tensor
 # torch 2.13 renamed them, and warns about the names that 2.11 has.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduce-scatter under way; see `start_reduce_scatter`."""
+
+    work: Any
+    sent: Tensor  # not to be freed meanwhile
+    received: Tensor
+    output: Tensor
+
+    def finish(self) -> None:
+        self.work.wait()
+        torch.sum(self.received, dim=0, out=self.output)
+
+
+def start_reduce_scatter(output: Tensor, stacked: Tensor, group: dist.ProcessGroup) -> Reduction:
+    """stacked [ranks, …], part r for rank r → output […], the sum of this rank's parts, after `finish`.
+
+    For gloo, whose own takes longer than its all-reduce: by all-to-all, a third of the time. Added up in the
+    order of ranks, half precision in float32.
+    """
+    received = torch.empty_like(stacked)
+    work = dist.all_to_all_single(received.flatten(), stacked.flatten(), group=group, async_op=True)
+    return Reduction(work, stacked, received, output)
 
 
 def _gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
@@ -26,7 +52,10 @@ def _reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     shape = (*x.shape[:dim], ranks, x.shape[dim] // ranks, *x.shape[dim + 1 :])
     stacked = x.reshape(shape).movedim(dim, 0).contiguous()
     mine = x.new_empty(stacked.shape[1:])
-    reduce_scatter_single(mine.flatten(), stacked.flatten(), group=group)  # flat: gloo compares shapes
+    if x.device.type == "cpu":
+        start_reduce_scatter(mine, stacked, group).finish()
+    else:
+        reduce_scatter_single(mine, stacked, group=group)
     return mine
 
 

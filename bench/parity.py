@@ -15,9 +15,11 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,9 @@ TABLE = ROOT / "docs/parity.md"
 SAVE_SECONDS = 20.0
 STRETCH = 100
 
-Row = dict[str, Any]  # {"loss", "grad_norm"}: largest relative differences; or {"error"}
+# {"loss", "grad_norm"}: largest relative differences; or {"error"}. "earlier": at which commit, if the engine
+# has changed since in what the run shows; it is run again when its turn comes.
+Row = dict[str, Any]
 
 
 def read() -> dict[str, Row]:
@@ -105,28 +109,41 @@ def measure(ranks: RankPools, one: Combination) -> Row:
     return {"loss": float(f"{found.loss:.3g}"), "grad_norm": float(f"{found.grad_norm:.3g}")}
 
 
-def run(every: list[Combination], seconds: float) -> dict[str, Row]:
+def run(every: list[Combination], seconds: float, pools: int) -> None:
+    """`pools` at a time: eight ranks wait for each other more than they compute."""
     rows = read()
-    todo = [one for one in order([one for one in every if not one.refusal()]) if str(one) not in rows]
+    done = {name for name, row in rows.items() if "earlier" not in row}
+    todo = [one for one in order([one for one in every if not one.refusal()]) if str(one) not in done]
+    coming = iter(enumerate(todo, start=1))
     begin = saved = time.monotonic()
-    ranks = RankPools()
-    world = 0
-    try:
-        for number, one in enumerate(todo):
-            if time.monotonic() - begin > seconds:
-                break
-            if one.world != world:
-                ranks.close()
-                ranks, world = RankPools(), one.world
-            rows[str(one)] = row = measure(ranks, one)
-            print(f"{number + 1}/{len(todo)} {time.monotonic() - begin:.0f} s  {one}: {row}", flush=True)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                write(rows, every)
-                saved = time.monotonic()
-    finally:
-        ranks.close()
-        write(rows, every)
-    return rows
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal saved
+        ranks, world = RankPools(), 0
+        try:
+            while time.monotonic() - begin < seconds:
+                with lock:
+                    number, one = next(coming, (0, None))
+                if one is None:
+                    break
+                if one.world != world:
+                    ranks.close()
+                    ranks, world = RankPools(), one.world
+                row = measure(ranks, one)
+                print(f"{number}/{len(todo)} {time.monotonic() - begin:.0f} s  {one}: {row}", flush=True)
+                with lock:
+                    rows[str(one)] = row
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        write(rows, every)
+                        saved = time.monotonic()
+        finally:
+            ranks.close()
+
+    with ThreadPoolExecutor(pools) as threads:
+        for done in [threads.submit(work) for _ in range(pools)]:
+            done.result()
+    write(rows, every)
 
 
 # -- the table ------------------------------------------------------------------------------------------
@@ -158,8 +175,8 @@ part of them each time, in which every pair of settings meets.
 The bounds, relative: **fp32 1e-5**: sums in another order differ by 6e-8 each, and training multiplies that.
 **bf16 2e-2**: a weight keeps 8 bits, so it is off by up to 2e-3, and an activation again at every operator;
 the norm over all gradients stays within a few of those. **fp16 5e-3**: 11 bits, an eighth of that. Neither
-says how training grows a difference: with 8 or 16 layers the learning rate is a third of the others', at which
-the gradient norm of 16 layers went from 1.0 to 1.4 in ten steps and **one process** in bf16 from 3e-4 off in
+says how training grows a difference: with 8 or 16 layers the learning rate is a third of the others'. At that
+the gradient norm of 16 layers went from 1.0 to 1.4 in ten steps, and **one process** in bf16 from 3e-4 off in
 the first step to 1e-2 there, in fp16 from 2e-5 to 7e-3; at a third it stays below 3e-3 and 6e-4.
 """
 
@@ -169,7 +186,7 @@ def _summary(ran: dict[Combination, Row], offered: list[Combination]) -> list[st
     lines = [
         f"**{len(ran)} of {len(offered)} offered combinations have been run**; in them, "
         f"{_share(ran, offered, 2):.1%} of all pairs and {_share(ran, offered, 3):.1%} of all triples of "
-        f"settings met. {len(good)} trained, {len(ran) - len(good)} did not.",
+        f"settings met. {len(good)} trained, {len(ran) - len(good)} did not. {_earlier(ran)}",
         "",
         "| precision | run | worst loss | worst gradient norm | bound | above it |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -179,6 +196,12 @@ def _summary(ran: dict[Combination, Row], offered: list[Combination]) -> list[st
         above = sum(max(row["loss"], row["grad_norm"]) > bound for row in mine)
         lines.append(f"| {precision} | {len(mine)} | {_worst(mine)} | {bound:.0e} | {above} |")
     return [*lines, ""]
+
+
+def _earlier(ran: dict[Combination, Row]) -> str:
+    commits = Counter(row["earlier"] for row in ran.values() if "earlier" in row)
+    parts = [f"{count} ran at commit {name}, and not again" for name, count in commits.items()]
+    return " ".join(f"{part} since gradients are reduced beside backward on a CPU." for part in parts)
 
 
 def _share(ran: Iterable[Combination], offered: Iterable[Combination], size: int) -> float:
@@ -293,6 +316,7 @@ def _refusals(every: list[Combination]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--pools", type=int, default=1, help="pools of ranks that run at a time")
     parser.add_argument("--write", action="store_true", help="only write the table")
     parser.add_argument("--again", action="store_true", help="run again what failed")
     options = parser.parse_args()
@@ -302,7 +326,7 @@ def main() -> None:
     if options.write:
         write(read(), every)
     else:
-        run(every, options.seconds)
+        run(every, options.seconds, options.pools)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,9 @@ class _Supervisor:
         first = min(failed, key=lambda rank: rank.failed_at)
         code = first.process.returncode
         if code < 0 and self.asked:
+            # Waiting inside torch, a rank cannot answer: the signal has ended it.
+            how = "interrupted" if self.asked[-1] == signal.SIGINT else "asked to stop"
+            say(f"error: {how}; the same command goes on from the last checkpoint".encode())
             return 128 + self.asked[-1]
         first.voice.speak()
         words = first.voice.last_words or first.voice.spoken

@@ -4,20 +4,34 @@ Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state sav
 """
 
 import contextlib
+import signal
 import sys
 import traceback
 from contextlib import ExitStack
 
 from trainer import config as configs
 from trainer.config import RunConfig
+from trainer.interrupts import LeaveAtOnce
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
+USAGE = "usage: python -m trainer CONFIG [key=value…]"
 
 
 def main(arguments: list[str]) -> int:
     """Train the run that `arguments` (a config file, then key=value) describe; returns the exit code."""
+    if arguments in (["-h"], ["--help"]):
+        print(f"{USAGE}: one rank of a run; `germinal train` starts them")
+        return DONE
     if not arguments or arguments[0].startswith("-"):
-        return complain("usage: python -m trainer CONFIG [key=value…]", WRONG)
+        return complain(USAGE, WRONG)
+    at_once = LeaveAtOnce("the first step").begin()
+    try:
+        return _run(arguments, at_once)
+    finally:
+        at_once.end()
+
+
+def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
     try:
         cfg = configs.load(arguments[0], arguments[1:])
     except ValueError as error:
@@ -29,18 +43,23 @@ def main(arguments: list[str]) -> int:
     from parallel import runtime as runtimes
 
     try:
-        runtime = runtimes.start()
+        with (
+            at_once.without_a_word()
+        ):  # a rank that waits for the others inside torch runs no handler of ours
+            runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
     with ExitStack() as stack:
         stack.callback(runtime.stop)
+        # From here on ranks wait for each other: a request to stop is for the loop, where all leave together.
+        at_once.end(signal.SIGTERM, signal.SIGUSR1)
         runtime.watch_signals()
-        return _train(cfg, runtime, stack)
+        return _train(cfg, runtime, stack, at_once)
 
 
-def _train(cfg: RunConfig, runtime, stack: ExitStack) -> int:  # type: ignore[no-untyped-def]
+def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> int:  # type: ignore[no-untyped-def]
     from trainer.metrics.events import EventLog
     from trainer.run import assemble
 
@@ -50,6 +69,12 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack) -> int:  # type: ignore[no
         return complain(error, WRONG)
     except (RuntimeError, OSError) as error:
         return fail(error, cfg, runtime.rank)
+    if run.state.step >= cfg.train.steps and runtime.is_writer:
+        done = (
+            f"{cfg.folder} is at step {run.state.step}, train.steps={cfg.train.steps}: nothing is left to do"
+        )
+        print(done, file=sys.stderr, flush=True)
+    at_once.end()
     try:
         finished = run()
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ loop.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from parallel.plan import Layout
 from parallel.runtime import Runtime
 from trainer import config as configs
 from trainer.checkpoint.manager import Checkpointer
+from trainer.checkpoint.ranks import Ranks
 from trainer.config import RunConfig
 from trainer.evaluate import Evaluator
 from trainer.files import write_atomically
+from trainer.lock import FolderLock
 from trainer.loop import train
 from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
@@ -71,8 +75,8 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
     """
     layout = configs.layout(cfg, runtime.world)
     stream = open_stream(cfg)
-    if runtime.is_writer:
-        prepare_folder(cfg, stream)
+    ranks = Ranks(runtime.rank, runtime.world, gather)
+    ranks.first(lambda: prepare_folder(cfg, stream, stack))
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
 
@@ -174,12 +178,26 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     )
 
 
-def prepare_folder(cfg: RunConfig, stream: Stream) -> None:
-    """The run folder with the resolved config and the tokenizer beside it, so that it stands on its own."""
-    cfg.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
+def prepare_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
+    """The run folder, held by this process, with the resolved config and the tokenizer beside it, so that it
+    stands on its own.
+    """
     corpus = stream.sources[0].corpus
-    write_atomically(cfg.folder / "tokenizer.json", corpus.storage.read(corpus.manifest.tokenizer.file))
+    entry = corpus.manifest.tokenizer
+    tokenizer = corpus.storage.read(entry.file)
+    if (found := hashlib.sha256(tokenizer).hexdigest()) != entry.sha256:
+        raise RuntimeError(
+            f"{cfg.data.sources[0].path}: {entry.file} is not the tokenizer that the corpus was made with: "
+            f"sha256 {found[:12]}…, where the manifest has {entry.sha256[:12]}…: restore the file"
+        )
+    cfg.folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock.take(cfg.folder)
+    stack.callback(lock.release)
+    if lock.unsupported:
+        with contextlib.closing(EventLog(cfg.folder / "events.jsonl")) as events:
+            events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
+    write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
+    write_atomically(cfg.folder / "tokenizer.json", tokenizer)
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

@@ -57,6 +57,14 @@ def test_empty_corpus(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_damaged_tokenizer(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path)
+    with (corpus / "train" / "tokenizer.json").open("a") as tokenizer:
+        tokenizer.write(" ")
+    refused(FAILED, "tokenizer.json", "sha256", command=("train", write_config(tmp_path, corpus)))
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
+
+
 def test_corpus_changed_since_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

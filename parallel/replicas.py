@@ -40,11 +40,12 @@ class Replicas:
             return
         filled = 0
         for parameter in reversed(parameters):
-            if filled >= BUCKET_BYTES:
+            size = parameter.numel() * parameter.element_size()
+            if filled and filled + size > BUCKET_BYTES:
                 self._buckets.append([])
                 filled = 0
             self._buckets[-1].append(parameter)
-            filled += parameter.numel() * parameter.element_size()
+            filled += size
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]
         for parameter in self._bucket_of:

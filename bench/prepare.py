@@ -1,19 +1,22 @@
 """`prepare` against `tokenizers` alone: tokens a second of one core, interleaved; and memory.
 
-    python bench/prepare.py [--megabytes 24] [--repeats 3]
+    python bench/prepare.py [--megabytes 8] [--rounds 11] [--json FILE]
 
 The reference is what nothing can beat: one process that has the texts in memory and asks the library for
 their ids, one text at a time as a worker does (`encode_batch_fast` of one), and throws the ids away.
 `prepare` reads the same texts from lines of JSON, tokenises them, writes, hashes and fsyncs shards, indexes,
 data card and manifest. Times are CPU seconds of the process, which other work on the machine stretches less
-than the clock, and the best of several runs. Memory is that of one worker at a quarter of the input and at
-the whole of it: it must not grow.
+than the clock; the two take turns, each first every other round, and the ratio is the median of the rounds'.
+Memory is that of one worker at a quarter of the input and at four times of it: it must not grow. And with
+one document of the whole input's size.
 """
 
 import argparse
 import json
+import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data import tokenizer as tokenizers
 from data.prepare import prepare
@@ -83,12 +87,13 @@ def only_prepare(path: str, tokenizer: str, out: str) -> None:
 
 
 def main() -> None:
-    """Prints both rates, their ratio, and the memory."""
+    """Prints both rates, their ratio, and the memory, as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--megabytes", type=float, default=24)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--megabytes", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--json", help="write the report to this file")
     parser.add_argument("--only-prepare", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only_prepare:
@@ -100,20 +105,38 @@ def main() -> None:
         tokenizers.train("bpe", texts(4_000_000), 16_384).save(str(tokenizer))
         seconds_prepare(base / "in.jsonl", tokenizer, base / "warm")
         rates: dict[str, list[float]] = {"alone": [], "prepare": []}
-        for repeat in range(args.repeats):
-            seconds, tokens = seconds_alone(base / "in.jsonl", tokenizer)
-            rates["alone"].append(tokens / seconds)
-            seconds, tokens = seconds_prepare(base / "in.jsonl", tokenizer, base / f"out{repeat}")
-            rates["prepare"].append(tokens / seconds)
-        for name, values in rates.items():
-            print(f"{name:8} {max(values) / 1e6:6.3f} million tokens a second of one core (best)")
-        ratio = max(rates["prepare"]) / max(rates["alone"])
-        print(f"ratio    {ratio:6.3f} (goal: at least {GOAL})")
-        for share in (0.25, 1.0):
-            path = base / f"part{share}.jsonl"
-            write_jsonl(path, int(share * args.megabytes * 1e6))
+        for turn in range(args.rounds):
+            for name in sorted(rates, reverse=bool(turn % 2)):
+                if name == "alone":
+                    seconds, tokens = seconds_alone(base / "in.jsonl", tokenizer)
+                else:
+                    seconds, tokens = seconds_prepare(base / "in.jsonl", tokenizer, base / f"out{turn}")
+                rates[name].append(tokens / seconds)
+        ratios = sorted(ours / alone for ours, alone in zip(rates["prepare"], rates["alone"]))
+        report: dict[str, Any] = {
+            "machine": f"CPU, {os.cpu_count()} cores",
+            "megabytes": args.megabytes,
+            "rounds": args.rounds,
+            "million_tokens_per_core_second": {
+                name: round(statistics.median(values) / 1e6, 3) for name, values in rates.items()
+            },
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
+            "goal": GOAL,
+            "peak_megabytes_of_a_worker": {},
+        }
+        for share in (0.25, 1.0, 4.0):
+            path, size = base / f"part{share}.jsonl", share * args.megabytes
+            write_jsonl(path, int(size * 1e6))
             peak = peak_megabytes(path, tokenizer, base / f"memory{share}")
-            print(f"memory   {share * args.megabytes:6.1f} MB of text: peak {peak:.0f} MB a worker")
+            report["peak_megabytes_of_a_worker"][f"{size:g} MB of text"] = round(peak)
+        path = base / "one.txt"
+        path.write_text("".join(texts(int(args.megabytes * 4e6))), encoding="utf-8")
+        peak = peak_megabytes(path, tokenizer, base / "memory_one")
+        report["peak_megabytes_of_a_worker"][f"one document of {4 * args.megabytes:g} MB"] = round(peak)
+    print(json.dumps(report, indent=1))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def whole(text: str, tally: Tally, where: str) -> str:
     """Text that UTF-8 can carry: half a surrogate pair or a byte that is not UTF-8, which JSON can smuggle
     in, becomes U+FFFD and is counted.
     """
+    if text.isascii():  # known without looking
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

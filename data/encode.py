@@ -152,7 +152,7 @@ class _Segments:
 def text_bytes_of(document: Document, encode: Encoder) -> int:
     """UTF-8 bytes of the text; for ids that were given, of the text they stand for."""
     if document.ids is None:
-        return len(document.text.encode())
+        return len(document.text) if document.text.isascii() else len(document.text.encode())
     largest, least = (int(document.ids.max()), int(document.ids.min())) if document.ids.size else (0, 0)
     if least < 0 or largest >= encode.vocab:
         wrong = largest if least >= 0 else least

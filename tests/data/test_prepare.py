@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from data import tokenizer as tokenizers
 from data.manifest import read_index, read_manifest
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
+from data.shards import TokenShardWriter
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "ünï", "東京", "🌱"]
 
@@ -464,3 +466,23 @@ def test_a_corpus_inside_its_own_source_is_no_source(tmp_path: Path) -> None:
             [str(tmp_path / "texts")], tmp_path / "texts/out", tokenizer="bytes", workers=1, progress=False
         )
     assert report.was_complete and report.train.documents == 5
+
+
+def test_shards_are_the_bytes_that_webdataset_writes(tmp_path: Path) -> None:
+    names = ["a", "000000-000000007", "ü" * 40, "d" * 60 + "/" + "n" * 60]
+    samples = [(key, np.arange(n, dtype=np.uint16)) for key, n in zip(names, (0, 1, 300, 5))]
+    writer = TokenShardWriter(tmp_path / "ours.tar", np.dtype(np.uint16))
+    with webdataset.TarWriter(
+        str(tmp_path / "plain.tar"), mtime=0, user="germinal", group="germinal", mode=0o644
+    ) as plain:
+        plain.tarstream.format = tarfile.USTAR_FORMAT  # what it means to write; it leaves tarfile at PAX
+        for key, ids in samples:
+            media = {"png": b"x" * 512, "cls": b"3"}
+            writer.add(key, ids, 9, {"path": "ä"}, media)
+            about = json.dumps({"path": "ä", "text_bytes": 9}, ensure_ascii=False)
+            plain.write({"__key__": key, "npy": ids, "json": about.encode(), **media})
+    entry = writer.close()
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+    raw, index = (tmp_path / "ours.tar").read_bytes(), np.load(tmp_path / entry.index_file)
+    for (_, ids), (offset, count) in zip(samples, index[:2].T.tolist(), strict=True):
+        assert raw[offset : offset + 2 * count] == ids.tobytes()

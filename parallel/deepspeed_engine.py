@@ -14,7 +14,7 @@ from parallel import deepspeed_start
 from parallel.config import ParallelConfig
 from parallel.deepspeed_masters import Masters
 from parallel.deepspeed_optim import Factory, FlatAdamW, from_factory
-from parallel.engine import Chunk, Micro, ModelInputs, Objective, StepResult
+from parallel.engine import Chunk, Evaluation, Micro, ModelInputs, Objective, StepResult
 from parallel.initialize import draw
 from parallel.plan import Layout, ModelPlan
 from parallel.recompute import apply_recompute
@@ -199,16 +199,16 @@ class DeepSpeedEngine:
     # -- evaluation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
-        """(sum of losses, count) over the batches of all data ranks, which must give equally many."""
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
+        """Over the batches of all data ranks, which must give equally many."""
         sums = torch.zeros(2, dtype=torch.float64, device=self._runtime.device)
         self._engine.eval()
         for batch in batches:
             inputs = self._inputs(batch)
             output = self._engine(inputs.x, **inputs.kwargs)
             sums.add_(torch.stack(self._objective.loss(output, inputs)))
-        loss_sum, count, _ = self._reduce(sums)
-        return loss_sum, count
+        loss_sum, count, asked = self._reduce(sums, stop)
+        return Evaluation(loss_sum, count, asked > 0)
 
     # -- state ----------------------------------------------------------------------------------------------
 

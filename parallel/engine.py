@@ -101,6 +101,17 @@ class StepResult:
     fault: str = ""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The sum of losses over what was evaluated, how many targets it is over, and whether some rank asked to
+    stop; the same on every rank.
+    """
+
+    loss_sum: float
+    count: float
+    stop: bool
+
+
 class Engine(Protocol):
     """One model on many devices. Every method is collective: all ranks call it in the same order."""
 
@@ -111,7 +122,7 @@ class Engine(Protocol):
     @property
     def is_writer(self) -> bool: ...
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult: ...
-    def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]: ...
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation: ...
     def chunks(self) -> list[Chunk]: ...
     def scalars(self) -> dict[str, Any]: ...
     def load(self, scalars: dict[str, Any]) -> None: ...

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from parallel import pieces
 from parallel.context import slice_inputs
-from parallel.engine import Chunk, LocalOptimizer, LocalParameter, Micro, ModelInputs, Objective, StepResult
+from parallel.engine import (
+    Chunk,
+    Evaluation,
+    LocalOptimizer,
+    LocalParameter,
+    Micro,
+    ModelInputs,
+    Objective,
+    StepResult,
+)
 from parallel.mesh import Mesh, end_to_end_group
 from parallel.parallelize import Parallelized
 from parallel.pieces import Piece
@@ -256,9 +265,9 @@ class TorchEngine:
         return f"the gradient is not finite ({where})"
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Micro]) -> tuple[float, float]:
-        """(sum of losses, count) over the batches of all data ranks, which must give equally many."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
+        """Over the batches of all data ranks, which must give equally many."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._set_mode(training=False)
         for batch in batches:
             inputs = self._inputs(batch)
@@ -268,11 +277,12 @@ class TorchEngine:
                 else self._pipeline.evaluate(inputs)
             )
             if output is not None and self._mesh.tp.rank == 0:
-                sums.add_(torch.stack(self._objective.loss(output, inputs)))
+                sums[:2] += torch.stack(self._objective.loss(output, inputs))
+        sums[2] = float(stop)
         if self._layout.world > 1:
             dist.all_reduce(sums)
-        loss_sum, count = sums.tolist()
-        return loss_sum, count
+        loss_sum, count, asked = sums.tolist()
+        return Evaluation(loss_sum, count, asked > 0)
 
     def chunks(self) -> list[Chunk]:
         """Master weights and optimiser state, as live memory. Empty pieces are left out."""

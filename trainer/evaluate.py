@@ -3,11 +3,16 @@ text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from data.loader import HeldoutLoader
 from parallel.engine import Engine
+
+# How many batches of a rank an evaluation goes on for after a request to stop.
+BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -24,22 +29,36 @@ class Evaluator:
     """Evaluates every held-out set on the engine, at the steps that `every` names and at the last.
 
     The sets are cut by document, so the figure does not depend on the batch, the layout or the training
-    stream.
+    stream. `done`: the last step whose evaluation is in the record.
     """
 
-    def __init__(self, sets: Sequence[HeldoutLoader], *, every: int) -> None:
+    def __init__(self, sets: Sequence[HeldoutLoader], *, every: int, done: int = 0) -> None:
         self.sets = sets
         self.every = every
+        self.done = done
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether an evaluation follows this step; `every` 0 means never, not even at the end."""
-        return bool(self.sets) and self.every > 0 and (last or step % self.every == 0)
+        """Whether an evaluation follows this step and is not in the record; `every` 0 means never, not even
+        at the end.
+        """
+        return bool(self.sets) and self.every > 0 and step > self.done and (last or step % self.every == 0)
 
-    def __call__(self, engine: Engine) -> dict[str, HeldoutResult]:
-        """Name of each held-out set → its result; the same on every rank."""
+    def __call__(
+        self, engine: Engine, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, HeldoutResult] | None:
+        """Name of each held-out set → its result; None where some rank was asked to stop meanwhile. The same
+        on every rank, which agree every `BATCHES` batches.
+        """
         results = {}
         for heldout in self.sets:
-            loss_sum, count = engine.evaluate(heldout)
+            loss_sum = count = 0.0
+            batches: Iterator[Any] = iter(heldout)
+            for _ in range(0, len(heldout), BATCHES):
+                part = engine.evaluate(islice(batches, BATCHES), stop=stopping())
+                if part.stop:
+                    return None
+                loss_sum += part.loss_sum
+                count += part.count
             results[heldout.name] = HeldoutResult(
                 loss=loss_sum / max(1.0, count),
                 bits_per_byte=loss_sum / math.log(2.0) / max(1, heldout.text_bytes),

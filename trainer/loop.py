@@ -38,8 +38,19 @@ def train(
         RuntimeError: a gradient that is not finite, with the step and its sequences.
     """
     steps = cfg.train.steps
+
+    def evaluate() -> bool:
+        """The evaluation that is due, if one is; False where a request to stop cut it short."""
+        if evaluator.due(state.step, last=state.step == steps):
+            results = evaluator(engine, stopping)
+            if results is None:
+                return False
+            meter.evaluation(state, results)
+        return True
+
+    stop = not evaluate()  # the run that was resumed may have been stopped in the middle of one
     for micro_batches in batches:
-        if state.step >= steps:
+        if stop or state.step >= steps:
             break
         lr = learning_rate(state.step, cfg.optim, steps)
         result = engine.step(micro_batches, lr=lr, stop=stopping())
@@ -50,17 +61,11 @@ def train(
                 f"{result.loss_sum / result.count:.4g}: nothing was updated; lower optim.lr, or see the text "
                 "with germinal data inspect --sequence"
             )
-        state.step += 1
-        state.sequences += cfg.train.global_batch
-        state.tokens += round(result.count)
+        state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
         meter.step(state, result, lr=lr, micro_batches=micro_batches)
 
-        last = state.step == steps
-        if evaluator.due(state.step, last=last) and not result.stop:
-            meter.evaluation(state, evaluator(engine))
-        if checkpointer.due(state.step) or last or result.stop:
+        stop = result.stop or not evaluate()
+        if checkpointer.due(state.step) or state.step == steps or stop:
             checkpointer.save(state, engine)
-        if result.stop:
-            break
     checkpointer.wait()
-    return state.step >= steps
+    return state.step >= steps and not stop

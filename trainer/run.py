@@ -100,7 +100,7 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
     )
     stack.callback(checkpointer.close)
     state = checkpointer.resume(engine) or TrainState()
-    meter.resume(state)
+    evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
 
     loader = Loader(
         stream,
@@ -132,7 +132,7 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
         state=state,
         checkpointer=checkpointer,
         meter=meter,
-        evaluator=Evaluator(heldout, every=cfg.train.eval_every),
+        evaluator=Evaluator(heldout, every=cfg.train.eval_every, done=state.step if evaluated else 0),
         stopping=lambda: runtime.stopping,
     )
 

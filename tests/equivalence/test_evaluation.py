@@ -3,7 +3,14 @@
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from runs import Alone, Case, build, micro_batches
+
+from parallel.engine import Evaluation
+
+
+def sums(result: Evaluation) -> tuple[float, float]:
+    return result.loss_sum, result.count
 
 
 def evaluated(context: Any, parallel: dict[str, Any], tied: bool) -> list[tuple[float, float]]:
@@ -13,10 +20,16 @@ def evaluated(context: Any, parallel: dict[str, Any], tied: bool) -> list[tuple[
     def read(step: int) -> Any:
         return micro_batches(case, step, engine.data_rank, engine.data_ranks)
 
-    found = [engine.evaluate(read(90))]
+    found = [sums(engine.evaluate(read(90)))]
     for step in range(3):
         result = engine.step(read(step), lr=1e-3)
-        found += [(result.loss_sum, result.grad_norm), engine.evaluate(read(90)), engine.evaluate(read(91))]
+        after = [sums(engine.evaluate(read(number))) for number in (90, 91)]
+        found += [(result.loss_sum, result.grad_norm), *after]
+    assert not engine.evaluate(read(90)).stop
+    last = dist.is_initialized() and context.rank == context.world - 1
+    assert engine.evaluate(read(90), stop=last or context.world == 1).stop, (
+        "one rank asks, and every rank knows"
+    )
     return found
 
 

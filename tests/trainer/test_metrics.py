@@ -71,18 +71,28 @@ def test_several_processes_share_a_file_without_mixing_lines(tmp_path: Path) -> 
     assert seen == [(rank, step) for rank in range(4) for step in range(1, 301)]
 
 
-def test_a_resume_drops_later_lines_and_torn_ones_wherever_they_are(tmp_path: Path) -> None:
+def test_a_resume_drops_later_lines_and_the_torn_ones_among_them(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     kept = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval": {"a": {"loss": 1.0}}}]
     rows = [json.dumps(row) for row in (kept[0], kept[1], kept[2], {"step": 3, "loss": 0.5})]
-    path.write_text("\n".join([rows[0], '{"step": 2, "lo', rows[1], rows[3], rows[2], "[1]", '{"step": 4']))
-    assert truncate_after(path, 2) == (1, 3)
+    path.write_text("\n".join([rows[0], rows[1], rows[3], rows[2], "[1]", rows[3], '{"step": 4']))
+    assert truncate_after(path, 2) == (2, 2)
     assert lines(path) == kept
     before = path.stat()
     assert truncate_after(path, 2) == (0, 0)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "not touched"
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
     assert truncate_after(tmp_path / "none.jsonl", 2) == (0, 0)
+
+
+def test_a_damaged_line_among_finished_steps_is_no_torn_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    text = '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n'
+    path.write_text(text)
+    with pytest.raises(RuntimeError, match=r"metrics\.jsonl, line 2: .*restore it"):
+        truncate_after(path, 3)
+    assert path.read_text() == text and os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert truncate_after(path, 1) == (1, 1), "after the checkpoint it may be torn"
 
 
 def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from parallel.runtime import Runtime
 from trainer.config import RunConfig
 from trainer.metrics.events import EventLog
 from trainer.metrics.progress import Progress
-from trainer.metrics.sinks import JsonlLog, truncate_after
+from trainer.metrics.sinks import JsonlLog, records_of, truncate_after
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
 from trainer.models.stats import flops_per_token
@@ -93,9 +93,9 @@ class Meter:
     def logs(self) -> tuple[JsonlLog, ...]:
         return (self._metrics, self._ledger, self._quarantine)
 
-    def resume(self, state: TrainState) -> None:
+    def resume(self, state: TrainState) -> bool:
         """Begin at `state`. Lines of later steps, which a killed run left behind, are dropped: every step
-        once.
+        once. Returns whether an evaluation after `state.step` is in the record, on the rank that writes it.
         """
         if self._writes:
             for log in self.logs:
@@ -107,6 +107,7 @@ class Meter:
             self._events.event("start", state.step, reason, **self._about)
         self._progress = Progress(self._cfg.train.steps, done=state.step, shown=self._writes)
         self._speed.go()
+        return self._writes and any("eval" in record for record in records_of(self._metrics.path, state.step))
 
     def step(
         self, state: TrainState, result: StepResult, *, lr: float, micro_batches: Sequence[Micro]

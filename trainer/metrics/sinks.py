@@ -78,20 +78,29 @@ def truncate_after(path: Path, step: int) -> tuple[int, int]:
     dropped.
 
     Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer
-    than the last checkpoint, so what they held will be written again. A file with nothing to drop is not
-    touched.
+    than the last checkpoint, so what they held will be written again. RuntimeError where a line that is not
+    whole stands before one of a step that is kept: nothing of ours leaves that. A file with nothing to drop
+    is not touched.
     """
     if not path.exists():
         return 0, 0
     later = torn = 0
+    first_torn = 0  # its number, from 1
     part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with path.open("rb") as old, part.open("wb") as new:
-        for line in old:
+        for number, line in enumerate(old, 1):
             at = _step_of(line)
             if at is None:
                 torn += 1
+                first_torn = first_torn or number
             elif at > step:
                 later += 1
+            elif first_torn:
+                part.unlink()
+                raise RuntimeError(
+                    f"{path}, line {first_torn}: not a JSON object with a step, though finished steps "
+                    "follow: the file was damaged; restore it, or delete that line to go on without it"
+                )
             else:
                 new.write(line)
         new.flush()
@@ -102,6 +111,14 @@ def truncate_after(path: Path, step: int) -> tuple[int, int]:
     else:
         part.unlink()
     return later, torn
+
+
+def records_of(path: Path, step: int) -> list[dict[str, Any]]:
+    """The objects of one step, of a file that `truncate_after` has seen."""
+    if not path.exists():
+        return []
+    with path.open("rb") as lines:
+        return [json.loads(line) for line in lines if _step_of(line) == step]
 
 
 def _step_of(line: bytes) -> int | None:

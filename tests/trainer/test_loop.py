@@ -1,0 +1,60 @@
+"""Asked to stop in the middle of an evaluation: the run leaves, and what it goes on to is the run of one that
+never stopped.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from whole_runs import TIMES, make_corpus, write_config
+
+from data.loader import HeldoutLoader
+from parallel import runtime as runtimes
+from trainer import config as configs
+from trainer import evaluate
+from trainer.run import assemble
+
+
+def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:
+    """One start of the run; `stop_at_evaluation` raises the flag at the second batch of that evaluation."""
+    cfg = configs.load(config, overrides)
+    with ExitStack() as stack:
+        runtime = runtimes.start(env={})
+        run = assemble(cfg, runtime, stack)
+        seen = 0
+        read = HeldoutLoader.__iter__
+
+        def reading(self: HeldoutLoader) -> Iterator[Any]:
+            nonlocal seen
+            seen += 1
+            for number, batch in enumerate(read(self)):
+                runtime.stopping |= number == 1 and seen == stop_at_evaluation
+                yield batch
+
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(HeldoutLoader, "__iter__", reading)
+        patch.setattr(evaluate, "BATCHES", 1)
+        return run()
+
+
+def record(folder: Path) -> list[dict[str, Any]]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("evaluation", [1, 2], ids=["in the middle", "after the last step"])
+def test_a_stop_during_an_evaluation_leaves_no_trace(tmp_path: Path, evaluation: int) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path, documents=200), train__steps=6, train__eval_every=3)
+    assert go(config, f"run_dir={tmp_path}/straight")
+    assert not go(config, f"run_dir={tmp_path}/stopped", stop_at_evaluation=evaluation), (
+        "it was asked to stop"
+    )
+    stopped = record(tmp_path / "stopped")
+    assert "eval" not in stopped[-1] and stopped[-1]["step"] == 3 * evaluation
+    assert go(config, f"run_dir={tmp_path}/stopped")
+    assert record(tmp_path / "stopped") == record(tmp_path / "straight")
+    assert go(config, f"run_dir={tmp_path}/stopped"), "nothing is left to do"
+    assert record(tmp_path / "stopped") == record(tmp_path / "straight")

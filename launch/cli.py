@@ -35,10 +35,14 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. A failure is one line on standard error."""
+def main(arguments: Sequence[str] | None = None, *, started: Callable[[], None] = lambda: None) -> int:
+    """Run one command; returns the exit code. A failure is one line on standard error.
+
+    `started` is called by a command that has something to tidy up when it is interrupted.
+    """
     try:
         args = parse(sys.argv[1:] if arguments is None else list(arguments))
+        args.started = started
         return args.run(args)
     except ValueError as error:
         return _complain(error, 2)

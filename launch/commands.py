@@ -2,10 +2,15 @@
 
 import argparse
 import dataclasses
+import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 from launch.checkpoints import run_folder
 from launch.job import Command, Job, python
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
 
 
 def version(args: argparse.Namespace) -> int:
@@ -23,7 +28,9 @@ def train(args: argparse.Namespace) -> int:
     if args.debug and args.nproc > 1:
         raise ValueError(f"--nproc {args.nproc}: --debug is one process; leave one of them out")
     job = Job(args.config, tuple(args.overrides), args.nproc)
-    check(job.alone() if args.debug else job)
+    folder = check(job.alone() if args.debug else job).folder
+    if not args.debug:
+        print(f"{folder}: starting {args.nproc} rank{'s' * (args.nproc > 1)}", file=sys.stderr)
     return submit.debug(job) if args.debug else submit.run(job)
 
 
@@ -41,7 +48,7 @@ def verify(args: argparse.Namespace) -> int:
         return submit.wait(record) or submit.wait(compare)
 
 
-def check(job: Job) -> None:
+def check(job: Job) -> "RunConfig":
     """Everything about a job that can be known without torch; ValueError or RuntimeError, one line."""
     from data.manifest import read_manifest
     from trainer import config
@@ -62,6 +69,7 @@ def check(job: Job) -> None:
                 f"model.vocab={cfg.model.vocab}: the tokenizer of {path} has {vocab} tokens; "
                 f"set model.vocab to {vocab} or more"
             )
+    return cfg
 
 
 def generate(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ def prepare(args: argparse.Namespace) -> int:
     from data.prepare import prepare
     from data.recipe import Recipe
 
+    args.started()
     report = prepare(
         args.sources,
         Path(args.out),

@@ -47,5 +47,9 @@ class Command:
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command line that runs `module` with the interpreter that runs this."""
-    return (sys.executable, "-m", module, *arguments)
+    """The command line that runs `module` with the interpreter that runs this.
+
+    -P: the module is this installation's, also where the working directory has one of that name.
+    """
+    start = () if module == "trainer" else ("trainer.start",)
+    return (sys.executable, "-P", "-m", *start, module, *arguments)

@@ -11,6 +11,7 @@ from typing import NoReturn
 from launch.job import Command, Job
 from launch.local import rank_commands
 from launch.supervisor import supervise
+from trainer.interrupts import hold
 
 
 def run(job: Job) -> int:
@@ -35,6 +36,7 @@ def become(command: Command) -> NoReturn:
     """Replace this process by `command`."""
     sys.stdout.flush()
     sys.stderr.flush()
+    hold()  # what comes while the program changes is for the next one
     os.execve(command.argv[0], command.argv, os.environ | command.env)
 
 

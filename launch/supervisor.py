@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from launch.job import Command
 from launch.voice import SHOW_CURSOR, Voice, say, terminal_like_ours, write
@@ -24,7 +25,9 @@ AGREED = (0, 75)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def supervise(commands: Sequence[Command], *, grace_seconds: float = 10.0) -> int:
+def supervise(
+    commands: Sequence[Command], *, grace_seconds: float = 10.0, stop_seconds: float = 600.0
+) -> int:
     """Run `commands` as the ranks of one program until all have ended; returns the program's exit code.
 
     Rank 0 keeps standard output. What the others print, and what any rank writes to standard error, comes out
@@ -32,10 +35,11 @@ def supervise(commands: Sequence[Command], *, grace_seconds: float = 10.0) -> in
 
     The first rank to fail decides the exit code and its error is the one shown; the others are asked to end
     (SIGTERM) and after `grace_seconds` made to. A rank ended by a signal counts as failed (1). SIGINT,
-    SIGTERM and SIGUSR1 are passed on; a second SIGINT or SIGTERM kills. If this process itself is killed, the
+    SIGTERM and SIGUSR1 are passed on, and SIGCONT with them; a second SIGINT or SIGTERM kills, and so does
+    the end of `stop_seconds`, in which a rank has to save and leave. If this process itself is killed, the
     kernel kills the ranks (on Linux).
     """
-    supervisor = _Supervisor(grace_seconds)
+    supervisor = _Supervisor(grace_seconds, stop_seconds)
     try:
         for rank, command in enumerate(commands):
             supervisor.start(rank, command, marked=len(commands) > 1)
@@ -58,8 +62,11 @@ class _Rank:
 
 
 class _Supervisor:
-    def __init__(self, grace_seconds: float) -> None:
+    def __init__(self, grace_seconds: float, stop_seconds: float) -> None:
         self.grace_seconds = grace_seconds
+        self.stop_seconds = stop_seconds
+        self.stop_by = float("inf")
+        self.silent: list[int] = []  # ranks that had not left by then
         self.ranks: list[_Rank] = []
         self.kill_at = float("inf")
         self.arrived: list[int] = []  # signals not yet passed on
@@ -102,7 +109,7 @@ class _Supervisor:
         while any(rank.process.poll() is None for rank in self.ranks):
             self._pass_on_signals()
             self._react()
-            self._read(timeout=max(0.0, min(1.0, self.kill_at - time.monotonic())))
+            self._read(timeout=max(0.0, min(1.0, min(self.kill_at, self.stop_by) - time.monotonic())))
         self._react()
         self._read(timeout=0.0)
         return self._verdict()
@@ -121,8 +128,17 @@ class _Supervisor:
                 self.kill_at = now + self.grace_seconds
                 # One that has spoken is on its way out, and its exit code may be the one that counts.
                 self._send(signal.SIGTERM, [rank for rank in self.ranks if not rank.voice.last_words])
+        if now >= self.stop_by and not self.silent:
+            self.silent = self._silent()
+            self._kill_all()
         if now >= self.kill_at:
             self._kill_all()
+
+    def _silent(self) -> list[int]:
+        """The ranks that are still there; where some of them are stopped, those: the others wait for them."""
+        there = [rank for rank in self.ranks if rank.process.poll() is None]
+        stopped = [rank for rank in there if _is_stopped(rank.process.pid)]
+        return [rank.voice.number for rank in stopped or there]
 
     def _pass_on_signals(self) -> None:
         while self.arrived:
@@ -133,6 +149,9 @@ class _Supervisor:
                 self._kill_all()
             else:
                 self._send(number, self.ranks)
+                self._send(signal.SIGCONT, self.ranks)  # a stopped process answers nothing
+                if self.asked:
+                    self.stop_by = min(self.stop_by, time.monotonic() + self.stop_seconds)
 
     def _read(self, timeout: float) -> None:
         for key, _ in self.selector.select(timeout):
@@ -146,18 +165,17 @@ class _Supervisor:
     def _verdict(self) -> int:
         """The exit code of all, once each has one; says the last words of the rank that decided it."""
         failed = [rank for rank in self.ranks if rank.process.returncode not in AGREED]
+        spoken: list[list[bytes]] = []
         for rank in self.ranks:
-            if rank not in failed:  # what it said was not its end
+            if rank not in failed and rank.voice.last_words not in spoken:  # what it said was not its end
                 rank.voice.speak()
+                spoken.append(rank.voice.last_words)
         if not failed:
             return max(rank.process.returncode for rank in self.ranks)
         first = min(failed, key=lambda rank: rank.failed_at)
         code = first.process.returncode
         if code < 0 and self.asked:
-            # Waiting inside torch, a rank cannot answer: the signal has ended it.
-            how = "interrupted" if self.asked[-1] == signal.SIGINT else "asked to stop"
-            say(f"error: {how}; the same command goes on from the last checkpoint".encode())
-            return 128 + self.asked[-1]
+            return self._ended_by_the_signal(-code)
         first.voice.speak()
         words = first.voice.last_words or first.voice.spoken
         if code < 0 and not words:
@@ -167,6 +185,25 @@ class _Supervisor:
         elif not words:
             say(f"error: rank {first.voice.number} ended with exit code {code} and said nothing".encode())
         return 1 if code < 0 else code
+
+    def _ended_by_the_signal(self, number: int) -> int:
+        """A rank that waits inside torch cannot answer a signal, which then ends it: nothing was under way.
+        One that was killed because it did not end in time has lost what came after its last checkpoint.
+        """
+        asked = self.asked[-1]
+        how = "interrupted" if asked == signal.SIGINT else "asked to stop"
+        if self.silent:
+            ranks = ", ".join(map(str, self.silent))
+            say(
+                f"error: {how}, and rank {ranks} did not answer within {self.stop_seconds:g} s: killed; "
+                "the same command goes on from the last checkpoint".encode()
+            )
+            return 1
+        if number == asked == signal.SIGTERM and len(self.asked) == 1:
+            say(f"error: {how} before the first step: nothing was under way".encode())
+            return 75
+        say(f"error: {how}; the same command goes on from the last checkpoint".encode())
+        return 128 + asked
 
     def _send(self, number: int, ranks: Sequence[_Rank]) -> None:
         for rank in ranks:
@@ -194,6 +231,13 @@ class _Supervisor:
         self.selector.close()
         self.wake.close()
         self.waker.close()
+
+
+def _is_stopped(process: int) -> bool:
+    """Whether the process is stopped by a signal or a debugger (proc(5): state T or t)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 def _die_with_parent(parent: int) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from trainer import config as configs
 from trainer.config import RunConfig
 from trainer.interrupts import LeaveAtOnce
+from trainer.starting import Starting
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 USAGE = "usage: python -m trainer CONFIG [key=value…]"
@@ -42,13 +43,13 @@ def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
 
     from parallel import runtime as runtimes
 
+    at_once.without_a_word()
     try:
-        with (
-            at_once.without_a_word()
-        ):  # a rank that waits for the others inside torch runs no handler of ours
-            runtime = runtimes.start()
+        runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
+    finally:
+        at_once.in_words()
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
     with ExitStack() as stack:
@@ -63,8 +64,10 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
     from trainer.metrics.events import EventLog
     from trainer.run import assemble
 
+    starting = Starting(shown=runtime.is_writer)
+    stack.callback(starting.end)
     try:
-        run = assemble(cfg, runtime, stack)
+        run = assemble(cfg, runtime, stack, doing=starting.now)
     except ValueError as error:
         return complain(error, WRONG)
     except (RuntimeError, OSError) as error:
@@ -75,6 +78,8 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
         )
         print(done, file=sys.stderr, flush=True)
     at_once.end()
+    first = run.state.step
+    starting.until("the first step", lambda: run.state.step > first)
     try:
         finished = run()
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from trainer.__main__ import DONE, FAILED, WRONG, complain
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.store import load
 from trainer.config import RunConfig
+from trainer.interrupts import INTERRUPTED, LeaveAtOnce
 from trainer.models.attention import KVCache
 from trainer.models.build import build_model
 
@@ -172,8 +173,11 @@ def _whole(name: str, tensor: Tensor) -> Chunk:
     return Chunk(name, tensor, tuple(tensor.shape), (0,) * tensor.ndim, owned=False)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the prompt and its continuation as it is written; returns the exit code."""
+def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
+    """Print the prompt and its continuation as it is written; returns the exit code.
+
+    `at_once` is what a signal does until there is text.
+    """
     parser = argparse.ArgumentParser(
         prog="germinal generate", description="continue a text with a trained run"
     )
@@ -187,6 +191,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         check(options["max_tokens"], options["temperature"], options["top_p"])
         pieces = continue_text(options.pop("run"), prompt := options.pop("prompt"), **options)
+        if at_once:
+            at_once.end()
         sys.stdout.write(prompt)
         for piece in pieces:
             sys.stdout.write(piece)
@@ -196,7 +202,9 @@ def main(arguments: Sequence[str]) -> int:
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
     except KeyboardInterrupt:  # a reader who has read enough: what was written stands
-        pass
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        return complain("interrupted", INTERRUPTED)
     sys.stdout.write("\n")
     return DONE
 
@@ -212,6 +220,4 @@ def check(max_tokens: int, temperature: float, top_p: float) -> None:
 
 
 if __name__ == "__main__":
-    # A terminal's encoding may not hold what a model writes.
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))

@@ -2,13 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 INTERRUPTED, STOPPED = 130, 75
 _ASKED = (signal.SIGTERM, signal.SIGUSR1)
+_ALL = (signal.SIGINT, *_ASKED)
 
 
 class LeaveAtOnce:
@@ -23,8 +22,10 @@ class LeaveAtOnce:
         self._before: dict[int, Any] = {}
 
     def begin(self) -> "LeaveAtOnce":
-        for number in (signal.SIGINT, *_ASKED):
-            self._before[number] = signal.signal(number, self._leave)
+        for number in _ALL:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background job
+                self._before[number] = signal.signal(number, self._leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)  # see `hold`
         return self
 
     def end(self, *numbers: int) -> None:
@@ -33,17 +34,25 @@ class LeaveAtOnce:
             if number in self._before:
                 signal.signal(number, self._before.pop(number))
 
-    @contextmanager
-    def without_a_word(self) -> Iterator[None]:
-        """The kernel ends the process; the launcher, where there is one, says so."""
+    def without_a_word(self) -> None:
+        """From here on the kernel ends the process: while ranks wait for each other inside torch, no handler
+        of ours is run. The launcher, where there is one, says so.
+        """
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
-        yield
+
+    def in_words(self) -> None:
+        """`without_a_word` is over."""
         for number in self._before:
             signal.signal(number, self._leave)
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         interrupted = number == signal.SIGINT
         why = "interrupted" if interrupted else "asked to stop"
-        os.write(2, f"error: {why} before {self._what}; the same command starts again\n".encode())
+        os.write(2, f"error: {why} before {self._what}: nothing was under way\n".encode())
         os._exit(INTERRUPTED if interrupted else STOPPED)
+
+
+def hold() -> None:
+    """Keep signals back until this process, or the program that replaces it, calls `LeaveAtOnce.begin`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)

@@ -64,19 +64,24 @@ class Run:
         )
 
 
-def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
+def assemble(
+    cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, doing: Callable[[str], None] = lambda what: None
+) -> Run:
     """Build every part of the run and go on from its newest checkpoint, if it has one.
 
-    `stack` closes what was opened. Collective: every rank calls it with the same config.
+    `stack` closes what was opened; `doing` is told what takes time. Collective: every rank calls it with the
+    same config.
 
     Raises:
         ValueError: the config asks for what cannot be (corpus, layout, another run's folder).
         RuntimeError, OSError: something is damaged, or the run folder cannot be written.
     """
     layout = configs.layout(cfg, runtime.world)
+    doing("opening the corpus")
     stream = open_stream(cfg)
     ranks = Ranks(runtime.rank, runtime.world, gather)
     ranks.first(lambda: prepare_folder(cfg, stream, stack))
+    doing("building the model")
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
 
@@ -99,6 +104,7 @@ def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> Run:
         gather=gather,
     )
     stack.callback(checkpointer.close)
+    doing("looking for a checkpoint to go on from, and reading it")
     state = checkpointer.resume(engine) or TrainState()
     evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
 

@@ -29,6 +29,7 @@ from trainer.__main__ import DONE, FAILED, WRONG, complain
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.store import load, write_part
 from trainer.config import RunConfig
+from trainer.interrupts import LeaveAtOnce
 from trainer.run import gather, make_engine, open_stream
 from trainer.schedule import learning_rate
 
@@ -253,8 +254,12 @@ def _print(report: dict[str, Any]) -> None:
     console.print("equal: one run, whatever the layout" if report["equal"] else "NOT EQUAL")
 
 
-def main(arguments: list[str]) -> int:
-    """`record` in one process, then `compare` on every rank of the layout; the exit code is the verdict."""
+def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
+    """`record` in one process, then `compare` on every rank of the layout; the exit code is the verdict.
+
+    `at_once`: what a signal does. There is nothing to save, so it stays so to the end.
+    """
+    at_once = at_once or LeaveAtOnce("the end").begin()
     parser = argparse.ArgumentParser(prog="python -m trainer.verify")
     parser.add_argument("part", choices=("record", "compare"))
     parser.add_argument("reference", type=Path)
@@ -266,9 +271,12 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     try:
         cfg = configs.load(args.config, args.overrides)
+        at_once.without_a_word()
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
+    finally:
+        at_once.in_words()
     with ExitStack() as stack:
         stack.callback(runtime.stop)
         try:

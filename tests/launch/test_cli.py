@@ -172,7 +172,9 @@ def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(submit, "become", started.append)
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
     options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
-    assert started == [Command((sys.executable, "-m", "trainer.generate", str(tmp_path), *options))]
+    assert started == [
+        Command((sys.executable, "-P", "-m", "trainer.start", "trainer.generate", str(tmp_path), *options))
+    ]
 
 
 def test_verify_records_in_one_process_and_compares_on_the_layout(
@@ -200,7 +202,9 @@ def test_every_rank_is_told_who_it_is() -> None:
     job = Job("c.yaml", ("seed=1",), 4)
     ranks = rank_commands(job, rendezvous="file:///tmp/x", cores=9, environ={})
     assert [command.env["RANK"] for command in ranks] == ["0", "1", "2", "3"]
-    assert all(command.argv == (sys.executable, "-m", "trainer", "c.yaml", "seed=1") for command in ranks)
+    assert all(
+        command.argv == (sys.executable, "-P", "-m", "trainer", "c.yaml", "seed=1") for command in ranks
+    )
     assert all(command.env["WORLD_SIZE"] == command.env["LOCAL_WORLD_SIZE"] == "4" for command in ranks)
     assert all(command.env["GERMINAL_INIT"] == "file:///tmp/x" for command in ranks)
     assert all(command.env["OMP_NUM_THREADS"] == "2" for command in ranks)

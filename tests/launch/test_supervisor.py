@@ -15,9 +15,9 @@ PARENT = """
 import sys
 from launch.job import Command
 from launch.supervisor import supervise
-grace, *scripts = sys.argv[1:]
+grace, stop, *scripts = sys.argv[1:]
 ranks = [Command((sys.executable, "-c", script)) for script in scripts]
-sys.exit(supervise(ranks, grace_seconds=float(grace)))
+sys.exit(supervise(ranks, grace_seconds=float(grace), stop_seconds=float(stop)))
 """
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = """
@@ -37,9 +37,9 @@ time.sleep(60)
 """
 
 
-def start(*scripts: str, grace: float = 5.0) -> "subprocess.Popen[str]":
+def start(*scripts: str, grace: float = 5.0, stop: float = 20.0) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(grace), *scripts],
+        [sys.executable, "-c", PARENT, str(grace), str(stop), *scripts],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,6 +142,43 @@ def test_a_second_signal_kills() -> None:
     assert parent.returncode == 128 + signal.SIGTERM
 
 
+def children(parent: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def test_a_stopped_rank_is_woken_to_answer() -> None:
+    with start(POLITE, POLITE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "up\n"
+        for child in children(parent.pid):
+            os.kill(child, signal.SIGSTOP)
+        time.sleep(0.3)
+        parent.terminate()
+        assert parent.wait(timeout=10) == 75
+
+
+def test_a_rank_that_does_not_answer_a_request_to_stop_is_killed_and_named() -> None:
+    polite = POLITE.replace("sys.exit(75)", "time.sleep(60)")
+    with start(polite, STUBBORN, stop=1.0) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "up\n"
+        time.sleep(0.3)
+        began = time.monotonic()
+        parent.terminate()
+        _, err = parent.communicate(timeout=15)
+    assert parent.returncode == 1 and time.monotonic() - began < 10
+    assert "error: asked to stop, and rank 0, 1 did not answer within 1 s: killed" in err
+
+
+def test_ended_by_the_signal_before_it_could_answer_is_75() -> None:
+    """A rank inside torch's rendezvous runs no handler: there was nothing to save."""
+    with start(SLEEP, SLEEP) as parent:
+        while len(children(parent.pid)) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        parent.terminate()
+        _, err = parent.communicate(timeout=15)
+    assert parent.returncode == 75 and err.count("error: ") == 1 and "nothing was under way" in err
+
+
 def test_on_a_terminal_rank_0_draws_and_one_error_is_shown() -> None:
     draw = """
 import sys, time
@@ -155,7 +192,7 @@ sys.exit(1)
 """
     ours, theirs = os.openpty()
     other = "import sys, time; assert not sys.stderr.isatty(); time.sleep(1); sys.exit('error: it broke')"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, "5", draw, other], stderr=theirs)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, "5", "20", draw, other], stderr=theirs)
     os.close(theirs)
     seen = b""
     with contextlib.suppress(OSError):  # the terminal's end

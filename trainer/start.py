@@ -1,0 +1,19 @@
+"""`python -m trainer.start MODULE …`: runs a module's `main`; while its imports last, Ctrl-C is one line."""
+
+import importlib
+import sys
+
+from trainer.interrupts import LeaveAtOnce
+
+
+def main(arguments: list[str]) -> int:
+    """Run `MODULE.main(the other arguments, at_once)`; returns its exit code."""
+    module, *rest = arguments
+    at_once = LeaveAtOnce("the end").begin()
+    return importlib.import_module(module).main(rest, at_once)
+
+
+if __name__ == "__main__":
+    # A terminal's encoding may not hold what a model writes.
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

@@ -34,7 +34,10 @@ class Job:
 
     def reference(self) -> "Job":
         """What every layout is held against: one process of the torch engine, nothing recomputed."""
-        plain = ("parallel.engine=torch", "parallel.recompute=none", "parallel.compile=false")
+        plain = (
+            *("parallel.engine=torch", "parallel.recompute=none", "parallel.compile=false"),
+            *("parallel.offload_optimizer=none", "parallel.offload_parameters=none"),
+        )
         return replace(self.alone(), overrides=(*self.alone().overrides, *plain))
 
 

@@ -115,6 +115,12 @@ def resolve(cfg: ParallelConfig, world: int) -> Layout:
         raise ValueError(f"parallel.engine={cfg.engine}: choose one of {', '.join(ENGINES)}")
     if cfg.zero not in (0, 1, 2, 3):
         raise ValueError(f"parallel.zero={cfg.zero}: choose 0, 1, 2 or 3")
+    for key in ("offload_optimizer", "offload_parameters"):
+        if cfg.engine == "torch" and (value := getattr(cfg, key)) != "none":
+            raise ValueError(
+                f"parallel.{key}={value}: parallel.engine=torch offloads nothing: set it to none, or use "
+                "parallel.engine=deepspeed"
+            )
     sizes = _fill_axes(cfg, world)
     traits = _schedule(cfg)
     if sizes["pp"] == 1:

@@ -67,11 +67,15 @@ def checkpoint_verify(args: argparse.Namespace) -> int:
 def run_folder(path: str) -> Path:
     """The folder of a run; ValueError with the nearest name if there is none."""
     folder = Path(path)
+    if folder.is_file():
+        raise ValueError(f"{path} is a file, and a run is a folder: give one such as runs/{folder.stem}")
     if not folder.is_dir():
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(folder.name, siblings, n=1)
         hint = f"; did you mean {folder.parent / near[0]}?" if near else ""
         raise ValueError(f"{path}: no such run folder{hint}")
+    if not (folder / "config.yaml").is_file() and not (folder / "checkpoints").is_dir():
+        raise ValueError(f"{path} is no run folder: it has neither config.yaml nor checkpoints/")
     return folder
 
 

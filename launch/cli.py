@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from data.recipe import Recipe
 from launch import checkpoints, commands, corpora, options
+from launch.recipe_help import ABOUT
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
 
@@ -137,7 +138,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
         "--workers", type=_count, default=0, metavar="N", help="processes (default: one a core)"
     )
     _json(parser)
-    options.add_fields(parser, Recipe, "reading, cleaning and writing")
+    options.add_fields(parser, Recipe, "reading, cleaning and writing", ABOUT)
     parser.set_defaults(run=corpora.prepare, rest="sources")
 
 

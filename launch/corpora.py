@@ -69,6 +69,13 @@ def _sequence(args: argparse.Namespace) -> int:
     from trainer import config
 
     file = Path(args.folder) / "config.yaml" if Path(args.folder).is_dir() else Path(args.folder)
+    if args.sequence < 0:
+        raise ValueError(f"--sequence {args.sequence}: sequences are counted from 0")
+    if not file.is_file():
+        raise ValueError(
+            f"{args.folder}: --sequence {args.sequence} is of a run: give its folder (it has a config.yaml) "
+            "or its config; a corpus alone has no order"
+        )
     cfg = config.load(file)
     found = sequence(cfg.data, args.sequence, seed=cfg.seed, global_batch=cfg.train.global_batch)
     if args.json:

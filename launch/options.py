@@ -3,22 +3,29 @@
 import argparse
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 
-def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str) -> None:
-    """`--text-field TEXT` for a field `text_field`; a flag for a bool; may be repeated for a list."""
+def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str, about: Mapping[str, str]) -> None:
+    """`--text-field TEXT` for a field `text_field`; a flag for a bool; may be repeated for a list.
+
+    `about`: what each field is, in a few words.
+    """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         option, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+        what = about[field.name]
         if hint is bool:
-            group.add_argument(option, action="store_true")
+            group.add_argument(option, action="store_true", help=what)
         elif typing.get_origin(hint) is list:
-            group.add_argument(option, action="append", default=[], metavar="TEXT", help="may be repeated")
+            group.add_argument(
+                option, action="append", default=[], metavar="TEXT", help=f"{what}; may be repeated"
+            )
         else:
             metavar = {int: "N", float: "X"}.get(hint, "TEXT")
-            note = f"default {field.default}" if field.default not in ("", 0) else None
+            note = what + (f" (default {field.default})" if field.default not in ("", 0) else "")
             group.add_argument(option, type=hint, default=field.default, metavar=metavar, help=note)
 
 

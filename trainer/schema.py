@@ -197,6 +197,8 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         return float(value)
     if hint is str and (isinstance(value, str) or number):
         return str(value)
+    if value is None:
+        raise ValueError(f"{at}: has no value; give {_article(hint)}, or leave the key out")
     raise ValueError(f"{at}={_shown(value)}: not {_article(hint)}")
 
 

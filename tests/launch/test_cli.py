@@ -1,16 +1,18 @@
 """The command line from outside: quick help, one line for each mistake, and the right process started."""
 
+import argparse
 import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data.manifest import Manifest, TokenizerEntry, write_manifest
-from launch import cli, submit
-from launch.job import ONE_PROCESS, Command, Job
+from launch import cli, commands, submit
+from launch.job import ONE_PROCESS, Command, Job, python
 from launch.local import KEEP_MEMORY, rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
@@ -170,6 +172,7 @@ def test_overrides_may_stand_on_both_sides_of_an_option(monkeypatch: pytest.Monk
 def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[Command] = []
     monkeypatch.setattr(submit, "become", started.append)
+    (tmp_path / "checkpoints").mkdir()
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
     options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
     assert started == [
@@ -232,9 +235,59 @@ def test_a_module_run_here_keeps_its_exit_code(
 
 
 def test_checkpoints_of_a_run_without_any(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
     assert cli.main(["checkpoint", "list", str(tmp_path), "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == {"run": str(tmp_path), "checkpoints": []}
     assert failure(capfd, "checkpoint", "verify", str(tmp_path)) == (
         1,
         f"error: {tmp_path} has no checkpoint\n",
     )
+
+
+def test_every_option_says_what_it_is() -> None:
+    def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    yield from walk(sub)
+
+    parsers = list(walk(cli.build_parser()))
+    assert len(parsers) > 8
+    silent = [
+        f"{parser.prog} {action.option_strings}"
+        for parser in parsers
+        for action in parser._actions
+        if action.option_strings and not action.help
+    ]
+    assert not silent
+
+
+def test_what_is_no_run_folder(capfd: pytest.CaptureFixture[str], config: str, tmp_path: Path) -> None:
+    assert failure(capfd, "checkpoint", "list", config) == (
+        2,
+        f"error: {config} is a file, and a run is a folder: give one such as runs/tiny\n",
+    )
+    code, err = failure(capfd, "checkpoint", "list", str(tmp_path / "corpus"))
+    assert code == 2 and "neither config.yaml nor checkpoints/" in err
+    code, err = failure(capfd, "data", "inspect", str(tmp_path / "corpus"), "--sequence", "3")
+    assert code == 2 and "a corpus alone has no order" in err
+
+
+def test_verify_refuses_fp8_and_its_reference_offloads_nothing(
+    capfd: pytest.CaptureFixture[str], config: str
+) -> None:
+    code, err = failure(capfd, "verify", config, "train.precision=bf16", "train.fp8=rowwise")
+    assert code == 2 and "train.fp8=rowwise" in err and "train.fp8=none" in err
+    code, err = failure(capfd, "train", config, "parallel.offload_optimizer=cpu")
+    assert code == 2 and "parallel.offload_optimizer=cpu" in err and "deepspeed" in err
+    offloading = ("parallel.engine=deepspeed", "parallel.offload_optimizer=cpu")
+    commands.check(Job(config, offloading).reference())
+
+
+def test_another_clone_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('another clone')")
+    done = subprocess.run(python("trainer", "--help"), cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m trainer CONFIG")

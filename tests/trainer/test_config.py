@@ -104,7 +104,7 @@ WRONG = {
     "data.sources=corpora/x": ["data.sources='corpora/x'", "not a list"],
     "data.sources=[x]": ["data.sources[0]='x'", "not a mapping with the keys path, weight"],
     "optim=3": ["optim=3", "not a mapping with the keys name, lr"],
-    "train.steps=": ["train.steps=null", "not an integer"],
+    "train.steps=": ["train.steps: has no value", "an integer"],
     "model.vocab=???": [],
     "seed=[": ["seed=[", "not YAML"],
     "steps": ["'steps'", "not a key=value"],

@@ -133,17 +133,16 @@ class DeepSpeedEngine:
     # -- one step -------------------------------------------------------------------------------------------
 
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
-        """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
-
-        RuntimeError if the batch has no counted target.
-        """
+        """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         self._masters.forget()
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
         loss_sum, count, asked = self._reduce(sums, stop)
         skipped = self._update(lr, normalisation.to_mean(count))
-        fault = "the gradient is not finite" if normalisation.update(overflow=skipped) else ""
+        overflow = not math.isfinite(self._grad_norm)
+        learnt = overflow or count > 0  # an empty batch says nothing of the loss scale
+        fault = "the gradient is not finite" if learnt and normalisation.update(overflow=overflow) else ""
         return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale, fault)
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
@@ -168,13 +167,15 @@ class DeepSpeedEngine:
         return packed.tolist()
 
     def _update(self, lr: float, to_mean: float) -> bool:
-        """The update with gradients × `to_mean`, clipped. True: skipped, a gradient was not finite."""
+        """The update with gradients × `to_mean`, clipped. True: skipped, because a gradient was not finite or
+        `to_mean` is 0.
+        """
         self._grad_norm = math.inf
 
         @functools.cache
         def divisor() -> Tensor | None:  # DeepSpeed calls for it once a group, when it has the norm
             norm = self._grad_norm = self._norm() * to_mean
-            if not math.isfinite(norm):
+            if not math.isfinite(norm) or not to_mean:
                 return None
             return torch.tensor(1.0 / self._normalisation.clipped(to_mean, norm))
 
@@ -183,7 +184,7 @@ class DeepSpeedEngine:
         self._optimizer.divisor = divisor
         self._engine.step()
         self._optimizer.divisor = None
-        skipped = not math.isfinite(self._grad_norm)
+        skipped = not math.isfinite(self._grad_norm) or not to_mean
         self._optimizer.steps += not skipped
         return skipped
 

@@ -87,7 +87,8 @@ class StepResult:
     """One optimiser step, the same on every rank.
 
     loss_sum, count: over the global batch, so the loss is loss_sum / count.
-    grad_norm: of the mean loss, before clipping. skipped: a gradient was not finite, nothing was updated.
+    grad_norm: of the mean loss, before clipping. skipped: nothing was updated, because a gradient was not
+    finite, or because no target was counted (count 0: there is no loss to follow, nor is anything decayed).
     stop: some rank asked to stop. loss_scale: fp16's at this step, else 1. fault: why a skipped step is more
     than an overflow that a lower loss scale mends; what to do about it is the loop's decision.
     """

@@ -36,10 +36,8 @@ class Normalisation:
         return self.loss_scale / self._nominal
 
     def to_mean(self, count: float) -> float:
-        """RuntimeError where the global batch has nothing to divide by."""
-        if count == 0:
-            raise RuntimeError("no target in the global batch is counted: all are masked or padding")
-        return self._nominal / (count * self.loss_scale)
+        """0 where no target of the global batch is counted: there is no mean, and its gradient is zero."""
+        return self._nominal / (count * self.loss_scale) if count else 0.0
 
     def clipped(self, to_mean: float, grad_norm: float) -> float:
         """`grad_norm` is that of the mean loss."""

@@ -126,10 +126,7 @@ class TorchEngine:
         return self._mesh.axes
 
     def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
-        """Forward, backward and update over the global batch; `batches` is this data rank's part of it.
-
-        RuntimeError if the batch has no counted target.
-        """
+        """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor)
@@ -137,11 +134,13 @@ class TorchEngine:
         self._sum_shared_gradients()
         totals = self._reduce(sums, self._grad_squares(), stop)
         to_mean = normalisation.to_mean(totals.count)
-        skipped = not math.isfinite(totals.grad_squares)
-        grad_norm = math.inf if skipped else math.sqrt(totals.grad_squares) * to_mean
+        overflow = not math.isfinite(totals.grad_squares)
+        skipped = overflow or totals.count == 0
+        grad_norm = math.inf if overflow else math.sqrt(totals.grad_squares) * to_mean
         if not skipped:
             self._update(lr, normalisation.clipped(to_mean, grad_norm))
-        fault = self._not_finite() if normalisation.update(overflow=skipped) else ""
+        learnt = overflow or totals.count > 0  # an empty batch says nothing of the loss scale
+        fault = self._not_finite() if learnt and normalisation.update(overflow=overflow) else ""
         self._drop_gradients()
         return StepResult(
             totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale, fault

@@ -55,11 +55,11 @@ def train(
         lr = learning_rate(state.step, cfg.optim, steps)
         result = engine.step(micro_batches, lr=lr, stop=stopping())
         if result.fault:
+            loss = result.loss_sum / max(1.0, result.count)
             raise RuntimeError(
                 f"step {state.step + 1}, sequences {state.sequences} to "
-                f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss "
-                f"{result.loss_sum / result.count:.4g}: nothing was updated; lower optim.lr, or see the text "
-                "with germinal data inspect --sequence"
+                f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
+                "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
             )
         state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
         meter.step(state, result, lr=lr, micro_batches=micro_batches)

@@ -227,6 +227,16 @@ def test_an_overflow_is_an_event_and_its_loss_null(tmp_path: Path) -> None:
     assert (line["loss"], line["grad_norm"], line["loss_scale"]) == (None, None, 65536.0)
 
 
+def test_a_batch_without_a_target_is_an_event_and_its_loss_null(tmp_path: Path) -> None:
+    one, state = meter(config(tmp_path)), TrainState()
+    one.resume(state)
+    advance(one, state, skipped=True, count=0.0, loss_sum=0.0, grad_norm=0.0)
+    one.close()
+    event = lines(tmp_path / "events.jsonl")[-1]
+    assert (event["kind"], event["step"]) == ("skip", 1) and "no target" in event["reason"]
+    assert lines(tmp_path / "metrics.jsonl")[0]["loss"] is None
+
+
 def test_log_every_thins_the_metrics_but_never_the_ledger_or_the_last_step(tmp_path: Path) -> None:
     one, state = meter(config(tmp_path, log_every=4)), TrainState()
     one.resume(state)

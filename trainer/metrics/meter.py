@@ -122,7 +122,10 @@ class Meter:
         if not self._writes:
             return
         if result.skipped:
-            reason = f"gradients overflowed at loss scale {result.loss_scale:g}: nothing was updated"
+            why = f"gradients overflowed at loss scale {result.loss_scale:g}"
+            if not result.count:
+                why = "no target of the global batch is counted, all are masked or padding"
+            reason = f"{why}: nothing was updated"
             self._events.event("skip", state.step, reason, loss_scale=result.loss_scale)
         if state.step % self._cfg.train.log_every and state.step != self._cfg.train.steps and not result.stop:
             return

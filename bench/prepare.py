@@ -1,14 +1,18 @@
 """`prepare` against `tokenizers` alone: tokens a second of one core, interleaved; and memory.
 
-    python bench/prepare.py [--megabytes 8] [--rounds 11] [--json FILE]
+    python bench/prepare.py [--megabytes 24] [--rounds 9]
 
 The reference is what nothing can beat: one process that has the texts in memory and asks the library for
-their ids, one text at a time as a worker does (`encode_batch_fast` of one), and throws the ids away.
+their ids, one text at a time as a worker does (`encode_batch_fast` of one, the fastest way there is on one
+thread: batches of hundreds are slower), and throws the ids away.
 `prepare` reads the same texts from lines of JSON, tokenises them, writes, hashes and fsyncs shards, indexes,
-data card and manifest. Times are CPU seconds of the process, which other work on the machine stretches less
-than the clock; the two take turns, each first every other round, and the ratio is the median of the rounds'.
-Memory is that of one worker at a quarter of the input and at four times of it: it must not grow. And with
-one document of the whole input's size.
+data card and manifest. Each run is a process of its own, as a real one is: the heap that an earlier run left
+slows the next one's tokenizer by up to a fifth. Both have imported the same and loaded a tokenizer. Times are
+CPU seconds of the process, which other work on the machine stretches less than the clock; the two take turns,
+each first every other round, and the ratio is the median of the rounds'.
+
+Memory is that of one worker with 2, 8 and 32 MB of text, which must not grow, and with one document of 32 MB.
+Writes bench/results/prepare.json.
 """
 
 import argparse
@@ -32,6 +36,7 @@ from data.recipe import Recipe
 from data.tokenizer import Encoder
 
 GOAL = 0.8
+RESULTS = Path(__file__).parent / "results" / "prepare.json"
 
 
 def texts(size_bytes: int) -> Iterator[str]:
@@ -73,17 +78,29 @@ def seconds_prepare(path: Path, tokenizer: Path, out: Path) -> tuple[float, int]
     return time.process_time() - began, report.train.tokens
 
 
-def peak_megabytes(path: Path, tokenizer: Path, out: Path) -> float:
-    """Peak memory of a `prepare` with cleaning and near-duplicate removal, in a process of its own."""
-    command = [sys.executable, __file__, "--only-prepare", str(path), str(tokenizer), str(out)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def child(mode: str, *args: Path) -> list[float]:
+    """What `in_child` prints, from a process of its own."""
+    command = [sys.executable, __file__, "--child", mode, *map(str, args)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [float(word) for word in ran.stdout.split()]
 
 
-def only_prepare(path: str, tokenizer: str, out: str) -> None:
-    """The process that `peak_megabytes` starts; one worker, so its memory is a worker's."""
-    recipe = Recipe(filters=["gopher_repetition"], deduplicate="near", shard_bytes=8 << 20)
-    prepare([path], Path(out), tokenizer=tokenizer, workers=1, recipe=recipe, progress=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+def in_child(mode: str, path: str, tokenizer: str, out: str) -> None:
+    """Prints (CPU seconds, tokens) of one run, or the peak megabytes of one with cleaning and near-duplicate
+    removal; one worker, so its memory is a worker's.
+    """
+    if mode == "memory":
+        recipe = Recipe(filters=["gopher_repetition"], deduplicate="near", shard_bytes=8 << 20)
+        prepare([path], Path(out), tokenizer=tokenizer, workers=1, recipe=recipe, progress=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    import matplotlib.figure  # noqa: F401 (what prepare imports late)
+    import webdataset  # noqa: F401
+
+    if mode == "alone":
+        print(*seconds_alone(Path(path), Path(tokenizer)))
+    else:
+        print(*seconds_prepare(Path(path), Path(tokenizer), Path(out)))
 
 
 def main() -> None:
@@ -91,26 +108,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--megabytes", type=float, default=8)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--json", help="write the report to this file")
-    parser.add_argument("--only-prepare", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--megabytes", type=float, default=24)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.only_prepare:
-        only_prepare(*args.only_prepare)
+    if args.child:
+        in_child(*args.child)
         return
     with tempfile.TemporaryDirectory() as folder:
         base, tokenizer = Path(folder), Path(folder) / "tokenizer.json"
         write_jsonl(base / "in.jsonl", int(args.megabytes * 1e6))
         tokenizers.train("bpe", texts(4_000_000), 16_384).save(str(tokenizer))
-        seconds_prepare(base / "in.jsonl", tokenizer, base / "warm")
         rates: dict[str, list[float]] = {"alone": [], "prepare": []}
         for turn in range(args.rounds):
             for name in sorted(rates, reverse=bool(turn % 2)):
-                if name == "alone":
-                    seconds, tokens = seconds_alone(base / "in.jsonl", tokenizer)
-                else:
-                    seconds, tokens = seconds_prepare(base / "in.jsonl", tokenizer, base / f"out{turn}")
+                seconds, tokens = child(name, base / "in.jsonl", tokenizer, base / f"out{turn}")
                 rates[name].append(tokens / seconds)
         ratios = sorted(ours / alone for ours, alone in zip(rates["prepare"], rates["alone"]))
         report: dict[str, Any] = {
@@ -126,17 +138,16 @@ def main() -> None:
             "peak_megabytes_of_a_worker": {},
         }
         for share in (0.25, 1.0, 4.0):
-            path, size = base / f"part{share}.jsonl", share * args.megabytes
+            path, size = base / f"part{share}.jsonl", share * 8
             write_jsonl(path, int(size * 1e6))
-            peak = peak_megabytes(path, tokenizer, base / f"memory{share}")
+            (peak,) = child("memory", path, tokenizer, base / f"memory{share}")
             report["peak_megabytes_of_a_worker"][f"{size:g} MB of text"] = round(peak)
         path = base / "one.txt"
-        path.write_text("".join(texts(int(args.megabytes * 4e6))), encoding="utf-8")
-        peak = peak_megabytes(path, tokenizer, base / "memory_one")
-        report["peak_megabytes_of_a_worker"][f"one document of {4 * args.megabytes:g} MB"] = round(peak)
+        path.write_text("".join(texts(int(32e6))), encoding="utf-8")
+        (peak,) = child("memory", path, tokenizer, base / "memory_one")
+        report["peak_megabytes_of_a_worker"]["one document of 32 MB"] = round(peak)
     print(json.dumps(report, indent=1))
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

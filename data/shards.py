@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -30,6 +31,18 @@ def _npy_header(dtype: np.dtype, count: int) -> bytes:
     about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(buffer, about)
     return buffer.getvalue()
+
+
+@functools.cache
+def _webdataset() -> Any:
+    """Imported late, since it brings torch along, which costs a second; and many objects that stay: the
+    garbage collector would walk them all again and again while documents are collected.
+    """
+    import webdataset
+
+    gc.collect()
+    gc.freeze()
+    return webdataset
 
 
 class _Hashed:
@@ -96,8 +109,7 @@ class TokenShardWriter:
     """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
-        import webdataset  # late: it brings torch along, which costs a second
-
+        webdataset = _webdataset()
         self.path = path
         self.dtype = dtype.newbyteorder("<")
         self._temporary = path.with_name(path.name + ".tmp")

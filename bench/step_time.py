@@ -183,6 +183,7 @@ def compare(title: str, rounds: int, steps: int) -> dict[str, Any]:
         ratios[f"{mine} / {other}"] = [middle, low, high]
     return {
         "ranks": comparison.ranks,
+        "rounds": rounds,
         "step_ms": {name: round(statistics.median(values) * 1e3, 1) for name, values in seconds.items()},
         "ratios": ratios,
     }
@@ -203,8 +204,7 @@ def main() -> None:
         "torch": torch.__version__,
         "model": f"{MODEL.layers} layers of {MODEL.hidden}, vocabulary {MODEL.vocab}, sequences of {SEQ}",
         "step": f"{MICRO_BATCHES} micro-batches of {ROWS} a rank, fp32, fused AdamW, clipped",
-        "ratios": "median, lower and upper quartile of one ratio a round",
-        "rounds": args.rounds,
+        "ratios": "median, lower and upper quartile of one ratio a round of `steps` steps each",
         "steps": args.steps,
     }
     RESULTS.write_text(json.dumps({**about, "comparisons": results}, indent=1) + "\n")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from runs import SEQ, Case, build, micro_batches
 
+from parallel import fsdp, replicas
 from parallel.comms import CommCounter, Traffic, data_bytes, tensor_bytes
 from parallel.torch_engine import TorchEngine
 
@@ -78,3 +79,36 @@ def test_tensor_axis_sends_activations(ranks: Any) -> None:
 def test_pipeline_axis_sends_hidden_states(ranks: Any) -> None:
     found, _ = ranks(2).run(traffic, {"pp": 2}, 2)[0]
     assert found["pp", "send"] == Traffic(calls=4, sent_bytes=4 * 2 * SEQ * MODEL["hidden"] * 4)
+
+
+def under_way(context: Any, zero: int) -> list[int]:
+    """Reductions that are not finished whenever one more starts (FSDP), or when backward ends (replicas)."""
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        start, finish = fsdp.LateReduceScatter.__call__, replicas.Replicas.finish
+
+        def started(self: fsdp.LateReduceScatter, *args: Any, **kwargs: Any) -> None:
+            start(self, *args, **kwargs)
+            seen.append(len(self._pending))
+
+        def finished(self: replicas.Replicas) -> None:
+            seen.append(len(self._works))
+            finish(self)
+
+        patch.setattr(fsdp.LateReduceScatter, "__call__", started)
+        patch.setattr(replicas.Replicas, "finish", finished)
+        patch.setattr(replicas, "BUCKET_BYTES", 64 << 10)
+        case = Case(parallel={"zero": zero}, model=MODEL, micro_batch=2)
+        engine = build(case, context.rank, context.world)
+        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+    return seen
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_gradients_are_reduced_beside_backward(ranks: Any, zero: int) -> None:
+    for seen in ranks(2).run(under_way, zero):
+        if zero:
+            modules = 1 + MODEL["layers"] + 1
+            assert seen == [1, *[fsdp.IN_FLIGHT] * (modules - 1)] * (2 if zero >= 2 else 1)
+        else:  # every bucket: embedding, head and each of the blocks fill one at least
+            assert len(seen) == 1 and seen[0] >= 2 + MODEL["layers"]

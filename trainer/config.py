@@ -4,8 +4,6 @@
 What several keys must agree on is checked in `check` and `layout`, before anything expensive starts.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,8 +114,10 @@ class RunConfig:
         return Path(self.run_dir)
 
 
+MOST_THREADS = 1024  # torch ends in a segmentation fault where the system refuses it a thread
+
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
-OUTSIDE_DIGEST = (
+OUTSIDE_CURVE = (
     *("name", "run_dir", "parallel", "checkpoint", "track"),
     *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
     *(
@@ -150,16 +150,18 @@ def dump(cfg: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(schema.plain(cfg)))
 
 
-def digest(cfg: RunConfig) -> str:
-    """16 hex digits over what shapes the loss curve: equal for two layouts of one run."""
+def settings(cfg: RunConfig) -> dict[str, Any]:
+    """Dotted key → value of what shapes the loss curve besides model and seed: equal for two layouts of one
+    run.
+    """
     values = schema.plain(cfg)
-    for key in OUTSIDE_DIGEST:
-        section, _, name = key.partition(".")
-        if name:
-            values[section].pop(name, None)
-        else:
-            values.pop(section)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    found = {
+        f"{section}.{name}": value
+        for section, names in values.items()
+        if section not in (*OUTSIDE_CURVE, "model") and isinstance(names, dict)
+        for name, value in names.items()
+    }
+    return {key: value for key, value in found.items() if key not in OUTSIDE_CURVE}
 
 
 def check(cfg: RunConfig) -> None:
@@ -181,6 +183,8 @@ def check(cfg: RunConfig) -> None:
             _at_least(f"{section}.{key}", getattr(getattr(cfg, section), key), 1)
     for key in ("eval_every", "eval_documents", "eval_overlap", "threads"):
         _at_least(f"train.{key}", getattr(train, key), 0)
+    if train.threads > MOST_THREADS:
+        raise ValueError(f"train.threads={train.threads}: at most {MOST_THREADS}; 0 shares the cores out")
     _at_least("checkpoint.every", cfg.checkpoint.every, 0)
     for key in ("warmup_steps", "weight_decay", "eps", "clip", "adamw_lr"):
         _at_least(f"optim.{key}", getattr(optim, key), 0)

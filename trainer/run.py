@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.loader import HeldoutLoader, Loader
+from data.loader import Loader
 from data.stream import Stream
 from parallel.build import build_engine
 from parallel.engine import Engine, LocalParameter
@@ -26,6 +26,7 @@ from trainer.checkpoint.ranks import Ranks
 from trainer.config import RunConfig
 from trainer.evaluate import Evaluator
 from trainer.files import write_atomically
+from trainer.heldout import open_heldout
 from trainer.lock import FolderLock
 from trainer.loop import train
 from trainer.metrics.events import EventLog
@@ -118,19 +119,7 @@ def assemble(
         prefetch=cfg.data.prefetch,
     )
     stack.callback(loader.close)
-    heldout = [
-        HeldoutLoader(
-            entry,
-            seq_len=cfg.data.seq_len,
-            rank=engine.data_rank,
-            ranks=engine.data_ranks,
-            micro_batch=cfg.train.micro_batch,
-            overlap=cfg.train.eval_overlap,
-            max_documents=cfg.train.eval_documents,
-            cfg=cfg.data,
-        )
-        for entry in cfg.data.heldout
-    ]
+    heldout = open_heldout(cfg, engine, step=state.step, events=events, gather=gather)
     return Run(
         cfg=cfg,
         engine=engine,
@@ -212,7 +201,7 @@ def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
         data=stream.fingerprint_at(position),
         seed=cfg.seed,
         model=plain(cfg.model),
-        config=configs.digest(cfg),
+        settings=configs.settings(cfg),
     )
 
 

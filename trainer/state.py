@@ -31,19 +31,27 @@ class TrainState:
         return cls(int(values["step"]), int(values["sequences"]), int(values["tokens"]))
 
 
+# Keys without which a checkpoint's state or the stream would be another: changed, they are refused by name.
+FIXED = (
+    *("data.seq_len", "data.packing", "data.document_mask"),
+    *("optim.name", "optim.state_dtype", "objective.kind"),
+)
+
+
 @dataclass(frozen=True)
 class Identity:
     """What makes two runs the same run. Loading a checkpoint of another one is refused, field by field.
 
-    `data` is the stream's fingerprint, `model` the resolved model config as plain JSON (kept whole, so that
-    an error can name the key that changed), `config` a digest of the whole config: informative, since a run
-    may go on with another layout, learning rate or number of steps.
+    `data` is the stream's fingerprint, `model` the resolved model config as plain JSON, `settings` what else
+    shapes the loss curve, dotted key → value: all kept whole, so that an error can name the key that changed.
+    Of the settings only `FIXED` may not change; a run may go on with another learning rate or number of
+    steps, and is told.
     """
 
     data: str = ""
     seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)
-    config: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,23 +59,44 @@ class Identity:
     def check(self, saved: dict[str, Any], where: str) -> None:
         """Refuse a checkpoint of another run: `saved` is the identity in the checkpoint `where`.
 
-        ValueError where the config asks for another model or seed, RuntimeError where the corpus is another.
+        ValueError where the config asks for another model, seed or state, RuntimeError where the corpus is
+        another.
         """
-        model = json.loads(json.dumps(self.model))  # tuples come back as lists
+        model = _as_json(self.model)
         for key in sorted(model.keys() | saved["model"].keys()):
-            now, then = model.get(key), saved["model"].get(key)
-            if now != then:
-                raise ValueError(
-                    f"model.{key} is {now!r}, but {where} was saved with {then!r}: set it back, or give the"
-                    " run another name"
-                )
-        if self.seed != saved["seed"]:
-            raise ValueError(
-                f"seed is {self.seed}, but {where} was saved with {saved['seed']}: set it back, or give the"
-                " run another name"
-            )
+            _same(f"model.{key}", model.get(key), saved["model"].get(key), where)
+        _same("seed", self.seed, saved["seed"], where)
+        for key, (now, then) in self._changed(saved).items():
+            if key in FIXED:
+                _same(key, now, then, where)
         if self.data != saved["data"]:
             raise RuntimeError(
                 f"corpus changed since checkpoint {where}: the stream's fingerprint is {self.data}, it was"
                 f" {saved['data']}: restore the corpus and its settings, or give the run another name"
             )
+
+    def changes(self, saved: dict[str, Any]) -> list[str]:
+        """`optim.lr 0.001 → 0.002`, for each of the settings that is not what it was in a checkpoint."""
+        return [f"{key} {_short(then)} → {_short(now)}" for key, (now, then) in self._changed(saved).items()]
+
+    def _changed(self, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Key → (now, then). A checkpoint that keeps no settings says nothing about them."""
+        before, now = saved.get("settings") or {}, _as_json(self.settings)
+        return {key: (now[key], before[key]) for key in now if key in before and now[key] != before[key]}
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # tuples come back as lists
+
+
+def _same(key: str, now: Any, then: Any, where: str) -> None:
+    if now != then:
+        raise ValueError(
+            f"{key} is {now!r}, but {where} was saved with {then!r}: set it back, or give the run another"
+            " name"
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

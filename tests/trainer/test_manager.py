@@ -279,12 +279,18 @@ def test_leftovers_of_dead_attempts_are_removed_at_the_start(tmp_path: Path) -> 
         (Identity("cccc", 1, {"hidden": 8, "layers": 2}), ValueError, "seed is 1, but .* was saved with 0"),
         (Identity("cccc", 0, {"hidden": 16, "layers": 2}), ValueError, r"model.hidden is 16, but .* with 8"),
         (Identity("cccc", 0, {"layers": 2}), ValueError, r"model.hidden is None, but .* with 8"),
+        (
+            Identity("dddd", 0, {"hidden": 8, "layers": 2}, {"optim.name": "muon"}),
+            ValueError,
+            r"optim.name is 'muon', but .* with 'adamw'",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_every_rank(
     tmp_path: Path, identity: Identity, kind: type[Exception], words: str
 ) -> None:
-    first = Identity("cccc", 0, {"hidden": 8, "layers": 2}, config="1")
+    kept = {"optim.name": "adamw", "optim.lr": 1e-3, "train.steps": 10}
+    first = Identity("cccc", 0, {"hidden": 8, "layers": 2}, kept)
     save(make(tmp_path, identity=first), FakeEngine(), 1)
     team = Team(2)
     for error in team.run(
@@ -293,9 +299,13 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_rank(
         with pytest.raises(kind, match=words):
             raise error
         assert "\n" not in str(error)
-    same = Identity("cccc", 0, {"hidden": 8, "layers": 2}, config="2")  # another layout, say
+    same = Identity("cccc", 0, {"hidden": 8, "layers": 2}, kept)
     assert make(tmp_path, identity=same).resume(FakeEngine()) is not None
-    assert events(tmp_path, "resume")[-1]["config_changed"] is True
+    assert "changed" not in events(tmp_path, "resume")[-1]
+    faster = Identity("cccc", 0, {"hidden": 8, "layers": 2}, kept | {"optim.lr": 2e-3, "data.new": 1})
+    assert make(tmp_path, identity=faster).resume(FakeEngine()) is not None
+    told = events(tmp_path, "resume")[-1]
+    assert told["changed"] == ["optim.lr 0.001 → 0.002"] and "optim.lr 0.001 → 0.002" in told["reason"]
 
 
 def test_a_tensor_missing_on_one_rank_or_left_over_is_an_error_on_all(tmp_path: Path) -> None:

@@ -35,14 +35,17 @@ def resume(
     at = folders.step_folder(root, step)
     document = _load(at, engine, identity, ranks)
     ranks.first(lambda: _set_aside(root, rejected, step, events))
+    changed = identity(document["state"]["sequences"]).changes(document["identity"])
     why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"
+    if changed:
+        why += f"; not as it was: {', '.join(changed)}"
     events.event(
         "resume",
         step,
         why,
         ranks=ranks.world,
         saved_by_ranks=document["world"],
-        config_changed=document["identity"]["config"] != identity(0).config,
+        **({"changed": changed} if changed else {}),
     )
     return TrainState.from_json(document["state"])
 

@@ -163,14 +163,22 @@ class Corpus:
 
     def document(self, number: int) -> np.ndarray:
         """The ids of a document, by its place in the corpus. Raises RuntimeError when they are damaged."""
+        payload, damage = self._payload(number)
+        if damage:
+            raise RuntimeError(str(damage))
+        return np.frombuffer(payload, dtype=self.dtype)
+
+    def damage_of(self, number: int) -> Damage | None:
+        """What is wrong with a document, by its place in the corpus; None where nothing is."""
+        return self._payload(number)[1]
+
+    def _payload(self, number: int) -> tuple[Any, Damage | None]:
         shard = int(np.searchsorted(self._document_ends, number, side="right"))
         place = number - int(self._document_ends[shard - 1] if shard else 0)
         view, index = self._opened(shard)
         offset, tokens, crc, _ = index[:, place].tolist()
         payload = view[offset : offset + tokens * self.dtype.itemsize]
-        if zlib.crc32(payload) != crc:
-            raise RuntimeError(str(self.damage(shard, offset)))
-        return np.frombuffer(payload, dtype=self.dtype)
+        return payload, self.damage(shard, offset) if zlib.crc32(payload) != crc else None
 
     def damage(self, shard: int, offset: int) -> Damage:
         """What to say of the document whose raw ids start at `offset`, when they are damaged."""

@@ -17,6 +17,7 @@ import torch
 
 from data.batch import Batch
 from data.config import DataConfig, Heldout
+from data.corpus import Damage
 from data.rows import NOT_COUNTED, Plan
 from data.stream import Stream, open_corpus
 
@@ -172,7 +173,23 @@ class HeldoutLoader:
         # Windows of each document: one, and one more for every seq_len - overlap inputs beyond it.
         inputs = lengths + (lengths > 0)
         windows = np.where(inputs > 0, 1 + np.maximum(0, -(-(inputs - seq_len) // (seq_len - overlap))), 0)
+        self._windows, self._text_bytes = windows, text_bytes
         self._windows_end = np.cumsum(windows)
+        self.rows = int(self._windows_end[-1])
+
+    def damaged(self) -> list[tuple[int, Damage]]:
+        """The damaged ones among the documents that this rank reads, by number. Reads them all."""
+        mine = np.arange(self.rows) // self._micro_batch % self._ranks == self._rank
+        numbers = np.unique(np.searchsorted(self._windows_end, np.flatnonzero(mine), side="right"))
+        found = ((number, self.corpus.damage_of(number)) for number in numbers.tolist())
+        return [(number, damage) for number, damage in found if damage]
+
+    def leave_out(self, documents: list[int]) -> None:
+        """Go on as if these documents, the same on every rank, were not in the corpus."""
+        self._windows[documents] = self._text_bytes[documents] = 0
+        self.documents -= len(documents)
+        self.text_bytes = int(self._text_bytes.sum())
+        self._windows_end = np.cumsum(self._windows)
         self.rows = int(self._windows_end[-1])
 
     def __len__(self) -> int:

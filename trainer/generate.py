@@ -90,7 +90,7 @@ def continue_text(
     tokenizer = tokenizers.load(run / "tokenizer.json")
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
     separator = separator_of(cfg, run, tokenizer)
-    model = load_model(cfg, newest_checkpoint(run))
+    model = newest_model(cfg, run)
     ids = generate(
         model,
         [separator, *tokenizer.encode(prompt, add_special_tokens=False).ids],
@@ -153,6 +153,20 @@ def newest_checkpoint(run: Path) -> Path:
             return folder
     found = f"none of its {len(steps)} verifies" if steps else f"{root} holds none"
     raise RuntimeError(f"{run} has no checkpoint to generate from: {found}; train it first")
+
+
+def newest_model(cfg: RunConfig, run: Path) -> nn.Module:
+    """The model of the newest checkpoint that verifies, of a run that may be training: where it has removed
+    an old one meanwhile, there is a newer one.
+    """
+    root = run / "checkpoints"
+    while True:
+        there = set(checkpoints.steps(root))
+        try:
+            return load_model(cfg, newest_checkpoint(run))
+        except (RuntimeError, OSError):
+            if there <= set(checkpoints.steps(root)):
+                raise
 
 
 def load_model(cfg: RunConfig, folder: Path) -> nn.Module:
@@ -220,4 +234,6 @@ def check(max_tokens: int, temperature: float, top_p: float) -> None:
 
 
 if __name__ == "__main__":
+    # A terminal's encoding may not hold what a model writes.
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))

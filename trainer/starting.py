@@ -32,7 +32,10 @@ class Starting:
         self.now(what)
 
     def end(self) -> None:
+        """Say no more. Waits for the thread, which must not outlive the interpreter."""
         self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
         before = ""

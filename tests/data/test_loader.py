@@ -225,3 +225,25 @@ def test_heldout_damage_is_named(tmp_path: Path) -> None:
     shard.write_bytes(raw)
     with pytest.raises(RuntimeError, match=r"shard-000000.tar: sample '00000001', byte \d+: .*checksum"):
         list(HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=1))
+
+
+def test_heldout_damage_can_be_left_out_of_nats_and_bytes(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([5, 6, 17, 7]))
+    whole = HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=1)
+    text_bytes = whole.text_bytes
+    shard = tmp_path / "shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    raw[int(np.load(tmp_path / "shard-000000.idx.npy")[0, 2])] ^= 1
+    shard.write_bytes(raw)
+    loaders = [
+        HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=rank, ranks=2, micro_batch=1)
+        for rank in range(2)
+    ]
+    found = {number: damage for loader in loaders for number, damage in loader.damaged()}
+    assert {number: damage.sample for number, damage in found.items()} == {2: "00000002"}
+    for loader in loaders:
+        loader.leave_out(list(found))
+        assert (loader.documents, loader.text_bytes) == (3, text_bytes - 3 * 17)
+    targets = [batch.tensors["targets"] for loader in loaders for batch in loader]
+    assert sum(int((target != -100).sum()) for target in targets) == (5 + 6 + 7) + 3
+    assert len({len(loader) for loader in loaders}) == 1

@@ -6,7 +6,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from whole_runs import GERMINAL, environment, events, germinal, make_corpus, newest, train, write_config
+from whole_runs import (
+    GERMINAL,
+    environment,
+    events,
+    germinal,
+    make_corpus,
+    newest,
+    records,
+    train,
+    write_config,
+)
 
 WRONG, FAILED = 2, 1
 
@@ -99,6 +109,22 @@ def test_flipped_byte_in_a_shard(nproc: int, tmp_path: Path) -> None:
     shard.write_bytes(data)
     config = write_config(tmp_path, corpus)
     refused(FAILED, shard.name, "sample", command=("train", config, "--nproc", nproc))
+
+
+def test_damage_in_held_out_is_left_out_under_quarantine(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, documents=60)
+    shard = next((corpus / "heldout").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"NUMPY") + 200] ^= 0x04
+    shard.write_bytes(data)
+    changes = {"train__steps": 2, "train__eval_every": 1, "model__layers": 1}
+    config = write_config(tmp_path, corpus, **changes)
+    refused(FAILED, shard.name, "data.on_corrupt", command=("train", config))
+    train(config, "data.on_corrupt=quarantine", "run_dir=" + str(tmp_path / "on"), nproc=2)
+    (event,) = events(tmp_path / "on", "quarantine")
+    assert event["shard"] == str(shard) and event["heldout"] == "made_up" and event["sample"]
+    evals = [line["eval"] for line in records(tmp_path / "on" / "metrics.jsonl") if "eval" in line]
+    assert len(evals) == 2 and evals[0]["made_up"]["bits_per_byte"] > 1
 
 
 def test_every_checkpoint_damaged_starts_anew_and_says_so(corpus: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from data import tokenizer as tokenizers
 from data.config import DataConfig, Source
 from parallel.engine import Chunk
 from trainer import config as configs
+from trainer import generate as generating
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.store import write_part
 from trainer.config import RunConfig
@@ -127,6 +128,28 @@ def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2)) -> 
         ]
         checkpoints.commit(tmp, final, [write_part(tmp, 0, chunks)], step=step, sequences=step)
     return model
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention of a run that goes on training takes the newest one of a moment ago."""
+    run = tmp_path / "run"
+    make_run(run, steps=(2,))
+    load, calls = generating.load_model, []
+
+    def late(cfg: RunConfig, folder: Path) -> Decoder:
+        calls.append(folder.name)
+        if len(calls) == 1:
+            os.rename(folder, checkpoints.step_folder(run / "checkpoints", 3))
+        return load(cfg, folder)
+
+    monkeypatch.setattr(generating, "load_model", late)
+    assert "".join(continue_text(run, "ab", max_tokens=3)) is not None
+    assert calls == ["step-000000002", "step-000000003"]
+    flip_a_byte(next((run / "checkpoints").glob("step-*/*.safetensors")))
+    with pytest.raises(RuntimeError, match="none of its 1 verifies"):
+        continue_text(run, "ab", max_tokens=3)
 
 
 def flip_a_byte(path: Path) -> None:

@@ -1,0 +1,46 @@
+"""The held-out sets of a run, and what becomes of damage in them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from data.loader import HeldoutLoader
+from parallel.engine import Engine
+from trainer.config import RunConfig
+from trainer.metrics.events import EventLog
+
+
+def open_heldout(
+    cfg: RunConfig, engine: Engine, *, step: int, events: EventLog, gather: Callable[[Any], list[Any]]
+) -> list[HeldoutLoader]:
+    """Every held-out set of the config, for this data rank. Collective.
+
+    Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
+    divided by, on every rank alike; it is an event at `step`.
+    """
+    sets = [
+        HeldoutLoader(
+            entry,
+            seq_len=cfg.data.seq_len,
+            rank=engine.data_rank,
+            ranks=engine.data_ranks,
+            micro_batch=cfg.train.micro_batch,
+            overlap=cfg.train.eval_overlap,
+            max_documents=cfg.train.eval_documents,
+            cfg=cfg.data,
+        )
+        for entry in cfg.data.heldout
+    ]
+    if cfg.data.on_corrupt == "quarantine" and cfg.train.eval_every:
+        for heldout in sets:
+            # A node may have a copy of its own: what one rank cannot read, none may count.
+            everywhere = {number: damage for found in gather(heldout.damaged()) for number, damage in found}
+            heldout.leave_out(sorted(everywhere))
+            for _, damage in sorted(everywhere.items()):
+                reason = (
+                    f"shard {damage.shard}: sample {damage.sample!r}, byte {damage.offset}: damaged; "
+                    f"held-out {heldout.name} is evaluated without it"
+                )
+                events.event("quarantine", step, reason, heldout=heldout.name, **vars(damage))
+            if not heldout.rows:
+                raise RuntimeError(f"held-out {heldout.name}: every document is damaged: restore the corpus")
+    return sets

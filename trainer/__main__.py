@@ -89,7 +89,7 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
     except (RuntimeError, OSError) as error:
         with (
             contextlib.suppress(OSError),
-            contextlib.closing(EventLog(cfg.folder / "events.jsonl")) as events,
+            contextlib.closing(EventLog(cfg.folder / "events.jsonl", shown=False)) as events,
         ):
             events.event("fault", run.state.step, " ".join(str(error).split()), rank=runtime.rank)
         return fail(error, cfg, runtime.rank)

@@ -26,14 +26,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def refused(code: int, *words: str, command: tuple[object, ...]) -> None:
-    """The command exits with `code`, and the only line on standard error holds all of `words`."""
+def refused(code: int, *words: str, command: tuple[object, ...]) -> str:
+    """The command exits with `code`, and its only error holds all of `words`. Returns what it said."""
     done = germinal(*command)
     assert done.returncode == code, (done.returncode, done.stderr[-2000:])
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
     for word in words:
         assert word in errors[0], errors[0]
+    return done.stderr
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,15 @@ def test_flipped_byte_in_a_shard(nproc: int, tmp_path: Path) -> None:
     shard.write_bytes(data)
     config = write_config(tmp_path, corpus)
     refused(FAILED, shard.name, "sample", command=("train", config, "--nproc", nproc))
+
+
+def test_a_gradient_that_is_not_finite_is_a_fault_in_the_record(corpus: Path, tmp_path: Path) -> None:
+    changes = {"optim__lr": 1e38, "optim__clip": 0, "optim__schedule": "constant", "optim__warmup_steps": 0}
+    config = write_config(tmp_path, corpus, **changes)
+    done = refused(FAILED, "step 2", "not finite", "sequences 8 to 15", command=("train", config))
+    assert done.count("not finite") == 1, "said once"
+    (event,) = events(tmp_path / "run", "fault")
+    assert event["step"] == 1 and "the gradient is not finite" in event["reason"]
 
 
 def test_damage_in_held_out_is_left_out_under_quarantine(tmp_path: Path) -> None:

@@ -21,17 +21,19 @@ class EventLog(JsonlLog):
 
     What went otherwise than planned is shown on standard error too.
 
-    Without a path (ranks that do not report), events are dropped. Safe to call from several threads.
+    `shown` False: not on standard error, where the user is told in another way. Without a path (ranks that
+    do not report), events are dropped. Safe to call from several threads.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, shown: bool = True) -> None:
         super().__init__(path or Path())
         self._on = path is not None
+        self._shown = shown
 
     def event(self, kind: str, step: int, reason: str, **fields: Any) -> None:
         """Record that `kind` (one word, such as "resume" or "fault") happened at `step`, and why."""
         if self._on:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self.write({"time": now, "kind": kind, "step": step, "reason": reason, **fields})
-            if kind in SHOWN:
+            if self._shown and kind in SHOWN:
                 print(f"{kind} at step {step}: {reason}", file=sys.stderr, flush=True)

@@ -70,7 +70,7 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
         run = assemble(cfg, runtime, stack, doing=starting.now)
     except ValueError as error:
         return complain(error, WRONG)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         return fail(error, cfg, runtime.rank)
     if run.state.step >= cfg.train.steps and runtime.is_writer:
         done = (
@@ -86,7 +86,7 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
         return complain(
             f"interrupted at step {run.state.step}; the same command goes on from the last checkpoint", 130
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         with (
             contextlib.suppress(OSError),
             contextlib.closing(EventLog(cfg.folder / "events.jsonl", shown=False)) as events,
@@ -104,13 +104,17 @@ def complain(error: object, code: int) -> int:
 
 def fail(error: Exception, cfg: RunConfig, rank: int) -> int:
     """A failure as one line; where it came from goes into the run folder, if that can be written."""
+    what = str(error)
+    if isinstance(error, MemoryError):  # often without a word
+        found = f"out of memory ({what})" if what else "out of memory"
+        what = f"{found}: lower data.seq_len, train.micro_batch or the model's sizes"
     trace = cfg.folder / "faults" / f"rank-{rank:05d}.txt"
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
         trace.write_text("".join(traceback.format_exception(error)))
     except OSError:
-        return complain(error, FAILED)
-    return complain(f"{error} (traceback: {trace})", FAILED)
+        return complain(what, FAILED)
+    return complain(f"{what} (traceback: {trace})", FAILED)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,13 @@ def test_a_gradient_that_is_not_finite_is_a_fault_in_the_record(corpus: Path, tm
     assert event["step"] == 1 and "the gradient is not finite" in event["reason"]
 
 
+def test_more_than_the_memory_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, corpus)
+    refused(
+        FAILED, "out of memory", "data.seq_len", command=("train", config, "data.seq_len=1000000000000000")
+    )
+
+
 def test_damage_in_held_out_is_left_out_under_quarantine(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, documents=60)
     shard = next((corpus / "heldout").glob("*.tar"))

@@ -50,4 +50,4 @@ def test_leaving_before_the_first_step_is_one_line(number: int, code: int, why: 
     start = f"import os; from trainer.interrupts import LeaveAtOnce; LeaveAtOnce('the first step').begin(); os.kill(os.getpid(), {int(number)}); 1 / 0"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
     assert done.returncode == code
-    assert done.stderr == f"error: {why} before the first step; the same command starts again\n"
+    assert done.stderr == f"error: {why} before the first step: nothing was under way\n"

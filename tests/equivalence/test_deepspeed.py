@@ -211,10 +211,10 @@ def test_bf16_state_passes_through_unchanged(ranks: Any, parallel: dict[str, Any
     _, expected, expected_step = load_and_save(
         Alone(), replace(case, parallel={}, micro_batch=8), whole, made.scalars
     )
-    assert evaluated[1] == expected[1] == stepped.count
+    assert evaluated.count == expected.count == stepped.count
     # The same bf16 weights, other shapes of matrix products: one rounding an operator.
-    assert evaluated[0] == pytest.approx(expected[0], rel=2e-3)
-    assert stepped.loss_sum == pytest.approx(evaluated[0], rel=1e-6)
+    assert evaluated.loss_sum == pytest.approx(expected.loss_sum, rel=2e-3)
+    assert stepped.loss_sum == pytest.approx(evaluated.loss_sum, rel=1e-6)
     assert stepped.grad_norm == pytest.approx(expected_step.grad_norm, rel=2e-2)
 
 
@@ -260,7 +260,14 @@ def test_resume_is_bit_identical(ranks: Any, parallel: dict[str, Any], precision
 def compiled(operator: str) -> bool:
     from torch.utils.cpp_extension import get_default_build_root
 
-    return any(Path(get_default_build_root()).glob(f"*/{operator}/{operator}.so"))
+    # By and for this very torch: another's is compiled again, for minutes. A lock is left where that was killed.
+    ours = str(Path(torch.__file__).parent)
+    return any(
+        (folder / f"{operator}.so").exists()
+        and not (folder / "lock").exists()
+        and ours in (folder / "build.ninja").read_text()
+        for folder in Path(get_default_build_root()).glob(f"*/{operator}")
+    )
 
 
 def test_offload_to_nvme_trains_saves_and_resumes(ranks: Any, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_resume_is_bit_identical(ranks: Any, parallel: dict[str, Any], precision
 def compiled(operator: str) -> bool:
     from torch.utils.cpp_extension import get_default_build_root
 
-    # By and for this very torch: another's is compiled again, for minutes. A lock is left where that was killed.
+    # For this very torch: another's is compiled again, for minutes. A lock is left where that was killed.
     ours = str(Path(torch.__file__).parent)
     return any(
         (folder / f"{operator}.so").exists()

@@ -37,6 +37,9 @@ INDEX_ROWS = 4
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HEX = re.compile(r"[0-9a-f]+")
+_DERIVED = ("documents", "tokens", "text_bytes", "fingerprint")
+# Hash of the rest of the manifest. Corpora of earlier days do not have it and are read all the same.
+_OWN_HASH = "sha256"
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,9 @@ def read_index(path: Path, entry: ShardEntry) -> np.ndarray:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Closes a corpus: writes `manifest.json` by rename. All shards and indexes must be in place."""
     document = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    for key in ("documents", "tokens", "text_bytes", "fingerprint"):
+    for key in _DERIVED:
         document[key] = getattr(manifest, key)
+    document[_OWN_HASH] = _own_hash(json.loads(json.dumps(document)))
     path = folder / MANIFEST
     temporary = folder / (MANIFEST + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
@@ -203,6 +207,12 @@ def read_manifest(folder: Path | str) -> Manifest:
     return parse_manifest(text, str(path))
 
 
+def _own_hash(document: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's contents, whatever its spaces and the order of its keys."""
+    rest = {key: value for key, value in document.items() if key != _OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def parse_manifest(text: bytes, where: str) -> Manifest:
     """A manifest from its bytes; `where` names it in errors. Raises ValueError or RuntimeError, one line."""
     try:
@@ -212,6 +222,17 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         version = document["version"]
         if version != VERSION:
             raise LookupError(f"{where} has format version {version}, this program reads {VERSION}")
+        unknown = document.keys() - {
+            "format",
+            "version",
+            *_DERIVED,
+            _OWN_HASH,
+            *Manifest.__dataclass_fields__,
+        }
+        if unknown:  # else damage to its name would hide the hash
+            raise ValueError(f"it has an unknown key {min(unknown)!r}")
+        if _OWN_HASH in document and document[_OWN_HASH] != _own_hash(document):
+            raise ValueError("its contents do not have the hash it states")
         manifest = Manifest(
             tokenizer=TokenizerEntry(**document["tokenizer"]),
             dtype=document["dtype"],

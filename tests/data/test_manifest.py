@@ -55,6 +55,9 @@ def test_no_folder_and_no_manifest_are_told_apart(tmp_path: Path, corpus: Path) 
         (["shards", 0, "sha256"], "zz"),
         (["shards", 0, "sha256"], "00"),
         (["fingerprint"], "00"),
+        (["sources"], ["another"]),
+        (["shards", 0, "sample_bytes"], 1),
+        (["sha255"], "00"),
     ],
 )
 def test_an_edited_manifest_is_refused(corpus: Path, path: list[Any], value: Any) -> None:

@@ -4,6 +4,7 @@ Every kind that `prepare` offers is a `tokenizers.Tokenizer`, so that whatever r
 (training, generation, export) needs one file and one library, whichever kind it was.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "<|eo
 TRAINED = ("bpe", "wordpiece", "characters")
 # The library's memory is about 100 bytes a token of the text it is given at once: longer texts go in pieces.
 PIECE_CHARACTERS = 1 << 20
+# A tokenizer is trained on words of at most so many characters; encoding does not cut.
+WORD_CHARACTERS = 1024
+_LONG_RUN = re.compile(rf"\S{{{WORD_CHARACTERS}}}|\s{{{WORD_CHARACTERS}}}")
+_WORDPIECE_SPECIALS = [SEPARATOR, "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]
 
 
 def train(kind: str, texts: Iterable[str], vocab: int) -> Tokenizer:
@@ -30,6 +35,7 @@ def train(kind: str, texts: Iterable[str], vocab: int) -> Tokenizer:
     - `characters`: one token a character seen, for protein and genomic sequences; `vocab` bounds the
       alphabet.
     """
+    texts = (part for text in texts for part in _short_words(text))
     if kind == "bpe":
         return _train_bpe(texts, vocab)
     if kind == "wordpiece":
@@ -39,12 +45,30 @@ def train(kind: str, texts: Iterable[str], vocab: int) -> Tokenizer:
     raise ValueError(f"tokenizer kind {kind!r} cannot be trained: give one of {', '.join(TRAINED)}")
 
 
+def check_vocab(kind: str, vocab: int) -> None:
+    """Raises ValueError for a vocabulary that cannot hold what this kind always has."""
+    if kind == "bpe" and vocab < (least := len(pre_tokenizers.ByteLevel.alphabet()) + 1):
+        raise ValueError(f"vocabulary of {vocab} is too small for byte-level BPE: give at least {least}")
+    if kind == "wordpiece" and vocab <= (least := len(_WORDPIECE_SPECIALS)):
+        raise ValueError(f"vocabulary of {vocab} is too small for WordPiece: {least} are special tokens")
+    if vocab < 1:
+        raise ValueError(f"vocabulary of {vocab} tokens holds nothing: give at least 1")
+
+
+def _short_words(text: str) -> Iterator[str]:
+    """The text, cut inside every run of `WORD_CHARACTERS` without, or of nothing but, white space: the time
+    the trainers take grows with the square of a word's length.
+    """
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
+
+
 def _train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
+    check_vocab("bpe", vocab)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab < len(alphabet) + 1:
-        raise ValueError(
-            f"vocabulary of {vocab} is too small for byte-level BPE: give at least {len(alphabet) + 1}"
-        )
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab, special_tokens=[SEPARATOR], initial_alphabet=alphabet, show_progress=False
@@ -61,11 +85,8 @@ def _byte_level(model: models.Model) -> Tokenizer:
 
 
 def _train_wordpiece(texts: Iterable[str], vocab: int) -> Tokenizer:
-    specials = [SEPARATOR, "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]
-    if vocab <= len(specials):
-        raise ValueError(
-            f"vocabulary of {vocab} is too small for WordPiece: {len(specials)} are special tokens"
-        )
+    specials = _WORDPIECE_SPECIALS
+    check_vocab("wordpiece", vocab)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

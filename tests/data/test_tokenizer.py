@@ -1,6 +1,7 @@
 """Tokenizers: lossless where they promise it, deterministic, and never a separator out of a text."""
 
 import itertools
+import random
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,12 @@ def test_what_cannot_be_trained() -> None:
         tokenizers.train("bpe", TEXTS, 256)
     with pytest.raises(ValueError, match="'sentencepiece' cannot be trained"):
         tokenizers.train("sentencepiece", TEXTS, 256)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("letters", ["abcdefgh", " \n"])
+def test_training_does_not_hang_on_an_endless_word(letters: str) -> None:
+    word = "".join(random.Random(0).choices(letters, k=1_000_000))
+    made = tokenizers.train("bpe", ["some words", word], 600)
+    assert tokenizers.vocab_size(made) > 257
+    assert "".join(tokenizers._short_words(word)) == word, "nothing is lost"

@@ -63,7 +63,12 @@ def is_heldout(document: Document, job: Job) -> bool:
         identity = f"{document.origin['source']}/{document.origin['path']}".encode()
     else:
         identity = content(document)
-    return xxhash.xxh3_64_intdigest(identity, seed=1) < job.heldout * 2**64
+    return is_heldout_identity(identity, job.heldout)
+
+
+def is_heldout_identity(identity: bytes, share: float) -> bool:
+    """Is a document, or a file, of this identity among the share that is held out?"""
+    return xxhash.xxh3_64_intdigest(identity, seed=1) < share * 2**64
 
 
 def content(document: Document) -> bytes:

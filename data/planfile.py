@@ -20,6 +20,7 @@ from data.recipe import Recipe
 from data.sources import InputFile
 
 PLAN = "plan.json"
+_MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 
 @contextlib.contextmanager
@@ -105,6 +106,9 @@ def is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
     changed = recipes.differences(old["settings"], plan["settings"])
     if not changed and old["input"] != plan["input"]:
         changed = ["the source files themselves"]
+    if changed and not old["complete"] and not any((path.parent / name).exists() for name in _MADE):
+        write_json(path, plan)  # it failed before it made anything: there is nothing to go on with
+        return False
     if changed:
         raise ValueError(
             f"{out} {state} with other settings ({'; '.join(changed)}): go on with those, give another "

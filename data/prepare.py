@@ -15,10 +15,11 @@ streams on disk. The main process holds the list of files, 16 bytes of hash a do
 duplicates, and 30 for near ones.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from data import tokenizer as tokenizers
 from data.decontaminate import write_evaluation_runs
 from data.encode import cleaned_documents, encode_unit
 from data.finish import finish
-from data.job import HELDOUT, TRAIN, Job, is_heldout, sync_file, write_json
+from data.job import HELDOUT, TRAIN, Job, is_heldout, is_heldout_identity, sync_file, write_json
 from data.manifest import (
     MANIFEST,
     read_manifest,
@@ -97,9 +98,11 @@ def prepare(
     scratch = out / SCRATCH
     with ExitStack() as stack:
         stack.enter_context(lock(out, scratch))
+        stack.enter_context(_room(out))
         bar = stack.enter_context(Progress(progress))
         stdin_file = spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
         files = inputs.expand(sources, recipe, stdin_file, str(out))
+        _check_heldout(files, heldout, recipe)
         settings = settings_of(sources, tokenizer, train_tokenizer, heldout, recipe)
         plan = {"settings": settings, "input": input_hash(files), "complete": False}
         if is_complete(scratch, plan, out):
@@ -127,6 +130,20 @@ def prepare(
     return _report(out, was_complete=False)
 
 
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Says of a full disk which one it is, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"{out}: {os.strerror(error.errno)}: make room and run the same command again, which keeps "
+            "the shards that are finished, or give another --out"
+        ) from None
+
+
 def _check(
     tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
 ) -> None:
@@ -137,9 +154,29 @@ def _check(
         )
     if not 0 <= heldout < 1:
         raise ValueError(f"heldout={heldout} is not a share: give a number from 0 up to, but not, 1")
+    if tokenizer is not None and tokenizer not in tokenizers.BUILT:
+        tokenizers.separator_id(tokenizers.load(Path(tokenizer)), recipe.separator)
+    if train_tokenizer is not None:
+        tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
     if workers < 0:
         raise ValueError(
             f"workers={workers} is not a number of processes: give 1 or more, or 0 for one a core"
+        )
+
+
+def _check_heldout(files: list[inputs.InputFile], heldout: float, recipe: Recipe) -> None:
+    """Where the files alone decide which side a document is on, an empty side is known before any work."""
+    if recipe.heldout_match:
+        held = sum(inputs.matches(file.relative, recipe.heldout_match) for file in files)
+        asked = f"heldout_match={recipe.heldout_match}"
+    elif heldout and recipe.heldout_by == "file":
+        held = sum(is_heldout_identity(f"{file.source}/{file.relative}".encode(), heldout) for file in files)
+        asked = f"heldout={heldout} by file"
+    else:
+        return
+    if held in (0, len(files)):
+        raise ValueError(
+            f"{asked} holds out {held} of {len(files)} files: give one that leaves some on each side"
         )
 
 

@@ -99,6 +99,8 @@ def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
 
 def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
     name = os.path.basename(os.path.abspath(folder))
+    if out and os.path.exists(out) and os.path.samefile(folder, out):
+        raise ValueError(f"source {folder} is --out itself: give the corpus a folder of its own")
     paths = []
     for parent, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [

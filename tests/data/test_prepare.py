@@ -1,6 +1,7 @@
 """`prepare` from end to end: what it writes, that the bytes are the same, that killing it costs nothing."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -329,6 +330,16 @@ def test_a_folder_with_somebody_elses_corpus_is_refused(tmp_path: Path, texts: d
         (["empty"], {"train_tokenizer": 400}, "source empty holds no file"),
         (["blank"], {"tokenizer": "bytes"}, "no document is left of 1 that were read \\(empty 1\\)"),
         (["texts"], {"tokenizer": "bytes", "recipe": Recipe(format="doc")}, "format='doc' is none of"),
+        (
+            ["texts"],
+            {"tokenizer": "bytes", "recipe": Recipe(heldout_match=["*.tex"])},
+            r"heldout_match=\['\*.tex'\] holds out 0 of 3 files",
+        ),
+        (
+            ["texts"],
+            {"tokenizer": "bytes", "heldout": 1e-9, "recipe": Recipe(heldout_by="file")},
+            "heldout=1e-09 by file holds out 0 of 3 files",
+        ),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(
@@ -342,7 +353,44 @@ def test_bad_input_is_one_line_that_names_it(
     with pytest.raises(ValueError, match=message) as error:
         prepare(sources, Path("out"), progress=False, workers=1, **settings)
     one_line(error)
-    assert not Path("out").exists() or (Path("out") / ".prepare/plan.json").exists()
+    made = Path("out/.prepare/units").exists()
+    assert made == (sources == ["blank"]) and Path("out").exists() == made, (
+        "a mistake is found before any work"
+    )
+
+
+def test_a_corpus_is_not_made_in_its_own_source(tmp_path: Path) -> None:
+    texts = write_texts(tmp_path / "texts", count=3)
+    with pytest.raises(ValueError, match="is --out itself: give the corpus a folder of its own"):
+        prepare([str(tmp_path / "texts")], tmp_path / "texts", tokenizer="bytes", progress=False)
+    assert sum(path.is_file() for path in (tmp_path / "texts").rglob("*")) == len(texts)
+
+
+def test_what_failed_before_it_made_anything_does_not_hold_the_folder(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts", count=3)
+    (tmp_path / "blank.txt").write_text(" ")
+    out = tmp_path / "corpus"
+    with pytest.raises(ValueError, match="there is no text to train a tokenizer on"):
+        prepare([str(tmp_path / "blank.txt")], out, train_tokenizer=400, workers=1, progress=False)
+    report = prepare([str(tmp_path / "texts")], out, tokenizer="bytes", workers=1, progress=False)
+    assert report.train.documents == 3
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, texts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", full)
+        with pytest.raises(RuntimeError, match="corpus: No space left on device: make room and run") as error:
+            prepare(
+                [str(tmp_path / "texts")], tmp_path / "corpus", tokenizer="bytes", workers=1, progress=False
+            )
+    one_line(error)
+    prepare([str(tmp_path / "texts")], tmp_path / "corpus", tokenizer="bytes", workers=1, progress=False)
+    assert len(by_webdataset(tmp_path / "corpus")) == len(texts)
 
 
 def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:

@@ -15,18 +15,28 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder, make_corpus(folder), train__steps=100_000)
 
 
+def as_on_a_terminal() -> None:
+    """A suite that a script runs in the background has SIGINT ignored, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 # Seconds after the launcher's first line: in Python's start, in torch's import, in the rendezvous.
 @pytest.mark.parametrize("after", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_one_line(nproc: int, number: signal.Signals, code: int, after: float, config: Path) -> None:
     command = [GERMINAL, "train", str(config), "--nproc", str(nproc)]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as run:
-        assert run.stderr is not None
-        assert "starting" in run.stderr.readline()
-        time.sleep(after)
-        run.send_signal(number)
-        _, err = run.communicate(timeout=60)
+    with subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=as_on_a_terminal
+    ) as run:
+        try:
+            assert run.stderr is not None
+            assert "starting" in run.stderr.readline()
+            time.sleep(after)
+            run.send_signal(number)
+            _, err = run.communicate(timeout=30)
+        finally:
+            run.kill()
     assert run.returncode == code, err
     assert "Traceback" not in err and err.count("error: ") <= 1, err
     assert code == 75 or err.count("error: ") == 1, err

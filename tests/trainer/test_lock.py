@@ -48,6 +48,13 @@ def test_a_filesystem_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.
 )
 def test_leaving_before_the_first_step_is_one_line(number: int, code: int, why: str) -> None:
     start = f"import os; from trainer.interrupts import LeaveAtOnce; LeaveAtOnce('the first step').begin(); os.kill(os.getpid(), {int(number)}); 1 / 0"  # noqa: E501
-    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        capture_output=True,
+        text=True,
+        check=False,
+        # A suite that a script runs in the background has SIGINT ignored, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert done.returncode == code
     assert done.stderr == f"error: {why} before the first step: nothing was under way\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_corpus import make_corpus, random_documents
+from whole_runs import records, train, write_config
 
 from data import cache
 from data.cache import RemoteStorage
@@ -43,6 +45,10 @@ class Handler(SimpleHTTPRequestHandler):
             first, last = asked.removeprefix("bytes=").split("-")
             raw, status = raw[int(first) : int(last) + 1], 206
         fault = server.script.pop(0) if server.script and name.endswith(".tar") else ""
+        if fault == "outage":
+            server.outage()
+            self.close_connection = True
+            return
         if fault == "500":
             self.send_error(500)
             return
@@ -64,18 +70,26 @@ class Server:
         self._folder, self._port = folder, 0
         self.requests: Counter[str] = Counter()
         self.script: list[str] = []
+        self.outages: list[float] = []
         self.start()
 
     def start(self) -> None:
         handler = partial(Handler, directory=str(self._folder))
         self._server: Any = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._server.requests, self._server.script = self.requests, self.script
+        self._server.outage = threading.Thread(target=self._go_away_for_a_while).start
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def _go_away_for_a_while(self) -> None:
+        self.stop()
+        self.outages.append(time.time())
+        time.sleep(1)
+        self.start()
 
     @property
     def url(self) -> str:
@@ -241,3 +255,19 @@ def test_heldout_is_read_remotely(folder: Path, server: Server) -> None:
         return [row for batch in loader for row in batch.tensors["targets"].tolist()]
 
     assert batches(server.url) == batches(str(folder))
+
+
+def test_a_run_outlives_its_server(tmp_path: Path, server: Server, folder: Path) -> None:
+    """The real command: the server goes away in the middle of its shards, and comes back."""
+    lines = {}
+    for name, source in (("remote", server.url), ("local", str(folder))):
+        (tmp_path / name).mkdir()
+        if name == "remote":
+            server.script += ["", "", "outage"]
+        changes = {"model__layers": 1, "model__vocab": 50_000, "train__steps": 6}
+        changes |= {"data__heldout": [], "train__eval_every": 0}
+        config = write_config(tmp_path / name, folder, data__sources=[{"path": source}], **changes)
+        train(config, nproc=1)
+        lines[name] = records(tmp_path / name / "run" / "metrics.jsonl")
+    assert len(server.outages) == 1 and not server.script
+    assert lines["remote"] == lines["local"]

@@ -143,7 +143,12 @@ def _draw(out: Path, made_of: Mapping[str, Mapping[str, list[int]]]) -> list[str
     documents = [dict(lengths).get(power, [0])[0] for power in powers]
     tokens = [dict(lengths).get(power, [0, 0, 0])[2] for power in powers]
     names = [f"{2**power:,}" for power in powers]
-    _bars(out / LENGTHS_PNG, "tokens in a document, from", names, {"documents": documents, "tokens": tokens})
+    _bars(
+        out / LENGTHS_PNG,
+        "tokens in a document: from this many up to twice as many",
+        names,
+        {"documents": documents, "tokens": tokens},
+    )
     if set(made_of["language"]) == {"not stated"}:
         return [LENGTHS_PNG]
     languages = sorted(made_of["language"].items(), key=lambda item: (-item[1][1], item[0]))[:_MOST_ROWS]
@@ -163,6 +168,7 @@ def _bars(path: Path, label: str, names: list[str], series: Mapping[str, list[in
         axes = figure.add_subplot(len(series), 1, place + 1)
         axes.bar(range(len(names)), values, color="#3b6ea5")
         axes.set_ylabel(title)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(label)

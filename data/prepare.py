@@ -11,7 +11,7 @@ goes on. Without its manifest a folder is not a corpus, so a killed run never le
 
 Memory does not grow with the input: a worker holds one batch of documents (each at most
 `max_document_bytes`) and the index columns of the shard it writes; spools, signatures and shards are
-streams on disk. The main process holds the list of files, 16 bytes of hash a document while it sorts exact
+streams on disk. The main process holds the list of files, 25 bytes a document while it sorts exact
 duplicates, and 30 for near ones.
 """
 

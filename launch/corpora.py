@@ -32,7 +32,7 @@ def prepare(args: argparse.Namespace) -> int:
     done = "was there already, whole" if report.was_complete else "done"
     tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
     steps = [(step, documents, count) for step, (documents, count) in report.counts.items() if documents]
-    tables.rows("documents by step", ("step", "documents", "bytes"), steps)
+    tables.rows("documents by step", ("step", "documents", "characters"), steps)
     return 0
 
 
@@ -90,7 +90,8 @@ def _sequence(args: argparse.Namespace) -> int:
             "corpus": found["corpus"],
             "epoch": found["epoch"],
             "counted targets": found["counted_targets"],
-        },
+        }
+        | {f"quarantined: {e['shard']}": e["sample"] for e in found["quarantined"]},
     )
     for piece in found["pieces"]:
         print(

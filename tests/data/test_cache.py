@@ -264,7 +264,7 @@ def test_a_run_outlives_its_server(tmp_path: Path, server: Server, folder: Path)
         (tmp_path / name).mkdir()
         if name == "remote":
             server.script += ["", "", "outage"]
-        changes = {"model__layers": 1, "model__vocab": 50_000, "train__steps": 6}
+        changes: dict[str, Any] = {"model__layers": 1, "model__vocab": 50_000, "train__steps": 6}
         changes |= {"data__heldout": [], "train__eval_every": 0}
         config = write_config(tmp_path / name, folder, data__sources=[{"path": source}], **changes)
         train(config, nproc=1)

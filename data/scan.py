@@ -116,13 +116,14 @@ def index_shard(path: Path, *, dtype: str, vocab: int) -> ShardEntry:
 def token_index(view: memoryview, where: str, *, dtype: str, vocab: int) -> tuple[np.ndarray, list[str]]:
     """The index (uint64 [4, documents]) of a token shard, and the documents' keys.
 
-    A document is KEY.npy, a 1-D array of ids of type `dtype` below `vocab`, and KEY.json with `text_bytes`.
+    A document is KEY.npy, a 1-D array of ids of type `dtype` below `vocab`, and KEY.json with `text_bytes`;
+    what else travels beside them (a picture) is not looked into.
     Raises RuntimeError, one line naming shard, sample and byte, at anything else.
     """
     columns: list[tuple[int, int, int, int]] = []
     keys: list[str] = []
     for sample in samples(view, where):
-        if set(sample.members) != {"npy", "json"}:
+        if not {"npy", "json"} <= set(sample.members):
             found = ", ".join(f".{extension}" for extension in sorted(sample.members))
             _refuse(where, sample.offset, f"sample {sample.key!r} has {found}; a document is .npy and .json")
         start, ids = token_array(view, sample, where, dtype)

@@ -25,6 +25,7 @@ from data.manifest import read_index, read_manifest
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
 from data.shards import TokenShardWriter
+from data.verify import verify
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "ünï", "東京", "🌱"]
 
@@ -534,3 +535,18 @@ def test_shards_are_the_bytes_that_webdataset_writes(tmp_path: Path) -> None:
     raw, index = (tmp_path / "ours.tar").read_bytes(), np.load(tmp_path / entry.index_file)
     for (_, ids), (offset, count) in zip(samples, index[:2].T.tolist(), strict=True):
         assert raw[offset : offset + 2 * count] == ids.tobytes()
+
+
+def test_a_corpus_of_pictures_is_sound_and_a_flipped_byte_of_one_is_found(tmp_path: Path) -> None:
+    picture = bytes(range(256)) * 4
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "pictures" / name / "1.png").write_bytes(picture)
+    corpus = tmp_path / "corpus"
+    prepare([str(tmp_path / "pictures")], corpus, tokenizer="bytes", workers=1, progress=False)
+    assert verify(corpus) == []
+    shard = next(corpus.glob("*.tar"))
+    raw = bytearray(shard.read_bytes())
+    raw[raw.index(picture) + 100] ^= 1
+    shard.write_bytes(raw)
+    assert ["SHA-256" in finding.problem for finding in verify(corpus)] == [True]

@@ -260,13 +260,14 @@ def test_resume_is_bit_identical(ranks: Any, parallel: dict[str, Any], precision
 def compiled(operator: str) -> bool:
     from torch.utils.cpp_extension import get_default_build_root
 
-    # For this very torch: another's is compiled again, for minutes. A lock is left where that was killed.
+    # For this very torch: another's is compiled again, for minutes. Where that was killed, a lock is left, or
+    # objects that are newer than the library.
     ours = str(Path(torch.__file__).parent)
     return any(
-        (folder / f"{operator}.so").exists()
-        and not (folder / "lock").exists()
-        and ours in (folder / "build.ninja").read_text()
-        for folder in Path(get_default_build_root()).glob(f"*/{operator}")
+        ours in (library.parent / "build.ninja").read_text()
+        and not (library.parent / "lock").exists()
+        and all(part.stat().st_mtime <= library.stat().st_mtime for part in library.parent.glob("*.o"))
+        for library in Path(get_default_build_root()).glob(f"*/{operator}/{operator}.so")
     )
 
 

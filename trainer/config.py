@@ -200,6 +200,7 @@ def check(cfg: RunConfig) -> None:
 
     if cfg.parallel.engine == "deepspeed":
         for key, value, default in (
+            ("optim.name", optim.name, "adamw"),
             ("optim.state_dtype", optim.state_dtype, "fp32"),
             ("train.fp8", train.fp8, "none"),
         ):

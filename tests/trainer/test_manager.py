@@ -1,124 +1,21 @@
-"""Saving, keeping and resuming: many ranks through one folder, and every way that a save or a folder can go
-wrong.
-"""
+"""Saving, keeping and resuming: many ranks through one folder, and every way that a folder can go wrong."""
 
 import errno
-import json
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
 from trainer.checkpoint.manager import Checkpointer
-from trainer.metrics.events import EventLog
-from trainer.metrics.sinks import JsonlLog
 from trainer.state import Identity, TrainState
-
-ROWS = 12
-
-
-class FakeEngine:
-    """Rank `rank` of `world` holds its rows of two tensors, and all of a replicated one that rank 0 owns."""
-
-    def __init__(self, rank: int = 0, world: int = 1, value: float = 0.0) -> None:
-        self.rows = slice(ROWS * rank // world, ROWS * (rank + 1) // world)
-        size = self.rows.stop - self.rows.start
-        self.sharded = {name: torch.full((size, 5), value) for name in ("model.w", "optim.exp_avg.w")}
-        self.norm = torch.full((7,), value)
-        self.rank = rank
-        self.updates = 0
-
-    def chunks(self) -> list[Chunk]:
-        sharded = [
-            Chunk(name, tensor, (ROWS, 5), (self.rows.start, 0), True)
-            for name, tensor in self.sharded.items()
-        ]
-        return [*sharded, Chunk("model.norm", self.norm, (7,), (0,), self.rank == 0)]
-
-    def scalars(self) -> dict[str, Any]:
-        return {"updates": self.updates}
-
-    def load(self, scalars: dict[str, Any]) -> None:
-        self.updates = scalars["updates"]
-
-    def set(self, value: float) -> None:
-        for tensor in (*self.sharded.values(), self.norm):
-            tensor.fill_(value)
-        self.updates = int(value)
-
-    def holds(self, value: float) -> bool:
-        tensors = (*self.sharded.values(), self.norm)
-        return self.updates == int(value) and all(bool((tensor == value).all()) for tensor in tensors)
-
-
-class Team:
-    """`world` ranks as threads of this process, with a gather among them."""
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-        self._barrier = threading.Barrier(world, timeout=20)
-        self._slots: list[Any] = [None] * world
-
-    def gather(self, rank: int) -> Callable[[Any], list[Any]]:
-        def collect(value: Any) -> list[Any]:
-            self._slots[rank] = json.loads(json.dumps(value))
-            self._barrier.wait()
-            out = list(self._slots)
-            self._barrier.wait()
-            return out
-
-        return collect
-
-    def run(self, action: Callable[[int], Any]) -> list[Any]:
-        """Each rank's result, or the exception it raised."""
-
-        def guarded(rank: int) -> Any:
-            try:
-                return action(rank)
-            except Exception as error:
-                return error
-
-        with ThreadPoolExecutor(self.world) as pool:
-            return list(pool.map(guarded, range(self.world)))
-
-
-def make(
-    run_dir: Path, rank: int = 0, team: Team | None = None, identity: Identity | None = None, **options: Any
-) -> Checkpointer:
-    ranks: dict[str, Any] = {"rank": rank, "world": team.world, "gather": team.gather(rank)} if team else {}
-    settings: dict[str, Any] = {"every": 1, "keep": 0, "asynchronous": False, "patience_seconds": 20}
-    settings["identity"] = lambda position: identity or Identity()
-    events = EventLog(run_dir / "events.jsonl" if rank == 0 else None)
-    return Checkpointer(run_dir, **{**settings, "events": events, **ranks, **options})
-
-
-def save(checkpointer: Checkpointer, engine: FakeEngine, step: int) -> None:
-    engine.set(step)
-    checkpointer.save(TrainState(step, 8 * step, 64 * step), engine)
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "events.jsonl").read_text().splitlines()
-    return [event for line in lines if (event := json.loads(line))["kind"] == kind]
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
-def tensors_of(run_dir: Path, step: int) -> Path:
-    return folders.step_folder(run_dir / "checkpoints", step) / "rank-00000.safetensors"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -368,110 +265,3 @@ def test_failing_to_delete_is_an_event(tmp_path: Path, monkeypatch: pytest.Monke
     for step in (1, 2):
         save(checkpointer, FakeEngine(), step)
     assert "could not delete an old checkpoint: Permission denied" in events(tmp_path, "fault")[0]["reason"]
-
-
-# Failing to save.
-
-
-def refuse_writes(monkeypatch: pytest.MonkeyPatch, rank: int, number: int = errno.ENOSPC) -> None:
-    """The file system has no room for what `rank` writes."""
-    write_all = store.write_all
-
-    def write(fd: int, data: Any) -> None:
-        if f"rank-{rank:05d}" in os.readlink(f"/proc/self/fd/{fd}"):
-            raise OSError(number, os.strerror(number))
-        write_all(fd, data)
-
-    monkeypatch.setattr(store, "write_all", write)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("victim", [0, 2])
-def test_a_failed_writer_is_an_error_on_all_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int, asynchronous: bool
-) -> None:
-    team = Team(4)
-
-    def train(rank: int) -> None:
-        checkpointer = make(tmp_path, rank, team, asynchronous=asynchronous)
-        engine = FakeEngine(rank, 4)
-        save(checkpointer, engine, 1)
-        checkpointer.wait()
-        team.gather(rank)(None)
-        if rank == 0:
-            refuse_writes(monkeypatch, victim)
-        team.gather(rank)(None)
-        save(checkpointer, engine, 2)
-        checkpointer.close()
-
-    errors = team.run(train)
-    for rank, error in enumerate(errors):
-        where = f" on rank {rank}" if rank == victim else f": rank {victim}"
-        assert str(error) == f"checkpoint of step 2 was not saved{where}: No space left on device"
-    assert events(tmp_path, "fault")[0]["step"] == 2
-    monkeypatch.undo()
-    assert make(tmp_path).resume(FakeEngine()) == TrainState(1, 8, 64)
-    assert os.listdir(tmp_path / "checkpoints") == ["step-000000001"]
-
-
-def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
-    team = Team(3)
-
-    def train(rank: int) -> None:
-        checkpointer = make(tmp_path, rank, team, patience_seconds=1)
-        if rank != 1:
-            save(checkpointer, FakeEngine(rank, 3), 1)
-
-    first, silent, third = team.run(train)
-    assert silent is None
-    assert str(first) == (
-        "checkpoint of step 1 was not saved:"
-        " not all ranks wrote their part within 1 s (no part from ranks [1])"
-    )
-    assert str(third).startswith("checkpoint of step 1 was not saved: rank 0: not all ranks wrote")
-
-
-def test_an_error_is_raised_once_and_a_bug_keeps_its_type(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def buggy(*args: Any) -> Any:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr("trainer.checkpoint.manager.write_part", buggy)
-    checkpointer = make(tmp_path, asynchronous=True)
-    save(checkpointer, FakeEngine(), 1)
-    with pytest.raises(KeyError, match="a bug"):
-        checkpointer.wait()
-    checkpointer.close()
-
-
-def test_a_run_folder_that_cannot_be_written_is_one_error_on_every_rank(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("a file in the way")
-    team = Team(2)
-    errors = team.run(lambda rank: make(tmp_path, rank, team))
-    assert all(isinstance(error, OSError | RuntimeError) for error in errors), errors
-    assert "File exists" in str(errors[1]) and "checkpoints" in str(errors[1])
-
-
-def test_logs_are_on_disk_before_the_checkpoint_and_files_before_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The order that a power cut asks for: every file, then the folder, then the rename, then the parent."""
-    order: list[str] = []
-    fsync, rename = os.fsync, os.rename
-    log = JsonlLog(tmp_path / "metrics.jsonl")
-    log.write({"step": 1})
-
-    def recorded(fd: int) -> None:
-        order.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
-        fsync(fd)
-
-    checkpointer = make(tmp_path, logs=[log])
-    monkeypatch.setattr(os, "fsync", recorded)
-    monkeypatch.setattr(os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
-    save(checkpointer, FakeEngine(), 1)
-    renamed = order.index("rename")
-    before = order[:renamed]
-    assert {"rank-00000.safetensors", "state.json", "metrics.jsonl", "MANIFEST.json"} <= set(before)
-    assert before[-1].startswith(".tmp-step-"), "the folder's own entries come last before the rename"
-    assert order[renamed + 1] == "checkpoints"

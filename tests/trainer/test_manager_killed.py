@@ -12,7 +12,7 @@ import json, os, random, resource, signal, sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
-from test_manager import FakeEngine, Team, make, save
+from checkpointed import FakeEngine, Team, make, save
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
 from trainer.state import TrainState

@@ -1,13 +1,8 @@
-"""The run's record: what a killed writer leaves, what a resume makes of it, and what it costs."""
+"""What every step writes down, how fast the run is said to be, and the live line."""
 
 import json
 import math
-import os
-import random
-import signal
-import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,107 +15,16 @@ import torch
 from data.config import DataConfig
 from parallel.engine import StepResult
 from trainer.config import RunConfig, TrackConfig, TrainConfig
-from trainer.metrics import trackers as trackers_module
 from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.metrics.progress import Progress, summary
-from trainer.metrics.sinks import JsonlLog, encode, truncate_after
 from trainer.metrics.speed import Speed, peak_flops
-from trainer.metrics.trackers import Trackers, flat, wandb_mode
 from trainer.models.config import DecoderConfig
 from trainer.state import TrainState
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-# JSON Lines.
-
-
-def test_what_json_does_not_have_becomes_null() -> None:
-    assert (
-        encode({"loss": math.nan, "eval": {"a": [math.inf, 1.5]}})
-        == '{"loss": null, "eval": {"a": [null, 1.5]}}'
-    )
-
-
-def test_a_killed_writer_loses_no_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    code = (
-        "import sys, os; from pathlib import Path; from trainer.metrics.sinks import JsonlLog\n"
-        "log = JsonlLog(Path(sys.argv[1]))\n"
-        "for step in range(1, 501): log.write({'step': step})\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)])
-    assert done.returncode == -signal.SIGKILL
-    assert [line["step"] for line in lines(path)] == list(range(1, 501))
-
-
-def test_several_processes_share_a_file_without_mixing_lines(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    code = (
-        "import sys; from pathlib import Path; from trainer.metrics.sinks import JsonlLog\n"
-        "log, rank = JsonlLog(Path(sys.argv[1])), int(sys.argv[2])\n"
-        "for step in range(1, 301): log.write({'step': step, 'dp_rank': rank, 'sequences': list(range(200))})"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(rank)]) for rank in range(4)]
-    assert [writer.wait() for writer in writers] == [0] * 4
-    seen = sorted((line["dp_rank"], line["step"]) for line in lines(path))
-    assert seen == [(rank, step) for rank in range(4) for step in range(1, 301)]
-
-
-def test_a_resume_drops_later_lines_and_the_torn_ones_among_them(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    kept = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval": {"a": {"loss": 1.0}}}]
-    rows = [json.dumps(row) for row in (kept[0], kept[1], kept[2], {"step": 3, "loss": 0.5})]
-    path.write_text("\n".join([rows[0], rows[1], rows[3], rows[2], "[1]", rows[3], '{"step": 4']))
-    assert truncate_after(path, 2) == (2, 2)
-    assert lines(path) == kept
-    before = path.stat()
-    assert truncate_after(path, 2) == (0, 0)
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "not touched"
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
-    assert truncate_after(tmp_path / "none.jsonl", 2) == (0, 0)
-
-
-def test_a_damaged_line_among_finished_steps_is_no_torn_one(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    text = '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n'
-    path.write_text(text)
-    with pytest.raises(RuntimeError, match=r"metrics\.jsonl, line 2: .*restore it"):
-        truncate_after(path, 3)
-    assert path.read_text() == text and os.listdir(tmp_path) == ["metrics.jsonl"]
-    assert truncate_after(path, 1) == (1, 1), "after the checkpoint it may be torn"
-
-
-def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    text = "".join(json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in range(1, 6)).encode()
-    for cut in range(len(text) + 1):
-        path.write_bytes(text[:cut])
-        truncate_after(path, 10)
-        assert [line["step"] for line in lines(path)] == list(range(1, text[:cut].count(b"\n") + 1))
-
-
-def test_a_full_disk_is_said_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = JsonlLog(tmp_path / "metrics.jsonl")
-    monkeypatch.setattr(os, "write", lambda fd, data: 3)
-    with pytest.raises(OSError, match=r"metrics\.jsonl: the disk is full"):
-        log.write({"step": 1})
-
-
-def test_no_descriptor_outlives_a_rewrite(tmp_path: Path) -> None:
-    """The log opens at its first line, so what rank 0 repairs before it is the file that others write to."""
-    path = tmp_path / "ledger.jsonl"
-    path.write_text('{"step": 9}\n')
-    log = JsonlLog(path)
-    truncate_after(path, 3)
-    log.write({"step": 4})
-    log.sync()
-    log.close()
-    assert lines(path) == [{"step": 4}]
 
 
 # Meter.
@@ -357,129 +261,3 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_summary_takes_what_is_there() -> None:
     assert summary({"loss": None}) == ""
     assert summary({"loss": 1.0, "mfu": 0.412}) == "loss 1.000 · mfu 41.2%"
-
-
-# Trackers.
-
-
-def test_off_means_not_imported() -> None:
-    names = ("wandb", "accelerate", "tensorboard", "matplotlib", "rich")
-    code = f"import sys, trainer.metrics.meter; print([m for m in {names} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
-
-
-def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
-    events = EventLog(tmp_path / "events.jsonl")
-    trackers = Trackers(["jsonl", "tensorboard"], name="t", run_dir=tmp_path, config={"a": 1}, events=events)
-    for step in range(1, 4):
-        trackers.log({"step": step, "loss": 1 / step}, step)
-    trackers.log({"step": 3, "eval": {"held": {"bits_per_byte": 1.5}}}, 3)
-    trackers.finish()
-    assert not (tmp_path / "events.jsonl").exists()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    read = EventAccumulator(str(tmp_path / "tensorboard" / "t"))
-    read.Reload()
-    assert [round(point.value, 3) for point in read.Scalars("loss")] == [1.0, 0.5, 0.333]
-    assert [point.step for point in read.Scalars("eval/held/bits_per_byte")] == [3]
-
-
-def test_wandb_is_offline_unless_a_key_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
-    settings = SimpleNamespace(
-        mode="online", api_key=None, identity_token_file=None, base_url="https://api.x.test"
-    )
-    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
-    home = tmp_path / ".netrc"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert wandb_mode() == "offline"
-    home.write_text("machine api.x.test login user password key\n")
-    home.chmod(0o600)
-    assert wandb_mode() == "online"
-    home.unlink()
-    settings.api_key = "key"
-    assert wandb_mode() == "online"
-    settings.mode = "disabled"  # WANDB_MODE
-    assert wandb_mode() == "disabled"
-
-
-def test_wandb_writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    trackers = Trackers(
-        ["wandb"], name="t", run_dir=tmp_path, config={"seed": 1}, events=EventLog(tmp_path / "events.jsonl")
-    )
-    trackers.log({"step": 1, "loss": 1.0}, 1)
-    trackers.finish()
-    assert not (tmp_path / "events.jsonl").exists(), (tmp_path / "events.jsonl").read_text()
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
-
-
-def test_a_failing_tracker_is_an_event_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    got = []
-
-    def start(self: Trackers, tool: str) -> Any:
-        if tool == "mlflow":
-            raise SystemExit("no server")
-        log = lambda values, step: got.append(step) if tool == "aim" or step < 2 else 1 / 0  # noqa: E731
-        return SimpleNamespace(log=log, finish=lambda: None)
-
-    monkeypatch.setattr(Trackers, "_start", start)
-    trackers = Trackers(
-        ["aim", "mlflow", "wandb"],
-        name="t",
-        run_dir=tmp_path,
-        config={},
-        events=EventLog(tmp_path / "events.jsonl"),
-    )
-    for step in (1, 2, 3):
-        trackers.log({"loss": 1.0}, step)
-    trackers.finish()
-    assert got == [1, 1, 2, 3]
-    reasons = [event["reason"] for event in lines(tmp_path / "events.jsonl")]
-    assert reasons == ["mlflow: no server: switched off", "wandb: division by zero: switched off"]
-
-
-def test_a_tracker_that_hangs_does_not_hold_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-    stuck = SimpleNamespace(log=lambda values, step: gate.wait(20), finish=lambda: None)
-    monkeypatch.setattr(Trackers, "_start", lambda self, tool: stuck)
-    monkeypatch.setattr(trackers_module, "FINISH_SECONDS", 0.1)
-    trackers = Trackers(
-        ["aim"], name="t", run_dir=tmp_path, config={}, events=EventLog(tmp_path / "events.jsonl")
-    )
-    trackers.log({"loss": 1.0}, 1)
-    trackers.finish()
-    gate.set()
-    assert "not finished within 0.1 s: aim" in lines(tmp_path / "events.jsonl")[0]["reason"]
-
-
-def test_flat() -> None:
-    assert flat({"loss": 1, "eval": {"a": {"bpb": 2}}}) == {"loss": 1, "eval/a/bpb": 2}
-
-
-def test_events_say_when_what_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = EventLog(tmp_path / "events.jsonl")
-    log.event("fault", 3, "a reason", rank=1)
-    EventLog(None).event("fault", 3, "nobody hears this")
-    (event,) = lines(tmp_path / "events.jsonl")
-    assert event.pop("time").endswith("+00:00")
-    assert event == {"kind": "fault", "step": 3, "reason": "a reason", "rank": 1}
-    log.event("save", 4, "as planned")
-    assert capsys.readouterr().err == "fault at step 3: a reason\n"
-
-
-def test_events_from_many_threads_stay_whole(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "events.jsonl")
-    draw = random.Random(0)
-    texts = ["x" * draw.randrange(2000) for _ in range(200)]
-    threads = [threading.Thread(target=log.event, args=("note", i, text)) for i, text in enumerate(texts)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(event["step"] for event in lines(tmp_path / "events.jsonl")) == list(range(200))

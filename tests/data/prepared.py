@@ -1,0 +1,55 @@
+"""Text to prepare, and corpora made of it: what the tests of `prepare` share."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from data.manifest import read_manifest
+from data.prepare import PrepareReport, prepare
+from data.recipe import Recipe
+
+WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "ünï", "東京", "🌱"]
+
+
+def write_texts(folder: Path, count: int = 60, seed: int = 0) -> dict[str, str]:
+    """Text files of very unequal lengths: name → text."""
+    rng = random.Random(seed)
+    texts = {}
+    for number in range(count):
+        words = rng.choices(WORDS, k=int(rng.expovariate(1 / 200)) + 1)
+        name = f"part{number % 7}/file{number:03d}.txt"
+        texts[name] = "".join(word + rng.choice([" ", " ", "\n", "\r\n", "\t"]) for word in words)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(texts[name].encode())
+    return texts
+
+
+SMALL = {"shard_bytes": 8 << 10}
+
+
+def run(tmp_path: Path, out: str, workers: int = 1, **settings: object) -> PrepareReport:
+    recipe = Recipe(**{**SMALL, **settings})  # type: ignore[arg-type]
+    return prepare(
+        [str(tmp_path / "texts")],
+        tmp_path / out,
+        train_tokenizer=400,
+        heldout=0.2,
+        workers=workers,
+        recipe=recipe,
+        progress=False,
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a corpus but the scratch folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".prepare" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def by_webdataset(folder: Path) -> dict[str, tuple[np.ndarray, dict]]:
+    """What plain webdataset reads: path → (ids, json)."""
+    urls = [str(folder / shard.file) for shard in read_manifest(folder).shards]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
+    return {sample["json"]["path"]: (sample["npy"], sample["json"]) for sample in dataset}

@@ -1,6 +1,6 @@
 """ZeRO 0-3 and mixed precision by FSDP2 (`fully_shard`), with gradients summed and never averaged (law 3).
 
-Imported only where something is sharded or replicated: it takes half a second.
+Imported only where something is sharded or cast: it takes half a second.
 """
 
 from collections import deque

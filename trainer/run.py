@@ -81,7 +81,7 @@ def assemble(
     doing("opening the corpus")
     stream = open_stream(cfg)
     ranks = Ranks(runtime.rank, runtime.world, gather)
-    ranks.first(lambda: prepare_folder(cfg, stream, stack))
+    ranks.first(lambda: take_folder(cfg, stream, stack))
     doing("building the model")
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
@@ -107,6 +107,8 @@ def assemble(
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")
     state = checkpointer.resume(engine) or TrainState()
+    # Only now: a config that the checkpoint refuses must not take the place of the run's own.
+    ranks.first(lambda: describe(cfg, stream))
     evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
 
     loader = Loader(
@@ -173,14 +175,11 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     )
 
 
-def prepare_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
-    """The run folder, held by this process, with the resolved config and the tokenizer beside it, so that it
-    stands on its own.
-    """
+def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
+    """Make the run folder and hold it for this process, once the corpus's tokenizer is known to be whole."""
     corpus = stream.sources[0].corpus
     entry = corpus.manifest.tokenizer
-    tokenizer = corpus.storage.read(entry.file)
-    if (found := hashlib.sha256(tokenizer).hexdigest()) != entry.sha256:
+    if (found := hashlib.sha256(corpus.storage.read(entry.file)).hexdigest()) != entry.sha256:
         raise RuntimeError(
             f"{cfg.data.sources[0].path}: {entry.file} is not the tokenizer that the corpus was made with: "
             f"sha256 {found[:12]}…, where the manifest has {entry.sha256[:12]}…: restore the file"
@@ -191,8 +190,13 @@ def prepare_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
     if lock.unsupported:
         with contextlib.closing(EventLog(cfg.folder / "events.jsonl")) as events:
             events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
+
+
+def describe(cfg: RunConfig, stream: Stream) -> None:
+    """The resolved config and the tokenizer in the run folder, so that it stands on its own."""
+    corpus = stream.sources[0].corpus
     write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
-    write_atomically(cfg.folder / "tokenizer.json", tokenizer)
+    write_atomically(cfg.folder / "tokenizer.json", corpus.storage.read(corpus.manifest.tokenizer.file))
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

@@ -1,6 +1,4 @@
-"""Asked to stop in the middle of an evaluation: the run leaves, and what it goes on to is the run of one that
-never stopped.
-"""
+"""Whole runs in this process: stopped in the middle of an evaluation, or gone on with by another config."""
 
 import json
 from collections.abc import Iterator
@@ -58,3 +56,14 @@ def test_a_stop_during_an_evaluation_leaves_no_trace(tmp_path: Path, evaluation:
     assert record(tmp_path / "stopped") == record(tmp_path / "straight")
     assert go(config, f"run_dir={tmp_path}/stopped"), "nothing is left to do"
     assert record(tmp_path / "stopped") == record(tmp_path / "straight")
+
+
+def test_a_refused_config_does_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path), train__steps=2, train__eval_every=0)
+    assert go(config)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=r"data\.seq_len is 16, but .* was saved with 32"):
+        go(config, "data.seq_len=16", "train.steps=4")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    assert go(config, "train.steps=4")
+    assert (tmp_path / "run" / "config.yaml").read_text() != before

@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RankContext, RankFailure, RankPools
 from torch.distributed.device_mesh import init_device_mesh
+
+from ranks import RankContext, RankFailure, RankPools
 
 
 def summed(context: RankContext, scale: float) -> tuple[float, int]:

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_corpus import make_corpus, random_documents
-from whole_runs import records, train, write_config
 
 from data import cache
 from data.cache import RemoteStorage
@@ -24,6 +22,8 @@ from data.config import DataConfig, Heldout, Source
 from data.loader import HeldoutLoader
 from data.manifest import read_manifest
 from data.stream import Stream
+from made_corpus import make_corpus, random_documents
+from whole_runs import records, train, write_config
 
 pytest.importorskip("aiohttp")  # germinal[http]
 

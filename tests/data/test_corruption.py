@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_corpus import make_corpus, random_documents
 
 from data.config import DataConfig, Source
 from data.manifest import MANIFEST, read_manifest
 from data.stream import Stream
 from data.verify import verify
+from made_corpus import make_corpus, random_documents
 
 KINDS = ("header", "payload", "tail", "truncation", "swapped", "stale_index")
 SEEDS = 84  # of each kind: 504 in all

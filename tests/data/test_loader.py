@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_corpus import EOS, make_corpus, numbered_documents, random_documents
 
 from data import loader as loader_module
 from data.config import DataConfig, Heldout, Source, Stage
 from data.loader import HeldoutLoader, Loader
 from data.stream import Stream
+from made_corpus import EOS, make_corpus, numbered_documents, random_documents
 
 GLOBAL_BATCH = 24
 STEPS = 14

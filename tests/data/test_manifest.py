@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_corpus import make_corpus, numbered_documents
 
 from data.manifest import MANIFEST, OFFSET, read_index, read_manifest, write_manifest
+from made_corpus import make_corpus, numbered_documents
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from prepared import by_webdataset, run, tree, write_texts
 from tokenizers import Tokenizer
 
 from data import datacard, scan
@@ -19,6 +18,7 @@ from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
 from data.shards import TokenShardWriter
 from data.verify import verify
+from prepared import by_webdataset, run, tree, write_texts
 
 
 @pytest.fixture

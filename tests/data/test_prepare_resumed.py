@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prepared import by_webdataset, run, tree, write_texts
 
 from data import datacard, planfile, shards
 from data.prepare import prepare
+from prepared import by_webdataset, run, tree, write_texts
 
 
 @pytest.fixture

@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_corpus import make_corpus, random_documents
-from whole_runs import germinal, records, train, write_config
-from whole_runs import make_corpus as prepare_corpus
 
 from data import cache
 from data.config import DataConfig, Source
@@ -26,6 +23,9 @@ from data.prepare import prepare
 from data.recipe import Recipe
 from data.stream import Stream
 from data.verify import verify
+from made_corpus import make_corpus, random_documents
+from whole_runs import germinal, records, train, write_config
+from whole_runs import make_corpus as prepare_corpus
 
 boto3 = pytest.importorskip("boto3")
 s3fs = pytest.importorskip("s3fs")

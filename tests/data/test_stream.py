@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_corpus import EOS, make_corpus, numbered_documents, random_documents
 
 from data import order
 from data import stream as stream_module
 from data.config import DataConfig, Source, Stage
 from data.corpus import Corpus, Era
 from data.stream import Stream
+from made_corpus import EOS, make_corpus, numbered_documents, random_documents
 
 
 def open_stream(*folders: Path, seed: int = 0, global_batch: int = 8, **settings: Any) -> Stream:

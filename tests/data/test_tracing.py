@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from made_corpus import make_corpus, numbered_documents, random_documents
 from tokenizers import Tokenizer, models
 
 from data.config import DataConfig, Source
 from data.stream import Stream
 from data.tracing import inspect, sequence
+from made_corpus import make_corpus, numbered_documents, random_documents
 
 
 def test_a_corpus_and_how_it_would_pack(tmp_path: Path) -> None:

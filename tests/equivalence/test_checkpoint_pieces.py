@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Alone, Case, State, assemble, build, distance, fill, reference, state_of, train
 from torch import Tensor
+
+from runs import Alone, Case, State, assemble, build, distance, fill, reference, state_of, train
 
 TOLERANCE = 1e-5
 STEPS = 4

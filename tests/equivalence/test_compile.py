@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Alone, Case, build, curve, distance, micro_batches, reference
 from torch._dynamo.utils import counters
 
 from parallel import recompute
+from runs import Alone, Case, build, curve, distance, micro_batches, reference
 
 TOLERANCE = 1e-5
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 import runs
 from ranks import RankFailure
 from runs import Case, curve, distance, reference
-
 from trainer.models.decoder import Decoder
 
 

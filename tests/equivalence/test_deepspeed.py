@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from parallel.deepspeed_engine import DeepSpeedEngine
+from parallel.engine import Engine
 from runs import (
     SEQ,
     Alone,
@@ -25,10 +29,6 @@ from runs import (
     state_of,
     train,
 )
-from torch import Tensor
-
-from parallel.deepspeed_engine import DeepSpeedEngine
-from parallel.engine import Engine
 
 pytest.importorskip("deepspeed")
 

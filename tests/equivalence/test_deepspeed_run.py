@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import whole_runs
 
 pytest.importorskip("deepspeed")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from runs import SEQ, Batch, Case, build, micro_batches
 
 EMPTY_STEP = 2

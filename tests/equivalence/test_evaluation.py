@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from runs import Alone, Case, build, micro_batches
 
 from parallel.engine import Evaluation
+from runs import Alone, Case, build, micro_batches
 
 
 def sums(result: Evaluation) -> tuple[float, float]:

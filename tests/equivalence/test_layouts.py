@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from runs import Alone, Case, curve, distance, reference
 
 from parallel.plan import SCHEDULES
+from runs import Alone, Case, curve, distance, reference
 
 TOLERANCE = 1e-5
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Alone, Case, assemble, build, curve, distance, micro_batches, reference, state_of
 
 from parallel.pieces import Piece
+from runs import Alone, Case, assemble, build, curve, distance, micro_batches, reference, state_of
 from trainer import optim
 from trainer.optim import orthogonalize
 

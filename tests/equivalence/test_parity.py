@@ -4,6 +4,7 @@ import zlib
 from typing import Any
 
 import pytest
+
 from parity_cases import BOUNDS, Combination, combinations, compare, covering, groups_of
 
 # Four processes hold any two axes; `test_layouts` has the three together.

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import SEQ, Alone, Batch, Case, build, distance, reference, train
 
 from parallel import pieces
 from parallel.torch_engine import TorchEngine, Totals
+from runs import SEQ, Alone, Batch, Case, build, distance, reference, train
 
 FOUND = 1e-5  # what the layouts must stay below
 Fault = Callable[[pytest.MonkeyPatch, int], None]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Alone, Case, build, curve, distance, micro_batches, reference, state_of
 
 from parallel.engine import Engine, Micro
+from runs import Alone, Case, build, curve, distance, micro_batches, reference, state_of
 
 # 20 steps against fp32. A weight is rounded to 8 bits (2^-9 relative), an activation at every operator;
 # the gradient norm, a sum over all of them, came out within 4e-3 here. fp16 has 11 bits.

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from runs import Alone, Case, State, assemble, build, distance, reference, state_of, train
 from torch import Tensor
 
 from parallel.engine import Engine
+from runs import Alone, Case, State, assemble, build, distance, reference, state_of, train
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import alone
 from trainer.metrics.events import EventLog

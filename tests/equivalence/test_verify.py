@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import test_planted_faults as faults
-from whole_runs import germinal, make_corpus, write_config
 
 from parallel import plan
 from parallel.runtime import Runtime
 from trainer import config as configs
 from trainer.verify import compare, record
+from whole_runs import germinal, make_corpus, write_config
 
 STEPS = 3
 

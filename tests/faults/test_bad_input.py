@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from whole_runs import (
     GERMINAL,
     environment,

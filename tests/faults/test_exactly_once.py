@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from data.config import DataConfig, Source, Stage
+from data.scan import map_file, samples
+from data.stream import Stream
 from whole_runs import (
     GERMINAL,
     consumed,
@@ -20,10 +24,6 @@ from whole_runs import (
     whole_steps,
     write_config,
 )
-
-from data.config import DataConfig, Source, Stage
-from data.scan import map_file, samples
-from data.stream import Stream
 
 STEPS, BATCH = 40, 8
 SIZES = (1, 2, 4, 2, 4)  # ranks of each start that is killed; the last one runs to the end

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from whole_runs import GERMINAL, environment, make_corpus, write_config
 
 

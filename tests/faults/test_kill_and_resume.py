@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from whole_runs import (
     GERMINAL,
     consumed,

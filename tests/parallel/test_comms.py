@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from runs import SEQ, Case, build, micro_batches
 
 from parallel import fsdp, replicas
 from parallel.comms import CommCounter, Traffic, data_bytes, tensor_bytes
 from parallel.torch_engine import TorchEngine
+from runs import SEQ, Case, build, micro_batches
 
 MODEL = {"hidden": 64, "ffn_hidden": 128, "heads": 4, "kv_heads": 4, "layers": 4, "vocab": 128}
 

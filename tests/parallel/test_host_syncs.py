@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Alone, Case, build, micro_batches
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batch import Batch
+from runs import Alone, Case, build, micro_batches
 
 # What reads a tensor's value, or makes as many elements as values say.
 READS = {

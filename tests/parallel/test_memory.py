@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Case, build, micro_batches
 
 from parallel.torch_engine import TorchEngine
+from runs import Case, build, micro_batches
 
 SIZES = {"hidden": 64, "ffn_hidden": 192, "layers": 6, "vocab": 512}
 

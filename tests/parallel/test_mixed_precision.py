@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from runs import Alone, Case, curve
 from torch import Tensor
 
+from runs import Alone, Case, curve
 from trainer.models import attention
 
 

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RankContext, RankPools
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ranks import RankContext, RankPools
 from trainer.models import head
 from trainer.models.head import LMHead, chunked_nll_sum
 

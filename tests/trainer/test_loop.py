@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import TIMES, make_corpus, write_config
 
 from data.loader import HeldoutLoader
 from parallel import runtime as runtimes
 from trainer import config as configs
 from trainer import evaluate
 from trainer.run import assemble
+from whole_runs import TIMES, make_corpus, write_config
 
 
 def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:

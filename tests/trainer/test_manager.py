@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 
+from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpointed import FakeEngine, Team, events, make, save
 
+from checkpointed import FakeEngine, Team, events, make, save
 from trainer.checkpoint import store
 from trainer.metrics.sinks import JsonlLog
 from trainer.state import TrainState

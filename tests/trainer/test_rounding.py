@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Alone, Case, build, curve, distance, micro_batches, reference, state_of
 from torch import Tensor
 
 from parallel.engine import LocalParameter
+from runs import Alone, Case, build, curve, distance, micro_batches, reference, state_of
 from trainer.rounding import Rounding
 
 

@@ -1,9 +1,9 @@
 """Every combination that is offered and fits eight processes, 20 steps against one process.
 
 `python bench/parity.py` runs what bench/results/parity.json does not hold yet, and may be stopped and started
-again at any time; docs/parity.md is written from it. What covers every pair of settings comes first, then
-what adds most triples a second, so that a part of the runs says as much as it can. `--write` only writes the
-table.
+again at any time; docs/parity.md is written from it. What covers every pair of settings comes first, then one
+run of each value of NAMED, then what adds most triples a second, so that a part of the runs says as much as
+it can. `--write` only writes the table.
 """
 
 # ruff: noqa: E402
@@ -17,6 +17,7 @@ import re
 import sys
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: eight ranks share few cores
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 import torch
+
 from parity_cases import (
     BOUNDS,
     Combination,
@@ -42,7 +44,6 @@ from parity_cases import (
 )
 from ranks import RankFailure, RankPools
 from runs import Alone, curve, reference
-
 from trainer.files import write_atomically
 
 RESULTS = ROOT / "bench/results/parity.json"
@@ -72,10 +73,31 @@ def order(offered: list[Combination]) -> list[Combination]:
     """All of them, what tells most first; within a stretch by world, as a pool of ranks takes seconds to
     start.
     """
-    first = covering(offered)
+    pairs = covering(offered)
+    ran = {one.named for one in pairs}
+    first = pairs + [one for one in named(offered) if one.named not in ran]
     rest = by_gain(offered, first)
-    stretches = [first, *(rest[start : start + STRETCH] for start in range(0, len(rest), STRETCH))]
+    stretches = [
+        pairs,
+        first[len(pairs) :],
+        *(rest[start : start + STRETCH] for start in range(0, len(rest), STRETCH)),
+    ]
     return [one for stretch in stretches for one in sorted(stretch, key=lambda one: one.world)]
+
+
+def named(offered: list[Combination]) -> list[Combination]:
+    """One for each value of NAMED: in the smallest world in which its ZeRO stage has something to share."""
+    having: dict[tuple[Any, ...], list[Combination]] = defaultdict(list)
+    for one in offered:
+        having[one.named].append(one)
+    chosen = []
+    for some in having.values():
+        telling = [one for one in some if one.zero == 0 or one.dp_shard * one.cp > 1] or some
+        world = min(one.world for one in telling)
+        smallest = [one for one in telling if one.world == world]
+        # Not always the first: replicas, shards and offloading take turns.
+        chosen.append(min(smallest, key=lambda one: zlib.crc32(str(one).encode())))
+    return chosen
 
 
 def by_gain(offered: list[Combination], done: list[Combination]) -> list[Combination]:

@@ -13,16 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from runs import SEQ, VOCAB, Case, curve, reference
-
 from parallel.config import ParallelConfig
 from parallel.deepspeed_start import check as check_deepspeed
 from parallel.plan import ENGINES, SCHEDULES, check_batch, check_model, resolve
 from parallel.precision import Precision
 from parallel.recompute import parse
+from runs import SEQ, VOCAB, Case, curve, reference
 
 LARGEST_WORLD = 8
-GLOBAL_BATCH = 16  # two micro-batches a stage and data rank in every layout of eight
+GLOBAL_BATCH = 16  # a sequence or more in each micro-batch of every layout of eight
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
 SIZES = (1, 2, 4, 8)
 NO_PIPELINE = "1f1b"  # the schedule's value where there is none
@@ -37,6 +36,8 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "full", "selective", "every:2"),
     "offload": ("none", "optimizer", "optimizer+parameters", "parameters"),
 }
+# What a result could depend on most; sizes of the data axes and offloading multiply it.
+NAMED = ("engine", "zero", "tp", "pp", "schedule", "cp", "precision", "recompute")
 # What the subset in the test varies besides. It is no layout, but what layouts have to carry.
 MODEL_FACTORS: dict[str, tuple[Any, ...]] = {"tied": (False, True), "documents": (False, True)}
 
@@ -69,6 +70,16 @@ class Combination:
     @property
     def world(self) -> int:
         return math.prod(getattr(self, axis) for axis in AXES)
+
+    @property
+    def named(self) -> tuple[Any, ...]:
+        """Its values of NAMED."""
+        return tuple(getattr(self, name) for name in NAMED)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a data rank in a step: as few as accumulate, fill the pipeline and suit its schedule."""
+        return 2 * self.pp if self.schedule == "dualpipe_v" or self.pp == 1 else max(4, self.pp)
 
     @property
     def parallel(self) -> dict[str, Any]:
@@ -108,7 +119,7 @@ class Combination:
             model=model,
             precision=self.precision,
             global_batch=GLOBAL_BATCH,
-            micro_batch=GLOBAL_BATCH // (dp * 2 * self.pp),
+            micro_batch=GLOBAL_BATCH // (dp * self.micro_batches),
             steps=steps,
             documents=self.documents,
         )

@@ -89,6 +89,33 @@ def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
         model.set_requires_all_reduce(last)
 
 
+def after_backward(model: nn.Module, *, zero: int, last: bool) -> None:
+    """What FSDP does in a backward, for gradients that have come apart from it: add them up in float32, and
+    from ZeRO-2 on reduce them.
+    """
+    root = cast(FSDPModule, model)
+    # As torch's pipelining goes about it; there is no public way. Modules wrapped together share a state; the
+    # order is every rank's.
+    modules: list[Any] = list(fsdp_modules(model))
+    states = dict.fromkeys(module._get_fsdp_state() for module in modules)
+    groups = [group for state in states for group in state._fsdp_param_groups]
+    root.set_reshard_after_backward(zero == 3)
+    root.set_requires_gradient_sync(False)
+    for group in groups:
+        group.post_backward()
+    if zero < 2:
+        return
+    root.set_requires_gradient_sync(True)
+    root.set_requires_all_reduce(last)
+    for group in groups:
+        for parameter in group.fsdp_params:
+            # Some may have gone with an earlier micro-batch's, and replicas add up like with like.
+            whole = parameter.unsharded_param
+            if whole.requires_grad and whole.grad is None and parameter.unsharded_accumulated_grad is None:
+                parameter.unsharded_accumulated_grad = torch.zeros_like(whole, dtype=torch.float32)
+        group.post_backward()
+
+
 class Sharded:
     """FSDP as `replicas.Reductions`.
 

@@ -4,6 +4,7 @@ Imported only where there is a pipeline: torch's pipelining takes a good part of
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,30 +19,43 @@ from parallel import fsdp
 from parallel.engine import ModelInputs
 from parallel.mesh import Mesh
 from parallel.plan import SCHEDULES, Layout
+from parallel.weight_gradients import WeightGradients, apart
 
 
 class _Stage(PipelineStage):
-    """A stage that reduces gradients as its ZeRO stage says; torch's own reduces once, whatever it is.
-
-    Under schedules that split backward they are reduced once as well: a micro-batch's gradients come in two
-    parts, and between them other micro-batches' come.
+    """A stage that reduces gradients as its ZeRO stage says, where torch's own reduces once, whatever it is;
+    and splits backward, where its schedule does, by putting products off.
     """
 
     zero = 1
+    weight_gradients = WeightGradients()
 
     def backward_maybe_with_nosync(
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
-        if self.zero < 2 or backward_type != "full" or not isinstance(self.submod, FSDPModule):
+        module: Any = self.submod
+        sharded = isinstance(module, FSDPModule)
+        if backward_type == "weight":
+            for work in bwd_kwargs["param_groups"]:
+                work()
+            if sharded:
+                fsdp.after_backward(module, zero=self.zero, last=last_backward)
+            return (), None
+        if backward_type == "full" and (self.zero < 2 or not sharded):
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
-        fsdp.before_backward(self.submod, zero=self.zero, last=last_backward)
-        # The schedule's own last action waits for the reductions and reshards.
-        self.submod.set_is_last_backward(False)
-        self.submod.set_reshard_after_backward(self.zero == 3)
-        grads = stage_backward(
-            bwd_kwargs["stage_output"], bwd_kwargs["output_grads"], bwd_kwargs["input_values"]
-        )
-        return grads, None
+        if sharded:
+            fsdp.before_backward(module, zero=self.zero, last=last_backward)
+            # The schedule's own last action waits for the reductions and reshards.
+            module.set_is_last_backward(False)
+            module.set_reshard_after_backward(self.zero == 3)
+            if backward_type == "input":  # reduced when the weights' gradients have come
+                module.set_requires_gradient_sync(False)
+        output, output_grads = bwd_kwargs["stage_output"], bwd_kwargs["output_grads"]
+        if output_grads is None and isinstance(output, tuple):
+            (output,) = output  # the loss, which "input" puts into a tuple and `stage_backward` wants bare
+        with self.weight_gradients.collected() if backward_type == "input" else nullcontext() as put_off:
+            grads = stage_backward(output, output_grads, bwd_kwargs["input_values"])
+        return grads, put_off
 
 
 class Pipeline:
@@ -68,6 +82,9 @@ class Pipeline:
         self._device = device
         self._dtype = dtype
         self._schedules: dict[tuple[int, ...], Any] = {}
+        self._weight_gradients: dict[int, WeightGradients] = {}
+        if SCHEDULES[layout.schedule].splits_backward:
+            self._weight_gradients = {number: apart(module) for number, module in stages.items()}
         self._loss: Callable[[Tensor, int], Tensor] = _no_loss
 
     @property
@@ -144,7 +161,9 @@ class Pipeline:
                 output_args=(result if number == last else hidden,),
                 group=self._group,
             )
-            stage.zero = 1 if traits.splits_backward else self._layout.zero
+            stage.zero = self._layout.zero
+            if traits.splits_backward:
+                stage.weight_gradients = self._weight_gradients[number]
             stages.append(stage)
         schedule = getattr(pipelining.schedules, traits.upstream)
         return schedule(

@@ -175,17 +175,10 @@ def _schedule(cfg: ParallelConfig) -> ScheduleTraits:
 
 
 def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank: int) -> None:
-    if traits.splits_backward and cfg.zero == 3:
+    if traits.splits_backward and cfg.compile:
         raise ValueError(
-            f"parallel.schedule={cfg.schedule} with parallel.zero=3: torch's zero-bubble schedules "
-            "give wrong gradients when parameters are resharded after forward; set zero to 2 or less, or "
-            "schedule to interleaved_1f1b"
-        )
-    if traits.splits_backward and cfg.recompute == "selective":
-        raise ValueError(
-            f"parallel.schedule={cfg.schedule} with recompute=selective: what is kept may be used by "
-            "one backward, and zero-bubble schedules run two; set recompute to full, or schedule to "
-            "interleaved_1f1b"
+            f"parallel.schedule={cfg.schedule} with parallel.compile=true: it splits backward, and a "
+            "compiled block's is one piece; set compile to false, or schedule to interleaved_1f1b"
         )
     if traits.stages_per_rank == 1 and stages_per_rank != 1:
         raise ValueError(

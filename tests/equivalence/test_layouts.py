@@ -26,8 +26,10 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     *((4, {"pp": 2, "zero": zero}) for zero in (0, 1, 2, 3)),
     (4, {"pp": 2, "zero": 3, "schedule": "interleaved_1f1b"}),
     (4, {"pp": 2, "zero": 3, "schedule": "gpipe"}),
-    *((4, {"pp": 2, "zero": 2, "schedule": name}) for name in ("interleaved_zero_bubble", "zbv_zero_bubble")),
-    (4, {"pp": 2, "zero": 1, "schedule": "dualpipe_v"}),
+    (4, {"pp": 2, "zero": 2, "schedule": "zbv_zero_bubble"}),
+    *((4, {"pp": 2, "zero": 3, "schedule": name}) for name in ("interleaved_zero_bubble", "zbv_zero_bubble")),
+    (4, {"pp": 2, "zero": 3, "schedule": "dualpipe_v"}),
+    (4, {"pp": 2, "dp_replicate": 2, "zero": 2, "schedule": "zbv_zero_bubble"}),
     (4, {"pp": 2, "dp_replicate": 2, "zero": 2}),
     *((8, {"pp": 2, "tp": 2, "zero": zero}) for zero in (1, 3)),
 ]
@@ -99,6 +101,7 @@ def test_sizes_that_do_not_divide(ranks: Any, parallel: dict[str, Any]) -> None:
         (2, {"tp": 2, "recompute": "selective"}),
         (2, {"pp": 2, "recompute": "every:2"}),
         (2, {"pp": 2, "recompute": "full", "schedule": "interleaved_zero_bubble"}),
+        (2, {"pp": 2, "recompute": "selective", "schedule": "zbv_zero_bubble"}),
     ],
     ids=label,
 )

@@ -81,6 +81,19 @@ def test_pipeline_axis_sends_hidden_states(ranks: Any) -> None:
     assert found["pp", "send"] == Traffic(calls=4, sent_bytes=4 * 2 * SEQ * MODEL["hidden"] * 4)
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_schedules_that_split_backward_send_no_more(ranks: Any, zero: int) -> None:
+    """Gradients that come in two parts are reduced once a micro-batch, as others are."""
+    schedules = "interleaved_1f1b", "zbv_zero_bubble"
+    whole, split = (
+        ranks(4).run(traffic, {"pp": 2, "zero": zero, "schedule": name}, 1)[0] for name in schedules
+    )
+    (sent, parameters), (sent_split, parameters_split) = (
+        (total(found, "dp_shard"), held) for found, held in (whole, split)
+    )
+    assert sent_split / parameters_split <= 1.01 * sent / parameters
+
+
 def under_way(context: Any, zero: int) -> list[int]:
     """Reductions that are not finished whenever one more starts (FSDP), or when backward ends (replicas)."""
     seen: list[int] = []

@@ -39,11 +39,10 @@ def test_minus_one_is_what_is_left() -> None:
         ({"pp": 2, "stages_per_rank": 2}, 2, "1f1b holds one stage a rank"),
         ({"pp": 2, "schedule": "interleaved_1f1b", "stages_per_rank": 1}, 2, "needs 2 stages"),
         ({"pp": 2, "schedule": "dualpipe_v", "stages_per_rank": 4}, 2, "needs 2 stages"),
-        ({"pp": 2, "schedule": "zbv_zero_bubble", "zero": 3}, 4, "parallel.zero=3: torch's zero-bubble"),
         (
-            {"pp": 2, "schedule": "dualpipe_v", "recompute": "selective"},
+            {"pp": 2, "schedule": "zbv_zero_bubble", "compile": True},
             2,
-            "recompute=selective: what",
+            "compile=true: it splits",
         ),
         ({"engine": "deepspeed", "zero": 3, "recompute": "selective"}, 2, "DeepSpeed's gathering"),
         ({"engine": "deepspeed", "pp": 2}, 4, "pp=2"),

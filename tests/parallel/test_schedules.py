@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel import pipeline
 from parallel.config import ParallelConfig
 from parallel.mesh import make_mesh
-from parallel.pipeline import Pipeline
 from parallel.plan import SCHEDULES, resolve
+from parallel.weight_gradients import WeightGradients
 
 # Of a rank's whole share of the model, for one micro-batch: forward, input gradients, weight gradients.
 FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT = 4.0, 4.0, 4.0
@@ -84,17 +85,25 @@ class _Input(torch.autograd.Function):
 
 
 class _Weight(torch.autograd.Function):
-    """Nothing forward; the work of the weight gradient in backward."""
+    """Nothing forward; the work of the weight gradient in backward, or when the schedule has it done."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, duration: float, clock: Clock) -> Tensor:
-        ctx.duration, ctx.clock = duration, clock
+    def forward(
+        ctx: Any, weight: Tensor, duration: float, clock: Clock, gradients: WeightGradients
+    ) -> Tensor:
+        ctx.duration, ctx.clock, ctx.gradients = duration, clock, gradients
         return weight.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        ctx.clock.work(0.0, ctx.duration)
-        return torch.zeros_like(grads[0]), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        clock, duration = ctx.clock, ctx.duration
+
+        def work() -> None:
+            clock.work(0.0, duration)
+
+        if not ctx.gradients.put_off(work):
+            work()
+        return torch.zeros_like(grads[0]), None, None, None
 
 
 class _Join(torch.autograd.Function):
@@ -119,6 +128,7 @@ class ClockedStage(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.share, self.last, self.splits, self.clock = share, last, splits, clock
+        self.gradients = WeightGradients()
 
     def forward(self, x: Tensor) -> Tensor:
         anchor = (
@@ -127,7 +137,7 @@ class ClockedStage(nn.Module):
         before = BACKWARD_INPUT + (0.0 if self.splits else BACKWARD_WEIGHT)
         y = _Input.apply(x, anchor, before, self.share, self.clock)
         after = BACKWARD_WEIGHT * self.share if self.splits else 0.0
-        y = _Join.apply(y, _Weight.apply(self.weight, after, self.clock))
+        y = _Join.apply(y, _Weight.apply(self.weight, after, self.clock, self.gradients))
         return 0.0 * y.sum()[None] if self.last else y
 
 
@@ -159,7 +169,7 @@ def slept(context: Any, count: int) -> dict[str, Seen]:
     return {schedule: Seen(clock.now, clock.most_flying) for schedule, clock in clocks.items()}
 
 
-def pipeline_of(context: Any, schedule: str, clock: Clock) -> Pipeline:
+def pipeline_of(context: Any, schedule: str, clock: Clock) -> pipeline.Pipeline:
     layout = resolve(ParallelConfig(pp=context.world, schedule=schedule), context.world)
     mesh = make_mesh(layout, torch.device("cpu"), fsdp=False)
     # Of its own, as a mesh axis that spans the world shares the world's.
@@ -169,11 +179,13 @@ def pipeline_of(context: Any, schedule: str, clock: Clock) -> Pipeline:
         number: ClockedStage(1 / layout.stages_per_rank, number == layout.stages - 1, splits, clock)
         for number in layout.stages_of(mesh.pp.rank)
     }
-    return Pipeline(stages, [], layout, mesh, torch.device("cpu"), torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "apart", lambda stage: stage.gradients)
+        return pipeline.Pipeline(stages, [], layout, mesh, torch.device("cpu"), torch.float32)
 
 
-def run(pipeline: Pipeline, count: int) -> None:
-    pipeline.train([Inputs(torch.zeros(1, 2, 2), {}) for _ in range(count)], lambda output, number: output)
+def run(made: pipeline.Pipeline, count: int) -> None:
+    made.train([Inputs(torch.zeros(1, 2, 2), {}) for _ in range(count)], lambda output, number: output)
 
 
 def bubble(schedule: str, ranks: int) -> float:

@@ -103,7 +103,7 @@ def test_a_factor_that_was_wrong_would_be_seen() -> None:
 
 
 def test_backward_can_be_run_for_the_input_first_and_the_weight_later() -> None:
-    """As zero-bubble pipeline schedules do."""
+    """Each is given away once, and neither takes the other's."""
     states, weight, targets = case(16, 20)
     _, states_grad, weight_grad = plain(states, weight, targets, factor=1.0)
     states.requires_grad_(), weight.requires_grad_()

@@ -80,8 +80,7 @@ def chunked_nll_sum(
     wants = grad and hidden.requires_grad, grad and weight.requires_grad
     with torch.no_grad():
         total, hidden_grad, weight_grad = _forward(hidden, weight, targets, chunk, shard, compiler, wants)
-    # Two nodes, not one with two inputs: a schedule that splits backward into input and weight parts runs
-    # each once, and each may then scale its gradient in place.
+    # Two nodes, not one with two inputs: either may be asked for alone, and scales its gradient in place.
     if hidden_grad is not None:
         total = _KnownGradient.apply(hidden, total, hidden_grad)
     if weight_grad is not None:

@@ -1,0 +1,93 @@
+"""Weight gradients apart from input gradients, for schedules that split backward (zero bubble).
+
+A stage's backward runs once, whole, but for the products that make its linear layers' weight gradients:
+those are put off (Qi et al. 2023, arXiv:2401.10241) until the schedule has nothing more urgent. What a layer
+needs for it, its input and its output's gradient, lives until then; the weight may be gone. torch's own
+stages run autograd over again for each group of weights, and recompute a checkpointed block for each as well.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Work = Callable[[], None]
+
+
+class WeightGradients:
+    """Where the layers of one stage leave what can wait."""
+
+    def __init__(self) -> None:
+        self._open: list[Work] | None = None
+
+    @contextmanager
+    def collected(self) -> Iterator[list[Work]]:
+        """What backward puts off meanwhile. Each is to be called once, in any order."""
+        found: list[Work] = []
+        self._open = found
+        try:
+            yield found
+        finally:
+            self._open = None
+
+    def put_off(self, work: Work) -> bool:
+        """Whether `work` was taken; if not, it is to be done now."""
+        if self._open is None:
+            return False
+        self._open.append(work)
+        return True
+
+
+def apart(stage: nn.Module) -> WeightGradients:
+    """Let the linear layers of a stage put off their weights' gradients. Layers in fp8 do not."""
+    gradients = WeightGradients()
+    for module in stage.modules():
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+            module.forward = functools.partial(_linear, module, gradients)  # type: ignore[method-assign]
+    return gradients
+
+
+def _linear(module: nn.Linear, gradients: WeightGradients, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return F.linear(x, module.weight, module.bias)
+    return _Linear.apply(x, module.weight, module.bias, gradients)
+
+
+class _Linear(torch.autograd.Function):
+    """x [..., in], weight [out, in], bias [out] or None → [..., out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, gradients: WeightGradients
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        # The leaf itself, whose .grad it is: under FSDP the gathered parameter, which outlives its memory.
+        ctx.weight, ctx.gradients = weight, gradients
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        x_grad = grad @ weight if wants_x else None
+        bias_grad = rows.sum(dim=0) if wants_bias else None
+        weight_grad = None
+        if wants_weight:
+            inputs = x.flatten(0, -2)
+            if not ctx.gradients.put_off(functools.partial(_accumulate, ctx.weight, rows, inputs)):
+                weight_grad = rows.T @ inputs
+        return x_grad, weight_grad, bias_grad, None
+
+
+@torch.no_grad()
+def _accumulate(weight: nn.Parameter, rows: Tensor, inputs: Tensor) -> None:
+    gradient = rows.T @ inputs
+    if weight.grad is None:
+        weight.grad = gradient
+    else:
+        weight.grad += gradient

@@ -1,5 +1,6 @@
 """Collectives inside autograd, over dimensions of a tensor: what sequence and context parallelism need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,24 +99,36 @@ def all_to_all(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received
 
 
-def _exchange(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
-    """Rank r gets the r-th part along `split` of every rank's x, joined along `join` in rank order."""
+def _exchange(
+    parts: Sequence[Tensor], split: int, join: int, beside: int, group: dist.ProcessGroup
+) -> tuple[Tensor, ...]:
+    """Rank r gets the r-th part along `split` of every rank's tensors, joined along `join` in rank order."""
     ranks = group.size()
-    sent = torch.stack(x.chunk(ranks, dim=split))
-    return torch.cat(all_to_all(sent, group).unbind(), dim=join)
+    chunks = [part.chunk(ranks, dim=split) for part in parts]
+    sent = torch.stack([torch.cat(of_rank, dim=beside) for of_rank in zip(*chunks)])
+    widths = [chunk[0].shape[beside] for chunk in chunks]
+    received = all_to_all(sent, group).split(widths, dim=1 + beside)
+    return tuple(torch.cat(part.unbind(), dim=join) for part in received)
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
-        ctx.split, ctx.join, ctx.group = split, join, group
-        return _exchange(x, split, join, group)
+    def forward(
+        ctx: Any, split: int, join: int, beside: int, group: dist.ProcessGroup, *parts: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.split, ctx.join, ctx.beside, ctx.group = split, join, beside, group
+        return _exchange(parts, split, join, beside, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grads[0], ctx.join, ctx.split, ctx.group), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *_exchange(grads, ctx.join, ctx.split, ctx.beside, ctx.group)
 
 
-def exchange(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
-    """All-to-all: a whole dimension `split` for a whole dimension `join`; its gradient goes the way back."""
-    return _Exchange.apply(x, split, join, group)
+def exchange(
+    parts: Sequence[Tensor], *, split: int, join: int, beside: int, group: dist.ProcessGroup
+) -> tuple[Tensor, ...]:
+    """All-to-all: a whole dimension `split` for a whole dimension `join`; the gradients go the way back.
+
+    Of several tensors in one message. They may differ in size along `beside`.
+    """
+    return _Exchange.apply(split, join, beside, group, *parts)

@@ -66,7 +66,13 @@ def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:
 
 def _swap_around(core: nn.Module, group: dist.ProcessGroup) -> None:
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (*(collectives.exchange(part, _HEADS, _TOKENS, group) for part in args[:3]), *args[3:])
+        # Queries, keys and values in one message: small ones cost their number.
+        heads = collectives.exchange(args[:3], split=_HEADS, join=_TOKENS, beside=_HEADS, group=group)
+        return (*heads, *args[3:])
+
+    def after(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        (tokens,) = collectives.exchange([out], split=_TOKENS, join=_HEADS, beside=_HEADS, group=group)
+        return tokens
 
     core.register_forward_pre_hook(before)
-    core.register_forward_hook(lambda _, args, out: collectives.exchange(out, _TOKENS, _HEADS, group))
+    core.register_forward_hook(after)

@@ -78,8 +78,12 @@ class Combination:
 
     @property
     def micro_batches(self) -> int:
-        """Of a data rank in a step: as few as accumulate, fill the pipeline and suit its schedule."""
-        return 2 * self.pp if self.schedule == "dualpipe_v" or self.pp == 1 else max(4, self.pp)
+        """Of a data rank in a step: enough to accumulate, to fill the pipeline and to suit its schedule, and
+        up to four processes to see a pipeline run full for a while.
+        """
+        if self.pp == 1 or self.schedule == "dualpipe_v":
+            return 2 * self.pp
+        return max(4 if self.world <= 4 else 2, self.pp)
 
     @property
     def parallel(self) -> dict[str, Any]:

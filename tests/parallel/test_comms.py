@@ -76,6 +76,16 @@ def test_tensor_axis_sends_activations(ranks: Any) -> None:
     assert found["tp", "all-reduce"].calls == 2
 
 
+def test_context_axis_sends_queries_keys_and_values_together(ranks: Any) -> None:
+    found, _ = ranks(2).run(traffic, {"cp": 2, "zero": 0}, 2)[0]
+    messages = {(axis, kind): entry for (axis, kind), entry in found.items() if axis == "cp"}
+    ways = 4  # heads for tokens and back, forward and backward
+    assert messages["cp", "all-to-all"].calls == 4 * 4 * ways
+    tokens = 2 * SEQ // 2 * MODEL["hidden"]
+    swapped = (3 + 1) * 2 * tokens * 4 // 2  # q, k, v and the result; there and back; half stays
+    assert messages["cp", "all-to-all"].sent_bytes == 4 * 4 * swapped
+
+
 def test_pipeline_axis_sends_hidden_states(ranks: Any) -> None:
     found, _ = ranks(2).run(traffic, {"pp": 2}, 2)[0]
     assert found["pp", "send"] == Traffic(calls=4, sent_bytes=4 * 2 * SEQ * MODEL["hidden"] * 4)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from parallel import float8, kernels, plan
+from parallel import async_tensor, float8, kernels, plan
 from parallel.config import ParallelConfig
 from parallel.engine import Engine, Objective
 from parallel.mesh import make_mesh
@@ -64,6 +64,8 @@ def build_engine(
     # Where nothing is sharded or cast, the bare module is the fastest there is.
     fsdp = (layout.zero > 0 and layout.dp * layout.cp > 1) or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
+    if cfg.async_tp:
+        async_tensor.check(runtime.device, mesh.tp, fp8=fp8)
     parallelized = parallelize(
         model_factory, cfg, layout, mesh, runtime.device, precision=precision, fp8=fp8, seed=seed
     )

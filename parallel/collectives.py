@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+SEQUENCE = 1
+"""The dimension of [batch, seq, hidden] that tensor and context parallelism share between blocks."""
+
 # torch 2.13 renamed them, and warns about the names that 2.11 has.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -38,8 +41,8 @@ def start_reduce_scatter(output: Tensor, stacked: Tensor, group: dist.ProcessGro
     return Reduction(work, stacked, received, output)
 
 
-def _gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """[…, n, …] of every rank → […, n·ranks, …] in rank order."""
+def gather_whole(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """[…, n, …] of every rank → […, n·ranks, …] in rank order. Outside autograd."""
     ranks = group.size()
     stacked = x.new_empty((ranks, *x.shape))
     all_gather_single(stacked.flatten(), x.contiguous().flatten(), group=group)
@@ -47,14 +50,14 @@ def _gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     return stacked.movedim(0, dim).reshape(shape)
 
 
-def _reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """[…, n·ranks, …] → this rank's […, n, …] of the sum over ranks."""
+def scatter_sum(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """[…, n·ranks, …] → this rank's […, n, …] of the sum over ranks. Outside autograd."""
     ranks = group.size()
     shape = (*x.shape[:dim], ranks, x.shape[dim] // ranks, *x.shape[dim + 1 :])
     stacked = x.reshape(shape).movedim(dim, 0).contiguous()
     mine = x.new_empty(stacked.shape[1:])
     if x.device.type == "cpu":
-        start_reduce_scatter(mine, stacked, group).finish()
+        torch.sum(all_to_all(stacked, group), dim=0, out=mine)  # as in `start_reduce_scatter`
     else:
         reduce_scatter_single(mine, stacked, group=group)
     return mine
@@ -64,22 +67,22 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _gather(x, dim, group)
+        return gather_whole(x, dim, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _reduce_scatter(grads[0], ctx.dim, ctx.group), None, None
+        return scatter_sum(grads[0], ctx.dim, ctx.group), None, None
 
 
 class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _reduce_scatter(x, dim, group)
+        return scatter_sum(x, dim, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _gather(grads[0], ctx.dim, ctx.group), None, None
+        return gather_whole(grads[0], ctx.dim, ctx.group), None, None
 
 
 def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:

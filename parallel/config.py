@@ -16,6 +16,7 @@ class ParallelConfig:
     dp_shard: int = -1  # data ranks that share one copy, as far as `zero` says
     cp: int = 1  # context parallelism: ranks that share each sequence, and its heads in attention
     tp: int = 1  # tensor parallelism, with sequence parallelism and a vocabulary-sharded head
+    async_tp: bool = False  # hide its messages behind its matrix products: GPUs of one machine with NVLink
     pp: int = 1  # pipeline parallelism
     zero: int = 1  # 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters
     schedule: str = "1f1b"  # see plan.SCHEDULES

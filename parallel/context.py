@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel import collectives
+from parallel.collectives import SEQUENCE
 from parallel.engine import ModelInputs
 from parallel.mesh import Axis
 from parallel.plan import ModelPlan
-from parallel.tensor import SEQUENCE, matches
+from parallel.tensor import matches
 
 STYLE = "attention_core"
 """Style of a module that maps (q, k, v, …), each [batch, heads, seq, head_dim], to the shape of q."""

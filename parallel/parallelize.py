@@ -55,7 +55,7 @@ def parallelize(
             keep_stage(model, plan, number, cuts)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         float8.convert(model.get_submodule(plan.blocks), fp8, tp=mesh.tp.size)
-        tp_dims = tensor_parallel(model, plan, mesh.tp)
+        tp_dims = tensor_parallel(model, plan, mesh.tp, asynchronous=cfg.async_tp)
         context_parallel(model, plan, mesh.cp)
         blocks: Any = model.get_submodule(plan.blocks)
         recompute.apply_recompute(blocks, cfg.recompute)

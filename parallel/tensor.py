@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel import collectives
+from parallel import async_tensor, collectives
+from parallel.collectives import SEQUENCE
 from parallel.mesh import Axis
 from parallel.plan import ModelPlan
-
-SEQUENCE = 1  # the dimension of [batch, seq, hidden] that is sharded between blocks
 
 
 class VocabEmbedding(nn.Module):
@@ -37,21 +37,24 @@ class VocabEmbedding(nn.Module):
         return collectives.reduce_scatter(rows * mine.unsqueeze(-1).to(rows.dtype), SEQUENCE, self.group)
 
 
-def tensor_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> dict[str, int]:
+def tensor_parallel(
+    model: nn.Module, plan: ModelPlan, axis: Axis, *, asynchronous: bool = False
+) -> dict[str, int]:
     """Cut `model`, still on the meta device, to this rank's part. Returns parameter name → sharded dimension.
 
     Parameters that are not in it are whole on every tp rank and act on a share of the sequence or of the
     heads: their gradients are partial sums, which the engine adds up over tp. Every parameter must be under
-    a rule of the plan.
+    a rule of the plan. asynchronous: see `async_tensor`.
     """
     if axis.group is None:
         return {}
+    styles = _ASYNCHRONOUS if asynchronous else _STYLES
     sharded: dict[str, int] = {}
     covered: set[str] = set()
     for name, module in list(model.named_modules()):
         for pattern, style in plan.tensor:
             if matches(pattern, name):
-                dims = _STYLES[style](model, name, module, axis)
+                dims = styles[style](model, name, module, axis)
                 covered.update(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
                 sharded.update({f"{name}.{own}": dim for own, dim in dims.items()})
     bare = [name for name, _ in model.named_parameters() if name not in covered]
@@ -85,12 +88,16 @@ def _column(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[
 
 def _row(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
     """[out, in] by columns: a share of the input channels, partial outputs summed and scattered along seq."""
+    dims, group = _cut_columns(name, module, axis)
+    module.register_forward_hook(lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group))
+    return dims
+
+
+def _cut_columns(name: str, module: nn.Module, axis: Axis) -> tuple[dict[str, int], dist.ProcessGroup]:
     assert getattr(module, "bias", None) is None, f"{name}: a bias would be added tp times"
     _cut(module, "weight", 1, axis)
-    group = axis.group
-    assert group is not None
-    module.register_forward_hook(lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group))
-    return {"weight": 1}
+    assert axis.group is not None
+    return {"weight": 1}, axis.group
 
 
 def _gather(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
@@ -111,9 +118,8 @@ def _sequence(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dic
 
 
 def _vocab_embedding(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    parent, _, own = name.rpartition(".")
     _cut_shared(model, module, axis)
-    setattr(model.get_submodule(parent), own, VocabEmbedding(module.weight, axis))  # type: ignore[arg-type]
+    _replace(model, name, VocabEmbedding(module.weight, axis))  # type: ignore[arg-type]
     return {"weight": 0}
 
 
@@ -138,6 +144,31 @@ def _cut_shared(model: nn.Module, module: nn.Module, axis: Axis) -> None:
             other.weight = module.weight
 
 
+def _async_column(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
+    assert isinstance(module, nn.Linear)
+    dims = _column(model, name, module, axis)
+    _replace(model, name, async_tensor.ColumnLinear(module))
+    return dims
+
+
+def _async_row(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
+    assert isinstance(module, nn.Linear)
+    dims, group = _cut_columns(name, module, axis)
+    _replace(model, name, async_tensor.RowLinear(module, group))
+    return dims
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
+
+
+def _async_gather(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
+    assert axis.group is not None
+    async_tensor.gather(module, axis.group)
+    return {}
+
+
 _STYLES: Mapping[str, Callable[[nn.Module, str, nn.Module, Axis], dict[str, int]]] = {
     "column": _column,
     "row": _row,
@@ -147,3 +178,4 @@ _STYLES: Mapping[str, Callable[[nn.Module, str, nn.Module, Axis], dict[str, int]
     "vocab_embedding": _vocab_embedding,
     "vocab_head": _vocab_head,
 }
+_ASYNCHRONOUS = {**_STYLES, "gather": _async_gather, "column": _async_column, "row": _async_row}

@@ -46,7 +46,9 @@ def apart(stage: nn.Module) -> WeightGradients:
     """Let the linear layers of a stage put off their weights' gradients. Layers in fp8 do not."""
     gradients = WeightGradients()
     for module in stage.modules():
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        if hasattr(module, "weight_gradients"):  # as those of `async_tensor` have
+            module.weight_gradients = gradients  # type: ignore[assignment]
+        elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             module.forward = functools.partial(_linear, module, gradients)  # type: ignore[method-assign]
     return gradients
 
@@ -78,10 +80,17 @@ class _Linear(torch.autograd.Function):
         bias_grad = rows.sum(dim=0) if wants_bias else None
         weight_grad = None
         if wants_weight:
-            inputs = x.flatten(0, -2)
-            if not ctx.gradients.put_off(functools.partial(_accumulate, ctx.weight, rows, inputs)):
-                weight_grad = rows.T @ inputs
+            weight_grad = weight_gradient(ctx.weight, rows, x.flatten(0, -2), ctx.gradients)
         return x_grad, weight_grad, bias_grad, None
+
+
+def weight_gradient(
+    weight: nn.Parameter, rows: Tensor, inputs: Tensor, gradients: WeightGradients | None
+) -> Tensor | None:
+    """rowsᵀ · inputs, of rows [n, out] and inputs [n, in]; None where it is put off."""
+    if gradients is not None and gradients.put_off(functools.partial(_accumulate, weight, rows, inputs)):
+        return None
+    return rows.T @ inputs
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def after_backward(model: nn.Module, *, zero: int, last: bool) -> None:
     # order is every rank's.
     modules: list[Any] = list(fsdp_modules(model))
     states = dict.fromkeys(module._get_fsdp_state() for module in modules)
-    groups = [group for state in states for group in state._fsdp_param_groups]
+    groups = [group for state in states for group in _groups(state)]
     root.set_reshard_after_backward(zero == 3)
     root.set_requires_gradient_sync(False)
     for group in groups:
@@ -114,6 +114,13 @@ def after_backward(model: nn.Module, *, zero: int, last: bool) -> None:
             if whole.requires_grad and whole.grad is None and parameter.unsharded_accumulated_grad is None:
                 parameter.unsharded_accumulated_grad = torch.zeros_like(whole, dtype=torch.float32)
         group.post_backward()
+
+
+def _groups(state: Any) -> list[Any]:
+    """A state has several since torch 2.12, and before at most one."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return state._fsdp_param_groups
+    return [state._fsdp_param_group] if state._fsdp_param_group is not None else []
 
 
 class Sharded:

@@ -1,11 +1,13 @@
 """Weight gradients that are put off: the same in the end, made from one backward and one recomputation."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from parallel import fsdp
 from parallel.recompute import apply_recompute
 from parallel.weight_gradients import apart
 from runs import Case, build, micro_batches
@@ -116,3 +118,10 @@ def test_micro_batches_are_added_up_in_float32(ranks: Any) -> None:
     exact = curve(Alone(), Case(model={"layers": 4}, precision="fp32", global_batch=128, steps=1))[0][1]
     found = ranks(2).run(norm_of_bf16_sum, 128)[0]
     assert abs(found / exact - 1) < 4e-3
+
+
+def test_groups_of_a_state_are_found_under_either_name() -> None:
+    """torch 2.11 has one group a state, later releases a list."""
+    assert fsdp._groups(SimpleNamespace(_fsdp_param_groups=[1, 2])) == [1, 2]
+    assert fsdp._groups(SimpleNamespace(_fsdp_param_group=3)) == [3]
+    assert fsdp._groups(SimpleNamespace(_fsdp_param_group=None)) == []

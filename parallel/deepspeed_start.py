@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from parallel.runtime import Runtime, environment
 
 _NEEDED = ("deepspeed", "accelerate", "transformers")
 _REDUCE_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates one such buffer, or two where it overlaps
+_LONGEST_COMPILE_MINUTES = 15
 _SWAP_BUFFER_ELEMENTS = 100_000_000  # its own default
 
 
@@ -77,10 +79,28 @@ def swap_folder(cfg: ParallelConfig, rank: int) -> Iterator[str]:
             "offloading to nvme needs libaio and a C++ compiler (Debian: apt install libaio-dev g++): "
             "install them, or offload to cpu"
         )
+    _check_lock()
     with tempfile.TemporaryDirectory(
         prefix=f"germinal-rank-{rank}-", dir=cfg.nvme_path, ignore_cleanup_errors=True
     ) as folder:
         yield folder
+
+
+def _check_lock() -> None:
+    """ValueError where a compile that was killed left torch's lock, for which every start would wait for ever.
+
+    Ranks that compile and wait together find no lock, or a young one.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    lock = Path(_get_build_directory("async_io", verbose=False)) / "lock"
+    with contextlib.suppress(FileNotFoundError):
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        if minutes > _LONGEST_COMPILE_MINUTES:
+            raise ValueError(
+                f"offloading to nvme: {lock} has said for {minutes:.0f} minutes that another process compiles "
+                "async_io, which takes two: delete it if none does"
+            )
 
 
 def deepspeed_config(

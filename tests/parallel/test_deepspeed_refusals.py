@@ -1,11 +1,15 @@
 """What the DeepSpeed engine does not do is said in one line, with the remedy."""
 
 import importlib.util
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.cpp_extension import _get_build_directory
 
 from parallel import deepspeed_start
 from parallel.config import ParallelConfig
@@ -93,3 +97,16 @@ def test_optimiser_does_nothing_until_it_is_told_the_divisor() -> None:
     optimizer.divisor = lambda: torch.tensor(2.0)
     optimizer.step()
     assert torch.allclose(matrix, torch.full((4, 4), 1 - 0.1 * 0.3))
+
+
+def test_a_lock_that_a_killed_compile_left_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch would wait for it without a word and without an end."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    deepspeed_start._check_lock()
+    lock = Path(_get_build_directory("async_io", verbose=False)) / "lock"
+    lock.touch()
+    deepspeed_start._check_lock()  # somebody may be compiling
+    os.utime(lock, (time.time() - 3600, time.time() - 3600))
+    with pytest.raises(ValueError, match=r"/lock has said for 60 minutes") as raised:
+        deepspeed_start._check_lock()
+    assert "\n" not in str(raised.value)

@@ -87,7 +87,7 @@ def swap_folder(cfg: ParallelConfig, rank: int) -> Iterator[str]:
 
 
 def _check_lock() -> None:
-    """ValueError where a compile that was killed left torch's lock, for which every start would wait for ever.
+    """ValueError where a killed compile left torch's lock, for which every start would wait for ever.
 
     Ranks that compile and wait together find no lock, or a young one.
     """
@@ -98,8 +98,8 @@ def _check_lock() -> None:
         minutes = (time.time() - lock.stat().st_mtime) / 60
         if minutes > _LONGEST_COMPILE_MINUTES:
             raise ValueError(
-                f"offloading to nvme: {lock} has said for {minutes:.0f} minutes that another process compiles "
-                "async_io, which takes two: delete it if none does"
+                f"offloading to nvme: {lock} has said for {minutes:.0f} minutes that another process "
+                "compiles async_io, which takes two: delete it if none does"
             )
 
 

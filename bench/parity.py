@@ -190,9 +190,13 @@ Written by `python bench/parity.py`, from bench/results/parity.json; not by hand
 a ZeRO stage, sizes of the five axes (1, 2, 4, 8; at most eight processes), a pipeline schedule, a precision,
 recomputation and offloading, as `parallel/plan.py` and the config name them; those that `resolve` and its
 checks accept are offered. Each trains a small decoder, of a layer a pipeline stage and at least two, for 20
-steps on CPU, with AdamW, clipping, unevenly masked targets and at least two micro-batches, and every step's
-loss and gradient norm is compared with one process **in fp32**. `tests/equivalence/test_parity.py` runs a
-part of them each time, in which every pair of settings meets.
+steps on CPU, with AdamW, clipping, unevenly masked targets and at least two micro-batches (four in a pipeline
+of up to four processes; as many as stages a rank, or as DualPipeV asks for, in a longer one), and every
+step's loss and gradient norm is compared with one process **in fp32**. Sizes of the data axes and offloading
+multiply what says something of its own: engine, ZeRO stage, tp, pp, schedule, cp, precision and recomputation
+are the settings *named* below, and each of their values in common is run once before the rest, in the
+smallest world in which its ZeRO stage has something to share. `tests/equivalence/test_parity.py` runs a part
+of all each time, in which every pair of settings meets.
 
 The bounds, relative: **fp32 1e-5**: sums in another order differ by 6e-8 each, and training multiplies that.
 **bf16 2e-2**: a weight keeps 8 bits, so it is off by up to 2e-3, and an activation again at every operator;
@@ -205,10 +209,12 @@ the first step to 1e-2 there, in fp16 from 2e-5 to 7e-3; at a third it stays bel
 
 def _summary(ran: dict[Combination, Row], offered: list[Combination]) -> list[str]:
     good = [one for one, row in ran.items() if "error" not in row]
+    names = len({one.named for one in ran}), len({one.named for one in offered})
     lines = [
-        f"**{len(ran)} of {len(offered)} offered combinations have been run**; in them, "
-        f"{_share(ran, offered, 2):.1%} of all pairs and {_share(ran, offered, 3):.1%} of all triples of "
-        f"settings met. {len(good)} trained, {len(ran) - len(good)} did not. {_earlier(ran)}",
+        f"**{names[0]} of {names[1]} values of the named settings together have been run**, in {len(ran)} of "
+        f"{len(offered)} offered combinations; in them, {_share(ran, offered, 2):.1%} of all pairs and "
+        f"{_share(ran, offered, 3):.1%} of all triples of settings met. {len(good)} trained, "
+        f"{len(ran) - len(good)} did not. {_earlier(ran)}",
         "",
         "| precision | run | worst loss | worst gradient norm | bound | above it |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -92,12 +92,34 @@ def data_bytes(
 
 
 def tensor_bytes(
-    hidden_states: int, *, ranks: int, blocks: int, micro_batches: int, element_bytes: int = 4
+    hidden_states: int,
+    *,
+    ranks: int,
+    blocks: int,
+    micro_batches: int,
+    ends: int = 2,
+    element_bytes: int = 4,
 ) -> float:
-    """Bytes a rank sends over tp for activations in one step.
+    """Bytes a rank sends over tp for activations in one step, without recomputation.
 
     4 gathers and 4 scatters a block, together the bytes of plain tensor parallelism's 4 all-reduces
-    (Korthikanti et al. 2022, section 4.2.2), and 2 + 2 for embedding and head. hidden_states: elements of
-    [micro-batch, seq, hidden].
+    (Korthikanti et al. 2022, section 4.2.2), and 1 + 1 for each of the ends, embedding and head.
+    hidden_states: elements of [micro-batch, seq, hidden].
     """
-    return (8 * blocks + 4) * micro_batches * element_bytes * hidden_states * (ranks - 1) / ranks
+    return (8 * blocks + 2 * ends) * micro_batches * element_bytes * hidden_states * (ranks - 1) / ranks
+
+
+def context_bytes(
+    swapped: int, *, ranks: int, blocks: int, micro_batches: int, element_bytes: int = 4
+) -> float:
+    """Bytes a rank sends over cp in one step, without recomputation (Jacobs et al. 2023, section 3.2).
+
+    swapped: elements of queries, keys, values and attention's result of one micro-batch on this rank; they
+    go one way in forward and back in backward.
+    """
+    return 2 * blocks * micro_batches * element_bytes * swapped * (ranks - 1) / ranks
+
+
+def pipeline_bytes(hidden_states: int, *, sends: int, micro_batches: int, element_bytes: int = 4) -> float:
+    """Bytes a rank sends over pp in one step. sends: activations on and gradients back, of a micro-batch."""
+    return sends * micro_batches * element_bytes * hidden_states

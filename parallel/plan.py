@@ -92,15 +92,19 @@ class Layout:
 
     def stages_of(self, pp_rank: int) -> tuple[int, ...]:
         """Stage numbers a pipeline rank holds, in the order of the model."""
-        if SCHEDULES[self.schedule].v_shaped:
+        if self._v_shaped:
             return (pp_rank, 2 * self.pp - 1 - pp_rank)
         return tuple(range(pp_rank, self.stages, self.pp))
 
     def rank_of_stage(self, stage: int) -> int:
         """Pipeline rank that holds a stage."""
-        if SCHEDULES[self.schedule].v_shaped:
+        if self._v_shaped:
             return min(stage, 2 * self.pp - 1 - stage)
         return stage % self.pp
+
+    @property
+    def _v_shaped(self) -> bool:
+        return self.pp > 1 and SCHEDULES[self.schedule].v_shaped
 
     def __str__(self) -> str:
         dp = f"dp{self.dp_replicate}x{self.dp_shard}" if self.dp_replicate > 1 else f"dp{self.dp_shard}"

@@ -99,7 +99,11 @@ def compare(
             rows.append({"step": step + 1, "one_process": expected[step], "layout": found})
             tensors += _differences(engine, reference, step + 1, runtime.rank, tolerance)
         # The last step's: the first ones set things up.
-        sent = traffic.rows(counter, engine, cfg, configs.layout(cfg, runtime.world)) if counter else None
+        sent = (
+            traffic.rows(counter, engine, cfg, configs.layout(cfg, runtime.world), runtime.rank)
+            if counter
+            else None
+        )
     worst: dict[tuple[int, str], Difference] = {}
     for mine in gather(tensors):
         for difference in mine:

@@ -58,7 +58,12 @@ def torchs_own_zero_bubble(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 @pytest.mark.parametrize(
     ("world", "overrides"),
-    [(2, ["parallel.zero=3"]), (2, ["parallel.tp=2"]), (4, ["parallel.pp=2", "parallel.tp=2"])],
+    [
+        (2, ["parallel.zero=3"]),
+        (2, ["parallel.tp=2"]),
+        (4, ["parallel.pp=2", "parallel.tp=2"]),
+        (4, ["parallel.pp=2", "parallel.zero=3", "parallel.schedule=interleaved_zero_bubble"]),
+    ],
 )
 def test_equal_layouts_pass(
     ranks: Any, config: Path, reference: Path, world: int, overrides: list[str]
@@ -103,7 +108,8 @@ def test_the_diverging_tensor_is_named_with_its_rank(ranks: Any, config: Path, r
 
 def test_command(config: Path) -> None:
     """From the shell: exit code 0 and a document, or 1 where the layouts differ."""
-    done = germinal("verify", config, "parallel.zero=2", "--nproc", 2, "--steps", 2, "--json", "--comms")
+    layout = ["parallel.pp=2", "parallel.zero=2", "parallel.schedule=zbv_zero_bubble"]
+    done = germinal("verify", config, *layout, "--nproc", 4, "--steps", 2, "--json", "--comms")
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
     assert report["equal"] and len(report["steps"]) == 2

@@ -26,6 +26,13 @@ def test_minus_one_is_what_is_left() -> None:
     assert resolve(ParallelConfig(dp_shard=2, tp=-1), 8).tp == 4
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_without_a_pipeline_no_schedule_cuts(schedule: str) -> None:
+    """`verify`'s one process has the user's schedule and no pipeline."""
+    layout = resolve(ParallelConfig(schedule=schedule), 1)
+    assert layout.stages == 1 and layout.stages_of(0) == (0,) and layout.rank_of_stage(0) == 0
+
+
 @pytest.mark.parametrize(
     ("cfg", "world", "words"),
     [

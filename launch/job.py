@@ -54,5 +54,5 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
 
     -P: the module is this installation's, also where the working directory has one of that name.
     """
-    start = () if module == "trainer" else ("trainer.start",)
+    start = () if module == "trainer" else ("trainer.entry",)
     return (sys.executable, "-P", "-m", *start, module, *arguments)

@@ -8,6 +8,7 @@ tests, the same functions run on plain collectives.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,18 +57,32 @@ def check(device: torch.device, axis: Axis, *, fp8: str) -> None:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """A module's gathered input [batch, seq, in], and what its column-parallel layers make of it.
+
+    Handed on in the input's place, and not kept by the layers: a compiled and recomputed block may leave
+    nothing behind.
+    """
+
+    whole: Tensor
+    products: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.whole.shape
+
+
 class ColumnLinear(nn.Module):
-    """A column-parallel layer, whose product comes with the gathered input of the module around it."""
+    """A column-parallel layer, the `number`-th of its module, whose gathered input brings the product."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, number: int) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight, self.bias, self.number = layer.weight, layer.bias, number
         self.weight_gradients: WeightGradients | None = None
-        self.product: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        product, self.product = self.product, None
-        assert product is not None, "a column-parallel layer is called once for each gathered input"
+    def forward(self, x: Gathered) -> Tensor:
+        product = x.products[self.number]
         return product if self.bias is None else product + self.bias
 
 
@@ -97,9 +112,7 @@ def gather(module: nn.Module, group: dist.ProcessGroup) -> None:
             x, *products = _GatherProducts.apply(args[0], columns[0].weight_gradients, group, *weights)
         else:  # torch.compile cannot trace a Function there
             x, products = gather_products(args[0], [weight.T for weight in weights], group)
-        for column, product in zip(columns, products):
-            column.product = product
-        return x, *args[1:]
+        return Gathered(x, tuple(products)), *args[1:]
 
     module.register_forward_pre_hook(hook)
 

@@ -107,9 +107,9 @@ def _exchange(
 ) -> tuple[Tensor, ...]:
     """Rank r gets the r-th part along `split` of every rank's tensors, joined along `join` in rank order."""
     ranks = group.size()
-    chunks = [part.chunk(ranks, dim=split) for part in parts]
-    sent = torch.stack([torch.cat(of_rank, dim=beside) for of_rank in zip(*chunks)])
-    widths = [chunk[0].shape[beside] for chunk in chunks]
+    stacked = [part.unflatten(split, (ranks, -1)).movedim(split, 0) for part in parts]
+    widths = [part.shape[1 + beside] for part in stacked]
+    sent = torch.cat(stacked, dim=1 + beside)
     received = all_to_all(sent, group).split(widths, dim=1 + beside)
     return tuple(torch.cat(part.unbind(), dim=join) for part in received)
 

@@ -3,7 +3,7 @@
 Imported only where something is sharded or cast: it takes half a second.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
@@ -18,6 +18,7 @@ from parallel.collectives import Reduction, start_reduce_scatter
 from parallel.mesh import Mesh
 from parallel.plan import Layout, ModelPlan
 from parallel.precision import COMPUTE_DTYPE, Precision
+from parallel.weight_gradients import Work
 
 # Reductions under way at a time on a CPU: each holds two copies of a module's whole gradients.
 IN_FLIGHT = 2
@@ -89,31 +90,47 @@ def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
         model.set_requires_all_reduce(last)
 
 
-def after_backward(model: nn.Module, *, zero: int, last: bool) -> None:
-    """What FSDP does in a backward, for gradients that have come apart from it: add them up in float32, and
-    from ZeRO-2 on reduce them.
+def after_backward(model: nn.Module, works: list[Work], *, zero: int, last: bool, replicas: bool) -> None:
+    """Run what was put off, and do what FSDP does in a backward with gradients that have come apart from it.
+
+    Block by block, as there: add them up in float32 and, from ZeRO-2 on, reduce them, so that no more of them
+    is whole at a time. Empties `works`. replicas: of shards (HSDP).
     """
-    root = cast(FSDPModule, model)
+    of_weight: dict[int, list[Work]] = defaultdict(list)
+    while works:
+        work = works.pop()
+        of_weight[id(work.weight)].append(work)
     # As torch's pipelining goes about it; there is no public way. Modules wrapped together share a state; the
     # order is every rank's.
     modules: list[Any] = list(fsdp_modules(model))
     states = dict.fromkeys(module._get_fsdp_state() for module in modules)
-    groups = [group for state in states for group in _groups(state)]
-    root.set_reshard_after_backward(zero == 3)
-    root.set_requires_gradient_sync(False)
-    for group in groups:
-        group.post_backward()
-    if zero < 2:
-        return
-    root.set_requires_gradient_sync(True)
-    root.set_requires_all_reduce(last)
-    for group in groups:
+    for group in reversed([group for state in states for group in _groups(state)]):
         for parameter in group.fsdp_params:
-            # Some may have gone with an earlier micro-batch's, and replicas add up like with like.
-            whole = parameter.unsharded_param
-            if whole.requires_grad and whole.grad is None and parameter.unsharded_accumulated_grad is None:
-                parameter.unsharded_accumulated_grad = torch.zeros_like(whole, dtype=torch.float32)
+            for work in of_weight.pop(id(parameter.unsharded_param), ()):
+                work.run()
+        group.reshard_after_backward = zero == 3
+        group.reduce_grads = False
         group.post_backward()
+        if zero >= 2:
+            group.reduce_grads, group.all_reduce_grads = True, last
+            if replicas:
+                _fill(group.fsdp_params, last=last)
+            group.post_backward()
+    assert not of_weight, "a weight is not FSDP's"
+
+
+def _fill(parameters: list[Any], *, last: bool) -> None:
+    """Zeros for gradients that went with an earlier micro-batch's: replicas add up like with like.
+
+    None where there is no gradient at all, but for the last time, when what is there is summed over replicas.
+    """
+    trained = [one for one in parameters if one.unsharded_param.requires_grad]
+    bare = [
+        one for one in trained if one.unsharded_param.grad is None and one.unsharded_accumulated_grad is None
+    ]
+    if last or len(bare) < len(trained):
+        for one in bare:
+            one.unsharded_accumulated_grad = torch.zeros_like(one.unsharded_param, dtype=torch.float32)
 
 
 def _groups(state: Any) -> list[Any]:

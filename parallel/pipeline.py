@@ -28,6 +28,7 @@ class _Stage(PipelineStage):
     """
 
     zero = 1
+    replicas = False
     weight_gradients = WeightGradients()
 
     def backward_maybe_with_nosync(
@@ -36,10 +37,13 @@ class _Stage(PipelineStage):
         module: Any = self.submod
         sharded = isinstance(module, FSDPModule)
         if backward_type == "weight":
-            for work in bwd_kwargs["param_groups"]:
-                work()
+            works = bwd_kwargs["param_groups"]
             if sharded:
-                fsdp.after_backward(module, zero=self.zero, last=last_backward)
+                # No schedule runs a whole backward between a micro-batch's two parts: gradients of two types
+                # would meet.
+                fsdp.after_backward(module, works, zero=self.zero, last=last_backward, replicas=self.replicas)
+            while works:
+                works.pop().run()
             return (), None
         if backward_type == "full" and (self.zero < 2 or not sharded):
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
@@ -161,7 +165,7 @@ class Pipeline:
                 output_args=(result if number == last else hidden,),
                 group=self._group,
             )
-            stage.zero = self._layout.zero
+            stage.zero, stage.replicas = self._layout.zero, self._layout.dp_replicate > 1
             if traits.splits_backward:
                 stage.weight_gradients = self._weight_gradients[number]
             stages.append(stage)

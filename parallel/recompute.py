@@ -49,7 +49,9 @@ def apply_recompute(blocks: nn.ModuleDict, recompute: str) -> None:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    # Those of symmetric memory are products and messages in one: see `async_tensor`.
+    kept = operator in _KEPT or getattr(operator, "namespace", "") == "symm_mem"
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def compiler(wanted: bool, device: torch.device) -> str | None:

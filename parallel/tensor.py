@@ -147,7 +147,9 @@ def _cut_shared(model: nn.Module, module: nn.Module, axis: Axis) -> None:
 def _async_column(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
     assert isinstance(module, nn.Linear)
     dims = _column(model, name, module, axis)
-    _replace(model, name, async_tensor.ColumnLinear(module))
+    siblings = model.get_submodule(name.rpartition(".")[0]).children()
+    number = sum(isinstance(other, async_tensor.ColumnLinear) for other in siblings)
+    _replace(model, name, async_tensor.ColumnLinear(module, number))
     return dims
 
 

@@ -2,20 +2,45 @@
 
 A stage's backward runs once, whole, but for the products that make its linear layers' weight gradients:
 those are put off (Qi et al. 2023, arXiv:2401.10241) until the schedule has nothing more urgent. What a layer
-needs for it, its input and its output's gradient, lives until then; the weight may be gone. torch's own
-stages run autograd over again for each group of weights, and recompute a checkpointed block for each as well.
+needs for it, its input and its output's gradient, lives until then, as do the stage's own, which torch's
+pipelining keeps; the weight may be gone. torch's own stages run autograd over again for each group of
+weights, and recompute a checkpointed block for each as well.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Work = Callable[[], None]
+
+class Work(Protocol):
+    """What is put off."""
+
+    @property
+    def weight(self) -> nn.Parameter | None: ...
+    def run(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """rowsᵀ · inputs, of rows [n, out] and inputs [n, in], for `weight.grad`."""
+
+    weight: nn.Parameter
+    rows: Tensor
+    inputs: Tensor
+
+    @torch.no_grad()
+    def run(self) -> None:
+        gradient = self.rows.T @ self.inputs
+        if self.weight.grad is None:
+            self.weight.grad = gradient
+        else:
+            self.weight.grad += gradient
 
 
 class WeightGradients:
@@ -26,7 +51,7 @@ class WeightGradients:
 
     @contextmanager
     def collected(self) -> Iterator[list[Work]]:
-        """What backward puts off meanwhile. Each is to be called once, in any order."""
+        """What backward puts off meanwhile. Each is to be run once, in any order."""
         found: list[Work] = []
         self._open = found
         try:
@@ -88,15 +113,6 @@ def weight_gradient(
     weight: nn.Parameter, rows: Tensor, inputs: Tensor, gradients: WeightGradients | None
 ) -> Tensor | None:
     """rowsᵀ · inputs, of rows [n, out] and inputs [n, in]; None where it is put off."""
-    if gradients is not None and gradients.put_off(functools.partial(_accumulate, weight, rows, inputs)):
+    if gradients is not None and gradients.put_off(Product(weight, rows, inputs)):
         return None
     return rows.T @ inputs
-
-
-@torch.no_grad()
-def _accumulate(weight: nn.Parameter, rows: Tensor, inputs: Tensor) -> None:
-    gradient = rows.T @ inputs
-    if weight.grad is None:
-        weight.grad = gradient
-    else:
-        weight.grad += gradient

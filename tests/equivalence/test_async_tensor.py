@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import _symmetric_memory as symmetric
+from torch.utils.checkpoint import CheckpointPolicy
 
-from parallel import async_tensor
+from parallel import async_tensor, recompute
 from parallel.mesh import Axis
 from runs import Case, curve, distance, reference
 
@@ -48,7 +49,7 @@ def test_it_leaves_no_trace(ranks: Any, world: int, parallel: dict[str, Any]) ->
 
 
 def operators(context: Any) -> list[float]:
-    """Ours on a CPU against torch's reference of the two operators: largest differences, of five results."""
+    """Ours on a CPU against torch's reference of the two operators: largest difference of each result."""
     torch.manual_seed(context.rank)
     group = dist.group.WORLD
     assert group is not None
@@ -86,6 +87,16 @@ def test_on_a_gpu_the_operators_are_called(ranks: Any) -> None:
 def test_the_operators_mean_what_torchs_mean(ranks: Any) -> None:
     for differences in ranks(2).run(operators):
         assert len(differences) == 4 and max(differences) < 1e-5
+
+
+def test_selective_recomputation_keeps_what_the_operators_give() -> None:
+    """They are products; and to run them again is to send again."""
+    for operator in (
+        torch.ops.symm_mem.fused_all_gather_matmul.default,
+        torch.ops.symm_mem.fused_matmul_reduce_scatter.default,
+    ):
+        assert recompute._policy(None, operator) is CheckpointPolicy.MUST_SAVE
+    assert recompute._policy(None, torch.ops.aten.add.Tensor) is CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,21 @@ def test_one_graph_serves_all_blocks(kind: str) -> None:
         (2, {"zero": 3, "recompute": "full"}),
         (2, {"tp": 2}),
         (2, {"tp": 2, "async_tp": True}),
+        (2, {"tp": 2, "async_tp": True, "recompute": "full"}),
+        (2, {"tp": 2, "async_tp": True, "recompute": "selective"}),
         (2, {"cp": 2, "recompute": "selective"}),
         (2, {"pp": 2}),
     ],
-    ids=["zero0", "zero3-full", "tp2", "async-tp2", "cp2-selective", "pp2"],
+    ids=[
+        "zero0",
+        "zero3-full",
+        "tp2",
+        "async-tp2",
+        "async-tp2-full",
+        "async-tp2-selective",
+        "cp2-selective",
+        "pp2",
+    ],
 )
 def test_layout_leaves_no_trace(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
     case = Case(parallel={**parallel, "compile": True}, micro_batch=1 if "pp" in parallel else 2, steps=5)

@@ -176,7 +176,7 @@ def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
     options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
     assert started == [
-        Command((sys.executable, "-P", "-m", "trainer.start", "trainer.generate", str(tmp_path), *options))
+        Command((sys.executable, "-P", "-m", "trainer.entry", "trainer.generate", str(tmp_path), *options))
     ]
 
 

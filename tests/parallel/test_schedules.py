@@ -84,6 +84,18 @@ class _Input(torch.autograd.Function):
         return torch.full_like(grads[0], done), None, None, None, None
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A weight gradient's work."""
+
+    clock: Clock
+    duration: float
+    weight = None
+
+    def run(self) -> None:
+        self.clock.work(0.0, self.duration)
+
+
 class _Weight(torch.autograd.Function):
     """Nothing forward; the work of the weight gradient in backward, or when the schedule has it done."""
 
@@ -96,13 +108,9 @@ class _Weight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        clock, duration = ctx.clock, ctx.duration
-
-        def work() -> None:
-            clock.work(0.0, duration)
-
+        work = Waiting(ctx.clock, ctx.duration)
         if not ctx.gradients.put_off(work):
-            work()
+            work.run()
         return torch.zeros_like(grads[0]), None, None, None
 
 

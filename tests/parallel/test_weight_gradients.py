@@ -9,7 +9,7 @@ from torch import nn
 
 from parallel import fsdp
 from parallel.recompute import apply_recompute
-from parallel.weight_gradients import apart
+from parallel.weight_gradients import Product, apart
 from runs import Case, build, micro_batches
 from trainer.models.block import Block
 
@@ -56,7 +56,7 @@ def test_what_is_put_off_comes_to_the_same(recompute: str, bias: bool) -> None:
     for works in reversed(put_off):
         assert len(works) == 6
         for work in works:
-            work()
+            work.run()
     for ours, theirs in zip(gradients(split), gradients(whole)):
         assert ours is not None and theirs is not None and torch.allclose(ours, theirs, rtol=1e-5)
 
@@ -100,6 +100,39 @@ def test_a_block_is_recomputed_once_a_micro_batch(ranks: Any, schedule: str) -> 
     case = Case(parallel=parallel, model={"layers": 4}, global_batch=4)
     blocks, micro = 2, 4
     assert ranks(2).run(forwards, case) == [2 * blocks * micro] * 2
+
+
+def whole_gradients(context: Any, schedule: str, zero: int) -> tuple[int, int]:
+    """(most bytes of gradients that are not sharded, at any put-off product; those of one block in fp32)."""
+    parallel = {"pp": 2, "dp_shard": 2, "schedule": schedule, "zero": zero}
+    case = Case(parallel=parallel, model={"layers": 16}, global_batch=8)
+    engine: Any = build(case, context.rank, context.world)
+    states = [m._get_fsdp_state() for stage in engine._modules for m in fsdp.fsdp_modules(stage)]
+    groups = [group for state in dict.fromkeys(states) for group in fsdp._groups(state)]
+    parameters = [one for group in groups for one in group.fsdp_params]
+    most = 0
+    with pytest.MonkeyPatch.context() as patch:
+        own = Product.run
+
+        def counted(self: Product) -> None:
+            nonlocal most
+            own(self)
+            held = [(one.unsharded_param.grad, one.unsharded_accumulated_grad) for one in parameters]
+            most = max(most, sum(grad.nbytes for pair in held for grad in pair if grad is not None))
+
+        patch.setattr(Product, "run", counted)
+        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+    block = next(iter(engine._modules[0].get_submodule("layers").children()))
+    return most, sum(4 * parameter.numel() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("schedule", ["interleaved_zero_bubble", "zbv_zero_bubble"])
+def test_no_rank_holds_a_stages_whole_gradients(ranks: Any, schedule: str, zero: int) -> None:
+    """Four blocks a stage; what is not put off (norms, embedding and head) waits beside the block at hand."""
+    for most, block in ranks(4).run(whole_gradients, schedule, zero):
+        ends = 2 * 4 * 128 * 32
+        assert 0 < most <= 1.5 * block + ends
 
 
 def norm_of_bf16_sum(context: Any, count: int) -> float:

@@ -1,4 +1,4 @@
-"""`python -m trainer.start MODULE …`: runs a module's `main`; while its imports last, Ctrl-C is one line."""
+"""`python -m trainer.entry MODULE …`: runs a module's `main`; while its imports last, Ctrl-C is one line."""
 
 import importlib
 import sys

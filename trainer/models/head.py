@@ -263,13 +263,17 @@ def _rows_at_a_time(weight: Tensor, rows: int, *, fused: bool) -> int:
     """Rows whose logits stay in a CPU's cache, or keep a GPU busy. Chunks are of one size, as far as can be:
     fused kernels are compiled for each.
 
-    Half-precision products are added up outside the matrix product, which more rows at a time repay.
+    Half-precision products are added up outside the matrix product, which more rows at a time repay. On a CPU
+    the weight's gradient leaves the cache once a chunk, and few rows do not repay that: a chunk of logits may
+    be a quarter of its size, and the whole stays far below the full logits' peak.
     """
     element_bytes = weight.element_size() if fused else 4
+    vocab, hidden = weight.shape
     if weight.is_cuda:
-        budget_bytes = 512 << 20
+        most = (512 << 20) // (element_bytes * vocab)
     else:
         budget_bytes = 16 << 20 if weight.element_size() >= 4 else 32 << 20
-    most = max(64, budget_bytes // (element_bytes * weight.shape[0]) // 64 * 64)
+        most = max(budget_bytes // (element_bytes * vocab), hidden // 4)
+    most = max(64, most // 64 * 64)
     chunks = max(1, -(-rows // most))
     return -(-rows // (64 * chunks)) * 64

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 
 from data import tokenizer as tokenizers
-from data.manifest import read_manifest
 from parallel.engine import Chunk
 from trainer import config as configs
 from trainer.__main__ import DONE, FAILED, WRONG, complain
@@ -84,13 +84,14 @@ def continue_text(
     """What the newest checkpoint of `run` that verifies writes after `prompt`, piece by piece as it comes.
 
     An empty prompt starts a new document. Pieces end between characters, whatever bytes a token stands for.
-    ValueError where `run` is no run folder; RuntimeError where it has no checkpoint that verifies.
+    ValueError where `run` is no run folder; RuntimeError where it has no checkpoint that verifies, or another
+    tokenizer than the run was trained with.
     """
     cfg = read_config(run)
-    tokenizer = tokenizers.load(run / "tokenizer.json")
+    model, trained_with = newest_model(cfg, run)
+    tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
-    separator = separator_of(cfg, run, tokenizer)
-    model = newest_model(cfg, run)
+    separator = trained_with["eos"]
     ids = generate(
         model,
         [separator, *tokenizer.encode(prompt, add_special_tokens=False).ids],
@@ -126,17 +127,18 @@ def read_config(run: Path) -> RunConfig:
     return configs.load(path)
 
 
-def separator_of(cfg: RunConfig, run: Path, tokenizer: Tokenizer) -> int:
-    """The id between documents: the corpus knows, if it is still there; else the tokenizer's names tell."""
-    ours = hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest()
-    for source in cfg.data.sources:
-        try:
-            entry = read_manifest(Path(source.path)).tokenizer
-        except (ValueError, OSError):
-            continue
-        if entry.sha256 == ours:
-            return entry.eos
-    return tokenizers.separator_id(tokenizer)
+def load_tokenizer(path: Path, trained_with: dict[str, Any]) -> Tokenizer:
+    """The run's tokenizer, proven to be the one in the checkpoint's identity: another one's ids would be read
+    as other words, and nothing but the text would tell.
+    """
+    if path.is_file():
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != trained_with["sha256"]:
+            raise RuntimeError(
+                f"{path} is not the tokenizer that the run was trained with: sha256 {found[:12]}…, where the "
+                f"checkpoint has {trained_with['sha256'][:12]}…: restore it from the corpus"
+            )
+    return tokenizers.load(path)
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -155,15 +157,17 @@ def newest_checkpoint(run: Path) -> Path:
     raise RuntimeError(f"{run} has no checkpoint to generate from: {found}; train it first")
 
 
-def newest_model(cfg: RunConfig, run: Path) -> nn.Module:
-    """The model of the newest checkpoint that verifies, of a run that may be training: where it has removed
-    an old one meanwhile, there is a newer one.
+def newest_model(cfg: RunConfig, run: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of the newest checkpoint that verifies and which tokenizer it was trained with, of a run that
+    may be training: where it has removed an old one meanwhile, there is a newer one.
     """
     root = run / "checkpoints"
     while True:
         there = set(checkpoints.steps(root))
         try:
-            return load_model(cfg, newest_checkpoint(run))
+            folder = newest_checkpoint(run)
+            state = json.loads((folder / checkpoints.STATE).read_bytes())
+            return load_model(cfg, folder), state["identity"]["tokenizer"]
         except (RuntimeError, OSError):
             if there <= set(checkpoints.steps(root)):
                 raise

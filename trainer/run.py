@@ -201,11 +201,13 @@ def describe(cfg: RunConfig, stream: Stream) -> None:
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
     """What a checkpoint made at `position` of the stream must share with this run to be loaded by it."""
+    entry = stream.sources[0].corpus.manifest.tokenizer
     return Identity(
         data=stream.fingerprint_at(position),
         seed=cfg.seed,
         model=plain(cfg.model),
         settings=configs.settings(cfg),
+        tokenizer={"sha256": entry.sha256, "eos": entry.eos},
     )
 
 

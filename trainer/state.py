@@ -44,6 +44,8 @@ class Identity:
 
     `data` is the stream's fingerprint, `model` the resolved model config as plain JSON, `settings` what else
     shapes the loss curve, dotted key → value: all kept whole, so that an error can name the key that changed.
+    `tokenizer` ("sha256" of its file, "eos") is for who reads the checkpoint without its corpus; a resume
+    need not compare it, for the fingerprint covers it.
     Of the settings only `FIXED` may not change; a run may go on with another learning rate or number of
     steps, and is told.
     """
@@ -52,6 +54,7 @@ class Identity:
     seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,5 +1,7 @@
 """Text out of a run folder: sampling, context, characters, and what is said when there is nothing to load."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from parallel.engine import Chunk
 from trainer import config as configs
 from trainer import generate as generating
 from trainer.checkpoint import folder as checkpoints
+from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.store import write_part
 from trainer.config import RunConfig
 from trainer.generate import continue_text, decode, generate, main, sample
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
+from trainer.state import Identity
 
 VOCAB = 257
 
@@ -105,7 +109,7 @@ def test_pieces_are_whole_characters(text: str) -> None:
     assert "".join(decode(iter(ids[:-1]), tokenizer)) == tokenizer.decode(ids[:-1])
 
 
-def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2)) -> Decoder:
+def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2), eos: int = 0) -> Decoder:
     """A run folder as training leaves it; the newest checkpoint holds the returned model."""
     cfg = RunConfig(
         name=folder.name,
@@ -116,6 +120,8 @@ def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2)) -> 
     folder.mkdir()
     (folder / "config.yaml").write_text(configs.dump(cfg))
     tokenizers.utf8_bytes().save(str(folder / "tokenizer.json"))
+    sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    state = json.dumps({"identity": Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()})
     model = drawn(cfg.model)
     for step in steps:
         tmp, final = folder / f".tmp-{step}", checkpoints.step_folder(folder / "checkpoints", step)
@@ -126,7 +132,10 @@ def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2)) -> 
             Chunk(f"model.{name}", scale * p.detach(), tuple(p.shape), (0,) * p.ndim, owned=True)
             for name, p in model.named_parameters()
         ]
-        checkpoints.commit(tmp, final, [write_part(tmp, 0, chunks)], step=step, sequences=step)
+        part = write_part(tmp, 0, chunks)
+        (tmp / checkpoints.STATE).write_text(state)
+        part.files[checkpoints.STATE] = FileEntry(len(state), digest(state.encode()))
+        checkpoints.commit(tmp, final, [part], step=step, sequences=step)
     return model
 
 
@@ -158,14 +167,26 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool) -> None:
-    model = make_run(tmp_path / "run", tied)
+@pytest.mark.parametrize(("tied", "eos"), [(True, 0), (False, 0), (False, 7)])
+def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool, eos: int) -> None:
+    """The separator is the one that the corpus had, whatever the tokenizer's names say."""
+    model = make_run(tmp_path / "run", tied, eos=eos)
     text = "".join(continue_text(tmp_path / "run", "def é", max_tokens=20, temperature=0))
     tokenizer = tokenizers.utf8_bytes()
-    prompt = [0, *tokenizer.encode("def é").ids]
-    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=0, vocab=VOCAB)
+    prompt = [eos, *tokenizer.encode("def é").ids]
+    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=eos, vocab=VOCAB)
     assert text == tokenizer.decode(list(expected)) and text
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"a"', '"b"', 1))
+    with pytest.raises(RuntimeError, match="is not the tokenizer that the run was trained with: sha256"):
+        continue_text(tmp_path / "run", "ab", max_tokens=3)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"tokenizer .* is not there"):
+        continue_text(tmp_path / "run", "ab", max_tokens=3)
 
 
 def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ that a real matrix product reaches there; fp8 is held against the same bf16 figu
 import argparse
 import gc
 import json
+import os
 import re
 import statistics
 import sys
@@ -23,6 +24,9 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+# Before torch: segments that grow, or what FSDP's streams free does not fit what comes next.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 from torch.autograd import DeviceType
@@ -86,7 +90,9 @@ SMOKE = [
 
 @dataclass
 class Result:
-    """One line of the table. share: kernel class → its part of the step's time, idle included."""
+    """One line of the table. share: kernel class → its part of the step's time, idle included; empty where
+    the profile failed.
+    """
 
     size: str
     precision: str
@@ -103,6 +109,7 @@ class Result:
     mfu_paper: float = 0.0
     mfu_real: float = 0.0
     peak_memory_gib: float = 0.0
+    loss: float = 0.0  # of the last step, in nats: about log(vocab), as tokens are random
     share: dict[str, float] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
 
@@ -157,8 +164,8 @@ def measure(size: Size, fp8: str, runtime: Runtime, *, steps: int, accumulate: i
         try:
             fill(result, cfg, runtime, steps)
             return result
-        except ValueError as error:  # the configuration cannot be had here: fp8 without its device
-            result.skipped = str(error)
+        except Refused as refusal:
+            result.skipped = str(refusal)
             return result
         except Exception as error:
             line = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
@@ -183,9 +190,16 @@ def release(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+class Refused(Exception):
+    """The configuration cannot be had here: fp8 without its device."""
+
+
 def fill(result: Result, cfg: RunConfig, runtime: Runtime, steps: int) -> None:
     release(runtime.device)
-    engine = make_engine(cfg, runtime, configs.layout(cfg, 1))
+    try:
+        engine = make_engine(cfg, runtime, configs.layout(cfg, 1))
+    except ValueError as error:
+        raise Refused(str(error)) from error
     try:
         batches = [batches_of(cfg, runtime.device, seed) for seed in range(2)]
         for number in range(3):  # compilation, allocator, clocks
@@ -193,20 +207,26 @@ def fill(result: Result, cfg: RunConfig, runtime: Runtime, steps: int) -> None:
         seconds = []
         for number in range(steps):
             begin = time.perf_counter()
-            engine.step(batches[number % 2], lr=1e-4)  # ends with the step's one read of the device
+            done = engine.step(batches[number % 2], lr=1e-4)  # ends with the step's one read of the device
             synchronize(runtime.device)
             seconds.append(time.perf_counter() - begin)
+            if done.skipped:
+                raise RuntimeError(f"step {number} made no update: its gradient norm is {done.grad_norm}")
         if runtime.device.type == "cuda":
             result.peak_memory_gib = torch.cuda.max_memory_allocated(runtime.device) / GIB
-        result.share = where_time_goes(engine, batches[0], runtime.device)
+        result.loss = done.loss_sum / done.count
+        result.micro_batch = cfg.train.micro_batch
+        result.step_seconds = statistics.median(seconds)
+        result.tokens_per_second = cfg.train.global_batch * cfg.data.seq_len / result.step_seconds
+        flops = result.tokens_per_second * flops_per_token(cfg.model, cfg.data.seq_len)
+        result.tflops = flops / 1e12
+        result.mfu_paper, result.mfu_real = flops / PEAK_ON_PAPER, flops / PEAK_REAL
+        try:
+            result.share = where_time_goes(engine, batches[0], runtime.device)
+        except Exception:  # what is measured stands without it
+            traceback.print_exc()
     finally:
         engine.close()
-    result.micro_batch = cfg.train.micro_batch
-    result.step_seconds = statistics.median(seconds)
-    result.tokens_per_second = cfg.train.global_batch * cfg.data.seq_len / result.step_seconds
-    flops = result.tokens_per_second * flops_per_token(cfg.model, cfg.data.seq_len)
-    result.tflops = flops / 1e12
-    result.mfu_paper, result.mfu_real = flops / PEAK_ON_PAPER, flops / PEAK_REAL
 
 
 def synchronize(device: torch.device) -> None:
@@ -223,10 +243,11 @@ CLASSES = [
     ("matmul", r"^triton_tem"),
     (ELEMENTWISE, r"^triton_"),
     ("communication", r"nccl|c10d|gloo"),
-    ("attention", r"flash|fmha|attention|sdpa"),
+    ("attention", r"flash|fmha|attention|sdpa|cudnn::fusion"),  # cuDNN's backward has kernels of that space
     ("matmul", r"gemm|nvjet|cutlass|cublas|xmma|splitK|::(mm|addmm|bmm|_scaled_mm)$"),
+    ("copies", r"CopyFunctor"),  # FSDP's casts, by the optimiser's kernel
     ("optimiser", r"adam|multi_tensor_apply|foreach"),
-    ("copies", r"memcpy|memset|copy|CatArray|split_with_sizes|::cat$"),
+    ("copies", r"memcpy|memset|copy|CatArray|chunk_cat|split_with_sizes|::cat$"),
 ]
 KINDS = ["matmul", "attention", ELEMENTWISE, "optimiser", "copies", "communication", "idle"]
 
@@ -253,6 +274,8 @@ def where_time_goes(engine: Engine, batches: list[Batch], device: torch.device) 
         totals = defaultdict(float)
         for event in kernels:
             totals[kernel_class(event.name)] += event.self_cpu_time_total
+    if not kernels:
+        raise RuntimeError("the profile holds no kernel")
     first, last = min(e.time_range.start for e in kernels), max(e.time_range.end for e in kernels)
     whole = max(last - first, sum(totals.values()))
     shares = {kind: round(totals.get(kind, 0.0) / whole, 4) for kind in KINDS[:-1]}

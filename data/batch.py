@@ -30,10 +30,14 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on `device`.
 
-        To CUDA by way of pinned memory: a copy from any other waits until the device has done all its work.
+        From a CPU to CUDA by way of pinned memory: a copy from any other waits until the device has done all
+        its work.
         """
-        tensors = self.tensors
-        if torch.device(device).type == "cuda":
-            tensors = {name: tensor.contiguous().pin_memory() for name, tensor in tensors.items()}
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
-        return Batch(moved, self.sequences)
+        to_cuda = torch.device(device).type == "cuda"
+
+        def moved(tensor: Tensor) -> Tensor:
+            if to_cuda and tensor.device.type == "cpu":
+                tensor = tensor.contiguous().pin_memory()
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return Batch({name: moved(tensor) for name, tensor in self.tensors.items()}, self.sequences)

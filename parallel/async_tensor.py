@@ -7,6 +7,7 @@ torch an alpha). Where several products share a gathered input, one gather serve
 tests, the same functions run on plain collectives.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ def check(device: torch.device, axis: Axis, *, fp8: str) -> None:
         )
     if axis.size == 1:
         return
+    importlib.import_module("torch.distributed._symmetric_memory")  # defines the operators; 2.11 waits for it
     if device.type != "cuda":
         raise ValueError(
             f"parallel.async_tp=true: a {device.type} has no peer-to-peer copies beside its products: set it "

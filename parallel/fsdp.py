@@ -53,7 +53,9 @@ def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, pre
         module.set_modules_to_forward_prefetch([following])
     for module in fsdp_modules(model):
         # Neither recurses. Sums on every backend: gloo has no PREMUL_SUM, and averaging is not ours to do.
-        module.set_gradient_divide_factor(1.0)
+        # One rank divides by 1 anyway; told so, FSDP would take another pass over all gradients.
+        if mesh.size() > 1:
+            module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
 
 
@@ -152,10 +154,12 @@ class Sharded:
         self._stages = stages
         self._zero = layout.zero
         self._late: LateReduceScatter | None = None
+        self.adds_up = True
         if device.type != "cpu" or mesh.shard.group is None:
             return
         # FSDP reads a reduce-scatter's result at once where it has replicas too, and where it adds it to the
-        # last micro-batch's. Outside a pipeline the engine does that addition.
+        # last micro-batch's. Outside a pipeline the engine does that addition instead.
+        self.adds_up = layout.zero < 2
         reads = mesh.replicate.size > 1 or (layout.pp > 1 and layout.zero >= 2)
         self._late = LateReduceScatter(0 if reads else IN_FLIGHT)
         for stage in stages:

@@ -12,7 +12,12 @@ BUCKET_BYTES = 4 << 20
 
 
 class Reductions(Protocol):
-    """Who adds up gradients over the data ranks."""
+    """Who adds up gradients over the data ranks.
+
+    adds_up: each micro-batch's are added to the last one's where they lie. If not, the engine has to.
+    """
+
+    adds_up: bool
 
     def before_backward(self, *, last: bool) -> None:
         """Said before every micro-batch outside a pipeline."""
@@ -30,6 +35,8 @@ class Replicas:
     Buckets are filled from the end of the model, as backward goes, and always reduced in that order, so that
     ranks cannot differ. `group` is None where there is nobody to add up with.
     """
+
+    adds_up = True
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None) -> None:
         self._group = group

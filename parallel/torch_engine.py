@@ -172,7 +172,7 @@ class TorchEngine:
             self._reductions.before_backward(last=last)
             inputs = self._inputs(batch)
             scaled_loss(model(inputs.x, **inputs.kwargs), inputs).backward()
-            if self._layout.zero >= 2 and not last:
+            if not (last or self._reductions.adds_up):
                 self._take_gradients()
 
     def _set_mode(self, *, training: bool) -> None:

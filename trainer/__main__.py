@@ -108,6 +108,8 @@ def fail(error: Exception, cfg: RunConfig, rank: int) -> int:
     if isinstance(error, MemoryError):  # often without a word
         found = f"out of memory ({what})" if what else "out of memory"
         what = f"{found}: lower data.seq_len, train.micro_batch or the model's sizes"
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU: words enough, but none of ours
+        what = f"{what}: lower train.micro_batch, set parallel.recompute=full or spread the model further"
     trace = cfg.folder / "faults" / f"rank-{rank:05d}.txt"
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)

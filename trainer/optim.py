@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 
 from parallel.engine import LocalParameter
 from trainer.config import OptimConfig
-from trainer.rounding import Rounding
+from trainer.rounding import Kernel, Rounding, rounded
 
 STATE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Elements whose bf16 moments exist in float32 at a time, while they are updated.
@@ -30,12 +30,14 @@ def build_optimizer(
     *,
     no_decay: Decays,
     hidden_matrix: Decays,
+    compiler: str | None = None,
 ) -> "Updates":
     """The optimiser of `cfg.name`, with weight decay only where `no_decay` is false.
 
     Args:
         no_decay: (name, global shape) → whether the parameter is exempt (norms, one-dimensional ones).
         hidden_matrix: (name, global shape) → whether Muon may take it (matrices inside blocks).
+        compiler: the torch.compile backend for the rounding of bf16 state; None: eager.
     """
     if cfg.name not in ("adamw", "muon"):
         raise ValueError(f"optim.name: {cfg.name!r} is not one of adamw, muon")
@@ -62,6 +64,7 @@ def build_optimizer(
         eps=cfg.eps,
         momentum=cfg.momentum,
         state_dtype=STATE_DTYPE[cfg.state_dtype],
+        compiler=compiler,
     )
 
 
@@ -90,12 +93,18 @@ class Updates:
         eps: float,
         momentum: float,
         state_dtype: torch.dtype = torch.float32,
+        compiler: str | None = None,
     ) -> None:
         settings = {"lr": lr, "lr_ratio": 1.0, "betas": betas, "eps": eps, "momentum": momentum}
         self.param_groups: list[dict[str, Any]] = [settings | group for group in param_groups]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.grad_scale: Tensor | None = None
         self._exact = state_dtype == torch.float32
+        # Eager it is some thirty passes over memory a moment, on a GPU ten times the update itself. Slices
+        # have many shapes, and one graph a number of dimensions serves them all.
+        self._kernel: Kernel | None = None
+        if compiler and not self._exact:
+            self._kernel = torch.compile(rounded, backend=compiler, dynamic=True)
         self._steps = 0
         # The fused kernel counts on the device, in one tensor a parameter; group index → those tensors.
         self._device_steps: dict[int, list[Tensor]] = {}
@@ -159,7 +168,7 @@ class Updates:
                 grads = [_grad(tensor)[part]]
                 self._fused(group, here, grads, exact[:1], exact[1:], self._counted(here))
                 for moment, rounding, value in zip(stored, roundings, exact):
-                    moment.copy_(rounding(value, first))
+                    moment.copy_(rounding(value, first, self._kernel))
 
     def _counted(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.full((), float(self._steps), device=t.device) for t in tensors]
@@ -212,7 +221,7 @@ class Updates:
         if self._exact:
             return grad.lerp(buffer.lerp_(grad, 1.0 - momentum), momentum)
         exact = buffer.float().lerp_(grad, 1.0 - momentum)
-        buffer.copy_(Rounding.of(member, "momentum_buffer", self._steps)(exact))
+        buffer.copy_(Rounding.of(member, "momentum_buffer", self._steps)(exact, kernel=self._kernel))
         return grad.lerp(exact, momentum)
 
 

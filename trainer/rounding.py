@@ -7,7 +7,7 @@ as it should on average, and 16 bits hold it.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,23 +30,39 @@ class Rounding:
         digest = hashlib.blake2b(f"{member.name}:{state}:{step}".encode(), digest_size=8).digest()
         return cls(int.from_bytes(digest, "big"), tuple(member.offset))
 
-    def __call__(self, values: Tensor, first: int = 0) -> Tensor:
-        """Float32 values → bfloat16. They are the piece's, from `first` along dim 0."""
-        starts = (self.offset[0] + first, *self.offset[1:])
-        # A bfloat16 is a float32's upper half: what is added below carries into it in proportion.
-        bits = values.view(torch.int32) + (_noise(self.seed, starts, values) & 0xFFFF)
-        return (bits & -0x10000).view(torch.float32).to(torch.bfloat16)
+    def __call__(self, values: Tensor, first: int = 0, kernel: "Kernel | None" = None) -> Tensor:
+        """Float32 values → bfloat16. They are the piece's, from `first` along dim 0. `kernel`: `rounded`,
+        compiled.
+        """
+        numbers = (self.seed, self.seed >> 32, self.offset[0] + first, *self.offset[1:])
+        # Filled on the device: a copy from here would wait for it.
+        low, high, *starts = (
+            torch.full((), _signed(number), dtype=torch.int32, device=values.device) for number in numbers
+        )
+        return (kernel or rounded)(values, low, high, starts)
 
 
-def _noise(seed: int, starts: Sequence[int], like: Tensor) -> Tensor:
+Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
+
+
+def rounded(values: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor]) -> Tensor:
+    """Float32 values → bfloat16, by the draws of a seed's halves `low` and `high` for global indices from
+    `starts` on: int32 tensors of no dimension, so that one compiled kernel serves every step.
+    """
+    # A bfloat16 is a float32's upper half: what is added below carries into it in proportion.
+    bits = values.view(torch.int32) + (_noise(values, low, high, starts) & 0xFFFF)
+    return (bits & -0x10000).view(torch.float32).to(torch.bfloat16)
+
+
+def _noise(like: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor]) -> Tensor:
     """int32 of `like`'s shape: a hash of (seed, global index), 32 good bits."""
-    found = torch.full((1,) * like.dim(), _signed(seed), dtype=torch.int32, device=like.device)
+    found = low.view((1,) * like.dim())
     for dim, (start, length) in enumerate(zip(starts, like.shape)):
-        index = torch.arange(start, start + length, dtype=torch.int32, device=like.device)
+        index = torch.arange(length, dtype=torch.int32, device=like.device) + start
         shape = [1] * like.dim()
         shape[dim] = length
         # Small tensors up to here: what is as large as `like` is made once, by the last addition.
-        found = _mix(found) + _mix(index.view(shape) * _signed(0x9E3779B9) + _signed(seed >> 32) + dim)
+        found = _mix(found) + _mix(index.view(shape) * _signed(0x9E3779B9) + high + dim)
     return _mix(found)
 
 

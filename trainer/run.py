@@ -19,6 +19,7 @@ from data.stream import Stream
 from parallel.build import build_engine
 from parallel.engine import Engine, LocalParameter
 from parallel.plan import Layout
+from parallel.recompute import compiler
 from parallel.runtime import Runtime
 from trainer import config as configs
 from trainer.checkpoint.manager import Checkpointer
@@ -156,7 +157,13 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
         return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
 
     def optimizer(parameters: list[LocalParameter]) -> Updates:
-        return build_optimizer(parameters, cfg.optim, no_decay=plan.no_decay, hidden_matrix=hidden_matrix)
+        return build_optimizer(
+            parameters,
+            cfg.optim,
+            no_decay=plan.no_decay,
+            hidden_matrix=hidden_matrix,
+            compiler=compiler(cfg.parallel.compile, runtime.device),
+        )
 
     return build_engine(
         layout=layout,

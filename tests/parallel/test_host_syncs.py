@@ -124,3 +124,6 @@ def test_a_batch_goes_to_cuda_from_pinned_memory(monkeypatch: pytest.MonkeyPatch
     did.clear()
     batch.to("cpu")
     assert did == [("to", True)]
+    did.clear()
+    Batch({"tokens": torch.zeros(2, 4, dtype=torch.int64, device="meta")}, (0, 1)).to("cuda")
+    assert did == [("to", True)], "only a CPU's memory can be pinned"

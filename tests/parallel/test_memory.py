@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from parallel.torch_engine import TorchEngine
-from runs import Case, build, micro_batches
+from runs import Alone, Case, build, micro_batches
 
 SIZES = {"hidden": 64, "ffn_hidden": 192, "layers": 6, "vocab": 512}
 
@@ -23,20 +23,22 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def held_at_update(context: Any, parallel: dict[str, Any]) -> tuple[int, int, int]:
-    """(bytes held before the update, parameters of the whole model, of its largest block)."""
+def held(
+    context: Any, parallel: dict[str, Any], precision: str = "fp32", method: str = "_update"
+) -> tuple[int, int, int]:
+    """(bytes held before a method of the engine, parameters of the whole model, of its largest block)."""
     before = live_bytes()
-    case = Case(parallel=parallel, model=SIZES, micro_batch=2)
+    case = Case(parallel=parallel, precision=precision, model=SIZES, micro_batch=2)
     engine = build(case, context.rank, context.world)
-    held: list[int] = []
+    found: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        true = TorchEngine._update
+        true = getattr(TorchEngine, method)
 
-        def update(self: TorchEngine, lr: float, factor: float) -> None:
-            held.append(live_bytes() - before)
-            true(self, lr, factor)
+        def measured(self: TorchEngine, *args: Any) -> None:
+            found.append(live_bytes() - before)
+            true(self, *args)
 
-        patch.setattr(TorchEngine, "_update", update)
+        patch.setattr(TorchEngine, method, measured)
         for step in range(2):
             engine.step(micro_batches(case, step, engine.data_rank, engine.data_ranks), lr=1e-3)
     sizes: dict[str, int] = {}
@@ -44,17 +46,25 @@ def held_at_update(context: Any, parallel: dict[str, Any]) -> tuple[int, int, in
         if chunk.name.startswith("model."):
             sizes[chunk.name] = torch.Size(chunk.shape).numel()
     block = sum(size for name, size in sizes.items() if name.startswith("model.layers.0."))
-    return max(held), sum(sizes.values()), block
+    return max(found), sum(sizes.values()), block
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("world", [2, 4])
 def test_sixteen_bytes_a_parameter_over_all_ranks(ranks: Any, world: int, zero: int) -> None:
-    for held, parameters, block in ranks(world).run(held_at_update, {"zero": zero}):
-        assert held <= 1.02 * 16 * parameters / world + 4 * block
-        assert held >= 16 * parameters / world * 0.98, "the count misses something"
+    for size, parameters, block in ranks(world).run(held, {"zero": zero}):
+        assert size <= 1.02 * 16 * parameters / world + 4 * block
+        assert size >= 16 * parameters / world * 0.98, "the count misses something"
 
 
 def test_replicas_hold_everything(ranks: Any) -> None:
-    for held, parameters, _ in ranks(2).run(held_at_update, {"zero": 0}):
-        assert held >= 0.98 * 16 * parameters
+    for size, parameters, _ in ranks(2).run(held, {"zero": 0}):
+        assert size >= 0.98 * 16 * parameters
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_micro_batches_add_to_one_set_of_gradients(zero: int) -> None:
+    """Where FSDP adds them up, as on one process and on GPUs: after the last backward."""
+    size, parameters, block = held(Alone(), {"zero": zero}, "bf16", "_collect_gradients")
+    gathered = 0 if zero == 3 else parameters
+    assert size <= 1.02 * 16 * parameters + 2 * gathered + 4 * block

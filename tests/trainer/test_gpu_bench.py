@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from parallel.torch_engine import TorchEngine
 
 BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
 
@@ -54,6 +57,9 @@ def test_smoke_writes_both_tables(tmp_path: Path) -> None:
         ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90>>", "attention"),
         ("triton_tem_fused_flex_attention_0", "attention"),
         ("triton_tem_fused_mm_3", "matmul"),
+        ("void cudnn::fusion::compute_dot_do_o_specialized<true, __nv_bfloat16>", "attention"),
+        ("void at::native::chunk_cat_cuda_kernel<float, c10::BFloat16>", "copies"),
+        ("void at::native::multi_tensor_apply_kernel<at::native::CopyFunctor<float>>", "copies"),
         ("triton_red_fused__to_copy_add_mean_mul_rsqrt_2", "elementwise, norm"),
         ("triton_poi_fused__scaled_dot_product_flash_attention_transpose_1", "elementwise, norm"),
         ("void at::native::vectorized_elementwise_kernel<4, FillFunctor<float>>", "elementwise, norm"),
@@ -90,6 +96,25 @@ def test_micro_batch_is_halved_until_it_fits(bench: Any, monkeypatch: pytest.Mon
     fits = 0
     result = bench.measure(bench.SMOKE[0], "none", runtime, steps=1, accumulate=1)
     assert result.skipped == "out of memory with one sequence"
+
+
+def test_a_failed_profile_costs_no_figure(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise ValueError("no events")
+
+    monkeypatch.setattr(bench, "where_time_goes", broken)
+    runtime = bench.Runtime(0, 1, 0, torch.device("cpu"))
+    result = bench.measure(bench.SMOKE[0], "none", runtime, steps=1, accumulate=1)
+    assert not result.skipped and result.tokens_per_second > 0 and result.share == {}
+    assert result.loss == pytest.approx(math.log(512), rel=0.1)
+
+
+def test_a_step_without_an_update_is_no_figure(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchEngine, "_update", lambda self, lr, factor: None)
+    monkeypatch.setattr(TorchEngine, "_grad_squares", lambda self: torch.full((), math.inf).double())
+    runtime = bench.Runtime(0, 1, 0, torch.device("cpu"))
+    result = bench.measure(bench.SMOKE[0], "none", runtime, steps=1, accumulate=1)
+    assert result.skipped == "failed: step 0 made no update: its gradient norm is inf"
 
 
 def test_model_state_of_8b(bench: Any) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from parallel.engine import LocalParameter
 from runs import Alone, Case, build, curve, distance, micro_batches, reference, state_of
-from trainer.rounding import Rounding
+from trainer.rounding import Rounding, rounded
 
 
 def draws(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -49,6 +50,16 @@ def test_pieces_round_as_the_whole(shape: tuple[int, ...]) -> None:
     if len(shape) > 1:
         corner = values[2:, 3:].contiguous()
         assert torch.equal(Rounding(5, (2, 3, *(0,) * (len(shape) - 2)))(corner), whole[2:, 3:])
+
+
+def test_compiled_it_draws_the_same() -> None:
+    """In one graph a number of dimensions, whatever the shape, the seed and the place."""
+    counter = CompileCounterWithBackend("aot_eager")
+    kernel = torch.compile(rounded, backend=counter, dynamic=True)
+    for seed, shape in enumerate([(37,), (64, 12), (10, 33), (5,), (100, 7)], start=1 << 40):
+        rounding, values = Rounding(seed, (seed % 97, *(3,) * (len(shape) - 1))), draws(1, shape)
+        assert torch.equal(rounding(values, 2, kernel), rounding(values, 2))
+    assert counter.frame_count == 2
 
 
 def test_draws_differ_by_name_state_and_step() -> None:

@@ -2,6 +2,7 @@
 run.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._locked = False
 
     def copy(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """The owned chunks with their values of now. The next call writes over what this one returned."""
@@ -28,11 +30,10 @@ class Staging:
             total += -(-chunk.tensor.nbytes // _ALIGN) * _ALIGN
         devices = {chunk.tensor.device for chunk in owned if chunk.tensor.is_cuda}
         if self._buffer.nbytes != total:
+            self._unlock()
             self._buffer = torch.empty(total, dtype=torch.uint8)
             if devices:
-                # Registered, not allocated pinned: that allocator rounds up to a power of two, at worst twice
-                # the memory. Where the system refuses to lock so much, the copy is slower and still right.
-                torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), total, 0)
+                self._lock(next(iter(devices)))
         staged = []
         for chunk, offset in zip(owned, offsets, strict=True):
             source = chunk.tensor.detach()
@@ -42,6 +43,22 @@ class Staging:
         for device in devices:
             torch.cuda.current_stream(device).synchronize()
         return staged
+
+    def _lock(self, device: torch.device) -> None:
+        """Registered, not allocated pinned: that allocator rounds up to a power of two, at worst twice the
+        memory. Where the system refuses to lock so much, the copy is slower and still right.
+        """
+        code = int(torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), self._buffer.nbytes, 0))
+        self._locked = code == 0
+        if code:
+            # CUDA remembers it, and the next kernel's launch would be told: let it be one that may fail.
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device=device)
+
+    def _unlock(self) -> None:
+        if self._locked:
+            torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())
+            self._locked = False
 
     def _view(self, offset: int, like: Tensor) -> Tensor:
         return self._buffer[offset : offset + like.nbytes].view(like.dtype).view(like.shape)

@@ -115,6 +115,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> 
     """
     grouped = q.shape[1] != k.shape[1]
     if mask is None or isinstance(mask, Tensor):
+        if grouped and q.is_cuda and q.dtype == torch.float32:
+            # The one CUDA kernel for float32 that does not hold all scores knows no groups.
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+            grouped = False
         causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     return _flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)

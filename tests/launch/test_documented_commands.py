@@ -9,12 +9,13 @@ import pytest
 from launch import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "configs").glob("*.yaml"))]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FILES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.yaml")])
 
 
 def shown(file: Path, program: str) -> list[str]:
     """Lines that begin with `program`, behind a prompt or a comment sign or neither."""
-    return re.findall(rf"^[#$ ]*({program} [^\n]+)$", file.read_text(), flags=re.MULTILINE)
+    return re.findall(rf"^[#$ ]*(?:\.venv/bin/)?({program} [^\n]+)$", file.read_text(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

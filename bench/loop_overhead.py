@@ -4,7 +4,7 @@
 every step and checkpoint hooks on. They alternate step by step, so that both meet the same neighbours on the
 machine, and each goes first every other time.
 
-Two models of the same number of tensors. At hidden 128 a step takes some 25 ms, and the ratio of step times
+Two models of the same number of tensors. At hidden 128 a step takes tens of milliseconds, and the ratio of step times
 is what a user would see; a shared machine's noise is larger than what is measured there, so the median comes
 with its 95 % interval. At hidden 16 next to nothing is computed: the difference is what the loop itself
 costs, in microseconds.
@@ -42,7 +42,7 @@ from trainer.state import Identity, TrainState
 WARM_UP = 20
 RESULTS = Path(__file__).parent / "results" / "loop_overhead.json"
 MODELS = {
-    "a step of some 25 ms": ["model.hidden=128", "model.vocab=1024", "data.seq_len=128"],
+    "a step of tens of milliseconds": ["model.hidden=128", "model.vocab=1024", "data.seq_len=128"],
     "next to no computing": ["model.hidden=16", "model.vocab=64", "data.seq_len=16"],
 }
 CONFIG = """

@@ -6,8 +6,8 @@ machine, and each goes first every other time.
 
 Two models of the same number of tensors. At hidden 128 a step takes tens of milliseconds, and the ratio of
 step times is what a user would see; a shared machine's noise is larger than what is measured there, so the
-median comes with its 95 % interval. At hidden 16 next to nothing is computed: the difference is what the loop itself
-costs, in microseconds.
+median comes with its 95 % interval. At hidden 16 next to nothing is computed: the difference is what the
+loop itself costs, in microseconds.
 
 Writes bench/results/loop_overhead.json.
 """

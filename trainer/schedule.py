@@ -14,10 +14,10 @@ def learning_rate(step: int, cfg: OptimConfig, total_steps: int) -> float:
     """The rate of the update that follows `step` finished ones.
 
     Every schedule rises linearly over `warmup_steps` (the last warm-up update has the full rate) and, but for
-    `constant`, ends at `min_lr_ratio * lr`. `cosine` is Loshchilov & Hutter's (arXiv 1608.03983) without restarts; `wsd`
-    (warm-up, stable, decay: Hu et al., MiniCPM, arXiv 2404.06395) holds the rate and falls linearly over
-    the last `decay_fraction` of the run, a shape Hägele et al. (arXiv 2405.18392) found best among
-    coolings.
+    `constant`, ends at `min_lr_ratio * lr`. `cosine` is Loshchilov & Hutter's (arXiv 1608.03983) without
+    restarts; `wsd` (warm-up, stable, decay: Hu et al., MiniCPM, arXiv 2404.06395) holds the rate and falls
+    linearly over the last `decay_fraction` of the run, a shape Hägele et al. (arXiv 2405.18392) found best
+    among coolings.
     """
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps

@@ -158,13 +158,9 @@ class HeldoutLoader:
         max_documents: int = 0,
         cfg: DataConfig | None = None,
     ) -> None:
-        if not 0 <= overlap < seq_len:
-            raise ValueError(
-                f"the overlap of held-out windows must be in [0, seq_len={seq_len}), not {overlap}"
-            )
+        assert 0 <= overlap < seq_len, (overlap, seq_len)
         self.name = heldout.name or heldout.path
         self.corpus = open_corpus(heldout.path, cfg or DataConfig())
-        self.vocab = self.corpus.manifest.tokenizer.vocab
         self._rank, self._ranks, self._micro_batch = rank, ranks, micro_batch
         self._seq_len, self._overlap = seq_len, overlap
         lengths, text_bytes = self.corpus.lengths(max_documents or None)

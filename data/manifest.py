@@ -97,6 +97,11 @@ class Manifest:
         return sum(shard.text_bytes for shard in self.shards)
 
     @property
+    def ids(self) -> tuple[str, int, str]:
+        """Equal where two corpora's ids mean the same: SHA-256 of the tokenizer, separator, width."""
+        return self.tokenizer.sha256, self.tokenizer.eos, self.dtype
+
+    @property
     def fingerprint(self) -> str:
         """Hash of all that determines the stream: tokenizer, separator, id width, blocks, shards' bytes."""
         parts = [

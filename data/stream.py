@@ -85,7 +85,8 @@ class Stream:
 
     def __init__(self, corpora: Sequence[Corpus], cfg: DataConfig, *, seed: int, global_batch: int) -> None:
         check(cfg)
-        _check_tokenizers(corpora)
+        for a, b in pairwise(corpora):
+            check_tokenizers("data.sources", a, b)
         self.cfg = cfg
         self.seq_len = cfg.seq_len
         self.vocab = corpora[0].manifest.tokenizer.vocab
@@ -212,19 +213,16 @@ def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0) -> Storag
     return RemoteStorage(path, cache_dir, cache_bytes) if is_remote(path) else LocalStorage(path)
 
 
-def _check_tokenizers(corpora: Sequence[Corpus]) -> None:
-    for a, b in pairwise(corpora):
-        first, second = a.manifest, b.manifest
-        if (first.tokenizer.sha256, first.tokenizer.eos, first.dtype) != (
-            second.tokenizer.sha256,
-            second.tokenizer.eos,
-            second.dtype,
-        ):
-            raise ValueError(
-                f"data.sources: {a.storage.path} and {b.storage.path} were prepared with different "
-                f"tokenizers ({first.tokenizer.sha256[:12]}, {second.tokenizer.sha256[:12]}); prepare one "
-                "again with the other's --tokenizer"
-            )
+def check_tokenizers(key: str, a: Corpus, b: Corpus) -> None:
+    """ValueError naming the config's `key` where the ids of two corpora do not mean the same."""
+    if a.manifest.ids != b.manifest.ids:
+        first, second = (
+            f"{sha256[:12]}, separator {eos}" for sha256, eos, _ in (a.manifest.ids, b.manifest.ids)
+        )
+        raise ValueError(
+            f"{key}: {a.storage.path} and {b.storage.path} were prepared with different tokenizers "
+            f"({first}; {second}); prepare one again with the other's --tokenizer"
+        )
 
 
 def _stages(
@@ -238,12 +236,21 @@ def _stages(
         if stage.from_step == 0:
             stages.pop()
         stages.append((stage.from_step * global_batch, dict(weights)))
-    return [(start, _tempered([w[name] for name in names], tokens, cfg.temperature)) for start, w in stages]
+    return [(start, list(_tempered(w, tokens, cfg.temperature).values())) for start, w in stages]
 
 
-def _tempered(weights: list[float], tokens: Sequence[int], temperature: float) -> list[float]:
+def _tempered(weights: dict[str, float], tokens: Sequence[int], temperature: float) -> dict[str, float]:
     if temperature == 0:
         return weights
-    scaled = [w * (n / max(tokens)) ** (1 / temperature) for w, n in zip(weights, tokens)]
     # Rounded, so that the last bit of a machine's pow() is no part of the data order.
-    return [round(w, 9) for w in scaled]
+    tempered = {
+        name: round(weight * (n / max(tokens)) ** (1 / temperature), 9)
+        for (name, weight), n in zip(weights.items(), tokens)
+    }
+    for name, weight in weights.items():
+        if weight and not tempered[name]:
+            raise ValueError(
+                f"data.temperature={temperature:g} leaves nothing of source {name!r}, weight {weight:g}: "
+                "raise it, or give the source the weight 0"
+            )
+    return tempered

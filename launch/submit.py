@@ -1,11 +1,13 @@
 """Executes a job: the rest of `launch` only says what would be run."""
 
+import contextlib
 import os
 import pdb
 import runpy
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from typing import NoReturn
 
 from launch.job import Command, Job
@@ -27,9 +29,21 @@ def run(job: Job) -> int:
 
 def wait(job: Job) -> int:
     """Run the job's ranks on this machine as processes of their own; returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="germinal-") as folder:
-        address = f"file://{folder}/rendezvous"
-        return supervise(_commands(job, address))
+    with _meeting_place() as file:
+        return supervise(_commands(job, f"file://{file}"))
+
+
+@contextlib.contextmanager
+def _meeting_place() -> Iterator[str]:
+    """A file that no other run can know of, and on Linux one without a name: it ends with this process,
+    however that ends.
+    """
+    if sys.platform == "linux":
+        with open(os.memfd_create("rendezvous"), "rb") as file:
+            yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="germinal-") as folder:
+            yield f"{folder}/rendezvous"
 
 
 def become(command: Command) -> NoReturn:

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state sav
 """
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -11,15 +12,21 @@ from contextlib import ExitStack
 
 from trainer import config as configs
 from trainer.config import RunConfig
+from trainer.disk import explained
 from trainer.interrupts import LeaveAtOnce
 from trainer.starting import Starting
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
+AGREED = (DONE, STOPPED)  # what all ranks leave with together
 USAGE = "usage: python -m trainer CONFIG [key=value…]"
 
 
 def main(arguments: list[str]) -> int:
-    """Train the run that `arguments` (a config file, then key=value) describe; returns the exit code."""
+    """Train the run that `arguments` (a config file, then key=value) describe; returns the exit code.
+
+    A local rank before them, which DeepSpeed's launcher passes, is dropped: LOCAL_RANK says it too.
+    """
+    arguments = _without_local_rank(arguments)
     if arguments in (["-h"], ["--help"]):
         print(f"{USAGE}: one rank of a run; `germinal train` starts them")
         return DONE
@@ -30,6 +37,13 @@ def main(arguments: list[str]) -> int:
         return _run(arguments, at_once)
     finally:
         at_once.end()
+
+
+def _without_local_rank(arguments: list[str]) -> list[str]:
+    option, equals, _ = (arguments or [""])[0].partition("=")
+    if option not in ("--local_rank", "--local-rank"):
+        return arguments
+    return arguments[1 if equals else 2 :]
 
 
 def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
@@ -48,16 +62,30 @@ def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
+    except RuntimeError as error:  # the other ranks did not come, or their meeting place is not there
+        return complain(error, FAILED)
     finally:
         at_once.in_words()
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
-    with ExitStack() as stack:
-        stack.callback(runtime.stop)
+    code = DONE
+    try:
         # From here on ranks wait for each other: a request to stop is for the loop, where all leave together.
         at_once.end(signal.SIGTERM, signal.SIGUSR1)
         runtime.watch_signals()
-        return _train(cfg, runtime, stack, at_once)
+        with ExitStack() as stack:
+            code = _train(cfg, runtime, stack, at_once)
+    except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
+        if code in AGREED:
+            code = fail(error, cfg, runtime.rank)
+    except Exception as bug:
+        if runtime.world == 1:
+            raise
+        traceback.print_exception(bug)  # now, for `stop` may not come back
+        code = FAILED
+    finally:
+        runtime.stop(failed_with=0 if code in AGREED else code)
+    return code
 
 
 def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> int:  # type: ignore[no-untyped-def]
@@ -86,7 +114,7 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
         return complain(
             f"interrupted at step {run.state.step}; the same command goes on from the last checkpoint", 130
         )
-    except (RuntimeError, OSError, MemoryError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         with (
             contextlib.suppress(OSError),
             contextlib.closing(EventLog(cfg.folder / "events.jsonl", shown=False)) as events,
@@ -102,9 +130,15 @@ def complain(error: object, code: int) -> int:
     return code
 
 
+def nobody_reads() -> int:
+    """The exit code for a reader of standard output that has gone (`… | head`); nothing more is written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
 def fail(error: Exception, cfg: RunConfig, rank: int) -> int:
     """A failure as one line; where it came from goes into the run folder, if that can be written."""
-    what = str(error)
+    what = explained(error, cfg.folder)
     if isinstance(error, MemoryError):  # often without a word
         found = f"out of memory ({what})" if what else "out of memory"
         what = f"{found}: lower data.seq_len, train.micro_batch or the model's sizes"
@@ -120,4 +154,6 @@ def fail(error: Exception, cfg: RunConfig, rank: int) -> int:
 
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # a terminal's encoding may have no "…"
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))

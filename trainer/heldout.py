@@ -4,15 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 from data.loader import HeldoutLoader
+from data.stream import Stream, check_tokenizers
 from parallel.engine import Engine
 from trainer.config import RunConfig
 from trainer.metrics.events import EventLog
 
 
 def open_heldout(
-    cfg: RunConfig, engine: Engine, *, step: int, events: EventLog, gather: Callable[[Any], list[Any]]
+    cfg: RunConfig,
+    engine: Engine,
+    stream: Stream,
+    *,
+    step: int,
+    events: EventLog,
+    gather: Callable[[Any], list[Any]],
 ) -> list[HeldoutLoader]:
-    """Every held-out set of the config, for this data rank. Collective.
+    """Every held-out set of the config, for this data rank. Collective. ValueError where one was made with
+    another tokenizer than the training `stream`: its ids would be read as other words.
 
     Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
     divided by, on every rank alike; it is an event at `step`.
@@ -30,6 +38,8 @@ def open_heldout(
         )
         for entry in cfg.data.heldout
     ]
+    for number, heldout in enumerate(sets):
+        check_tokenizers(f"data.heldout[{number}].path", heldout.corpus, stream.sources[0].corpus)
     if cfg.data.on_corrupt == "quarantine" and cfg.train.eval_every:
         for heldout in sets:
             # A node may have a copy of its own: what one rank cannot read, none may count.

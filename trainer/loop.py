@@ -6,6 +6,7 @@ file format is visible here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from data.batch import Batch
 from parallel.engine import Engine
@@ -49,8 +50,8 @@ def train(
         return True
 
     stop = not evaluate()  # the run that was resumed may have been stopped in the middle of one
-    for micro_batches in batches:
-        if stop or state.step >= steps:
+    for micro_batches in islice(batches, max(0, steps - state.step)):  # not one more: the data may end there
+        if stop:
             break
         lr = learning_rate(state.step, cfg.optim, steps)
         result = engine.step(micro_batches, lr=lr, stop=stopping())

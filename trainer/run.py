@@ -25,6 +25,7 @@ from trainer import config as configs
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
 from trainer.config import RunConfig
+from trainer.disk import NO_ROOM, explained, explaining
 from trainer.evaluate import Evaluator
 from trainer.files import write_atomically
 from trainer.heldout import open_heldout
@@ -108,6 +109,8 @@ def assemble(
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")
     state = checkpointer.resume(engine) or TrainState()
+    check_length(cfg, stream, state)
+    heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, gather=gather)
     # Only now: a config that the checkpoint refuses must not take the place of the run's own.
     ranks.first(lambda: describe(cfg, stream))
     evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
@@ -122,7 +125,6 @@ def assemble(
         prefetch=cfg.data.prefetch,
     )
     stack.callback(loader.close)
-    heldout = open_heldout(cfg, engine, step=state.step, events=events, gather=gather)
     return Run(
         cfg=cfg,
         engine=engine,
@@ -191,19 +193,42 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
             f"{cfg.data.sources[0].path}: {entry.file} is not the tokenizer that the corpus was made with: "
             f"sha256 {found[:12]}…, where the manifest has {entry.sha256[:12]}…: restore the file"
         )
-    cfg.folder.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock.take(cfg.folder)
+    if not (cfg.folder / "checkpoints").exists():  # else where it goes on from is yet to be seen
+        check_length(cfg, stream, TrainState())
+    with explaining(cfg.folder):
+        try:
+            cfg.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            raise ValueError(explained(error, cfg.folder)) from error
+        lock = FolderLock.take(cfg.folder)
     stack.callback(lock.release)
     if lock.unsupported:
         with contextlib.closing(EventLog(cfg.folder / "events.jsonl")) as events:
             events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
 
 
+def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
+    """ValueError where the steps from `state` on need more sequences than the sources' max_epochs give."""
+    if stream.length is None:
+        return
+    most = state.step + max(0, stream.length - state.sequences) // cfg.train.global_batch
+    if cfg.train.steps > most:
+        raise ValueError(
+            f"train.steps={cfg.train.steps}: data.sources[].max_epochs gives {stream.length} sequences, "
+            f"which end with step {most} of train.global_batch={cfg.train.global_batch}: lower train.steps "
+            "or raise max_epochs"
+        )
+
+
 def describe(cfg: RunConfig, stream: Stream) -> None:
     """The resolved config and the tokenizer in the run folder, so that it stands on its own."""
     corpus = stream.sources[0].corpus
-    write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
-    write_atomically(cfg.folder / "tokenizer.json", corpus.storage.read(corpus.manifest.tokenizer.file))
+    tokenizer = corpus.storage.read(corpus.manifest.tokenizer.file)
+    with explaining(cfg.folder):
+        write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
+        write_atomically(cfg.folder / "tokenizer.json", tokenizer)
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import pytest
+import torch
 
 from parallel import runtime
 
@@ -32,13 +34,53 @@ def test_a_single_process_joins_nothing() -> None:
     ("env", "words"),
     [
         ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4 is outside WORLD_SIZE=4"),
-        ({"RANK": "x", "WORLD_SIZE": "4"}, "RANK=x"),
+        ({"RANK": "x", "WORLD_SIZE": "4"}, "RANK=x, WORLD_SIZE=4: not numbers"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "WORLD_SIZE=2, LOCAL_RANK=x: not numbers"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "needs MASTER_ADDR"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "bar"}, "^MASTER_PORT=bar: "),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "65536"}, "^MASTER_PORT="),
+        # Another launcher's ranks, inside a SLURM step; and a batch script's without srun, alone of two.
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n1"}, "MASTER_ADDR"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n1"}, "start with .*srun"),
     ],
 )
 def test_variables_that_contradict(env: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        runtime.start(env=env)
+        runtime.start(env=env, timeout=timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node", "node"),
+        ("node[003-005]", "node003"),
+        ("a-[1,3],b2", "a-1"),
+        ("n1,n2", "n1"),
+        ("gpu[07,12-14].cluster,n[1-2]", "gpu07.cluster"),
+        ("rack[2-3]n[04-05]", "rack2n04"),
+    ],
+)
+def test_ranks_of_srun_meet_on_the_first_node(nodes: str, first: str) -> None:
+    env = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "3"}
+    env |= {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_NODELIST": f"x1,{nodes}"}
+    assert runtime._address(env, 2) == f"tcp://{first}:{10000 + (7 * 4711 + 3) % 20000}"
+    assert runtime._address(env | {"MASTER_ADDR": "me", "MASTER_PORT": "7"}, 2) == "tcp://me:7"
+    assert runtime._address(env | {"MASTER_PORT": "7"}, 2) == f"tcp://{first}:7"
+    del env["SLURM_STEP_NODELIST"]
+    assert runtime._address(env | {"SLURM_STEP_ID": "4"}, 2) == "tcp://x1:22981"
+
+
+def test_a_task_of_srun_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+    assert runtime._device(srun, 1) == torch.device("cuda", 0) and taken == [torch.device("cuda", 0)]
+    with pytest.raises(ValueError, match="local rank 1 has no GPU: this machine has 1"):
+        runtime._device(srun | {"RANK": "1", "WORLD_SIZE": "2"}, 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime._device(srun, 1) == torch.device("cuda", 1)
 
 
 def test_the_first_signal_asks_and_the_second_acts() -> None:

@@ -1,27 +1,41 @@
-"""What a rank says of a failure: one line with what to do."""
+"""What a rank says of a failure: one line with what to do; and how it leaves."""
 
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from data.config import DataConfig, Source
-from trainer.__main__ import FAILED, fail
+from parallel import runtime as runtimes
+from parallel.runtime import Runtime
+from trainer.__main__ import DONE, FAILED, WRONG, fail, main
 from trainer.config import RunConfig
+from trainer.disk import explained, explaining
 from trainer.models.config import DecoderConfig
+from trainer.state import TrainState
+from whole_runs import events, make_corpus, write_config
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (MemoryError(), "out of memory: lower data.seq_len, train.micro_batch or the model's sizes"),
+        (OSError(errno.ENOSPC, "full"), "run: No space left on device: make room and run the same command"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
             "Tried to allocate 2.00 GiB. GPU 0 has: lower train.micro_batch, set parallel.recompute=full or",
         ),
     ],
 )
-def test_out_of_memory_says_what_to_lower(
+def test_out_of_memory_or_of_disk_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, said: str
 ) -> None:
     cfg = RunConfig(
@@ -33,3 +47,159 @@ def test_out_of_memory_says_what_to_lower(
     assert fail(error, cfg, 3) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line and line.endswith("faults/rank-00003.txt)")
+
+
+RUN = Path("runs/mine")
+NO_ROOM = "make room and run the same command again, or set run_dir to a folder on another disk"
+REFUSED = "set run_dir to a folder that you can write to"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "full"), f"runs/mine: No space left on device: {NO_ROOM}"),
+        (OSError(errno.EDQUOT, "full", "/cache/x"), f"/cache/x: Disk quota exceeded: {NO_ROOM}"),
+        (OSError(errno.EFBIG, "big", "runs/mine/x"), f"runs/mine/x: File too large: {NO_ROOM}"),
+        (OSError(errno.EROFS, "no", "runs/mine/.lock"), f"runs/mine/.lock: Read-only file system: {REFUSED}"),
+        (OSError(errno.EACCES, "no", "runs"), f"runs: Permission denied: {REFUSED}"),
+        (OSError(errno.EACCES, "no", "corpus/x.tar"), "[Errno 13] no: 'corpus/x.tar'"),
+        (OSError(errno.EIO, "bad", "runs/mine/x"), "[Errno 5] bad: 'runs/mine/x'"),
+        (ValueError("other"), "other"),
+    ],
+)
+def test_a_disk_that_is_full_or_not_ours_says_where_and_what_to_do(error: Exception, said: str) -> None:
+    assert explained(error, RUN) == said
+    with pytest.raises((OSError, ValueError), match=f"^{re.escape(said)}$") as told, explaining(RUN):
+        raise error
+    assert explained(told.value, RUN) == said, "said once"
+
+
+@pytest.mark.parametrize("below", [".", "run"])
+def test_a_run_folder_that_cannot_be_one_is_a_wrong_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    config = write_config(
+        tmp_path, make_corpus(tmp_path, documents=5), run_dir=str(tmp_path / "file" / below)
+    )
+    (tmp_path / "file").touch()
+    assert main([str(config)]) == WRONG
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'file' / below}: ") and line.endswith(REFUSED)
+
+
+@pytest.mark.parametrize("first", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
+def test_the_local_rank_that_deepspeeds_launcher_passes_is_dropped(
+    capsys: pytest.CaptureFixture[str], first: list[str]
+) -> None:
+    assert main([*first, "/nowhere.yaml", "seed=1"]) == WRONG
+    assert "/nowhere.yaml: no such file" in capsys.readouterr().err
+    for arguments in (first, ["--local_ranks=1", "/nowhere.yaml"], ["-x"]):
+        assert main(arguments) == WRONG
+        assert "usage: " in capsys.readouterr().err
+
+
+Training = Callable[[], bool]
+
+
+def raising(error: Exception) -> Training:
+    def train() -> bool:
+        raise error
+
+    return train
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`main` on a run that is nothing but `training`, at step 3, with `closing` to be called after it."""
+    config = write_config(tmp_path, tmp_path / "nowhere")
+
+    def start(training: Training, closing: Callable[[], object] = lambda: None) -> int:
+        class Run:
+            state = TrainState(step=3)
+
+            def __call__(self) -> bool:
+                return training()
+
+        def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, doing: Any) -> Run:
+            stack.callback(closing)
+            return Run()
+
+        monkeypatch.setattr("trainer.run.assemble", assemble)
+        return main([str(config)])
+
+    return start
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError])
+def test_an_error_in_the_middle_of_a_run_is_a_line_and_an_event(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], start: Callable[..., int], kind: type[Exception]
+) -> None:
+    assert start(raising(kind("no more\ndata"))) == FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no more data (traceback: ")
+    (event,) = events(tmp_path / "run", "fault")
+    assert (event["step"], event["reason"]) == (3, "no more data")
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [(lambda: True, "not saved"), (raising(RuntimeError("a peer is gone")), "a peer is gone")],
+    ids=["after a clean end", "after a failure"],
+)
+def test_an_error_while_closing_is_a_line_too(
+    capsys: pytest.CaptureFixture[str], start: Callable[..., int], training: Training, said: str
+) -> None:
+    assert start(training, closing=raising(RuntimeError("not saved"))) == FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said} (traceback: ")
+
+
+def test_ranks_that_do_not_meet_are_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, start: Callable[..., int]
+) -> None:
+    monkeypatch.setattr(runtimes, "start", raising(RuntimeError("timed out\nwaiting")))
+    assert start(lambda: True) == FAILED
+    assert capsys.readouterr().err == "error: timed out waiting\n"
+
+
+class Left(BaseException):
+    """What stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("device", "training", "expected"),
+    [
+        ("cuda", lambda: True, ["closed", "destroyed", DONE]),
+        ("cuda", raising(RuntimeError("NCCL error")), ["closed", "left with 1"]),
+        ("cuda", raising(TypeError("a bug")), ["closed", "left with 1"]),
+        ("cpu", raising(RuntimeError("peer gone")), ["closed", "destroyed", FAILED]),
+    ],
+    ids=["gpu, done", "gpu, failed", "gpu, bug", "cpu, failed"],
+)
+def test_after_a_failure_a_gpu_rank_does_not_wait_for_the_dead(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    start: Callable[..., int],
+    device: str,
+    training: Training,
+    expected: list[object],
+) -> None:
+    did: list[object] = []
+
+    def leave(code: int) -> None:
+        did.append(f"left with {code}")
+        raise Left
+
+    monkeypatch.setattr(runtimes, "start", lambda: Runtime(0, 2, 0, torch.device(device)))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: did.append("destroyed"))
+    monkeypatch.setattr(os, "_exit", leave)
+    with contextlib.suppress(Left):
+        did.append(start(training, closing=lambda: did.append("closed")))
+    assert did == expected
+    assert ("Traceback" in (said := capsys.readouterr().err)) == ("a bug" in said)
+
+
+def test_a_bug_of_a_single_process_is_left_for_the_debugger(start: Callable[..., int]) -> None:
+    with pytest.raises(TypeError, match="a bug"):
+        start(raising(TypeError("a bug")))

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.loader import HeldoutLoader
+from data.manifest import read_manifest, write_manifest
 from parallel import runtime as runtimes
 from trainer import config as configs
 from trainer import evaluate
@@ -58,6 +60,16 @@ def test_a_stop_during_an_evaluation_leaves_no_trace(tmp_path: Path, evaluation:
     assert record(tmp_path / "stopped") == record(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("other", [{"sha256": "0" * 64}, {"eos": 1}], ids=["file", "separator"])
+def test_a_held_out_set_of_another_tokenizer_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    corpus = make_corpus(tmp_path)
+    made = read_manifest(corpus / "heldout")
+    write_manifest(corpus / "heldout", replace(made, tokenizer=replace(made.tokenizer, **other)))
+    with pytest.raises(ValueError, match=r"^data\.heldout\[0\]\.path: .*heldout and .*train .*--tokenizer$"):
+        go(write_config(tmp_path, corpus, model__layers=1))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_a_refused_config_does_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
     config = write_config(tmp_path, make_corpus(tmp_path), train__steps=2, train__eval_every=0)
     assert go(config)
@@ -67,3 +79,17 @@ def test_a_refused_config_does_not_take_the_place_of_the_runs_own(tmp_path: Path
     assert (tmp_path / "run" / "config.yaml").read_text() == before
     assert go(config, "train.steps=4")
     assert (tmp_path / "run" / "config.yaml").read_text() != before
+
+
+def test_data_may_be_used_to_its_end_and_more_is_refused_at_the_start(tmp_path: Path) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path, documents=20), train__eval_every=0, model__layers=1)
+    source = f"data.sources=[{{path: {tmp_path}/corpus/train, max_epochs: 0.2}}]"  # 66 sequences
+    with pytest.raises(ValueError, match=r"train\.steps=9: .*max_epochs gives 66 sequences.* step 8 of"):
+        go(config, source, "train.steps=9")
+    assert not (tmp_path / "run").exists()
+    assert go(config, source, "train.steps=4")
+    longer = (source, "train.global_batch=6")  # from sequence 32 on
+    with pytest.raises(ValueError, match=r"train\.steps=10: .*max_epochs.* step 9 of train\.global_batch=6"):
+        go(config, *longer, "train.steps=10")
+    assert go(config, *longer, "train.steps=9")
+    assert go(config, *longer, "train.steps=9"), "nothing is left to do"

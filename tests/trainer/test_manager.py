@@ -177,6 +177,11 @@ def test_leftovers_of_dead_attempts_are_removed_at_the_start(tmp_path: Path) -> 
         (Identity("cccc", 0, {"hidden": 16, "layers": 2}), ValueError, r"model.hidden is 16, but .* with 8"),
         (Identity("cccc", 0, {"layers": 2}), ValueError, r"model.hidden is None, but .* with 8"),
         (
+            Identity("dddd", 0, {"hidden": 8, "layers": 2}, {"data.sources": [{"path": "b", "weight": 1}]}),
+            RuntimeError,
+            r"corpus changed since checkpoint .*: data\.sources\[0\]\.path is 'b', it was 'a': set it back",
+        ),
+        (
             Identity("dddd", 0, {"hidden": 8, "layers": 2}, {"optim.name": "muon"}),
             ValueError,
             r"optim.name is 'muon', but .* with 'adamw'",
@@ -186,7 +191,8 @@ def test_leftovers_of_dead_attempts_are_removed_at_the_start(tmp_path: Path) -> 
 def test_a_checkpoint_of_another_run_is_refused_by_every_rank(
     tmp_path: Path, identity: Identity, kind: type[Exception], words: str
 ) -> None:
-    kept = {"optim.name": "adamw", "optim.lr": 1e-3, "train.steps": 10}
+    sources = [{"path": "a", "weight": 1}]
+    kept = {"optim.name": "adamw", "optim.lr": 1e-3, "train.steps": 10, "data.sources": sources}
     first = Identity("cccc", 0, {"hidden": 8, "layers": 2}, kept)
     save(make(tmp_path, identity=first), FakeEngine(), 1)
     team = Team(2)

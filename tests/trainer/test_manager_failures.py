@@ -49,7 +49,10 @@ def test_a_failed_writer_is_an_error_on_all_ranks(
     errors = team.run(train)
     for rank, error in enumerate(errors):
         where = f" on rank {rank}" if rank == victim else f": rank {victim}"
-        assert str(error) == f"checkpoint of step 2 was not saved{where}: No space left on device"
+        assert str(error) == (
+            f"checkpoint of step 2 was not saved{where}: {tmp_path}: No space left on device: make room and "
+            "run the same command again, or set run_dir to a folder on another disk"
+        )
     assert events(tmp_path, "fault")[0]["step"] == 2
     monkeypatch.undo()
     assert make(tmp_path).resume(FakeEngine()) == TrainState(1, 8, 64)

@@ -21,6 +21,7 @@ from trainer.checkpoint.ranks import Ranks, alone, one_line
 from trainer.checkpoint.resume import resume
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
+from trainer.disk import explaining
 from trainer.files import write_durably
 from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import JsonlLog
@@ -138,7 +139,8 @@ class Checkpointer:
 
     def _open(self) -> str:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        with explaining(self.root.parent):
+            self.root.mkdir(parents=True, exist_ok=True)
         if left := folders.clean(self.root):
             self.events.event("clean", 0, f"removed what unfinished saves left: {', '.join(left)}")
         return secrets.token_hex(8)
@@ -152,14 +154,15 @@ class Checkpointer:
             self.root, step, self._nonce, rank=rank, world=self.ranks.world, patience=self.patience_seconds
         )
         try:
-            attempt.tmp.mkdir(exist_ok=True)
-            part = write_part(attempt.tmp, rank, chunks)
-            if rank == 0:
-                part.files[STATE] = _write_json(attempt.tmp / STATE, document)
-            for log in self.logs:
-                log.sync()
-            attempt.publish(part)
-            size = attempt.finish(document["state"]["sequences"])
+            with explaining(self.root.parent):
+                attempt.tmp.mkdir(exist_ok=True)
+                part = write_part(attempt.tmp, rank, chunks)
+                if rank == 0:
+                    part.files[STATE] = _write_json(attempt.tmp / STATE, document)
+                for log in self.logs:
+                    log.sync()
+                attempt.publish(part)
+                size = attempt.finish(document["state"]["sequences"])
         except Exception as error:
             attempt.fail(one_line(error))
             self._error = _explained(error, step, rank, self.ranks.world)

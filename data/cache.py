@@ -42,9 +42,9 @@ class RemoteStorage:
         self._fs, self._root = _open_filesystem(self.path)
         self._cache = ShardCache(Path(cache_dir), cache_bytes) if cache_dir else None
         self._fetcher = threading.Thread()
-        if not _has_manifest(self.path, self._fs, self._root):
+        text = _read_manifest(self.path, self._fs, self._root)
+        if text is None:
             raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
-        text = self.read(MANIFEST)
         self._manifest = parse_manifest(text, f"{self.path}/{MANIFEST}")
         self._indexes = lru_cache(maxsize=None)(self._fetch_index)
 
@@ -69,10 +69,7 @@ class RemoteStorage:
 
     def download(self, file: str, target: Path) -> None:
         """A file of the corpus, as it is; FileNotFoundError when it is not there."""
-        name = f"{self._root}/{file}"
-        if not _retry(f"{self.path}/{file}", lambda: self._fs.exists(name)):
-            raise FileNotFoundError(name)
-        _retry(f"{self.path}/{file}", lambda: self._fs.get_file(name, str(target)))
+        _insist(f"{self.path}/{file}", lambda: self._fs.get_file(f"{self._root}/{file}", str(target)))
 
     def ahead(self, shards: Sequence[int]) -> None:
         """Fetches shards in the background, if there is a cache and half of it holds them."""
@@ -222,11 +219,17 @@ def is_remote(path: str) -> bool:
 
 def remote_corpus(url: str) -> bool:
     """Whether there is a corpus at a URL. Raises as `RemoteStorage` does when it cannot be asked."""
-    return _has_manifest(url, *_open_filesystem(url))
+    return _read_manifest(url, *_open_filesystem(url)) is not None
 
 
-def _has_manifest(url: str, fs: Any, root: str) -> bool:
-    return _retry(url, lambda: fs.exists(f"{root}/{MANIFEST}"))
+def _read_manifest(url: str, fs: Any, root: str) -> bytes | None:
+    """The manifest, None where there is none. Not by `fs.exists`: to fsspec, what a web server that is down
+    or overloaded has does not exist.
+    """
+    try:
+        return _insist(f"{url}/{MANIFEST}", lambda: fs.cat_file(f"{root}/{MANIFEST}"))
+    except FileNotFoundError:
+        return None
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:
@@ -239,15 +242,24 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def _retry(what: str, action: Callable[[], T]) -> T:
-    """The result of `action`, tried ATTEMPTS times; then RuntimeError, one line. A missing file is final."""
-    pause = FIRST_PAUSE_SECONDS
-    for _ in range(ATTEMPTS):
+    """As `_insist`, and RuntimeError for a missing file too."""
+    try:
+        return _insist(what, action)
+    except FileNotFoundError:
+        raise RuntimeError(f"{what} is missing; restore it or run `germinal prepare` again") from None
+
+
+def _insist(what: str, action: Callable[[], T]) -> T:
+    """The result of `action`, tried ATTEMPTS times; then RuntimeError, one line. A missing file is final:
+    FileNotFoundError.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
         try:
             return action()
         except FileNotFoundError:
-            raise RuntimeError(f"{what} is missing; restore it or run `germinal prepare` again") from None
+            raise
         except Exception as error:  # each store has its own exceptions for a connection that broke
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-        time.sleep(pause)
-        pause *= 2
     raise RuntimeError(f"{what} could not be read in {ATTEMPTS} attempts: {reason}")

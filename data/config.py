@@ -90,10 +90,15 @@ def check(cfg: DataConfig) -> None:
             raise ValueError(f"data.sources[{i}].weight must be a finite number ≥ 0, not {source.weight}")
         if source.max_epochs < 0:
             raise ValueError(f"data.sources[{i}].max_epochs must be ≥ 0, not {source.max_epochs}")
+    for i, heldout in enumerate(cfg.heldout):
+        if not heldout.path:
+            raise ValueError(f"data.heldout[{i}].path is empty; give the folder that `germinal prepare` made")
     names = [source.name or source.path for source in cfg.sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"data.sources has two sources called {name!r}; give each its own name")
+    sets = [heldout.name or heldout.path for heldout in cfg.heldout]
+    for key, what, called in (("sources", "sources", names), ("heldout", "sets", sets)):
+        for name in called:
+            if called.count(name) > 1:
+                raise ValueError(f"data.{key} has two {what} called {name!r}; give each its own name")
     for i, stage in enumerate(cfg.stages):
         if (i and stage.from_step <= cfg.stages[i - 1].from_step) or stage.from_step < 0:
             raise ValueError(

@@ -177,8 +177,14 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
                 size = int(filesystem.info(name).get("size") or 0)
                 kind = kind_of(relative, recipe)
                 yield InputFile(_stem(path), filesystem.unstrip_protocol(name), relative, kind, size)
-    except (ImportError, OSError) as error:
-        raise ValueError(f"source {url} cannot be reached: {type(error).__name__}: {error}") from None
+    except (ImportError, ValueError, FileNotFoundError) as error:
+        raise ValueError(_unreached(url, error)) from None
+    except Exception as error:  # each store has its own exceptions, botocore's no OSError among them
+        raise RuntimeError(_unreached(url, error)) from None
+
+
+def _unreached(url: str, error: Exception) -> str:
+    return f"source {url} cannot be reached: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def is_http(url: str) -> bool:

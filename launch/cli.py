@@ -155,7 +155,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
                 "--seq-len", type=_count, metavar="N", help="say how it packs into sequences of N"
             )
             what = "say what sequence N of a run is, and show its text; DIR is then a run folder or a config"
-            sub.add_argument("--sequence", type=int, metavar="N", help=what)
+            sub.add_argument("--sequence", type=options.integer, metavar="N", help=what)
         _json(sub)
         sub.set_defaults(run=run)
 
@@ -199,7 +199,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-p", type=float, default=0.95, metavar="X", help="1: among all tokens (default 0.95)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another text")
+    parser.add_argument(
+        "--seed", type=options.integer, default=0, metavar="N", help="another seed, another text"
+    )
     parser.set_defaults(run=commands.generate)
 
 
@@ -230,7 +232,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
+    return options.integer(text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.schema import INT64
+
 
 def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str, about: Mapping[str, str]) -> None:
     """`--text-field TEXT` for a field `text_field`; a flag for a bool; may be repeated for a list.
@@ -25,8 +27,17 @@ def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str, about: Map
             )
         else:
             metavar = {int: "N", float: "X"}.get(hint, "TEXT")
+            kind = integer if hint is int else hint
             note = what + (f" (default {field.default})" if field.default not in ("", 0) else "")
-            group.add_argument(option, type=hint, default=field.default, metavar=metavar, help=note)
+            group.add_argument(option, type=kind, default=field.default, metavar=metavar, help=note)
+
+
+def integer(text: str) -> int:
+    """The type of an option that is an integer: one that numpy and torch can count with."""
+    value = int(text)
+    if value not in INT64:
+        raise argparse.ArgumentTypeError(f"{text} is an integer that 64 bits do not hold")
+    return value
 
 
 def from_fields(args: argparse.Namespace, cls: Any) -> Any:

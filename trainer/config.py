@@ -186,10 +186,11 @@ def check(cfg: RunConfig) -> None:
     if train.threads > MOST_THREADS:
         raise ValueError(f"train.threads={train.threads}: at most {MOST_THREADS}; 0 shares the cores out")
     _at_least("checkpoint.every", cfg.checkpoint.every, 0)
-    for key in ("warmup_steps", "weight_decay", "eps", "clip", "adamw_lr"):
+    for key in ("warmup_steps", "weight_decay", "clip", "adamw_lr"):
         _at_least(f"optim.{key}", getattr(optim, key), 0)
-    if optim.lr <= 0:
-        raise ValueError(f"optim.lr={optim.lr:g}: must be above 0")
+    for key, positive in (("lr", optim.lr), ("eps", optim.eps)):
+        if positive <= 0:
+            raise ValueError(f"optim.{key}={positive:g}: must be above 0")
     for key, share in (("decay_fraction", optim.decay_fraction), ("min_lr_ratio", optim.min_lr_ratio)):
         if not 0 <= share <= 1:
             raise ValueError(f"optim.{key}={share:g}: must be between 0 and 1")
@@ -216,6 +217,16 @@ def check(cfg: RunConfig) -> None:
         raise ValueError(
             f"train.global_batch={train.global_batch}: not a multiple of "
             f"train.micro_batch={train.micro_batch}: {whole}·{train.micro_batch} + {rest}"
+        )
+    if train.global_batch * (cfg.data.seq_len + 1) not in schema.INT64:
+        raise ValueError(
+            f"train.global_batch={train.global_batch}, data.seq_len={cfg.data.seq_len}: more tokens "
+            "in a step than 64 bits count"
+        )
+    if train.eval_overlap >= cfg.data.seq_len:
+        raise ValueError(
+            f"train.eval_overlap={train.eval_overlap}: must be below data.seq_len={cfg.data.seq_len}, for "
+            "a window is context and what is counted"
         )
     if train.eval_every and not cfg.data.heldout:
         raise ValueError(f"train.eval_every={train.eval_every}: data.heldout names no corpus to evaluate on")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from data import tokenizer as tokenizers
 from parallel.engine import Chunk
 from trainer import config as configs
-from trainer.__main__ import DONE, FAILED, WRONG, complain
+from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.store import load
 from trainer.config import RunConfig
 from trainer.interrupts import INTERRUPTED, LeaveAtOnce
 from trainer.models.attention import KVCache
 from trainer.models.build import build_model
+from trainer.schema import INT64
 
 
 @torch.inference_mode()
@@ -131,13 +133,14 @@ def load_tokenizer(path: Path, trained_with: dict[str, Any]) -> Tokenizer:
     """The run's tokenizer, proven to be the one in the checkpoint's identity: another one's ids would be read
     as other words, and nothing but the text would tell.
     """
-    if path.is_file():
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != trained_with["sha256"]:
-            raise RuntimeError(
-                f"{path} is not the tokenizer that the run was trained with: sha256 {found[:12]}…, where the "
-                f"checkpoint has {trained_with['sha256'][:12]}…: restore it from the corpus"
-            )
+    if not path.is_file():
+        raise RuntimeError(f"{path} is missing: restore it from the corpus that the run was trained on")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != trained_with["sha256"]:
+        raise RuntimeError(
+            f"{path} is not the tokenizer that the run was trained with: sha256 {found[:12]}…, where the "
+            f"checkpoint has {trained_with['sha256'][:12]}…: restore it from the corpus"
+        )
     return tokenizers.load(path)
 
 
@@ -167,7 +170,13 @@ def newest_model(cfg: RunConfig, run: Path) -> tuple[nn.Module, dict[str, Any]]:
         try:
             folder = newest_checkpoint(run)
             state = json.loads((folder / checkpoints.STATE).read_bytes())
-            return load_model(cfg, folder), state["identity"]["tokenizer"]
+            trained_with = state["identity"].get("tokenizer")
+            if not trained_with:
+                raise RuntimeError(
+                    f"{folder} does not say which tokenizer it was trained with, as old checkpoints do not: "
+                    "resume the run once, and the next one will"
+                )
+            return load_model(cfg, folder), trained_with
         except (RuntimeError, OSError):
             if there <= set(checkpoints.steps(root)):
                 raise
@@ -207,28 +216,39 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     options = vars(parser.parse_args(arguments))
     try:
-        check(options["max_tokens"], options["temperature"], options["top_p"])
-        pieces = continue_text(options.pop("run"), prompt := options.pop("prompt"), **options)
-        if at_once:
-            at_once.end()
-        sys.stdout.write(prompt)
-        for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        check(**{name: value for name, value in options.items() if name != "run"})
+        return _write(options, at_once)
     except ValueError as error:
         return complain(error, WRONG)
+    except BrokenPipeError:
+        return nobody_reads()
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
+
+
+def _write(options: dict[str, Any], at_once: LeaveAtOnce | None) -> int:
+    try:
+        pieces = continue_text(**options)
+        if at_once:
+            at_once.end()
+        for piece in chain([options["prompt"]], pieces, ["\n"]):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     except KeyboardInterrupt:  # a reader who has read enough: what was written stands
         sys.stdout.write("\n")
         sys.stdout.flush()
         return complain("interrupted", INTERRUPTED)
-    sys.stdout.write("\n")
     return DONE
 
 
-def check(max_tokens: int, temperature: float, top_p: float) -> None:
-    """ValueError, one line, for a number that cannot be meant."""
+def check(*, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+    """ValueError, one line, for a prompt that is no text and for a number that cannot be meant."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that Python could not decode
+        raise ValueError(f"--prompt: not UTF-8 from character {error.start} on") from None
+    if seed not in INT64:
+        raise ValueError(f"--seed {seed}: an integer that 64 bits do not hold")
     if max_tokens < 1:
         raise ValueError(f"--max-tokens {max_tokens}: must be at least 1")
     if not temperature >= 0:

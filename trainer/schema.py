@@ -6,7 +6,7 @@ know no nearest right key, and none of its fields can bear a name that Python re
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "???"  # OmegaConf's mark for a value that must be given
+INT64 = range(-(1 << 63), 1 << 63)  # what numpy and torch count with
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,6 +26,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ValueError: a file that is missing or no YAML mapping, an override that is not `key=value`.
     """
+    try:
+        return _read(path, overrides)
+    except RecursionError:  # PyYAML and OmegaConf go down one call, or several, a level
+        raise ValueError(f"config {path}: nested too deeply: no key is more than a few levels down") from None
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -60,6 +68,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _read_file(path: Path) -> Any:
     import yaml
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
@@ -70,7 +79,9 @@ def _read_file(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"config {path}, line {line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except OmegaConfBaseException as error:  # a null key, a !!set
+        raise ValueError(f"config {path}: {_first_line(error)}") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ValueError(f"config {path}: not YAML: {_first_line(error)}") from None
     if not isinstance(content, DictConfig):
         raise ValueError(f"config {path}: not a mapping of keys to values")
@@ -192,8 +203,10 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and number and value == value // 1:
+        if int(value) not in INT64:
+            raise ValueError(f"{at}={_shown(value)}: an integer that 64 bits do not hold")
         return int(value)  # 1e6 is a float to YAML and a step count to its writer
-    if hint is float and number and math.isfinite(value):
+    if hint is float and number and abs(value) <= sys.float_info.max:
         return float(value)
     if hint is str and (isinstance(value, str) or number):
         return str(value)

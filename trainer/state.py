@@ -37,6 +37,9 @@ FIXED = (
     *("optim.name", "optim.state_dtype", "objective.kind"),
 )
 
+# Keys that decide which sequences come when.
+STREAM = ("data.sources", "data.stages", "data.temperature", "data.shuffle_blocks")
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -73,9 +76,12 @@ class Identity:
             if key in FIXED:
                 _same(key, now, then, where)
         if self.data != saved["data"]:
+            changed = ((key, pair) for key, pair in self._changed(saved).items() if key in STREAM)
+            asked = [text for key, (now, then) in changed for text in _different(key, now, then)]
+            what = ", ".join(asked) or f"the stream's fingerprint is {self.data}, it was {saved['data']}"
+            restore = "set it back" if asked else "restore the corpus"
             raise RuntimeError(
-                f"corpus changed since checkpoint {where}: the stream's fingerprint is {self.data}, it was"
-                f" {saved['data']}: restore the corpus and its settings, or give the run another name"
+                f"corpus changed since checkpoint {where}: {what}: {restore}, or give the run another name"
             )
 
     def changes(self, saved: dict[str, Any]) -> list[str]:
@@ -98,6 +104,19 @@ def _same(key: str, now: Any, then: Any, where: str) -> None:
             f"{key} is {now!r}, but {where} was saved with {then!r}: set it back, or give the run another"
             " name"
         )
+
+
+def _different(key: str, now: Any, then: Any) -> list[str]:
+    """`data.sources[0].path is 'b', it was 'a'`, for each value inside `now` that `then` has otherwise."""
+    if now == then:
+        return []
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        pairs = [(f"{key}[{i}]", a, b) for i, (a, b) in enumerate(zip(now, then))]
+    elif isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
+        pairs = [(f"{key}.{name}", now[name], then[name]) for name in now]
+    else:
+        return [f"{key} is {now!r}, it was {then!r}"]
+    return [text for pair in pairs for text in _different(*pair)]
 
 
 def _short(value: Any) -> str:

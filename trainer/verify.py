@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -25,11 +26,12 @@ from parallel.engine import Chunk, Engine, StepResult
 from parallel.runtime import Runtime
 from trainer import config as configs
 from trainer import traffic
-from trainer.__main__ import DONE, FAILED, WRONG, complain
+from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.store import load, write_part
 from trainer.config import RunConfig
 from trainer.interrupts import LeaveAtOnce
+from trainer.metrics.sinks import encode
 from trainer.run import gather, make_engine, open_stream
 from trainer.schedule import learning_rate
 
@@ -69,7 +71,10 @@ class Difference:
 
 
 def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> None:
-    """Run `steps` steps in this one process; leave the curve and every state in `reference`."""
+    """Run `steps` steps in this one process; leave the curve and every state in `reference`.
+
+    RuntimeError where the run diverges.
+    """
     with ExitStack() as stack:
         engine, batches = _open(cfg, runtime, stack)
         _save(engine, reference, 0)
@@ -77,8 +82,21 @@ def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> Non
         for step in range(steps):
             result = _step(engine, batches, cfg, step)
             curve.append(_scalars(result))
+            _stop_if_diverged(result, engine, step + 1)
             _save(engine, reference, step + 1)
         (reference / CURVE).write_text(json.dumps(curve))
+
+
+def _stop_if_diverged(result: StepResult, engine: Engine, step: int) -> None:
+    """RuntimeError where there is nothing to hold a layout against."""
+    found = _scalars(result)
+    finite = all(bool(chunk.tensor.isfinite().all()) for chunk in engine.chunks())
+    # A step that was skipped for fp16's loss scale is one of both runs.
+    if result.fault or not finite or not (result.skipped or math.isfinite(found["loss"])):
+        raise RuntimeError(
+            f"one process itself diverges at step {step}: loss {found['loss']:.4g}, gradient norm "
+            f"{found['grad_norm']:.4g}: lower optim.lr"
+        )
 
 
 def compare(
@@ -172,7 +190,9 @@ def _like(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def _severity(difference: Difference) -> float:
-    """How many times over its limit."""
+    """How many times over its limit; infinite where the error is not finite."""
+    if not math.isfinite(difference.error):
+        return math.inf
     return difference.error / difference.limit if difference.limit else float(difference.error > 0) * 1e30
 
 
@@ -183,7 +203,8 @@ def _report(
     for row in rows:
         for key, limit in (("loss", tolerance.scalar), ("grad_norm", tolerance.scalar), ("count", 0.0)):
             then, now = row["one_process"][key], row["layout"][key]
-            row[f"{key}_error"] = error = abs(now - then) / max(abs(then), 1e-30)
+            error = abs(now - then) / max(abs(then), 1e-30) if now != then else 0.0  # of two infinities too
+            row[f"{key}_error"] = error
             if not error <= limit:
                 problems.append(
                     f"step {row['step']}: {key} is {now:.8g}, one process has {then:.8g}: "
@@ -212,8 +233,8 @@ def _report(
         "precision": cfg.train.precision,
         "tolerance": dataclasses.asdict(tolerance),
         "steps": rows,
-        "worst_moment": dataclasses.asdict(max(moments, key=lambda d: d.error)) if moments else None,
-        "worst_update": dataclasses.asdict(max(updates, key=lambda d: d.error)) if updates else None,
+        "worst_moment": dataclasses.asdict(max(moments, key=_severity)) if moments else None,
+        "worst_update": dataclasses.asdict(max(updates, key=_severity)) if updates else None,
         "problems": problems,
     }
 
@@ -224,6 +245,14 @@ def _block(name: str) -> int | None:
 
 def _pipeline_rank(rank: int, world: int, pp: int) -> int:
     return rank // (world // pp)
+
+
+def _show(report: dict[str, Any], *, as_json: bool) -> None:
+    try:
+        print(encode(report)) if as_json else _print(report)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # the latter is rich's; the verdict does not depend on a reader
+        nobody_reads()
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -279,6 +308,8 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
+    except RuntimeError as error:
+        return complain(error, FAILED)
     finally:
         at_once.in_words()
     with ExitStack() as stack:
@@ -294,7 +325,7 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
             return complain(error, FAILED)
         if not runtime.is_writer:
             return DONE
-        print(json.dumps(report, indent=1)) if args.json else _print(report)
+        _show(report, as_json=args.json)
         return DONE if report["equal"] else complain(f"not equal: {report['problems'][0]}", FAILED)
 
 

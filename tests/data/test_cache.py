@@ -22,6 +22,7 @@ from data.config import DataConfig, Heldout, Source
 from data.loader import HeldoutLoader
 from data.manifest import read_manifest
 from data.stream import Stream
+from data.verify import verify
 from made_corpus import make_corpus, random_documents
 from whole_runs import records, train, write_config
 
@@ -29,7 +30,9 @@ pytest.importorskip("aiohttp")  # germinal[http]
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves files, ranges included; `server.script` says what befalls the next requests of a file."""
+    """Serves files, ranges included; `server.script` says what befalls the next requests of a shard,
+    `server.busy` which files are not to be had at once.
+    """
 
     def do_GET(self) -> None:
         server: Any = self.server
@@ -38,6 +41,10 @@ class Handler(SimpleHTTPRequestHandler):
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
+            return
+        if name in server.busy:
+            server.busy.remove(name)
+            self.send_error(503)
             return
         raw, status = path.read_bytes(), 200
         asked = self.headers.get("Range")
@@ -70,6 +77,7 @@ class Server:
         self._folder, self._port = folder, 0
         self.requests: Counter[str] = Counter()
         self.script: list[str] = []
+        self.busy: list[str] = []
         self.outages: list[float] = []
         self.start()
 
@@ -77,6 +85,7 @@ class Server:
         handler = partial(Handler, directory=str(self._folder))
         self._server: Any = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._server.requests, self._server.script = self.requests, self.script
+        self._server.busy = self.busy
         self._server.outage = threading.Thread(target=self._go_away_for_a_while).start
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -161,6 +170,24 @@ def test_a_server_that_stays_away_is_one_line(
     ):
         epoch(stream)
     assert all(b == 2 * a for a, b in pairwise(pauses))
+    server.start()
+
+
+def test_a_server_that_is_busy_or_away_at_the_start_is_not_taken_for_an_empty_one(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.busy += ["manifest.json", "manifest.json"]
+    assert open_stream(server.url).fingerprint == open_stream(str(folder)).fingerprint
+    server.busy += ["manifest.json", "tokenizer.json"]
+    assert verify(server.url) == [] and not server.busy
+    server.stop()
+    pauses: list[float] = []
+    monkeypatch.setattr(cache.time, "sleep", pauses.append)
+    with pytest.raises(
+        RuntimeError, match=r"^http://\S+/corpus/manifest\.json could not be read in 8 attempts"
+    ):
+        open_stream(server.url)
+    assert len(pauses) == 7, "none after the last attempt"
     server.start()
 
 

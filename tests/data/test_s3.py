@@ -21,6 +21,7 @@ from data.config import DataConfig, Source
 from data.manifest import read_manifest
 from data.prepare import prepare
 from data.recipe import Recipe
+from data.sources import expand
 from data.stream import Stream
 from data.verify import verify
 from made_corpus import make_corpus, random_documents
@@ -159,6 +160,16 @@ def test_a_corpus_is_prepared_from_s3_and_the_same_as_from_disk(tmp_path: Path, 
     assert len({str(tokens) for tokens in prints.values()}) == 1
     with pytest.raises(ValueError, match=r"nowhere\.jsonl"):
         prepare([f"{url}/nowhere.jsonl"], tmp_path / "no", tokenizer="bytes", workers=1, progress=False)
+
+
+def test_no_credentials_is_one_line(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(RuntimeError, match=r"^source s3://corpora/x cannot be reached: NoCredentialsError"):
+        expand(["s3://corpora/x"], Recipe())
 
 
 def test_a_run_reads_s3_as_it_reads_the_disk(tmp_path: Path, store: Store) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data import order
 from data import stream as stream_module
-from data.config import DataConfig, Source, Stage
+from data.config import DataConfig, Heldout, Source, Stage
 from data.corpus import Corpus, Era
 from data.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
@@ -183,6 +183,10 @@ def test_temperature_mixes_by_size_or_evenly(tmp_path: Path) -> None:
         stream = open_stream(tmp_path / "big", tmp_path / "small", temperature=temperature)
         shares[temperature] = stream.mixture.counts(100_000)[0] / 100_000
     assert shares == pytest.approx({0.0: 0.5, 1.0: 0.9, 2.0: 0.75, 1e9: 0.5}, abs=1e-4)
+    with pytest.raises(
+        ValueError, match=r"data\.temperature=0\.1 leaves nothing of source 'small', weight 1"
+    ):
+        open_stream(tmp_path / "big", tmp_path / "small", temperature=0.1)
 
 
 # Shuffle quality, against an ideal permutation.
@@ -293,6 +297,8 @@ def test_a_missing_an_empty_and_a_mismatched_corpus_are_one_line(tmp_path: Path)
         ({"stages": [Stage(5), Stage(5)]}, "does not come after"),
         ({"sources": [Source("x"), Source("x")]}, "two sources called 'x'"),
         ({"sources": [Source("x", weight=-1)]}, "weight must be a finite number"),
+        ({"heldout": [Heldout("x", "h"), Heldout("h")]}, "data.heldout has two sets called 'h'"),
+        ({"heldout": [Heldout("x"), Heldout()]}, r"data.heldout\[1\].path is empty"),
     ],
 )
 def test_a_wrong_config_names_its_key(change: dict[str, Any], message: str) -> None:

@@ -3,6 +3,9 @@ show it.
 """
 
 import json
+import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from torch.distributed.pipelining import PipelineStage
 from parallel import pipeline
 from parallel.runtime import Runtime
 from trainer import config as configs
+from trainer import verify
+from trainer.interrupts import LeaveAtOnce
 from trainer.verify import compare, record
 from whole_runs import germinal, make_corpus, write_config
 
@@ -56,6 +61,18 @@ def torchs_own_zero_bubble(patch: pytest.MonkeyPatch, rank: int) -> None:
     patch.setattr(pipeline._Stage, "backward_maybe_with_nosync", own)
 
 
+def nan_on_one_rank(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """In a tensor that both ranks have, after the last step: no loss shows it."""
+    own = verify._differences
+
+    def poisoned(engine: Any, root: Path, step: int, *rest: Any) -> list[verify.Difference]:
+        if rank == 1 and step == STEPS:
+            next(c for c in engine.chunks() if c.name == "model.norm.weight").tensor.detach().fill_(math.nan)
+        return own(engine, root, step, *rest)
+
+    patch.setattr(verify, "_differences", poisoned)
+
+
 @pytest.mark.parametrize(
     ("world", "overrides"),
     [
@@ -80,6 +97,7 @@ def test_equal_layouts_pass(
         (2, ["parallel.tp=2"], faults.gradient_scaled_on_one_rank),
         (2, ["parallel.tp=2"], faults.norm_not_synchronised),
         (2, ["parallel.tp=2"], faults.replicated_gradients_left_partial),
+        (2, ["parallel.tp=2"], nan_on_one_rank),
         (2, ["parallel.zero=2"], faults.micro_batch_counted_twice),
         (2, ["parallel.zero=1"], faults.ranks_read_the_same_data),
         (
@@ -104,6 +122,51 @@ def test_the_diverging_tensor_is_named_with_its_rank(ranks: Any, config: Path, r
     ]
     named = next(problem for problem in report["problems"] if "diverges first" in problem)
     assert "on rank 1" in named and "step 1" in named and "optim.exp_avg" in named, named
+
+
+def test_a_run_that_diverges_by_itself_is_no_reference(config: Path, tmp_path: Path) -> None:
+    cfg = configs.load(config, ["parallel.dp_shard=1", "optim.lr=1e30", "optim.warmup_steps=0"])
+    with pytest.raises(RuntimeError, match=r"^one process itself diverges at step 2: .*: lower optim\.lr$"):
+        record(cfg, Runtime(0, 1, 0, _device()), STEPS, tmp_path)
+
+
+def report_of(config: Path, grad_norm: float, loss: float) -> dict[str, Any]:
+    """Of one step that overflowed in one process, with this loss and gradient norm on the layout."""
+    then = {"loss": 1.0, "grad_norm": math.inf, "count": 1.0}
+    rows = [{"step": 1, "one_process": then, "layout": then | {"grad_norm": grad_norm, "loss": loss}}]
+    report = verify._report(configs.load(config), rows, [], verify.TOLERANCES["fp16"], 1)
+    return report | {"comms": None}
+
+
+def test_a_step_that_overflowed_on_both_sides_is_equal(config: Path) -> None:
+    assert report_of(config, grad_norm=math.inf, loss=1.0)["equal"]
+    assert not report_of(config, grad_norm=1.0, loss=1.0)["equal"]
+    assert not report_of(config, grad_norm=math.inf, loss=math.nan)["equal"]
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
+def test_the_verdict_stands_whoever_reads_the_report(
+    config: Path,
+    tmp_path: Path,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = report_of(config, grad_norm=math.inf, loss=math.nan)
+    monkeypatch.setattr(verify, "compare", lambda *arguments, **options: report)
+    monkeypatch.setattr(verify.runtimes, "start", lambda: Runtime(0, 1, 0, _device()))
+    arguments = [*options, "compare", str(tmp_path), str(config)]
+    assert verify.main(arguments, LeaveAtOnce("the end")) == 1
+    shown = capsys.readouterr()
+    if options:
+        (step,) = json.loads(shown.out, parse_constant=pytest.fail)["steps"]
+        assert step["layout"] == {"loss": None, "grad_norm": None, "count": 1.0}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert verify.main(arguments, LeaveAtOnce("the end")) == 1
+    assert capsys.readouterr().err == shown.err and shown.err.startswith("error: not equal: step 1: loss")
 
 
 def test_command(config: Path) -> None:

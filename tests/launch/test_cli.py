@@ -3,8 +3,10 @@
 import argparse
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,13 @@ from launch.job import ONE_PROCESS, Command, Job, python
 from launch.local import KEEP_MEMORY, rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
+ASCII = {
+    **os.environ,
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONIOENCODING": "ascii",
+}
 
 CONFIG = """
 name: tiny
@@ -86,6 +95,12 @@ def test_the_installed_command_is_this_one() -> None:
     assert done.stdout == f"germinal {importlib.metadata.version('germinal')}\n"
 
 
+def test_help_in_a_terminal_that_knows_ascii_only() -> None:
+    done = subprocess.run([GERMINAL, "--help"], env=ASCII, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tokenised, indexed shards" in done.stdout and "→" in done.stdout
+
+
 def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         cli.main(["--help"])
@@ -125,6 +140,10 @@ def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
         (["prepare", "x"], "required: --out"),
         (["prepare", "x", "--out", "/tmp/x", "--formt", "text"], "did you mean --format?"),
         (["prepare", "x", "--out", "/tmp/x", "--workers", "many"], "'many'"),
+        (["prepare", "x", "--out", "/tmp/x", "--max-document-bytes", "9" * 20], "64 bits"),
+        (["data", "inspect", "x", "--sequence", "9" * 20], "64 bits"),
+        (["data", "inspect", "x", "--seq-len", "9" * 20], "64 bits"),
+        (["generate", "x", "--seed", "-" + "9" * 20], "64 bits"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -221,6 +240,21 @@ def test_threads_that_the_user_set_are_left_and_one_rank_gets_no_rendezvous() ->
     assert single.env == who | KEEP_MEMORY
 
 
+@pytest.mark.parametrize(("platform", "left_by_a_kill"), [("linux", 0), ("darwin", 1)])
+def test_the_ranks_meeting_place_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, left_by_a_kill: int
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with submit._meeting_place() as place:
+        # As a rank does: opened anew each time, in another process.
+        write = f"open({place!r}, 'a').write('met')"
+        subprocess.run([sys.executable, "-c", write], check=True, timeout=60)
+        assert Path(place).read_text() == "met"
+        assert len(list(tmp_path.iterdir())) == left_by_a_kill
+    assert not Path(place).exists() and not list(tmp_path.iterdir())
+
+
 def test_a_module_run_here_keeps_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +322,8 @@ def test_verify_refuses_fp8_and_its_reference_offloads_nothing(
 def test_another_clone_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('another clone')")
-    done = subprocess.run(python("trainer", "--help"), cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        python("trainer", "--help"), cwd=tmp_path, env=ASCII, capture_output=True, encoding="utf-8"
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m trainer CONFIG")
+    assert done.stdout.startswith("usage: python -m trainer CONFIG [key=value…]")

@@ -121,6 +121,16 @@ WRONG = {
     "train.micro_batch=3": ["train.global_batch=8", "train.micro_batch=3", "2·3 + 2"],
     "train.eval_every=-1": ["train.eval_every=-1", "0 or more"],
     "optim.lr=0": ["optim.lr=0", "above 0"],
+    "optim.eps=0": ["optim.eps=0", "above 0"],
+    "optim.lr=1" + "0" * 400: ["optim.lr=1", "not a finite number"],
+    "train.global_batch=9223372036854775808": ["train.global_batch=9223372036854775808", "64 bits"],
+    "data.seq_len=1e30": ["data.seq_len=1e+30", "64 bits"],
+    "data.seq_len=9223372036854775807": [
+        "train.global_batch=8",
+        "data.seq_len=9223372036854775807",
+        "64 bits",
+    ],
+    "train.eval_overlap=64": ["train.eval_overlap=64", "below data.seq_len=64"],
     "optim.betas=[0.9]": ["optim.betas=[0.9]", "two betas"],
     "optim.min_lr_ratio=2": ["optim.min_lr_ratio=2", "between 0 and 1"],
     "checkpoint.keep=0": ["checkpoint.keep=0", "at least 1"],
@@ -154,6 +164,10 @@ def test_a_mistake_is_one_line_that_helps(path: Path, override: str) -> None:
         ("base: nowhere.yaml\n", "nowhere.yaml: no such file"),
         ("base: [a, b]\n", "at most one base"),
         ("\xff\xfe", "not"),
+        ("null: 1\n", r"broken\.yaml: Incompatible key type"),
+        ("a: !!set {b}\n", r"broken\.yaml: Value 'set'"),
+        pytest.param("a: " + "[" * 3000 + "]" * 3000, r"broken\.yaml: nested too deeply", id="deep"),
+        pytest.param("seed: " + "9" * 5000, r"broken\.yaml: not YAML", id="long"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +111,13 @@ def test_pieces_are_whole_characters(text: str) -> None:
     assert "".join(decode(iter(ids[:-1]), tokenizer)) == tokenizer.decode(ids[:-1])
 
 
-def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2), eos: int = 0) -> Decoder:
+def make_run(
+    folder: Path,
+    tied: bool = True,
+    steps: Sequence[int] = (1, 2),
+    eos: int = 0,
+    identity: dict[str, Any] | None = None,
+) -> Decoder:
     """A run folder as training leaves it; the newest checkpoint holds the returned model."""
     cfg = RunConfig(
         name=folder.name,
@@ -121,7 +129,8 @@ def make_run(folder: Path, tied: bool = True, steps: Sequence[int] = (1, 2), eos
     (folder / "config.yaml").write_text(configs.dump(cfg))
     tokenizers.utf8_bytes().save(str(folder / "tokenizer.json"))
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    state = json.dumps({"identity": Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()})
+    own = Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()
+    state = json.dumps({"identity": own if identity is None else identity})
     model = drawn(cfg.model)
     for step in steps:
         tmp, final = folder / f".tmp-{step}", checkpoints.step_folder(folder / "checkpoints", step)
@@ -185,8 +194,28 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="is not the tokenizer that the run was trained with: sha256"):
         continue_text(tmp_path / "run", "ab", max_tokens=3)
     path.unlink()
-    with pytest.raises(ValueError, match=r"tokenizer .* is not there"):
+    with pytest.raises(RuntimeError, match=r"tokenizer\.json is missing: restore it from the corpus"):
         continue_text(tmp_path / "run", "ab", max_tokens=3)
+
+
+def test_a_checkpoint_that_does_not_name_its_tokenizer(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", steps=(2,), identity={})
+    with pytest.raises(
+        RuntimeError, match=r"step-000000002 does not say which tokenizer .*resume the run once"
+    ):
+        continue_text(tmp_path / "run", "ab", max_tokens=3)
+
+
+def test_a_reader_that_has_seen_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run", steps=(2,))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main([str(tmp_path / "run"), "--prompt", "ab", "--max-tokens", "3"]) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
@@ -222,6 +251,8 @@ def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: 
         (["empty", "--top-p", "0"], 2, "--top-p 0.0"),
         (["empty", "--temperature", "-1"], 2, "--temperature -1.0"),
         (["empty", "--max-tokens", "0"], 2, "--max-tokens 0"),
+        (["empty", "--seed", "9" * 20], 2, "--seed 9"),
+        (["empty", "--prompt", "ab\udcff"], 2, "--prompt: not UTF-8 from character 2 on"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -127,7 +127,7 @@ class Meter:
                 why = "no target of the global batch is counted, all are masked or padding"
             reason = f"{why}: nothing was updated"
             self._events.event("skip", state.step, reason, loss_scale=result.loss_scale)
-        if state.step % self._cfg.train.log_every and state.step != self._cfg.train.steps and not result.stop:
+        if state.step % self._cfg.train.log_every and state.step != self._cfg.train.steps:
             return
         record = {
             "step": state.step,

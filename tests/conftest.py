@@ -12,7 +12,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 
-from ranks import RankPools
+from ranks import RankPools, share_cores
+
+share_cores()
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ def no_room():
             save(checkpointer, engine, 3)
         except RuntimeError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            assert "checkpoint of step 3 was not saved: File too large" in str(error), error
+            assert f"checkpoint of step 3 was not saved: {run_dir}: File too large: make room" in str(error), error
             return
         raise AssertionError("saved")
     assert os.waitpid(in_child(action), 0)[1] == 0

@@ -133,7 +133,8 @@ def no_room():
             save(checkpointer, engine, 3)
         except RuntimeError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            assert f"checkpoint of step 3 was not saved: {run_dir}: File too large: make room" in str(error), error
+            said = f"checkpoint of step 3 was not saved: {run_dir}: File too large: make room"
+            assert said in str(error), error
             return
         raise AssertionError("saved")
     assert os.waitpid(in_child(action), 0)[1] == 0

@@ -174,7 +174,7 @@ def newest_model(cfg: RunConfig, run: Path) -> tuple[nn.Module, dict[str, Any]]:
             if not trained_with:
                 raise RuntimeError(
                     f"{folder} does not say which tokenizer it was trained with, as old checkpoints do not: "
-                    "resume the run once, and the next one will"
+                    "train the run further, and the next one will"
                 )
             return load_model(cfg, folder), trained_with
         except (RuntimeError, OSError):

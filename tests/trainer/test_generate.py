@@ -201,7 +201,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_name_its_tokenizer(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=(2,), identity={})
     with pytest.raises(
-        RuntimeError, match=r"step-000000002 does not say which tokenizer .*resume the run once"
+        RuntimeError, match=r"step-000000002 does not say which tokenizer .*train the run further"
     ):
         continue_text(tmp_path / "run", "ab", max_tokens=3)
 

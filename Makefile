@@ -4,13 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: quickstart test check format lint types floors fix install install-dev clean
+.PHONY: quickstart test slow check format lint types floors fix install install-dev clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/python -m launch.quickstart
 
 test: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+slow: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
 
 check: format lint types floors
 

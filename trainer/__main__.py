@@ -1,6 +1,7 @@
 """One rank of a run: `python -m trainer CONFIG [key=value…]`, under any launcher or none.
 
-Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state saved, run me again.
+Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state saved, or the run is
+held by another process: run me again.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from trainer import config as configs
 from trainer.config import RunConfig
 from trainer.disk import explained
+from trainer.fence import Fence
 from trainer.interrupts import LeaveAtOnce
 from trainer.starting import Starting
 
@@ -69,15 +71,16 @@ def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
     code = DONE
+    fence = Fence(cfg.folder)
     try:
         # From here on ranks wait for each other: a request to stop is for the loop, where all leave together.
         at_once.end(signal.SIGTERM, signal.SIGUSR1)
         runtime.watch_signals()
         with ExitStack() as stack:
-            code = _train(cfg, runtime, stack, at_once)
+            code = _train(cfg, runtime, stack, at_once, fence)
     except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
         if code in AGREED:
-            code = fail(error, cfg, runtime.rank)
+            code = fail(error, cfg, runtime.rank, fence)
     except Exception as bug:
         if runtime.world == 1:
             raise
@@ -88,18 +91,22 @@ def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
     return code
 
 
-def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> int:  # type: ignore[no-untyped-def]
+def _train(  # type: ignore[no-untyped-def]
+    cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce, fence: Fence
+) -> int:
     from trainer.metrics.events import EventLog
     from trainer.run import assemble
 
     starting = Starting(shown=runtime.is_writer)
     stack.callback(starting.end)
     try:
-        run = assemble(cfg, runtime, stack, doing=starting.now)
+        run = assemble(cfg, runtime, stack, fence=fence, doing=starting.now)
+    except BlockingIOError as error:
+        return complain(error, STOPPED)
     except ValueError as error:
         return complain(error, WRONG)
     except (RuntimeError, OSError, MemoryError) as error:
-        return fail(error, cfg, runtime.rank)
+        return fail(error, cfg, runtime.rank, fence)
     if run.state.step >= cfg.train.steps and runtime.is_writer:
         done = (
             f"{cfg.folder} is at step {run.state.step}, train.steps={cfg.train.steps}: nothing is left to do"
@@ -116,11 +123,11 @@ def _train(cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce) -> i
         )
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         with (
-            contextlib.suppress(OSError),
-            contextlib.closing(EventLog(cfg.folder / "events.jsonl", shown=False)) as events,
+            contextlib.suppress(OSError, RuntimeError),
+            contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look, shown=False)) as events,
         ):
             events.event("fault", run.state.step, " ".join(str(error).split()), rank=runtime.rank)
-        return fail(error, cfg, runtime.rank)
+        return fail(error, cfg, runtime.rank, fence)
     return DONE if finished else STOPPED
 
 
@@ -136,8 +143,8 @@ def nobody_reads() -> int:
     return 128 + signal.SIGPIPE
 
 
-def fail(error: Exception, cfg: RunConfig, rank: int) -> int:
-    """A failure as one line; where it came from goes into the run folder, if that can be written."""
+def fail(error: Exception, cfg: RunConfig, rank: int, fence: Fence) -> int:
+    """A failure as one line; where it came from goes into the run folder, if this start may write there."""
     what = explained(error, cfg.folder)
     if isinstance(error, MemoryError):  # often without a word
         found = f"out of memory ({what})" if what else "out of memory"
@@ -146,9 +153,10 @@ def fail(error: Exception, cfg: RunConfig, rank: int) -> int:
         what = f"{what}: lower train.micro_batch, set parallel.recompute=full or spread the model further"
     trace = cfg.folder / "faults" / f"rank-{rank:05d}.txt"
     try:
-        trace.parent.mkdir(parents=True, exist_ok=True)
+        fence.look()
+        trace.parent.mkdir(exist_ok=True)
         trace.write_text("".join(traceback.format_exception(error)))
-    except OSError:
+    except (OSError, RuntimeError):
         return complain(what, FAILED)
     return complain(f"{what} (traceback: {trace})", FAILED)
 

@@ -1,6 +1,7 @@
 """Writing small files so that a crash leaves the old content or the new, never a part of either."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -30,9 +31,17 @@ def write_durably(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Create or replace `path` in one step, on disk when this returns. The draft is named `.tmp-…`."""
+def write_atomically(path: Path, data: bytes, *, look: Callable[[], None] = lambda: None) -> None:
+    """Create or replace `path` in one step, on disk when this returns. The draft is named `.tmp-…`.
+
+    `look` raises where this process may write no more (`trainer.fence`); it is called before the replacement.
+    """
     draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    write_durably(draft, data)
-    os.replace(draft, path)
+    try:
+        write_durably(draft, data)
+        look()
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)

@@ -28,7 +28,8 @@ class FolderLock:
     def take(cls, folder: Path, *, patience_seconds: float = 3.0) -> FolderLock:
         """Hold `folder`, which must exist. A run that is ending gets `patience_seconds` to end.
 
-        ValueError, naming the process that holds it, where it is in use; OSError where it can't be written.
+        BlockingIOError, naming the process that holds it, where it is in use: that passes by itself. Any
+        other OSError where it can't be written.
         """
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + patience_seconds
@@ -42,9 +43,9 @@ class FolderLock:
                     continue
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                 os.close(descriptor)
-                raise ValueError(
-                    f"{folder} is in use by {holder or 'another process'}: wait for it to end, or give this "
-                    "run another name or run_dir"
+                raise BlockingIOError(
+                    f"{folder} is in use by {holder or 'another process'}: run the same command again when "
+                    "that has ended, or give this run another name or run_dir"
                 ) from None
             except OSError as error:
                 os.close(descriptor)

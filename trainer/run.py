@@ -27,6 +27,7 @@ from trainer.checkpoint.ranks import Ranks
 from trainer.config import RunConfig
 from trainer.disk import NO_ROOM, explained, explaining
 from trainer.evaluate import Evaluator
+from trainer.fence import Fence
 from trainer.files import write_atomically
 from trainer.heldout import open_heldout
 from trainer.lock import FolderLock
@@ -68,30 +69,43 @@ class Run:
 
 
 def assemble(
-    cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, doing: Callable[[str], None] = lambda what: None
+    cfg: RunConfig,
+    runtime: Runtime,
+    stack: ExitStack,
+    *,
+    fence: Fence | None = None,
+    doing: Callable[[str], None] = lambda what: None,
 ) -> Run:
     """Build every part of the run and go on from its newest checkpoint, if it has one.
 
-    `stack` closes what was opened; `doing` is told what takes time. Collective: every rank calls it with the
-    same config.
+    `stack` closes what was opened; `doing` is told what takes time; `fence`, of the run's folder, is this
+    start's from here on. Collective: every rank calls it with the same config.
 
     Raises:
-        ValueError: the config asks for what cannot be (corpus, layout, another run's folder).
+        ValueError: the config asks for what cannot be (corpus, layout, another run's checkpoints).
+        BlockingIOError: another process holds the run folder.
         RuntimeError, OSError: something is damaged, or the run folder cannot be written.
     """
     layout = configs.layout(cfg, runtime.world)
     doing("opening the corpus")
     stream = open_stream(cfg)
     ranks = Ranks(runtime.rank, runtime.world, gather)
-    ranks.first(lambda: take_folder(cfg, stream, stack))
+    fence = fence or Fence(cfg.folder)
+    fence.join(ranks.first(lambda: take_folder(cfg, stream, stack, fence)))
     doing("building the model")
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
 
-    events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None)
+    events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None, fence.look)
     stack.callback(events.close)
     meter = Meter.open(
-        cfg, runtime=runtime, engine=engine, layout=layout, events=events, quarantined=stream.quarantined
+        cfg,
+        runtime=runtime,
+        engine=engine,
+        layout=layout,
+        events=events,
+        quarantined=stream.quarantined,
+        fence=fence,
     )
     stack.callback(meter.close)
     checkpointer = Checkpointer(
@@ -105,6 +119,7 @@ def assemble(
         rank=runtime.rank,
         world=runtime.world,
         gather=gather,
+        look=fence.look,
     )
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")
@@ -112,7 +127,7 @@ def assemble(
     check_length(cfg, stream, state)
     heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, gather=gather)
     # Only now: a config that the checkpoint refuses must not take the place of the run's own.
-    ranks.first(lambda: describe(cfg, stream))
+    ranks.first(lambda: describe(cfg, stream, fence))
     evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
 
     loader = Loader(
@@ -184,8 +199,10 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     )
 
 
-def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
-    """Make the run folder and hold it for this process, once the corpus's tokenizer is known to be whole."""
+def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) -> str:
+    """Make the run folder and hold it for this start, once the corpus's tokenizer is known to be whole; the
+    mark of its epoch.
+    """
     corpus = stream.sources[0].corpus
     entry = corpus.manifest.tokenizer
     if (found := hashlib.sha256(corpus.storage.read(entry.file)).hexdigest()) != entry.sha256:
@@ -203,10 +220,14 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack) -> None:
                 raise
             raise ValueError(explained(error, cfg.folder)) from error
         lock = FolderLock.take(cfg.folder)
-    stack.callback(lock.release)
+        stack.callback(lock.release)
+        mark = fence.take()
+        for draft in cfg.folder.glob(".tmp-*"):  # of a process that was killed while it wrote a file anew
+            draft.unlink()
     if lock.unsupported:
-        with contextlib.closing(EventLog(cfg.folder / "events.jsonl")) as events:
+        with contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look)) as events:
             events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
+    return mark
 
 
 def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
@@ -222,13 +243,13 @@ def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
         )
 
 
-def describe(cfg: RunConfig, stream: Stream) -> None:
+def describe(cfg: RunConfig, stream: Stream, fence: Fence) -> None:
     """The resolved config and the tokenizer in the run folder, so that it stands on its own."""
     corpus = stream.sources[0].corpus
     tokenizer = corpus.storage.read(corpus.manifest.tokenizer.file)
     with explaining(cfg.folder):
-        write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode())
-        write_atomically(cfg.folder / "tokenizer.json", tokenizer)
+        write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode(), look=fence.look)
+        write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

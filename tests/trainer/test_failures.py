@@ -19,6 +19,7 @@ from parallel.runtime import Runtime
 from trainer.__main__ import DONE, FAILED, WRONG, fail, main
 from trainer.config import RunConfig
 from trainer.disk import explained, explaining
+from trainer.fence import Fence
 from trainer.models.config import DecoderConfig
 from trainer.state import TrainState
 from whole_runs import events, make_corpus, write_config
@@ -44,7 +45,14 @@ def test_out_of_memory_or_of_disk_says_what_to_do(
         data=DataConfig(sources=[Source(path="corpus")]),
         run_dir=str(tmp_path / "run"),
     )
-    assert fail(error, cfg, 3) == FAILED
+    cfg.folder.mkdir()
+    fence = Fence(cfg.folder)
+    assert fail(error, cfg, 3, fence) == FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and "traceback: " not in line, "the folder may be another's"
+    assert not (cfg.folder / "faults").exists()
+    fence.take()
+    assert fail(error, cfg, 3, fence) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line and line.endswith("faults/rank-00003.txt)")
 
@@ -120,7 +128,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
             def __call__(self) -> bool:
                 return training()
 
-        def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, doing: Any) -> Run:
+        def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, fence: Fence, doing: Any) -> Run:
+            cfg.folder.mkdir(exist_ok=True)
+            fence.take()
             stack.callback(closing)
             return Run()
 

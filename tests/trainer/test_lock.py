@@ -15,7 +15,7 @@ from trainer.lock import FolderLock
 
 def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
     held = FolderLock.take(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path} is in use by process {os.getpid()} on .*another name"):
+    with pytest.raises(BlockingIOError, match=rf"{tmp_path} is in use by process {os.getpid()} on .*another"):
         FolderLock.take(tmp_path, patience_seconds=0.1)
     held.release()
     FolderLock.take(tmp_path, patience_seconds=0.0).release()
@@ -25,7 +25,7 @@ def test_the_kernel_frees_what_a_killed_run_held(tmp_path: Path) -> None:
     hold = f"import time; from pathlib import Path; from trainer.lock import FolderLock; lock = FolderLock.take(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"  # noqa: E501
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match=f"process {other.pid} on"):
+        with pytest.raises(BlockingIOError, match=f"process {other.pid} on"):
             FolderLock.take(tmp_path, patience_seconds=0.0)
         other.kill()
         FolderLock.take(tmp_path).release()  # within its patience: no need to wait for the death

@@ -3,6 +3,8 @@
 Each rank writes its files into `.tmp-step-…-NONCE` and then publishes its part by a rename. Rank 0 commits
 when all parts are there. A rank that fails leaves a marker with its reason, which ends the attempt on every
 rank. The nonce belongs to one start of one run: what a dead attempt left can never be taken for this one's.
+A rank that a later start has fenced off (`trainer.fence`) makes no folder, publishes nothing and commits
+nothing.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from trainer.checkpoint.folder import TMP, commit, step_folder
 from trainer.checkpoint.manifest import Part
+from trainer.fence import Look
 
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 
@@ -21,21 +24,32 @@ POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the 
 class Attempt:
     """A save of `step` under `root` by rank `rank` of `world`, all sharing `nonce`.
 
-    `patience` is how many seconds rank 0 waits for the others.
+    `patience` is how many seconds rank 0 waits for the others. `look` raises where a later start of the run
+    writes here, and so does every method but `fail`.
     """
 
-    def __init__(self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float) -> None:
+    def __init__(
+        self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float, look: Look
+    ) -> None:
         self.step = step
         self.final = step_folder(root, step)
         self.tmp = root / f"{TMP}{self.final.name}-{nonce}"
         self.rank = rank
         self.world = world
         self.patience_seconds = patience
+        self.look = look
+
+    def begin(self) -> Path:
+        """The folder to write this rank's files into."""
+        self.look()
+        self.tmp.mkdir(exist_ok=True)
+        return self.tmp
 
     def publish(self, part: Part) -> None:
         """Say that all of this rank's files are on disk. The word itself need not survive a power cut."""
         draft = self._name("part.json.draft")
         draft.write_text(json.dumps(part.to_json()))
+        self.look()
         os.replace(draft, self._name("part.json"))
 
     def finish(self, sequences: int) -> int:
@@ -54,7 +68,7 @@ class Attempt:
             path = self._name("part.json", rank)
             parts.append(Part.from_json(json.loads(path.read_bytes())))
             path.unlink()
-        commit(self.tmp, self.final, parts, step=self.step, sequences=sequences)
+        commit(self.tmp, self.final, parts, step=self.step, sequences=sequences, look=self.look)
         return sum(entry.bytes for part in parts for entry in part.files.values())
 
     def fail(self, reason: str) -> None:
@@ -94,6 +108,7 @@ class Attempt:
                 raise RuntimeError(f"rank {int(failed[0][5:10])}: {reason}")
             if done(names):
                 return
+            self.look()  # a rank that was left behind waits for a rank 0 that is gone
             if time.monotonic() > deadline:
                 missing = [r for r in range(self.world) if self._name("part.json", r).name not in names]
                 raise RuntimeError(f"{otherwise} within {patience:g} s (no part from ranks {missing})")

@@ -14,6 +14,7 @@ whole.
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from pathlib import Path
 import xxhash
 
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Part, encode, merge, read_manifest
+from trainer.fence import Look, unfenced
 from trainer.files import fsync_folder, write_durably
 
 STATE = "state.json"
@@ -46,16 +48,20 @@ def steps(root: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def commit(tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequences: int) -> None:
+def commit(
+    tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequences: int, look: Look = unfenced
+) -> None:
     """Make the folder `tmp`, whose files are all on disk, the checkpoint `final`.
 
-    RuntimeError where `final` exists (a step is never overwritten) or the parts do not tile the tensors.
+    RuntimeError where `final` exists (a step is never overwritten), the parts do not tile the tensors, or
+    `look` finds that a later start of the run writes here.
     """
     whole = merge(parts)
     write_durably(tmp / MANIFEST, encode(Manifest(whole.files, whole.tensors, step, sequences)))
     fsync_folder(tmp)
     if final.exists():
         raise RuntimeError(f"{final} exists already and is never overwritten: does another run write here?")
+    look()
     os.rename(tmp, final)
     fsync_folder(final.parent)
 
@@ -100,12 +106,20 @@ def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Manifest:
 
 def delete(folder: Path) -> None:
     """Remove a checkpoint. The rename comes first: killed in between, no half of a checkpoint is left under
-    its name.
+    its name. Of a link that someone put in its place the link is removed, and what it points to stays.
     """
     doomed = folder.with_name(f"{TMP}delete-{folder.name}")
     os.rename(folder, doomed)
     fsync_folder(folder.parent)
-    shutil.rmtree(doomed)
+    _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    """A file, a link or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def set_aside(folder: Path) -> Path:
@@ -126,6 +140,8 @@ def clean(root: Path) -> list[str]:
     """
     names = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith(TMP))
     for name in names:
-        path = root / name
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        # A rank that was left behind may be writing there: under another name it finds the folder no more.
+        doomed = root / f"{TMP}delete-{secrets.token_hex(8)}"
+        os.rename(root / name, doomed)
+        _remove(doomed)
     return names

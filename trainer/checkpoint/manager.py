@@ -22,6 +22,7 @@ from trainer.checkpoint.resume import resume
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
 from trainer.disk import explaining
+from trainer.fence import Look, unfenced
 from trainer.files import write_durably
 from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import JsonlLog
@@ -38,8 +39,8 @@ class Checkpointer:
     the runs that may load it): what comes after the position may still change. `gather` collects one small
     object of every rank, in rank order, on every rank (one process needs none); only starting and resuming
     use it, saving coordinates through the folder, where a rank waits for the others at most
-    `patience_seconds`. `logs` are forced to disk before a checkpoint is, so that a resume finds every line up
-    to its step.
+    `patience_seconds`. `look` raises where a later start of the run writes here. `logs` are forced to disk
+    before a checkpoint is, so that a resume finds every line up to its step.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Checkpointer:
         world: int = 1,
         gather: Callable[[Any], list[Any]] = alone,
         patience_seconds: float = PATIENCE_SECONDS,
+        look: Look = unfenced,
     ) -> None:
         self.root = run_dir / "checkpoints"
         self.every = every
@@ -66,6 +68,7 @@ class Checkpointer:
         self.logs = (*logs, events)
         self.ranks = Ranks(rank, world, gather)
         self.patience_seconds = patience_seconds
+        self.look = look
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()
         self._thread: threading.Thread | None = None
@@ -132,7 +135,9 @@ class Checkpointer:
 
     def resume(self, engine: Engine) -> TrainState | None:
         """Go on from the newest checkpoint that verifies: see `trainer.checkpoint.resume.resume`."""
-        state = resume(self.root, engine, identity=self.identity, events=self.events, ranks=self.ranks)
+        state = resume(
+            self.root, engine, identity=self.identity, events=self.events, ranks=self.ranks, look=self.look
+        )
         if state is not None:
             self._saved = state.step
         return state
@@ -141,6 +146,7 @@ class Checkpointer:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""
         with explaining(self.root.parent):
             self.root.mkdir(parents=True, exist_ok=True)
+        self.look()
         if left := folders.clean(self.root):
             self.events.event("clean", 0, f"removed what unfinished saves left: {', '.join(left)}")
         return secrets.token_hex(8)
@@ -151,14 +157,20 @@ class Checkpointer:
         begin = time.monotonic()
         rank = self.ranks.rank
         attempt = Attempt(
-            self.root, step, self._nonce, rank=rank, world=self.ranks.world, patience=self.patience_seconds
+            self.root,
+            step,
+            self._nonce,
+            rank=rank,
+            world=self.ranks.world,
+            patience=self.patience_seconds,
+            look=self.look,
         )
         try:
             with explaining(self.root.parent):
-                attempt.tmp.mkdir(exist_ok=True)
-                part = write_part(attempt.tmp, rank, chunks)
+                folder = attempt.begin()
+                part = write_part(folder, rank, chunks)
                 if rank == 0:
-                    part.files[STATE] = _write_json(attempt.tmp / STATE, document)
+                    part.files[STATE] = _write_json(folder / STATE, document)
                 for log in self.logs:
                     log.sync()
                 attempt.publish(part)
@@ -174,7 +186,7 @@ class Checkpointer:
 
     def _tell(self, kind: str, step: int, reason: str, **fields: Any) -> None:
         """An event; where even that cannot be written, the checkpoint is still what it is."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             self.events.event(kind, step, reason, **fields)
 
     def _raise(self) -> None:
@@ -188,10 +200,11 @@ class Checkpointer:
         try:
             for step in folders.steps(self.root) if self.keep else ():
                 if kept == self.keep:
+                    self.look()
                     folders.delete(folders.step_folder(self.root, step))
                 else:
                     kept += self._sound(step)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             self._tell("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
 
     def _sound(self, step: int) -> bool:

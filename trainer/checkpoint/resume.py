@@ -10,12 +10,19 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.store import check_no_extra, load
+from trainer.fence import Look, unfenced
 from trainer.metrics.events import EventLog
 from trainer.state import Identity, TrainState
 
 
 def resume(
-    root: Path, engine: Engine, *, identity: Callable[[int], Identity], events: EventLog, ranks: Ranks
+    root: Path,
+    engine: Engine,
+    *,
+    identity: Callable[[int], Identity],
+    events: EventLog,
+    ranks: Ranks,
+    look: Look = unfenced,
 ) -> TrainState | None:
     """Load the newest checkpoint under `root` that verifies into the engine; None where there is none.
 
@@ -30,11 +37,11 @@ def resume(
             break
         rejected.append((step, reason))
     else:
-        ranks.first(lambda: _set_aside(root, rejected, 0, events))
+        ranks.first(lambda: _set_aside(root, rejected, 0, events, look))
         return None
     at = folders.step_folder(root, step)
     document = _load(at, engine, identity, ranks)
-    ranks.first(lambda: _set_aside(root, rejected, step, events))
+    ranks.first(lambda: _set_aside(root, rejected, step, events, look))
     changed = identity(document["state"]["sequences"]).changes(document["identity"])
     why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"
     if changed:
@@ -79,8 +86,11 @@ def _read_state(at: Path, identity: Callable[[int], Identity]) -> dict[str, Any]
     return document
 
 
-def _set_aside(root: Path, rejected: Sequence[tuple[int, str]], step: int, events: EventLog) -> None:
+def _set_aside(
+    root: Path, rejected: Sequence[tuple[int, str]], step: int, events: EventLog, look: Look
+) -> None:
     for bad, reason in rejected:
+        look()
         aside = folders.set_aside(folders.step_folder(root, bad))
         what = f"went on from step {step}" if step else "none older verifies: started anew"
         events.event("fault", bad, f"{reason}; {what}", set_aside=aside.name)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.fence import Look, unfenced
 from trainer.metrics.sinks import JsonlLog
 
 SHOWN = (
@@ -25,8 +26,8 @@ class EventLog(JsonlLog):
     do not report), events are dropped. Safe to call from several threads.
     """
 
-    def __init__(self, path: Path | None, *, shown: bool = True) -> None:
-        super().__init__(path or Path())
+    def __init__(self, path: Path | None, look: Look = unfenced, *, shown: bool = True) -> None:
+        super().__init__(path or Path(), look)
         self._on = path is not None
         self._shown = shown
 

@@ -11,6 +11,7 @@ from parallel.engine import Engine, Micro, StepResult
 from parallel.plan import Layout
 from parallel.runtime import Runtime
 from trainer.config import RunConfig
+from trainer.fence import Fence, Look, unfenced
 from trainer.metrics.events import EventLog
 from trainer.metrics.progress import Progress
 from trainer.metrics.sinks import JsonlLog, records_of, truncate_after
@@ -32,8 +33,9 @@ class Meter:
 
     `quarantined`: the sequences that the stream masked because of damage, by number. Reading runs ahead of
     training: an entry is taken out, and written down, with the step that its sequence belongs to.
-    `logs` are what a checkpoint must find on disk (see `sinks` for the rule). A step's time runs from the end
-    of the one before: waiting for data and a save's stall count, an evaluation does not.
+    `look` raises where a later start of the run writes the record. `logs` are what a checkpoint must find on
+    disk (see `sinks` for the rule). A step's time runs from the end of the one before: waiting for data and a
+    save's stall count, an evaluation does not.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Meter:
         data_rank: int | None,
         about: Mapping[str, Any],
         quarantined: Quarantined,
+        look: Look,
     ) -> None:
         self._cfg = cfg
         self._speed = speed
@@ -55,11 +58,12 @@ class Meter:
         self._quarantined = quarantined
         self._known: set[tuple[str, str]] = set()  # damaged samples, (shard, sample), that were reported
         self._about = about
-        self._metrics = JsonlLog(cfg.folder / "metrics.jsonl")
-        self._ledger = JsonlLog(cfg.folder / "ledger.jsonl")
-        self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl")
+        self._look = look
+        self._metrics = JsonlLog(cfg.folder / "metrics.jsonl", look)
+        self._ledger = JsonlLog(cfg.folder / "ledger.jsonl", look)
+        self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl", look)
         # Not the run's own, which only rank 0 writes: damage is seen by the rank that reads it.
-        self._damage = EventLog(cfg.folder / "events.jsonl")
+        self._damage = EventLog(cfg.folder / "events.jsonl", look)
         self._progress = Progress(cfg.train.steps, shown=False)
         tools = cfg.track.tools if writes_metrics else []
         self._trackers = Trackers(tools, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
@@ -74,6 +78,7 @@ class Meter:
         layout: Layout,
         events: EventLog,
         quarantined: Quarantined,
+        fence: Fence | None = None,
     ) -> "Meter":
         """The meter of this rank of the run that `cfg` describes."""
         # The mesh is pp × dp × tp: first in its tensor and pipeline group is the rank of this very number.
@@ -85,8 +90,14 @@ class Meter:
             events=events,
             writes_metrics=runtime.is_writer,
             data_rank=engine.data_rank if leads else None,
-            about={"ranks": runtime.world, "layout": str(layout), "device": runtime.device.type},
+            about={
+                "ranks": runtime.world,
+                "layout": str(layout),
+                "device": runtime.device.type,
+                **({"epoch": fence.epoch} if fence else {}),
+            },
             quarantined=quarantined,
+            look=fence.look if fence else unfenced,
         )
 
     @property
@@ -99,7 +110,7 @@ class Meter:
         """
         if self._writes:
             for log in self.logs:
-                later, torn = truncate_after(log.path, state.step)
+                later, torn = truncate_after(log.path, state.step, self._look)
                 if later or torn:
                     reason = f"{log.path.name}: dropped {later} lines of later steps and {torn} torn ones"
                     self._events.event("rewind", state.step, reason)

@@ -2,7 +2,8 @@
 
 The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write`
 returns. So a killed process loses no line, several processes share a file without mixing their lines, and
-there is no buffer to flush; it costs a few microseconds. A power cut may lose what the kernel had not written
+there is no buffer to flush; it costs some ten microseconds, the look at the run's epoch included
+(`trainer.fence`). A power cut may lose what the kernel had not written
 yet, so the checkpointer calls `sync` before it commits: lines up to a checkpoint's step are on disk whenever
 the checkpoint is. Later ones `truncate_after` drops at the resume, for they will be written again.
 """
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.fence import Look, unfenced
 from trainer.files import fsync_folder
 
 _strict = json.JSONEncoder(allow_nan=False).encode
@@ -42,22 +44,26 @@ class JsonlLog:
 
     Opening late lets one rank repair the file (`truncate_after`) after the others built their logs: a
     descriptor opened before the rename would write into the file that the rename replaced.
+
+    `look` raises where this process may write no more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, look: Look = unfenced) -> None:
         self.path = path
+        self._look = look
         self._fd = -1
         self._dirty = False
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; it outlives this process once this returns. OSError where the file cannot be
-        written.
+        written, RuntimeError where a later start of the run writes it.
         """
+        line = (encode(record) + "\n").encode()
+        self._look()
         if self._fd < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._dirty = True
-        line = (encode(record) + "\n").encode()
         if os.write(self._fd, line) != len(line):
             raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
 
@@ -73,14 +79,16 @@ class JsonlLog:
             self._fd = -1
 
 
-def truncate_after(path: Path, step: int) -> tuple[int, int]:
+def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, int]:
     """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Returns (later, torn) lines
     dropped.
 
+    The file is another one afterwards, also where nothing was dropped: a process of an earlier start that
+    still has the old one open can add nothing to the record.
+
     Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer
     than the last checkpoint, so what they held will be written again. RuntimeError where a line that is not
-    whole stands before one of a step that is kept: nothing of ours leaves that. A file with nothing to drop
-    is not touched.
+    whole stands before one of a step that is kept: nothing of ours leaves that.
     """
     if not path.exists():
         return 0, 0
@@ -105,11 +113,13 @@ def truncate_after(path: Path, step: int) -> tuple[int, int]:
                 new.write(line)
         new.flush()
         os.fsync(new.fileno())
-    if later or torn:
-        os.replace(part, path)
-        fsync_folder(path.parent)
-    else:
+    try:
+        look()
+    except RuntimeError:
         part.unlink()
+        raise
+    os.replace(part, path)
+    fsync_folder(path.parent)
     return later, torn
 
 

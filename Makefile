@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: quickstart test slow check format lint types floors fix install install-dev clean
+.PHONY: quickstart test slow capabilities check format lint types floors fix install install-dev clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/python -m launch.quickstart
@@ -14,6 +14,24 @@ test: $(VENV)/.dev
 
 slow: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
+
+# What older and other processors compute with, by the two libraries' own variables: ATen's kernels / oneDNN's.
+# Sums run in another order there, and 16-bit products are emulated. `native` is what the processor has.
+CAPABILITIES := avx2/AVX2 default/SSE41 native/AVX512_CORE
+# Every test whose result is arithmetic: engines, layouts against one process, verify, the model's own layers.
+ARITHMETIC := tests/equivalence tests/parallel tests/trainer/test_decoder.py tests/trainer/test_head.py \
+	tests/trainer/test_objectives.py tests/trainer/test_rounding.py
+
+capabilities: $(VENV)/.dev
+	@failed=; for capability in $(CAPABILITIES); do \
+		aten="ATEN_CPU_CAPABILITY=$${capability%/*}"; onednn="ONEDNN_MAX_CPU_ISA=$${capability#*/}"; \
+		[ "$${capability%/*}" != native ] || aten=; \
+		echo "== $$aten $$onednn"; \
+		env $$aten $$onednn PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARITHMETIC) \
+			|| failed="$$failed $$capability"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed under$$failed"; exit 1; }; \
+	echo "passed under $(CAPABILITIES)"
 
 check: format lint types floors
 

@@ -12,6 +12,7 @@ from parallel.config import ParallelConfig
 from parallel.engine import Chunk, Engine
 from parallel.plan import resolve
 from parallel.runtime import Runtime
+from trainer import yardstick
 from trainer.config import OptimConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
@@ -157,6 +158,27 @@ def distance(found: list[tuple[float, float]], expected: list[tuple[float, float
     """The largest relative difference of any step's loss or gradient norm."""
     assert len(found) == len(expected)
     return max(abs(f - e) / abs(e) for fs, es in zip(found, expected) for f, e in zip(fs, es))
+
+
+def assert_one_state(
+    found: dict[str, Tensor], expected: dict[str, Tensor], first: dict[str, Tensor] | None = None
+) -> None:
+    """Whole tensors of a layout are those of one process in fp32, within what `germinal verify` allows.
+
+    Moments by their distance, for which see docs/verify.md; with the weights `first` that both began from,
+    parameters by their update, where Adam may have turned a few steps around.
+    """
+    floor = yardstick.floor("fp32")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        update = yardstick.kind_of(name) == "model"
+        if update and first is None:
+            continue
+        a, b = found[name].double(), tensor.double()
+        if update and first is not None:
+            a, b = a - first[name].double(), b - first[name].double()
+        off, _ = yardstick.distance_and_scale(a, b, base=float(b.norm()), update=update)
+        assert off <= (floor.update if update else floor.moment), f"{name} is off by {off:.1e}"
 
 
 @dataclass(frozen=True)

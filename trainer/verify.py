@@ -1,90 +1,93 @@
 """`germinal verify`: is this layout's run the run of one process? Law 1, checked on the user's own config.
 
-One process runs the first K steps and saves every state; then the layout runs them, and after each step
-every rank holds its own pieces (replicas too) against the saved ones. Compared are the loss, the gradient
-norm, each parameter's update since the start, and each optimiser moment, which is linear in the gradients
-and so shows a wrong one that Adam's scale-free update would hide.
+One process runs the first K updates and saves every state, then runs them again from weights that are off by
+a rounding (`trainer.yardstick`). Then the layout runs them, and after each step every rank holds its pieces
+(replicas too) against the saved ones. Compared are the loss, the gradient norm, each parameter's update since
+the start, and each optimiser moment, which is linear in the gradients and so shows a wrong one that Adam's
+scale-free update would hide. `trainer.verdict` judges and prints.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.loader import Loader
 from parallel import runtime as runtimes
-from parallel.engine import Chunk, Engine, StepResult
+from parallel.engine import Engine, StepResult
 from parallel.runtime import Runtime
 from trainer import config as configs
-from trainer import traffic
+from trainer import traffic, yardstick
 from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.store import load, write_part
+from trainer.checkpoint.store import write_part
 from trainer.config import RunConfig
 from trainer.interrupts import LeaveAtOnce
 from trainer.metrics.sinks import encode
 from trainer.run import gather, make_engine, open_stream
 from trainer.schedule import learning_rate
+from trainer.verdict import Difference, judge, show, worst
+from trainer.yardstick import Limits, Measured
 
-CURVE = "curve.json"
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest relative difference that rounding may explain; docs/verify.md argues each.
-
-    scalar: loss and gradient norm. moment: a tensor of optimiser state, ‖a-b‖/‖b‖. update: a parameter's
-    change since the start, likewise; looser, because Adam turns the sign of a nearly cancelled gradient
-    into a whole step.
-    """
-
-    scalar: float
-    moment: float
-    update: float
-
-
-TOLERANCES = {
-    "fp32": Tolerance(scalar=1e-5, moment=1e-4, update=2e-3),
-    "bf16": Tolerance(scalar=5e-3, moment=5e-2, update=1e-1),
-    "fp16": Tolerance(scalar=1e-3, moment=2e-2, update=1e-1),
-}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor after one step on one rank, against the reference."""
-
-    step: int
-    name: str
-    rank: int
-    error: float
-    limit: float
+RECORD = "record.json"
+OVERFLOWS = 16
+"""fp16 starts with a loss scale of 2^16 and halves it: so many steps may be skipped before an update."""
 
 
 def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> None:
-    """Run `steps` steps in this one process; leave the curve and every state in `reference`.
+    """Run `steps` updates in this one process, twice; leave the curve, every state and how far a rounding in
+    the weights carries in `reference`.
 
     RuntimeError where the run diverges.
     """
+    curve: list[dict[str, float]] = []
+    norms: list[dict[str, float]] = []
     with ExitStack() as stack:
         engine, batches = _open(cfg, runtime, stack)
+        start = yardstick.begin(engine)
         _save(engine, reference, 0)
-        curve = []
-        for step in range(steps):
-            result = _step(engine, batches, cfg, step)
+        updates = 0
+        while updates < steps and len(curve) < steps + OVERFLOWS:
+            result = _step(engine, batches, cfg, len(curve))
             curve.append(_scalars(result))
-            _stop_if_diverged(result, engine, step + 1)
-            _save(engine, reference, step + 1)
-        (reference / CURVE).write_text(json.dumps(curve))
+            _stop_if_diverged(result, engine, len(curve))
+            _save(engine, reference, len(curve))
+            norms.append(yardstick.norms_of(engine, start))
+            updates += not result.skipped
+    nudged, spread = _nudged(cfg, runtime, reference, curve, norms)
+    (reference / RECORD).write_text(json.dumps({"curve": curve, "nudged": nudged, "spread": spread}))
+
+
+def _nudged(
+    cfg: RunConfig,
+    runtime: Runtime,
+    reference: Path,
+    curve: list[dict[str, float]],
+    norms: list[dict[str, float]],
+) -> tuple[list[dict[str, float]], list[yardstick.Spread]]:
+    """The same steps from weights that are off by a rounding: their curve, and what it changed in each
+    tensor.
+    """
+    scalars, spread = [], []
+    with ExitStack() as stack:
+        engine, batches = _open(cfg, runtime, stack)
+        yardstick.nudge(engine, cfg.train.precision, cfg.seed)
+        start = yardstick.begin(engine)
+        for step, expected in enumerate(curve):
+            scalars.append(_scalars(_step(engine, batches, cfg, step)))
+            if math.isfinite(scalars[-1]["grad_norm"]) != math.isfinite(expected["grad_norm"]):
+                raise RuntimeError(
+                    f"step {step + 1}: a rounding decides whether it overflows {cfg.train.precision}, so no "
+                    "layout can be held to it: verify with another seed"
+                )
+            measured = yardstick.measure(engine, reference, step + 1, start, norms[step])
+            spread.append(yardstick.spread_of(measured, norms[step]))
+    return scalars, spread
 
 
 def _stop_if_diverged(result: StepResult, engine: Engine, step: int) -> None:
@@ -99,36 +102,48 @@ def _stop_if_diverged(result: StepResult, engine: Engine, step: int) -> None:
         )
 
 
-def compare(
-    cfg: RunConfig, runtime: Runtime, steps: int, reference: Path, *, comms: bool = False
-) -> dict[str, Any]:
-    """Run the same steps on this layout and hold each against `reference`; the report, the same on every
+def compare(cfg: RunConfig, runtime: Runtime, reference: Path, *, comms: bool = False) -> dict[str, Any]:
+    """Run the recorded steps on this layout and hold each against `reference`; the report, the same on every
     rank.
     """
-    tolerance = TOLERANCES[cfg.train.precision]
-    expected = json.loads((reference / CURVE).read_text())
-    rows, tensors = [], []
+    recorded = json.loads((reference / RECORD).read_text())
+    rows, differences = [], []
     with ExitStack() as stack:
         engine, batches = _open(cfg, runtime, stack)
-        tensors += _differences(engine, reference, 0, runtime.rank, tolerance)
-        for step in range(steps):
+        start = yardstick.begin(engine)
+        for measured in yardstick.measure(engine, reference, 0, start, {}):
+            differences.append(Difference(0, measured.name, runtime.rank, measured.distance, 0.0))
+        for step, expected in enumerate(recorded["curve"]):
             with traffic.counter(engine) if comms else contextlib.nullcontext() as counter:
                 found = _scalars(_step(engine, batches, cfg, step))
-            rows.append({"step": step + 1, "one_process": expected[step], "layout": found})
-            tensors += _differences(engine, reference, step + 1, runtime.rank, tolerance)
+            until = step + 1
+            limit = yardstick.common_limit(
+                cfg.train.precision, recorded["curve"][:until], recorded["nudged"][:until]
+            )
+            rows.append({"step": until, "one_process": expected, "layout": found, "limit": limit})
+            limits = Limits(recorded["spread"][step], cfg.train.precision)
+            pieces = yardstick.measure(engine, reference, until, start, limits.norms)
+            differences += _differences(pieces, limits, until, runtime.rank)
         # The last step's: the first ones set things up.
         sent = (
             traffic.rows(counter, engine, cfg, configs.layout(cfg, runtime.world), runtime.rank)
             if counter
             else None
         )
-    worst: dict[tuple[int, str], Difference] = {}
-    for mine in gather(tensors):
-        for difference in mine:
-            key = (difference.step, difference.name)
-            if key not in worst or _severity(difference) > _severity(worst[key]):
-                worst[key] = difference
-    return _report(cfg, rows, list(worst.values()), tolerance, runtime.world) | {"comms": sent}
+    everyones = worst(difference for mine in gather(differences) for difference in mine)
+    return judge(cfg, rows, everyones, runtime.world) | {"comms": sent}
+
+
+def _differences(pieces: list[Measured], limits: Limits, step: int, rank: int) -> list[Difference]:
+    """Of every piece by itself, and of what the pieces of each kind have in common."""
+    found = [Difference(step, one.name, rank, one.distance, limits.distance(one.name)) for one in pieces]
+    kinds: dict[str, list[Measured]] = {}
+    for one in pieces:
+        kinds.setdefault(yardstick.kind_of(one.name), []).append(one)
+    for kind, members in kinds.items():
+        common = abs(limits.scale_of(members))
+        found.append(Difference(step, kind, rank, common, limits.scale(kind), whole_kind=True))
+    return found
 
 
 def _open(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> tuple[Engine, Iterator[Any]]:
@@ -165,126 +180,12 @@ def _save(engine: Engine, root: Path, step: int) -> None:
     folders.commit(folder, folders.step_folder(root, step), [part], step=step, sequences=0)
 
 
-def _differences(engine: Engine, root: Path, step: int, rank: int, tolerance: Tolerance) -> list[Difference]:
-    """Every chunk this rank holds, owned or not, against the reference's state after `step`."""
-    found = []
-    chunks = engine.chunks()
-    then = _like(chunks)
-    load(folders.step_folder(root, step), then)
-    start = _like(chunks)
-    if step:
-        load(folders.step_folder(root, 0), start)
-    for chunk, reference, origin in zip(chunks, then, start, strict=True):
-        mine, theirs = chunk.tensor.detach().cpu().double(), reference.tensor.double()
-        moment = chunk.name.startswith("optim.")
-        limit = 0.0 if step == 0 else tolerance.moment if moment else tolerance.update
-        base = theirs if moment or step == 0 else theirs - origin.tensor.double()
-        difference = float((mine - theirs).norm())
-        error = difference / max(float(base.norm()), 1e-30) if difference else 0.0
-        found.append(Difference(step, chunk.name, rank, error, limit))
-    return found
-
-
-def _like(chunks: Sequence[Chunk]) -> list[Chunk]:
-    return [dataclasses.replace(c, tensor=torch.zeros_like(c.tensor, device="cpu")) for c in chunks]
-
-
-def _severity(difference: Difference) -> float:
-    """How many times over its limit; infinite where the error is not finite."""
-    if not math.isfinite(difference.error):
-        return math.inf
-    return difference.error / difference.limit if difference.limit else float(difference.error > 0) * 1e30
-
-
-def _report(
-    cfg: RunConfig, rows: list[dict[str, Any]], tensors: list[Difference], tolerance: Tolerance, world: int
-) -> dict[str, Any]:
-    problems = []
-    for row in rows:
-        for key, limit in (("loss", tolerance.scalar), ("grad_norm", tolerance.scalar), ("count", 0.0)):
-            then, now = row["one_process"][key], row["layout"][key]
-            error = abs(now - then) / max(abs(then), 1e-30) if now != then else 0.0  # of two infinities too
-            row[f"{key}_error"] = error
-            if not error <= limit:
-                problems.append(
-                    f"step {row['step']}: {key} is {now:.8g}, one process has {then:.8g}: "
-                    f"{error:.2g} relative, {limit:.0e} allowed"
-                )
-    wrong = sorted((d for d in tensors if _severity(d) > 1.0), key=lambda d: (d.step, -_severity(d)))
-    layout = configs.layout(cfg, world)
-    if wrong:
-        first = wrong[0]
-        block = _block(first.name)
-        where = "" if block is None else f" (layer {block})"
-        what = (
-            "initial value" if first.step == 0 else "moment" if first.name.startswith("optim.") else "update"
-        )
-        problems.append(
-            f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
-            f"stage {_pipeline_rank(first.rank, world, layout.pp)}): its {what} is off by "
-            f"{first.error:.2g} relative, {first.limit:.0e} allowed; {len({d.name for d in wrong})} tensors"
-        )
-    last = max((d.step for d in tensors), default=0)
-    moments = [d for d in tensors if d.step == last and d.name.startswith("optim.")]
-    updates = [d for d in tensors if d.step == last and d.name.startswith("model.")]
-    return {
-        "equal": not problems,
-        "layout": f"{layout} {cfg.parallel.engine}",
-        "precision": cfg.train.precision,
-        "tolerance": dataclasses.asdict(tolerance),
-        "steps": rows,
-        "worst_moment": dataclasses.asdict(max(moments, key=_severity)) if moments else None,
-        "worst_update": dataclasses.asdict(max(updates, key=_severity)) if updates else None,
-        "problems": problems,
-    }
-
-
-def _block(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
-
-def _pipeline_rank(rank: int, world: int, pp: int) -> int:
-    return rank // (world // pp)
-
-
 def _show(report: dict[str, Any], *, as_json: bool) -> None:
     try:
-        print(encode(report)) if as_json else _print(report)
+        print(encode(report)) if as_json else show(report)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # the latter is rich's; the verdict does not depend on a reader
         nobody_reads()
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{report['layout']} against one process, {report['precision']}")
-    for heading in ("step", "loss", "one process", "relative", "gradient norm", "one process", "relative"):
-        table.add_column(heading, justify="right")
-    for row in report["steps"]:
-        a, b = row["layout"], row["one_process"]
-        cells = [f"{a[k]:.6f} {b[k]:.6f} {row[f'{k}_error']:.1e}".split() for k in ("loss", "grad_norm")]
-        table.add_row(str(row["step"]), *cells[0], *cells[1])
-    console = Console()
-    console.print(table)
-    for kind in ("moment", "update"):
-        if worst := report[f"worst_{kind}"]:
-            limit = report["tolerance"][kind]
-            console.print(
-                f"largest {kind} difference {worst['error']:.1e} (allowed {limit:.0e}): {worst['name']}"
-            )
-    for problem in report["problems"]:
-        console.print(problem, markup=False, highlight=False)
-    if report["comms"]:
-        sent = Table(title="sent by rank 0 in one step")
-        for heading in ("axis", "kind", "calls", "bytes", "formula"):
-            sent.add_column(heading, justify="right")
-        for row in report["comms"]:
-            keys = ("calls", "sent_bytes", "formula_bytes")
-            sent.add_row(row["axis"], row["kind"], *(f"{row[key]:,}" if key in row else "" for key in keys))
-        console.print(sent)
-    console.print("equal: one run, whatever the layout" if report["equal"] else "NOT EQUAL")
 
 
 def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
@@ -318,7 +219,7 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
             if args.part == "record":
                 record(cfg, runtime, args.steps, args.reference)
                 return DONE
-            report = compare(cfg, runtime, args.steps, args.reference, comms=args.comms)
+            report = compare(cfg, runtime, args.reference, comms=args.comms)
         except ValueError as error:
             return complain(error, WRONG)
         except (RuntimeError, OSError) as error:

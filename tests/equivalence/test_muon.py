@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from parallel.pieces import Piece
-from runs import Alone, Case, assemble, build, curve, distance, micro_batches, reference, state_of
+from runs import (
+    Alone,
+    Case,
+    assemble,
+    assert_one_state,
+    build,
+    curve,
+    distance,
+    micro_batches,
+    reference,
+    state_of,
+)
 from trainer import optim
 from trainer.optim import orthogonalize
 
@@ -78,9 +89,8 @@ def test_each_matrix_is_one_ranks_work(ranks: Any, zero: int) -> None:
     assert alone == 28
     counts, states = zip(*ranks(4).run(one_step, case))
     assert counts == (7, 7, 7, 7)
-    expected, found = assemble([whole]), assemble(list(states))
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    first = assemble([state_of(build(replace(case, parallel={}), 0, 1))])
+    assert_one_state(assemble(list(states)), assemble([whole]), first)
 
 
 def test_result_is_semi_orthogonal() -> None:

@@ -25,6 +25,23 @@ def normalisation_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> No
     patch.setattr(TorchEngine, "_reduce", reduce)
 
 
+def loss_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """Only what is reported: the gradient is right."""
+    true = TorchEngine._reduce
+
+    def reduce(*args: Any) -> Totals:
+        totals = true(*args)
+        return replace(totals, loss_sum=totals.loss_sum * 1.01)
+
+    patch.setattr(TorchEngine, "_reduce", reduce)
+
+
+def divisor_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """Loss, count and gradient norm are right: only what the optimiser is given is not."""
+    true = TorchEngine._update
+    patch.setattr(TorchEngine, "_update", lambda self, lr, factor: true(self, lr, factor * 1.01))
+
+
 def mean_of_means(patch: pytest.MonkeyPatch, rank: int) -> None:
     """Each micro-batch divided by its own count, as gradient accumulation is often written."""
     from trainer.objectives.causal_lm import CausalLM

@@ -49,9 +49,9 @@ def test_one_graph_serves_all_blocks(kind: str) -> None:
     [
         (2, {"zero": 0}),
         (2, {"zero": 3, "recompute": "full"}),
-        (2, {"tp": 2}),
-        (2, {"tp": 2, "async_tp": True}),
-        (2, {"tp": 2, "async_tp": True, "recompute": "full"}),
+        pytest.param(2, {"tp": 2}, marks=pytest.mark.slow),
+        pytest.param(2, {"tp": 2, "async_tp": True}, marks=pytest.mark.slow),
+        pytest.param(2, {"tp": 2, "async_tp": True, "recompute": "full"}, marks=pytest.mark.slow),
         (2, {"tp": 2, "async_tp": True, "recompute": "selective"}),
         (2, {"cp": 2, "recompute": "selective"}),
         (2, {"pp": 2}),

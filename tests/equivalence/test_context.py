@@ -33,7 +33,7 @@ def faulty_curve(context: Any, case: Case) -> list[tuple[float, float]]:
 )
 def test_context_parallelism(ranks: Any, world: int, parallel: dict[str, Any], documents: bool) -> None:
     case = Case(
-        parallel=parallel, model={"layers": 2, "kv_heads": 4}, micro_batch=2, steps=8, documents=documents
+        parallel=parallel, model={"layers": 2, "kv_heads": 4}, micro_batch=2, steps=5, documents=documents
     )
     curves = ranks(world).run(curve, case)
     assert all(other == curves[0] for other in curves)

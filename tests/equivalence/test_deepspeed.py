@@ -76,7 +76,7 @@ def check(ranks: Any, world: int, case: Case, tolerance: float = TOLERANCE) -> N
 
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=label)
 def test_stage_and_offload_leave_no_trace(ranks: Any, parallel: dict[str, Any]) -> None:
-    check(ranks, 2, deepspeed(parallel, steps=10))
+    check(ranks, 2, deepspeed(parallel, steps=5))
 
 
 @pytest.mark.parametrize("parallel", [{"zero": 2}, {"zero": 3, "recompute": "full"}], ids=label)

@@ -33,20 +33,32 @@ def evaluated(context: Any, parallel: dict[str, Any], tied: bool) -> list[tuple[
     return found
 
 
-@pytest.mark.parametrize("tied", [False, True])
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    (2, {"zero": 1}),
+    (2, {"zero": 3}),
+    (2, {"tp": 2}),
+    (2, {"pp": 2}),
+    (2, {"pp": 2, "schedule": "interleaved_1f1b"}),
+    (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),
+    (4, {"pp": 2, "tp": 2}),
+    (4, {"pp": 2, "zero": 2}),
+]
+
+
+# Tied embeddings where they lie in two stages, untied ones elsewhere; the rest is slow.
 @pytest.mark.parametrize(
-    ("world", "parallel"),
+    ("world", "parallel", "tied"),
     [
-        (2, {"zero": 1}),
-        (2, {"zero": 3}),
-        (2, {"tp": 2}),
-        (2, {"pp": 2}),
-        (2, {"pp": 2, "schedule": "interleaved_1f1b"}),
-        (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),
-        (4, {"pp": 2, "tp": 2}),
-        (4, {"pp": 2, "zero": 2}),
+        pytest.param(
+            world,
+            parallel,
+            tied,
+            id="-".join(f"{k}{v}" for k, v in parallel.items()) + ("-tied" if tied else ""),
+            marks=[] if tied == ("pp" in parallel) else pytest.mark.slow,
+        )
+        for world, parallel in LAYOUTS
+        for tied in (False, True)
     ],
-    ids=lambda value: "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else None,
 )
 def test_evaluation_does_not_depend_on_the_layout(
     ranks: Any, world: int, parallel: dict[str, Any], tied: bool

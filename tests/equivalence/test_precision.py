@@ -11,21 +11,19 @@ from runs import Alone, Case, build, curve, distance, micro_batches, reference, 
 # 20 steps against fp32. A weight is rounded to 8 bits (2^-9 relative), an activation at every operator;
 # the gradient norm, a sum over all of them, came out within 4e-3 here. fp16 has 11 bits.
 BOUNDS = {"bf16": 2e-2, "fp16": 5e-3}
-LAYOUTS: list[tuple[int, dict[str, Any]]] = [
-    (1, {}),
-    (2, {"zero": 1}),
-    (2, {"zero": 3}),
-    (2, {"tp": 2}),
-    (2, {"pp": 2}),
+LAYOUTS = [
+    pytest.param(1, {}, id="alone"),
+    pytest.param(2, {"zero": 1}, id="zero1", marks=pytest.mark.slow),
+    pytest.param(2, {"zero": 3}, id="zero3"),
+    pytest.param(2, {"tp": 2}, id="tp"),
+    pytest.param(2, {"pp": 2}, id="pp", marks=pytest.mark.slow),
     # A micro-batch's backward is whole or in two parts here, and FSDP reduces no mixture of the two.
-    (2, {"pp": 2, "schedule": "dualpipe_v", "zero": 2}),
+    pytest.param(2, {"pp": 2, "schedule": "dualpipe_v", "zero": 2}, id="dualpipe"),
 ]
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize(
-    ("world", "parallel"), LAYOUTS, ids=["alone", "zero1", "zero3", "tp", "pp", "dualpipe"]
-)
+@pytest.mark.parametrize(("world", "parallel"), LAYOUTS)
 def test_half_precision_follows_fp32(
     ranks: Any, world: int, parallel: dict[str, Any], precision: str
 ) -> None:

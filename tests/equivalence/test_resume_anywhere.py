@@ -1,6 +1,6 @@
 """Saved on any of eight layouts and engines, gone on with on any other: through real checkpoint folders."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -114,14 +114,25 @@ def uninterrupted() -> tuple[Curve, dict[str, Tensor]]:
     return reference(case)[STEPS:], assemble([state_of(engine)])
 
 
+# Each from three others, so that each is gone on from three times; all 64 pairs are slow.
+@pytest.mark.parametrize(
+    "distances", [(1, 3, 6), pytest.param(range(len(LAYOUTS)), marks=pytest.mark.slow)], ids=["three", "all"]
+)
 @pytest.mark.parametrize("target", LAYOUTS)
 def test_goes_on_from_every_layout(
-    ranks: Any, saved: dict[str, Saved], uninterrupted: tuple[Curve, dict[str, Tensor]], target: str
+    ranks: Any,
+    saved: dict[str, Saved],
+    uninterrupted: tuple[Curve, dict[str, Tensor]],
+    target: str,
+    distances: Sequence[int],
 ) -> None:
-    folders = {source: folder for source, (folder, _) in saved.items()}
+    names = list(LAYOUTS)
+    sources = [names[(names.index(target) + distance) % len(names)] for distance in distances]
+    folders = {source: saved[source][0] for source in sources}
     results = on(ranks, target, go_on, case_on(target), folders)
     curve, ending = uninterrupted
-    for source, (_, at_save) in saved.items():
+    for source in sources:
+        at_save = saved[source][1]
         loaded = assemble([found[source][0] for found in results])
         assert loaded.keys() == at_save.keys() == ending.keys()
         changed = [name for name in at_save if not torch.equal(loaded[name], at_save[name])]

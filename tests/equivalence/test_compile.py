@@ -26,7 +26,10 @@ def compiled(context: Any, case: Case) -> tuple[list[tuple[float, float]], int, 
     return found, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
-@pytest.mark.parametrize("kind", ["none", "full", "selective", "every:2"])
+# "every:2" has blocks of both kinds, recomputed and not.
+@pytest.mark.parametrize(
+    "kind", ["every:2", *(pytest.param(k, marks=pytest.mark.slow) for k in ("none", "full", "selective"))]
+)
 def test_one_graph_serves_all_blocks(kind: str) -> None:
     """With a graph a block, torch would give up after eight and run the rest eagerly, without a word."""
     case = Case(
@@ -47,7 +50,7 @@ def test_one_graph_serves_all_blocks(kind: str) -> None:
 @pytest.mark.parametrize(
     ("world", "parallel"),
     [
-        (2, {"zero": 0}),
+        pytest.param(2, {"zero": 0}, marks=pytest.mark.slow),
         (2, {"zero": 3, "recompute": "full"}),
         pytest.param(2, {"tp": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"tp": 2, "async_tp": True}, marks=pytest.mark.slow),

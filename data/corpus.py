@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,18 +19,27 @@ import numpy as np
 from data.manifest import (
     CRC,
     DTYPES,
-    MANIFEST,
     OFFSET,
     TEXT_BYTES,
     TOKENS,
     Manifest,
-    read_index,
-    read_manifest,
 )
 from data.pack import Pieces, count_windows, packing_of
-from data.scan import BLOCK, map_file
+from data.scan import BLOCK
 
 UNKNOWN, GOOD, DAMAGED = 0, 1, 2
+
+
+class ShardBytes(Protocol):
+    """The bytes of a shard: `view[a:b]` is bytes-like."""
+
+    @property
+    def view(self) -> Any: ...
+
+    def version(self) -> int:
+        """A number that grows when `view` may show other bytes than before. RuntimeError where the shard no
+        longer has its length.
+        """
 
 
 class Storage(Protocol):
@@ -42,64 +50,20 @@ class Storage(Protocol):
     def manifest(self) -> Manifest:
         """The manifest. Raises ValueError when the folder is not a corpus."""
 
-    def read(self, file: str) -> bytes:
-        """A small file of the corpus, whole. Raises RuntimeError when it cannot be read."""
+    def tokenizer(self) -> bytes:
+        """The tokenizer's file. Raises RuntimeError where it is not the one that the corpus was made with."""
 
     def index(self, shard: int) -> np.ndarray:
         """The index of a shard, uint64 [4, documents], checked when it is first opened."""
 
-    def view(self, shard: int) -> Any:
-        """The shard's bytes: `view[a:b]` is bytes-like."""
+    def check_lengths(self) -> None:
+        """RuntimeError where a shard is not as long as the manifest says, as far as can be told quickly."""
+
+    def open(self, shard: int) -> ShardBytes:
+        """The bytes of a shard."""
 
     def ahead(self, shards: Sequence[int]) -> None:
         """These shards will be wanted soon."""
-
-
-class LocalStorage:
-    """A corpus folder on a local or mounted disk, memory-mapped."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._manifest = read_manifest(path)
-        self._checked: set[int] = set()
-
-    def manifest(self) -> Manifest:
-        """See `Storage`."""
-        return self._manifest
-
-    def read(self, file: str) -> bytes:
-        """See `Storage`."""
-        try:
-            return (Path(self.path) / file).read_bytes()
-        except OSError as error:
-            raise RuntimeError(f"{self.path}/{file} cannot be read: {error.strerror}; restore it") from None
-
-    def index(self, shard: int) -> np.ndarray:
-        """See `Storage`."""
-        entry = self._manifest.shards[shard]
-        path = Path(self.path) / entry.index_file
-        if shard not in self._checked:
-            self._checked.add(shard)
-            return read_index(path, entry)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-    def view(self, shard: int) -> memoryview:
-        """See `Storage`. Raises RuntimeError when the file is missing or not as long as the manifest says."""
-        entry = self._manifest.shards[shard]
-        path = Path(self.path) / entry.file
-        try:
-            view = map_file(path)
-        except OSError as error:
-            raise RuntimeError(f"shard {path} cannot be read: {error.strerror}; restore it") from None
-        if len(view) != entry.bytes:
-            raise RuntimeError(
-                f"shard {path} has {len(view)} bytes, {MANIFEST} says {entry.bytes}: cut short or replaced; "
-                "restore it or run `germinal prepare` again"
-            )
-        return view
-
-    def ahead(self, shards: Sequence[int]) -> None:
-        """See `Storage`: the system's own read-ahead is enough."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +107,7 @@ class Corpus:
         table = np.array(spans, dtype=np.int64).reshape(-1, 3)
         self.block_shard, self.block_first, self.block_documents = table.T
         self._document_ends = np.cumsum([entry.documents for entry in manifest.shards])
-        self._opened = lru_cache(maxsize=8)(lambda shard: (storage.view(shard), storage.index(shard)))
+        self._opened = lru_cache(maxsize=8)(lambda shard: (storage.open(shard), storage.index(shard)))
 
     def block_windows(self, packing: str, seq_len: int) -> np.ndarray:
         """Sequences of each block, int64 [blocks]. Reads (and so checks) every index."""
@@ -175,9 +139,9 @@ class Corpus:
     def _payload(self, number: int) -> tuple[Any, Damage | None]:
         shard = int(np.searchsorted(self._document_ends, number, side="right"))
         place = number - int(self._document_ends[shard - 1] if shard else 0)
-        view, index = self._opened(shard)
+        opened, index = self._opened(shard)
         offset, tokens, crc, _ = index[:, place].tolist()
-        payload = view[offset : offset + tokens * self.dtype.itemsize]
+        payload = opened.view[offset : offset + tokens * self.dtype.itemsize]
         return payload, self.damage(shard, offset) if zlib.crc32(payload) != crc else None
 
     def damage(self, shard: int, offset: int) -> Damage:
@@ -187,7 +151,7 @@ class Corpus:
 
     def sample_key(self, shard: int, offset: int) -> str:
         """The key of the sample whose raw ids start at `offset`, from the tar header before them."""
-        view = self.storage.view(shard)
+        view = self.storage.open(shard).view
         # A .npy header is shorter than a tar block, so the member's data starts at the block before the ids.
         header = (offset - 1) // BLOCK * BLOCK - BLOCK
         name = bytes(view[header : header + 100]).split(b"\0", 1)[0]
@@ -203,7 +167,8 @@ class Era:
         shards = corpus.block_shard[blocks].tolist()
         firsts = corpus.block_first[blocks].tolist()
         counts = corpus.block_documents[blocks].tolist()
-        self._views = {shard: corpus.storage.view(shard) for shard in dict.fromkeys(shards)}
+        self._shards = {shard: corpus.storage.open(shard) for shard in dict.fromkeys(shards)}
+        self._views = {shard: opened.view for shard, opened in self._shards.items()}
         indexes = {shard: corpus.storage.index(shard) for shard in self._views}
         spans = [indexes[s][:, first : first + n] for s, first, n in zip(shards, firsts, counts)]
         index = np.concatenate(spans, axis=1).astype(np.int64)
@@ -211,11 +176,18 @@ class Era:
         self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
         self.offset, self.tokens, self.crc = index[OFFSET], index[TOKENS], index[CRC]
         self.state = np.zeros(len(self.shard), dtype=np.uint8)
+        self.checked = self.versions()  # the versions that `state` is of
         bounds = np.concatenate(([0], np.cumsum(counts)))
         self.packing = packing_of(packing, self.tokens, bounds, seq_len)
 
     def check(self, documents: np.ndarray) -> np.ndarray:
-        """Which of these documents are damaged, bool [len(documents)]; each is hashed on its first use."""
+        """Which of these documents are damaged, bool [len(documents)]; each is hashed on its first use, and
+        again where its shard was written to since.
+        """
+        if (versions := self.versions()) != self.checked:
+            changed = [shard for shard, version in versions.items() if version != self.checked[shard]]
+            self.state[np.isin(self.shard, changed)] = UNKNOWN
+            self.checked = versions
         todo = documents[self.state[documents] == UNKNOWN]
         if todo.size:
             todo = np.unique(todo)
@@ -228,6 +200,10 @@ class Era:
             ]
             self.state[todo] = np.where(np.array(crcs) == self.crc[todo], GOOD, DAMAGED)
         return self.state[documents] == DAMAGED
+
+    def versions(self) -> dict[int, int]:
+        """Shard → version of its bytes, of every shard the era is made of."""
+        return {shard: opened.version() for shard, opened in self._shards.items()}
 
     def damage(self, document: int) -> Damage:
         """What to say of a damaged document."""

@@ -106,12 +106,16 @@ class Loader:
                 steps = range(first, min(first + self._chunk, count))
                 try:
                     ready = [self._batches(plan, i * self._rows) for i in steps]
-                except Exception as error:  # a remote shard that cannot be read any more
+                    holds = plan.holds()
+                except Exception as error:  # a shard that cannot be read any more
                     self._queue.put(error)
                     return
+                if not holds:  # a shard was written to: what was just read of it may be anything
+                    count = first
+                    break
                 self._queue.put(ready)
             step += count
-            count = min(2 * count, self._gulp)
+            count = min(2 * max(1, count), self._gulp)
 
     def _plan(self, step: int, count: int) -> Plan:
         """This rank's rows of steps [step, step + count)."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data import scan
 from data.document import Document, decode, origin_of, whole
+from data.mapped import map_file
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.streams import open_bytes
@@ -97,7 +98,7 @@ def _samples(file: InputFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _mapped(path: Path, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    view = scan.map_file(path)
+    view = map_file(path)
     for sample in scan.samples(view, where):
         yield (
             sample.key,

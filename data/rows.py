@@ -44,6 +44,7 @@ class Planner:
         self._arrays: list[tuple[np.ndarray, ...]] = []
         self._views: list[Any] = []
         self._masked: list[np.ndarray] = []
+        self._eras: list[tuple[Era, dict[int, int]]] = []
 
     def add(self, era: Era, pieces: Pieces, rows: np.ndarray) -> None:
         """The pieces of some rows; row i of `pieces` is row rows[i] of the plan."""
@@ -51,6 +52,7 @@ class Planner:
             (rows[pieces.row], pieces.column, pieces.length, pieces.skip, *era.extents(pieces))
         )
         self._views += era.views_of(pieces.document)
+        self._eras.append((era, era.checked))
 
     def mask(self, rows: np.ndarray) -> None:
         """These rows are damaged: they become separators of which none is counted."""
@@ -90,6 +92,7 @@ class Planner:
             short=np.flatnonzero(counted < self.seq_len),
             masked=masked,
             separated=(row * self.seq_len + column - 1)[broken],
+            eras=self._eras,
         )
 
 
@@ -103,6 +106,7 @@ class Plan:
     [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the pieces' first inputs;
     `separated`, inputs whose target is a separator though another document's inside follows. `counted`:
     counted targets of each row, `short` the rows with fewer than seq_len; `masked`: rows emptied by damage.
+    `eras`: those that the pieces are of, each with the versions of its shards that were checked.
     """
 
     numbers: np.ndarray
@@ -119,6 +123,13 @@ class Plan:
     short: np.ndarray
     masked: np.ndarray
     separated: np.ndarray
+    eras: list[tuple[Era, dict[int, int]]]
+
+    def holds(self) -> bool:
+        """Whether the shards are still as they were when their documents were checked: if so, all rows made
+        before this call are what was checked. RuntimeError where a shard has another length now.
+        """
+        return all(era.versions() == checked for era, checked in self.eras)
 
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
         """Rows [begin, end) as arrays."""

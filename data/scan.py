@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from typing import NoReturn
 import numpy as np
 
 from data.manifest import CRC, INDEX_ROWS, OFFSET, TEXT_BYTES, TOKENS, ShardEntry, write_index
+from data.mapped import map_file
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # tar pads its end to this
@@ -51,14 +50,6 @@ class Sample:
     key: str
     offset: int
     members: dict[str, Member] = field(default_factory=dict)
-
-
-def map_file(path: Path) -> memoryview:
-    """The bytes of a file, memory-mapped, read-only."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def samples(view: memoryview, where: str) -> Iterator[Sample]:

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from data import mixture
-from data.cache import RemoteStorage, is_remote
 from data.config import DataConfig, check
-from data.corpus import Corpus, Era, LocalStorage, Storage
+from data.corpus import Corpus, Era, Storage
+from data.local import LocalStorage
 from data.order import derive_key, permute
 from data.pack import Pieces
+from data.remote import RemoteStorage, is_remote
 from data.rows import Plan, Planner, SequenceRows
 
 ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run
@@ -147,10 +148,16 @@ class Stream:
         Raises RuntimeError naming shard, sample and byte where a document is damaged (with
         on_corrupt=quarantine its sequences are masked instead); ValueError past the end of the data.
         """
-        return self.plan(numbers).rows(0, len(numbers), document_mask=self.cfg.document_mask)
+        while True:
+            plan = self.plan(numbers)
+            rows = plan.rows(0, len(numbers), document_mask=self.cfg.document_mask)
+            if plan.holds():
+                return rows
 
     def plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
-        """Where these sequences are; `Plan.rows` then makes any run of them. Raises as `read` does."""
+        """Where these sequences are; `Plan.rows` then makes any run of them, good only if `Plan.holds`
+        afterwards. Raises as `read` does.
+        """
         numbers = np.asarray(numbers, dtype=np.int64)
         planner = Planner(numbers, self.seq_len, self.eos, self.sources[0].corpus.dtype)
         for era, mine, windows, source in self._groups(numbers):
@@ -203,8 +210,7 @@ class Stream:
 def open_corpus(path: str, cfg: DataConfig) -> Corpus:
     """The corpus at a path or URL. Raises as `Corpus` does; sizes of local shards are checked at once."""
     corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes))
-    for shard in () if is_remote(path) else range(len(corpus.manifest.shards)):
-        corpus.storage.view(shard)
+    corpus.storage.check_lengths()
     return corpus
 
 

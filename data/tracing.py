@@ -127,14 +127,14 @@ def _tokenizer(corpus: Corpus) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(corpus.storage.read(corpus.manifest.tokenizer.file).decode())
+        return Tokenizer.from_str(corpus.storage.tokenizer().decode())
     except Exception:  # the library raises a bare Exception; ids without text are still an answer
         return None
 
 
 def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | None:
     """A sample's JSON, found between the ids of the documents before and after it, not in the whole shard."""
-    view, index = corpus.storage.view(shard), corpus.storage.index(shard)
+    view, index = corpus.storage.open(shard).view, corpus.storage.index(shard)
     begin, end = 0, corpus.manifest.shards[shard].bytes
     if place:
         before = int(index[OFFSET, place - 1] + index[TOKENS, place - 1] * corpus.dtype.itemsize)

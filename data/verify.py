@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import RemoteStorage, is_remote, remote_corpus
 from data.manifest import (
     CRC,
     DTYPES,
@@ -28,7 +27,9 @@ from data.manifest import (
     read_index,
     read_manifest,
 )
-from data.scan import map_file, token_index
+from data.mapped import map_file
+from data.remote import RemoteStorage, is_remote, remote_corpus
+from data.scan import token_index
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import cache
-from data.cache import RemoteStorage
+from data import ranges, remote
 from data.config import DataConfig, Heldout, Source
 from data.loader import HeldoutLoader
 from data.manifest import read_manifest
+from data.remote import RemoteStorage
 from data.stream import Stream
 from data.verify import verify
 from made_corpus import make_corpus, random_documents
@@ -107,7 +107,8 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(cache, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(ranges, "PAUSE_SECONDS", 0.005)
     make_corpus(tmp_path / "served" / "corpus", random_documents(60, longest=200), shard_documents=10)
     server = Server(tmp_path / "served")
     yield server
@@ -153,7 +154,7 @@ def test_a_server_that_dies_and_comes_back(
         if len(pauses) == 3:
             server.start()
 
-    monkeypatch.setattr(cache.time, "sleep", sleep)
+    monkeypatch.setattr(remote.time, "sleep", sleep)
     assert (epoch(stream) == epoch(open_stream(str(folder)))).all()
     assert len(pauses) >= 3
 
@@ -164,9 +165,9 @@ def test_a_server_that_stays_away_is_one_line(
     stream = open_stream(server.url)
     server.stop()
     pauses: list[float] = []
-    monkeypatch.setattr(cache.time, "sleep", pauses.append)
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
     with pytest.raises(
-        RuntimeError, match=rf"shard-\d+.tar could not be read in {cache.ATTEMPTS} attempts: .*$"
+        RuntimeError, match=rf"shard-\d+.tar could not be read in {remote.ATTEMPTS} attempts: .*$"
     ):
         epoch(stream)
     assert all(b == 2 * a for a, b in pairwise(pauses))
@@ -182,7 +183,7 @@ def test_a_server_that_is_busy_or_away_at_the_start_is_not_taken_for_an_empty_on
     assert verify(server.url) == [] and not server.busy
     server.stop()
     pauses: list[float] = []
-    monkeypatch.setattr(cache.time, "sleep", pauses.append)
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
     with pytest.raises(
         RuntimeError, match=r"^http://\S+/corpus/manifest\.json could not be read in 8 attempts"
     ):
@@ -215,16 +216,16 @@ def test_the_cache_is_bounded_and_evicts_the_least_recently_used(
     def cached() -> set[str]:
         return {path.name for path in (tmp_path / "cache").iterdir() if not path.suffix}
 
-    first = storage.view(0)
-    storage.view(1)
-    storage.view(0)
-    storage.view(2)
+    first = storage.open(0)
+    storage.open(1)
+    storage.open(0)
+    storage.open(2)
     assert cached() == {entries[0].sha256, entries[2].sha256}
-    storage.view(3)
+    storage.open(3)
     assert cached() == {entries[2].sha256, entries[3].sha256}
     assert bytes(first) == (folder / entries[0].file).read_bytes()  # evicted, and still mapped
     with pytest.raises(ValueError, match=r"data\.cache_bytes=1000 holds no shard"):
-        RemoteStorage(server.url, str(tmp_path / "other"), 1000).view(0)
+        RemoteStorage(server.url, str(tmp_path / "other"), 1000).open(0)
 
 
 def test_the_next_era_is_fetched_ahead(tmp_path: Path, folder: Path, server: Server) -> None:

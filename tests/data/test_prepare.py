@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from data import datacard, scan
 from data import tokenizer as tokenizers
 from data.manifest import read_index, read_manifest
+from data.mapped import map_file
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
 from data.shards import TokenShardWriter
@@ -52,7 +53,7 @@ def test_the_strict_scanner_makes_the_same_index_as_the_writer(tmp_path: Path, t
     manifest = read_manifest(tmp_path / "corpus/train")
     for entry in manifest.shards:
         path = tmp_path / "corpus/train" / entry.file
-        index, _ = scan.token_index(scan.map_file(path), "x", dtype="uint16", vocab=manifest.tokenizer.vocab)
+        index, _ = scan.token_index(map_file(path), "x", dtype="uint16", vocab=manifest.tokenizer.vocab)
         np.testing.assert_array_equal(index, read_index(path.with_suffix(".idx.npy"), entry))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import cache
+from data import remote
 from data.config import DataConfig, Source
 from data.manifest import read_manifest
 from data.prepare import prepare
@@ -73,7 +73,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         ("AWS_MAX_ATTEMPTS", "1"),
     ):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cache, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.05)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     store = Store()
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)

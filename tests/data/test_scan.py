@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from data.scan import index_shard, map_file, samples
+from data.mapped import map_file
+from data.scan import index_shard, samples
 
 Entry = tuple[str, bytes]
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from data.config import DataConfig, Source, Stage
-from data.scan import map_file, samples
+from data.mapped import map_file
+from data.scan import samples
 from data.stream import Stream
 from whole_runs import (
     GERMINAL,

@@ -1,0 +1,127 @@
+"""Local files mapped into memory: watched for changes, and never the end of the process without a word.
+
+A mapped file that another program cuts short leaves pages with nothing behind them. Touching one raises
+SIGBUS, which ends the process before Python can say anything: `map_file` installs a handler that names the
+file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class MappedFile:
+    """A file's bytes, mapped read-only, and whether they may have changed since.
+
+    `view`: the bytes. A file that is deleted or replaced under its name stays readable here as it was; what
+    is written into the file itself shows in `view`, and in `version`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError where the file cannot be opened."""
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._stamp = self._look()  # before it is mapped: what changes from here on is noticed
+        self._version = 0
+        self.view = _map(self._descriptor, path)
+
+    def version(self) -> int:
+        """A number that grows when the file was written to since the last call.
+
+        The time stamps of the open file tell: the kernel sets them before it writes, so bytes that were
+        copied out of `view` before a call that returns the old number are the old bytes. On a network file
+        system they are as old as its attribute cache allows. Raises RuntimeError where the file has another
+        length.
+        """
+        found = self._look()
+        if found != self._stamp:
+            if found[0] != len(self.view):
+                raise RuntimeError(
+                    f"{self._path} had {len(self.view)} bytes when it was opened and has {found[0]} now: cut "
+                    "short or written to during the run; restore it"
+                )
+            self._stamp = found
+            self._version += 1
+        return self._version
+
+    def _look(self) -> tuple[int, int, int]:
+        found = os.fstat(self._descriptor)
+        # The change time too: programs that write in place set the modification time back (rsync, cp -p).
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file, memory-mapped, read-only. Raises OSError where it cannot be opened."""
+    with open(path, "rb") as file:
+        return _map(file.fileno(), path)
+
+
+_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by address
+_paths: dict[int, Path] = {}
+_kept: list[Any] = []  # what the installed handler needs, for as long as the process lives
+_SIGINFO = 4  # SA_SIGINFO: the handler is told the address
+
+
+def _map(descriptor: int, path: Path) -> memoryview:
+    if os.fstat(descriptor).st_size == 0:
+        return memoryview(b"")
+    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    address = int(np.frombuffer(mapped, np.uint8).ctypes.data)
+    _mapped[address], _paths[address] = mapped, path
+    if len(_paths) > 2 * len(_mapped) + 100:
+        for gone in _paths.keys() - _mapped.keys():
+            del _paths[gone]
+    if not _kept:
+        _install()
+    return memoryview(mapped)
+
+
+class _Action(ctypes.Structure):
+    """struct sigaction of Linux's C libraries on 64-bit machines."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_uint64 * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def _install() -> None:
+    """Have SIGBUS in a mapped file end the process with one line. Elsewhere the former handler has it.
+
+    Not by Python's `signal`, whose handlers run when the interpreter goes on, and here it never does: the
+    faulting instruction would be repeated for ever.
+    """
+    if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        _kept.append(None)
+        return
+    sigaction = ctypes.CDLL(None, use_errno=True).sigaction
+    before = _Action()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64), ctypes.c_void_p)
+    def handler(number: int, info: Any, context: int) -> None:
+        touched = info[2]  # siginfo_t.si_addr
+        for address, mapped in list(_mapped.items()):
+            if address <= touched < address + len(mapped):
+                line = (
+                    f"error: {_paths[address]} was cut short while it was read, at byte {touched - address}: "
+                    "restore it; a run then goes on from its last checkpoint\n"
+                )
+                os.write(2, line.encode())
+                os._exit(1)
+        sigaction(number, ctypes.byref(before), None)
+
+    wanted = _Action(ctypes.cast(handler, ctypes.c_void_p), flags=_SIGINFO)
+    if sigaction(int(signal.SIGBUS), ctypes.byref(wanted), ctypes.byref(before)) == 0:
+        _kept.extend((handler, before))

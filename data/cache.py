@@ -35,15 +35,18 @@ class ShardCache:
                 f"data.cache_bytes={self.limit_bytes} holds no shard of {entry.bytes} bytes; give it more, "
                 "or no data.cache_dir"
             )
-        with self._lock(f"{entry.sha256}.lock"):
+        with self._lock(f"{entry.sha256}.lock") as lock:
+            # When the shard was last used. Not by its own time stamp: its readers watch that for changes.
+            os.utime(lock)
             opened = self._cached(entry)
             if opened is None:
                 part = self.folder / f"{entry.sha256}.part"
                 try:
                     self._make_room(entry.bytes)
                     fetch(part)
-                    opened = MappedFile(part)  # before it can be evicted
-                    os.replace(part, self.folder / entry.sha256)
+                    with self._lock("evict.lock"):  # or it might be evicted before it is mapped
+                        os.replace(part, self.folder / entry.sha256)
+                        opened = MappedFile(self.folder / entry.sha256)
                 finally:
                     part.unlink(missing_ok=True)
                 self._checked.add(entry.sha256)
@@ -53,7 +56,6 @@ class ShardCache:
         """The cached copy, hashed when this process first meets it; None if it is missing or damaged."""
         path = self.folder / entry.sha256
         try:
-            os.utime(path)
             found = MappedFile(path)
         except FileNotFoundError:
             return None
@@ -69,16 +71,22 @@ class ShardCache:
             files = [path for path in self.folder.iterdir() if path.suffix != ".lock"]
             found = {path: path.stat() for path in files if path.is_file()}
             total = sum(stat.st_size for stat in found.values())
-            for path in sorted(found, key=lambda path: found[path].st_mtime_ns):
+            for path in sorted(found, key=self._used):
                 if total + size <= self.limit_bytes:
                     return
                 if not path.suffix:
                     total -= found[path].st_size
                     path.unlink(missing_ok=True)
 
+    def _used(self, path: Path) -> int:
+        """When a file of the folder was last used, in nanoseconds."""
+        lock = path.with_suffix(".lock")
+        return lock.stat().st_mtime_ns if lock.exists() else 0
+
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> Iterator[Path]:
         # flock: released by the system when its holder dies, so a killed rank leaves nobody waiting.
-        with open(self.folder / name, "wb") as file:
+        path = self.folder / name
+        with open(path, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield path

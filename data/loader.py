@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -19,7 +20,7 @@ from data.batch import Batch
 from data.config import DataConfig, Heldout
 from data.corpus import Damage
 from data.rows import NOT_COUNTED, Plan
-from data.stream import Stream, open_corpus
+from data.stream import PAUSE_SECONDS, TRIES, Stream, open_corpus, unsettled
 
 GULP_ROWS: Final = 4096  # sequences planned in one call: enough that its fixed cost does not show
 
@@ -90,6 +91,7 @@ class Loader:
 
     def _read_ahead(self) -> None:
         step, count = 0, 1  # the first step alone, so that it comes soon; then twice as many each time
+        again = 0  # how often in a row a step had to be read again
         while not self._closed.is_set():
             try:
                 plan = self._plan(step, count)
@@ -111,9 +113,14 @@ class Loader:
                     self._queue.put(error)
                     return
                 if not holds:  # a shard was written to: what was just read of it may be anything
-                    count = first
+                    again, count = again + 1, first
+                    time.sleep(PAUSE_SECONDS)
                     break
                 self._queue.put(ready)
+                again = 0
+            if again > TRIES:
+                self._queue.put(unsettled(self._stream.names))
+                return
             step += count
             count = min(2 * max(1, count), self._gulp)
 

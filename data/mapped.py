@@ -45,19 +45,21 @@ class MappedFile:
         """
         found = self._look()
         if found != self._stamp:
+            # A name that was removed, as when a cache evicts the file, changes nothing that is read here.
+            removed = found[:2] == self._stamp[:2] and found[3] < self._stamp[3]
             if found[0] != len(self.view):
                 raise RuntimeError(
                     f"{self._path} had {len(self.view)} bytes when it was opened and has {found[0]} now: cut "
                     "short or written to during the run; restore it"
                 )
             self._stamp = found
-            self._version += 1
+            self._version += not removed
         return self._version
 
-    def _look(self) -> tuple[int, int, int]:
+    def _look(self) -> tuple[int, int, int, int]:
         found = os.fstat(self._descriptor)
         # The change time too: programs that write in place set the modification time back (rsync, cp -p).
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
 
 
 def map_file(path: Path) -> memoryview:

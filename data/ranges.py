@@ -21,7 +21,7 @@ import xxhash
 from data.manifest import CRC, OFFSET, TOKENS
 
 PIECE_BYTES = 1 << 18
-KEPT_BYTES = 1 << 27  # of each corpus, beside the one that was fetched last
+KEPT_BYTES = 1 << 26  # of each corpus, beside the one that was fetched last
 ARRIVALS = 3  # how often a piece is asked for before what it holds is called damaged
 PAUSE_SECONDS = 0.25  # before the second time; doubled before each further one
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -30,6 +31,8 @@ from data.remote import RemoteStorage, is_remote
 from data.rows import Plan, Planner, SequenceRows
 
 ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run
+# How often sequences are read again because a shard was written to meanwhile, and the pause before.
+TRIES, PAUSE_SECONDS = 1000, 0.01
 ERAS_KEPT = 3  # of each source: an epoch's end, a step that straddles two eras, and one to spare
 
 
@@ -148,11 +151,13 @@ class Stream:
         Raises RuntimeError naming shard, sample and byte where a document is damaged (with
         on_corrupt=quarantine its sequences are masked instead); ValueError past the end of the data.
         """
-        while True:
+        for _ in range(TRIES):
             plan = self.plan(numbers)
             rows = plan.rows(0, len(numbers), document_mask=self.cfg.document_mask)
             if plan.holds():
                 return rows
+            time.sleep(PAUSE_SECONDS)
+        raise unsettled(self.names)
 
     def plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
         """Where these sequences are; `Plan.rows` then makes any run of them, good only if `Plan.holds`
@@ -205,6 +210,14 @@ class Stream:
         cfg = self.cfg
         parts = [ORDER_VERSION, self.seed, cfg.seq_len, cfg.packing, cfg.shuffle_blocks, history]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def unsettled(names: Sequence[str]) -> RuntimeError:
+    """What to raise where shards are written to faster than they can be read."""
+    return RuntimeError(
+        f"data.sources {', '.join(names)}: a shard was written to each of {TRIES} times that it was read: "
+        "stop the program that writes; the same command goes on"
+    )
 
 
 def open_corpus(path: str, cfg: DataConfig) -> Corpus:

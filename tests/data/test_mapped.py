@@ -1,0 +1,188 @@
+"""Local shards that change while they are read: noticed before an altered byte is used, no silent SIGBUS."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.config import DataConfig, Source
+from data.loader import Loader
+from data.manifest import read_manifest
+from data.mapped import MappedFile
+from data.stream import Stream
+from made_corpus import make_corpus, random_documents
+from whole_runs import GERMINAL, records, write_config
+
+
+def open_stream(path: Path, **settings: Any) -> Stream:
+    cfg = DataConfig([Source(str(path))], seq_len=32, shuffle_blocks=2, **settings)
+    return Stream.open(cfg, seed=0, global_batch=4)
+
+
+def damage(shard: Path, index: Path) -> None:
+    """Writes into the first id of every document, in place, and sets the file's times back."""
+    before = shard.stat()
+    with shard.open("r+b") as file:
+        for offset, tokens in np.load(index)[:2].T.tolist():
+            if tokens:
+                file.seek(offset)
+                byte = file.read(1)[0]
+                file.seek(offset)
+                file.write(bytes([byte ^ 1]))
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_version_grows_when_the_file_is_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 100)
+    mapped = MappedFile(path)
+    seen = [mapped.version(), mapped.version()]
+    time.sleep(0.02)  # the kernel's clock for time stamps ticks every few milliseconds
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"b")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync and cp -p do
+    seen += [mapped.version(), mapped.version()]
+    path.unlink()
+    path.write_bytes(b"another file")
+    seen += [mapped.version()]
+    assert seen == [0, 0, 1, 1, 1]
+    assert bytes(mapped.view[:2]) == b"ba"
+
+
+def test_altered_documents_never_become_tokens(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", random_documents(60, longest=200), shard_documents=10)
+    entry = read_manifest(tmp_path / "corpus").shards[2]
+    shard, index = tmp_path / "corpus" / entry.file, tmp_path / "corpus" / entry.index_file
+    whole = shard.read_bytes()
+    stream = open_stream(tmp_path / "corpus")
+    numbers = range(sum(stream.sequences_per_epoch.values()))
+    true = stream.read(numbers).targets
+    plan = stream.plan(numbers)  # everything is checked
+    time.sleep(0.02)
+    damage(shard, index)
+    assert not plan.holds()
+    with pytest.raises(RuntimeError, match=rf"{entry.file}: sample '\d+', byte \d+: .*checksum"):
+        stream.read(numbers)
+    masked = open_stream(tmp_path / "corpus", on_corrupt="quarantine")
+    assert masked.read(numbers).targets.tolist() != true.tolist() and masked.quarantined
+    shard.write_bytes(whole)
+    assert (stream.read(numbers).targets == true).all()  # restored: it goes on
+    time.sleep(0.02)
+    os.utime(shard)
+    assert (stream.read(numbers).targets == true).all()  # touched only
+    os.truncate(shard, entry.bytes // 2)
+    with pytest.raises(RuntimeError, match=rf"{entry.file} had \d+ bytes when it was opened and has \d+ now"):
+        stream.read(numbers)
+
+
+def test_a_loader_delivers_the_same_steps_while_a_shard_is_touched(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", random_documents(60, longest=200), shard_documents=10)
+
+    def steps(stream: Stream, *, touching: bool) -> list[list[list[int]]]:
+        shard = tmp_path / "corpus" / "shard-000001.tar"
+        loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=4, prefetch=1)
+        found = []
+        for _, micro in zip(range(60), loader):
+            if touching:
+                os.utime(shard)
+            found.append(micro[0].tensors["targets"].tolist())
+        loader.close()
+        return found
+
+    undisturbed = steps(open_stream(tmp_path / "corpus"), touching=False)
+    assert steps(open_stream(tmp_path / "corpus"), touching=True) == undisturbed
+
+
+CUT_SHORT = """
+import os, sys
+from pathlib import Path
+from data.mapped import map_file
+path = Path(sys.argv[1])
+view = map_file(path)
+os.truncate(path, 10)
+bytes(view[8000:9000])
+"""
+ELSEWHERE = """
+import mmap, os, sys
+from pathlib import Path
+from data.mapped import map_file
+path = Path(sys.argv[1])
+view = map_file(path)
+with open(sys.argv[2], "r+b") as file:
+    other = mmap.mmap(file.fileno(), 0)
+    os.truncate(sys.argv[2], 10)
+    other[8000:9000]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the handler is for Linux")
+def test_a_bus_error_is_one_line_where_the_file_is_ours(tmp_path: Path) -> None:
+    for name in ("ours", "other"):
+        (tmp_path / name).write_bytes(bytes(20_000))
+    script = [sys.executable, "-c"]
+    done = subprocess.run([*script, CUT_SHORT, tmp_path / "ours"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {tmp_path / 'ours'} was cut short while it was read, at byte 8000: restore it; a run then "
+        "goes on from its last checkpoint\n"
+    )
+    (tmp_path / "ours").write_bytes(bytes(20_000))
+    other = [*script, ELSEWHERE, tmp_path / "ours", tmp_path / "other"]
+    assert subprocess.run(other, capture_output=True, timeout=60).returncode == -signal.SIGBUS
+
+
+def test_a_run_whose_shard_changes_stops_with_one_line(tmp_path: Path) -> None:
+    """The real command: the shards are altered in place, or cut short, while the run reads. Of the altered
+    bytes nothing reaches a step: the losses are those of the other run, which could only read whole ones.
+    """
+    documents = [ids % 499 + 1 for ids in random_documents(400, longest=4000)]
+    losses = {}
+    for how in ("altered", "cut short"):
+        folder = tmp_path / how.replace(" ", "-")
+        folder.mkdir()
+        make_corpus(folder / "corpus", documents, shard_documents=100, vocab=500)
+        sources = [{"path": str(folder / "corpus")}]
+        changes: dict[str, Any] = {"data__sources": sources, "data__heldout": [], "data__seq_len": 256}
+        changes |= {"model__layers": 1, "model__hidden": 16, "model__heads": 1, "model__kv_heads": 1}
+        changes |= {"model__vocab": 500, "optim__schedule": "constant", "train__eval_every": 0}
+        changes |= {
+            "train__global_batch": 32,
+            "train__micro_batch": 32,
+            "train__steps": 5000,
+        }
+        config = write_config(folder, folder / "corpus", **changes)
+        metrics = folder / "run" / "metrics.jsonl"
+        with (folder / "stderr").open("w+") as errors:
+            run = subprocess.Popen([GERMINAL, "train", config], stderr=errors)
+            deadline = time.monotonic() + 120
+            while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 2):
+                assert run.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            for entry in read_manifest(folder / "corpus").shards:
+                shard = folder / "corpus" / entry.file
+                if how == "altered":
+                    damage(shard, folder / "corpus" / entry.index_file)
+                else:
+                    os.truncate(shard, 1000)
+            code = run.wait(timeout=120)
+            errors.seek(0)
+            said = [line for line in errors.read().splitlines() if line.startswith("error: ")]
+        if how == "altered":
+            assert code == 1 and len(said) == 1 and "do not have the checksum in the index" in said[0]
+        elif how == "cut short":
+            assert code == 1 and len(said) == 1
+            assert "cut short" in said[0] and ".tar" in said[0]
+        losses[how] = [record["loss"] for record in records(metrics)]
+        shutil.rmtree(folder / "corpus")
+    common = min(map(len, losses.values()))
+    assert common > 2 and losses["altered"][:common] == losses["cut short"][:common]

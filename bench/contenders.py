@@ -22,11 +22,11 @@ from parallel.config import ParallelConfig
 from parallel.initialize import draw
 from parallel.plan import resolve
 from parallel.runtime import Runtime
-from trainer.config import OptimConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
 from trainer.optim import build_optimizer
+from trainer.sections import OptimConfig
 
 MODEL = DecoderConfig(layers=6, hidden=256, heads=4, kv_heads=4, ffn_hidden=768, vocab=4096)
 SEQ, ROWS, MICRO_BATCHES = 256, 1, 2  # rows of a micro-batch, micro-batches of a rank's step

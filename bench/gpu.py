@@ -39,10 +39,11 @@ from parallel.config import ParallelConfig
 from parallel.engine import Engine
 from parallel.runtime import Runtime
 from trainer import config as configs
-from trainer.config import OptimConfig, RunConfig, TrainConfig
+from trainer.config import RunConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.stats import flops_per_token, parameters
 from trainer.run import make_engine
+from trainer.sections import OptimConfig, TrainConfig
 
 PEAK_ON_PAPER, PEAK_REAL = 989e12, 794.5e12
 GIB = 1 << 30

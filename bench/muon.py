@@ -25,11 +25,11 @@ from parallel.config import ParallelConfig
 from parallel.pieces import Piece
 from parallel.plan import resolve
 from parallel.runtime import Runtime
-from trainer.config import OptimConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
 from trainer.optim import build_optimizer
+from trainer.sections import OptimConfig
 
 MODEL = DecoderConfig(layers=8, hidden=256, heads=4, kv_heads=4, ffn_hidden=768, vocab=512)
 

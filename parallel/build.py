@@ -9,8 +9,7 @@ from parallel.config import ParallelConfig
 from parallel.engine import Engine, Objective
 from parallel.mesh import make_mesh
 from parallel.parallelize import parallelize
-from parallel.precision import COMPUTE_DTYPE, Precision
-from parallel.recompute import parse
+from parallel.precision import Precision
 from parallel.runtime import Runtime
 from parallel.torch_engine import OptimizerFactory, TorchEngine
 
@@ -36,9 +35,6 @@ def build_engine(
     clip: the largest global gradient norm, 0 for none. fp8: see `float8`. ValueError if the batch or a
     setting does not fit the layout.
     """
-    if precision not in COMPUTE_DTYPE:
-        raise ValueError(f"train.precision={precision}: choose fp32, bf16 or fp16")
-    parse(cfg.recompute)
     plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
     if cfg.engine == "deepspeed":
         # Importing it costs most of a second and needs an extra: only who asks for it pays.
@@ -59,13 +55,13 @@ def build_engine(
             seq_len=seq_len,
         )
     tokens = micro_batch * seq_len // layout.cp
-    float8.check(fp8, runtime.device, precision=precision, tokens=tokens)
+    float8.check(fp8, runtime.device, tokens=tokens)
     kernels.use(cfg.attention, runtime.device)
     # Where nothing is sharded or cast, the bare module is the fastest there is.
     fsdp = (layout.zero > 0 and layout.dp * layout.cp > 1) or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
     if cfg.async_tp:
-        async_tensor.check(runtime.device, mesh.tp, fp8=fp8)
+        async_tensor.check(runtime.device, mesh.tp)
     parallelized = parallelize(
         model_factory, cfg, layout, mesh, runtime.device, precision=precision, fp8=fp8, seed=seed
     )

@@ -1,30 +1,114 @@
-"""The `parallel:` section of a run's config. Torch-free; what it means is worked out in `parallel.plan`."""
+"""The `parallel:` section of a run's config. Torch-free; what it means is worked out in `parallel.plan`.
+
+A field states its key's meaning and limits in plain text; `trainer.keys` says how, and checks them.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+Engine = Literal["torch", "deepspeed"]
+Zero = Literal[0, 1, 2, 3]
+PipelineSchedule = Literal[
+    "gpipe",
+    "1f1b",
+    "interleaved_1f1b",
+    "looped_bfs",
+    "interleaved_zero_bubble",
+    "zbv_zero_bubble",
+    "dualpipe_v",
+]
+Attention = Literal["auto", "sdpa", "flash3"]
+Offload = Literal["none", "cpu", "nvme"]
 
 
 @dataclass
 class ParallelConfig:
-    """How one model lies over many devices. Nothing here changes the result of a run (law 1).
+    """How one model lies over many devices. Nothing here changes the result of a run.
 
     `dp_replicate · dp_shard · cp · tp · pp` is the number of ranks; one of them may be -1, "what is left of
     the world".
     """
 
-    engine: str = "torch"  # torch | deepspeed
-    dp_replicate: int = 1  # data ranks that hold whole copies of one another's shards (HSDP)
-    dp_shard: int = -1  # data ranks that share one copy, as far as `zero` says
-    cp: int = 1  # context parallelism: ranks that share each sequence, and its heads in attention
-    tp: int = 1  # tensor parallelism, with sequence parallelism and a vocabulary-sharded head
-    async_tp: bool = False  # hide its messages behind its matrix products: GPUs of one machine with NVLink
-    pp: int = 1  # pipeline parallelism
-    zero: int = 1  # 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters
-    schedule: str = "1f1b"  # see plan.SCHEDULES
-    stages_per_rank: int = 0  # model pieces a pipeline rank holds; 0: what the schedule needs (1 or 2)
-    cut: str = "even"  # even | cost (balanced, embedding and head counted) | blocks of each stage: "3,5"
-    recompute: str = "none"  # none | full | selective | every:N (each N-th block)
-    attention: str = "auto"  # auto | sdpa | flash3: FlashAttention-3, which auto takes where it is installed
-    compile: bool = False  # torch.compile each block; never on a CPU, where it gains nothing
-    offload_optimizer: str = "none"  # none | cpu | nvme: where engine=deepspeed keeps optimiser state
-    offload_parameters: str = "none"  # none | cpu | nvme: where engine=deepspeed keeps parameters (zero=3)
-    nvme_path: str = ""  # folder on a local disk, for offloading to nvme
+    engine: Annotated[Engine, "what runs the model: FSDP2, DTensor and torch's pipelines, or DeepSpeed"] = (
+        "torch"
+    )
+    dp_replicate: Annotated[
+        int,
+        "data ranks that hold whole copies of one another's shards (HSDP)",
+        "-1 or ≥ 1",
+        "not with parallel.engine=deepspeed",
+    ] = 1
+    dp_shard: Annotated[int, "data ranks that share one copy, as far as parallel.zero says", "-1 or ≥ 1"] = -1
+    cp: Annotated[
+        int,
+        "context parallelism: ranks that share each sequence, and its heads in attention",
+        "-1 or ≥ 1",
+        "not with parallel.engine=deepspeed",
+    ] = 1
+    tp: Annotated[
+        int,
+        "tensor parallelism, with sequence parallelism and a vocabulary-sharded head",
+        "-1 or ≥ 1",
+        "not with parallel.engine=deepspeed",
+    ] = 1
+    async_tp: Annotated[
+        bool,
+        "hide tensor parallelism's messages behind its matrix products: GPUs of one machine with NVLink",
+        "needs train.fp8=none (its products are of 16 bits)",
+    ] = False
+    pp: Annotated[
+        int,
+        "pipeline parallelism: ranks the layers are cut over",
+        "-1 or ≥ 1",
+        "not with parallel.engine=deepspeed",
+    ] = 1
+    zero: Annotated[
+        Zero, "what data ranks share: 0 nothing, 1 optimiser state, 2 and gradients, 3 and parameters"
+    ] = 1
+    schedule: Annotated[
+        PipelineSchedule,
+        "the order of a pipeline's micro-batches",
+        "interleaved_zero_bubble or zbv_zero_bubble or dualpipe_v: not with parallel.compile=true (it splits "
+        "backward, and a compiled block's is one piece)",
+    ] = "1f1b"
+    stages_per_rank: Annotated[
+        int, "model pieces a pipeline rank holds; 0: what the schedule needs, 1 or 2", "≥ 0"
+    ] = 0
+    cut: Annotated[
+        str,
+        "blocks of each pipeline stage: equally many, by cost (embedding and head counted), or these",
+        "like even | cost | N,N…",
+    ] = "even"
+    recompute: Annotated[
+        str,
+        "what backward computes again: whole blocks, all but matrix products, or each N-th block",
+        "like none | full | selective | every:N",
+        "selective: not with parallel.engine=deepspeed and parallel.zero=3 (its gathering is not repeated "
+        "alike)",
+    ] = "none"
+    attention: Annotated[
+        Attention,
+        "the attention kernel; flash3: FlashAttention-3 on Hopper, which auto takes where it is installed",
+        "needs parallel.engine=torch",
+    ] = "auto"
+    compile: Annotated[
+        bool,
+        "torch.compile each block; not on a CPU, where it gains nothing",
+        "not with parallel.engine=deepspeed",
+    ] = False
+    offload_optimizer: Annotated[
+        Offload,
+        "where optimiser state is kept",
+        "needs parallel.engine=deepspeed",
+        "needs parallel.zero=1 or 2 or 3",
+        "nvme: needs parallel.zero=3",
+        "nvme: needs parallel.nvme_path",
+    ] = "none"
+    offload_parameters: Annotated[
+        Offload,
+        "where parameters are kept",
+        "needs parallel.engine=deepspeed",
+        "needs parallel.zero=3",
+        "nvme: needs parallel.nvme_path",
+    ] = "none"
+    nvme_path: Annotated[str, "folder on a local disk, for what is offloaded to nvme"] = ""

@@ -86,8 +86,8 @@ class FlatAdamW(torch.optim.Optimizer):
 def from_factory(factory: Factory, parameters: dict[str, tuple[nn.Parameter, tuple[int, ...]]]) -> FlatAdamW:
     """FlatAdamW with the groups that the factory makes of parameters: name → (parameter, global shape).
 
-    The factory is asked on the meta device, where its state costs nothing. ValueError for Muon, which looks
-    at whole matrices, where DeepSpeed has flat ones.
+    The factory is asked on the meta device, where its state costs nothing. Muon is not for it: that
+    looks at whole matrices, where DeepSpeed has flat ones.
     """
     shadows = [
         _Shadow(name, torch.empty(shape, device="meta"), shape) for name, (_, shape) in parameters.items()
@@ -95,11 +95,7 @@ def from_factory(factory: Factory, parameters: dict[str, tuple[nn.Parameter, tup
     name_of = {id(shadow.tensor): shadow.name for shadow in shadows}
     groups: list[dict[str, Any]] = []
     for group in factory(shadows).param_groups:
-        if group.get("kind", "adamw") != "adamw":
-            raise ValueError(
-                f"optim.name={group['kind']} is not for parallel.engine=deepspeed, which flattens matrices: "
-                "use optim.name=adamw, or parallel.engine=torch"
-            )
+        assert group.get("kind", "adamw") == "adamw"
         members = [parameters[name_of[id(tensor)]][0] for tensor in group["params"]]
         groups.append({"params": members, **{key: group[key] for key in _SETTINGS}})
     return FlatAdamW(groups)

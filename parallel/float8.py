@@ -18,17 +18,13 @@ _MULTIPLE = 16  # the tensor cores' step in every dimension of a product
 _NEEDS = {"tensorwise": (8, 9), "rowwise": (9, 0)}
 
 
-def check(recipe: str, device: torch.device, *, precision: str, tokens: int) -> None:
+def check(recipe: str, device: torch.device, *, tokens: int) -> None:
     """ValueError, one line with the remedy, where `train.fp8` cannot be had.
 
     tokens: of a micro-batch, as a layer sees them.
     """
     if recipe == "none":
         return
-    if recipe not in _NEEDS:
-        raise ValueError(f"train.fp8={recipe}: choose none, tensorwise or rowwise")
-    if precision != "bf16":
-        raise ValueError(f"train.fp8={recipe}: what is not in fp8 is in bf16: set train.precision=bf16")
     if tokens % _MULTIPLE:
         raise ValueError(
             f"train.fp8={recipe}: a micro-batch has {tokens} tokens a rank, which must be a multiple of "

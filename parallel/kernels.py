@@ -5,18 +5,16 @@ import importlib.util
 import torch
 from torch.nn import attention
 
-CHOICES = ("auto", "sdpa", "flash3")
+from parallel.config import Attention
 
 
-def choose(wanted: str, capability: tuple[int, int] | None, *, flash3_installed: bool) -> bool:
+def choose(wanted: Attention, capability: tuple[int, int] | None, *, flash3_installed: bool) -> bool:
     """`parallel.attention` → whether FlashAttention-3 runs. If not, what torch prefers on the device: on
     Hopper and Blackwell cuDNN's kernels where they are new enough, elsewhere FlashAttention-2.
 
     capability: of a CUDA device, None for a CPU. flash3 needs exactly Hopper: FlashAttention-3 is built on
     its instructions. ValueError where it is asked for and cannot be had.
     """
-    if wanted not in CHOICES:
-        raise ValueError(f"parallel.attention={wanted}: choose {', '.join(CHOICES)}")
     hopper = capability is not None and capability[0] == 9
     if wanted == "flash3" and not hopper:
         raise ValueError(
@@ -31,7 +29,7 @@ def choose(wanted: str, capability: tuple[int, int] | None, *, flash3_installed:
     return hopper and flash3_installed and wanted != "sdpa"
 
 
-def use(wanted: str, device: torch.device) -> None:
+def use(wanted: Attention, device: torch.device) -> None:
     """Choose for `device` and tell torch, for the whole process. Document masks run by FlexAttention on CUDA,
     whatever is chosen here.
     """

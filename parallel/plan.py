@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from parallel.config import ParallelConfig
+from parallel.config import ParallelConfig, PipelineSchedule, Zero
 from parallel.cuts import cut_blocks
 
 
@@ -18,7 +18,7 @@ class ScheduleTraits:
     splits_backward: bool = False  # zero-bubble: input and weight gradients apart
 
 
-SCHEDULES: dict[str, ScheduleTraits] = {
+SCHEDULES: dict[PipelineSchedule, ScheduleTraits] = {
     "gpipe": ScheduleTraits("ScheduleGPipe", 1),
     "1f1b": ScheduleTraits("Schedule1F1B", 1),
     "interleaved_1f1b": ScheduleTraits("ScheduleInterleaved1F1B", 2),
@@ -27,7 +27,6 @@ SCHEDULES: dict[str, ScheduleTraits] = {
     "zbv_zero_bubble": ScheduleTraits("ScheduleZBVZeroBubble", 2, v_shaped=True, splits_backward=True),
     "dualpipe_v": ScheduleTraits("ScheduleDualPipeV", 2, v_shaped=True, splits_backward=True),
 }
-ENGINES = ("torch", "deepspeed")
 
 
 class Initializer(Protocol):
@@ -72,8 +71,8 @@ class Layout:
     dp_shard: int
     tp: int
     pp: int
-    zero: int
-    schedule: str
+    zero: Zero
+    schedule: PipelineSchedule
     stages_per_rank: int
     cp: int = 1
 
@@ -115,33 +114,13 @@ class Layout:
 
 def resolve(cfg: ParallelConfig, world: int) -> Layout:
     """Sizes of every mesh axis for `world` ranks. ValueError names the key and the arithmetic that fails."""
-    if cfg.engine not in ENGINES:
-        raise ValueError(f"parallel.engine={cfg.engine}: choose one of {', '.join(ENGINES)}")
-    if cfg.zero not in (0, 1, 2, 3):
-        raise ValueError(f"parallel.zero={cfg.zero}: choose 0, 1, 2 or 3")
-    for key in ("offload_optimizer", "offload_parameters"):
-        if cfg.engine == "torch" and (value := getattr(cfg, key)) != "none":
-            raise ValueError(
-                f"parallel.{key}={value}: parallel.engine=torch offloads nothing: set it to none, or use "
-                "parallel.engine=deepspeed"
-            )
     sizes = _fill_axes(cfg, world)
-    traits = _schedule(cfg)
+    traits = SCHEDULES[cfg.schedule]
     if sizes["pp"] == 1:
         stages_per_rank = 1
     else:
         stages_per_rank = cfg.stages_per_rank or traits.stages_per_rank
         _check_schedule(cfg, traits, stages_per_rank)
-    if cfg.engine == "deepspeed" and sizes["dp_shard"] != world:
-        raise ValueError(
-            f"parallel.engine=deepspeed has no tp={sizes['tp']}, pp={sizes['pp']}, cp={sizes['cp']}, "
-            f"dp_replicate={sizes['dp_replicate']}: set them to 1, or use parallel.engine=torch"
-        )
-    if cfg.engine == "deepspeed" and cfg.zero == 3 and cfg.recompute == "selective":
-        raise ValueError(
-            "parallel.engine=deepspeed with parallel.zero=3 and recompute=selective: DeepSpeed's "
-            "gathering is not run again alike; set recompute to full, or use parallel.engine=torch"
-        )
     return Layout(world=world, zero=cfg.zero, schedule=cfg.schedule, stages_per_rank=stages_per_rank, **sizes)
 
 
@@ -172,18 +151,7 @@ def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
     return sizes
 
 
-def _schedule(cfg: ParallelConfig) -> ScheduleTraits:
-    if cfg.schedule not in SCHEDULES:
-        raise ValueError(f"parallel.schedule={cfg.schedule}: choose one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[cfg.schedule]
-
-
 def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank: int) -> None:
-    if traits.splits_backward and cfg.compile:
-        raise ValueError(
-            f"parallel.schedule={cfg.schedule} with parallel.compile=true: it splits backward, and a "
-            "compiled block's is one piece; set compile to false, or schedule to interleaved_1f1b"
-        )
     if traits.stages_per_rank == 1 and stages_per_rank != 1:
         raise ValueError(
             f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} holds one stage a rank; "

@@ -24,13 +24,11 @@ _KEPT = {
 
 
 def parse(recompute: str) -> Callable[[int], str]:
-    """`parallel.recompute` → what block number n does: none, full or selective. ValueError if unknown."""
-    if recompute in ("none", "full", "selective"):
-        return lambda block: recompute
+    """`parallel.recompute` → what block number n does: none, full or selective."""
     kind, _, text = recompute.partition(":")
-    if kind == "every" and text.isdecimal() and int(text) > 0:
+    if kind == "every":
         return lambda block: "full" if block % int(text) == 0 else "none"
-    raise ValueError(f"parallel.recompute={recompute}: choose none, full, selective, or every:N")
+    return lambda block: recompute
 
 
 def apply_recompute(blocks: nn.ModuleDict, recompute: str) -> None:

@@ -13,12 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from parallel.config import ParallelConfig
+from data.config import DataConfig, Source
+from parallel.config import Engine, ParallelConfig
 from parallel.deepspeed_start import check as check_deepspeed
-from parallel.plan import ENGINES, SCHEDULES, check_batch, check_model, resolve
+from parallel.plan import SCHEDULES, check_batch, check_model, resolve
 from parallel.precision import Precision
-from parallel.recompute import parse
 from runs import SEQ, VOCAB, Case, curve, reference
+from trainer import keys
+from trainer.config import RunConfig
+from trainer.models.config import DecoderConfig
+from trainer.sections import TrainConfig
 
 LARGEST_WORLD = 8
 GLOBAL_BATCH = 16  # a sequence or more in each micro-batch of every layout of eight
@@ -28,7 +32,7 @@ NO_PIPELINE = "1f1b"  # the schedule's value where there is none
 
 # Values by name; the first is the plainest. nvme needs an operator that is compiled for minutes: not here.
 FACTORS: dict[str, tuple[Any, ...]] = {
-    "engine": ENGINES,
+    "engine": get_args(Engine),
     "zero": (0, 1, 2, 3),
     **dict.fromkeys(AXES, SIZES),
     "schedule": tuple(SCHEDULES),
@@ -132,11 +136,14 @@ class Combination:
         """Why it is not offered; "" where it is."""
         case, cfg = self.case(), ParallelConfig(**self.parallel)
         model = {name: case.model[name] for name in ("layers", "heads", "kv_heads", "ffn_hidden")}
+        train = TrainConfig(precision=self.precision)  # type: ignore[arg-type]
         try:
+            keys.check(
+                RunConfig("run", DecoderConfig(), DataConfig([Source("x")]), train=train, parallel=cfg)
+            )
             layout = resolve(cfg, self.world)
             check_model(layout, **model, vocab=VOCAB)
             check_batch(layout, global_batch=GLOBAL_BATCH, micro_batch=case.micro_batch, seq_len=SEQ)
-            parse(cfg.recompute)
             if cfg.engine == "deepspeed":
                 check_deepspeed(cfg)
         except ValueError as error:

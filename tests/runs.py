@@ -13,11 +13,11 @@ from parallel.engine import Chunk, Engine
 from parallel.plan import resolve
 from parallel.runtime import Runtime
 from trainer import yardstick
-from trainer.config import OptimConfig
 from trainer.models.config import DecoderConfig
 from trainer.models.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
 from trainer.optim import Updates, build_optimizer
+from trainer.sections import OptimConfig
 
 VOCAB = 128
 SEQ = 32

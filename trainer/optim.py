@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from parallel.engine import LocalParameter
-from trainer.config import OptimConfig
 from trainer.rounding import Kernel, Rounding, rounded
+from trainer.sections import OptimConfig
 
 STATE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Elements whose bf16 moments exist in float32 at a time, while they are updated.

@@ -5,7 +5,7 @@ Step s is the number of updates already done: the first update uses `learning_ra
 
 import math
 
-from trainer.config import OptimConfig
+from trainer.sections import OptimConfig
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 

@@ -10,6 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def build(cls: Any, values: Any, at: str = "", *, known: Sequence[str] = ()) -> 
     fields = {yaml_key(field): field for field in dataclasses.fields(cls)}
     if not isinstance(values, dict):
         raise ValueError(f"{at}={_shown(values)}: not a mapping with the keys {', '.join(fields)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     arguments = {}
     for key, value in values.items():
         if key not in fields:
@@ -142,7 +143,7 @@ def unknown_key(key: str, value: Any, siblings: Sequence[str], elsewhere: Sequen
 def dotted_keys(cls: Any, at: str = "") -> list[str]:
     """Every key of a dataclass tree, dotted; an element of a list is written `[0]`."""
     keys = []
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         hint, key = hints[field.name], _join(at, yaml_key(field))
         keys.append(key)
@@ -170,6 +171,11 @@ def yaml_key(field: "dataclasses.Field[Any]") -> str:
     return field.metadata.get("key", field.name)
 
 
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) -> Any:
     kinds = field.metadata.get("kinds")
     if not kinds or not isinstance(value, dict) or "kind" not in value:
@@ -178,8 +184,9 @@ def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) ->
 
 
 def _one_of(choices: Sequence[Any], value: Any, at: str) -> Any:
-    if value in choices:
-        return value
+    for choice in choices:
+        if choice == value and isinstance(value, bool) == isinstance(choice, bool):
+            return choice  # and not the value: 3.0 stands for 3
     near = difflib.get_close_matches(str(value), map(str, choices), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"{at}={_shown(value)}: not one of {', '.join(map(str, choices))}{hint}")

@@ -14,12 +14,13 @@ import torch
 
 from data.config import DataConfig
 from parallel.engine import StepResult
-from trainer.config import RunConfig, TrackConfig, TrainConfig
+from trainer.config import RunConfig
 from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.metrics.progress import Progress, summary
 from trainer.metrics.speed import Speed, peak_flops
 from trainer.models.config import DecoderConfig
+from trainer.sections import TrackConfig, TrainConfig
 from trainer.state import TrainState
 
 

@@ -1,33 +1,38 @@
-"""What a model is made of, as plain data. Imports no torch."""
+"""What a model is made of, as plain data. Imports no torch.
+
+A field states its key's meaning and limits in plain text; `trainer.keys` says how, and checks them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 
 @dataclass
 class DecoderConfig:
     """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    `kv_heads` 0 means one key-value head for each query head. `ffn_hidden` 0 means 8/3 · hidden rounded up
-    to a multiple of 64, which gives the three SwiGLU matrices the parameters of a classic 4 · hidden pair
-    (Shazeer 2020, arXiv:2002.05202). `qk_norm` normalises queries and keys head by head (Dehghani et al.
-    2023, arXiv:2302.05442). `init_std` is the standard deviation of every matrix but the residual
-    projections; see `decoder_plan`.
+    `ffn_hidden` of 8/3 · hidden gives the three SwiGLU matrices the parameters of a classic 4 · hidden pair
+    (Shazeer 2020, arXiv:2002.05202). `qk_norm` is Dehghani et al.'s (2023, arXiv:2302.05442).
     """
 
-    kind: str = "decoder"
-    layers: int = 4
-    hidden: int = 256
-    heads: int = 4
-    kv_heads: int = 0
-    ffn_hidden: int = 0
-    vocab: int = 4096
-    tie_embeddings: bool = False
-    qk_norm: bool = False
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
+    kind: Annotated[Literal["decoder"], "which model this is"] = "decoder"
+    layers: Annotated[int, "blocks", "≥ 1"] = 4
+    hidden: Annotated[int, "width; an even multiple of heads", "≥ 1"] = 256
+    heads: Annotated[int, "query heads, a multiple of kv_heads", "≥ 1"] = 4
+    kv_heads: Annotated[int, "key-value heads; 0: one for each query head", "≥ 0"] = 0
+    ffn_hidden: Annotated[
+        int, "width of the feed-forward layer; 0: 8/3 · hidden, rounded up to a multiple of 64", "≥ 0"
+    ] = 0
+    vocab: Annotated[int, "tokens the model knows: at least the tokenizer's", "≥ 1", "in tokens"] = 4096
+    tie_embeddings: Annotated[bool, "embedding and head are one matrix"] = False
+    qk_norm: Annotated[bool, "normalise queries and keys, head by head"] = False
+    rope_theta: Annotated[float, "base of the rotary positions' frequencies", "> 0"] = 10000.0
+    norm_eps: Annotated[float, "added to the mean square under RMSNorm's root", "> 0"] = 1e-5
+    init_std: Annotated[
+        float, "standard deviation of the first weights; residual projections have less", "> 0"
+    ] = 0.02
 
     @property
     def head_dim(self) -> int:
@@ -42,16 +47,7 @@ class DecoderConfig:
         return self.ffn_hidden or -(-8 * self.hidden // (3 * 64)) * 64
 
     def check(self) -> None:
-        """Raise a one-line ValueError naming the first field that cannot be."""
-        for name in ("layers", "hidden", "heads", "vocab"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}: must be at least 1, is {getattr(self, name)}")
-        for name in ("kv_heads", "ffn_hidden"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}: must be 0 (automatic) or more, is {getattr(self, name)}")
-        for name in ("rope_theta", "norm_eps", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"model.{name}: must be above 0, is {getattr(self, name)}")
+        """Raise a one-line ValueError naming the first field that does not go with another."""
         if self.hidden % self.heads:
             raise ValueError(f"model.hidden: {self.hidden} is not divisible by model.heads {self.heads}")
         if self.head_dim % 2:

@@ -228,7 +228,6 @@ def test_the_plan_names_what_is_there(cfg: DecoderConfig) -> None:
         ({"heads": 5}, "model.hidden: 32 is not divisible by model.heads 5"),
         ({"kv_heads": 3}, "model.heads: 4 is not divisible by model.kv_heads 3"),
         ({"heads": 32}, "model.heads 32 = 1 a head"),
-        ({"layers": 0}, "model.layers: must be at least 1, is 0"),
     ],
 )
 def test_an_impossible_config_is_one_line(change: dict[str, object], message: str) -> None:

@@ -17,7 +17,9 @@ class Source:
     """One corpus in the mixture."""
 
     path: Annotated[
-        str, "the folder that `germinal prepare` made: local, http(s):// or s3://", "not empty"
+        str,
+        "the folder that `germinal prepare` made: local, from the working directory, or http(s):// or s3://",
+        "not empty",
     ] = ""
     weight: Annotated[float, "its share of the sequences, relative to the others", "≥ 0"] = 1.0
     name: Annotated[str, "how stages and reports call it; empty: the path"] = ""
@@ -31,7 +33,9 @@ class Heldout:
     """One corpus to evaluate on."""
 
     path: Annotated[
-        str, "the folder that `germinal prepare` made: local, http(s):// or s3://", "not empty"
+        str,
+        "the folder that `germinal prepare` made: local, from the working directory, or http(s):// or s3://",
+        "not empty",
     ] = ""
     name: Annotated[str, "its key in the metrics; empty: the path"] = ""
 
@@ -80,7 +84,8 @@ class DataConfig:
     ] = "stop"
     prefetch: Annotated[int, "read ahead", "≥ 1", "in steps"] = 4
     cache_dir: Annotated[
-        str, "where remote shards are kept; empty: they are read by range, without a cache"
+        str,
+        "where remote shards are kept, from the working directory; empty: they are read by range, uncached",
     ] = ""
     cache_bytes: Annotated[int, "the most that cache_dir may hold", "≥ 1", "in bytes"] = 100_000_000_000
 

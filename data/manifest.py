@@ -207,8 +207,12 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        missing = "no such folder" if not Path(folder).is_dir() else f"it has no {MANIFEST}"
-        raise ValueError(f"{folder} is not a corpus: {missing}; make one with `germinal prepare`") from None
+        missing = f"it has no {MANIFEST}; "
+        if not Path(folder).is_dir():
+            missing = "no such folder; "
+            if not Path(folder).is_absolute():
+                missing = f"no such folder in {Path.cwd()}, where this runs; run it where the corpus is, or "
+        raise ValueError(f"{folder} is not a corpus: {missing}make one with `germinal prepare`") from None
     return parse_manifest(text, str(path))
 
 

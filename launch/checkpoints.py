@@ -1,12 +1,12 @@
 """`germinal checkpoint`: what a run has saved, and whether every byte of it is as it was written."""
 
 import argparse
-import difflib
 import time
 from pathlib import Path
 from typing import Any
 
 from launch import tables
+from trainer.run_folder import find
 
 
 def checkpoint_list(args: argparse.Namespace) -> int:
@@ -64,23 +64,8 @@ def checkpoint_verify(args: argparse.Namespace) -> int:
     return int(any(verdicts.values()))
 
 
-def run_folder(path: str) -> Path:
-    """The folder of a run; ValueError with the nearest name if there is none."""
-    folder = Path(path)
-    if folder.is_file():
-        raise ValueError(f"{path} is a file, and a run is a folder: give one such as runs/{folder.stem}")
-    if not folder.is_dir():
-        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, siblings, n=1)
-        hint = f"; did you mean {folder.parent / near[0]}?" if near else ""
-        raise ValueError(f"{path}: no such run folder{hint}")
-    if not (folder / "config.yaml").is_file() and not (folder / "checkpoints").is_dir():
-        raise ValueError(f"{path} is no run folder: it has neither config.yaml nor checkpoints/")
-    return folder
-
-
 def _root(path: str) -> Path:
-    return run_folder(path) / "checkpoints"
+    return find(path) / "checkpoints"
 
 
 def _steps(path: str) -> list[int]:

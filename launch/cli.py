@@ -19,6 +19,11 @@ from launch.recipe_help import ABOUT
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
 
+CONFIG = (
+    "YAML file, or a run folder to go on with; paths in it are relative to the working directory, base: to "
+    "the file"
+)
+
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
@@ -161,7 +166,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG)
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes one key of it")
     parser.add_argument(
         "--nproc", type=_count, default=1, metavar="N", help="ranks on this machine (default 1)"
@@ -188,7 +193,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
+    parser.add_argument("folder", metavar="RUN", help="run folder, or the config in it")
     parser.add_argument(
         "--prompt", default="", metavar="TEXT", help="text to continue (empty: a new document)"
     )
@@ -216,7 +221,7 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
         ),
     ):
         sub = add(name, about)
-        sub.add_argument("folder", metavar="RUN", help="run folder, runs/NAME")
+        sub.add_argument("folder", metavar="RUN", help="run folder, or the config in it")
         if name == "verify":
             sub.add_argument("--step", type=_count, metavar="N", help="only the checkpoint of this step")
         _json(sub)

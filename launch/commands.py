@@ -6,8 +6,8 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from launch.checkpoints import run_folder
 from launch.job import Command, Job, python
+from trainer import run_folder
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -82,7 +82,7 @@ def generate(args: argparse.Namespace) -> int:
     """Become the process that continues the text, once there is a run to continue it with."""
     from launch import submit
 
-    run_folder(args.folder)
+    run_folder.find(args.folder)
     names = ("prompt", "max_tokens", "temperature", "top_p", "seed")
     # With "=", so that a prompt may begin with a dash.
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]

@@ -66,24 +66,23 @@ def data_inspect(args: argparse.Namespace) -> int:
 
 def _sequence(args: argparse.Namespace) -> int:
     from data.tracing import sequence
-    from trainer import config
+    from trainer import config, run_folder
 
-    file = Path(args.folder) / "config.yaml" if Path(args.folder).is_dir() else Path(args.folder)
     if args.sequence < 0:
         raise ValueError(f"--sequence {args.sequence}: sequences are counted from 0")
-    if not file.is_file():
+    if Path(args.folder).is_dir() and not run_folder.is_run(Path(args.folder)):
         raise ValueError(
-            f"{args.folder}: --sequence {args.sequence} is of a run: give its folder (it has a config.yaml) "
-            "or its config; a corpus alone has no order"
+            f"{args.folder}: --sequence {args.sequence} is of a run: give its folder or its config; a corpus "
+            "alone has no order"
         )
-    cfg = config.load(file)
+    cfg = config.load(args.folder)
     found = sequence(cfg.data, args.sequence, seed=cfg.seed, global_batch=cfg.train.global_batch)
     if args.json:
         tables.document(found)
         return 0
     step = args.sequence // cfg.train.global_batch + 1
     tables.facts(
-        f"sequence {args.sequence} of {file}",
+        f"sequence {args.sequence} of {args.folder}",
         {
             "read by step": step,
             "source": found["source"],

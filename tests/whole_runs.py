@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def train(config: Path, *overrides: str, nproc: int = 1, timeout: float = 180.0)
     """Train to the end; the test fails with the command's own words if it does not exit with 0."""
     done = germinal("train", config, "--nproc", nproc, *overrides, timeout=timeout)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def train_here(config: Path, *overrides: str) -> bool:
+    """Train in this process, which costs no start; errors come out as exceptions."""
+    from parallel import runtime as runtimes
+    from trainer import config as configs
+    from trainer.run import assemble
+
+    cfg = configs.load(config, overrides)
+    with ExitStack() as stack:
+        return assemble(cfg, runtimes.start(env={}), stack)()
 
 
 def kill_when(

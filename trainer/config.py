@@ -15,7 +15,7 @@ from data.config import DataConfig
 from data.config import check as check_data
 from parallel.config import ParallelConfig
 from parallel.plan import Layout, check_batch, check_model, resolve
-from trainer import keys, schema
+from trainer import keys, run_folder, schema
 from trainer.models.config import DecoderConfig
 from trainer.sections import CheckpointConfig, ObjectiveConfig, OptimConfig, TrackConfig, TrainConfig
 
@@ -38,7 +38,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     seed: Annotated[int, "of the first weights and the order of the data"] = 0
-    run_dir: Annotated[str, "the run folder, from the working directory; empty: runs/<name>"] = ""
+    run_dir: Annotated[
+        str,
+        "the run folder, from the working directory; empty: runs/<name>, or where the config lies, if a run "
+        "wrote it there",
+    ] = ""
 
     @property
     def folder(self) -> Path:
@@ -60,13 +64,19 @@ OUTSIDE_CURVE = (
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that the file `path` and each `key=value` describe, checked as far as can be without torch.
 
-    `name` defaults to the file's own, `run_dir` to `runs/<name>`.
+    `name` defaults to the file's own, `run_dir` to `runs/<name>`. A config that a run wrote into its folder
+    means that folder, wherever it is now, unless an override says `run_dir` or `name`; `path` may be the
+    folder itself. Other relative paths are relative to the working directory.
 
     Raises:
         ValueError: one line with the key, its value and the nearest right key or what is wrong with it.
     """
-    values = schema.read(path, overrides)
-    values.setdefault("name", Path(path).stem)
+    file = run_folder.config_file(path)
+    values = schema.read(file, overrides)
+    values.setdefault("name", file.stem)
+    given = {override.partition("=")[0] for override in overrides}
+    if (home := run_folder.home(file)) and "run_dir" not in given:
+        values["run_dir"] = "" if "name" in given else str(home)
     cfg: RunConfig = schema.build(RunConfig, values, known=schema.dotted_keys(RunConfig))
     cfg.run_dir = cfg.run_dir or f"runs/{cfg.name}"
     check(cfg)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data import tokenizer as tokenizers
 from parallel.engine import Chunk
 from trainer import config as configs
+from trainer import run_folder
 from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.store import load
@@ -89,7 +90,8 @@ def continue_text(
     ValueError where `run` is no run folder; RuntimeError where it has no checkpoint that verifies, or another
     tokenizer than the run was trained with.
     """
-    cfg = read_config(run)
+    run = run_folder.find(run)
+    cfg = configs.load(run / run_folder.CONFIG)
     model, trained_with = newest_model(cfg, run)
     tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
@@ -117,16 +119,6 @@ def decode(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
             written += len(piece)
             yield piece
     yield tokenizer.decode(so_far)[written:]
-
-
-def read_config(run: Path) -> RunConfig:
-    """The resolved config that a run left in its folder."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"{run} is not a run folder: it has no config.yaml; give one such as runs/quickstart"
-        )
-    return configs.load(path)
 
 
 def load_tokenizer(path: Path, trained_with: dict[str, Any]) -> Tokenizer:
@@ -208,7 +200,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="germinal generate", description="continue a text with a trained run"
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, runs/NAME")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or the config in it")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="empty: begin a new document")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest token")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from parallel.plan import Layout
 from parallel.recompute import compiler
 from parallel.runtime import Runtime
 from trainer import config as configs
+from trainer import run_folder
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
 from trainer.config import RunConfig
@@ -125,9 +126,10 @@ def assemble(
     state = checkpointer.resume(engine) or TrainState()
     check_length(cfg, stream, state)
     heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, gather=gather)
-    # Only now: a config that the checkpoint refuses must not take the place of the run's own.
-    ranks.first(lambda: describe(cfg, stream, fence))
     evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
+    # Only now: a config that the checkpoint refuses must not take the place of the run's own. And after the
+    # first event, for events.jsonl is what marks the folder of a config.yaml as a run's.
+    ranks.first(lambda: describe(cfg, stream, fence))
 
     loader = Loader(
         stream,
@@ -238,11 +240,15 @@ def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
 
 
 def describe(cfg: RunConfig, stream: Stream, fence: Fence) -> None:
-    """The resolved config and the tokenizer in the run folder, so that it stands on its own."""
+    """The resolved config and the tokenizer in the run folder, so that it stands on its own.
+
+    The config there says no `run_dir`: it means the folder that it lies in, and that may be moved.
+    """
     corpus = stream.sources[0].corpus
     tokenizer = corpus.storage.tokenizer()
     with explaining(cfg.folder):
-        write_atomically(cfg.folder / "config.yaml", configs.dump(cfg).encode(), look=fence.look)
+        config = configs.dump(replace(cfg, run_dir=""))
+        write_atomically(cfg.folder / run_folder.CONFIG, config.encode(), look=fence.look)
         write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)
 
 

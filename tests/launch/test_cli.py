@@ -300,10 +300,10 @@ def test_every_option_says_what_it_is() -> None:
 def test_what_is_no_run_folder(capfd: pytest.CaptureFixture[str], config: str, tmp_path: Path) -> None:
     assert failure(capfd, "checkpoint", "list", config) == (
         2,
-        f"error: {config} is a file, and a run is a folder: give one such as runs/tiny\n",
+        f"error: {config} is a file in no run folder: give a run folder such as runs/tiny\n",
     )
     code, err = failure(capfd, "checkpoint", "list", str(tmp_path / "corpus"))
-    assert code == 2 and "neither config.yaml nor checkpoints/" in err
+    assert code == 2 and "is no run folder: it has no config.yaml" in err
     code, err = failure(capfd, "data", "inspect", str(tmp_path / "corpus"), "--sequence", "3")
     assert code == 2 and "a corpus alone has no order" in err
 

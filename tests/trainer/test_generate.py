@@ -127,6 +127,7 @@ def make_run(
     )
     folder.mkdir()
     (folder / "config.yaml").write_text(configs.dump(cfg))
+    (folder / "events.jsonl").touch()
     tokenizers.utf8_bytes().save(str(folder / "tokenizer.json"))
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     own = Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()
@@ -245,7 +246,7 @@ def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere"], 2, "nowhere is not a run folder"),
+        (["nowhere"], 2, "nowhere: no such run folder"),
         (["empty"], 1, "has no checkpoint to generate from"),
         (["damaged"], 1, "none of its 1 verifies"),
         (["empty", "--top-p", "0"], 2, "--top-p 0.0"),

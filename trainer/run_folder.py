@@ -1,0 +1,81 @@
+"""Which run a path on the command line means. No torch here.
+
+A run folder holds `config.yaml` and what only a run writes beside it: `events.jsonl` or a committed
+checkpoint. An ordinary folder that happens to hold a config.yaml is none.
+"""
+
+import difflib
+import re
+from pathlib import Path
+
+CONFIG = "config.yaml"  # the resolved config that the run has
+CONFIGS = "configs"  # folder of those that it has had
+EVENTS = "events.jsonl"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run's, wherever it was moved or copied to."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return (folder / EVENTS).is_file() or any(folder.glob("checkpoints/step-*/MANIFEST.json"))
+
+
+def config_file(path: str | Path) -> Path:
+    """The file that a CONFIG on the command line means: itself, or the config.yaml of a run folder.
+
+    ValueError, one line, for a folder that is not a run's, and for a path that is not there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if is_run(path):
+            return path / CONFIG
+        raise ValueError(_no_run(path))
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{path}: no such config file or run folder{_nearest(path)}")
+    return path
+
+
+def home(config: Path) -> Path | None:
+    """The run folder that wrote `config`, its config.yaml or one of its `configs/`; None for another file."""
+    for file in (config, config.resolve()):  # a link to a run's config means that run
+        folder = None
+        if file.name == CONFIG:
+            folder = file.parent
+        elif file.parent.name == CONFIGS and re.fullmatch(r"step-\d+\.yaml", file.name):
+            folder = file.parent.parent
+        if folder and is_run(folder):
+            return folder
+    return None
+
+
+def find(path: str | Path) -> Path:
+    """The folder of the run that a RUN on the command line means: a folder, or the config in it.
+
+    ValueError, one line, with the nearest name where there is no such folder. A folder that has lost its
+    config.yaml, but not its checkpoints, is a run's still.
+    """
+    path = Path(path)
+    if path.is_file():
+        if folder := home(path):
+            return folder
+        raise ValueError(f"{path} is a file in no run folder: give a run folder such as runs/{path.stem}")
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such run folder{_nearest(path)}")
+    if not is_run(path) and not (path / "checkpoints").is_dir():
+        raise ValueError(_no_run(path))
+    return path
+
+
+def _no_run(folder: Path) -> str:
+    if (folder / CONFIG).is_file():
+        return (
+            f"{folder} is no run folder: beside config.yaml it has neither events.jsonl nor a checkpoint; "
+            f"for a new run give {folder / CONFIG}"
+        )
+    return f"{folder} is no run folder: it has no config.yaml; give one such as runs/quickstart, or a config"
+
+
+def _nearest(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

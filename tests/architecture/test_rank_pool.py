@@ -1,6 +1,7 @@
 """The pool that the distributed tests stand on: right answers, one clear failure, a fresh start."""
 
 import os
+import re
 import signal
 import time
 
@@ -68,8 +69,13 @@ def test_a_killed_rank_is_a_failure(ranks: RankPools) -> None:
 
 
 def test_a_hang_ends_with_the_stack_of_the_rank_that_hangs(ranks: RankPools) -> None:
-    with pytest.raises(RankFailure, match=r"(?s)ranks \[1\] hang in hangs.*in hangs"):
-        ranks(2).run(hangs, timeout_seconds=1.0)
+    for seconds in (1.0, 5.0, 25.0):  # where the cores are shared by others, rank 0 may need longer to answer
+        ranks(2).run(summed, 1.0)  # what is timed below is an answer, not a fresh process's imports
+        with pytest.raises(RankFailure, match=r"(?s)ranks \[.*1\] hang in hangs") as caught:
+            ranks(2).run(hangs, timeout_seconds=seconds)
+        if "ranks [1]" in str(caught.value):
+            break
+    assert re.search(r"(?s)ranks \[1\] hang in hangs.*in hangs", str(caught.value))
     assert ranks(2).run(summed, 1.0)[0][0] == 1.0
 
 

@@ -1,7 +1,8 @@
 """`germinal`: the command line. Parses, checks what can be checked at once, and hands over.
 
 Nothing here imports torch, and a command's needs are imported inside it: help and mistakes answer at once.
-Exit codes: 0 done; 1 failed; 2 the command line or the config is wrong; 75 preempted, state saved: run again.
+Exit codes: 0 done; 1 failed; 2 the command line or the config is wrong; 75 preempted, state saved, or
+the run is held by another process: run again; 130 interrupted.
 """
 
 import argparse

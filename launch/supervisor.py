@@ -19,9 +19,11 @@ from pathlib import Path
 
 from launch.job import Command
 from launch.voice import SHOW_CURSOR, Voice, say, terminal_like_ours, write
+from trainer.interrupts import ONE_PRESS_SECONDS
 
-# Exit codes with which a rank leaves in agreement with the others: done, and preempted with its state saved.
-AGREED = (0, 75)
+# Exit codes of a rank that was asked to stop. Once all have begun their first step, all leave with
+# them together; before that, one that leaves with them leaves the others waiting.
+STOPPED = (75, 130)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -34,10 +36,12 @@ def supervise(
     on standard error line by line behind `[rank N]`; on a terminal, rank 0 may draw its progress there.
 
     The first rank to fail decides the exit code and its error is the one shown; the others are asked to end
-    (SIGTERM) and after `grace_seconds` made to. A rank ended by a signal counts as failed (1). SIGINT,
-    SIGTERM and SIGUSR1 are passed on, and SIGCONT with them; a second SIGINT or SIGTERM kills, and so does
-    the end of `stop_seconds`, in which a rank has to save and leave. If this process itself is killed, the
-    kernel kills the ranks (on Linux).
+    (SIGTERM) and after `grace_seconds` made to. So it is with the first rank that was asked to stop and left
+    before all were under way, which each says on the pipe whose descriptor is in GERMINAL_UNDER_WAY. A rank
+    ended by a signal counts as failed (1). SIGINT, SIGTERM and SIGUSR1 are passed on, and SIGCONT with them.
+    A request to stop may come any number of times; a second SIGINT kills, and so does the end of
+    `stop_seconds`, in which a rank has to save and leave. If this process itself is killed, the kernel kills
+    the ranks (on Linux).
     """
     supervisor = _Supervisor(grace_seconds, stop_seconds)
     try:
@@ -54,6 +58,13 @@ class _Rank:
     voice: Voice
     descriptors: list[int] = field(default_factory=list)
     ended_at: float = 0.0
+    under_way: bool = False  # its first step is done, and so every rank has begun
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether it has failed, or has left while the others were not to leave with it."""
+        code = self.process.returncode
+        return code not in (None, 0) and not (code in STOPPED and self.under_way)
 
     @property
     def failed_at(self) -> float:
@@ -70,13 +81,16 @@ class _Supervisor:
         self.ranks: list[_Rank] = []
         self.kill_at = float("inf")
         self.arrived: list[int] = []  # signals not yet passed on
-        self.asked: list[int] = []  # every SIGINT and SIGTERM
+        self.asked: list[int] = []  # SIGTERM, SIGINT and a second SIGINT
+        self.interrupted_at = float("inf")
         self.selector = selectors.DefaultSelector()
         # A signal, SIGCHLD included, writes a byte here: select wakes at once, without polling.
         self.wake, self.waker = socket.socketpair()
         for end in (self.wake, self.waker):
             end.setblocking(False)
         self.selector.register(self.wake, selectors.EVENT_READ)
+        self.under_way, self.tell_under_way = os.pipe()
+        os.set_blocking(self.under_way, False)
         self.old_wakeup = signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
         handlers = dict.fromkeys(FORWARDED, lambda number, frame: self.arrived.append(number))
         handlers[signal.SIGCHLD] = lambda number, frame: None
@@ -87,7 +101,8 @@ class _Supervisor:
         ours, theirs = terminal_like_ours() if live else os.pipe()
         process = subprocess.Popen(
             command.argv,
-            env=os.environ | command.env,
+            env=os.environ | command.env | {"GERMINAL_UNDER_WAY": str(self.tell_under_way)},
+            pass_fds=(self.tell_under_way,),
             stdin=subprocess.DEVNULL,
             stdout=None if number == 0 else subprocess.PIPE,
             stderr=theirs,
@@ -117,11 +132,12 @@ class _Supervisor:
     def _react(self) -> None:
         """Note which ranks have failed; after the first, ask the others to end, and in time make them."""
         now = time.monotonic()
-        for rank in self.ranks:
-            code = rank.process.poll()
+        ended = [rank.process.poll() for rank in self.ranks]
+        self._hear_who_is_under_way()
+        for rank, code in zip(self.ranks, ended):
             if code is None and rank.voice.last_words and now > rank.failed_at + self.grace_seconds:
                 rank.voice.resume()
-            if code is None or code in AGREED:
+            if not rank.left_alone:
                 continue
             rank.ended_at = rank.ended_at or now
             if self.kill_at == float("inf"):
@@ -134,6 +150,11 @@ class _Supervisor:
         if now >= self.kill_at:
             self._kill_all()
 
+    def _hear_who_is_under_way(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self.under_way, 1 << 16).split():
+                self.ranks[int(number)].under_way = True
+
     def _silent(self) -> list[int]:
         """The ranks that are still there; where some of them are stopped, those: the others wait for them."""
         there = [rank for rank in self.ranks if rank.process.poll() is None]
@@ -143,15 +164,20 @@ class _Supervisor:
     def _pass_on_signals(self) -> None:
         while self.arrived:
             number = self.arrived.pop(0)
+            now = time.monotonic()
+            if number == signal.SIGINT:
+                if now > self.interrupted_at + ONE_PRESS_SECONDS:
+                    self.asked.append(number)
+                    self._kill_all()
+                    continue
+                self.interrupted_at = min(self.interrupted_at, now)
+            if number in self.asked:
+                continue
+            self._send(number, self.ranks)
+            self._send(signal.SIGCONT, self.ranks)  # a stopped process answers nothing
             if number != signal.SIGUSR1:
                 self.asked.append(number)
-            if len(self.asked) > 1:
-                self._kill_all()
-            else:
-                self._send(number, self.ranks)
-                self._send(signal.SIGCONT, self.ranks)  # a stopped process answers nothing
-                if self.asked:
-                    self.stop_by = min(self.stop_by, time.monotonic() + self.stop_seconds)
+                self.stop_by = min(self.stop_by, now + self.stop_seconds)
 
     def _read(self, timeout: float) -> None:
         for key, _ in self.selector.select(timeout):
@@ -164,7 +190,7 @@ class _Supervisor:
 
     def _verdict(self) -> int:
         """The exit code of all, once each has one; says the last words of the rank that decided it."""
-        failed = [rank for rank in self.ranks if rank.process.returncode not in AGREED]
+        failed = [rank for rank in self.ranks if rank.left_alone]
         spoken: list[list[bytes]] = []
         for rank in self.ranks:
             if rank not in failed and rank.voice.last_words not in spoken:  # what it said was not its end
@@ -174,23 +200,23 @@ class _Supervisor:
             return max(rank.process.returncode for rank in self.ranks)
         first = min(failed, key=lambda rank: rank.failed_at)
         code = first.process.returncode
-        if code < 0 and self.asked:
+        words = first.voice.last_words or first.voice.spoken
+        if code < 0 and (self.asked or (-code in FORWARDED and not first.under_way and not words)):
             return self._ended_by_the_signal(-code)
         first.voice.speak()
-        words = first.voice.last_words or first.voice.spoken
         if code < 0 and not words:
             name = signal.Signals(-code).name
             hint = " (out of memory? see the kernel's log)" if -code == signal.SIGKILL else ""
             say(f"error: rank {first.voice.number} was ended by {name}{hint}".encode())
-        elif not words:
+        elif not words and code not in STOPPED:
             say(f"error: rank {first.voice.number} ended with exit code {code} and said nothing".encode())
         return 1 if code < 0 else code
 
     def _ended_by_the_signal(self, number: int) -> int:
-        """A rank that waits inside torch cannot answer a signal, which then ends it: nothing was under way.
-        One that was killed because it did not end in time has lost what came after its last checkpoint.
+        """A rank that has not yet come to answer signals is ended by one: nothing was under way. One that was
+        killed because it did not end in time has lost what came after its last checkpoint.
         """
-        asked = self.asked[-1]
+        asked = self.asked[-1] if self.asked else number
         how = "interrupted" if asked == signal.SIGINT else "asked to stop"
         if self.silent:
             ranks = ", ".join(map(str, self.silent))
@@ -199,9 +225,9 @@ class _Supervisor:
                 "the same command goes on from the last checkpoint".encode()
             )
             return 1
-        if number == asked == signal.SIGTERM and len(self.asked) == 1:
+        if number in FORWARDED and len(self.asked) < 2:
             say(f"error: {how} before the first step: nothing was under way".encode())
-            return 75
+            return 130 if asked == signal.SIGINT else 75
         say(f"error: {how}; the same command goes on from the last checkpoint".encode())
         return 128 + asked
 
@@ -213,7 +239,7 @@ class _Supervisor:
     def _kill_all(self) -> None:
         """End every rank that has not left by itself, and what it started."""
         for rank in self.ranks:
-            if rank.process.poll() not in AGREED:
+            if rank.process.poll() not in (0, *STOPPED):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(rank.process.pid, signal.SIGKILL)
 
@@ -231,6 +257,8 @@ class _Supervisor:
         self.selector.close()
         self.wake.close()
         self.waker.close()
+        os.close(self.under_way)
+        os.close(self.tell_under_way)
 
 
 def _is_stopped(process: int) -> bool:

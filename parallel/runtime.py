@@ -1,19 +1,24 @@
-"""Who this process is: rank, world, device, group, stop signal. The only reader of environment variables."""
+"""Who this process is: rank, world, device, group; who else is there. The only reader of environment
+variables.
+"""
 
 import contextlib
 import os
 import re
-import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
+
+from parallel.presence import Left, Presence
 
 # (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
 # --launcher openmpi).
@@ -24,39 +29,87 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
 
+# Variables of launchers that are the parent of their ranks: our supervisor, torchrun and accelerate, srun,
+# Open MPI, deepspeed. A rank that was started by hand may outlive its shell.
+_PARENTS = ("GERMINAL_INIT", "TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "CROSS_RANK")
+_PARENT_SECONDS = 2.0
+_FAILED = 1
+STOPPED = (75, 130)  # exit codes of a rank that was asked to stop
+
+# How long a rank that hears of another's end may take to end by itself: running, and before its first step.
+GRACE_SECONDS = 10.0
+START_GRACE_SECONDS = 2.0
+
 
 @dataclass
 class Runtime:
-    """One rank. `stopping` turns true at the first SIGTERM or SIGUSR1 (SLURM's warning of a job's end)."""
+    """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end."""
 
     rank: int
     world: int
     local_rank: int
     device: torch.device
     stopping: bool = field(default=False)
-    _previous: dict[int, Any] = field(default_factory=dict, repr=False)
+    is_under_way: bool = field(default=False)
+    _presence: Presence | None = field(default=None, repr=False)
+    _supervisor: int = field(default=-1, repr=False)  # descriptor of its pipe
+    _group: dict[str, Any] = field(default_factory=dict, repr=False)  # what the process group is made with
 
     @property
     def is_writer(self) -> bool:
         return self.rank == 0
 
-    def watch_signals(self) -> None:
-        """A signal only raises the flag, and the loop saves at the step's end; a second acts as before."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, self._on_signal)
+    def join(self) -> None:
+        """Meet the other ranks in a process group. RuntimeError where they do not come in time."""
+        if self._group:
+            dist.init_process_group(**self._group)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def stop_at_next_step(self) -> None:
+        """Raise the flag `stopping`."""
         self.stopping = True
-        signal.signal(number, self._previous.pop(number, signal.SIG_DFL))
+
+    def under_way(self) -> None:
+        """The first step is done, so all ranks have begun: they leave together from here on."""
+        if self.is_under_way:
+            return
+        self.is_under_way = True
+        if self._supervisor >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._supervisor, f"{self.rank}\n".encode())
+
+    def leaves(self, code: int, why: str = "") -> None:
+        """Tell the other ranks that this one ends, with its exit code; `why` where it does so alone."""
+        if self._presence is not None:
+            together = code == 0 or (code in STOPPED and self.is_under_way and not why)
+            self._presence.leave(code, why, agreed=together)
+
+    def first_to_leave(self) -> Left | None:
+        """The rank whose end is the cause, where an error here may be its effect."""
+        return self._presence.first(patience_seconds=1.0) if self._presence is not None else None
+
+    def _left(self, left: Left) -> None:
+        """Another rank is gone: where all were to leave, this one does it by itself; else it follows."""
+        if left.agreed:
+            return
+        if left.code not in STOPPED:  # what fails here too, or for want of that rank, has words of its own
+            time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
+        _end(f"{left}", _FAILED if left.code is None else left.code)
+
+    def _watch_parent(self) -> None:
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        _end(
+            f"rank {self.rank}: its launcher (process {parent}) is gone, and so nobody watches over it",
+            _FAILED,
+        )
 
     def stop(self, *, failed_with: int = 0) -> None:
-        """Leave the process group and give signals back. Safe to call twice.
+        """Leave the process group. Safe to call twice.
 
         `failed_with`: the exit code of a failure. With it a rank on a GPU ends here: NCCL's group waits,
         before it goes, for the work under way, and peers that are gone never do theirs.
         """
-        while self._previous:
-            signal.signal(*self._previous.popitem())
         if not dist.is_initialized():
             return
         if failed_with and self.device.type == "cuda":
@@ -67,7 +120,15 @@ class Runtime:
 
 
 def start(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] | None = None) -> Runtime:
-    """Find out which rank this is and join the others; without a launcher, a single process without a group.
+    """`meet` and `Runtime.join`."""
+    runtime = meet(timeout=timeout, env=env)
+    runtime.join()
+    return runtime
+
+
+def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] | None = None) -> Runtime:
+    """Find out which rank this is and reach the others, so that each hears of the end of one; without a
+    launcher, a single process. `join` is what makes them a process group.
 
     The rendezvous is GERMINAL_INIT (a file:// or tcp:// address, set by the local launcher), else
     MASTER_ADDR and MASTER_PORT. Where srun started the ranks and these are not set, the address is the step's
@@ -76,24 +137,66 @@ def start(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] 
 
     Raises:
         ValueError: a launcher's variables are missing or contradict.
-        RuntimeError: the ranks did not meet within `timeout`.
+        RuntimeError: rank 0 was not there within `timeout`.
     """
     environ = os.environ if env is None else env
     rank, world, local_rank = _identity(environ)
     device = _device(environ, local_rank)
     runtime = Runtime(rank, world, local_rank, device)
+    if any(name in environ for name in _PARENTS) and os.getppid() > 1:
+        threading.Thread(target=runtime._watch_parent, name="parent", daemon=True).start()
+    runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
     if world > 1 and not dist.is_initialized():
         init = environ.get("GERMINAL_INIT") or _address(environ, world)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend,
-            init_method=init,
-            rank=rank,
-            world_size=world,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
+        runtime._group = {
+            "backend": "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            "rank": rank,
+            "world_size": world,
+            "timeout": timeout,
+            "device_id": device if device.type == "cuda" else None,
+        }
+        if init.startswith("file://"):  # its supervisor watches
+            runtime._group["init_method"] = init
+        else:
+            shared = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            runtime._group["store"] = _reach(runtime, init, timeout, server=rank == 0 and not shared)
     return runtime
+
+
+def _reach(runtime: Runtime, init: str, timeout: timedelta, *, server: bool) -> dist.Store:
+    """The store at `init`, tcp://HOST:PORT, and the ranks' presence, which meet through it."""
+    address = urlsplit(init)
+    assert address.hostname and address.port, init
+    tcp = dist.TCPStore(
+        address.hostname,
+        address.port,
+        runtime.world,
+        is_master=server,
+        timeout=timeout,
+        wait_for_workers=False,  # a rank that does not come is noticed below
+        multi_tenant=True,
+    )
+    store = dist.PrefixStore("germinal", tcp)
+    presence = Presence(runtime.rank, runtime.world, runtime._left)
+    if runtime.rank == 0:
+        store.set("presence", presence.host())
+    else:
+        where = store.get("presence").decode()
+        try:
+            presence.join(address.hostname, where)
+        except OSError as error:
+            port = where.split()[0]
+            said = f"rank {runtime.rank} does not watch the others: {address.hostname}:{port}: {error}"
+            print(said, file=sys.stderr, flush=True)
+            return store
+    runtime._presence = presence
+    return store
+
+
+def _end(why: str, code: int) -> NoReturn:
+    """End this process from whatever thread; the others wait for what never comes."""
+    os.write(2, f"error: {why}\n".encode())
+    os._exit(code)
 
 
 def _launcher(environ: Mapping[str, str]) -> tuple[str, str, str] | None:

@@ -260,7 +260,10 @@ class TorchEngine:
 
     def _not_finite(self) -> str:
         here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
-        where = f"first in {here[0]} on this rank" if here else "on another rank"
+        alone = self._layout.world == 1
+        where = f"first in {here[0]}{'' if alone else ' on this rank'}" if here else "on another rank"
+        if alone and not here:
+            where = "each element is, and their norm is not"
         return f"the gradient is not finite ({where})"
 
     @torch.no_grad()

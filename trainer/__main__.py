@@ -1,7 +1,7 @@
 """One rank of a run: `python -m trainer CONFIG [key=value…]`, under any launcher or none.
 
 Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state saved, or the run is
-held by another process: run me again.
+held by another process: run me again; 130 interrupted by Ctrl-C, state saved.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from trainer import config as configs
 from trainer.config import RunConfig
 from trainer.disk import explained
 from trainer.fence import Fence
-from trainer.interrupts import LeaveAtOnce
+from trainer.interrupts import INTERRUPTED, STOPPED, LeaveAtOnce
 from trainer.starting import Starting
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
-AGREED = (DONE, STOPPED)  # what all ranks leave with together
+DONE, FAILED, WRONG = 0, 1, 2
+AGREED = (DONE, STOPPED, INTERRUPTED)  # what all ranks leave with together
 USAGE = "usage: python -m trainer CONFIG [key=value…]"
 
 
@@ -34,11 +34,11 @@ def main(arguments: list[str]) -> int:
         return DONE
     if not arguments or arguments[0].startswith("-"):
         return complain(USAGE, WRONG)
-    at_once = LeaveAtOnce("the first step").begin()
+    signals = LeaveAtOnce("the first step", first_tell=True).begin()
     try:
-        return _run(arguments, at_once)
+        return _run(arguments, signals)
     finally:
-        at_once.end()
+        signals.end()
 
 
 def _without_local_rank(arguments: list[str]) -> list[str]:
@@ -48,7 +48,7 @@ def _without_local_rank(arguments: list[str]) -> list[str]:
     return arguments[1 if equals else 2 :]
 
 
-def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
+def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     try:
         cfg = configs.load(arguments[0], arguments[1:])
     except ValueError as error:
@@ -59,42 +59,39 @@ def _run(arguments: list[str], at_once: LeaveAtOnce) -> int:
 
     from parallel import runtime as runtimes
 
-    at_once.without_a_word()
+    signals.listen()
     try:
-        runtime = runtimes.start()
+        runtime = runtimes.meet()
+        signals.tell(runtime.leaves)
+        runtime.join()
     except ValueError as error:
         return complain(error, WRONG)
     except RuntimeError as error:  # the other ranks did not come, or their meeting place is not there
         return complain(error, FAILED)
-    finally:
-        at_once.in_words()
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
     code = DONE
     fence = Fence(cfg.folder)
     try:
-        # From here on ranks wait for each other: a request to stop is for the loop, where all leave together.
-        at_once.end(signal.SIGTERM, signal.SIGUSR1)
-        runtime.watch_signals()
         with ExitStack() as stack:
-            code = _train(cfg, runtime, stack, at_once, fence)
+            code = _train(cfg, runtime, stack, signals, fence)
     except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
         if code in AGREED:
-            code = fail(error, cfg, runtime.rank, fence)
+            code = _fail_or_follow(error, cfg, runtime, fence)
     except Exception as bug:
         if runtime.world == 1:
             raise
         traceback.print_exception(bug)  # now, for `stop` may not come back
         code = FAILED
     finally:
+        runtime.leaves(code)
         runtime.stop(failed_with=0 if code in AGREED else code)
     return code
 
 
 def _train(  # type: ignore[no-untyped-def]
-    cfg: RunConfig, runtime, stack: ExitStack, at_once: LeaveAtOnce, fence: Fence
+    cfg: RunConfig, runtime, stack: ExitStack, signals: LeaveAtOnce, fence: Fence
 ) -> int:
-    from trainer.metrics.events import EventLog
     from trainer.run import assemble
 
     starting = Starting(shown=runtime.is_writer)
@@ -106,29 +103,47 @@ def _train(  # type: ignore[no-untyped-def]
     except ValueError as error:
         return complain(error, WRONG)
     except (RuntimeError, OSError, MemoryError) as error:
-        return fail(error, cfg, runtime.rank, fence)
+        return _fail_or_follow(error, cfg, runtime, fence)
     if run.state.step >= cfg.train.steps and runtime.is_writer:
         done = (
             f"{cfg.folder} is at step {run.state.step}, train.steps={cfg.train.steps}: nothing is left to do"
         )
         print(done, file=sys.stderr, flush=True)
-    at_once.end()
-    first = run.state.step
-    starting.until("the first step", lambda: run.state.step > first)
+    # From here on ranks wait for each other: a signal is for the loop, where all leave together.
+    signals.ask(runtime.stop_at_next_step)
+    starting.until("the first step", lambda: runtime.is_under_way)
     try:
         finished = run()
-    except KeyboardInterrupt:
-        return complain(
-            f"interrupted at step {run.state.step}; the same command goes on from the last checkpoint", 130
-        )
+        runtime.under_way()
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        with (
-            contextlib.suppress(OSError, RuntimeError),
-            contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look, shown=False)) as events,
-        ):
-            events.event("fault", run.state.step, " ".join(str(error).split()), rank=runtime.rank)
-        return fail(error, cfg, runtime.rank, fence)
-    return DONE if finished else STOPPED
+        _record(error, run.state.step, cfg, runtime, fence)
+        return _fail_or_follow(error, cfg, runtime, fence)
+    if finished:
+        return DONE
+    if runtime.is_writer:
+        print(run.left_at(), file=sys.stderr, flush=True)
+    return INTERRUPTED if signals.asked == signal.SIGINT else STOPPED
+
+
+def _record(error: Exception, step: int, cfg: RunConfig, runtime, fence: Fence) -> None:  # type: ignore[no-untyped-def]
+    """The failure as an event of the run, unless another tells it."""
+    from trainer.metrics.events import ON_EVERY_RANK, TOLD, EventLog
+
+    notes = getattr(error, "__notes__", ())
+    if TOLD in notes or (ON_EVERY_RANK in notes and not runtime.is_writer):
+        return
+    with (
+        contextlib.suppress(OSError, RuntimeError),
+        contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look, shown=False)) as events,
+    ):
+        events.event("fault", step, " ".join(str(error).split()), rank=runtime.rank)
+
+
+def _fail_or_follow(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> int:  # type: ignore[no-untyped-def]
+    """The exit code of a failure, in a line; where it is the effect of another rank's end, that rank's."""
+    if isinstance(error, RuntimeError) and (left := runtime.first_to_leave()):
+        return complain(left, FAILED if left.code is None else left.code)
+    return fail(error, cfg, runtime.rank, fence)
 
 
 def complain(error: object, code: int) -> int:

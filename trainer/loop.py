@@ -13,6 +13,7 @@ from parallel.engine import Engine
 from trainer.checkpoint.manager import Checkpointer
 from trainer.config import RunConfig
 from trainer.evaluate import Evaluator
+from trainer.metrics.events import ON_EVERY_RANK
 from trainer.metrics.meter import Meter
 from trainer.schedule import learning_rate
 from trainer.state import TrainState
@@ -57,11 +58,13 @@ def train(
         result = engine.step(micro_batches, lr=lr, stop=stopping())
         if result.fault:
             loss = result.loss_sum / max(1.0, result.count)
-            raise RuntimeError(
+            error = RuntimeError(
                 f"step {state.step + 1}, sequences {state.sequences} to "
                 f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
                 "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
             )
+            error.add_note(ON_EVERY_RANK)
+            raise error
         state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
         meter.step(state, result, lr=lr, micro_batches=micro_batches)
 

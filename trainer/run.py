@@ -55,7 +55,7 @@ class Run:
     stopping: Callable[[], bool]
 
     def __call__(self) -> bool:
-        """Train to the last step; False where the run was asked to stop before."""
+        """Train to the last step; False where the run was asked to stop before: see `left_at`."""
         return train(
             self.engine,
             self.loader,
@@ -66,6 +66,11 @@ class Run:
             evaluator=self.evaluator,
             stopping=self.stopping,
         )
+
+    def left_at(self) -> str:
+        """Where a run that was asked to stop is saved, and what to do, for its user."""
+        at = self.checkpointer.folder(self.state.step)
+        return f"stopped: saved at step {self.state.step}: {at}; the same command goes on"
 
 
 def assemble(
@@ -141,6 +146,13 @@ def assemble(
         prefetch=cfg.data.prefetch,
     )
     stack.callback(loader.close)
+    first = state.step
+
+    def stopping() -> bool:
+        if state.step > first:
+            runtime.under_way()
+        return runtime.stopping
+
     return Run(
         cfg=cfg,
         engine=engine,
@@ -149,7 +161,7 @@ def assemble(
         checkpointer=checkpointer,
         meter=meter,
         evaluator=Evaluator(heldout, every=cfg.train.eval_every, done=state.step if evaluated else 0),
-        stopping=lambda: runtime.stopping,
+        stopping=stopping,
     )
 
 

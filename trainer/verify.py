@@ -205,14 +205,12 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         cfg = configs.load(args.config, args.overrides)
-        at_once.without_a_word()
+        at_once.listen()
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
     except RuntimeError as error:
         return complain(error, FAILED)
-    finally:
-        at_once.in_words()
     with ExitStack() as stack:
         stack.callback(runtime.stop)
         try:

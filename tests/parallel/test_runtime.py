@@ -1,7 +1,5 @@
-"""Which rank a process is, from each launcher's variables; and what a signal does."""
+"""Which rank a process is, from each launcher's variables."""
 
-import os
-import signal
 from datetime import timedelta
 
 import pytest
@@ -81,18 +79,3 @@ def test_a_task_of_srun_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPat
         runtime._device(srun | {"RANK": "1", "WORLD_SIZE": "2"}, 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert runtime._device(srun, 1) == torch.device("cuda", 1)
-
-
-def test_the_first_signal_asks_and_the_second_acts() -> None:
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        found = runtime.start(env={})
-        found.watch_signals()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert found.stopping and not received
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert received == [signal.SIGTERM]
-        found.stop()
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -167,7 +167,7 @@ def test_an_error_while_closing_is_a_line_too(
 def test_ranks_that_do_not_meet_are_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, start: Callable[..., int]
 ) -> None:
-    monkeypatch.setattr(runtimes, "start", raising(RuntimeError("timed out\nwaiting")))
+    monkeypatch.setattr(runtimes, "meet", raising(RuntimeError("timed out\nwaiting")))
     assert start(lambda: True) == FAILED
     assert capsys.readouterr().err == "error: timed out waiting\n"
 
@@ -200,7 +200,7 @@ def test_after_a_failure_a_gpu_rank_does_not_wait_for_the_dead(
         did.append(f"left with {code}")
         raise Left
 
-    monkeypatch.setattr(runtimes, "start", lambda: Runtime(0, 2, 0, torch.device(device)))
+    monkeypatch.setattr(runtimes, "meet", lambda: Runtime(0, 2, 0, torch.device(device)))
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: did.append("destroyed"))
     monkeypatch.setattr(os, "_exit", leave)

@@ -24,7 +24,7 @@ from trainer.checkpoint.store import write_part
 from trainer.disk import explaining
 from trainer.fence import Look, unfenced
 from trainer.files import write_durably
-from trainer.metrics.events import EventLog
+from trainer.metrics.events import TOLD, EventLog
 from trainer.metrics.sinks import JsonlLog
 from trainer.state import Identity, TrainState
 
@@ -80,6 +80,10 @@ class Checkpointer:
     def due(self, step: int) -> bool:
         """Whether the schedule asks for a save after `step`."""
         return self.every > 0 and step % self.every == 0
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, or would be."""
+        return folders.step_folder(self.root, step)
 
     def save(self, state: TrainState, engine: Engine, *, reason: str = "") -> None:
         """Save `state.step`: in the background where saving is asynchronous, else until it is committed.
@@ -236,4 +240,5 @@ def _explained(error: Exception, step: int, rank: int, world: int) -> Exception:
     where = f" on rank {rank}" if world > 1 and isinstance(error, OSError) else ""
     told = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
     told.__cause__ = error
+    told.add_note(TOLD)  # by rank 0, which hears of each rank's
     return told

@@ -16,6 +16,11 @@ SHOWN = (
     "tracker",
 )  # what a user at the terminal would want to know of
 
+# Notes on an error (`BaseException.add_note`), so that one fault is one event: it is in events.jsonl already;
+# every rank raises the same, and rank 0 tells it.
+TOLD = "told in events.jsonl"
+ON_EVERY_RANK = "raised on every rank"
+
 
 class EventLog(JsonlLog):
     """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.

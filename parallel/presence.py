@@ -1,0 +1,172 @@
+"""Which ranks are still there: every rank holds a connection to rank 0, and the end of a process ends it.
+
+Ranks wait for each other: to meet, for a collective, for a save's commit. One that has left without the
+others would be waited for until a time-out of minutes. Here the kernel tells: a connection ends with its
+process, however that dies (keep-alive probes find a machine that is gone), and a rank that leaves in words
+says which. Rank 0 passes it on, and what follows is each rank's own: it leaves too. There is no heartbeat, so
+a rank that is busy, or stopped in a debugger, is never taken for dead. Imports no torch.
+
+Under `germinal train` ranks have no need of it, for its supervisor is the parent of all.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+CONNECT_SECONDS = 10.0
+# How long a rank 0 that leaves alone waits for those that are still on their way, to tell them.
+LATE_SECONDS = 60.0
+# Probes after that many seconds of silence, every so many, and the connection's end after so many lost.
+_IDLE, _INTERVAL, _COUNT = 15, 5, 3
+
+
+@dataclass(frozen=True)
+class Left:
+    """A rank that is gone. `code`: its exit code, None where it did not say. `agreed`: all were to leave."""
+
+    rank: int
+    code: int | None = None
+    why: str = ""
+    agreed: bool = False
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return f"rank {self.rank} is gone without a word: was it killed, or its machine lost?"
+        return f"rank {self.rank}: {self.why or f'left with exit code {self.code}'}"
+
+
+class Presence:
+    """This rank among `world`. `on_left` is called, in a thread of its own, for each rank that leaves."""
+
+    def __init__(self, rank: int, world: int, on_left: Callable[[Left], None]) -> None:
+        self._rank = rank
+        self._world = world
+        self._on_left = on_left
+        self._lock = threading.Lock()
+        self._peers: dict[int, socket.socket] = {}  # rank 0: of each other rank; else rank 0's
+        self._gone: dict[int, Left] = {}
+        self._key = ""
+
+    def host(self) -> str:
+        """Rank 0: begin to listen; returns what `join` needs besides the host, `PORT KEY`."""
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        server = socket.create_server(
+            ("", 0), family=family, backlog=self._world, dualstack_ipv6=family == socket.AF_INET6
+        )
+        self._key = os.urandom(8).hex()
+        threading.Thread(target=self._serve, args=(server,), name="presence", daemon=True).start()
+        return f"{server.getsockname()[1]} {self._key}"
+
+    def join(self, host: str, where: str) -> None:
+        """The other ranks: connect to rank 0 on `host`. OSError where that cannot be."""
+        port, key = where.split()
+        rank_0 = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
+        _keep_alive(rank_0)
+        self._peers[0] = rank_0
+        _send(rank_0, {"rank": self._rank, "key": key})
+        threading.Thread(target=self._hear, args=(rank_0,), name="presence", daemon=True).start()
+
+    def leave(self, code: int, why: str, *, agreed: bool) -> None:
+        """Tell the others. Rank 0, where it leaves alone, waits a while for those that have not come."""
+        left = Left(self._rank, code, why, agreed)
+        self._pass_on(left)
+        by = time.monotonic() + LATE_SECONDS
+        while self._rank == 0 and not agreed and time.monotonic() < by:
+            with self._lock:
+                if len(self._peers.keys() | self._gone.keys() - {0}) == self._world - 1:
+                    return
+            time.sleep(0.02)
+
+    def first(self, patience_seconds: float) -> Left | None:
+        """Who was first to leave without the others, if that is known within `patience_seconds`."""
+        by = time.monotonic() + patience_seconds
+        while True:
+            with self._lock:
+                found = [left for left in self._gone.values() if not left.agreed and left.rank != self._rank]
+            if found or time.monotonic() > by:
+                return found[0] if found else None
+            time.sleep(0.02)
+
+    def _pass_on(self, left: Left) -> bool:
+        """Note it, and tell every rank that this one is connected to; False where it was known."""
+        with self._lock:
+            if left.rank in self._gone:
+                return False
+            self._gone[left.rank] = left
+            for peer in list(self._peers.values()) if self._rank in (0, left.rank) else []:
+                _send(peer, vars(left))
+        return True
+
+    def _heard(self, left: Left) -> None:
+        if self._pass_on(left):
+            threading.Thread(target=self._on_left, args=(left,), daemon=True).start()
+
+    def _hear(self, rank_0: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError), rank_0.makefile("rb") as lines:
+            for line in lines:
+                self._heard(Left(**json.loads(line)))
+        self._heard(Left(0))
+
+    def _serve(self, server: socket.socket) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(server, selectors.EVENT_READ)
+        heard: dict[socket.socket, tuple[int, bytes]] = {}  # the rank, -1 before it says so; a line's begin
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is server:
+                    peer, _ = server.accept()
+                    _keep_alive(peer)
+                    heard[peer] = (-1, b"")
+                    selector.register(peer, selectors.EVENT_READ)
+                    continue
+                peer = key.fileobj  # type: ignore[assignment]
+                rank, begun = heard[peer]
+                try:
+                    data = peer.recv(4096)
+                    *lines, begun = (begun + data).split(b"\n")
+                    for line in lines:
+                        rank = self._understood(peer, rank, json.loads(line))
+                except (OSError, ValueError, KeyError, TypeError):  # gone; or nobody of ours
+                    data = b""
+                heard[peer] = (rank, begun)
+                if not data or len(begun) > 1 << 16:
+                    selector.unregister(peer)
+                    del heard[peer]
+                    peer.close()
+                    if rank > 0:
+                        with self._lock:
+                            self._peers.pop(rank, None)
+                        self._heard(Left(rank))
+
+    def _understood(self, peer: socket.socket, rank: int, message: dict[str, Any]) -> int:
+        """Act on one message; returns whose connection it is."""
+        if rank > 0:
+            self._heard(Left(**message))
+            return rank
+        if message["key"] != self._key:
+            raise ValueError("not of this run")
+        with self._lock:
+            self._peers[message["rank"]] = peer
+            for left in self._gone.values():
+                _send(peer, vars(left))
+        return int(message["rank"])
+
+
+def _send(peer: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # it has left, and its own connection tells so
+        peer.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _keep_alive(peer: socket.socket) -> None:
+    peer.settimeout(None)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", _IDLE), ("TCP_KEEPINTVL", _INTERVAL), ("TCP_KEEPCNT", _COUNT)):
+        if hasattr(socket, name):
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,153 @@
+"""A signal to one rank alone, from outside: the others do not wait for it, and what is left behind ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from whole_runs import GERMINAL, consumed, environment, events, make_corpus, train, whole_steps, write_config
+
+RANK = [sys.executable, "-P", "-m", "trainer"]
+Run = tuple[Path, Path]  # the config, the run folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    changes = {"train__eval_every": 0, "checkpoint__every": 3, "model__layers": 1, "train__steps": 100_000}
+    return write_config(tmp_path, make_corpus(tmp_path, documents=20), **changes), tmp_path / "run"
+
+
+@contextmanager
+def by_hand(config: Path, world: int = 2) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Ranks that know of nobody but one another."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    ranks = [
+        subprocess.Popen(
+            [*RANK, str(config)],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def until(ready: Callable[[], bool], *processes: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert all(process.poll() is None for process in processes), "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def answers(pid: int) -> bool:
+    """Whether the process handles SIGTERM (proc(5): SigCgt)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def imports_torch(pid: int) -> bool:
+    return "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text()
+
+
+MOMENTS: dict[str, Callable[[int, Path], bool]] = {
+    "before its imports": lambda pid, folder: answers(pid),
+    "while it imports torch": lambda pid, folder: answers(pid) and imports_torch(pid),
+    "while the engine is built": lambda pid, folder: (folder / ".epoch").exists(),
+    "around the first step": lambda pid, folder: (folder / "config.yaml").exists(),
+}
+slow = pytest.mark.slow
+EVERY = [pytest.param(moment, marks=slow) for moment in MOMENTS]
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize(
+    "moment", ["while it imports torch", *(pytest.param(m, marks=slow) for m in MOMENTS if "torch" not in m)]
+)
+def test_a_rank_that_was_started_by_hand_and_leaves_takes_the_other_along(
+    run: Run, moment: str, leaver: int
+) -> None:
+    config, folder = run
+    with by_hand(config) as ranks:
+        until(lambda: MOMENTS[moment](ranks[leaver].pid, folder), *ranks)
+        ranks[leaver].terminate()
+        said = [rank.communicate(timeout=90)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    for text in said:
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        saved = "saved at step" in "".join(said)
+        assert saved or (len(errors) == 1 and "nothing was under way" in errors[0]), said
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize("moment", ["while the engine is built", *EVERY[:2], *EVERY[3:]])
+def test_a_rank_of_our_supervisor_that_leaves_takes_the_other_along(
+    run: Run, moment: str, leaver: int
+) -> None:
+    config, folder = run
+    command = [GERMINAL, "train", str(config), "--nproc", "2"]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+            until(lambda: len(children.read_text().split()) == 2, parent)
+            pid = int(children.read_text().split()[leaver])
+            until(lambda: MOMENTS[moment](pid, folder), parent)
+            os.kill(pid, signal.SIGTERM)
+            _, said = parent.communicate(timeout=90)
+        finally:
+            parent.kill()
+    assert parent.returncode == 75, said
+    assert said.count("error: ") <= 1 and "Traceback" not in said, said
+    assert "nothing was under way" in said or "saved at step" in said, said
+
+
+def test_the_rank_that_a_dead_rank_0_leaves_behind_ends_and_writes_nothing_into_the_next_start(
+    run: Run,
+) -> None:
+    config, folder = run
+    with by_hand(config) as (first, other):
+        until(lambda: whole_steps(folder / "metrics.jsonl") > 5, first, other)
+        other.send_signal(signal.SIGSTOP)  # so that it is there, and in the middle of something, when
+        first.kill()  # the other dies
+        first.wait()
+        until(lambda: True)
+        other.send_signal(signal.SIGCONT)
+        train(config, "train.steps=30", "checkpoint.every=10")
+        _, said = other.communicate(timeout=90)
+    assert other.returncode == 1 and said.count("error: ") == 1, said
+    assert consumed(folder) == list(range(30 * 8))
+    assert not list(folder.rglob(".tmp-*"))
+    assert [event["epoch"] for event in events(folder, "start")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_end_when_it_is_gone(run: Run) -> None:
+    config, folder = run
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node=2"]
+    command = [*map(str, torchrun), "-m", "trainer", str(config)]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, text=True) as launcher:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+        until(lambda: whole_steps(folder / "metrics.jsonl") > 2, launcher)
+        pids = [int(word) for word in children.read_text().split()]
+        launcher.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    train(config, "train.steps=30")
+    assert consumed(folder) == list(range(30 * 8))

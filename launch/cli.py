@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from data.recipe import Recipe
-from launch import checkpoints, commands, corpora, options
+from launch import checkpoints, commands, corpora, options, reference
 from launch.recipe_help import ABOUT
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
@@ -113,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     _verify(add("verify", "is this layout's run the run of one process? compares them tensor by tensor"))
     _generate(add("generate", "continue a text with a trained run"))
     _checkpoint(add("checkpoint", "list or verify the checkpoints of a run"))
+    _keys(add("config", "every key of a config: type, choices, default, unit, meaning"))
     return parser
 
 
@@ -227,6 +228,15 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--step", type=_count, metavar="N", help="only the checkpoint of this step")
         _json(sub)
         sub.set_defaults(run=run)
+
+
+def _keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "key", metavar="KEY", nargs="?", help="a section (optim) or a key (optim.lr); none: all"
+    )
+    parser.add_argument("--markdown", action="store_true", help="as docs/config.md")
+    _json(parser)
+    parser.set_defaults(run=reference.config)
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

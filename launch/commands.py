@@ -24,11 +24,13 @@ def version(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Check the config for this many ranks, then become the rank, or watch over several."""
     from launch import submit
+    from trainer.disk import check_folder
 
     if args.debug and args.nproc > 1:
         raise ValueError(f"--nproc {args.nproc}: --debug is one process; leave one of them out")
     job = Job(args.config, tuple(args.overrides), args.nproc)
     folder = check(job.alone() if args.debug else job).folder
+    check_folder(folder)
     if not args.debug:
         print(f"{folder}: starting {args.nproc} rank{'s' * (args.nproc > 1)}", file=sys.stderr)
     return submit.debug(job) if args.debug else submit.run(job)

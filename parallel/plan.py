@@ -127,11 +127,6 @@ def resolve(cfg: ParallelConfig, world: int) -> Layout:
 def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
     sizes = {axis: getattr(cfg, axis) for axis in ("dp_replicate", "dp_shard", "cp", "tp", "pp")}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
-    for axis, size in sizes.items():
-        if size != -1 and size < 1:
-            raise ValueError(
-                f"parallel.{axis}={size}: must be at least 1, or -1 for what is left of the world"
-            )
     if len(open_axes) > 1:
         raise ValueError(
             f"parallel.{open_axes[0]} and parallel.{open_axes[1]} are both -1: only one can be what is left"
@@ -140,15 +135,20 @@ def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
     for size in sizes.values():
         known *= 1 if size == -1 else size
     product = " · ".join(f"{axis} {size}" for axis, size in sizes.items() if size != -1)
-    if open_axes:
-        if world % known:
-            raise ValueError(f"{product} = {known} does not divide the world of {world} ranks")
-        sizes[open_axes[0]] = world // known
-    elif known != world:
-        raise ValueError(
-            f"{product} = {known}, but the world has {world} ranks: change one, or set dp_shard to -1"
+    if (open_axes and world % known == 0) or known == world:
+        return sizes | dict.fromkeys(open_axes, world // known)
+    asked = ", ".join(f"parallel.{axis}={size}" for axis, size in sizes.items() if size not in (-1, 1))
+    whole = world // known * known
+    if not open_axes:
+        wrong = f"but the world has {world} ranks: start with --nproc {known}, or set dp_shard to -1"
+    elif not whole:
+        here = "1 process" if world == 1 else f"{world} processes"
+        wrong = f"and this is {here}: start with --nproc {known}"
+    else:
+        wrong = (
+            f"which does not divide the world of {world} ranks: start with --nproc {whole} or {whole + known}"
         )
-    return sizes
+    raise ValueError(f"{asked}: {product} = {known}, {wrong}")
 
 
 def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank: int) -> None:
@@ -183,10 +183,6 @@ def check_model(
 def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len: int) -> int:
     """Micro-batches a data rank runs in one step; ValueError if the batch does not divide that way."""
     per_round = layout.dp * micro_batch
-    if micro_batch < 1 or global_batch < 1:
-        raise ValueError(
-            f"train.global_batch={global_batch} and train.micro_batch={micro_batch} must be at least 1"
-        )
     if global_batch % per_round:
         raise ValueError(
             f"train.global_batch={global_batch} is not divisible by "

@@ -20,11 +20,24 @@ def explained(error: Exception, folder: Path) -> str:
     where = Path(os.fsdecode(error.filename)) if error.filename else folder
     if error.errno in NO_ROOM:
         remedy = "make room and run the same command again, or set run_dir to a folder on another disk"
-    elif where.is_relative_to(folder) or folder.is_relative_to(where):
-        remedy = "set run_dir to a folder that you can write to"
-    else:  # another's file, such as a corpus
-        return str(error)
-    return f"{where}: {os.strerror(error.errno)}: {remedy}"
+        return f"{where}: {os.strerror(error.errno)}: {remedy}"
+    if where.is_relative_to(folder) or folder.is_relative_to(where):
+        at = "" if where == folder else f"{where}: "
+        why = f"{at}{os.strerror(error.errno)}"
+        return f"run_dir={folder}: {why}: set run_dir to a folder that you can write to"
+    return str(error)  # another's file, such as a corpus
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError where the run folder can neither be made nor written to: as `explained`, but at once."""
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not there.is_dir():
+        reason = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = errno.EACCES
+    else:
+        return
+    raise ValueError(explained(OSError(reason, "", str(there)), folder))
 
 
 @contextmanager

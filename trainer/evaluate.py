@@ -38,10 +38,9 @@ class Evaluator:
         self.done = done
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether an evaluation follows this step and is not in the record; `every` 0 means never, not even
-        at the end.
-        """
-        return bool(self.sets) and self.every > 0 and step > self.done and (last or step % self.every == 0)
+        """Whether an evaluation follows this step and is not in the record; `every` 0: only at the last."""
+        now = last or (self.every > 0 and step % self.every == 0)
+        return bool(self.sets) and step > self.done and now
 
     def __call__(
         self, engine: Engine, stopping: Callable[[], bool] = lambda: False

@@ -40,7 +40,7 @@ def open_heldout(
     ]
     for number, heldout in enumerate(sets):
         check_tokenizers(f"data.heldout[{number}].path", heldout.corpus, stream.sources[0].corpus)
-    if cfg.data.on_corrupt == "quarantine" and cfg.train.eval_every:
+    if cfg.data.on_corrupt == "quarantine":
         for heldout in sets:
             # A node may have a copy of its own: what one rank cannot read, none may count.
             everywhere = {number: damage for found in gather(heldout.damaged()) for number, damage in found}

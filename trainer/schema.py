@@ -21,7 +21,7 @@ INT64 = range(-(1 << 63), 1 << 63)  # what numpy and torch count with
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping that the file `path`, its `base:` if it has one, and then each `key=value` amount to.
 
-    `base:` is a path beside the file; a base has none of its own, so a reader looks at two files at most.
+    `base:` is a path from the file's own folder; a base may have a base itself.
     Lists are replaced, not joined; `data.sources[0].path=…` changes one element.
 
     Raises:
@@ -38,15 +38,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
-    merged = _read_file(path)
-    base = merged.pop("base", None)
-    if base is not None:
-        if not isinstance(base, str):
-            raise ValueError(f"{path}: base={base!r}: not the path of a config; at most one base is allowed")
-        lower = _read_file(path.parent / base)
-        if "base" in lower:
-            raise ValueError(f"{path.parent / base}: base={lower.base!r}: a base cannot have a base itself")
-        merged = OmegaConf.merge(lower, merged)
+    merged = _with_bases(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -64,6 +56,23 @@ def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
         key = getattr(error, "full_key", None) or "?"
         raise ValueError(f"{path}: {key}: {_first_line(error)}") from None
     return typing.cast(dict[str, Any], container)
+
+
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Any:
+    """The file over its base, over that one's …; `above`: the files that led here."""
+    from omegaconf import OmegaConf
+
+    content = _read_file(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base={base!r}: not the path of a config; at most one base is allowed")
+    chain, lower = (*above, path), path.parent / base
+    if lower.resolve() in [file.resolve() for file in chain]:
+        way = " → ".join(str(file) for file in (*chain, lower))
+        raise ValueError(f"{path}: base={base}: bases that lead back to themselves: {way}")
+    return OmegaConf.merge(_with_bases(lower, chain), content)
 
 
 def _read_file(path: Path) -> Any:
@@ -126,6 +135,14 @@ def unknown_key(key: str, value: Any, siblings: Sequence[str], elsewhere: Sequen
     while isinstance(value, dict) and len(value) == 1:  # `optimizer.lr=…` is meant, not `optimizer`
         (last, value), *_ = value.items()
         key = _join(key, last)
+    names = ", ".join(name.rpartition(".")[2] for name in siblings)
+    return (
+        f"{key}={_shown(value)}: unknown key; {nearest(key, siblings, elsewhere) or f'known here: {names}'}"
+    )
+
+
+def nearest(key: str, siblings: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
+    """`did you mean …?` with the nearest of the siblings, else of `elsewhere`; "" where none is near."""
     last = key.rpartition(".")[2]
     namesakes = [other for other in elsewhere if other.rpartition(".")[2] == last]
     initials = "".join(word[0] for word in last.split("_") if word)  # learning_rate for lr
@@ -135,9 +152,7 @@ def unknown_key(key: str, value: Any, siblings: Sequence[str], elsewhere: Sequen
         or namesakes[:1]
         or difflib.get_close_matches(key, [*siblings, *elsewhere], n=1, cutoff=0.6)
     )
-    names = ", ".join(name.rpartition(".")[2] for name in siblings)
-    remedy = f"did you mean {near[0]}?" if near else f"known here: {names}"
-    return f"{key}={_shown(value)}: unknown key; {remedy}"
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def dotted_keys(cls: Any, at: str = "") -> list[str]:

@@ -119,8 +119,15 @@ class CheckpointConfig:
 
 @dataclass
 class TrackConfig:
-    """Where metrics go besides metrics.jsonl."""
+    """Where metrics go besides metrics.jsonl. A key that is set wins over wandb's own variable."""
 
     tools: Annotated[
         list[Tool], "jsonl, which is always written, and experiment trackers, each imported only here"
     ] = field(default_factory=lambda: ["jsonl"])
+    project: Annotated[
+        str, "wandb's project (else WANDB_PROJECT, else germinal), or the experiment of another tracker"
+    ] = ""
+    entity: Annotated[str, "wandb's user or team; else WANDB_ENTITY"] = ""
+    group: Annotated[str, "what wandb groups runs by; else WANDB_RUN_GROUP"] = ""
+    tags: Annotated[list[str], "of the run in wandb; else WANDB_TAGS"] = field(default_factory=list)
+    notes: Annotated[str, "on the run, in wandb; else WANDB_NOTES"] = ""

@@ -26,5 +26,5 @@ def test_a_run_under_other_launchers(tmp_path: Path) -> None:
     said = {name: process.communicate(timeout=180)[1] for name, process in started.items()}
     for name, process in started.items():
         assert process.returncode == 0, f"{name}\n{said[name][-4000:]}"
-        assert [row["step"] for row in records(tmp_path / name / "metrics.jsonl")] == [1, 2]
+        assert [row["step"] for row in records(tmp_path / name / "metrics.jsonl") if "loss" in row] == [1, 2]
         assert consumed(tmp_path / name) == list(range(16))

@@ -36,10 +36,21 @@ def test_without_a_pipeline_no_schedule_cuts(schedule: str) -> None:
 @pytest.mark.parametrize(
     ("cfg", "world", "words"),
     [
-        ({"tp": 3}, 4, "tp 3 · pp 1 = 3 does not divide the world of 4"),
-        ({"dp_shard": 2, "tp": 3}, 4, "= 6, but the world has 4"),
+        (
+            {"tp": 3},
+            4,
+            "pp 1 = 3, which does not divide the world of 4 ranks: start with --nproc 3 or 6",
+        ),
+        ({"tp": 2}, 1, "tp 2 · pp 1 = 2, and this is 1 process: start with --nproc 2"),
+        (
+            {"tp": 2, "pp": 2},
+            3,
+            "parallel.tp=2, parallel.pp=2: ",
+        ),
+        ({"tp": 2, "pp": 2}, 3, "and this is 3 processes: start with --nproc 4"),
+        ({"dp_shard": 2, "tp": 3}, 4, "= 6, but the world has 4 ranks: start with --nproc 6"),
+        ({"dp_shard": 1}, 2, "= 1, but the world has 2 ranks: start with --nproc 1"),
         ({"tp": -1}, 4, "only one"),
-        ({"tp": 0}, 4, "parallel.tp=0"),
         ({"pp": 2, "stages_per_rank": 2}, 2, "1f1b holds one stage a rank"),
         ({"pp": 2, "schedule": "interleaved_1f1b", "stages_per_rank": 1}, 2, "needs 2 stages"),
         ({"pp": 2, "schedule": "dualpipe_v", "stages_per_rank": 4}, 2, "needs 2 stages"),

@@ -51,15 +51,33 @@ def test_the_name_defaults_to_the_file(tmp_path: Path) -> None:
     assert config.load(file, ["run_dir=/somewhere"]).folder == Path("/somewhere")
 
 
-def test_a_base_is_read_first_and_only_one(path: Path) -> None:
+def test_a_base_is_read_first_and_may_have_a_base(path: Path) -> None:
     child = path.with_name("child.yaml")
     child.write_text("base: tiny.yaml\nname: child\ntrain: {steps: 99}\n")
     cfg = config.load(child)
     assert (cfg.name, cfg.train.steps, cfg.train.global_batch) == ("child", 99, 8)
     grandchild = path.with_name("grandchild.yaml")
-    grandchild.write_text("base: child.yaml\n")
-    with pytest.raises(ValueError, match="a base cannot have a base"):
-        config.load(grandchild)
+    grandchild.write_text("base: child.yaml\nname: grandchild\n")
+    cfg = config.load(grandchild)
+    assert (cfg.name, cfg.train.steps, cfg.train.global_batch) == ("grandchild", 99, 8)
+
+
+def test_bases_that_lead_back_are_one_line(path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "a"), ("self", "self")):
+        path.with_name(f"{name}.yaml").write_text(f"base: {base}.yaml\n")
+    for name in ("a", "self"):
+        with pytest.raises(ValueError, match=r"lead back to themselves: \S+ → \S+") as caught:
+            config.load(path.with_name(f"{name}.yaml"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_base_is_found_from_its_own_file(path: Path) -> None:
+    folder = path.parent / "deeper"
+    folder.mkdir()
+    (folder / "middle.yaml").write_text("base: ../tiny.yaml\ntrain: {steps: 7}\n")
+    top = path.with_name("top.yaml")
+    top.write_text("base: deeper/middle.yaml\n")
+    assert config.load(top).train.steps == 7
 
 
 def test_interpolation_and_a_dump_that_reads_back(path: Path) -> None:

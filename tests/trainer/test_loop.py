@@ -15,7 +15,7 @@ from parallel import runtime as runtimes
 from trainer import config as configs
 from trainer import evaluate
 from trainer.run import assemble
-from whole_runs import TIMES, make_corpus, write_config
+from whole_runs import TIMES, make_corpus, records, write_config
 
 
 def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:
@@ -73,6 +73,8 @@ def test_a_held_out_set_of_another_tokenizer_is_refused(tmp_path: Path, other: d
 def test_a_refused_config_does_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
     config = write_config(tmp_path, make_corpus(tmp_path), train__steps=2, train__eval_every=0)
     assert go(config)
+    evaluated = [line["step"] for line in records(tmp_path / "run" / "metrics.jsonl") if "eval" in line]
+    assert evaluated == [2], "at the end, wherever there is a held-out set"
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"data\.seq_len is 16, but .* was saved with 32"):
         go(config, "data.seq_len=16", "train.steps=4")

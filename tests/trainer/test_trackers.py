@@ -4,15 +4,24 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from trainer.metrics import trackers as trackers_module
 from trainer.metrics.events import EventLog
 from trainer.metrics.trackers import Trackers, flat, wandb_mode
+from trainer.sections import TrackConfig
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine importing a tool alone may take longer than a run would wait for it."""
+    monkeypatch.setattr(trackers_module, "FINISH_SECONDS", 300.0)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -28,7 +37,9 @@ def test_off_means_not_imported() -> None:
 
 def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
     events = EventLog(tmp_path / "events.jsonl")
-    trackers = Trackers(["jsonl", "tensorboard"], name="t", run_dir=tmp_path, config={"a": 1}, events=events)
+    track = TrackConfig(tools=["jsonl", "tensorboard"])
+    config = {"optim": {"lr": 0.25, "betas": [0.9, 0.95]}}
+    trackers = Trackers(track, name="t", run_dir=tmp_path, config=config, events=events)
     for step in range(1, 4):
         trackers.log({"step": step, "loss": 1 / step}, step)
     trackers.log({"step": 3, "eval": {"held": {"bits_per_byte": 1.5}}}, 3)
@@ -38,7 +49,12 @@ def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
 
     read = EventAccumulator(str(tmp_path / "tensorboard" / "t"))
     read.Reload()
-    assert [round(point.value, 3) for point in read.Scalars("loss")] == [1.0, 0.5, 0.333]
+    assert read.Tags()["scalars"] == ["train/loss", "eval/held/bits_per_byte"]  # and no step
+    points = [(point.step, round(point.value, 3)) for point in read.Scalars("train/loss")]
+    assert points == [(1, 1.0), (2, 0.5), (3, 0.333)]
+    (shown,) = read.Tensors("config/text_summary")
+    text = shown.tensor_proto.string_val[0].decode()
+    assert yaml.safe_load(text) == config
     assert [point.step for point in read.Scalars("eval/held/bits_per_byte")] == [3]
 
 
@@ -61,17 +77,88 @@ def test_wandb_is_offline_unless_a_key_is_configured(tmp_path: Path, monkeypatch
     assert wandb_mode() == "disabled"
 
 
-def test_wandb_writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
+def wandb_run(folder: Path, track: TrackConfig) -> tuple[Any, list[dict[str, Any]]]:
+    """What wandb wrote to its file: the run, and the rows of its history."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
     trackers = Trackers(
-        ["wandb"], name="t", run_dir=tmp_path, config={"seed": 1}, events=EventLog(tmp_path / "events.jsonl")
+        track, name="t", run_dir=folder, config={"seed": 5}, events=EventLog(folder / "events.jsonl")
     )
-    trackers.log({"step": 1, "loss": 1.0}, 1)
+    trackers.log({"step": 1, "loss": 1.5, "tokens": 64}, 1)
+    trackers.log({"step": 2, "eval": {"held": {"loss": 2.5}}}, 2)
     trackers.finish()
-    assert not (tmp_path / "events.jsonl").exists(), (tmp_path / "events.jsonl").read_text()
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    assert not (folder / "events.jsonl").exists(), (folder / "events.jsonl").read_text()
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    store, run, rows = DataStore(), None, []
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            run = record.run
+        if record.HasField("history"):
+            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            rows.append({key: value for key, value in items.items() if key in ("_step", *SCALARS)})
+    return run, rows
+
+
+SCALARS = ("step", "loss", "train/loss", "train/tokens", "eval/held/loss", "train/step", "eval/step")
+ROWS = [{"_step": 1, "train/loss": 1.5, "train/tokens": 64}, {"_step": 2, "eval/held/loss": 2.5}]
+VARIABLES = {
+    "WANDB_PROJECT": "its project",
+    "WANDB_ENTITY": "its-team",
+    "WANDB_RUN_GROUP": "its group",
+    "WANDB_TAGS": "its,tags",
+    "WANDB_NOTES": "its notes",
+    "WANDB_NAME": "its name",
+}
+
+
+@pytest.fixture
+def wandb_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No key, no variable; and whatever wandb keeps for the process forgotten before and after."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (*VARIABLES, "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("wandb_alone")
+def test_wandb_gets_what_the_config_states_whatever_the_variables_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    track = TrackConfig(["wandb"], "my project", "my-team", "my group", ["my", "tags"], "my notes")
+    run, rows = wandb_run(tmp_path, track)
+    assert (run.project, run.entity, run.run_group) == ("my project", "my-team", "my group")
+    assert (list(run.tags), run.notes) == (["my", "tags"], "my notes")
+    assert [(item.key, item.value_json) for item in run.config.update if item.key == "seed"] == [
+        ("seed", "5")
+    ]
+    assert rows == ROWS
+
+
+@pytest.mark.usefixtures("wandb_alone")
+def test_wandb_reads_its_variables_where_the_config_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    run, _ = wandb_run(tmp_path, TrackConfig(["wandb"]))
+    assert (run.project, run.entity, run.run_group) == ("its project", "its-team", "its group")
+    assert (list(run.tags), run.notes, run.display_name) == (["its", "tags"], "its notes", "its name")
+
+
+@pytest.mark.usefixtures("wandb_alone")
+def test_wandb_without_either_has_a_project(tmp_path: Path) -> None:
+    run, rows = wandb_run(tmp_path, TrackConfig(["wandb"]))
+    assert (run.project, run.display_name, list(run.tags)) == ("germinal", "t", [])
+    assert rows == ROWS
 
 
 def test_a_failing_tracker_is_an_event_and_the_others_go_on(
@@ -87,7 +174,7 @@ def test_a_failing_tracker_is_an_event_and_the_others_go_on(
 
     monkeypatch.setattr(Trackers, "_start", start)
     trackers = Trackers(
-        ["aim", "mlflow", "wandb"],
+        TrackConfig(tools=["aim", "mlflow", "wandb"]),
         name="t",
         run_dir=tmp_path,
         config={},
@@ -107,7 +194,11 @@ def test_a_tracker_that_hangs_does_not_hold_the_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Trackers, "_start", lambda self, tool: stuck)
     monkeypatch.setattr(trackers_module, "FINISH_SECONDS", 0.1)
     trackers = Trackers(
-        ["aim"], name="t", run_dir=tmp_path, config={}, events=EventLog(tmp_path / "events.jsonl")
+        TrackConfig(tools=["aim"]),
+        name="t",
+        run_dir=tmp_path,
+        config={},
+        events=EventLog(tmp_path / "events.jsonl"),
     )
     trackers.log({"loss": 1.0}, 1)
     trackers.finish()

@@ -19,6 +19,7 @@ from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
 from trainer.models.stats import flops_per_token
 from trainer.schema import plain
+from trainer.sections import TrackConfig
 from trainer.state import TrainState
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Meter:
         # Not the run's own, which only rank 0 writes: damage is seen by the rank that reads it.
         self._damage = EventLog(cfg.folder / "events.jsonl", look)
         self._progress = Progress(cfg.train.steps, shown=False)
-        tools = cfg.track.tools if writes_metrics else []
-        self._trackers = Trackers(tools, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
+        track = cfg.track if writes_metrics else TrackConfig()
+        self._trackers = Trackers(track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
 
     @classmethod
     def open(

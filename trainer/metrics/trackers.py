@@ -10,29 +10,34 @@ import logging
 import netrc
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from trainer.metrics.events import EventLog
+from trainer.sections import TrackConfig
 
 FINISH_SECONDS = 30.0
+STATED = ("entity", "group", "tags", "notes")  # keys of `track` that wandb.init has by these names
 
 
 class Trackers:
     """Sends metrics to the tools named in `track.tools`; only one rank has one.
 
-    `tools` may hold "jsonl", which is not a tracker and is passed over.
+    `track.tools` may hold "jsonl", which is not a tracker and is passed over.
     wandb works offline unless a key is configured (WANDB_API_KEY, `wandb login`) or WANDB_MODE says
-    otherwise.
+    otherwise. It reads its other variables itself: what the config leaves empty is not passed to it.
     """
 
     def __init__(
-        self, tools: Sequence[str], *, name: str, run_dir: Path, config: Mapping[str, Any], events: EventLog
+        self, track: TrackConfig, *, name: str, run_dir: Path, config: Mapping[str, Any], events: EventLog
     ) -> None:
-        self._tools = [tool for tool in tools if tool != "jsonl"]
+        self._track = track
+        self._tools = [tool for tool in track.tools if tool != "jsonl"]
         self._name = name
         self._run_dir = run_dir
         self._config = config
@@ -42,10 +47,10 @@ class Trackers:
         if self._tools:
             self._thread.start()
 
-    def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Hand over one step's metrics; nested objects become `eval/NAME/loss`."""
+    def log(self, record: Mapping[str, Any], step: int) -> None:
+        """Hand over a record of metrics.jsonl: `train/loss`, `eval/NAME/loss`, with `step` as the axis."""
         if self._tools:
-            self._queue.put((dict(values), step))
+            self._queue.put((scalars(record), step))
 
     def finish(self) -> None:
         """Wait until all is handed over, but not for ever: a tracker may be waiting for a network."""
@@ -60,7 +65,7 @@ class Trackers:
         started = {tool: self._guard(tool, 0, partial(self._start, tool)) for tool in self._tools}
         running = {tool: tracker for tool, tracker in started.items() if tracker}
         while (item := self._queue.get()) is not None:
-            values, step = flat(item[0]), item[1]
+            values, step = item
             for tool, tracker in list(running.items()):
                 if not self._guard(tool, step, partial(tracker.log, values, step=step)):
                     del running[tool]
@@ -85,14 +90,26 @@ class Trackers:
         tracking.logger = logging.getLogger("accelerate.tracking")
         kind = tracking.LOGGER_TYPE_TO_CLASS[tool]
         if tool == "wandb":
-            tracker = kind(self._name, **self._wandb_options())
-        elif kind.requires_logging_directory:
+            tracker = kind(self._wandb_project(), **self._wandb_options())
+        elif tool == "tensorboard":  # its name is a folder, and it has no projects
             tracker = kind(self._name, str(self._run_dir / tool))
+        elif kind.requires_logging_directory:
+            tracker = kind(self._track.project or self._name, str(self._run_dir / tool))
         else:
-            tracker = kind(self._name)
+            tracker = kind(self._track.project or self._name)
         tracker.main_process_only = False
         tracker.start()
+        if tool == "tensorboard":
+            # As text: its table of hyperparameters would be a folder more at every start.
+            lines = yaml.safe_dump(dict(self._config), sort_keys=False).splitlines()
+            tracker.writer.add_text("config", "\n".join(f"    {line}" for line in lines), global_step=0)
         return tracker
+
+    def _wandb_project(self) -> str:
+        """The config's, else what wandb found in WANDB_PROJECT or its settings file."""
+        import wandb
+
+        return self._track.project or wandb.setup().settings.project or "germinal"
 
     def _wandb_options(self) -> dict[str, Any]:
         import wandb
@@ -101,12 +118,13 @@ class Trackers:
         identity = hashlib.sha256(str(self._run_dir.resolve()).encode()).hexdigest()[:16]
         return {
             "id": identity,
-            "name": self._name,
+            "name": wandb.setup().settings.run_name or self._name,  # WANDB_NAME
             "dir": str(self._run_dir),
             "config": dict(self._config),
             "mode": wandb_mode(),
             "resume": None if wandb_mode() == "offline" else "allow",
             "settings": wandb.Settings(silent=True, console="off"),
+            **{key: value for key in STATED if (value := getattr(self._track, key))},
         }
 
 
@@ -122,6 +140,12 @@ def wandb_mode() -> str:
     except (OSError, netrc.NetrcParseError):
         known = None
     return "online" if known else "offline"
+
+
+def scalars(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of metrics.jsonl under the names of trackers: `train/…` but for what is under `eval`."""
+    training = {key: value for key, value in record.items() if key not in ("step", "eval")}
+    return flat({"train": training, "eval": record.get("eval", {})})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from trainer.__main__ import DONE, FAILED, WRONG, fail, main
 from trainer.config import RunConfig
 from trainer.disk import explained, explaining
 from trainer.fence import Fence
+from trainer.metrics.events import ON_EVERY_RANK, TOLD
 from trainer.models.config import DecoderConfig
 from trainer.state import TrainState
 from whole_runs import events, make_corpus, write_config
@@ -149,6 +150,24 @@ def test_an_error_in_the_middle_of_a_run_is_a_line_and_an_event(
     assert line.startswith("error: no more data (traceback: ")
     (event,) = events(tmp_path / "run", "fault")
     assert (event["step"], event["reason"]) == (3, "no more data")
+
+
+@pytest.mark.parametrize(
+    ("note", "rank", "told"), [(ON_EVERY_RANK, 0, 1), (ON_EVERY_RANK, 1, 0), (TOLD, 0, 0)]
+)
+def test_one_fault_is_one_event(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: Callable[..., int],
+    note: str,
+    rank: int,
+    told: int,
+) -> None:
+    error = RuntimeError("step 4: the gradient is not finite")
+    error.add_note(note)
+    monkeypatch.setattr(runtimes, "meet", lambda: Runtime(rank, 1, 0, torch.device("cpu")))
+    assert start(raising(error)) == FAILED
+    assert len(events(tmp_path / "run", "fault")) == told
 
 
 @pytest.mark.parametrize(

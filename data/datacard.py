@@ -10,6 +10,7 @@ from typing import Any
 
 from data.composition import Profile
 from data.manifest import Manifest
+from data.steps import in_words
 from data.tally import Tally
 
 LENGTHS_PNG = "datacard-lengths.png"
@@ -111,7 +112,11 @@ def _markdown(card: Mapping[str, Any], pictures: list[str]) -> str:
     steps = [
         (step["step"], step["documents"], step["characters"], step["examples"]) for step in card["steps"]
     ]
-    rows = [(name, n, size, "; ".join(f"`{where}`" for where in places)) for name, n, size, places in steps]
+    field = card["settings"]["text_field"]
+    rows = [
+        (in_words(name, field), n, size, "; ".join(f"`{where}`" for where in places))
+        for name, n, size, places in steps
+    ]
     lines += _table(("step", "documents", "characters", "for example"), rows) if rows else ["Nothing.", ""]
     named = {part for name, *_ in steps for part in name.split(".")}
     cited = [text for key, text in CITED.items() if key in named or key in card["settings"]["filters"]]

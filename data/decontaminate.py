@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.looks import BOM
 from data.recipe import Recipe
 from data.sources import expand
 from data.streams import open_bytes
@@ -44,22 +45,30 @@ def _texts(recipe: Recipe) -> Iterator[str]:
     files = expand(recipe.decontaminate, Recipe())
     for file in files:
         with open_bytes(file.path) as stream:
-            if file.kind != "jsonl":
+            if file.kind == "json":
+                yield from _strings(_value(stream.read(), file.path))
+            elif file.kind == "jsonl":
+                for number, line in enumerate(stream, 1):
+                    yield from _strings(_value(line, f"{file.path}, line {number}"))
+            else:
                 yield stream.read().decode("utf-8", "replace")
-                continue
-            for number, line in enumerate(stream, 1):
-                try:
-                    yield from _strings(json.loads(line))
-                except ValueError:
-                    raise ValueError(f"decontaminate: {file.path}, line {number} is not JSON") from None
+
+
+def _value(raw: bytes, where: str) -> Any:
+    try:
+        return json.loads(raw.removeprefix(BOM))
+    except (ValueError, RecursionError):
+        raise ValueError(f"decontaminate: {where} is not JSON, or nested too deeply") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def is_contaminated(text: str, recipe: Recipe, every: Hashes) -> bool:

@@ -2,13 +2,23 @@
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.looks import binary_format, looks_like_utf16
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.tally import Tally
+
+_MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_MOST_FIELDS = 12
 
 
 @dataclass(slots=True)
@@ -38,16 +48,23 @@ def decode(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
     """UTF-8 (or what a byte order mark says) → text; None, counted, for what is binary or not to be
     repaired.
     """
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+    known = binary_format(raw)
+    if known:
+        tally.add("removed.binary", len(raw), f"{where} ({known})")
+        return None
+    for mark, encoding in _MARKS:
         if raw.startswith(mark):
             try:
                 return raw.decode(encoding)
             except UnicodeDecodeError:
                 break
+    if looks_like_utf16(raw):
+        tally.add("removed.utf16_without_mark", len(raw), where)
+        return None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
     if b"\0" in raw[: 1 << 13]:
         tally.add("removed.binary", len(raw), where)
         return None
@@ -72,20 +89,86 @@ def whole(text: str, tally: Tally, where: str) -> str:
     return text
 
 
+def value_at(record: dict[str, Any], name: str) -> Any:
+    """The value of a field, or for "doc.body" that of the field `body` in the field `doc`; None without."""
+    if name in record:
+        return record[name]
+    value: Any = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def partitions(file: InputFile) -> dict[str, str]:
+    """What the folders say of a file in a table that is partitioned as Hive's are: lang=en/part-0.parquet."""
+    pairs = (part.partition("=") for part in file.path.split("/")[:-1])
+    named = {key: unquote(value) for key, equals, value in pairs if key and equals}
+    return {key: value for key, value in named.items() if value != "__HIVE_DEFAULT_PARTITION__"}
+
+
 def from_record(
-    record: dict[str, Any], origin: dict[str, Any], recipe: Recipe, tally: Tally
+    record: dict[str, Any], file: InputFile, where: str, recipe: Recipe, tally: Tally, **place: Any
 ) -> Document | None:
-    """The document of a record; None, counted, for one without text. Licence and language go into its
-    origin.
+    """The document of a record: its text, or the token ids that it holds instead; None, counted under
+    `where`, for one that has neither. Licence and language go into its origin.
     """
-    text = record.get(recipe.text_field)
+    origin, around = origin_of(file, **place), partitions(file)
     for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
-        if record.get(key) is not None:
-            origin[name] = record[key] if isinstance(record[key], str) else str(record[key])
-    document = Document("", origin)
-    if not isinstance(text, str):
-        fields = ", ".join(sorted(str(key) for key in record)[:8])
-        tally.add(f"removed.no_{recipe.text_field}_field", 0, f"{document.where} (fields: {fields})")
+        value = value_at(record, key)
+        value = around.get(key) if value is None else value
+        if value is not None:
+            origin[name] = value if isinstance(value, str) else str(value)
+    text = value_at(record, recipe.text_field)
+    if isinstance(text, str):
+        if too_long(text, recipe):
+            tally.add("removed.too_long_document", len(text), where)
+            return None
+        return Document(whole(text, tally, where), origin)
+    ids = value_at(record, recipe.ids_field) if text is None else None
+    if isinstance(ids, list):
+        return _from_ids(ids, value_at(record, "attention_mask"), Document("", origin), file, where, tally)
+    has = f"fields: {fields_of([*record, *around])}"
+    if text is not None or recipe.text_field in record:
+        has = f"{recipe.text_field} is {'null' if text is None else type(text).__name__}"
+    tally.add("removed.no_text_field", 0, f"{where} ({has})")
+    return None
+
+
+def fields_of(names: list[str]) -> str:
+    """The names of fields, for a message that stays a line."""
+    shown = ", ".join(sorted(str(name) for name in names)[:_MOST_FIELDS])
+    return shown + (f" and {len(names) - _MOST_FIELDS} more" if len(names) > _MOST_FIELDS else "")
+
+
+def too_long(text: str, recipe: Recipe) -> bool:
+    """Has the text more bytes of UTF-8 than a document may?"""
+    limit = recipe.max_document_bytes
+    if len(text) * 4 <= limit or (text.isascii() and len(text) <= limit):
+        return False
+    return len(text) > limit or len(text.encode("utf-8", "surrogatepass")) > limit
+
+
+def _from_ids(
+    values: list[Any], mask: Any, document: Document, file: InputFile, where: str, tally: Tally
+) -> Document | None:
+    """A row that was tokenised before: without its padding, and without the separator that closes it, which
+    a corpus keeps between its documents.
+    """
+    if file.tokens is None:
+        raise ValueError(
+            f"{where} holds token ids and no text: give the tokenizer that made them with --tokenizer FILE"
+        )
+    if not all(type(value) is int for value in values):
+        tally.add("removed.ids_not_integers", 0, where)
         return None
-    document.text = whole(text, tally, document.where)
+    ids = np.array(values, np.int64)
+    if isinstance(mask, list) and len(mask) == len(values) and not all(mask):
+        ids = ids[np.array(mask, bool)]
+        tally.add("changed.padding_taken_off", 0, where)
+    if ids.size and ids[-1] == file.tokens.separator:
+        ids = ids[:-1]
+        tally.add("changed.separator_taken_off", 0, where)
+    if (ids == file.tokens.separator).any():
+        tally.add("noted.separator_in_ids", 0, where)
+    document.ids = ids
     return document

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data import clean
 from data.composition import Profile
 from data.document import Document
@@ -14,7 +16,7 @@ from data.job import HELDOUT, TRAIN, Job, is_heldout, unit_documents, write_json
 from data.shards import TokenShardWriter
 from data.survey import surviving
 from data.tally import Tally
-from data.tokenizer import Encoder, load
+from data.tokenizer import Encoder, load, separator_id
 from data.units import Unit
 from data.workers import Report
 
@@ -76,7 +78,7 @@ class _Segments:
     def __init__(self, job: Job, unit: Unit) -> None:
         self.job = job
         self.unit = unit
-        self.encoder = encoder(job.tokenizer)
+        self.encoder = encoder(job.tokenizer, job.recipe.separator)
         self._begin()
         self.records: list[dict[str, Any]] = []
         while (path := self._path("json")).exists():
@@ -130,8 +132,7 @@ class _Segments:
         """Whether a tokenizer loses something is found on one document of every batch, at little cost."""
         if self.waiting and self.waiting[0][2].ids is None:
             side, _, document, text_bytes = self.waiting[0]
-            text = self.encoder.tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
-            self.profiles[side].tried(text == document.text, text_bytes, len(ids[0]))
+            self.profiles[side].tried(self.encoder.gives_back(document.text, ids[0]), text_bytes, len(ids[0]))
 
     def seal(self, following: int, tally: Tally) -> None:
         """Closes the shards and records the segment; `following` is the first document after it."""
@@ -156,18 +157,20 @@ def text_bytes_of(document: Document, encode: Encoder) -> int:
     largest, least = (int(document.ids.max()), int(document.ids.min())) if document.ids.size else (0, 0)
     if least < 0 or largest >= encode.vocab:
         wrong = largest if least >= 0 else least
+        place = int(np.flatnonzero(document.ids == wrong)[0])
         raise ValueError(
-            f"{document.where} holds token id {wrong}, the tokenizer has {encode.vocab}: "
-            "give the tokenizer that made the ids with --tokenizer"
+            f"{document.where} holds token id {wrong}, the tokenizer has {encode.vocab}: give the tokenizer "
+            f"that made the ids with --tokenizer (position {place} of the document)"
         )
-    return len(encode.tokenizer.decode(document.ids.tolist(), skip_special_tokens=False).encode())
+    return encode.text_bytes(document.ids)
 
 
-def encoder(path: Path) -> Encoder:
+def encoder(path: Path, separator: str) -> Encoder:
     """The encoder of a tokenizer file: one for each process, since loading takes long."""
-    return _encoder(path, path.stat().st_mtime_ns, path.stat().st_ino)
+    return _encoder(path, separator, path.stat().st_mtime_ns, path.stat().st_ino)
 
 
 @functools.lru_cache(1)
-def _encoder(path: Path, changed_ns: int, inode: int) -> Encoder:
-    return Encoder(load(path))
+def _encoder(path: Path, separator: str, changed_ns: int, inode: int) -> Encoder:
+    tokenizer = load(path)
+    return Encoder(tokenizer, separator_id(tokenizer, separator))

@@ -21,6 +21,7 @@ from data.manifest import (
     token_dtype,
     write_manifest,
 )
+from data.steps import count_lines, in_words
 from data.survey import tally_of
 from data.tally import Tally
 from data.units import Unit
@@ -35,12 +36,13 @@ def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], spl
     tally = tally_of(job, units)
     for segment in segments:
         tally.merge(segment["tally"])
+    count_lines(tally, units)
     manifests: dict[Path, Manifest] = {}
     for side in (HELDOUT, TRAIN) if split else (TRAIN,):
         folder = out / side if split else out
         shards = [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
         if not shards:
-            raise ValueError(_nothing_left(side, tally))
+            raise ValueError(_nothing_left(side, tally, job.recipe.text_field))
         profile = Profile()
         for segment in segments:
             profile.merge(segment["profiles"][side])
@@ -52,13 +54,19 @@ def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], spl
         write_manifest(folder, manifest)
 
 
-def _nothing_left(side: str, tally: Tally) -> str:
+def _nothing_left(side: str, tally: Tally, text_field: str) -> str:
     removed = [
-        f"{step[8:]} {count[0]}" for step, count in tally.counts.items() if step.startswith("removed.")
+        f"{in_words(step, text_field).removeprefix('left out: ')} {count[0]}"
+        + "".join(f", as in {where}" for where in tally.examples.get(step, [])[:1])
+        for step, count in sorted(tally.counts.items())
+        if step.startswith("removed.")
     ]
-    why = f" ({', '.join(sorted(removed))})" if removed else ""
+    why = f" ({'; '.join(removed)})" if removed else ""
     if side == HELDOUT and tally.documents("read"):
-        return f"no document of {tally.documents('read')} is held out{why}: raise --heldout or heldout_match"
+        return (
+            f"no document of {tally.documents('read')} is held out{why}: raise --heldout, hold out the end "
+            "of each file with --heldout-by position, or name files with --heldout-match"
+        )
     read = tally.documents("read")
     return f"no document is left of {read} that were read{why}: check the sources and the steps"
 
@@ -86,7 +94,7 @@ def _manifest(
 ) -> Manifest:
     shutil.copyfile(job.tokenizer, folder / "tokenizer.json")
     sync_file(folder / "tokenizer.json")
-    tokenizer = encoder(job.tokenizer).tokenizer
+    tokenizer = encoder(job.tokenizer, job.recipe.separator).tokenizer
     vocab = tokenizers.vocab_size(tokenizer)
     separator = tokenizers.separator_id(tokenizer, job.recipe.separator)
     return Manifest(

@@ -12,7 +12,7 @@ import xxhash
 from data.document import Document
 from data.readers import documents
 from data.recipe import Recipe
-from data.sources import matches
+from data.sources import InputFile, matches
 from data.tally import Tally
 from data.units import Unit
 
@@ -47,9 +47,37 @@ class Job:
 
 
 def unit_documents(job: Job, unit: Unit, tally: Tally) -> Iterator[Document]:
-    """All documents of a unit as its files hold them."""
+    """All documents of a unit as its files hold them; where the end of a file is held out, a document that
+    is the whole file comes as the part before and the part that is.
+    """
     for piece in unit.pieces:
-        yield from documents(piece, job.recipe, tally)
+        for document in documents(piece, job.recipe, tally):
+            if job.recipe.heldout_by == "position" and job.heldout:
+                yield from _by_position(document, piece.file, job.heldout)
+            else:
+                yield document
+
+
+def _by_position(document: Document, file: InputFile, share: float) -> Iterator[Document]:
+    if "offset" in document.origin:
+        if document.origin["offset"] >= file.bytes * (1 - share):
+            document.origin["side"] = HELDOUT
+        yield document
+        return
+    text = document.text
+    cut = round(len(text) * (1 - share))
+    # Where a line begins near there, or else a word: the first after, or else the last before.
+    near = range(max(1, cut - (len(text) - cut) // 2), min(len(text), cut + (len(text) - cut) // 2 + 1))
+    places = [
+        place
+        for end in "\n "
+        for place in (text.find(end, cut) + 1, text.rfind(end, 0, cut) + 1)
+        if place in near
+    ]
+    cut = places[0] if places else cut
+    for part, more in ((text[:cut], {}), (text[cut:], {"character": cut, "side": HELDOUT})):
+        if part:
+            yield Document(part, document.origin | more)
 
 
 def is_heldout(document: Document, job: Job) -> bool:
@@ -59,6 +87,8 @@ def is_heldout(document: Document, job: Job) -> bool:
         return matches(document.origin["path"], recipe.heldout_match)
     if not job.heldout:
         return False
+    if recipe.heldout_by == "position":
+        return document.origin.get("side") == HELDOUT
     if recipe.heldout_by == "file":
         identity = f"{document.origin['source']}/{document.origin['path']}".encode()
     else:

@@ -103,7 +103,9 @@ def is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
         return False
     old = json.loads(path.read_text())
     state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
-    changed = recipes.differences(old["settings"], plan["settings"])
+    # A setting that came later was what it is by default.
+    before = {**recipes.as_dict(Recipe()), **old["settings"]}
+    changed = recipes.differences(before, plan["settings"])
     if not changed and old["input"] != plan["input"]:
         changed = ["the source files themselves"]
     if changed and not old["complete"] and not any((path.parent / name).exists() for name in _MADE):

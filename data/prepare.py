@@ -18,19 +18,19 @@ duplicates, and 30 for near ones.
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data import clean
-from data import recipe as recipes
+from data import clean, preconditions
 from data import sources as inputs
 from data import tokenizer as tokenizers
 from data.decontaminate import write_evaluation_runs
 from data.encode import cleaned_documents, encode_unit
 from data.finish import finish
-from data.job import HELDOUT, TRAIN, Job, is_heldout, is_heldout_identity, sync_file, write_json
+from data.job import HELDOUT, TRAIN, Job, is_heldout, sync_file, write_json
 from data.manifest import (
     MANIFEST,
     read_manifest,
@@ -61,13 +61,19 @@ class Side:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did. `counts`: step → (documents, characters), for "read", "removed.…", "changed.…"."""
+    """What `prepare` did. `counts`: step → (documents, characters), for "read" and `data.steps`' others;
+    `files`: kind → how many were read; `round_trip`: of how many documents tried (the second) the tokenizer
+    gave the very text back (the first).
+    """
 
     train: Side
     heldout: Side | None
     vocab: int
     counts: dict[str, tuple[int, int]]
     examples: dict[str, list[str]]
+    files: dict[str, int]
+    heldout_by: str
+    round_trip: tuple[int, int]
     was_complete: bool
 
 
@@ -92,7 +98,8 @@ def prepare(
     Raises ValueError, one line, for what the caller must change; RuntimeError for input that is damaged.
     """
     recipe = recipe or Recipe()
-    _check(tokenizer, train_tokenizer, heldout, workers, recipe)
+    preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
+    tokens = preconditions.token_ids(tokenizer, recipe)
     workers = workers or len(os.sched_getaffinity(0))
     out = Path(out)
     scratch = out / SCRATCH
@@ -102,13 +109,15 @@ def prepare(
         bar = stack.enter_context(Progress(progress))
         stdin_file = spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
         files = inputs.expand(sources, recipe, stdin_file, str(out))
-        _check_heldout(files, heldout, recipe)
+        files = [replace(file, tokens=tokens) for file in files]
+        preconditions.check_files(files, recipe)
+        recipe = preconditions.held_out_how(files, heldout, recipe)
         settings = settings_of(sources, tokenizer, train_tokenizer, heldout, recipe)
         plan = {"settings": settings, "input": input_hash(files), "complete": False}
         if is_complete(scratch, plan, out):
-            return _report(out, was_complete=True)
+            return _report(out, files, was_complete=True)
         total = sum(file.bytes for file in files)
-        units = plan_units(files, _unit_bytes(total, recipe))
+        units = plan_units(files, _unit_bytes(total, recipe), recipe)
         job = Job(scratch, recipe, heldout, _needs_survey(recipe, train_tokenizer, scratch))
         warm_up(min(workers, len(units)))
         if recipe.decontaminate and not job.evaluation.exists():
@@ -127,7 +136,7 @@ def prepare(
         write_json(scratch / PLAN, {**plan, "complete": True})
         for name in ("units", "survey"):
             shutil.rmtree(scratch / name, ignore_errors=True)
-    return _report(out, was_complete=False)
+    return _report(out, files, was_complete=False)
 
 
 @contextmanager
@@ -142,42 +151,6 @@ def _room(out: Path) -> Iterator[None]:
             f"{out}: {os.strerror(error.errno)}: make room and run the same command again, which keeps "
             "the shards that are finished, or give another --out"
         ) from None
-
-
-def _check(
-    tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
-) -> None:
-    recipes.check(recipe)
-    if (tokenizer is None) == (train_tokenizer is None):
-        raise ValueError(
-            "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
-        )
-    if not 0 <= heldout < 1:
-        raise ValueError(f"heldout={heldout} is not a share: give a number from 0 up to, but not, 1")
-    if tokenizer is not None and tokenizer not in tokenizers.BUILT:
-        tokenizers.separator_id(tokenizers.load(Path(tokenizer)), recipe.separator)
-    if train_tokenizer is not None:
-        tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
-    if workers < 0:
-        raise ValueError(
-            f"workers={workers} is not a number of processes: give 1 or more, or 0 for one a core"
-        )
-
-
-def _check_heldout(files: list[inputs.InputFile], heldout: float, recipe: Recipe) -> None:
-    """Where the files alone decide which side a document is on, an empty side is known before any work."""
-    if recipe.heldout_match:
-        held = sum(inputs.matches(file.relative, recipe.heldout_match) for file in files)
-        asked = f"heldout_match={recipe.heldout_match}"
-    elif heldout and recipe.heldout_by == "file":
-        held = sum(is_heldout_identity(f"{file.source}/{file.relative}".encode(), heldout) for file in files)
-        asked = f"heldout={heldout} by file"
-    else:
-        return
-    if held in (0, len(files)):
-        raise ValueError(
-            f"{asked} holds out {held} of {len(files)} files: give one that leaves some on each side"
-        )
 
 
 def _unit_bytes(total: int, recipe: Recipe) -> int:
@@ -200,10 +173,11 @@ def _make_tokenizer(
         limit = job.recipe.train_bytes
         bar.phase("training tokenizer", min(limit, sum(unit.bytes for unit in units)))
         made = tokenizers.train(job.recipe.train_kind, _training_texts(job, units, bar.advance), vocab)
-    elif given in tokenizers.BUILT:
-        made = tokenizers.BUILT[str(given)]()
     else:
-        made = tokenizers.load(Path(str(given)))
+        assert given is not None
+        made = tokenizers.given(given)
+    if job.recipe.template == "drop":
+        made = tokenizers.without_template(made)
     tokenizers.separator_id(made, job.recipe.separator)
     temporary = job.tokenizer.with_name("tokenizer.json.tmp")
     made.save(str(temporary))
@@ -229,17 +203,29 @@ def _training_texts(job: Job, units: list[Unit], report: Callable[[int], None]) 
         raise ValueError("there is no text to train a tokenizer on: give one with --tokenizer")
 
 
-def _report(out: Path, was_complete: bool) -> PrepareReport:
+def _report(out: Path, files: list[inputs.InputFile], was_complete: bool) -> PrepareReport:
     split = (out / TRAIN / MANIFEST).exists()
-    manifest = read_manifest(out / TRAIN if split else out)
+    sides = [out / TRAIN, out / HELDOUT] if split else [out]
+    manifest = read_manifest(sides[0])
     return PrepareReport(
-        train=_side(out / TRAIN if split else out),
-        heldout=_side(out / HELDOUT) if split else None,
+        train=_side(sides[0]),
+        heldout=_side(sides[1]) if split else None,
         vocab=manifest.tokenizer.vocab,
         counts={step: (count[0], count[1]) for step, count in manifest.prepare["counts"].items()},
         examples=manifest.prepare["examples"],
+        files=dict(Counter(file.kind for file in files)),
+        heldout_by=manifest.prepare["settings"]["heldout_by"],
+        round_trip=_round_trip(sides),
         was_complete=was_complete,
     )
+
+
+def _round_trip(sides: list[Path]) -> tuple[int, int]:
+    counts: Counter[str] = Counter()
+    for side in sides:
+        for came_back, amounts in read_manifest(side).prepare["profile"]["round_trip"].items():
+            counts[came_back] += amounts[0]
+    return counts["same"], counts.total()
 
 
 def _side(folder: Path) -> Side:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from data import scan
 from data.document import Document, decode, origin_of, whole
 from data.mapped import map_file
+from data.read_json import is_too_deep
 from data.recipe import Recipe
-from data.sources import InputFile
+from data.sources import COMPRESSED, InputFile
 from data.streams import open_bytes
 from data.tally import Tally
 from data.units import Piece
@@ -32,7 +33,10 @@ def image(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A picture in a folder of its class; the text is the class."""
     file = piece.file
     with open_bytes(file.path) as stream:
-        raw = stream.read()
+        raw = stream.read(recipe.max_document_bytes + 1)
+    if len(raw) > recipe.max_document_bytes:
+        tally.add("removed.too_long_document", file.bytes, file.relative)
+        return
     parts = file.relative.split("/")
     name = parts[-2] if len(parts) > 1 else file.source
     extension = file.relative.rsplit(".", 1)[-1].lower()
@@ -54,6 +58,9 @@ def _sample_document(
     document.media = {extension: value for extension, value in members.items() if extension in IMAGES}
     record: Any = {}
     if "json" in members:
+        if is_too_deep(members["json"]):
+            tally.add("removed.nested_too_deeply", size, document.where)
+            return None
         try:
             record = json.loads(members["json"])
         except ValueError:
@@ -91,6 +98,10 @@ def _samples(file: InputFile) -> Iterator[tuple[str, dict[str, bytes]]]:
     if "://" not in file.path:
         yield from _mapped(Path(file.path), file.path)
         return
+    if file.path.lower().endswith(COMPRESSED):
+        raise ValueError(
+            f"{file.path} is a compressed tar, of which no sample can be read by itself: unpack it"
+        )
     with tempfile.NamedTemporaryFile() as copy, open_bytes(file.path) as remote:
         shutil.copyfileobj(remote, copy)
         copy.flush()

@@ -2,68 +2,151 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from data.document import Document, from_record, origin_of
+from data.document import Document, from_record, partitions
+from data.looks import UTF16_MARKS, binary_format
+from data.read_json import row_limit
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.streams import open_bytes
 from data.tally import Tally
 from data.units import Piece
 
-# Columns wide enough for a whole document; the csv module's own limit is 128 KiB.
-csv.field_size_limit(1 << 30)
+_BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
 
 
 def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    file = piece.file
+    """A document a row of CSV or TSV; other separators are found by the header, and UTF-16 by its mark."""
+    file, limit = piece.file, row_limit(recipe)
     with open_bytes(file.path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.DictReader(text, delimiter="\t" if file.kind == "tsv" else ",")
-        _need_column(list(rows.fieldnames or []), file, recipe)
-        for number, row in enumerate(rows):
-            document = from_record(dict(row), origin_of(file, row=number), recipe, tally)
-            if document is not None:
-                yield document
+        head = stream.read(4)
+    if known := binary_format(head):
+        raise ValueError(f"{file.path} is no table of text: by its first bytes it is {known}")
+    csv.field_size_limit(limit)
+    with open_bytes(file.path) as stream:
+        encoding = "utf-16" if head.startswith(UTF16_MARKS) else "utf-8-sig"
+        text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
+        lines = _bounded(text, limit)
+        header = next(lines, "")
+        if not header.strip():
+            tally.add("removed.empty", 0, file.relative)
+            return
+        delimiter = _delimiter(header, file, recipe)
+        rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
+        number = -1
+        try:
+            names = next(rows)
+            _need_column(names, file, recipe)
+            for number, values in enumerate(_rows_of(rows)):
+                where = f"{file.relative}, row {number}, ends in line {rows.line_num}"
+                if len(values) > len(names):
+                    tally.add("removed.too_many_columns", 0, f"{where}: {len(values)} for {len(names)}")
+                    continue
+                record = dict(zip(names, values))
+                document = from_record(record, file, where, recipe, tally, row=number)
+                if document is not None:
+                    yield document
+        except csv.Error as error:
+            raise OSError(f"row {number + 1}, near line {rows.line_num}: {error}") from None
+
+
+def _rows_of(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    return (row for row in rows if row)  # an empty line is none
+
+
+def _bounded(text: io.TextIOWrapper, limit: int) -> Iterator[str]:
+    while line := text.readline(limit):
+        if len(line) == limit and not line.endswith("\n"):
+            raise csv.Error(f"a line is longer than {limit:,} characters: raise --max-document-bytes")
+        yield line
+
+
+def _delimiter(header: str, file: InputFile, recipe: Recipe) -> str:
+    """The one that finds the text's column in the header, or else the most columns."""
+    usual = "\t" if file.kind == "tsv" else ","
+    found = {sign: next(csv.reader([header], delimiter=sign), []) for sign in (usual, ",", ";", "\t", "|")}
+    return max(found, key=lambda sign: (recipe.text_field in found[sign], len(found[sign])))
 
 
 def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
-    if recipe.text_field not in columns:
+    wanted = [name for name in (recipe.text_field, recipe.ids_field) if name in columns]
+    if not wanted:
         raise ValueError(
-            f"{file.path} has no column {recipe.text_field!r}: give text_field as one of {', '.join(columns)}"
+            f"{file.path} has no column {recipe.text_field!r}: give text_field as one of "
+            f"{', '.join(columns)}{_from_folders(file)}"
+        )
+    if columns.count(wanted[0]) > 1:
+        raise ValueError(
+            f"{file.path} has {columns.count(wanted[0])} columns {wanted[0]!r}: name one otherwise"
         )
 
 
+def _from_folders(file: InputFile) -> str:
+    names = list(partitions(file))
+    return f" (and its folders say {', '.join(names)})" if names else ""
+
+
 def parquet(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A document a row."""
     import pyarrow.parquet
 
     with open_bytes(piece.file.path) as stream, _damage():
         table = pyarrow.parquet.ParquetFile(stream)
-        names = list(table.schema_arrow.names)
-        _need_column(names, piece.file, recipe)
+        columns = _columns(table.schema_arrow, piece.file, recipe)
+        groups = list(range(piece.start, piece.end))
         row = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
         batches = table.iter_batches(
-            batch_size=1024, row_groups=list(range(piece.start, piece.end)), columns=_columns(names, recipe)
+            batch_size=_batch_rows(table.metadata, groups), row_groups=groups, columns=columns
         )
         yield from _rows(batches, row, piece.file, recipe, tally)
 
 
-def _columns(names: list[str], recipe: Recipe) -> list[str]:
-    wanted = (recipe.text_field, recipe.licence_field, recipe.language_field)
-    return [name for name in names if name in wanted]
+def _batch_rows(metadata: Any, groups: list[int]) -> int:
+    """So many rows that they take some megabytes."""
+    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    size = sum(metadata.row_group(group).total_byte_size for group in groups)
+    return max(1, min(_BATCH_ROWS, rows * _BATCH_BYTES // max(1, size)))
+
+
+def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
+    """The columns to read, whole: of "doc.body" that is `doc`."""
+    names = [name for field in schema for name in _names(field)]
+    _need_column(names, file, recipe)
+    wanted = {name if name in schema.names else name.split(".")[0] for name in _wanted(names, recipe)}
+    return [name for name in schema.names if name in wanted]
+
+
+def _wanted(names: list[str], recipe: Recipe) -> list[str]:
+    text = [recipe.text_field] if recipe.text_field in names else [recipe.ids_field, "attention_mask"]
+    return [*text, recipe.licence_field, recipe.language_field]
+
+
+def _names(field: Any) -> list[str]:
+    """The column, and "doc.body" for what is in it."""
+    import pyarrow
+
+    if not pyarrow.types.is_struct(field.type):
+        return [field.name]
+    inside = [f"{field.name}.{name}" for part in field.type for name in _names(part)]
+    return [field.name, *inside]
 
 
 def _rows(
     batches: Iterable[Any], row: int, file: InputFile, recipe: Recipe, tally: Tally
 ) -> Iterator[Document]:
     for batch in batches:
-        for record in batch.to_pylist():
-            document = from_record(record, origin_of(file, row=row), recipe, tally)
-            row += 1
-            if document is not None:
-                yield document
+        step = max(1, batch.num_rows * _BATCH_BYTES // max(1, batch.nbytes))
+        for start in range(0, batch.num_rows, step):
+            for record in batch.slice(start, step).to_pylist():
+                where = f"{file.relative}, row {row}"
+                document = from_record(record, file, where, recipe, tally, row=row)
+                row += 1
+                if document is not None:
+                    yield document
 
 
 @contextmanager
@@ -87,8 +170,6 @@ def arrow(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         reader = pyarrow.ipc.open_file(stream) if is_file else pyarrow.ipc.open_stream(stream)
-        names = list(reader.schema.names)
-        _need_column(names, piece.file, recipe)
-        columns = _columns(names, recipe)
+        columns = _columns(reader.schema, piece.file, recipe)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
         yield from _rows((batch.select(columns) for batch in batches), 0, piece.file, recipe, tally)

@@ -1,94 +1,159 @@
-"""Documents out of text files, lines of JSON and FASTA: streams of lines, of which a range can be read by
-itself.
-"""
+"""Documents out of text files, whole or split as the user says, and out of FASTA."""
 
-import json
+import codecs
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
-from data.document import Document, decode, from_record, origin_of
+from data.document import Document, decode, origin_of
+from data.looks import BOM, HEAD, UTF16_MARKS, binary_format
 from data.recipe import Recipe
-from data.streams import line_start, open_bytes, to_line_start
+from data.sources import InputFile
+from data.streams import bounded_line, line_after, open_bytes
 from data.tally import Tally
 from data.units import Piece
 
+_CHUNK = 1 << 20
+
 
 def text_files(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A document a file, unless the recipe splits."""
+    if recipe.is_splitting:
+        yield from _split(piece, recipe, tally)
+        return
     file, limit = piece.file, recipe.max_document_bytes
     with open_bytes(file.path) as stream:
-        if piece.start:
-            to_line_start(stream, piece.start, limit)
-        ranged = piece.end < file.bytes or piece.start > 0
-        part = 0
-        at = stream.tell() if ranged else 0
-        end = line_start(file.path, piece.end, limit) if ranged and piece.end < file.bytes else -1
-        while end < 0 or at < end:
-            want = limit if end < 0 else min(limit, end - at)
-            raw = stream.read(want)
-            if not raw and (part or ranged):
-                break
-            if len(raw) == limit and at + want != end:
-                raw += stream.readline(limit if end < 0 else min(limit, end - at - want))
-                if not raw.endswith(b"\n"):
-                    raw += _rest_of_character(stream, raw)
-            more = len(raw) >= limit or part or ranged
-            origin = origin_of(file, **({"offset": at} if more else {}))
-            at += len(raw)
-            part += 1
-            if more:
-                tally.add("changed.cut_long_document", len(raw), f"{file.relative}:{origin['offset']}")
-            text = decode(raw, recipe, tally, file.relative)
-            if text is not None:
-                yield Document(text, origin)
-            if not raw:
-                break
+        raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(too_long_file(file, f"more than {limit:,}", recipe))
+    text = decode(raw, recipe, tally, file.relative)
+    if text is None:
+        return
+    if file.relative.lower().endswith(".json"):
+        tally.add("noted.json_as_text", len(raw), file.relative)
+    elif text.startswith('{"') and "\n{" in text:
+        tally.add("noted.text_like_json_lines", len(raw), file.relative)
+    yield Document(text, origin_of(file))
 
 
-def _rest_of_character(stream: IO[bytes], raw: bytes) -> bytes:
-    """The bytes that are missing from the UTF-8 character that `raw` ends in the middle of."""
-    for back in range(1, min(4, len(raw)) + 1):
-        byte = raw[-back]
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return stream.read(length - back) if length > back else b""
-        if byte < 0x80:
-            break
-    return b""
+def too_long_file(file: InputFile, size: str, recipe: Recipe) -> str:
+    """What to do about a file that is one document, and longer than a document may be."""
+    return (
+        f"{file.path} is one document of {size} bytes, and max_document_bytes is "
+        f"{recipe.max_document_bytes:,}: say how to split it with --split-at TEXT, --split-lines or "
+        "--split-characters N, raise --max-document-bytes (a worker takes some ten times as much memory), or "
+        "leave the file out with --exclude"
+    )
 
 
-def jsonl(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     file = piece.file
-    # The place of a line is its offset in the (decompressed) file, known without reading what comes before
-    # it.
     with open_bytes(file.path) as stream:
-        at = 0
-        if piece.start:
-            stream.seek(piece.start - 1)
-            at = piece.start - 1 + len(stream.readline())
-        whole_file = piece.end >= file.bytes
-        while whole_file or at < piece.end:
-            line = stream.readline()
-            if not line:
-                break
-            offset, at = at, at + len(line)
-            if line.isspace():
-                continue
-            document = _json_document(line, origin_of(file, offset=offset), recipe, tally)
-            if document is not None:
-                yield document
+        head = stream.read(HEAD)
+    if head.startswith(UTF16_MARKS):
+        raise ValueError(
+            f"{file.path} is UTF-16, and only UTF-8 is split: convert it (iconv -f UTF-16 -t UTF-8)"
+        )
+    if binary_format(head) or b"\0" in head:
+        if not piece.start:
+            tally.add("removed.binary", file.bytes, file.relative)
+        return
+    with open_bytes(file.path) as stream:
+        if recipe.split_lines:
+            parts = _lines(stream, piece, recipe, tally)
+        elif recipe.split_at:
+            parts = _between(stream, piece, recipe, tally)
+        else:
+            parts = _lengths(stream, recipe.split_characters)
+        for offset, raw in parts:
+            raw = raw if offset else raw.removeprefix(BOM)
+            if raw and not raw.isspace():
+                text = _text(raw, recipe, tally, f"{file.relative}, byte {offset}")
+                if text is not None:
+                    yield Document(text, origin_of(file, offset=offset))
 
 
-def _json_document(line: bytes, origin: dict[str, Any], recipe: Recipe, tally: Tally) -> Document | None:
-    where = f"{origin['path']}:{origin.get('offset', '')}"
+def _text(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
     try:
-        record = json.loads(line.decode("utf-8", errors="surrogateescape"))
-    except ValueError:
-        tally.add("removed.not_json", len(line), where)
-        return None
-    if not isinstance(record, dict):
-        tally.add("removed.not_a_json_object", len(line), where)
-        return None
-    return from_record(record, origin, recipe, tally)
+        return raw.decode("utf-8")  # a mark in the middle of a file is text
+    except UnicodeDecodeError:
+        return decode(raw, recipe, tally, where)
+
+
+def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its end) of those that begin in the piece."""
+    file, limit = piece.file, recipe.max_document_bytes
+    at = line_after(stream, piece.start) if piece.start else 0
+    while piece.end >= file.bytes or at < piece.end:
+        line, size = bounded_line(stream, limit + 2)
+        if not size:
+            return
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
+        if size > limit + 2 or len(text) > limit:
+            tally.add("removed.too_long_document", size, f"{file.relative}, byte {at}")
+        else:
+            yield at, text
+        at += size
+
+
+def _between(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """(offset, text between two separators) of those that begin in the piece."""
+    file, limit, separator = piece.file, recipe.max_document_bytes, recipe.separator_bytes
+    at = max(0, piece.start - len(separator))  # where the buffer begins in the file
+    if at:
+        stream.seek(at)
+    inside = not piece.start  # is the buffer's beginning that of a document of this piece?
+    buffer, searched, dropped = bytearray(), 0, 0
+    while True:
+        found = buffer.find(separator, searched)
+        if found < 0:
+            chunk = stream.read(_CHUNK)
+            if not chunk:
+                break
+            searched = max(0, len(buffer) - len(separator) + 1)
+            if not inside or len(buffer) > limit + len(
+                separator
+            ):  # nothing of it is wanted but what may begin a separator
+                dropped += searched
+                del buffer[:searched]
+                searched = 0
+            buffer += chunk
+            continue
+        if inside:
+            yield from _part(at, bytes(buffer[:found]), dropped, limit, file, tally)
+        del buffer[: found + len(separator)]
+        at, searched, dropped, inside = at + dropped + found + len(separator), 0, 0, True
+        if at >= piece.end and piece.end < file.bytes:
+            return
+    if inside:
+        yield from _part(at, bytes(buffer), dropped, limit, file, tally)
+
+
+def _part(
+    at: int, raw: bytes, dropped: int, limit: int, file: InputFile, tally: Tally
+) -> Iterator[tuple[int, bytes]]:
+    if len(raw) + dropped > limit:
+        tally.add("removed.too_long_document", len(raw) + dropped, f"{file.relative}, byte {at}")
+    else:
+        yield at, raw
+
+
+def _lengths(stream: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, at most `most` characters), cut after the last end of a line in them, or hard without one."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    waiting, offset, ended = "", 0, False
+    while not ended:
+        chunk = stream.read(_CHUNK)
+        ended = not chunk
+        waiting += decoder.decode(chunk, ended)
+        start = 0
+        while len(waiting) - start > most or (ended and start < len(waiting)):
+            end = min(start + most, len(waiting))
+            if not (ended and end == len(waiting)):
+                end = waiting.rfind("\n", start, end) + 1 or end
+            raw = waiting[start:end].encode("utf-8", "surrogateescape")
+            yield offset, raw
+            offset, start = offset + len(raw), end
+        waiting = waiting[start:]
 
 
 def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
@@ -96,11 +161,8 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     `max_document_bytes`. What comes before the first ">" is counted."""
     file, limit = piece.file, recipe.max_document_bytes
     with open_bytes(file.path) as stream:
-        at = 0
-        if piece.start:
-            stream.seek(piece.start - 1)
-            at = piece.start - 1 + len(stream.readline())
-        name, size, part = "", 0, 0
+        at = line_after(stream, piece.start) if piece.start else 0
+        name, size, part, middle = "", 0, 0, False
         lines: list[bytes] = []
 
         def emit() -> Document:
@@ -108,9 +170,10 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
             return Document(b"".join(lines).decode("ascii", "replace"), origin)
 
         while True:
-            line = stream.readline()
-            offset, at = at, at + len(line)
-            if not line or line.startswith(b">"):
+            line = stream.readline(limit)  # a line that is longer comes in parts, as its record does
+            offset, at, begins, middle = at, at + len(line), not middle, not line.endswith(b"\n")
+            line = line if offset else line.removeprefix(BOM)
+            if not line or (begins and line.startswith(b">")):
                 if name and lines:
                     yield emit()
                 elif name and not part:

@@ -9,7 +9,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 
-from data import read_samples, read_tables, read_text
+from data import read_ids, read_json, read_samples, read_tables, read_text
 from data.document import Document
 from data.recipe import Recipe
 from data.tally import Tally
@@ -17,7 +17,9 @@ from data.units import Piece
 
 READERS: dict[str, Callable[[Piece, Recipe, Tally], Iterator[Document]]] = {
     "text": read_text.text_files,
-    "jsonl": read_text.jsonl,
+    "jsonl": read_json.lines,
+    "json": read_json.array,
+    "ids": read_ids.ids,
     "fasta": read_text.fasta,
     "csv": read_tables.separated,
     "tsv": read_tables.separated,

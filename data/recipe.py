@@ -3,9 +3,26 @@ heavy.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 
-FORMATS = ("auto", "text", "jsonl", "csv", "tsv", "fasta", "parquet", "arrow", "webdataset", "image")
+FORMATS = (
+    *(
+        "auto",
+        "text",
+        "jsonl",
+        "json",
+        "csv",
+        "tsv",
+        "fasta",
+        "parquet",
+        "arrow",
+        "ids",
+        "webdataset",
+        "image",
+    ),
+)
+IDS_DTYPES = ("auto", "uint16", "uint32", "int32", "int64")
 FILTERS = ("c4", "gopher_quality", "gopher_repetition")
 NORMAL_FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")
 
@@ -14,11 +31,17 @@ NORMAL_FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")
 class Recipe:
     """Every step is off unless asked for; what a step takes out or changes is counted and reported.
 
-    Reading: `format` "auto" goes by the file's name. `text_field`: column or key of the text;
-    `licence_field` and `language_field` are kept with the document where they are there. `include`,
-    `exclude`: glob patterns over the path below the source (a pattern without "/" matches any part of it).
-    `undecodable`: "repair" reads what is not UTF-8 as Windows-1252, "skip" leaves it out. A longer document
-    than `max_document_bytes` is cut where a line ends.
+    Reading: `format` "auto" goes by the file's name. `text_field`: column or key of the text ("doc.body" is
+    the field `body` in the field `doc`); a row without it may have token ids in `ids_field`. `licence_field`
+    and `language_field` are kept with the document where they are there, be it in a column or in a folder's
+    name such as `lang=en`. `ids_dtype`: the numbers in a `.bin` of token ids. `include`, `exclude`: glob
+    patterns over the path below the source (a pattern without "/" matches any part of it). `undecodable`:
+    "repair" reads what is not UTF-8 as Windows-1252, "skip" leaves it out.
+
+    A text file is one document, unless `split_lines` makes one of each line, `split_at` of what stands
+    between two such texts (`\\n` and `\\t` are an end of a line and a tab), or `split_characters` of every so
+    many characters, cut where a line ends. A file that is a longer document than `max_document_bytes` is
+    refused; of rows and of the parts of a file such ones are left out, and counted.
 
     Cleaning, in this order: `fix_encoding` (ftfy), `normal_form`, `min_characters`/`max_characters`,
     `filters`, `licences` (kept; empty: all), `language_hook` ("module:function", text → code) with
@@ -27,19 +50,26 @@ class Recipe:
     with one goes), `deduplicate` ("exact", or "near" with `near_threshold` as the Jaccard similarity of
     word 5-grams).
 
-    Held out: by hash of the "document" or of its "file" (`heldout_by`), or exactly what `heldout_match`
-    (globs) matches. Tokenizer: `train_kind`, `train_bytes` (of text to train on, spread over the corpus),
-    `separator` (of a loaded tokenizer). Output: `shard_bytes` of text a shard, `block_documents` (the unit
+    Held out: by hash of the "document" or of its "file" (`heldout_by`); by "position", which is the last
+    part of every file, and of a single text file what else there would be nothing to choose from; or exactly
+    what `heldout_match` (globs) matches. Tokenizer: `train_kind`, `train_bytes` (of text to train on, spread
+    over the corpus), `separator` (of a loaded tokenizer), `template` (of a loaded tokenizer, such as a token
+    before every text: "keep" or "drop"). Output: `shard_bytes` of text a shard, `block_documents` (the unit
     that training shuffles).
     """
 
     format: str = "auto"
     text_field: str = "text"
+    ids_field: str = "input_ids"
+    ids_dtype: str = "auto"
     licence_field: str = "license"
     language_field: str = "language"
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     undecodable: str = "repair"
+    split_lines: bool = False
+    split_at: str = ""
+    split_characters: int = 0
     max_document_bytes: int = 16 << 20
 
     fix_encoding: bool = False
@@ -62,9 +92,21 @@ class Recipe:
     train_kind: str = "bpe"
     train_bytes: int = 256 << 20
     separator: str = ""
+    template: str = "keep"
 
     shard_bytes: int = 128 << 20
     block_documents: int = 4096
+
+    @property
+    def is_splitting(self) -> bool:
+        """Is a text file more than one document?"""
+        return bool(self.split_lines or self.split_at or self.split_characters)
+
+    @property
+    def separator_bytes(self) -> bytes:
+        """What stands between two documents in a text file."""
+        escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+        return re.sub(r"\\[ntr\\]", lambda found: escapes[found[0]], self.split_at).encode()
 
 
 def check(recipe: Recipe) -> None:
@@ -74,7 +116,9 @@ def check(recipe: Recipe) -> None:
         ("normal_form", recipe.normal_form, NORMAL_FORMS),
         ("undecodable", recipe.undecodable, ("repair", "skip")),
         ("deduplicate", recipe.deduplicate, ("", "exact", "near")),
-        ("heldout_by", recipe.heldout_by, ("document", "file")),
+        ("heldout_by", recipe.heldout_by, ("document", "file", "position")),
+        ("ids_dtype", recipe.ids_dtype, IDS_DTYPES),
+        ("template", recipe.template, ("keep", "drop")),
         ("train_kind", recipe.train_kind, ("bpe", "wordpiece", "characters")),
     ):
         if value not in allowed:
@@ -90,9 +134,17 @@ def check(recipe: Recipe) -> None:
         ("decontaminate_words", 1),
         ("min_characters", 0),
         ("max_characters", 0),
+        ("split_characters", 0),
     ):
         if getattr(recipe, key) < least:
             raise ValueError(f"{key}={getattr(recipe, key)} is too small: at least {least}")
+    if sum(map(bool, (recipe.split_lines, recipe.split_at, recipe.split_characters))) > 1:
+        raise ValueError("a file is split in one way: give one of split_lines, split_at and split_characters")
+    if recipe.split_characters * 4 > recipe.max_document_bytes:
+        raise ValueError(
+            f"split_characters={recipe.split_characters} may be {recipe.split_characters * 4} bytes, and "
+            f"max_document_bytes is {recipe.max_document_bytes}: lower the one or raise the other"
+        )
     if not 0 < recipe.near_threshold <= 1:
         raise ValueError(f"near_threshold={recipe.near_threshold} is not a similarity: give one in (0, 1]")
     if recipe.languages and not (recipe.language_hook or recipe.language_field):

@@ -2,21 +2,29 @@
 
 import fnmatch
 import glob
+import lzma
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import NamedTuple
 
 from braceexpand import braceexpand
 
+from data import folders_of_datasets
+from data.looks import BOM, HEAD, binary_format, is_plain_text, json_shape
 from data.recipe import Recipe
+from data.streams import open_bytes
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
+    ".bin": "ids",
+    ".npy": "ids",
     ".csv": "csv",
     ".tsv": "tsv",
     ".fasta": "fasta",
@@ -32,9 +40,18 @@ STANDARD_INPUT = "-"
 _SKIPPED_FOLDERS = ("__pycache__",)
 
 
+class TokenIds(NamedTuple):
+    """The tokenizer that made the ids in a file: how many ids it has, and the one that ends a document."""
+
+    vocab: int
+    separator: int
+
+
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a source. `path` opens it; `relative` (below the source) is how the corpus calls it."""
+    """One file of a source. `path` opens it; `relative` (below the source) is how the corpus calls it;
+    `tokens` is what is known of token ids that it may hold.
+    """
 
     source: str
     path: str
@@ -42,6 +59,7 @@ class InputFile:
     kind: str
     bytes: int
     changed_ns: int = 0
+    tokens: TokenIds | None = None
 
 
 def expand(specs: list[str], recipe: Recipe, stdin_file: str = "", out: str = "") -> list[InputFile]:
@@ -66,7 +84,8 @@ def expand(specs: list[str], recipe: Recipe, stdin_file: str = "", out: str = ""
 
 def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[InputFile]:
     if spec == STANDARD_INPUT:
-        yield InputFile("stdin", stdin_file, "stdin", "jsonl", os.path.getsize(stdin_file))
+        kind = _by_content(stdin_file, "jsonl", recipe) if recipe.format == "auto" else recipe.format
+        yield InputFile("stdin", stdin_file, "stdin", kind, os.path.getsize(stdin_file))
         return
     if spec.startswith("@"):
         if not os.path.isfile(spec[1:]):
@@ -110,29 +129,15 @@ def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
             and name not in _SKIPPED_FOLDERS
             and not (out and os.path.samefile(os.path.join(parent, name), out))
         ]
-        # What a Hugging Face `datasets` folder keeps beside its Arrow files is not text of the corpus.
-        saved = any(entry.endswith(".arrow") for entry in names) and "state.json" in names
-        if saved:
-            _check_saved_dataset(parent)
-        for entry in names:
-            if entry.startswith(".") or (entry.endswith(".json") and (saved or entry == "dataset_dict.json")):
-                continue
-            paths.append(os.path.join(parent, entry))
+        paths += [os.path.join(parent, entry) for entry in folders_of_datasets.documents(parent, names)]
+    found = []
     for path in sorted(paths, key=lambda path: PurePosixPath(path).parts):
         relative = os.path.relpath(path, folder)
         if os.path.isfile(path) and chosen(relative, recipe):
-            yield _local(path, relative, name, recipe)
-
-
-def _check_saved_dataset(folder: str) -> None:
-    import json
-
-    with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
-        state: dict[str, Any] = json.load(file)
-    if state.get("_indices_data_files"):
-        raise ValueError(
-            f"source {folder} is a selection over a dataset: save it again after flatten_indices()"
-        )
+            found.append(_local(path, relative, name, recipe))
+    kinds = {file.relative: file.kind for file in found}
+    folders_of_datasets.check_splits(folder, kinds, lambda path: matches(path, recipe.heldout_match))
+    yield from found
 
 
 def chosen(relative: str, recipe: Recipe) -> bool:
@@ -160,7 +165,29 @@ def _local(path: str, relative: str, source: str, recipe: Recipe) -> InputFile:
     status = os.stat(path)
     # A name that is not UTF-8 opens the file all the same, but a corpus holds text.
     relative = os.fsencode(relative).decode("utf-8", "replace")
-    return InputFile(source, path, relative, kind_of(path, recipe), status.st_size, status.st_mtime_ns)
+    kind = kind_of(path, recipe)
+    if recipe.format == "auto":
+        kind = _by_content(path, kind, recipe)
+    return InputFile(source, path, relative, kind, status.st_size, status.st_mtime_ns)
+
+
+def _by_content(path: str, kind: str, recipe: Recipe) -> str:
+    """What a local file holds, where its name leaves it open: .json may be an array, lines or any text,
+    .jsonl an array, and .bin a text. What cannot be read here is for the reader to say.
+    """
+    if kind not in ("json", "jsonl", "ids") or path.lower().endswith(".npy"):
+        return kind
+    try:
+        with open_bytes(path) as stream:
+            if kind == "json":
+                shape = json_shape(stream, recipe.text_field, 2 * recipe.max_document_bytes)
+                return {"array": "json", "lines": "jsonl"}.get(shape, "text")
+            head = stream.read(HEAD).removeprefix(BOM)
+            if kind == "ids":
+                return "text" if is_plain_text(head) or binary_format(head) else kind
+            return "json" if re.match(rb"\s*\[\s*({|\n)", head) else kind
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        return kind
 
 
 def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:

@@ -1,10 +1,20 @@
-"""Opens what a source names as a stream of bytes: local or remote, compressed or not."""
+"""Opens what a source names as a stream of bytes: local or remote, compressed or not.
+
+However much a compressed file grows, a read hands out what was asked for, and a decoder's own memory is
+bounded; `bounded_line` does the same for lines.
+"""
 
 import bz2
 import gzip
 import io
 import lzma
 from typing import IO, Any
+
+# What a decoder may take: `xz -9` asks for 65 MiB, `zstd --ultra -22` for 128.
+_DECODER_BYTES = 256 << 20
+_CHUNK = 1 << 16
+_REMOTE_BYTES = 1 << 20
+_SKIP = 1 << 20
 
 
 def open_bytes(path: str) -> IO[bytes]:
@@ -13,57 +23,58 @@ def open_bytes(path: str) -> IO[bytes]:
     if "://" in path:
         import fsspec
 
-        raw = fsspec.open(path, "rb").open()
+        # Its own files read lines without a limit.
+        raw = io.BufferedReader(fsspec.open(path, "rb").open(), _REMOTE_BYTES)
     else:
         raw = open(path, "rb")  # noqa: SIM115 (the caller closes it)
     name = path.lower()
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if name.endswith(".zst"):
-        return io.BufferedReader(_Zstandard(raw))
+        # Arrow's reader: zstandard's own takes a file that was cut short for one that ended.
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"))
     if name.endswith(".bz2"):
         return bz2.BZ2File(raw)  # type: ignore[return-value]
     if name.endswith(".xz"):
-        return lzma.LZMAFile(raw)  # type: ignore[return-value]
+        return io.BufferedReader(_Xz(raw))
     return raw
 
 
-def to_line_start(stream: IO[bytes], offset: int, limit: int) -> None:
-    """Moves to the first line that begins at `offset` or later: a function of the offset, so neighbours
-    agree.
+def bounded_line(stream: IO[bytes], limit: int) -> tuple[bytes, int]:
+    """(line with its end, bytes it has). Of a line of more than `limit` bytes only the beginning is kept; the
+    stream is behind its end all the same.
+    """
+    line = stream.readline(limit + 1)
+    size = len(line)
+    if size <= limit or line.endswith(b"\n"):
+        return line, size
+    line = line[:_CHUNK]
+    while more := stream.readline(_SKIP):
+        size += len(more)
+        if more.endswith(b"\n"):
+            break
+    return line, size
+
+
+def line_after(stream: IO[bytes], offset: int) -> int:
+    """Moves to the first line that begins at `offset` or later, and returns where that is: a function of the
+    offset, so neighbours agree.
     """
     stream.seek(offset - 1)
-    skipped = stream.readline(limit)
-    if skipped.endswith(b"\n") or len(skipped) < limit:
-        return
-    # No line begins anywhere near: begin at a character instead.
-    stream.seek(offset)
-    while (byte := stream.read(1)) and 0x80 <= byte[0] < 0xC0:
-        pass
-    if byte:
-        stream.seek(-1, io.SEEK_CUR)
+    _, size = bounded_line(stream, _CHUNK)
+    return offset - 1 + size
 
 
-def line_start(path: str, offset: int, limit: int) -> int:
-    """Where that line begins."""
-    with open_bytes(path) as stream:
-        to_line_start(stream, offset, limit)
-        return stream.tell()
-
-
-class _Zstandard(io.RawIOBase):
-    """The frames of a zstandard file. The library's own reader takes a file that was cut short for one that
-    ended.
+class _Xz(io.RawIOBase):
+    """The streams of an .xz file. The standard library's reader sets no limit to the decoder's memory, which
+    the file chooses: up to 4 GiB.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
-        import zstandard
-
         self._raw = raw
-        self._library = zstandard
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._fed = False
-        self._ready = memoryview(b"")
+        self._decoder = lzma.LZMADecompressor(memlimit=_DECODER_BYTES)
 
     def readable(self) -> bool:
         """Yes."""
@@ -71,21 +82,16 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fills the buffer with decompressed bytes; raises EOFError where the file is cut short."""
-        while not self._ready:
-            compressed = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame, self._fed = self._library.ZstdDecompressor().decompressobj(), False
-            compressed = compressed or self._raw.read(1 << 17)
-            if not compressed:
-                if self._fed:
-                    raise EOFError("the file ends within a zstandard frame: cut short?")
-                return 0
-            try:
-                self._ready = memoryview(self._frame.decompress(compressed))
-            except self._library.ZstdError as error:
-                raise OSError(str(error)) from None
-            self._fed = not self._frame.eof
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+        while True:
+            data = b""
+            if self._decoder.eof:
+                # Streams may follow one another, with zeros between them.
+                data = self._decoder.unused_data.lstrip(b"\0") or self._raw.read(_CHUNK).lstrip(b"\0")
+                if not data:
+                    return 0
+                self._decoder = lzma.LZMADecompressor(memlimit=_DECODER_BYTES)
+            elif self._decoder.needs_input and not (data := self._raw.read(_CHUNK)):
+                raise EOFError("the file ends within an xz stream: cut short?")
+            if unpacked := self._decoder.decompress(data, len(buffer)):
+                buffer[: len(unpacked)] = unpacked
+                return len(unpacked)

@@ -4,6 +4,7 @@ Every kind that `prepare` offers is a `tokenizers.Tokenizer`, so that whatever r
 (training, generation, export) needs one file and one library, whichever kind it was.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "<|eo
 TRAINED = ("bpe", "wordpiece", "characters")
 # The library's memory is about 100 bytes a token of the text it is given at once: longer texts go in pieces.
 PIECE_CHARACTERS = 1 << 20
+# Ids are turned to text so many at a time: as Python's integers they are ten times as large.
+_DECODED_AT_ONCE, _DECODED_BEFORE = 1 << 18, 8
+_SENTENCEPIECE_REMEDY = (
+    "give the tokenizer.json that most models have beside it, or make one: pip install transformers "
+    "sentencepiece, then AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OUT)"
+)
 # A tokenizer is trained on words of at most so many characters; encoding does not cut.
 WORD_CHARACTERS = 1024
 _LONG_RUN = re.compile(rf"\S{{{WORD_CHARACTERS}}}|\s{{{WORD_CHARACTERS}}}")
@@ -128,10 +135,17 @@ def utf8_bytes() -> Tokenizer:
 BUILT = {"bytes": utf8_bytes}
 
 
+def given(name: Path | str) -> Tokenizer:
+    """The tokenizer that a command names: one that is built, or a file."""
+    return BUILT[str(name)]() if str(name) in BUILT else load(Path(name))
+
+
 def load(path: Path) -> Tokenizer:
     """Reads any `tokenizer.json`. Padding and truncation that the file asks for are taken off: a corpus is
     whole.
     """
+    if path.is_dir():
+        raise ValueError(f"tokenizer {path} is a folder: give the file, such as {path / 'tokenizer.json'}")
     if not path.is_file():
         raise ValueError(
             f"tokenizer {path} is not there: give a tokenizer.json, or train one with --train-tokenizer"
@@ -139,10 +153,33 @@ def load(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception, whatever is wrong
+        if path.read_bytes()[:64].find(b"<unk>") > 0 or path.suffix == ".model":
+            raise ValueError(f"tokenizer {path} is a SentencePiece model: {_SENTENCEPIECE_REMEDY}") from None
         raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {error}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def template(tokenizer: Tokenizer, separator: int) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before a text and behind it, such as Llama's `<s>` or BERT's `[CLS]`
+    and `[SEP]`; without the separator at the end, which is laid between documents anyhow.
+    """
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    if whole == bare:
+        return [], []
+    at = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    before, behind = whole[:at], whole[at + len(bare) :]
+    return before, behind[:-1] if behind[-1:] == [separator] else behind
+
+
+def without_template(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, but for what it puts around a text."""
+    said = json.loads(tokenizer.to_str())
+    if template(tokenizer, -1) != ([], []):
+        said["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(said))
 
 
 def separator_id(tokenizer: Tokenizer, separator: str = "") -> int:
@@ -181,18 +218,55 @@ def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 class Encoder:
-    """text → token ids, 1-D; what looks like a special token inside a text is text, never a separator."""
+    """text → token ids, 1-D, within the tokenizer's template; what looks like a special token inside a text
+    is text, never a separator.
+    """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, separator: int = -1) -> None:
         self.tokenizer = tokenizer
+        self.before, self.behind = template(tokenizer, separator)
         self.tokenizer.encode_special_tokens = True
         self.vocab = vocab_size(tokenizer)
         self.dtype: np.dtype = np.dtype(np.uint16 if self.vocab <= 1 << 16 else np.uint32)
 
     def __call__(self, text: str) -> NDArray[np.unsignedinteger]:
-        if len(text) <= PIECE_CHARACTERS:
+        if len(text) <= PIECE_CHARACTERS and not self.before and not self.behind:
             return self._encode(text)
-        return np.concatenate([self._encode(piece) for piece in pieces(text)])
+        around = (np.array(ids, self.dtype) for ids in (self.before, self.behind))
+        return np.concatenate([next(around), *map(self._encode, pieces(text)), next(around)])
+
+    def gives_back(self, text: str, ids: NDArray[np.integer]) -> bool:
+        """Do the ids stand for the very same text?"""
+        at = 0
+        for part in self._texts(ids):
+            if not text.startswith(part, at):
+                return False
+            at += len(part)
+        return at == len(text)
+
+    def text_bytes(self, ids: NDArray[np.integer]) -> int:
+        """UTF-8 bytes of the text that ids stand for."""
+        return sum(len(part.encode()) for part in self._texts(ids))
+
+    def _texts(self, ids: NDArray[np.integer]) -> Iterator[str]:
+        """The text that ids stand for, in parts, without the template around it."""
+        before, behind = self.before, self.behind
+        if before and ids[: len(before)].tolist() == before:
+            ids = ids[len(before) :]
+        if behind and ids[-len(behind) :].tolist() == behind:
+            ids = ids[: -len(behind)]
+        start = 0
+        while start < len(ids):
+            # Decoded with a few of the ids before, on which the first one's spelling may depend; up to where
+            # a character ends.
+            end, begin = start + _DECODED_AT_ONCE, max(0, start - _DECODED_BEFORE)
+            while (text := self._decode(ids[begin:end])).endswith("\ufffd") and end < len(ids):
+                end += 1
+            yield text[len(self._decode(ids[begin:start])) :]
+            start = end
+
+    def _decode(self, ids: NDArray[np.integer]) -> str:
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)) if len(ids) else ""
 
     def _encode(self, text: str) -> NDArray[np.unsignedinteger]:
         # A batch of one: only the batch call has the variant that leaves offsets out, a quarter faster; and

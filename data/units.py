@@ -8,11 +8,13 @@ run can go on.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data.recipe import Recipe
 from data.sources import COMPRESSED, InputFile, is_http
 from data.streams import open_bytes
 
-# Kinds of which a range of bytes can be read by itself, given that the file is not compressed.
-BY_RANGE = ("text", "jsonl", "fasta")
+# Kinds of which a range of bytes can be read by itself, given that the file is not compressed; text where it
+# is split at what does not overlap itself.
+BY_RANGE = ("text", "jsonl", "fasta", "ids")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Unit:
         return any("://" in piece.file.path for piece in self.pieces)
 
 
-def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
+def plan_units(files: list[InputFile], unit_bytes: int, recipe: Recipe) -> list[Unit]:
     """Cuts the files into units of about `unit_bytes`: large files by range, small ones side by side."""
     units: list[Unit] = []
     waiting: list[Piece] = []
@@ -63,7 +65,7 @@ def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
             waiting_bytes = 0
 
     for file in files:
-        for piece in _pieces(file, unit_bytes):
+        for piece in _pieces(file, unit_bytes, recipe):
             if waiting_bytes and waiting_bytes + piece.bytes > unit_bytes:
                 close()
             waiting.append(piece)
@@ -72,18 +74,25 @@ def plan_units(files: list[InputFile], unit_bytes: int) -> list[Unit]:
     return units
 
 
-def _pieces(file: InputFile, unit_bytes: int) -> Iterator[Piece]:
+def _pieces(file: InputFile, unit_bytes: int, recipe: Recipe) -> Iterator[Piece]:
     if file.kind == "parquet":
         yield from (Piece(file, first, last) for first, last in _row_groups(file, unit_bytes))
-    elif _is_cuttable(file) and file.bytes > unit_bytes:
+    elif _is_cuttable(file, recipe) and file.bytes > unit_bytes:
         for start in range(0, file.bytes, unit_bytes):
             yield Piece(file, start, min(start + unit_bytes, file.bytes))
     else:
         yield Piece(file, 0, file.bytes)
 
 
-def _is_cuttable(file: InputFile) -> bool:
-    return file.kind in BY_RANGE and not file.path.lower().endswith(COMPRESSED) and not is_http(file.path)
+def _is_cuttable(file: InputFile, recipe: Recipe) -> bool:
+    if file.kind not in BY_RANGE or file.path.lower().endswith(COMPRESSED) or is_http(file.path):
+        return False
+    if file.kind == "text" and not recipe.split_lines:
+        # In "a\n\n\nb" it depends on where one begins to read which two of three are the separator.
+        separator = recipe.separator_bytes
+        overlaps = any(separator.startswith(separator[place:]) for place in range(1, len(separator)))
+        return bool(separator) and not overlaps
+    return True
 
 
 def _row_groups(file: InputFile, unit_bytes: int) -> Iterator[tuple[int, int]]:

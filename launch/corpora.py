@@ -12,6 +12,7 @@ def prepare(args: argparse.Namespace) -> int:
     """Make a corpus, and say what came in and what went out."""
     from data.prepare import prepare
     from data.recipe import Recipe
+    from data.steps import in_words
 
     args.started()
     report = prepare(
@@ -31,8 +32,22 @@ def prepare(args: argparse.Namespace) -> int:
     lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
     done = "was there already, whole" if report.was_complete else "done"
     tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
-    steps = [(step, documents, count) for step, (documents, count) in report.counts.items() if documents]
-    tables.rows("documents by step", ("step", "documents", "characters"), steps)
+    steps = [
+        (in_words(step, args.text_field), documents, size, "; ".join(report.examples.get(step, [])[:1]))
+        for step, (documents, size) in report.counts.items()
+        if documents
+    ]
+    files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
+    title = f"what came in, from files of kind {files}, and what went out"
+    tables.rows(title, ("step", "documents", "characters", "for example"), steps)
+    if report.heldout and report.heldout_by == "position":
+        print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
+    same, tried = report.round_trip
+    if same < tried:
+        print(
+            f"the tokenizer loses text: of {tried:,} documents tried, {tried - same:,} did not come back "
+            "from their ids byte for byte (white space, case or characters that it does not know)"
+        )
     return 0
 
 

@@ -96,9 +96,10 @@ def continue_text(
     tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
     separator = trained_with["eos"]
+    before, _ = tokenizers.template(tokenizer, separator)
     ids = generate(
         model,
-        [separator, *tokenizer.encode(prompt, add_special_tokens=False).ids],
+        [separator, *before, *tokenizer.encode(prompt, add_special_tokens=False).ids],
         max_tokens=max_tokens,
         context=cfg.data.seq_len,
         temperature=temperature,

@@ -37,7 +37,7 @@ def read(
     """All documents of the sources, read unit by unit, and what was counted."""
     chosen = Recipe(**recipe)  # type: ignore[arg-type]
     tally = Tally()
-    units = plan_units(expand([str(spec) for spec in specs], chosen), unit_bytes)
+    units = plan_units(expand([str(spec) for spec in specs], chosen), unit_bytes, chosen)
     return [d for unit in units for piece in unit.pieces for d in documents(piece, chosen, tally)], tally
 
 
@@ -113,18 +113,23 @@ def test_any_cut_into_ranges_gives_every_line_once(
 @given(
     lines=st.lists(st.text(max_size=300), min_size=1, max_size=30),
     unit_bytes=st.integers(64, 3000),
-    limit=st.integers(32, 500),
+    limit=st.integers(1, 500),
 )
-def test_a_long_text_comes_in_parts_that_join_to_the_whole(
+def test_a_text_split_by_length_comes_in_parts_that_join_to_the_whole(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], unit_bytes: int, limit: int
 ) -> None:
-    raw = "\n".join(lines).encode("utf-8", "replace")
+    raw = "\n".join(lines).encode("utf-8", "replace").removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"0")
     path = tmp_path_factory.mktemp("parts") / "a.txt"
     path.write_bytes(raw)
-    found, tally = read([path], unit_bytes, max_document_bytes=limit)
-    assert "".join(texts_of(found)).encode() == raw.removeprefix(b"\xef\xbb\xbf")
-    assert all(len(document.text.encode()) <= 2 * limit + 4 for document in found)
-    assert set(tally.counts) <= {"changed.cut_long_document"}
+    found, tally = read([path], unit_bytes, split_characters=limit, max_document_bytes=4096)
+    parts = {document.origin["offset"]: document.text.encode() for document in found}
+    rest = bytearray(raw)
+    for offset, part in parts.items():
+        assert raw[offset : offset + len(part)] == part
+        rest[offset : offset + len(part)] = b" " * len(part)
+    assert not rest.decode().strip(), "only blank parts are no documents"
+    assert all(len(document.text) <= limit for document in found)
+    assert not tally.counts
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_parquet_is_cut_by_row_groups(tmp_path: Path) -> None:
     texts = [f"row {number}" for number in range(1000)]
     table = pa.table({"text": texts, "language": ["de"] * 1000, "n": range(1000)})
     pa.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=100)
-    units = plan_units(expand([str(tmp_path / "a.parquet")], Recipe()), 2000)
+    units = plan_units(expand([str(tmp_path / "a.parquet")], Recipe()), 2000, Recipe())
     assert len(units) > 3
     found, _ = read([tmp_path / "a.parquet"], 2000)
     assert texts_of(found) == texts
@@ -363,8 +368,8 @@ def test_an_object_store_by_name_by_folder_and_by_glob() -> None:
 
 
 def test_files_side_by_side_and_cut() -> None:
-    files = [InputFile("s", f"{n}", f"{n}", "text", size) for n, size in enumerate([10, 10, 95, 250, 10])]
-    units = plan_units(files, 100)
+    files = [InputFile("s", f"{n}", f"{n}", "jsonl", size) for n, size in enumerate([10, 10, 95, 250, 10])]
+    units = plan_units(files, 100, Recipe())
     assert [[(p.file.relative, p.start, p.end) for p in unit.pieces] for unit in units] == [
         [("0", 0, 10), ("1", 0, 10)],
         [("2", 0, 95)],

@@ -1,0 +1,103 @@
+"""What can be told to be wrong with a command before any work is done: each in one line, ValueError."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data import recipe as recipes
+from data import tokenizer as tokenizers
+from data.job import is_heldout_identity
+from data.read_text import too_long_file
+from data.recipe import Recipe
+from data.sources import COMPRESSED, InputFile, TokenIds, matches
+
+
+def check_command(
+    tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
+) -> None:
+    """Does the command contradict itself?"""
+    recipes.check(recipe)
+    if (tokenizer is None) == (train_tokenizer is None):
+        raise ValueError(
+            "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
+        )
+    if not 0 <= heldout < 1:
+        raise ValueError(f"heldout={heldout} is not a share: give a number from 0 up to, but not, 1")
+    if train_tokenizer is not None:
+        tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
+    if workers < 0:
+        raise ValueError(
+            f"workers={workers} is not a number of processes: give 1 or more, or 0 for one a core"
+        )
+
+
+def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
+    """What the given tokenizer says of ids; None where one is to be trained."""
+    if tokenizer is None:
+        return None
+    made = tokenizers.given(tokenizer)
+    return TokenIds(tokenizers.vocab_size(made), tokenizers.separator_id(made, recipe.separator))
+
+
+def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
+    """Do the files ask for what the command does not say?"""
+    texts = [file for file in files if file.kind == "text"]
+    if recipe.is_splitting and not texts:
+        raise ValueError(
+            "split_lines, split_at and split_characters are of text files, and no source is one: its kind is "
+            f"{', '.join(sorted({file.kind for file in files}))}"
+        )
+    for file in files:
+        if file.kind == "ids" and file.tokens is None:
+            raise ValueError(
+                f"{file.path} holds token ids, by its name and its first bytes: give the tokenizer that made "
+                "them with --tokenizer FILE, or leave the file out with --exclude"
+            )
+    if texts and not recipe.is_splitting:
+        plain = [file for file in texts if not file.path.lower().endswith(COMPRESSED)]
+        longest = max(plain, key=lambda file: file.bytes, default=texts[0])
+        if longest.bytes > recipe.max_document_bytes:
+            raise ValueError(too_long_file(longest, f"{longest.bytes:,}", recipe))
+
+
+def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
+    """The recipe with `heldout_by` decided: of a single text that is one document, the end is held out.
+
+    Raises ValueError where the files alone decide which side a document is on, and one side is empty; and
+    where a position says nothing.
+    """
+    if recipe.heldout_match:
+        held = sum(matches(file.relative, recipe.heldout_match) for file in files)
+        asked = f"heldout_match={recipe.heldout_match}"
+    elif not heldout:
+        return recipe
+    elif recipe.heldout_by == "file":
+        held = sum(is_heldout_identity(f"{file.source}/{file.relative}".encode(), heldout) for file in files)
+        asked = f"heldout={heldout} by file"
+    else:
+        if len(files) == 1 and files[0].kind == "text" and not recipe.is_splitting:
+            recipe = replace(recipe, heldout_by="position")
+        if recipe.heldout_by == "position":
+            _check_positions(files, recipe)
+        return recipe
+    if held in (0, len(files)):
+        raise ValueError(
+            f"{asked} holds out {held} of {len(files)} files: give one that leaves some on each side"
+        )
+    return recipe
+
+
+def _check_positions(files: Sequence[InputFile], recipe: Recipe) -> None:
+    for file in files:
+        if file.kind == "text" and not recipe.is_splitting:
+            continue
+        if file.kind not in ("text", "jsonl"):
+            raise ValueError(
+                f"heldout_by=position is of text and lines of JSON, and {file.path} is {file.kind}: hold "
+                "out by document, by file or with --heldout-match"
+            )
+        if file.path.lower().endswith(COMPRESSED):
+            raise ValueError(
+                f"heldout_by=position needs the length of {file.path} unpacked, which is not known before "
+                "it is read: unpack it, or hold out by document"
+            )

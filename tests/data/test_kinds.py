@@ -197,7 +197,7 @@ def test_a_folder_of_every_kind_is_counted_exactly_and_nothing_is_silent(
 
 def test_any_number_of_workers_reads_the_same(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "in").mkdir()
-    texts = [f"{'word ' * (n % 700)}{n}" for n in range(3000)]
+    texts = [f"{'word ' * (n % 700)}{n}" for n in range(1400)]
     (tmp_path / "in/many.txt").write_text("<|sep|>".join(texts))
     ids_of(*texts, dtype="uint16", tokenizer=tokenizer).tofile(tmp_path / "in/many.bin")
     written = []
@@ -206,7 +206,7 @@ def test_any_number_of_workers_reads_the_same(tmp_path: Path, tokenizer: Path) -
         made(tmp_path / "in", tokenizer, out, workers, split_at="<|sep|>")
         written.append({path.name: path.read_bytes() for path in out.glob("shard-*")})
         assert texts_in(out) == [(name, text) for name in ("many.bin", "many.txt") for text in texts]
-    assert written[0] == written[1] and len(written[0]) > 8
+    assert written[0] == written[1] and len(written[0]) > 6
 
 
 # What is refused, and how it is said

@@ -126,7 +126,11 @@ def test_a_folder_with_somebody_elses_corpus_is_refused(tmp_path: Path, texts: d
         (["texts"], {"train_tokenizer": 100}, "give at least 257"),
         (["texts"], {"train_tokenizer": 400, "heldout": 1.0}, "heldout=1.0 is not a share"),
         (["empty"], {"train_tokenizer": 400}, "source empty holds no file"),
-        (["blank"], {"tokenizer": "bytes"}, "no document is left of 1 that were read \\(nothing in it 1, as in"),
+        (
+            ["blank"],
+            {"tokenizer": "bytes"},
+            "no document is left of 1 that were read \\(nothing in it 1, as in",
+        ),
         (["texts"], {"tokenizer": "bytes", "recipe": Recipe(format="doc")}, "format='doc' is none of"),
         (
             ["texts"],

@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     _generate(add("generate", "continue a text with a trained run"))
     _checkpoint(add("checkpoint", "list or verify the checkpoints of a run"))
     _keys(add("config", "every key of a config: type, choices, default, unit, meaning"))
+    _plot(add("plot", "curves of a run, or of several over one another, as a PNG"))
     return parser
 
 
@@ -237,6 +238,13 @@ def _keys(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="as docs/config.md")
     _json(parser)
     parser.set_defaults(run=reference.config)
+
+
+def _plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", metavar="RUN", nargs="+", help="run folders, runs/NAME")
+    what = "the picture (default: loss.png in the run folder; of several runs, plot.png here)"
+    parser.add_argument("--out", default="", metavar="FILE", help=what)
+    parser.set_defaults(run=commands.plot, rest="folders")
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.job import Command, Job, python
@@ -54,6 +55,24 @@ def verify(args: argparse.Namespace) -> int:
         record = dataclasses.replace(job.reference(), options=(*shape, "record", reference))
         compare = dataclasses.replace(job, options=(*shape, "compare", reference))
         return submit.wait(record) or submit.wait(compare)
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the curves of one run, or of several over one another; prints where the picture is."""
+    from trainer.metrics.curves import read_curves
+    from trainer.metrics.plot import draw
+
+    folders = [run_folder(folder) for folder in args.folders]
+    picture = (
+        Path(args.out) if args.out else Path("plot.png" if len(folders) > 1 else folders[0] / "loss.png")
+    )
+    if picture.suffix != ".png" or not picture.parent.is_dir():
+        raise ValueError(f"--out {picture}: not a .png in a folder that exists")
+    alike = len({folder.name for folder in folders}) < len(folders)  # then their paths tell them apart
+    runs = [read_curves(at / "metrics.jsonl", str(at) if alike else at.name) for at in folders]
+    draw(runs, picture, title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
+    print(picture)
+    return 0
 
 
 def check(job: Job) -> "RunConfig":

@@ -56,7 +56,6 @@ def main() -> int:
     steps, heldout = read_metrics(run / "metrics.jsonl")
     if heldout is None:
         return fail(f"{RUN}/metrics.jsonl holds no evaluation; remove {RUN} and run make quickstart again")
-    draw(run / "metrics.jsonl", picture)
     baselines = bits_per_byte_compressed(heldout_texts(ROOT / CORPUS / "heldout", library))
     if code := germinal("generate", RUN, "--prompt", PROMPT, "--max-tokens", "160"):
         return code
@@ -84,13 +83,6 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], float | None]:
     evaluations = [record["eval"] for record in records if "eval" in record]
     newest = next(iter(evaluations[-1].values()))["bits_per_byte"] if evaluations else None
     return [record for record in records if "loss" in record], newest
-
-
-def draw(metrics: Path, picture: Path) -> None:
-    """The loss curve as a PNG."""
-    from trainer.metrics.plot import loss_curve
-
-    loss_curve(metrics, picture, title="germinal quickstart: Python's standard library")
 
 
 def heldout_texts(corpus: Path, library: Path) -> list[bytes]:

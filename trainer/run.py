@@ -55,8 +55,10 @@ class Run:
     stopping: Callable[[], bool]
 
     def __call__(self) -> bool:
-        """Train to the last step; False where the run was asked to stop before: see `left_at`."""
-        return train(
+        """Train to the last step and close the record; False where the run was asked to stop before: see
+        `left_at`.
+        """
+        finished = train(
             self.engine,
             self.loader,
             self.state,
@@ -66,6 +68,9 @@ class Run:
             evaluator=self.evaluator,
             stopping=self.stopping,
         )
+        if finished:
+            self.meter.finish(self.state)
+        return finished
 
     def left_at(self) -> str:
         """Where a run that was asked to stop is saved, and what to do, for its user."""

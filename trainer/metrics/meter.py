@@ -169,6 +169,21 @@ class Meter:
                 )
         self._speed.go()
 
+    def finish(self, state: TrainState) -> None:
+        """The run has done its last step: draw its curves, and say how it went and where its files are."""
+        if not self._writes:
+            return
+        from trainer.metrics.closing import close_run  # matplotlib is slow to import
+
+        self._progress.close()
+        try:
+            lines = close_run(self._cfg.folder, self._cfg.name)
+        except (RuntimeError, OSError) as error:  # the run itself is done and saved
+            self._events.event("picture", state.step, f"no picture was drawn: {error}")
+            return
+        for line in lines:
+            self._progress.say(line)
+
     def close(self) -> None:
         """Leave the record whole: the live line ended, the trackers told."""
         self._progress.close()

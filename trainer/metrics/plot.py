@@ -1,87 +1,51 @@
-"""The loss curve of a run as a picture."""
+"""Curves of one run, or of several over one another, as a PNG."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-_BLUE, _ORANGE, _GREY = "#2563eb", "#ea580c", "#475569"
-_HELD_OUT = ("#ea580c", "#0d9488", "#9333ea", "#be123c")
+from trainer.metrics.curves import Curves, Points
+
+COLORS = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#be123c", "#ca8a04", "#475569", "#15803d")
+DASHES = ("-", "--", ":", "-.")
+INK, GREY, LINES = "#0f172a", "#475569", "#e2e8f0"
+MOST_POINTS = 4000  # of a curve: more than there are pixels across
 
 
-def loss_curve(metrics: Path, picture: Path, *, title: str) -> None:
-    """Draw `metrics.jsonl` as a PNG: training loss (nats a token) and held-out bits per byte, over tokens.
-
-    RuntimeError where there is no step to draw.
+def draw(runs: Sequence[Curves], picture: Path, *, title: str) -> None:
+    """Four panels over tokens: training loss, held-out bits per byte, gradient norm, learning rate. A run has
+    one color; where there is one run only, its held-out sets and its sources have one each.
     """
     # The object interface, not pyplot: no window system, no state left in the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    tokens, losses, held_out = _read(metrics)
-    if not losses:
-        raise RuntimeError(f"{metrics}: no step with a loss to draw")
-    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, 7), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(tokens, losses, color=_BLUE, alpha=0.25, linewidth=0.9)
-    axes.plot(tokens, smooth(losses), color=_BLUE, linewidth=2.0, label="training loss, smoothed")
-    axes.set_xlabel("tokens", color=_GREY)
-    axes.set_ylabel("training loss (nats per token)", color=_BLUE)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(8))
-    axes.set_xlim(0, tokens[-1] * 1.01)
-    low, high = min(losses), sorted(losses)[int(0.995 * (len(losses) - 1))]
-    axes.set_ylim(low - 0.06 * (high - low + 0.1), high + 0.06 * (high - low + 0.1))
-    axes.grid(color="#e2e8f0", linewidth=0.8)
-    axes.set_axisbelow(True)
-    drawn = [axes]
-    if held_out:
-        right = axes.twinx()
-        for color, (name, points) in zip(_HELD_OUT * len(held_out), held_out.items()):
-            at, bits = zip(*points, strict=True)
-            label = f"held-out {name}: {bits[-1]:.3f} at the end"
-            right.plot(at, bits, color=color, marker="o", markersize=4.5, linewidth=1.4, label=label)
-        bottom, top = right.get_ylim()
-        right.set_ylim(bottom - 0.25 * (top - bottom), top)  # the two curves look alike: keep them apart
-        right.set_ylabel("held-out bits per byte", color=_ORANGE if len(held_out) == 1 else _GREY)
-        right.tick_params(colors=_ORANGE if len(held_out) == 1 else _GREY, length=0)
-        drawn.append(right)
-    axes.tick_params(axis="x", colors=_GREY, length=0)
-    axes.tick_params(axis="y", colors=_BLUE, length=0)
-    for each in drawn:
-        each.spines[:].set_visible(False)
-    labels = {str(line.get_label()): line for each in drawn for line in each.get_lines()}
-    shown = {label: line for label, line in labels.items() if not label.startswith("_")}
-    drawn[-1].legend(list(shown.values()), list(shown), loc="upper right", frameon=False)
-    axes.set_title(title, loc="left", fontweight="bold", color="#0f172a", pad=12)
+    panels = figure.subplots(2, 2, height_ratios=(3, 2), sharex=True)
+    (loss, heldout), (norm, rate) = panels
+    for run, color in zip(runs, _cycle(COLORS, len(runs))):
+        _curve(loss, run.loss, color, run.name if len(runs) > 1 else "training, smoothed", faint=True)
+        _curve(norm, run.grad_norm, color, run.name, faint=True)
+        rate.plot(*_thinned(run.lr), color=color, linewidth=1.6, label=run.name)
+        if len(runs) == 1:
+            _sources(loss, run)
+        _heldout(heldout, run, color, several=len(runs) > 1)
+    _dress(loss, "training loss (nats per token)", [y for run in runs for _, y in run.loss])
+    _dress(heldout, "held-out bits per byte")
+    _dress(norm, "gradient norm, before clipping", [y for run in runs for _, y in run.grad_norm])
+    _dress(rate, "learning rate")
+    rate.set_ylim(bottom=0)
+    for panel in (norm, rate):
+        panel.set_xlabel("tokens", color=GREY)
+    if not any(run.heldout for run in runs):
+        heldout.text(0.5, 0.5, "no evaluation", transform=heldout.transAxes, ha="center", color=GREY)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
     part = picture.with_name(f".tmp-{picture.name}")
     figure.savefig(part, format="png")
     part.replace(picture)
-
-
-def _read(metrics: Path) -> tuple[list[float], list[float], dict[str, list[tuple[float, float]]]]:
-    """(tokens, losses, {held-out name: [(tokens, bits per byte)]}) of the file's steps."""
-    tokens: list[float] = []
-    losses: list[float] = []
-    held_out: dict[str, list[tuple[float, float]]] = {}
-    at_step: dict[int, float] = {}
-    evaluations = []
-    for line in metrics.read_text().splitlines():
-        record = json.loads(line)
-        if record.get("loss") is not None:
-            tokens.append(record["tokens"])
-            losses.append(record["loss"])
-            at_step[record["step"]] = record["tokens"]
-        if "eval" in record:
-            evaluations.append(record)
-    per_step = tokens[-1] / max(at_step, key=lambda step: step) if tokens else 0.0
-    for record in evaluations:
-        at = at_step.get(record["step"], record["step"] * per_step)
-        for name, values in record["eval"].items():
-            if values.get("bits_per_byte") is not None:
-                held_out.setdefault(name, []).append((at, values["bits_per_byte"]))
-    return tokens, losses, held_out
 
 
 def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
@@ -95,3 +59,57 @@ def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
     last = len(values) - 1
     windows = ((max(0, at - half), min(last, at + min(half, at))) for at in range(len(values)))
     return [(sums[high + 1] - sums[low]) / (high + 1 - low) for low, high in windows]
+
+
+def _curve(axes: Any, points: Points, color: str, label: str, *, faint: bool) -> None:
+    """The smoothed values, and behind them faintly the values themselves."""
+    if not points:
+        return
+    tokens, values = zip(*points)
+    if faint:
+        axes.plot(*_thinned(points), color=color, alpha=0.22, linewidth=0.8)
+    axes.plot(*_thinned(list(zip(tokens, smooth(values)))), color=color, linewidth=1.8, label=label)
+
+
+def _sources(axes: Any, run: Curves) -> None:
+    for (source, points), color in zip(run.sources.items(), _cycle(COLORS[1:], len(run.sources))):
+        _curve(axes, points, color, f"source {source}", faint=False)
+
+
+def _heldout(axes: Any, run: Curves, color: str, *, several: bool) -> None:
+    colors = [color] * len(run.heldout) if several else _cycle(COLORS[1:], len(run.heldout))
+    for (name, points), each, dash in zip(run.heldout.items(), colors, _cycle(DASHES, len(run.heldout))):
+        label = f"{run.name}: {name}" if several else f"{name}: {points[-1][1]:.3f} at the end"
+        style = {"linestyle": dash if several else "-", "marker": "o", "markersize": 3.5}
+        axes.plot(*_thinned(points), color=each, linewidth=1.4, label=label, **style)
+
+
+def _dress(axes: Any, label: str, values: Sequence[float] = ()) -> None:
+    """Labels, grid and legend; `values`: what sets the height, but for the few highest (the first steps)."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_ylabel(label, color=INK)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if values:
+        low, high = min(values), sorted(values)[int(0.995 * (len(values) - 1))]
+        margin = 0.06 * (high - low + 0.1 * abs(high) + 1e-12)
+        axes.set_ylim(low - margin, high + margin)
+    axes.grid(color=LINES, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=GREY, length=0)
+    axes.spines[:].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or "held-out" in label:
+        axes.legend(handles, labels, loc="upper right", frameon=False, fontsize=8) if labels else None
+
+
+def _thinned(points: Points) -> tuple[list[float], list[float]]:
+    """(tokens, values), at most MOST_POINTS of them and the last one."""
+    every = max(1, -(-len(points) // MOST_POINTS))
+    kept = [*points[:-1:every], *points[-1:]]
+    return [at for at, _ in kept], [value for _, value in kept]
+
+
+def _cycle(values: Sequence[str], count: int) -> list[str]:
+    return [values[i % len(values)] for i in range(count)]

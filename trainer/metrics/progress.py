@@ -80,10 +80,14 @@ class Progress:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """`loss 3.214 · 12,345 tokens/s · mfu 41.2 %` from the metrics that are there."""
+    """`loss 3.214 · norm 0.52 · lr 1.00e-03 · 12,345 tokens/s · mfu 41.2%`, of the metrics that are there."""
     parts = []
     if (loss := metrics.get("loss")) is not None:
         parts.append(f"loss {loss:.3f}")
+    if (norm := metrics.get("grad_norm")) is not None:
+        parts.append(f"norm {norm:.3g}")
+    if (lr := metrics.get("lr")) is not None:
+        parts.append(f"lr {lr:.2e}")
     if (rate := metrics.get("tokens_per_second")) is not None:
         parts.append(f"{rate:,.0f} tokens/s")
     if (mfu := metrics.get("mfu")) is not None:

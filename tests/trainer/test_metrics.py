@@ -233,11 +233,11 @@ def test_peak_flops_by_name() -> None:
 def test_without_a_terminal_lines_are_few_and_plain(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(1000)
     for step in range(1, 1001):
-        progress.step(step, {"loss": 2.0, "tokens_per_second": 1234.5})
+        progress.step(step, {"loss": 2.0, "grad_norm": 1.0, "lr": 0.001, "tokens_per_second": 1234.5})
     progress.say("step 1000: held-out")
     progress.close()
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0].startswith("step 1/1000  loss 2.000 · 1,234 tokens/s")
+    assert shown[0].startswith("step 1/1000  loss 2.000 · norm 1 · lr 1.00e-03 · 1,234 tokens/s")
     assert shown[1].startswith("step 1000/1000")
     assert len(shown) == 3 and "\x1b" not in "".join(shown)
 

@@ -62,7 +62,7 @@ def plot(args: argparse.Namespace) -> int:
     from trainer.metrics.curves import read_curves
     from trainer.metrics.plot import draw
 
-    folders = [run_folder(folder) for folder in args.folders]
+    folders = [run_folder.find(folder) for folder in args.folders]
     picture = (
         Path(args.out) if args.out else Path("plot.png" if len(folders) > 1 else folders[0] / "loss.png")
     )

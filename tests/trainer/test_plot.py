@@ -60,7 +60,12 @@ def test_a_picture_of_any_run(tmp_path: Path, steps: int, evaluations: bool) -> 
     data = (tmp_path / "loss.png").read_bytes()
     assert data.startswith(b"\x89PNG") and struct.unpack(">II", data[16:24]) == (1650, 1050)
     assert has_color(pixels(tmp_path / "loss.png"), COLORS[0]) == (steps > 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "events.jsonl", "loss.png", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.yaml",
+        "events.jsonl",
+        "loss.png",
+        "metrics.jsonl",
+    ]
 
 
 def test_several_runs_lie_over_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,15 @@
 """Text to prepare, and corpora made of it: what the tests of `prepare` share."""
 
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import webdataset
-
 from data.manifest import read_manifest
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
+from tokenizers import Tokenizer
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "ünï", "東京", "🌱"]
 
@@ -53,3 +54,35 @@ def by_webdataset(folder: Path) -> dict[str, tuple[np.ndarray, dict]]:
     urls = [str(folder / shard.file) for shard in read_manifest(folder).shards]
     dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
     return {sample["json"]["path"]: (sample["npy"], sample["json"]) for sample in dataset}
+
+
+def made(
+    source: Path | str, tokenizer: Path | str, out: Path, workers: int = 1, **recipe: object
+) -> PrepareReport:
+    """A corpus of one source, by whatever settings."""
+    heldout = float(recipe.pop("heldout", 0.0))  # type: ignore[arg-type]
+    settings = Recipe(**recipe)  # type: ignore[arg-type]
+    return prepare(
+        [str(source)],
+        out,
+        tokenizer=tokenizer,
+        heldout=heldout,
+        workers=workers,
+        recipe=settings,
+        progress=False,
+    )
+
+
+def texts_in(folder: Path) -> list[tuple[str, str]]:
+    """(path below the source, text) of every document of a corpus, in order."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    urls = sorted(str(path) for path in folder.glob("shard-*.tar"))
+    samples = webdataset.WebDataset(urls, shardshuffle=False).decode()
+    return [
+        (s["json"]["path"], tokenizer.decode(s["npy"].tolist(), skip_special_tokens=False)) for s in samples
+    ]
+
+
+def rows(*texts: str) -> bytes:
+    """Lines of JSON."""
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)

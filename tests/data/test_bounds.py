@@ -1,0 +1,134 @@
+"""What is damaged or grows without bound is counted, named and survived; what a tokenizer does is told."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+from data import datacard
+from data import tokenizer as tokenizers
+from launch import cli
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from prepared import by_webdataset, made, rows
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".gz", ".bz2", ".xz"])
+def test_a_decompression_bomb_takes_no_memory_and_the_rows_after_it_are_read(
+    tmp_path: Path, suffix: str
+) -> None:
+    mebibyte = b"a" * (1 << 20)
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[
+        suffix
+    ]
+    if suffix == ".zst":  # one frame, which a decoder may hand out at once
+        packer = zstandard.ZstdCompressor().compressobj()
+        body = b"".join(packer.compress(part) for part in [b'{"text": "', *[mebibyte] * 192]) + packer.flush()
+    else:
+        body = pack(b'{"text": "') + pack(mebibyte) * 96
+    path = tmp_path / f"bomb.jsonl{suffix}"
+    path.write_bytes(pack(rows("before")) + body + pack(b'"}\n' + rows("after")))
+    assert path.stat().st_size < 300_000
+    code = (
+        "import sys, resource\n"
+        "from data.readers import documents; from data.recipe import Recipe\n"
+        "from data.sources import expand\n"
+        "from data.tally import Tally; from data.units import plan_units\n"
+        "recipe, tally = Recipe(max_document_bytes=1 << 20), Tally()\n"
+        "import pyarrow\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "began = peak()\n"
+        "(unit,) = plan_units(expand(sys.argv[1:], recipe), 1 << 30, recipe)\n"
+        "print([d.text for d in documents(unit.pieces[0], recipe, tally)], tally.examples)\n"
+        "assert peak() - began < 60 << 10, f'{peak() - began} KiB more'\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    expected = f"['before', 'after'] {{'removed.too_long_document': ['bomb.jsonl{suffix}, line 2']}}\n"
+    assert said.stdout == expected
+
+
+def test_a_window_that_is_too_large_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(rows("x")) + packer.flush())
+    with pytest.raises(RuntimeError, match=r"a.jsonl.zst cannot be read.*memory"):
+        made(tmp_path / "a.jsonl.zst", "bytes", tmp_path / "out")
+
+
+def test_damaged_rows_are_named_by_their_line_in_a_file_that_is_cut_into_ranges(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"{number:06} " * 20}) for number in range(20_000)]
+    lines[17_000] = "{" + "[" * 600
+    lines[18_000] = '{"text": 1'
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    report = made(tmp_path / "a.jsonl", "bytes", tmp_path / "out")
+    assert report.train.documents == 19_998
+    assert report.examples["removed.nested_too_deeply"] == ["a.jsonl, line 17001"]
+    assert report.examples["removed.not_json"][0].startswith("a.jsonl, line 18001, column 11: Expecting ','")
+
+
+# Tokenizers
+
+
+def llama_like(path: Path, *, word: str = "[UNK]") -> Path:
+    names = {word: 0, "<s>": 1, "</s>": 2, "known": 3, "words": 4}
+    made = Tokenizer(models.WordLevel(names, unk_token=word))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    made.save(str(path))
+    return path
+
+
+def test_a_tokenizers_template_is_kept_or_dropped_as_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("known words")
+    tokenizer = llama_like(tmp_path / "tokenizer.json")
+    made(tmp_path / "a.txt", tokenizer, tmp_path / "kept")
+    made(tmp_path / "a.txt", tokenizer, tmp_path / "dropped", template="drop")
+    ids = {name: by_webdataset(tmp_path / name)["a.txt"][0].tolist() for name in ("kept", "dropped")}
+    assert ids == {"kept": [1, 3, 4], "dropped": [3, 4]}, (
+        "</s> is the separator, which lies between documents"
+    )
+    dropped = Tokenizer.from_file(str(tmp_path / "dropped/tokenizer.json"))
+    assert tokenizers.template(dropped, 2) == ([], [])
+
+
+def test_the_terminal_tells_in_words_what_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"raw content": "known strangers"}\n{"other": 1}\n{"raw\n')
+    arguments = ["prepare", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    tokenizer = llama_like(tmp_path / "tokenizer.json")
+    assert cli.main([*arguments, "--tokenizer", str(tokenizer), "--text-field", "raw content"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: no text in the field 'raw content' 1 0 a.jsonl, line 2 (fields: other)" in said
+    assert "left out: not JSON 1 6 a.jsonl, line 3, column 6: Invalid control" in said
+    assert "the tokenizer loses text: of 1 documents tried, 1 did not come back" in said
+    card = (tmp_path / "out/datacard.md").read_text()
+    assert "no text in the field 'raw content'" in card and "no_raw" not in card
+
+
+def test_a_sentencepiece_model_is_refused_by_name_with_the_remedy(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    with contextlib.redirect_stderr(io.StringIO()):
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["the cat sat on the mat"] * 50), model_writer=model, vocab_size=24,
+            hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    (tmp_path / "spiece").write_bytes(model.getvalue())
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"spiece is a SentencePiece model: give the tokenizer.json"):
+        made(tmp_path / "a.txt", tmp_path / "spiece", tmp_path / "out")

@@ -1,0 +1,90 @@
+"""A text file is one document, or what the user says; the end of one is held out."""
+
+import gzip
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+from data import datacard
+from data.readers import documents
+from data.recipe import Recipe
+from data.sources import expand
+from data.tally import Tally
+from data.units import plan_units
+
+from prepared import made, rows, texts_in
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
+
+
+def test_a_file_of_five_megabytes_is_one_document(tmp_path: Path) -> None:
+    text = "".join(f"line {number} of a book\n" for number in range(260_000))
+    assert len(text) > 5 << 20
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text(text)
+    (tmp_path / "in/b.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
+    report = made(tmp_path / "in", "bytes", tmp_path / "out", workers=2)
+    assert (report.train.documents, report.train.text_bytes) == (2, 2 * len(text))
+    recipe = Recipe()
+    units = plan_units(expand([str(tmp_path / "in")], recipe), 1 << 20, recipe)
+    found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, recipe, Tally())]
+    assert found == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("split", "texts"),
+    [
+        ({"split_lines": True}, ["one", "two ü", "<s>three", "four"]),
+        ({"split_at": "<s>"}, ["one\r\ntwo ü\n\n", "three\nfour"]),
+        ({"split_at": r"\n\n"}, ["one\r\ntwo ü", "<s>three\nfour"]),
+        ({"split_characters": 8}, ["one\r\n", "two ü\n\n", "<s>three", "\nfour"]),
+    ],
+)
+def test_a_file_is_split_as_asked_whatever_its_name_and_however_it_is_cut(
+    tmp_path: Path, split: dict, texts: list[str]
+) -> None:
+    raw = "one\r\ntwo ü\n\n<s>three\nfour".encode()
+    recipe = Recipe(**split)
+    for name in ("a.txt", "a.md", "a.py", "a.txt.gz", "a.txt.zst"):
+        pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+        (tmp_path / name).write_bytes(pack(raw))
+        for unit_bytes in range(1, len(raw) + 1, 3):
+            units = plan_units(expand([str(tmp_path / name)], recipe), unit_bytes, recipe)
+            pieces = [piece for unit in units for piece in unit.pieces]
+            assert [d.text for piece in pieces for d in documents(piece, recipe, Tally())] == texts
+
+
+def test_standard_input_is_read_as_the_format_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (raw, recipe, texts) in enumerate(
+        [
+            (b"{a book}\nof two lines\n", {"format": "text"}, ["{a book}\nof two lines\n"]),
+            (b"one\ntwo\n", {"format": "text", "split_lines": True}, ["one", "two"]),
+            (b'[{"text": "an array"}]', {}, ["an array"]),
+            (b"text;n\nx;1\n", {"format": "csv"}, ["x"]),
+        ]
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        made("-", "bytes", tmp_path / f"{number}", **recipe)
+        assert [text for _, text in texts_in(tmp_path / f"{number}")] == texts
+
+
+def test_the_end_of_one_large_file_is_held_out(tmp_path: Path) -> None:
+    text = "".join(f"line {number}\n" for number in range(1000))
+    (tmp_path / "book.txt").write_text(text)
+    report = made(tmp_path / "book.txt", "bytes", tmp_path / "out", heldout=0.02)
+    ((_, before),), ((_, after),) = texts_in(tmp_path / "out/train"), texts_in(tmp_path / "out/heldout")
+    assert before + after == text and before.endswith("\n") and abs(len(after) / len(text) - 0.02) < 0.002
+    assert report.heldout_by == "position"
+    (tmp_path / "rows.jsonl").write_bytes(rows(*(f"row {number:04}" for number in range(1000))))
+    made(tmp_path / "rows.jsonl", "bytes", tmp_path / "rows", heldout=0.1, heldout_by="position")
+    assert [text for _, text in texts_in(tmp_path / "rows/heldout")] == [
+        f"row {n:04}" for n in range(900, 1000)
+    ]
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows("x")))
+    with pytest.raises(ValueError, match=r"needs the length of .*gz unpacked"):
+        made(tmp_path / "rows.jsonl.gz", "bytes", tmp_path / "gz", heldout=0.1, heldout_by="position")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
+from tokenizers import Tokenizer
+
 from data.manifest import read_manifest
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe
-from tokenizers import Tokenizer
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "ünï", "東京", "🌱"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
 from data import datacard
 from data import tokenizer as tokenizers
 from launch import cli
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
 from prepared import by_webdataset, made, rows
 
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
+from tokenizers import Tokenizer, models, pre_tokenizers
+
 from data import datacard
 from data import tokenizer as tokenizers
 from data.prepare import prepare
-from tokenizers import Tokenizer, models, pre_tokenizers
-
 from prepared import by_webdataset, made, rows, texts_in
 
 # Brought along by the extra `dev`, for what these libraries' users have on disk.

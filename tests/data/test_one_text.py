@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import zstandard
+
 from data import datacard
 from data.readers import documents
 from data.recipe import Recipe
 from data.sources import expand
 from data.tally import Tally
 from data.units import plan_units
-
 from prepared import made, rows, texts_in
 
 

@@ -1,6 +1,7 @@
 """Experiment trackers: off means not imported, and one that fails is an event."""
 
 import json
+import struct
 import subprocess
 import sys
 import threading
@@ -77,10 +78,28 @@ def test_wandb_is_offline_unless_a_key_is_configured(tmp_path: Path, monkeypatch
     assert wandb_mode() == "disabled"
 
 
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: after 7 bytes of wandb's, LevelDB's log format (doc/log_format.md there).
+
+    Blocks of 32 KiB of pieces: crc (4 bytes), length (2), type (1 whole, 2 first, 3 middle, 4 last).
+    """
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:  # too short for a header
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
 def wandb_run(folder: Path, track: TrackConfig) -> tuple[Any, list[dict[str, Any]]]:
     """What wandb wrote to its file: the run, and the rows of its history."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     trackers = Trackers(
         track, name="t", run_dir=folder, config={"seed": 5}, events=EventLog(folder / "events.jsonl")
@@ -90,9 +109,8 @@ def wandb_run(folder: Path, track: TrackConfig) -> tuple[Any, list[dict[str, Any
     trackers.finish()
     assert not (folder / "events.jsonl").exists(), (folder / "events.jsonl").read_text()
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    store, run, rows = DataStore(), None, []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    run, rows = None, []
+    for data in leveldb_records(file.read_bytes()):
         record = Record()
         record.ParseFromString(data)
         if record.HasField("run"):

@@ -11,15 +11,15 @@ from trainer.run_folder import find
 
 def checkpoint_list(args: argparse.Namespace) -> int:
     """Every committed checkpoint, newest first; reads manifests only."""
-    from trainer.checkpoint.folder import step_folder
-    from trainer.checkpoint.manifest import MANIFEST, read_manifest
+    from trainer.checkpoint.folder import manifest_of, step_folder
+    from trainer.checkpoint.manifest import MANIFEST
 
     entries = []
     for step in _steps(args.folder):
         at = step_folder(_root(args.folder), step)
         entry: dict[str, Any] = {"step": step, "path": str(at)}
         try:
-            manifest = read_manifest(at)
+            manifest = manifest_of(at)
             entry |= {
                 "sequences": manifest.sequences,
                 "tensors": len(manifest.tensors),

@@ -259,6 +259,9 @@ class TorchEngine:
                 piece.tensor.grad = None
 
     def _not_finite(self) -> str:
+        weights = [piece.name for piece in self._pieces if not bool(piece.tensor.isfinite().all())]
+        if weights:
+            return f"the weights are not finite (first in {weights[0]} on this rank)"
         here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
         alone = self._layout.world == 1
         where = f"first in {here[0]}{'' if alone else ' on this rank'}" if here else "on another rank"

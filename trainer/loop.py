@@ -19,6 +19,10 @@ from trainer.schedule import learning_rate
 from trainer.state import TrainState
 
 
+class Diverged(RuntimeError):
+    """A step that is not finite; nothing was updated."""
+
+
 def train(
     engine: Engine,
     batches: Iterable[Sequence[Batch]],
@@ -37,7 +41,7 @@ def train(
     together.
 
     Raises:
-        RuntimeError: a gradient that is not finite, with the step and its sequences.
+        Diverged: a gradient that is not finite, with the step and its sequences.
     """
     steps = cfg.train.steps
 
@@ -58,7 +62,7 @@ def train(
         result = engine.step(micro_batches, lr=lr, stop=stopping())
         if result.fault:
             loss = result.loss_sum / max(1.0, result.count)
-            error = RuntimeError(
+            error = Diverged(
                 f"step {state.step + 1}, sequences {state.sequences} to "
                 f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
                 "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"

@@ -4,10 +4,9 @@ loop.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,56 +20,96 @@ from parallel.plan import Layout
 from parallel.recompute import compiler
 from parallel.runtime import Runtime
 from trainer import config as configs
-from trainer import run_folder
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
+from trainer.claim import check_length, describe, take_folder
 from trainer.config import RunConfig
-from trainer.disk import NO_ROOM, explained, explaining
 from trainer.evaluate import Evaluator
 from trainer.fence import Fence
-from trainer.files import write_atomically
 from trainer.heldout import open_heldout
-from trainer.lock import FolderLock
-from trainer.loop import train
+from trainer.loop import Diverged, train
 from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
 from trainer.optim import Updates, build_optimizer
+from trainer.schedule import decay_begins
 from trainer.schema import plain
 from trainer.state import Identity, TrainState
 
 
 @dataclass
 class Run:
-    """A run that is ready to go: what `trainer.loop.train` takes, wired together."""
+    """A run that is ready to go: what `trainer.loop.train` takes, wired together. `stack` closes what the run
+    opens.
+    """
 
     cfg: RunConfig
     engine: Engine
-    loader: Loader
+    stream: Stream
     state: TrainState
     checkpointer: Checkpointer
     meter: Meter
     evaluator: Evaluator
     stopping: Callable[[], bool]
+    ranks: Ranks
+    stack: ExitStack
+    loader: Loader = field(init=False)
 
     def __call__(self) -> bool:
         """Train to the last step and close the record; False where the run was asked to stop before: see
         `left_at`.
+
+        Where the checkpoint that it went on from allows no step, because what comes of it is not finite, it
+        goes back to an older one, and so on until there is none.
         """
-        finished = train(
-            self.engine,
-            self.loader,
-            self.state,
-            self.checkpointer,
-            self.meter,
-            self.cfg,
-            evaluator=self.evaluator,
-            stopping=self.stopping,
-        )
+        finished = self._train()
         if finished:
             self.meter.finish(self.state)
         return finished
+
+    def _train(self) -> bool:
+        while True:
+            updates = self.engine.scalars()["updates"]
+            try:
+                return train(
+                    self.engine,
+                    self.loader,
+                    self.state,
+                    self.checkpointer,
+                    self.meter,
+                    self.cfg,
+                    evaluator=self.evaluator,
+                    stopping=self.stopping,
+                )
+            except Diverged as fault:
+                if self.engine.scalars()["updates"] != updates or not self._go_back(str(fault)):
+                    raise
+
+    def begin(self) -> None:
+        """Take up the record and the stream at `state`. Collective."""
+        evaluated = gather(self.ranks.together(lambda: self.meter.resume(self.state)))[0]
+        self.evaluator.done = self.state.step if evaluated else 0
+        self.loader = Loader(
+            self.stream,
+            rank=self.engine.data_rank,
+            ranks=self.engine.data_ranks,
+            global_batch=self.cfg.train.global_batch,
+            micro_batch=self.cfg.train.micro_batch,
+            start=self.state.sequences,
+            prefetch=self.cfg.data.prefetch,
+        )
+        self.stack.callback(self.loader.close)
+
+    def _go_back(self, why: str) -> bool:
+        self.loader.close()
+        found = self.checkpointer.go_back(self.engine, why)
+        if found is None:
+            return False
+        self.state.step, self.state.sequences, self.state.tokens = found.step, found.sequences, found.tokens
+        self.stream.quarantined.clear()  # what was read ahead is read again
+        self.begin()
+        return True
 
     def left_at(self) -> str:
         """Where a run that was asked to stop is saved, and what to do, for its user."""
@@ -122,6 +161,8 @@ def assemble(
         cfg.folder,
         every=cfg.checkpoint.every,
         keep=cfg.checkpoint.keep,
+        keep_every=cfg.checkpoint.keep_every,
+        decay_begins=decay_begins(cfg.optim, cfg.train.steps),
         asynchronous=cfg.checkpoint.asynchronous,
         identity=lambda position: identity(cfg, stream, position),
         events=events,
@@ -136,21 +177,6 @@ def assemble(
     state = checkpointer.resume(engine) or TrainState()
     check_length(cfg, stream, state)
     heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, gather=gather)
-    evaluated = gather(ranks.together(lambda: meter.resume(state)))[0]
-    # Only now: a config that the checkpoint refuses must not take the place of the run's own. And after the
-    # first event, for events.jsonl is what marks the folder of a config.yaml as a run's.
-    ranks.first(lambda: describe(cfg, stream, fence))
-
-    loader = Loader(
-        stream,
-        rank=engine.data_rank,
-        ranks=engine.data_ranks,
-        global_batch=cfg.train.global_batch,
-        micro_batch=cfg.train.micro_batch,
-        start=state.sequences,
-        prefetch=cfg.data.prefetch,
-    )
-    stack.callback(loader.close)
     first = state.step
 
     def stopping() -> bool:
@@ -158,16 +184,23 @@ def assemble(
             runtime.under_way()
         return runtime.stopping
 
-    return Run(
+    run = Run(
         cfg=cfg,
         engine=engine,
-        loader=loader,
+        stream=stream,
         state=state,
         checkpointer=checkpointer,
         meter=meter,
-        evaluator=Evaluator(heldout, every=cfg.train.eval_every, done=state.step if evaluated else 0),
+        evaluator=Evaluator(heldout, every=cfg.train.eval_every),
         stopping=stopping,
+        ranks=ranks,
+        stack=stack,
     )
+    run.begin()
+    # Only now: a config that the checkpoint refuses must not take the place of the run's own. And after the
+    # first event, for events.jsonl is what marks the folder of a config.yaml as a run's.
+    ranks.first(lambda: describe(cfg, stream, state.step, fence))
+    return run
 
 
 def open_stream(cfg: RunConfig) -> Stream:
@@ -215,58 +248,6 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
         global_batch=cfg.train.global_batch,
         seq_len=cfg.data.seq_len,
     )
-
-
-def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) -> str:
-    """Make the run folder and hold it for this start, once the corpus's tokenizer is known to be whole; the
-    mark of its epoch.
-    """
-    corpus = stream.sources[0].corpus
-    corpus.storage.tokenizer()  # only to see that it can be had
-    if not (cfg.folder / "checkpoints").exists():  # else where it goes on from is yet to be seen
-        check_length(cfg, stream, TrainState())
-    with explaining(cfg.folder):
-        try:
-            cfg.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise
-            raise ValueError(explained(error, cfg.folder)) from error
-        lock = FolderLock.take(cfg.folder)
-        stack.callback(lock.release)
-        mark = fence.take()
-        for draft in cfg.folder.glob(".tmp-*"):  # of a process that was killed while it wrote a file anew
-            draft.unlink()
-    if lock.unsupported:
-        with contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look)) as events:
-            events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
-    return mark
-
-
-def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
-    """ValueError where the steps from `state` on need more sequences than the sources' max_epochs give."""
-    if stream.length is None:
-        return
-    most = state.step + max(0, stream.length - state.sequences) // cfg.train.global_batch
-    if cfg.train.steps > most:
-        raise ValueError(
-            f"train.steps={cfg.train.steps}: data.sources[].max_epochs gives {stream.length} sequences, "
-            f"which end with step {most} of train.global_batch={cfg.train.global_batch}: lower train.steps "
-            "or raise max_epochs"
-        )
-
-
-def describe(cfg: RunConfig, stream: Stream, fence: Fence) -> None:
-    """The resolved config and the tokenizer in the run folder, so that it stands on its own.
-
-    The config there says no `run_dir`: it means the folder that it lies in, and that may be moved.
-    """
-    corpus = stream.sources[0].corpus
-    tokenizer = corpus.storage.tokenizer()
-    with explaining(cfg.folder):
-        config = configs.dump(replace(cfg, run_dir=""))
-        write_atomically(cfg.folder / run_folder.CONFIG, config.encode(), look=fence.look)
-        write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

@@ -1,4 +1,4 @@
-"""Which run a path on the command line means. No torch here.
+"""Which run a path on the command line means, and the configs in its folder. No torch here.
 
 A run folder holds `config.yaml` and what only a run writes beside it: `events.jsonl` or a committed
 checkpoint. An ordinary folder that happens to hold a config.yaml is none.
@@ -7,6 +7,9 @@ checkpoint. An ordinary folder that happens to hold a config.yaml is none.
 import difflib
 import re
 from pathlib import Path
+
+from trainer.fence import Look, unfenced
+from trainer.files import write_atomically
 
 CONFIG = "config.yaml"  # the resolved config that the run has
 CONFIGS = "configs"  # folder of those that it has had
@@ -79,3 +82,18 @@ def _nearest(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def write_config(folder: Path, config: bytes, step: int, look: Look = unfenced) -> None:
+    """Make `config` that of the run in `folder`, which has it from `step` on. Those that it has had stay in
+    `configs/`, each under the step that it began at.
+    """
+    own, past = folder / CONFIG, folder / CONFIGS
+    before = own.read_bytes() if own.is_file() else b""
+    if before and not past.exists():  # of a run that began before there was this folder
+        past.mkdir()
+        write_atomically(past / f"step-{0:09d}.yaml", before, look=look)
+    if config != before:
+        past.mkdir(exist_ok=True)
+        write_atomically(past / f"step-{step:09d}.yaml", config, look=look)
+    write_atomically(own, config, look=look)

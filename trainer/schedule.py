@@ -4,6 +4,9 @@ Step s is the number of updates already done: the first update uses `learning_ra
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 from trainer.sections import OptimConfig
 
@@ -35,3 +38,31 @@ def learning_rate(step: int, cfg: OptimConfig, total_steps: int) -> float:
     if cfg.schedule == "cosine":
         return cfg.lr * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done)))
     raise ValueError(f"optim.schedule: {cfg.schedule!r} is not one of {', '.join(SCHEDULES)}")
+
+
+def decay_begins(cfg: OptimConfig, total_steps: int) -> int:
+    """wsd: the number of steps after which the rate begins to fall; 0 for a schedule without such a step."""
+    decay_steps = round(cfg.decay_fraction * total_steps)
+    return max(0, total_steps - decay_steps) if cfg.schedule == "wsd" and decay_steps > 1 else 0
+
+
+def of_settings(settings: Mapping[str, Any]) -> tuple[OptimConfig, int]:
+    """The schedule's keys and the steps of the run, from the dotted keys that a checkpoint keeps."""
+    known = {field.name for field in fields(OptimConfig)}
+    split = [(key.partition("."), value) for key, value in settings.items()]
+    optim = {key: value for (section, _, key), value in split if section == "optim" and key in known}
+    return OptimConfig(**optim), settings["train.steps"]
+
+
+def jump(step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(rate of update `step`, rate of the next), where a resume at `step` with the settings `now` takes the
+    rate to where those of `then` would not have; None where it does not. Less than a hundredth of the highest
+    rate is no jump.
+    """
+    if not step or "train.steps" not in then:
+        return None
+    before, after = of_settings(then), of_settings(now)
+    following = learning_rate(step, *after)
+    if abs(following - learning_rate(step, *before)) <= 0.01 * max(before[0].lr, after[0].lr):
+        return None
+    return learning_rate(step - 1, *before), following

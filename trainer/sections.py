@@ -31,7 +31,8 @@ class OptimConfig:
         "muon: hidden matrices by Muon, the rest by AdamW",
         "needs parallel.engine=torch (DeepSpeed flattens matrices)",
     ] = "adamw"
-    lr: Annotated[float, "the highest learning rate", "> 0"] = 1.0e-3
+    # The bounds of rates, eps and clip are float32's, in which they are used: beyond, they are 0 or infinite.
+    lr: Annotated[float, "the highest learning rate", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1.0e-3
     schedule: Annotated[
         Schedule, "how the rate falls after warm-up; wsd: it is held, then falls linearly over decay_fraction"
     ] = "wsd"
@@ -46,10 +47,20 @@ class OptimConfig:
     betas: Annotated[list[float], "AdamW's decay of the two moments", "2 values", "≥ 0", "< 1"] = field(
         default_factory=lambda: [0.9, 0.95]
     )
-    eps: Annotated[float, "AdamW: added to the root of the second moment", "> 0"] = 1.0e-8
+    eps: Annotated[float, "AdamW: added to the root of the second moment", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = (
+        1.0e-8
+    )
     momentum: Annotated[float, "muon only", "≥ 0", "< 1"] = 0.95
-    adamw_lr: Annotated[float, "beside muon: the highest rate of what AdamW updates; 0: lr", "≥ 0"] = 0.0
-    clip: Annotated[float, "the largest global gradient norm; 0: no clipping", "≥ 0"] = 1.0
+    adamw_lr: Annotated[
+        float,
+        "beside muon: the highest rate of what AdamW updates; 0: lr",
+        "≥ 0",
+        "0 or ≥ 1.2e-38",
+        "≤ 3.4e38",
+    ] = 0.0
+    clip: Annotated[
+        float, "the largest global gradient norm; 0: no clipping", "≥ 0", "0 or ≥ 1.2e-38", "≤ 3.4e38"
+    ] = 1.0
     state_dtype: Annotated[
         StateType,
         "of the moments; bf16 halves them, rounded stochastically",
@@ -111,7 +122,15 @@ class CheckpointConfig:
     """When the run's state is saved; it is always saved at the end and when the run is asked to stop."""
 
     every: Annotated[int, "between checkpoints; 0: only at the end", "≥ 0", "in steps"] = 100
-    keep: Annotated[int, "verified ones that are kept, the newest", "≥ 1", "in checkpoints"] = 3
+    keep: Annotated[
+        int,
+        "verified ones that are kept: the newest, and with wsd also the last before the decay",
+        "≥ 1",
+        "in checkpoints",
+    ] = 3
+    keep_every: Annotated[
+        int, "between ones that are never deleted, saved whatever `every` is; 0: none", "≥ 0", "in steps"
+    ] = 0
     asynchronous: Annotated[bool, "copy the state, train on, and write meanwhile"] = field(
         default=True, metadata={"key": "async"}
     )

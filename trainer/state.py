@@ -76,8 +76,12 @@ class Identity:
             if key in FIXED:
                 _same(key, now, then, where)
         if self.data != saved["data"]:
-            changed = ((key, pair) for key, pair in self._changed(saved).items() if key in STREAM)
-            asked = [text for key, (now, then) in changed for text in _different(key, now, then)]
+            asked = [
+                f"{leaf} is {now!r}, it was {then!r}"
+                for key, pair in self._changed(saved).items()
+                if key in STREAM
+                for leaf, now, then in _leaves(key, *pair)
+            ]
             what = ", ".join(asked) or f"the stream's fingerprint is {self.data}, it was {saved['data']}"
             restore = "set it back" if asked else "restore the corpus"
             raise RuntimeError(
@@ -85,8 +89,12 @@ class Identity:
             )
 
     def changes(self, saved: dict[str, Any]) -> list[str]:
-        """`optim.lr 0.001 → 0.002`, for each of the settings that is not what it was in a checkpoint."""
-        return [f"{key} {_short(then)} → {_short(now)}" for key, (now, then) in self._changed(saved).items()]
+        """`optim.lr 0.001 → 0.002`, in full, for each of the settings that is not as in a checkpoint."""
+        return [
+            f"{leaf} {_text(before)} → {_text(after)}"
+            for key, (now, then) in self._changed(saved).items()
+            for leaf, after, before in _leaves(key, now, then)
+        ]
 
     def _changed(self, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Key → (now, then). A checkpoint that keeps no settings says nothing about them."""
@@ -106,8 +114,8 @@ def _same(key: str, now: Any, then: Any, where: str) -> None:
         )
 
 
-def _different(key: str, now: Any, then: Any) -> list[str]:
-    """`data.sources[0].path is 'b', it was 'a'`, for each value inside `now` that `then` has otherwise."""
+def _leaves(key: str, now: Any, then: Any) -> list[tuple[str, Any, Any]]:
+    """(`data.sources[0].path`, now, then) of each value inside `now` that `then` has otherwise."""
     if now == then:
         return []
     if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
@@ -115,10 +123,9 @@ def _different(key: str, now: Any, then: Any) -> list[str]:
     elif isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
         pairs = [(f"{key}.{name}", now[name], then[name]) for name in now]
     else:
-        return [f"{key} is {now!r}, it was {then!r}"]
-    return [text for pair in pairs for text in _different(*pair)]
+        return [(key, now, then)]
+    return [leaf for pair in pairs for leaf in _leaves(*pair)]
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

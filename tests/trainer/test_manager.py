@@ -14,7 +14,6 @@ from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
-from trainer.checkpoint.manager import Checkpointer
 from trainer.state import Identity, TrainState
 
 
@@ -93,12 +92,14 @@ def test_the_same_step_twice_is_one_checkpoint_and_another_runs_is_refused(tmp_p
         save(make(tmp_path), engine, 1)
 
 
-def test_due() -> None:
-    checkpointer = object.__new__(Checkpointer)
-    checkpointer.every = 5
-    assert [step for step in range(1, 12) if checkpointer.due(step)] == [5, 10]
-    checkpointer.every = 0
-    assert not checkpointer.due(5)
+def test_due(tmp_path: Path) -> None:
+    def saved(**options: int) -> list[int]:
+        return [step for step in range(1, 12) if make(tmp_path, **options).due(step)]
+
+    assert saved(every=5) == [5, 10]
+    assert saved(every=5, keep_every=4) == [4, 5, 8, 10]
+    assert saved(every=0, keep_every=4) == [4, 8]
+    assert saved(every=0) == []
 
 
 # Damage.

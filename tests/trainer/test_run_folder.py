@@ -1,5 +1,6 @@
 """A run is its folder: moved, copied or linked to, the run in that folder is what goes on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -96,3 +97,59 @@ def test_a_moved_run_goes_on_and_a_copy_continues_the_copy(tmp_path: Path) -> No
     assert not original.exists()
     assert [line["step"] for line in records(moved / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert records(moved / "metrics.jsonl") == records(copy / "metrics.jsonl")
+
+
+def test_every_config_that_a_run_has_had_is_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    run_folder.write_config(run, b"a: 1", 0)
+    run_folder.write_config(run, b"a: 1", 4)
+    run_folder.write_config(run, b"a: 2", 8)
+    kept = {file.name: file.read_bytes() for file in (run / "configs").iterdir()}
+    assert kept == {"step-000000000.yaml": b"a: 1", "step-000000008.yaml": b"a: 2"}
+    assert (run / "config.yaml").read_bytes() == b"a: 2"
+    old = tmp_path / "old"  # a run of before: its only config is not lost
+    old.mkdir()
+    (old / "config.yaml").write_bytes(b"a: 1")
+    run_folder.write_config(old, b"a: 2", 8)
+    assert sorted(file.name for file in (old / "configs").iterdir()) == sorted(kept)
+
+
+def test_making_a_decayed_run_longer_is_said_in_full_with_the_way_around(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(
+        tmp_path,
+        make_corpus(tmp_path),
+        model__layers=1,
+        train__eval_every=0,
+        train__steps=20,
+        train__global_batch=2,
+        optim={"lr": 1.0e-3, "schedule": "wsd", "decay_fraction": 0.5, "warmup_steps": 0},
+        checkpoint={"every": 2, "keep": 2, "keep_every": 6, "async": False},
+    )
+    assert train_here(file)
+    run = tmp_path / "run"
+    kept = sorted(int(entry.name[5:]) for entry in (run / "checkpoints").iterdir())
+    assert kept == [6, 10, 12, 18, 20], "the newest two, the one before the decay, the milestones"
+    shutil.copytree(run, tmp_path / "copy")
+    assert train_here(run, "train.steps=22", "data.heldout=[]")
+    told = [line for line in records(run / "events.jsonl") if line["kind"] in ("resume", "schedule")]
+    heldout = json.dumps([{"path": f"{tmp_path}/corpus/heldout", "name": "made_up"}])
+    assert told[0]["changed"] == [f"data.heldout {heldout} → []", "train.steps 20 → 22"], "in full"
+    assert told[1]["reason"] == (
+        "the learning rate was 0.0001 at step 20, and is 0.000181818 at step 21; to go on from before the "
+        "decay instead, copy the run folder, remove the checkpoints after step-000000010 in the copy, and "
+        "train the copy"
+    )
+    assert told[1]["reason"] in capfd.readouterr().err
+    assert [entry.name for entry in sorted((run / "configs").iterdir())] == [
+        "step-000000000.yaml",
+        "step-000000020.yaml",
+    ]
+    for step in (12, 18, 20):
+        shutil.rmtree(tmp_path / "copy" / "checkpoints" / f"step-{step:09d}")
+    assert train_here(tmp_path / "copy", "train.steps=22")
+    rates = [line["lr"] for line in records(tmp_path / "copy" / "metrics.jsonl")]
+    assert rates[:12] == [1.0e-3] * 12 and rates[-1] == pytest.approx(1.0e-3 / 11)
+    assert not [line for line in records(tmp_path / "copy" / "events.jsonl") if line["kind"] == "schedule"]

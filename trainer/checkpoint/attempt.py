@@ -52,6 +52,14 @@ class Attempt:
         self.look()
         os.replace(draft, self._name("part.json"))
 
+    def await_others(self) -> None:
+        """Rank 0: until all others have published. RuntimeError as of `finish`."""
+        self._poll(
+            lambda names: self._all_published({*names, self._name("part.json").name}),
+            "not all ranks wrote their part",
+            self.patience_seconds,
+        )
+
     def finish(self, sequences: int) -> int:
         """Rank 0: wait for all parts and commit; returns the checkpoint's bytes. Others: wait for the commit;
         0.
@@ -110,7 +118,8 @@ class Attempt:
                 return
             self.look()  # a rank that was left behind waits for a rank 0 that is gone
             if time.monotonic() > deadline:
-                missing = [r for r in range(self.world) if self._name("part.json", r).name not in names]
+                others = (rank for rank in range(self.world) if rank != self.rank)
+                missing = [rank for rank in others if self._name("part.json", rank).name not in names]
                 raise RuntimeError(f"{otherwise} within {patience:g} s (no part from ranks {missing})")
             time.sleep(pause)
             pause = min(longest, pause * 1.5)

@@ -31,7 +31,7 @@ TMP = ".tmp-"
 READ_BYTES = 4 << 20
 READERS = 4
 
-_STEP = re.compile(r"step-(\d{9,})")
+_STEP = re.compile(r"step-(\d{9}|[1-9]\d{9,})")  # as `step_folder` names them
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -91,12 +91,27 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> None:
         raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def manifest_of(folder: Path) -> Manifest:
+    """The manifest of the checkpoint `folder`; RuntimeError, one line, where it is damaged or of another step
+    than the folder is named after.
+    """
+    manifest = read_manifest(folder)
+    named = _STEP.fullmatch(folder.name)
+    if named and int(named[1]) != manifest.step:
+        raise RuntimeError(
+            f"{folder}: holds step {manifest.step}, by its manifest: copied or renamed: its name should be "
+            f"{step_folder(folder.parent, manifest.step).name}"
+        )
+    return manifest
+
+
 def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Manifest:
-    """Prove every byte. RuntimeError, one line, naming the first file that is not what was written.
+    """Prove every byte, and that the step is the one in the folder's name. RuntimeError, one line, naming the
+    first file that is not what was written.
 
     `share` = (rank, ranks) checks that rank's part of the files, so that ranks can divide a large checkpoint.
     """
-    manifest = read_manifest(folder)
+    manifest = manifest_of(folder)
     mine = sorted(manifest.files)[share[0] :: share[1]]
     with ThreadPoolExecutor(READERS) as pool:  # xxhash and read(2) let go of the interpreter lock
         for _ in pool.map(lambda name: check_file(folder, name, manifest.files[name]), mine):

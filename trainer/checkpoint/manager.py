@@ -19,11 +19,13 @@ from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.ranks import Ranks, alone, one_line
 from trainer.checkpoint.resume import resume
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
 from trainer.disk import explaining
 from trainer.fence import Look, unfenced
 from trainer.files import write_durably
+from trainer.metrics.digest import LogDigest
 from trainer.metrics.events import TOLD, EventLog
 from trainer.metrics.sinks import JsonlLog
 from trainer.state import Identity, TrainState
@@ -34,13 +36,14 @@ PATIENCE_SECONDS = 1800.0
 class Checkpointer:
     """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
 
-    Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told,
-    `keep` 0 deletes nothing. `identity` (position in the stream → what a checkpoint made there shares with
-    the runs that may load it): what comes after the position may still change. `gather` collects one small
-    object of every rank, in rank order, on every rank (one process needs none); only starting and resuming
-    use it, saving coordinates through the folder, where a rank waits for the others at most
-    `patience_seconds`. `look` raises where a later start of the run writes here. `logs` are forced to disk
-    before a checkpoint is, so that a resume finds every line up to its step.
+    Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told;
+    `keep`, `keep_every` and `decay_begins` say which checkpoints stay: see `Retention`. `identity` (position
+    in the stream → what a checkpoint made there shares with the runs that may load it): what comes after the
+    position may still change. `gather` collects one small object of every rank, in rank order, on every rank
+    (one process needs none); only starting and resuming use it, saving coordinates through the folder, where
+    a rank waits for the others at most `patience_seconds`. `look` raises where a later start of the run
+    writes here. `logs` are forced to disk before a checkpoint is, so that a resume finds every line up to its
+    step; what they then hold is noted in it.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Checkpointer:
         *,
         every: int,
         keep: int,
+        keep_every: int = 0,
+        decay_begins: int = 0,
         asynchronous: bool,
         identity: Callable[[int], Identity],
         events: EventLog,
@@ -61,25 +66,28 @@ class Checkpointer:
     ) -> None:
         self.root = run_dir / "checkpoints"
         self.every = every
-        self.keep = keep
         self.asynchronous = asynchronous
         self.identity = identity
         self.events = events
         self.logs = (*logs, events)
+        self._log_digests = [LogDigest(log.path) for log in self.logs]
         self.ranks = Ranks(rank, world, gather)
         self.patience_seconds = patience_seconds
         self.look = look
+        self.retention = Retention(
+            self.root, keep=keep, keep_every=keep_every, decay_begins=decay_begins, tell=self._tell, look=look
+        )
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._saved = -1
-        self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
+        self._saved = self._resumed = -1  # steps
+        self._aside: list[tuple[Path, Path]] = []  # (name now, own name) of checkpoints that allowed no step
         self._nonce = self.ranks.first(self._open)
 
     def due(self, step: int) -> bool:
-        """Whether the schedule asks for a save after `step`."""
-        return self.every > 0 and step % self.every == 0
+        """Whether a save is asked for after `step`."""
+        return (self.every > 0 and step % self.every == 0) or self.retention.is_milestone(step)
 
     def folder(self, step: int) -> Path:
         """Where the checkpoint of `step` is, or would be."""
@@ -109,6 +117,8 @@ class Checkpointer:
             "identity": self.identity(state.sequences).to_json(),
             "world": self.ranks.world,
         }
+        if not reason and self.retention.is_milestone(step):
+            reason = f"every {self.retention.keep_every} steps, never to be deleted"
         reason = reason or (
             f"every {self.every} steps" if self.due(step) else "the last step, or asked to stop"
         )
@@ -142,9 +152,38 @@ class Checkpointer:
         state = resume(
             self.root, engine, identity=self.identity, events=self.events, ranks=self.ranks, look=self.look
         )
-        if state is not None:
-            self._saved = state.step
+        self._saved = self._resumed = state.step if state is not None else -1
         return state
+
+    def go_back(self, engine: Engine, why: str) -> TrainState | None:
+        """Load the newest checkpoint before the one that was resumed, from which no step can be made: `why`.
+
+        That one is set aside, with what was saved since. Where there is none before it, None, and every
+        checkpoint has its own name.
+        """
+        self.wait()
+        step = self._resumed
+        if step < 0:
+            return None
+        self.ranks.first(lambda: self._set_aside_from(step))
+        state = self.resume(engine)
+        if state is None:
+            self.ranks.first(self._put_back)
+            return None
+        reason = f"no step can be made from this checkpoint ({why}): went back to step {state.step}"
+        self.events.event("fault", step, reason, set_aside=[aside.name for aside, _ in self._aside])
+        return state
+
+    def _set_aside_from(self, first: int) -> None:
+        self.look()
+        for step in folders.steps(self.root):
+            if step >= first:
+                at = folders.step_folder(self.root, step)
+                self._aside.append((folders.set_aside(at), at))
+
+    def _put_back(self) -> None:
+        while self._aside:
+            os.rename(*self._aside.pop())
 
     def _open(self) -> str:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""
@@ -173,10 +212,11 @@ class Checkpointer:
             with explaining(self.root.parent):
                 folder = attempt.begin()
                 part = write_part(folder, rank, chunks)
+                gone = [log.path.name for log in self.logs if log.sync()]
                 if rank == 0:
+                    attempt.await_others()  # only then are all lines up to this step in the logs
+                    document["logs"] = self._digests(step, gone)
                     part.files[STATE] = _write_json(folder / STATE, document)
-                for log in self.logs:
-                    log.sync()
                 attempt.publish(part)
                 size = attempt.finish(document["state"]["sequences"])
         except Exception as error:
@@ -186,7 +226,23 @@ class Checkpointer:
         else:
             self._tell("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
             if rank == 0:
-                self._retain()
+                self.retention.apply()
+
+    def _digests(self, step: int, gone: Sequence[str]) -> dict[str, Any]:
+        """Length and hash of every log up to `step`. What was lost since the last save is an event: `gone`
+        names the logs that were deleted or replaced.
+        """
+        found = {}
+        for log in self._log_digests:
+            found[log.path.name] = log.at(step)
+            if log.lost or log.path.name in gone:
+                self._tell(
+                    "fault",
+                    step,
+                    f"{log.path} was deleted, replaced or cut while the run wrote it: what is missing up to "
+                    f"step {step} is lost, and the lines from there on go to the file that is there now",
+                )
+        return found
 
     def _tell(self, kind: str, step: int, reason: str, **fields: Any) -> None:
         """An event; where even that cannot be written, the checkpoint is still what it is."""
@@ -197,34 +253,6 @@ class Checkpointer:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-    def _retain(self) -> None:
-        """Delete what is older than the newest `keep` checkpoints that verify. A failure is only an event."""
-        kept = 0
-        try:
-            for step in folders.steps(self.root) if self.keep else ():
-                if kept == self.keep:
-                    self.look()
-                    folders.delete(folders.step_folder(self.root, step))
-                else:
-                    kept += self._sound(step)
-        except (OSError, RuntimeError) as error:
-            self._tell("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
-
-    def _sound(self, step: int) -> bool:
-        """Whether the checkpoint verifies. It is read again only when its files changed since it last did."""
-        at = folders.step_folder(self.root, step)
-        stats = sorted((entry.name, entry.stat()) for entry in os.scandir(at))
-        stamp = tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
-        if self._verified.get(step) == stamp:
-            return True
-        try:
-            folders.verify(at)
-        except RuntimeError as error:
-            self._tell("fault", step, f"not counted among the {self.keep} to keep: {error}")
-            return False
-        self._verified[step] = stamp
-        return True
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> FileEntry:

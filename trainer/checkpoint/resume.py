@@ -1,7 +1,7 @@
 """Going on from the newest checkpoint that verifies."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.fence import Look, unfenced
+from trainer.metrics.digest import differences
 from trainer.metrics.events import EventLog
+from trainer.schedule import decay_begins, jump, of_settings
 from trainer.state import Identity, TrainState
 
 
@@ -41,8 +43,10 @@ def resume(
         return None
     at = folders.step_folder(root, step)
     document = _load(at, engine, identity, ranks)
+    lost = ranks.first(lambda: differences(document.get("logs", {}), root.parent, step))
     ranks.first(lambda: _set_aside(root, rejected, step, events, look))
-    changed = identity(document["state"]["sequences"]).changes(document["identity"])
+    now, before = identity(document["state"]["sequences"]), document["identity"]
+    changed = now.changes(before)
     why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"
     if changed:
         why += f"; not as it was: {', '.join(changed)}"
@@ -54,7 +58,30 @@ def resume(
         saved_by_ranks=document["world"],
         **({"changed": changed} if changed else {}),
     )
+    for what in lost:
+        events.event("fault", step, what)
+    if told := _rate_jumps(root, step, now.settings, before.get("settings") or {}):
+        events.event("schedule", step, told)
     return TrainState.from_json(document["state"])
+
+
+def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    """What to say of a resume with another schedule, where the learning rate jumps; "" where it does not."""
+    rates = jump(step, now, then)
+    if rates is None:
+        return ""
+    last, following = rates
+    told = f"the learning rate was {last:g} at step {step}, and is {following:g} at step {step + 1}"
+    begins = decay_begins(*of_settings(then))
+    if not begins or following <= last:
+        return told
+    earlier = [kept for kept in folders.steps(root) if kept <= begins]
+    if not earlier:
+        return f"{told}; no checkpoint is left from before the decay, which began after step {begins}"
+    return (
+        f"{told}; to go on from before the decay instead, copy the run folder, remove the checkpoints after "
+        f"{folders.step_folder(root, earlier[0]).name} in the copy, and train the copy"
+    )
 
 
 def _damage(at: Path, ranks: Ranks) -> str:

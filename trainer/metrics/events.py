@@ -12,6 +12,7 @@ SHOWN = (
     "fault",
     "quarantine",
     "resume",
+    "schedule",
     "skip",
     "tracker",
 )  # what a user at the terminal would want to know of

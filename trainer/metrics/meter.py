@@ -109,6 +109,9 @@ class Meter:
         """Begin at `state`. Lines of later steps, which a killed run left behind, are dropped: every step
         once. Returns whether an evaluation after `state.step` is in the record, on the rank that writes it.
         """
+        for log in self.logs:  # of a start before this one: what it would write is not in the file any more
+            log.close()
+        self._progress.close()
         if self._writes:
             for log in self.logs:
                 later, torn = truncate_after(log.path, state.step, self._look)

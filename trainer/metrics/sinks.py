@@ -11,6 +11,7 @@ the checkpoint is. Later ones `truncate_after` drops at the resume, for they wil
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class JsonlLog:
         self._look = look
         self._fd = -1
         self._dirty = False
+        self._lock = threading.Lock()  # the checkpointer's thread syncs while the loop writes
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; it outlives this process once this returns. OSError where the file cannot be
@@ -60,23 +62,44 @@ class JsonlLog:
         """
         line = (encode(record) + "\n").encode()
         self._look()
-        if self._fd < 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._dirty = True
-        if os.write(self._fd, line) != len(line):
-            raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
+        with self._lock:
+            if self._fd < 0:
+                self._open()
+            self._dirty = True
+            if os.write(self._fd, line) != len(line):
+                raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
 
-    def sync(self) -> None:
-        """Force the lines written so far to disk."""
-        if self._dirty:
-            self._dirty = False
-            os.fsync(self._fd)
+    def sync(self) -> bool:
+        """Force the lines written so far to disk. Whether the file was deleted or replaced meanwhile: its
+        lines are gone, and the next ones go to the file that is there now.
+        """
+        with self._lock:
+            if self._dirty:
+                self._dirty = False
+                os.fsync(self._fd)
+            if self._fd < 0 or self._is_there():
+                return False
+            self._look()
+            os.close(self._fd)
+            self._open()
+            return True
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    def _is_there(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
 
 
 def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, int]:
@@ -97,7 +120,7 @@ def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, i
     part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with path.open("rb") as old, part.open("wb") as new:
         for number, line in enumerate(old, 1):
-            at = _step_of(line)
+            at = step_of(line)
             if at is None:
                 torn += 1
                 first_torn = first_torn or number
@@ -128,10 +151,10 @@ def records_of(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with path.open("rb") as lines:
-        return [json.loads(line) for line in lines if _step_of(line) == step]
+        return [json.loads(line) for line in lines if step_of(line) == step]
 
 
-def _step_of(line: bytes) -> int | None:
+def step_of(line: bytes) -> int | None:
     """The line's step; None where it is not a whole JSON object with one."""
     if not line.endswith(b"\n"):
         return None

@@ -1,0 +1,71 @@
+"""Which checkpoints of a run stay."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.ranks import one_line
+from trainer.fence import Look, unfenced
+
+
+class Retention:
+    """Keeps the newest `keep` checkpoints under `root` that verify (0: all) and deletes what is older.
+
+    What stays besides: the multiples of `keep_every` (0: none), and the newest checkpoint that is not after
+    step `decay_begins`, where the learning rate begins to fall (0: it does not): from there the run can be
+    made longer. `tell` (kind, step, reason) writes an event; `look` raises where a later start of the run
+    writes here.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        keep: int,
+        keep_every: int,
+        decay_begins: int,
+        tell: Callable[[str, int, str], None],
+        look: Look = unfenced,
+    ) -> None:
+        self.root = root
+        self.keep = keep
+        self.keep_every = keep_every
+        self.decay_begins = decay_begins
+        self._tell = tell
+        self._look = look
+        self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is never deleted, however old it is."""
+        return self.keep_every > 0 and step % self.keep_every == 0
+
+    def apply(self) -> None:
+        """Delete what need not stay. A failure is only an event."""
+        kept, before_decay = 0, self.decay_begins <= 0
+        try:
+            for step in folders.steps(self.root) if self.keep else ():
+                if kept < self.keep or (not before_decay and step <= self.decay_begins):
+                    sound = self._sound(step)
+                    kept += sound
+                    before_decay |= sound and step <= self.decay_begins
+                elif not self.is_milestone(step):
+                    self._look()
+                    folders.delete(folders.step_folder(self.root, step))
+        except (OSError, RuntimeError) as error:
+            self._tell("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
+
+    def _sound(self, step: int) -> bool:
+        """Whether the checkpoint verifies. It is read again only when its files changed since it last did."""
+        at = folders.step_folder(self.root, step)
+        stats = sorted((entry.name, entry.stat()) for entry in os.scandir(at))
+        stamp = tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
+        if self._verified.get(step) == stamp:
+            return True
+        try:
+            folders.verify(at)
+        except RuntimeError as error:
+            self._tell("fault", step, f"not counted among the {self.keep} to keep: {error}")
+            return False
+        self._verified[step] = stamp
+        return True

@@ -1,0 +1,70 @@
+"""A run folder taken by one start of its run, and the run described in it."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import ExitStack
+from dataclasses import replace
+
+from data.stream import Stream
+from trainer import config as configs
+from trainer import run_folder
+from trainer.config import RunConfig
+from trainer.disk import NO_ROOM, explained, explaining
+from trainer.fence import Fence
+from trainer.files import write_atomically
+from trainer.lock import FolderLock
+from trainer.metrics.events import EventLog
+from trainer.state import TrainState
+
+
+def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) -> str:
+    """Make the run folder and hold it for this start, once the corpus's tokenizer is known to be whole; the
+    mark of its epoch.
+    """
+    corpus = stream.sources[0].corpus
+    corpus.storage.tokenizer()  # only to see that it can be had
+    if not (cfg.folder / "checkpoints").exists():  # else where it goes on from is yet to be seen
+        check_length(cfg, stream, TrainState())
+    with explaining(cfg.folder):
+        try:
+            cfg.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            raise ValueError(explained(error, cfg.folder)) from error
+        lock = FolderLock.take(cfg.folder)
+        stack.callback(lock.release)
+        mark = fence.take()
+        for draft in cfg.folder.glob(".tmp-*"):  # of a process that was killed while it wrote a file anew
+            draft.unlink()
+    if lock.unsupported:
+        with contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look)) as events:
+            events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
+    return mark
+
+
+def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
+    """ValueError where the steps from `state` on need more sequences than the sources' max_epochs give."""
+    if stream.length is None:
+        return
+    most = state.step + max(0, stream.length - state.sequences) // cfg.train.global_batch
+    if cfg.train.steps > most:
+        raise ValueError(
+            f"train.steps={cfg.train.steps}: data.sources[].max_epochs gives {stream.length} sequences, "
+            f"which end with step {most} of train.global_batch={cfg.train.global_batch}: lower train.steps "
+            "or raise max_epochs"
+        )
+
+
+def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
+    """The resolved config and the tokenizer in the run folder, so that it stands on its own.
+
+    The config there says no `run_dir`: it means the folder that it lies in, and that may be moved.
+    """
+    corpus = stream.sources[0].corpus
+    tokenizer = corpus.storage.tokenizer()
+    with explaining(cfg.folder):
+        config = configs.dump(replace(cfg, run_dir="")).encode()
+        run_folder.write_config(cfg.folder, config, step, look=fence.look)
+        write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)

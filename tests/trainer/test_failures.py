@@ -60,6 +60,7 @@ def test_out_of_memory_or_of_disk_says_what_to_do(
 
 RUN = Path("runs/mine")
 NO_ROOM = "make room and run the same command again, or set run_dir to a folder on another disk"
+KEY = "run_dir=runs/mine: "
 REFUSED = "set run_dir to a folder that you can write to"
 
 
@@ -69,8 +70,12 @@ REFUSED = "set run_dir to a folder that you can write to"
         (OSError(errno.ENOSPC, "full"), f"runs/mine: No space left on device: {NO_ROOM}"),
         (OSError(errno.EDQUOT, "full", "/cache/x"), f"/cache/x: Disk quota exceeded: {NO_ROOM}"),
         (OSError(errno.EFBIG, "big", "runs/mine/x"), f"runs/mine/x: File too large: {NO_ROOM}"),
-        (OSError(errno.EROFS, "no", "runs/mine/.lock"), f"runs/mine/.lock: Read-only file system: {REFUSED}"),
-        (OSError(errno.EACCES, "no", "runs"), f"runs: Permission denied: {REFUSED}"),
+        (
+            OSError(errno.EROFS, "no", "runs/mine/.lock"),
+            f"{KEY}runs/mine/.lock: Read-only file system: {REFUSED}",
+        ),
+        (OSError(errno.EACCES, "no", "runs"), f"{KEY}runs: Permission denied: {REFUSED}"),
+        (OSError(errno.EACCES, "no", "runs/mine"), f"{KEY}Permission denied: {REFUSED}"),
         (OSError(errno.EACCES, "no", "corpus/x.tar"), "[Errno 13] no: 'corpus/x.tar'"),
         (OSError(errno.EIO, "bad", "runs/mine/x"), "[Errno 5] bad: 'runs/mine/x'"),
         (ValueError("other"), "other"),
@@ -93,7 +98,7 @@ def test_a_run_folder_that_cannot_be_one_is_a_wrong_config(
     (tmp_path / "file").touch()
     assert main([str(config)]) == WRONG
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'file' / below}: ") and line.endswith(REFUSED)
+    assert line.startswith(f"error: run_dir={tmp_path / 'file' / below}: ") and line.endswith(REFUSED)
 
 
 @pytest.mark.parametrize("first", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])

@@ -102,11 +102,12 @@ def _document(
         tally.add("removed.nested_too_deeply", len(raw), where)
         return None
     try:
-        record: Any = json.loads(raw.decode("utf-8", errors="surrogateescape"))
+        # Without the end of the line, or what is missing there would be missing in a line after it.
+        record: Any = json.loads(raw.rstrip(b"\r\n").decode("utf-8", errors="surrogateescape"))
     except json.JSONDecodeError as error:
-        tally.add(
-            "removed.not_json", len(raw), f"{where}, column {error.colno}: {error.msg.removesuffix(' at')}"
-        )
+        on = f", {error.lineno - 1} lines on" if error.lineno > 1 else ""  # an element may have many
+        what = f"{where}{on}, column {error.colno}: {error.msg.removesuffix(' at')}"
+        tally.add("removed.not_json", len(raw), what)
         return None
     except ValueError as error:  # an integer of too many digits
         tally.add("removed.not_json", len(raw), f"{where}: {error}")

@@ -35,9 +35,9 @@ def test_a_decompression_bomb_takes_no_memory_and_the_rows_after_it_are_read(
     ]
     if suffix == ".zst":  # one frame, which a decoder may hand out at once
         packer = zstandard.ZstdCompressor().compressobj()
-        body = b"".join(packer.compress(part) for part in [b'{"text": "', *[mebibyte] * 192]) + packer.flush()
+        body = b"".join(packer.compress(part) for part in [b'{"text": "', *[mebibyte] * 128]) + packer.flush()
     else:
-        body = pack(b'{"text": "') + pack(mebibyte) * 96
+        body = pack(b'{"text": "') + pack(mebibyte) * 64
     path = tmp_path / f"bomb.jsonl{suffix}"
     path.write_bytes(pack(rows("before")) + body + pack(b'"}\n' + rows("after")))
     assert path.stat().st_size < 300_000
@@ -52,7 +52,7 @@ def test_a_decompression_bomb_takes_no_memory_and_the_rows_after_it_are_read(
         "began = peak()\n"
         "(unit,) = plan_units(expand(sys.argv[1:], recipe), 1 << 30, recipe)\n"
         "print([d.text for d in documents(unit.pieces[0], recipe, tally)], tally.examples)\n"
-        "assert peak() - began < 60 << 10, f'{peak() - began} KiB more'\n"
+        "assert peak() - began < 48 << 10, f'{peak() - began} KiB more'\n"
     )
     said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
@@ -69,14 +69,14 @@ def test_a_window_that_is_too_large_is_refused_with_the_remedy(tmp_path: Path) -
 
 
 def test_damaged_rows_are_named_by_their_line_in_a_file_that_is_cut_into_ranges(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": f"{number:06} " * 20}) for number in range(20_000)]
-    lines[17_000] = "{" + "[" * 600
-    lines[18_000] = '{"text": 1'
+    lines = [json.dumps({"text": f"{number:06} " * 20}) for number in range(10_000)]
+    lines[9_000] = "{" + "[" * 600
+    lines[9_500] = '{"text": 1'
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     report = made(tmp_path / "a.jsonl", "bytes", tmp_path / "out")
-    assert report.train.documents == 19_998
-    assert report.examples["removed.nested_too_deeply"] == ["a.jsonl, line 17001"]
-    assert report.examples["removed.not_json"][0].startswith("a.jsonl, line 18001, column 11: Expecting ','")
+    assert report.train.documents == 9_998
+    assert report.examples["removed.nested_too_deeply"] == ["a.jsonl, line 9001"]
+    assert report.examples["removed.not_json"][0].startswith("a.jsonl, line 9501, column 11: Expecting ','")
 
 
 # Tokenizers
@@ -114,7 +114,7 @@ def test_the_terminal_tells_in_words_what_was_lost(tmp_path: Path, capsys: pytes
     assert cli.main([*arguments, "--tokenizer", str(tokenizer), "--text-field", "raw content"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "left out: no text in the field 'raw content' 1 0 a.jsonl, line 2 (fields: other)" in said
-    assert "left out: not JSON 1 6 a.jsonl, line 3, column 6: Invalid control" in said
+    assert "left out: not JSON 1 6 a.jsonl, line 3, column 2: Unterminated string" in said
     assert "the tokenizer loses text: of 1 documents tried, 1 did not come back" in said
     card = (tmp_path / "out/datacard.md").read_text()
     assert "no text in the field 'raw content'" in card and "no_raw" not in card

@@ -28,12 +28,16 @@ def test_a_file_of_five_megabytes_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text(text)
     (tmp_path / "in/b.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
-    report = made(tmp_path / "in", "bytes", tmp_path / "out", workers=2)
-    assert (report.train.documents, report.train.text_bytes) == (2, 2 * len(text))
     recipe = Recipe()
     units = plan_units(expand([str(tmp_path / "in")], recipe), 1 << 20, recipe)
     found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, recipe, Tally())]
     assert found == [text, text]
+
+
+def test_a_corpus_of_a_text_of_more_than_a_unit_has_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one line after another\n" * 50_000)
+    report = made(tmp_path / "a.txt", "bytes", tmp_path / "out")
+    assert (report.train.documents, report.train.text_bytes) == (1, 23 * 50_000)
 
 
 @pytest.mark.parametrize(

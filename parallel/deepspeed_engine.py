@@ -127,8 +127,8 @@ class DeepSpeedEngine:
         return self._runtime.world
 
     @property
-    def is_writer(self) -> bool:
-        return self._runtime.is_writer
+    def leads_data(self) -> bool:
+        return True  # every rank is a data rank
 
     # -- one step -------------------------------------------------------------------------------------------
 

@@ -43,6 +43,11 @@ class Mesh:
         return self.replicate.size * self.shard.size // self.cp.size
 
     @property
+    def leads_data(self) -> bool:
+        """Whether this is the first of the ranks that read the same rows: one of them in every data rank."""
+        return self.pp.rank == self.tp.rank == self.cp.rank == 0
+
+    @property
     def axes(self) -> dict[str, str]:
         """Process group name → the axis it belongs to."""
         named = {

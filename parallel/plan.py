@@ -95,6 +95,10 @@ class Layout:
             return (pp_rank, 2 * self.pp - 1 - pp_rank)
         return tuple(range(pp_rank, self.stages, self.pp))
 
+    def pp_rank(self, rank: int) -> int:
+        """The pipeline rank of a rank of the world: pp is the outermost axis of the mesh."""
+        return rank // (self.world // self.pp)
+
     def rank_of_stage(self, stage: int) -> int:
         """Pipeline rank that holds a stage."""
         if self._v_shaped:

@@ -117,8 +117,8 @@ class TorchEngine:
         return self._mesh.data_ranks
 
     @property
-    def is_writer(self) -> bool:
-        return not dist.is_initialized() or dist.get_rank() == 0
+    def leads_data(self) -> bool:
+        return self._mesh.leads_data
 
     @property
     def axes(self) -> dict[str, str]:

@@ -49,7 +49,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
     each: dict[str, Any] = {"micro_batches": micro_batches, "element_bytes": element_bytes}
     held = [chunk for chunk in engine.chunks() if chunk.name.startswith("model.")]
     blocks = len({match[0] for chunk in held if (match := _BLOCK.match(chunk.name))})
-    stages = layout.stages_of(rank * layout.pp // layout.world)
+    stages = layout.stages_of(layout.pp_rank(rank))
     hidden_states = cfg.train.micro_batch * cfg.data.seq_len // layout.cp * cfg.model.hidden
     wanted: dict[str, float] = {}
     if layout.dp * layout.cp > 1:

@@ -76,7 +76,7 @@ def judge(
         count = len({d.name for d in wrong if not d.whole_kind})
         problems.append(
             f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
-            f"stage {_pipeline_rank(first.rank, world, layout.pp)}): its {first.what} is off by "
+            f"rank {layout.pp_rank(first.rank)}): its {first.what} is off by "
             f"{first.error:.2g} relative, {first.limit:.1e} allowed; {count} tensors"
         )
     last = max((d.step for d in tensors), default=0)
@@ -104,10 +104,6 @@ def _most_severe(differences: Sequence[Difference]) -> dict[str, Any] | None:
 
 def _block(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
-
-def _pipeline_rank(rank: int, world: int, pp: int) -> int:
-    return rank // (world // pp)
 
 
 def show(report: dict[str, Any]) -> None:

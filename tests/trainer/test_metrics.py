@@ -58,20 +58,19 @@ def config(folder: Path, **train: Any) -> RunConfig:
 def meter(
     cfg: RunConfig,
     rank: int = 0,
-    tp: int = 1,
     world: int = 1,
     data_rank: int = 0,
+    leads: bool = True,
     quarantined: dict[int, list[dict[str, Any]]] | None = None,
 ) -> Meter:
     runtime: Any = SimpleNamespace(rank=rank, world=world, is_writer=rank == 0, device=torch.device("cpu"))
-    engine: Any = SimpleNamespace(data_rank=data_rank)
+    engine: Any = SimpleNamespace(data_rank=data_rank, leads_data=leads)
     events = EventLog(cfg.folder / "events.jsonl" if rank == 0 else None)
-    layout: Any = SimpleNamespace(tp=tp)
     return Meter.open(
         cfg,
         runtime=runtime,
         engine=engine,
-        layout=layout,
+        layout="dp1",
         events=events,
         quarantined={} if quarantined is None else quarantined,
     )
@@ -151,17 +150,6 @@ def test_log_every_thins_the_metrics_but_never_the_ledger_or_the_last_step(tmp_p
     assert [line["step"] for line in lines(tmp_path / "ledger.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_each_data_rank_writes_its_ledger_once(tmp_path: Path) -> None:
-    """pp 2 × dp 2 × tp 2: of the four ranks that read the same rows, one writes them down."""
-    cfg = config(tmp_path)
-    for rank in range(8):
-        one, state = meter(cfg, rank, tp=2, world=8, data_rank=rank // 2 % 2), TrainState()
-        one.resume(state)
-        advance(one, state)
-    assert sorted(line["dp_rank"] for line in lines(tmp_path / "ledger.jsonl")) == [0, 1]
-    assert len(lines(tmp_path / "metrics.jsonl")) == 1
-
-
 def test_quarantined_sequences_are_listed_with_the_step_that_has_them(tmp_path: Path) -> None:
     """Two data ranks, one that does not lead; the stream has read further than was trained."""
     cfg = config(tmp_path)
@@ -172,7 +160,10 @@ def test_quarantined_sequences_are_listed_with_the_step_that_has_them(tmp_path: 
 
     for rank, sequence in ((0, 1), (1, 2), (2, 0)):  # the third one's data rank is the first one's
         ahead = {sequence: [entry(sequence, "x"), entry(sequence, "y")], 99: [entry(99, "x")]}
-        one, state = meter(cfg, rank, world=3, data_rank=rank % 2, quarantined=ahead), TrainState()
+        one, state = (
+            meter(cfg, rank, world=3, data_rank=rank % 2, leads=rank < 2, quarantined=ahead),
+            TrainState(),
+        )
         one.resume(state)
         advance(one, state)
         one.close()

@@ -82,15 +82,13 @@ class Meter:
         fence: Fence | None = None,
     ) -> "Meter":
         """The meter of this rank of the run that `cfg` describes."""
-        # The mesh is pp × dp × tp: first in its tensor and pipeline group is the rank of this very number.
-        leads = runtime.rank % layout.tp == 0 and runtime.rank // layout.tp == engine.data_rank
         flops = flops_per_token(cfg.model, cfg.data.seq_len)
         return cls(
             cfg,
             speed=Speed(flops_per_token=flops, devices=runtime.world, device=runtime.device),
             events=events,
             writes_metrics=runtime.is_writer,
-            data_rank=engine.data_rank if leads else None,
+            data_rank=engine.data_rank if engine.leads_data else None,
             about={
                 "ranks": runtime.world,
                 "layout": str(layout),

@@ -38,6 +38,7 @@ from trainer.models.build import build_model
 from trainer.run import make_engine
 from trainer.schedule import learning_rate
 from trainer.state import Identity, TrainState
+from trainer.steps import Steps
 
 WARM_UP = 20
 RESULTS = Path(__file__).parent / "results" / "loop_overhead.json"
@@ -121,7 +122,7 @@ class Ours:
 
     def run(self, batches: list[list[Batch]]) -> Any:
         return train(
-            self.engine, batches, self.state, self.checkpointer, self.meter, self.cfg,
+            self.engine, Steps(batches), self.state, self.checkpointer, self.meter, self.cfg,
             evaluator=Evaluator([], every=0), stopping=lambda: False,
         )  # fmt: skip
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from data.rows import NOT_COUNTED
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,19 @@ class Batch:
     def rows(self) -> int:
         """Rows, padding rows included."""
         return len(self.sequences)
+
+    def masked(self, numbers: Container[int], *, eos: int) -> Batch:
+        """The same batch with the rows of these sequences as damage leaves them: separators, none counted."""
+        rows = [row for row, number in enumerate(self.sequences) if number in numbers]
+        if not rows:
+            return self
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        tensors["tokens"][rows] = eos
+        tensors["targets"][rows] = NOT_COUNTED
+        if "documents" in tensors:
+            tensors["documents"][rows] = 0
+            tensors["positions"][rows] = torch.arange(tensors["positions"].shape[1])
+        return Batch(tensors, self.sequences)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on `device`.

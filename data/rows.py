@@ -162,7 +162,10 @@ class Plan:
         if not document_mask:
             return SequenceRows(numbers, tokens, targets, None, None)
         starts = self.starts[a:b] - begin * self.seq_len
-        return SequenceRows(numbers, tokens, targets, *_documents(starts, counted, self.seq_len))
+        positions, documents = _documents(starts, counted, self.seq_len)
+        masked = _within(self.masked, begin, end)
+        positions[masked], documents[masked] = np.arange(self.seq_len), 0
+        return SequenceRows(numbers, tokens, targets, positions, documents)
 
 
 class _Separators(dict[int, bytes]):

@@ -132,18 +132,20 @@ class DeepSpeedEngine:
 
     # -- one step -------------------------------------------------------------------------------------------
 
-    def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
+    def step(
+        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, news: bool = False
+    ) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         self._masters.forget()
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
-        loss_sum, count, asked = self._reduce(sums, stop)
+        loss_sum, count, asked, told = self._reduce(sums, stop, news)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)
         learnt = overflow or count > 0  # an empty batch says nothing of the loss scale
         fault = "the gradient is not finite" if learnt and normalisation.update(overflow=overflow) else ""
-        return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale, fault)
+        return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale, fault, told > 0)
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
         """Backward of factor × loss over the micro-batches, reduced at the last. This rank's (sum, count)."""
@@ -161,8 +163,8 @@ class DeepSpeedEngine:
         moved = batch.to(self._runtime.device)
         return self._objective.inputs(moved.tensors, moved.sequences)
 
-    def _reduce(self, sums: Tensor, stop: bool = False) -> list[float]:
-        packed = torch.cat((sums, sums.new_tensor([float(stop)])))
+    def _reduce(self, sums: Tensor, *asked: bool) -> list[float]:
+        packed = torch.cat((sums, sums.new_tensor([float(flag) for flag in asked])))
         dist.all_reduce(packed)
         return packed.tolist()
 

@@ -44,6 +44,7 @@ class Totals:
     count: float
     grad_squares: float
     stop: float
+    news: float
 
 
 class TorchEngine:
@@ -125,14 +126,16 @@ class TorchEngine:
         """Process group name → mesh axis, for `comms.CommCounter`."""
         return self._mesh.axes
 
-    def step(self, batches: Sequence[Micro], *, lr: float, stop: bool = False) -> StepResult:
+    def step(
+        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, news: bool = False
+    ) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor)
         self._collect_gradients()
         self._sum_shared_gradients()
-        totals = self._reduce(sums, self._grad_squares(), stop)
+        totals = self._reduce(sums, self._grad_squares(), stop, news)
         to_mean = normalisation.to_mean(totals.count)
         overflow = not math.isfinite(totals.grad_squares)
         skipped = overflow or totals.count == 0
@@ -143,12 +146,19 @@ class TorchEngine:
         fault = self._not_finite() if learnt and normalisation.update(overflow=overflow) else ""
         self._drop_gradients()
         return StepResult(
-            totals.loss_sum, totals.count, grad_norm, skipped, totals.stop > 0, loss_scale, fault
+            loss_sum=totals.loss_sum,
+            count=totals.count,
+            grad_norm=grad_norm,
+            skipped=skipped,
+            stop=totals.stop > 0,
+            loss_scale=loss_scale,
+            fault=fault,
+            news=totals.news > 0,
         )
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
-        """Backward of factor × loss over the micro-batches → this rank's [loss sum, count, 0, 0]."""
-        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        """Backward of factor × loss over the micro-batches → this rank's [loss sum, count, 0, 0, 0]."""
+        sums = torch.zeros(5, dtype=torch.float64, device=self._device)
 
         def scaled_loss(output: Tensor, inputs: ModelInputs) -> Tensor:
             loss, count = self._objective.loss(output, inputs)
@@ -235,12 +245,13 @@ class TorchEngine:
             return torch.zeros((), dtype=torch.float64, device=self._device)
         return squares(grads)
 
-    def _reduce(self, sums: Tensor, squares: Tensor, stop: bool) -> Totals:
+    def _reduce(self, sums: Tensor, squares: Tensor, stop: bool, news: bool) -> Totals:
         """The only blocking collective of a step: everything that all ranks must agree on, in one tensor."""
         if self._mesh.tp.rank > 0:
             sums.zero_()  # every tp rank has computed the same loss, and one speaks
         sums[2] = squares  # one that is not finite stays so in the sum
         sums[3] = float(stop)
+        sums[4] = float(news)
         if self._layout.world > 1:
             dist.all_reduce(sums)
         return Totals(*sums.tolist())

@@ -12,6 +12,7 @@ import traceback
 from contextlib import ExitStack
 
 from trainer import config as configs
+from trainer.checkpoint.ranks import ToldElsewhere
 from trainer.config import RunConfig
 from trainer.disk import explained
 from trainer.fence import Fence
@@ -147,7 +148,9 @@ def _fail_or_follow(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> 
 
 
 def complain(error: object, code: int) -> int:
-    """One line on standard error, and the exit code that goes with it."""
+    """One line on standard error, unless another rank says it; and the exit code that goes with it."""
+    if isinstance(error, ToldElsewhere):
+        return code
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return code
 

@@ -60,6 +60,12 @@ OUTSIDE_CURVE = (
     ),
 )
 
+# Keys that ranks of one run may have otherwise: where a node keeps things, and what only rank 0 looks at.
+OF_A_NODE = re.compile(
+    r"name|run_dir|track\..*|train\.threads|parallel\.nvme_path|data\.(prefetch|cache_dir|cache_bytes)"
+    r"|data\.(sources|heldout)\[\d+\]\.path"
+)
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that the file `path` and each `key=value` describe, checked as far as can be without torch.

@@ -56,6 +56,10 @@ class Fence:
         self._mark = mark.encode()
         self.epoch = _epoch(self._mark)
 
+    def held(self) -> bool:
+        """Whether this start's mark is in the folder."""
+        return self._read() == self._mark != b""
+
     def look(self) -> None:
         """RuntimeError, one line, where a later start has taken the run, or this one has not yet."""
         if (found := self._read()) == self._mark != b"":

@@ -5,10 +5,9 @@ whatever the layout; the meter writes it down; the checkpointer saves when it is
 file format is visible here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from itertools import islice
 
-from data.batch import Batch
 from parallel.engine import Engine
 from trainer.checkpoint.manager import Checkpointer
 from trainer.config import RunConfig
@@ -17,6 +16,9 @@ from trainer.metrics.events import ON_EVERY_RANK
 from trainer.metrics.meter import Meter
 from trainer.schedule import learning_rate
 from trainer.state import TrainState
+from trainer.steps import Steps
+
+MOST_EMPTY_STEPS = 100  # in a row: what comes after so many is no use waiting for
 
 
 class Diverged(RuntimeError):
@@ -25,7 +27,7 @@ class Diverged(RuntimeError):
 
 def train(
     engine: Engine,
-    batches: Iterable[Sequence[Batch]],
+    batches: Steps,
     state: TrainState,
     checkpointer: Checkpointer,
     meter: Meter,
@@ -42,6 +44,7 @@ def train(
 
     Raises:
         Diverged: a gradient that is not finite, with the step and its sequences.
+        RuntimeError: nothing to train on.
     """
     steps = cfg.train.steps
 
@@ -54,12 +57,14 @@ def train(
             meter.evaluation(state, results)
         return True
 
+    empty = 0
     stop = not evaluate()  # the run that was resumed may have been stopped in the middle of one
     for micro_batches in islice(batches, max(0, steps - state.step)):  # not one more: the data may end there
         if stop:
             break
         lr = learning_rate(state.step, cfg.optim, steps)
-        result = engine.step(micro_batches, lr=lr, stop=stopping())
+        result = engine.step(micro_batches, lr=lr, stop=stopping(), news=batches.news)
+        batches.hear(result.news)
         if result.fault:
             loss = result.loss_sum / max(1.0, result.count)
             error = Diverged(
@@ -72,6 +77,14 @@ def train(
         state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
         meter.step(state, result, lr=lr, micro_batches=micro_batches)
 
+        empty = 0 if result.count else empty + 1
+        if empty == MOST_EMPTY_STEPS or (state.step == steps and not state.tokens):
+            nothing = RuntimeError(
+                f"step {state.step}: no target was counted in {empty} steps, for all sequences are masked or "
+                "padding: see quarantine.jsonl and germinal data verify, and restore the corpus"
+            )
+            nothing.add_note(ON_EVERY_RANK)
+            raise nothing
         stop = result.stop or not evaluate()
         if checkpointer.due(state.step) or state.step == steps or stop:
             checkpointer.save(state, engine)

@@ -20,6 +20,7 @@ from parallel.plan import Layout
 from parallel.recompute import compiler
 from parallel.runtime import Runtime
 from trainer import config as configs
+from trainer.agreement import agree, corpora, place, program, settings, software
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
 from trainer.claim import check_length, describe, take_folder
@@ -36,6 +37,7 @@ from trainer.optim import Updates, build_optimizer
 from trainer.schedule import decay_begins
 from trainer.schema import plain
 from trainer.state import Identity, TrainState
+from trainer.steps import Steps
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Run:
     ranks: Ranks
     stack: ExitStack
     loader: Loader = field(init=False)
+    steps: Steps = field(init=False)
 
     def __call__(self) -> bool:
         """Train to the last step and close the record; False where the run was asked to stop before: see
@@ -74,7 +77,7 @@ class Run:
             try:
                 return train(
                     self.engine,
-                    self.loader,
+                    self.steps,
                     self.state,
                     self.checkpointer,
                     self.meter,
@@ -100,6 +103,14 @@ class Run:
             prefetch=self.cfg.data.prefetch,
         )
         self.stack.callback(self.loader.close)
+        # Others read the same sequences, and damage does not end the run anyway.
+        shared = self.cfg.data.on_corrupt == "quarantine" and self.engine.data_ranks < self.ranks.world
+        self.steps = Steps(
+            self.loader,
+            quarantined=self.stream.quarantined,
+            gather=self.ranks.gather if shared else None,
+            eos=self.stream.eos,
+        )
 
     def _go_back(self, why: str) -> bool:
         self.loader.close()
@@ -135,12 +146,12 @@ def assemble(
         BlockingIOError: another process holds the run folder.
         RuntimeError, OSError: something is damaged, or the run folder cannot be written.
     """
-    layout = configs.layout(cfg, runtime.world)
     doing("opening the corpus")
-    stream = open_stream(cfg)
     ranks = Ranks(runtime.rank, runtime.world, gather)
+    layout, stream = open_alike(cfg, ranks)
     fence = fence or Fence(cfg.folder)
     fence.join(ranks.first(lambda: take_folder(cfg, stream, stack, fence)))
+    agree(ranks, place(cfg.folder, fence, ranks))
     doing("building the model")
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
@@ -203,6 +214,19 @@ def assemble(
     return run
 
 
+def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
+    """The layout and the stream of the run, once all ranks are known to have the same. Collective: the first
+    that a rank calls after it has joined.
+
+    ValueError where they have not; or where the layout or a corpus cannot be had, on every rank.
+    """
+    agree(ranks, program(cfg), settings(cfg))
+    layout = configs.layout(cfg, ranks.world)
+    stream = ranks.together(lambda: open_stream(cfg))
+    agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
+    return layout, stream
+
+
 def open_stream(cfg: RunConfig) -> Stream:
     """The stream of the config's sources; ValueError where the model's vocabulary cannot hold its tokens."""
     stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
@@ -259,6 +283,7 @@ def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
         model=plain(cfg.model),
         settings=configs.settings(cfg),
         tokenizer={"sha256": entry.sha256, "eos": entry.eos},
+        software=software(cfg),
     )
 
 

@@ -22,7 +22,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping that the file `path`, its `base:` if it has one, and then each `key=value` amount to.
 
     `base:` is a path from the file's own folder; a base may have a base itself.
-    Lists are replaced, not joined; `data.sources[0].path=…` changes one element.
+    Lists are replaced, not joined; `data.sources[0].path=…` changes one element. `${key}` stands for another
+    key's value, `${oc.env:NAME}` for an environment variable of the process that reads: a text.
 
     Raises:
         ValueError: a file that is missing or no YAML mapping, an override that is not `key=value`.

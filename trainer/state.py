@@ -48,9 +48,9 @@ class Identity:
     `data` is the stream's fingerprint, `model` the resolved model config as plain JSON, `settings` what else
     shapes the loss curve, dotted key → value: all kept whole, so that an error can name the key that changed.
     `tokenizer` ("sha256" of its file, "eos") is for who reads the checkpoint without its corpus; a resume
-    need not compare it, for the fingerprint covers it.
-    Of the settings only `FIXED` may not change; a run may go on with another learning rate or number of
-    steps, and is told.
+    need not compare it, for the fingerprint covers it. `software`: versions of torch and of the code.
+    Of the settings only `FIXED` may not change; a run may go on with another learning rate, number of steps
+    or torch, and is told.
     """
 
     data: str = ""
@@ -58,6 +58,7 @@ class Identity:
     model: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,7 +90,7 @@ class Identity:
             )
 
     def changes(self, saved: dict[str, Any]) -> list[str]:
-        """`optim.lr 0.001 → 0.002`, in full, for each of the settings that is not as in a checkpoint."""
+        """`optim.lr 0.001 → 0.002`, in full, for each of the settings and versions not as in a checkpoint."""
         return [
             f"{leaf} {_text(before)} → {_text(after)}"
             for key, (now, then) in self._changed(saved).items()
@@ -97,8 +98,9 @@ class Identity:
         ]
 
     def _changed(self, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Key → (now, then). A checkpoint that keeps no settings says nothing about them."""
-        before, now = saved.get("settings") or {}, _as_json(self.settings)
+        """Key → (now, then). A checkpoint that keeps no settings, or versions, says nothing about them."""
+        before = {**saved.get("settings", {}), **saved.get("software", {})}
+        now = _as_json(self.settings | self.software)
         return {key: (now[key], before[key]) for key in now if key in before and now[key] != before[key]}
 
 

@@ -25,11 +25,12 @@ from trainer import config as configs
 from trainer import traffic, yardstick
 from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as folders
+from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.store import write_part
 from trainer.config import RunConfig
 from trainer.interrupts import LeaveAtOnce
 from trainer.metrics.sinks import encode
-from trainer.run import gather, make_engine, open_stream
+from trainer.run import gather, make_engine, open_alike
 from trainer.schedule import learning_rate
 from trainer.verdict import Difference, judge, show, worst
 from trainer.yardstick import Limits, Measured
@@ -147,8 +148,8 @@ def _differences(pieces: list[Measured], limits: Limits, step: int, rank: int) -
 
 
 def _open(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> tuple[Engine, Iterator[Any]]:
-    stream = open_stream(cfg)
-    engine = make_engine(cfg, runtime, configs.layout(cfg, runtime.world))
+    layout, stream = open_alike(cfg, Ranks(runtime.rank, runtime.world, gather))
+    engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
     loader = Loader(
         stream,

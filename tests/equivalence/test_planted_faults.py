@@ -72,8 +72,8 @@ def norm_not_synchronised(patch: pytest.MonkeyPatch, rank: int) -> None:
     """Every rank clips by the norm of its own part."""
     true = TorchEngine._reduce
 
-    def reduce(self: TorchEngine, sums: Any, squares: Any, stop: bool) -> Totals:
-        return replace(true(self, sums, squares, stop), grad_squares=squares.item())
+    def reduce(self: TorchEngine, sums: Any, squares: Any, *asked: bool) -> Totals:
+        return replace(true(self, sums, squares, *asked), grad_squares=squares.item())
 
     patch.setattr(TorchEngine, "_reduce", reduce)
 

@@ -89,6 +89,20 @@ def test_interpolation_and_a_dump_that_reads_back(path: Path) -> None:
     assert config.load(again) == cfg
 
 
+def test_an_environment_variable_is_read_once_and_its_value_kept(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(YAML + "run_dir: ${oc.env:GERMINAL_TEST_SCRATCH}/runs/tiny\n")
+    with pytest.raises(ValueError, match=r"^[^\n]*run_dir: [^\n]*GERMINAL_TEST_SCRATCH[^\n]*$"):
+        config.load(path)
+    monkeypatch.setenv("GERMINAL_TEST_SCRATCH", "/scratch")
+    cfg = config.load(path)
+    assert cfg.run_dir == "/scratch/runs/tiny"
+    monkeypatch.delenv("GERMINAL_TEST_SCRATCH")
+    (tmp_path / "dumped.yaml").write_text(config.dump(cfg))
+    assert config.load(tmp_path / "dumped.yaml") == cfg
+
+
 def test_the_settings_are_what_shapes_the_curve_and_nothing_else(path: Path) -> None:
     plain = config.settings(config.load(path))
     for same in (

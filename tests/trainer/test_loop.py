@@ -11,11 +11,13 @@ import pytest
 
 from data.loader import HeldoutLoader
 from data.manifest import read_manifest, write_manifest
+from data.scan import map_file, samples
 from parallel import runtime as runtimes
 from trainer import config as configs
-from trainer import evaluate
+from trainer import evaluate, loop
+from trainer.__main__ import FAILED, main
 from trainer.run import assemble
-from whole_runs import TIMES, make_corpus, records, write_config
+from whole_runs import TIMES, events, make_corpus, records, write_config
 
 
 def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:
@@ -95,3 +97,28 @@ def test_data_may_be_used_to_its_end_and_more_is_refused_at_the_start(tmp_path: 
         go(config, *longer, "train.steps=10")
     assert go(config, *longer, "train.steps=9")
     assert go(config, *longer, "train.steps=9"), "nothing is left to do"
+
+
+def ruin(corpus: Path) -> None:
+    """Flip a bit in every document of a corpus."""
+    shard = corpus / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    for sample in samples(map_file(shard), str(shard)):
+        member = sample.members["npy"]
+        data[member.offset + member.size - 1] ^= 0x04
+    shard.write_bytes(data)
+
+
+@pytest.mark.parametrize(("steps", "after"), [(2, 2), (50, 3)], ids=["to the end", "not to the end"])
+def test_a_run_that_finds_nothing_to_train_on_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, after: int
+) -> None:
+    monkeypatch.setattr(loop, "MOST_EMPTY_STEPS", 3)
+    corpus = make_corpus(tmp_path, documents=20)
+    changes = {"train__steps": steps, "train__eval_every": 0, "checkpoint__every": 0, "model__layers": 1}
+    config = write_config(tmp_path, corpus, data__on_corrupt="quarantine", **changes)
+    ruin(corpus / "train")
+    assert main([str(config)]) == FAILED
+    (fault,) = events(tmp_path / "run", "fault")
+    assert fault["step"] == after and f"no target was counted in {after} steps" in fault["reason"]
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*")), "nothing was learnt to be kept"

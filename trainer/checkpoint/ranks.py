@@ -14,6 +14,10 @@ _KINDS: dict[str, type[Exception]] = {
 }
 
 
+class ToldElsewhere(ValueError):
+    """What rank 0 says for the whole run, on the other ranks: they leave as it does, without a word."""
+
+
 def alone(value: Any) -> list[Any]:
     """`gather` of a single process."""
     return [value]

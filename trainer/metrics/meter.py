@@ -3,7 +3,7 @@ quarantined, the trackers and the live line.
 """
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +21,18 @@ from trainer.models.stats import flops_per_token
 from trainer.schema import plain
 from trainer.sections import TrackConfig
 from trainer.state import TrainState
+from trainer.steps import Quarantined
 
 if TYPE_CHECKING:
     from trainer.evaluate import HeldoutResult
-
-Quarantined = MutableMapping[int, list[dict[str, Any]]]
 
 
 class Meter:
     """One rank's view of the run's record. Rank 0 writes the metrics; the first rank of each data rank the
     ledger and the list of what is quarantined.
 
-    `quarantined`: the sequences that the stream masked because of damage, by number. Reading runs ahead of
-    training: an entry is taken out, and written down, with the step that its sequence belongs to.
+    `quarantined`: the sequences masked because of damage, by number. Reading runs ahead of training: an entry
+    is taken out, and written down by the rank that leads, with the step that its sequence belongs to.
     `look` raises where a later start of the run writes the record. `logs` are what a checkpoint must find on
     disk (see `sinks` for the rule). A step's time runs from the end of the one before: waiting for data and a
     save's stall count, an evaluation does not.
@@ -127,11 +126,13 @@ class Meter:
     ) -> None:
         """Write down the step that `state` now counts."""
         self._speed.step(round(result.count))
-        if self._data_rank is not None and (self._cfg.data.ledger or self._quarantined):
+        if self._cfg.data.ledger or self._quarantined:
             numbers = [number for batch in micro_batches for number in batch.sequences if number >= 0]
-            if self._cfg.data.ledger:
-                self._ledger.write({"step": state.step, "dp_rank": self._data_rank, "sequences": numbers})
-            self._list_quarantined(state.step, numbers)
+            masked = [entry for number in numbers for entry in self._quarantined.pop(number, ())]
+            if self._data_rank is not None:
+                if self._cfg.data.ledger:
+                    self._ledger.write({"step": state.step, "dp_rank": self._data_rank, "sequences": numbers})
+                self._list_quarantined(state.step, masked)
         if not self._writes:
             return
         if result.skipped:
@@ -192,14 +193,16 @@ class Meter:
         for log in (*self.logs, self._damage):
             log.close()
 
-    def _list_quarantined(self, step: int, numbers: Sequence[int]) -> None:
-        for entry in (entry for number in numbers for entry in self._quarantined.pop(number, ())):
+    def _list_quarantined(self, step: int, masked: Sequence[dict[str, Any]]) -> None:
+        for entry in masked:
             self._quarantine.write({"step": step, **entry})
             sample = (entry["shard"], entry["sample"])
             if sample not in self._known:
                 self._known.add(sample)
+                ranks = entry.get("ranks", ())
                 reason = (
-                    f"shard {entry['shard']}: sample {entry['sample']!r}, byte {entry['offset']}: damaged; "
+                    f"shard {entry['shard']}: sample {entry['sample']!r}, byte {entry['offset']}: damaged"
+                    f"{' as rank ' + ', '.join(map(str, ranks)) + ' reads it' if ranks else ''}; "
                     f"its sequences are masked, from {entry['sequence']} on: see {self._quarantine.path.name}"
                 )
                 self._damage.event("quarantine", step, reason, **entry)

@@ -1,0 +1,89 @@
+"""What peers tell each other of damage, and when: never where there is none."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from checkpointed import Team
+from data.batch import Batch
+from data.rows import NOT_COUNTED
+from trainer.steps import Steps
+
+STEPS, ROWS, SEQ, EOS = 6, 2, 4, 0
+
+
+def entry(number: int) -> dict[str, Any]:
+    return {"sequence": number, "source": "s", "shard": "a.tar", "sample": f"x{number}", "offset": 512}
+
+
+def batches(masked: dict[int, Any], damaged: Sequence[int]) -> Iterator[list[Batch]]:
+    """As a loader does, which lists what is damaged when it has read it."""
+    for step in range(STEPS):
+        numbers = tuple(range(step * ROWS, (step + 1) * ROWS))
+        tensors = {name: torch.ones(ROWS, SEQ, dtype=torch.int64) for name in ("tokens", "targets")}
+        batch = Batch(tensors, numbers)
+        for number in set(numbers) & set(damaged):
+            masked[number] = [entry(number)]
+            batch = batch.masked([number], eos=EOS)
+        yield [batch]
+
+
+@pytest.mark.parametrize(("damaged", "exchanges"), [({}, 1), ({1: [7]}, 2), ({0: [7], 1: [0, 7, 11]}, 3)])
+def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exchanges: int) -> None:
+    team, spoken = Team(2), [0, 0]
+    news = [[False, False] for _ in range(STEPS)]
+    barrier = threading.Barrier(2, timeout=20)
+
+    def rank(number: int) -> tuple[list[list[int]], dict[int, Any]]:
+        collect, masked = team.gather(number), dict[int, Any]()
+
+        def gather(value: Any) -> list[Any]:
+            spoken[number] += 1
+            return [{int(key): item for key, item in told.items()} for told in collect(value)]
+
+        steps = Steps(batches(masked, damaged.get(number, ())), quarantined=masked, gather=gather, eos=EOS)
+        seen = []
+        for step, (batch,) in enumerate(steps):
+            counted = batch.tensors["targets"][:, 0] != NOT_COUNTED
+            assert torch.equal(batch.tensors["tokens"][:, 0] != EOS, counted)
+            seen.append(counted.tolist())
+            news[step][number] = steps.news  # what the engine's reduction carries
+            barrier.wait()
+            steps.hear(any(news[step]))
+        return seen, masked
+
+    first, second = team.run(rank)
+    all_damaged = {number for numbers in damaged.values() for number in numbers}
+    expected = [[step * ROWS + row not in all_damaged for row in range(ROWS)] for step in range(STEPS)]
+    assert first[0] == second[0] == expected
+    assert first[1] == second[1] and set(first[1]) == all_damaged
+    for number in all_damaged:
+        (found,) = first[1][number]
+        assert found["ranks"] == [rank for rank, numbers in damaged.items() if number in numbers]
+    assert spoken == [exchanges, exchanges], "of the first step, and of each with damage"
+
+
+def test_alone_nothing_is_read_ahead() -> None:
+    read = []
+
+    def reading() -> Iterator[list[Batch]]:
+        for number in range(3):
+            read.append(number)
+            yield []
+
+    steps = Steps(reading())
+    assert next(steps) == [] and read == [0] and not steps.news
+
+
+def test_an_error_belongs_to_its_step() -> None:
+    def failing() -> Iterator[list[Batch]]:
+        yield []
+        raise RuntimeError("a shard is gone")
+
+    steps = Steps(failing(), gather=lambda value: [value])
+    assert next(steps) == []
+    with pytest.raises(RuntimeError, match="gone"):
+        next(steps)

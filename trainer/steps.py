@@ -1,0 +1,108 @@
+"""The steps that a rank trains on, with what is masked in them because of damage agreed among its peers.
+
+The peers of a data rank (its tp, pp and cp ranks) each read the same sequences, maybe from a copy on a disk
+of their own. A document that is damaged in one copy masks its sequences on the rank that reads the copy. They
+have to be masked on its peers as well, or these train on another input than it does.
+
+A rank that finds nothing cannot know what its peers find, so they have to speak of every step; but not by a
+collective of its own. A rank reads one step ahead of the one it trains on, and the step's one reduction
+carries, beside the request to stop, whether any rank has masked a sequence of the next step that it has not
+told of. Where one has, and only there, all ranks exchange what they masked before they take that step. The
+exchange is in the main thread, between two steps, so collectives keep their order under every backend. The
+first step has none before it, and is always spoken of.
+
+Sequences belong to one data rank each. Data ranks whose copies differ therefore mask what their own copies
+cannot give: the list says on which ranks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from data.batch import Batch
+
+Quarantined = MutableMapping[int, list[dict[str, Any]]]
+"""Sequence → the damage that masks it, as `data.stream.Stream.quarantined`."""
+
+
+class Steps:
+    """Iterates over the micro-batches of each step, `batches`, as the peers agree on them.
+
+    `quarantined` is what this rank's reader masked, and holds what its peers did as soon as that is known.
+    `gather` collects an object of every rank, in rank order, on every rank; None where no other rank reads
+    the same sequences, or damage ends the run anyway: nothing is read ahead then. `eos`: see `Batch.masked`.
+    What fails in reading is raised by the step it belongs to.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Sequence[Batch]],
+        *,
+        quarantined: Quarantined | None = None,
+        gather: Callable[[Any], list[Any]] | None = None,
+        eos: int = 0,
+    ) -> None:
+        self._batches = iter(batches)
+        self._quarantined: Quarantined = {} if quarantined is None else quarantined
+        self._gather = gather
+        self._eos = eos
+        self._ahead: Sequence[Batch] | Exception | None = None
+        self._speak = True  # some rank has news of the step ahead
+
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
+        return self
+
+    def __next__(self) -> Sequence[Batch]:
+        """The next step. Collective where `hear` was told of news."""
+        if self._gather is None:
+            return next(self._batches)
+        if self._ahead is None:
+            self._ahead = self._read()
+        if self._speak:
+            self._exchange(self._gather)
+            self._speak = False
+        if isinstance(self._ahead, Exception):
+            raise self._ahead
+        step, self._ahead = self._ahead, self._read()
+        return step
+
+    @property
+    def news(self) -> bool:
+        """Whether this rank has masked a sequence of the step ahead."""
+        return bool(self._quarantined and self._masked())
+
+    def hear(self, news: bool) -> None:
+        """Whether any rank has `news`, the same on every rank: the next step is spoken of."""
+        self._speak = news
+
+    def _read(self) -> Sequence[Batch] | Exception:
+        try:
+            return next(self._batches)
+        except Exception as error:
+            return error
+
+    def _masked(self) -> dict[int, list[dict[str, Any]]]:
+        if self._ahead is None or isinstance(self._ahead, Exception):
+            return {}
+        numbers = (number for batch in self._ahead for number in batch.sequences)
+        return {number: self._quarantined[number] for number in numbers if number in self._quarantined}
+
+    def _exchange(self, gather: Callable[[Any], list[Any]]) -> None:
+        told = gather(self._masked())
+        if not any(told) or self._ahead is None or isinstance(self._ahead, Exception):
+            return
+        for number in (number for batch in self._ahead for number in batch.sequences):
+            found = [(rank, entry) for rank, masked in enumerate(told) for entry in masked.get(number, ())]
+            if found:
+                self._quarantined[number] = _merged(found)
+        self._ahead = [batch.masked(self._quarantined.keys(), eos=self._eos) for batch in self._ahead]
+
+
+def _merged(found: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Each damage once, with the `ranks` that found it. They may have the shard in folders of other names."""
+    merged: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for rank, entry in found:
+        key = (PurePosixPath(entry["shard"]).name, entry["sample"], entry["offset"])
+        ranks = merged.setdefault(key, {**entry, "ranks": []})["ranks"]
+        ranks.append(rank)
+    return list(merged.values())

@@ -71,7 +71,7 @@ def otherwise(kind: str, folder: Path, corpora: tuple[Path, Path]) -> tuple[list
 
 def check(folder: Path, corpora: tuple[Path, Path], layout: str, kind: str) -> None:
     changes: dict[str, Any] = {"train__steps": 2, "model__layers": 2}
-    config = write_config(folder, corpora[0], seed="${oc.env:GERMINAL_TEST_SEED,0}", **changes)
+    config = write_config(folder, corpora[0], seed="${oc.decode:${oc.env:GERMINAL_TEST_SEED,0}}", **changes)
     overrides, env = otherwise(kind, folder, corpora)
     ranks = []
     for rank in range(2):

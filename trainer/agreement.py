@@ -112,7 +112,7 @@ def software(cfg: RunConfig) -> dict[str, str]:
 def _versions(cfg: RunConfig) -> dict[str, str]:
     names = ["deepspeed", "accelerate"] if cfg.parallel.engine == "deepspeed" else []
     names += ["torchao"] if cfg.train.fp8 != "none" else []
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the engine says so
             found[name] = importlib.metadata.version(name)

@@ -18,7 +18,7 @@ LAYOUTS = {"tp2": ["parallel.tp=2"], "pp2": ["parallel.pp=2"], "cp2": ["parallel
 KINDS = {
     "setting": "optim.lr is 0.002, on rank 0 0.001: start every rank with the same config",
     "environment": "seed is 7, on rank 0 0: start",
-    "layout": "parallel.recompute is full, on rank 0 none (1 more differ)",
+    "layout": " is 1, on rank 0 2: start every rank with the same config",
     "corpus": "data.sources[0]: the corpus's fingerprint is",
     "heldout": "data.heldout[0]: the corpus's fingerprint is",
     "tokenizer": "data.sources[0]: the tokenizer's SHA-256 is",
@@ -42,7 +42,7 @@ def otherwise(kind: str, folder: Path, corpora: tuple[Path, Path]) -> tuple[list
     if kind == "setting":
         return ["optim.lr=0.002"], {}
     if kind == "layout":
-        return ["parallel.tp=1", "parallel.recompute=full"], {}
+        return ["parallel.tp=1", "parallel.pp=1", "parallel.cp=1"], {}
     if kind == "environment":
         return [], {"GERMINAL_TEST_SEED": "7"}
     if kind == "run_dir":

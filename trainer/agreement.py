@@ -136,7 +136,7 @@ def _source_files() -> dict[str, str]:
 def corpora(cfg: DataConfig, stream: Stream) -> Facts:
     """What the stream and the held-out sets are made of, wherever they lie.
 
-    ValueError where a held-out set is missing, RuntimeError where a manifest or tokenizer cannot be read.
+    ValueError where a held-out set is missing, RuntimeError where a manifest or tokenizer is damaged.
     """
     storages = [(f"data.sources[{i}]", source.corpus.storage) for i, source in enumerate(stream.sources)]
     storages += [
@@ -146,8 +146,8 @@ def corpora(cfg: DataConfig, stream: Stream) -> Facts:
     values = {}
     for key, storage in storages:
         manifest = storage.manifest()
-        tokenizer = hashlib.sha256(storage.read(manifest.tokenizer.file)).hexdigest()
-        values[f"{key}: the tokenizer's SHA-256"] = tokenizer[:SHOWN_DIGITS]
+        storage.tokenizer()  # the file is what the manifest says
+        values[f"{key}: the tokenizer's SHA-256"] = manifest.tokenizer.sha256[:SHOWN_DIGITS]
         values[f"{key}: the corpus's fingerprint"] = manifest.fingerprint[:SHOWN_DIGITS]
     values["the stream's fingerprint"] = stream.fingerprint[:SHOWN_DIGITS]
     return Facts(values, "give every node the same copy")

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import trainer
+from data.manifest import file_sha256, read_manifest, write_manifest
 from trainer.agreement import CODE
 from whole_runs import environment, make_corpus, write_config
 
@@ -53,16 +55,18 @@ def otherwise(kind: str, folder: Path, corpora: tuple[Path, Path]) -> tuple[list
         return [f"data.heldout=[{{path: {corpora[1] / 'heldout'}, name: made_up}}]"], {}
     if kind == "tokenizer":
         copy = shutil.copytree(corpora[0] / "train", folder / "copy")
-        with (copy / "tokenizer.json").open("a") as file:
-            file.write(" ")
+        file = copy / "tokenizer.json"
+        file.write_text(file.read_text() + " ")
+        made = read_manifest(copy)
+        write_manifest(copy, replace(made, tokenizer=replace(made.tokenizer, sha256=file_sha256(file))))
         return [f"data.sources=[{{path: {copy}}}]"], {}
     tree = folder / "tree"
     if kind == "code":
         for package in CODE:
             here = Path(trainer.__path__[0]).parent / package
             shutil.copytree(here, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
-        with (tree / "trainer" / "loop.py").open("a") as file:
-            file.write("# changed\n")
+        with (tree / "trainer" / "loop.py").open("a") as source:
+            source.write("# changed\n")
     else:
         tree.mkdir()
         (tree / "sitecustomize.py").write_text("import torch\ntorch.__version__ = '9.9.9'\n")

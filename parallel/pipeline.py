@@ -3,63 +3,21 @@
 Imported only where there is a pipeline: torch's pipelining takes a good part of a second.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining._backward import stage_backward
 
-from parallel import fsdp
 from parallel.engine import ModelInputs
+from parallel.forward_order import forward_order
 from parallel.mesh import Mesh
+from parallel.pipeline_stage import Stage
 from parallel.plan import SCHEDULES, Layout
 from parallel.weight_gradients import WeightGradients, apart
-
-
-class _Stage(PipelineStage):
-    """A stage that reduces gradients as its ZeRO stage says, where torch's own reduces once, whatever it is;
-    and splits backward, where its schedule does, by putting products off.
-    """
-
-    zero = 1
-    replicas = False
-    weight_gradients = WeightGradients()
-
-    def backward_maybe_with_nosync(
-        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
-    ) -> Any:
-        module: Any = self.submod
-        sharded = isinstance(module, FSDPModule)
-        if backward_type == "weight":
-            works = bwd_kwargs["param_groups"]
-            if sharded:
-                # No schedule runs a whole backward between a micro-batch's two parts: gradients of two types
-                # would meet.
-                fsdp.after_backward(module, works, zero=self.zero, last=last_backward, replicas=self.replicas)
-            while works:
-                works.pop().run()
-            return (), None
-        if backward_type == "full" and (self.zero < 2 or not sharded):
-            return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
-        if sharded:
-            fsdp.before_backward(module, zero=self.zero, last=last_backward)
-            # The schedule's own last action waits for the reductions and reshards.
-            module.set_is_last_backward(False)
-            module.set_reshard_after_backward(self.zero == 3)
-            if backward_type == "input":  # reduced when the weights' gradients have come
-                module.set_requires_gradient_sync(False)
-        output, output_grads = bwd_kwargs["stage_output"], bwd_kwargs["output_grads"]
-        if output_grads is None and isinstance(output, tuple):
-            (output,) = output  # the loss, which "input" puts into a tuple and `stage_backward` wants bare
-        with self.weight_gradients.collected() if backward_type == "input" else nullcontext() as put_off:
-            grads = stage_backward(output, output_grads, bwd_kwargs["input_values"])
-        return grads, put_off
 
 
 class Pipeline:
@@ -82,6 +40,7 @@ class Pipeline:
         self._first = first
         self._layout = layout
         self._group = mesh.pp.group
+        self._rank = mesh.pp.rank
         self._tp = mesh.tp.size
         self._device = device
         self._dtype = dtype
@@ -102,8 +61,8 @@ class Pipeline:
     def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
         """Forward and backward of all micro-batches; gradients accumulate in the parameters.
 
-        loss: (last stage's output, number of the micro-batch) → what backward starts from. Called on the
-        last stage.
+        loss: (last stage's output, number of the micro-batch) → what backward starts from, which is no view.
+        Called on the last stage.
         """
         count = len(inputs)
         schedule = self._schedule(inputs[0].x, count)
@@ -111,28 +70,63 @@ class Pipeline:
         kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
         x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
         target = torch.arange(count) if self.has_last else None
-        schedule.step(*x, target=target, return_outputs=False, **kwargs)
+        with self._one_gradient_a_head():
+            schedule.step(*x, target=target, return_outputs=False, **kwargs)
         self._loss = _no_loss
 
+    @contextmanager
+    def _one_gradient_a_head(self) -> Iterator[None]:
+        """GPipe and looped BFS run all forwards first, and a head finds its weight's gradient in forward."""
+        # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see fsdp._fill.
+        zeros = self._layout.dp_replicate > 1 and self._layout.zero >= 2
+        with ExitStack() as heads:
+            for module in (module for stage in self.stages.values() for module in stage.modules()):
+                if hasattr(module, "one_gradient"):  # see trainer.models.head
+                    heads.enter_context(module.one_gradient(zeros=zeros))  # type: ignore[operator]
+            yield
+
     @torch.no_grad()
-    def evaluate(self, inputs: ModelInputs) -> Tensor | None:
-        """Forward of one micro-batch through all stages; the output on the rank with the last stage."""
-        last = self._layout.stages - 1
-        passed: Tensor | None = None
-        for stage, module in sorted(self.stages.items()):
-            if stage == 0:
-                x = inputs.x
-            elif stage - 1 in self.stages:
-                assert passed is not None
-                x = passed
-            else:
-                x = torch.empty(self._boundary(inputs.x), dtype=self._dtype, device=self._device)
-                dist.recv(x, group=self._group, group_src=self._layout.rank_of_stage(stage - 1))
-            passed = module(x, **inputs.kwargs)
-            if stage < last and stage + 1 not in self.stages:
-                group_rank = self._layout.rank_of_stage(stage + 1)
-                dist.send(passed.contiguous(), group=self._group, group_dst=group_rank)
-        return passed if self.has_last else None
+    def evaluate(self, inputs: Sequence[ModelInputs], take: Callable[[Tensor, int], None]) -> None:
+        """Forward of all micro-batches, in `forward_order`.
+
+        take: gets the last stage's output and the number of the micro-batch, in order, where that stage is.
+        """
+        layout, here = self._layout, self._rank
+        held: dict[tuple[int, int], Tensor] = {}  # by stage and micro-batch: inputs that are here or coming
+        coming: dict[tuple[int, int], Any] = {}
+        sent: list[tuple[Any, Tensor]] = []
+        for slot in forward_order(layout, len(inputs)):
+            if (mine := slot[here]) is not None:
+                stage, number = mine
+                if mine in coming:
+                    coming.pop(mine).wait()
+                x = inputs[number].x if stage == 0 else held.pop(mine)
+                output = self.stages[stage](x, **inputs[number].kwargs)
+                if stage + 1 == layout.stages:
+                    take(output, number)
+                else:
+                    held[stage + 1, number] = output.contiguous()
+            # Every two ranks agree on the order of all messages between them, as NCCL wants it, and a rank
+            # waits for no message of the slot it is in: nobody waits in a circle.
+            earlier, sent = sent, []
+            for source, done in enumerate(slot):
+                if done is None or done[0] + 1 == layout.stages:
+                    continue
+                following = (done[0] + 1, done[1])
+                target = layout.rank_of_stage(following[0])
+                if source == target:
+                    continue
+                if source == here:
+                    output = held.pop(following)
+                    sent.append((dist.isend(output, group=self._group, group_dst=target), output))
+                elif target == here:
+                    shape = self._boundary(inputs[done[1]].x)
+                    held[following] = torch.empty(shape, dtype=self._dtype, device=self._device)
+                    coming[following] = dist.irecv(held[following], group=self._group, group_src=source)
+            for work, _ in earlier:
+                work.wait()
+        for work, _ in sent:
+            work.wait()
 
     def _boundary(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the hidden states between two stages on this rank, for the first stage's input x."""
@@ -156,7 +150,7 @@ class Pipeline:
         traits = SCHEDULES[self._layout.schedule]
         stages = []
         for number, module in sorted(self.stages.items()):
-            stage = _Stage(
+            stage = Stage(
                 module,
                 number,
                 self._layout.stages,

@@ -285,15 +285,19 @@ class TorchEngine:
         """Over the batches of all data ranks, which must give equally many."""
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._set_mode(training=False)
-        for batch in batches:
-            inputs = self._inputs(batch)
-            output = (
-                self._modules[0](inputs.x, **inputs.kwargs)
-                if self._pipeline is None
-                else self._pipeline.evaluate(inputs)
-            )
-            if output is not None and self._mesh.tp.rank == 0:
+
+        def take(output: Tensor, inputs: ModelInputs) -> None:
+            if self._mesh.tp.rank == 0:
                 sums[:2] += torch.stack(self._objective.loss(output, inputs))
+
+        if self._pipeline is not None:
+            all_inputs = [self._inputs(batch) for batch in batches]
+            self._pipeline.evaluate(all_inputs, lambda output, number: take(output, all_inputs[number]))
+        else:
+            (model,) = self._modules
+            for batch in batches:
+                inputs = self._inputs(batch)
+                take(model(inputs.x, **inputs.kwargs), inputs)
         sums[2] = float(stop)
         if self._layout.world > 1:
             dist.all_reduce(sums)

@@ -15,7 +15,7 @@ import test_planted_faults as faults
 import torch
 from torch.distributed.pipelining import PipelineStage
 
-from parallel import pipeline
+from parallel import pipeline_stage
 from trainer import config as configs
 from trainer import verdict, verify, yardstick
 from trainer.interrupts import LeaveAtOnce
@@ -46,7 +46,7 @@ def references() -> Iterator[References]:
 def torchs_own_zero_bubble(patch: pytest.MonkeyPatch, rank: int) -> None:
     """torch 2.13's own stages leave gradients out under ZeRO-3 when a schedule splits backward."""
     own = PipelineStage.backward_maybe_with_nosync
-    patch.setattr(pipeline._Stage, "backward_maybe_with_nosync", own)
+    patch.setattr(pipeline_stage.Stage, "backward_maybe_with_nosync", own)
 
 
 def nan_on_one_rank(patch: pytest.MonkeyPatch, rank: int) -> None:

@@ -1,11 +1,22 @@
-"""Model state a rank holds when the optimiser runs: weights, gradients, moments, and nothing else."""
+"""What a rank holds: when the optimiser runs, weights, gradients, moments, and nothing else; and of many
+micro-batches in a pipeline, those under way.
+"""
 
 import gc
+import resource
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from parallel.config import ParallelConfig
+from parallel.mesh import make_mesh
+from parallel.pipeline import Pipeline
+from parallel.pipeline_stage import Stage
+from parallel.plan import resolve
 from parallel.torch_engine import TorchEngine
 from runs import Alone, Case, build, micro_batches
 
@@ -68,3 +79,74 @@ def test_micro_batches_add_to_one_set_of_gradients(zero: int) -> None:
     size, parameters, block = held(Alone(), {"zero": zero}, "bf16", "_collect_gradients")
     gathered = 0 if zero == 3 else parameters
     assert size <= 1.02 * 16 * parameters + 2 * gathered + 4 * block
+
+
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Inputs:
+    x: Tensor
+    kwargs: dict[str, Tensor]
+
+
+class MegabyteStage(nn.Module):
+    """Hidden states of 1 MB, [1, 256, 1024], from tokens [1, 256] on the first stage; on the last a loss."""
+
+    def __init__(self, first: bool, last: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 1024))
+        self.first, self.last, self.most_bytes = first, last, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.weight[x] if self.first else x + self.weight
+        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.most_bytes = max(self.most_bytes, resident_pages * resource.getpagesize())
+        return y.sum()[None] if self.last else y
+
+
+def resident_bytes(context: Any, schedule: str, count: int) -> int:
+    """The most that this rank's process has during a step of `count` micro-batches."""
+    layout = resolve(ParallelConfig(pp=context.world, schedule=schedule), context.world)
+    mesh = make_mesh(layout, torch.device("cpu"), fsdp=False)
+    last = layout.stages - 1
+    stages = {number: MegabyteStage(number == 0, number == last) for number in layout.stages_of(mesh.pp.rank)}
+    with torch.device("meta"):
+        first = [MegabyteStage(True, False)]
+    made = Pipeline(dict(stages), first, layout, mesh, torch.device("cpu"), torch.float32)
+    inputs = [Inputs(torch.zeros(1, 256, dtype=torch.long), {})] * count
+    made.train(inputs, lambda output, number: output.sum())
+    return max(stage.most_bytes for stage in stages.values())
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zbv_zero_bubble"])
+def test_a_pipeline_has_memory_for_the_micro_batches_under_way(ranks: Any, schedule: str) -> None:
+    few, many = ranks(2).run(resident_bytes, schedule, 8), ranks(2).run(resident_bytes, schedule, 40)
+    for before, after in zip(few, many):
+        assert after - before < 8 * MEGABYTE, "32 micro-batches more, of 1 MB a boundary and direction"
+
+
+def at_first_backward(context: Any, parallel: dict[str, Any], count: int) -> int:
+    """Bytes that are held when the last stage has run all forwards that its schedule wants first."""
+    case = Case(parallel=parallel, model={"vocab": 8192}, global_batch=count)
+    engine = build(case, context.rank, context.world)
+    found: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = Stage.backward_one_chunk
+
+        def measured(self: Stage, *args: Any, **kwargs: Any) -> None:
+            if self.is_last and not found:
+                found.append(live_bytes())
+            own(self, *args, **kwargs)
+
+        patch.setattr(Stage, "backward_one_chunk", measured)
+        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+    return max(found, default=0)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "looped_bfs"])
+def test_a_head_has_one_weight_gradient(ranks: Any, schedule: str) -> None:
+    """However many forwards come before the first backward: 8192 × 32 in float32, 1 MB."""
+    parallel = {"pp": 2, "schedule": schedule}
+    few, many = (max(ranks(2).run(at_first_backward, parallel, count)) for count in (4, 16))
+    assert few > 0 and many - few < 2 * MEGABYTE

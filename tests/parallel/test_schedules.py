@@ -177,6 +177,15 @@ def slept(context: Any, count: int) -> dict[str, Seen]:
     return {schedule: Seen(clock.now, clock.most_flying) for schedule, clock in clocks.items()}
 
 
+def evaluated(context: Any, schedule: str, count: int) -> float:
+    """When this rank has done its part of an evaluation; every output has come once, in order."""
+    clock, seen = Clock(), []
+    made = pipeline_of(context, schedule, clock)
+    made.evaluate([Inputs(torch.zeros(1, 2, 2), {})] * count, lambda output, number: seen.append(number))
+    assert seen == (list(range(count)) if made.has_last else [])
+    return clock.now
+
+
 def pipeline_of(context: Any, schedule: str, clock: Clock) -> pipeline.Pipeline:
     layout = resolve(ParallelConfig(pp=context.world, schedule=schedule), context.world)
     mesh = make_mesh(layout, torch.device("cpu"), fsdp=False)
@@ -237,6 +246,14 @@ def assert_bubble(schedule: str, count: int, seen: list[Seen], tolerance: float)
 @pytest.mark.parametrize(("world", "count"), [(2, 4), (4, 8), (4, 16)])
 def test_bubble_and_flight_counted(ranks: Any, schedule: str, world: int, count: int) -> None:
     assert_bubble(schedule, count, ranks(world).run(counted, schedule, count), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("world", "count"), [(2, 4), (4, 16)])
+def test_evaluation_keeps_every_rank_busy(ranks: Any, schedule: str, world: int, count: int) -> None:
+    """But for the first and the last micro-batch's way through the ranks, which a V makes there and back."""
+    way = (world - 1) * FORWARD / (1 if SCHEDULES[schedule].v_shaped else SCHEDULES[schedule].stages_per_rank)
+    assert max(ranks(world).run(evaluated, schedule, count)) == pytest.approx(count * FORWARD + way)
 
 
 @pytest.mark.parametrize(("world", "count"), [(2, 4), (4, 8)])

@@ -76,6 +76,28 @@ def test_coarse_types_are_as_close_to_float64_as_the_plain_one(dtype: torch.dtyp
         assert distance <= 1.1 * (reference.double() - truth).norm() + 1e-6 * truth.norm()
 
 
+def test_float16_gradients_are_finite_where_the_scaled_ones_can_be_written_down() -> None:
+    """32,768 rows with one target and a feature of mean 3.6 add up to 117,000 before the loss scale comes.
+    Weights of 30,000 give an input gradient as large.
+    """
+    draw = torch.Generator().manual_seed(0)
+    rows, vocab = 32768, 256
+    states = torch.randn(rows, 8, generator=draw)
+    states[:, 0] += 3.6
+    weight = 0.02 * torch.randn(vocab, 8, generator=draw)
+    weight[:, 1] = 30000.0
+    states[:, 1] = 0.0
+    given = states.half(), weight.half(), torch.zeros(rows, dtype=torch.long)
+    exact = plain(*(one.double() for one in given[:2]), given[2], factor=1 / rows)
+    found = [one.requires_grad_() for one in given[:2]]
+    loss = chunked_nll_sum(*found, given[2])
+    (loss / rows).sum().backward()
+    for one, truth, unit in zip(found, exact[1:], (30000.0 / rows, 3.6)):
+        assert one.grad is not None
+        # An entry of softmax is rounded to float16, and so is the result.
+        assert (one.grad.double() - truth).abs().max() <= 2 * 2**-11 * unit
+
+
 def test_the_sum_is_float32_and_gradients_have_the_type_of_what_they_are_of() -> None:
     loss, states_grad, weight_grad = chunked(*case(9, 11, dtype=torch.bfloat16))
     assert (loss.dtype, states_grad.dtype, weight_grad.dtype) == (
@@ -89,7 +111,9 @@ def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
     states, weight, targets = case(8, 10)
     wanted: list[tuple[bool, bool]] = []
     forward = head._forward
-    monkeypatch.setattr(head, "_forward", lambda *a: (wanted.append(a[-1]), forward(*a))[1])
+    monkeypatch.setattr(
+        head, "_forward", lambda *a: (wanted.append((a[-2], a[-1] is not None)), forward(*a))[1]
+    )
     with torch.no_grad():
         chunked_nll_sum(states.requires_grad_(), weight.requires_grad_(), targets)
     chunked_nll_sum(states, weight.detach(), targets).backward()
@@ -111,6 +135,35 @@ def test_backward_can_be_run_for_the_input_first_and_the_weight_later() -> None:
     (first,) = torch.autograd.grad(loss, states, torch.ones(1, dtype=torch.float64), retain_graph=True)
     (second,) = torch.autograd.grad(loss, weight, torch.ones(1, dtype=torch.float64))
     assert torch.allclose(first, states_grad, atol=1e-10) and torch.allclose(second, weight_grad, atol=1e-10)
+
+
+def test_forwards_that_wait_share_one_buffer_and_the_last_backward_gives_it_away() -> None:
+    module = LMHead(24, 101).double()
+    batches = [case(9, 101, seed=seed) for seed in range(3)]
+    expected = sum(plain(states, module.weight.detach(), targets)[2] for states, _, targets in batches)
+    with module.one_gradient():
+        losses = [module(states[None], targets[None]) for states, _, targets in batches]
+        buffers = {loss.grad_fn.next_functions[1][0].gradients for loss in losses}
+        assert len(buffers) == 1
+        for loss in losses:
+            assert module.weight.grad is None
+            (0.37 * loss).sum().backward()
+    assert (module.weight.grad - expected).abs().max() <= 1e-10
+
+
+def test_factors_that_differ_make_no_gradient() -> None:
+    module = LMHead(24, 101)
+    with module.one_gradient():
+        losses = [module(torch.randn(1, 5, 24), torch.zeros(1, 5, dtype=torch.long)) for _ in range(2)]
+        losses[0].sum().backward()
+        (2 * losses[1]).sum().backward()
+    assert module.weight.grad is not None and module.weight.grad.isnan().all()
+
+
+def test_a_forward_without_its_backward_is_noticed() -> None:
+    module = LMHead(24, 101)
+    with pytest.raises(AssertionError, match="without its backward"), module.one_gradient():
+        module(torch.randn(1, 5, 24), torch.zeros(1, 5, dtype=torch.long))
 
 
 class LargestOutput(TorchDispatchMode):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from trainer.models.softmax import FusedSoftmax, Softmax, VocabShard
 
 IGNORED = -100
 """A target that is not counted: PyTorch's own `ignore_index`."""
 
 VOCAB_BLOCK = 8192
 """Rows of the weight's gradient that exist twice while products of a coarser type are added up."""
-
-VocabShard = tuple[dist.ProcessGroup, int]
-"""Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
 
 
 class LMHead(nn.Module):
@@ -37,6 +34,7 @@ class LMHead(nn.Module):
             nn.init.normal_(self.weight, std=hidden**-0.5)
         self.shard: VocabShard | None = None
         self.compiler: str | None = None
+        self._gradients: GradientSum | None = None
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [1], nats."""
@@ -45,8 +43,61 @@ class LMHead(nn.Module):
         if targets is None:
             return F.linear(hidden, weight)
         return chunked_nll_sum(
-            hidden.flatten(0, 1), weight, targets.flatten(), shard=self.shard, compiler=self.compiler
+            hidden.flatten(0, 1),
+            weight,
+            targets.flatten(),
+            shard=self.shard,
+            compiler=self.compiler,
+            gradients=self._gradients,
         )
+
+    @contextmanager
+    def one_gradient(self, *, zeros: bool = False) -> Iterator[None]:
+        """Let all forwards in here share one buffer for the weight's gradient; see `GradientSum`.
+
+        For schedules that run many forwards before the first backward. All their backwards are run in here.
+        """
+        self._gradients = GradientSum(zeros=zeros)
+        try:
+            yield
+            assert self._gradients.waiting == 0, "a forward is left without its backward"
+        finally:
+            self._gradients = None
+
+
+class GradientSum:
+    """One buffer for the gradients of a weight that forwards have found, until their backwards ask for them.
+
+    The last backward that a forward still waits for is given the sum, and the others None, or with `zeros` a
+    gradient of zeros. All backwards must bring the same factor; else the sum is NaN, which no step takes.
+    """
+
+    def __init__(self, *, zeros: bool = False) -> None:
+        self.waiting = 0
+        self._zeros = zeros
+        self._sum: Tensor | None = None
+        self._factor: Tensor | None = None
+
+    def buffer(self, weight: Tensor) -> Tensor:
+        """[vocab, hidden], at least float32: what one more forward adds its gradient to."""
+        self.waiting += 1
+        if self._sum is None:
+            self._sum = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        return self._sum
+
+    def take(self, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What the next backward is given; factor [1] is its loss's gradient."""
+        assert self._sum is not None, "the head's backward runs once"
+        known, self._factor = self._factor, factor
+        if known is not None:
+            self._factor = torch.where(known == factor, factor, torch.nan)
+        self.waiting -= 1
+        if self.waiting:
+            return torch.zeros_like(self._sum, dtype=dtype) if self._zeros else None
+        # Given away and scaled in place: vocab × hidden is too large to hold twice.
+        gradient = self._sum.mul_(self._factor).to(dtype)
+        self._sum = self._factor = None
+        return gradient
 
 
 def chunked_nll_sum(
@@ -57,6 +108,7 @@ def chunked_nll_sum(
     chunk: int = 0,
     shard: VocabShard | None = None,
     compiler: str | None = None,
+    gradients: GradientSum | None = None,
 ) -> Tensor:
     """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [1], float32.
 
@@ -73,35 +125,56 @@ def chunked_nll_sum(
     with the same factor. One small all-gather a chunk, and no message in backward.
 
     With `compiler`, two fused kernels read a chunk's logits as they left the matrix product, and no float32
-    copy of them exists; else eager operators pass over such a copy.
+    copy of them exists; else eager operators pass over such a copy. `gradients` is where the weight's
+    gradient is added to those of other forwards; without it, it stays alone.
     """
     chunk = chunk or _rows_at_a_time(weight, hidden.shape[0], fused=compiler is not None)
     grad = torch.is_grad_enabled()
-    wants = grad and hidden.requires_grad, grad and weight.requires_grad
+    weight_grad = None
+    if grad and weight.requires_grad:
+        gradients = gradients or GradientSum()
+        weight_grad = gradients.buffer(weight)
     with torch.no_grad():
-        total, hidden_grad, weight_grad = _forward(hidden, weight, targets, chunk, shard, compiler, wants)
-    # Two nodes, not one with two inputs: either may be asked for alone, and scales its gradient in place.
+        wants_hidden = grad and hidden.requires_grad
+        total, hidden_grad = _forward(
+            hidden, weight, targets, chunk, shard, compiler, wants_hidden, weight_grad
+        )
+    # Two nodes, not one with two inputs: either may be asked for alone.
     if hidden_grad is not None:
-        total = _KnownGradient.apply(hidden, total, hidden_grad)
+        total = _HiddenGradient.apply(hidden, total, hidden_grad)
     if weight_grad is not None:
-        total = total + _KnownGradient.apply(weight, torch.zeros_like(total), weight_grad)
+        total = total + _WeightGradient.apply(weight, torch.zeros_like(total), gradients)
     return total
 
 
-class _KnownGradient(torch.autograd.Function):
-    """`value`, as a function of `source` whose gradient is known to be `gradient`."""
+class _HiddenGradient(torch.autograd.Function):
+    """`value`, as a function of `hidden` whose gradient is known to be `gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.gradient, ctx.dtype = gradient, source.dtype
+    def forward(ctx: Any, hidden: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
-        # Given away and scaled in place: vocab × hidden is too large to hold twice.
         gradient, ctx.gradient = ctx.gradient, None
         assert gradient is not None, "the head's backward runs once"
-        return gradient.mul_(factor).to(ctx.dtype), None, None
+        return gradient.mul_(factor), None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """`value`, as a function of `weight` whose gradient `gradients` has."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, value: Tensor, gradients: GradientSum) -> Tensor:
+        ctx.gradients, ctx.dtype = gradients, weight.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, None, None]:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the head's backward runs once"
+        return gradients.take(factor, ctx.dtype), None, None
 
 
 def _forward(
@@ -111,14 +184,16 @@ def _forward(
     chunk: int,
     shard: VocabShard | None,
     compiler: str | None,
-    wants: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss [1], and the gradients that are wanted."""
+    wants_hidden: bool,
+    weight_grad: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The loss [1], and the gradient of `hidden` where it is wanted. That of `weight` is added to
+    `weight_grad`, where there is one.
+    """
     vocab, rows = weight.shape[0], hidden.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros(1, dtype=exact, device=hidden.device)
-    hidden_grad = torch.empty_like(hidden) if wants[0] else None
-    weight_grad = torch.zeros_like(weight, dtype=exact) if wants[1] else None
+    hidden_grad = torch.empty_like(hidden) if wants_hidden else None
     # Fresh pages for every chunk would cost more than the products: all chunks work in the same two.
     products = hidden.new_empty(min(chunk, rows), vocab)
     same = exact == products.dtype or compiler is not None
@@ -147,107 +222,7 @@ def _forward(
             torch.mm(gradient, weight, out=hidden_grad[part])
         if weight_grad is not None:
             _accumulate(weight_grad, gradient, hidden[part])
-    return total, hidden_grad, weight_grad
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """The softmax of a chunk's logits: the exponentials of the columns that lie here, three numbers a row.
-
-    exponentials [rows, vocab here] are exp(logit - own_peak), own_peak [rows] being the peak of the columns
-    here. Of the whole vocabulary, each [rows]: peak; mass = Σ exp(logit - peak); at_target, the target's
-    logit.
-    """
-
-    exponentials: Tensor
-    own_peak: Tensor
-    peak: Tensor
-    mass: Tensor
-    at_target: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None) -> Softmax:
-        """Takes `logits` over: their memory holds the exponentials."""
-        peak = logits.amax(dim=1)
-        at_target = logits.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
-        exponentials = logits.sub_(peak[:, None]).exp_()
-        mass = exponentials.sum(dim=1)
-        if shard is None:
-            return cls(exponentials, peak, peak, mass, at_target)
-        return cls(exponentials, peak, *_over_shards(peak, mass, at_target, shard[0]))
-
-    def nll(self) -> Tensor:
-        """-log softmax[target], [rows], in nats."""
-        return self.mass.log() + self.peak - self.at_target
-
-    def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
-        """softmax - onehot(target), zero in rows that are not counted. Takes the exponentials over."""
-        scale = (self.own_peak - self.peak).exp_().div_(self.mass).mul_(counted)
-        gradient = self.exponentials.mul_(scale[:, None])
-        return gradient.scatter_add_(1, columns, here[:, None].to(gradient.dtype).neg_())
-
-
-@dataclass(frozen=True)
-class FusedSoftmax:
-    """The same of logits in whatever type the matrix product gave them, which are left as they are: the first
-    compiled kernel reads them for the three numbers, the second turns them into the gradient.
-    """
-
-    logits: Tensor
-    peak: Tensor
-    mass: Tensor
-    at_target: Tensor
-    compiler: str
-
-    @classmethod
-    def of(
-        cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None, compiler: str
-    ) -> FusedSoftmax:
-        peak, mass, at_target = _compiled(_numbers, compiler)(logits, columns, here)
-        if shard is not None:
-            peak, mass, at_target = _over_shards(peak, mass, at_target, shard[0])
-        return cls(logits, peak, mass, at_target, compiler)
-
-    def nll(self) -> Tensor:
-        """-log softmax[target], [rows], in nats."""
-        return self.mass.log() + self.peak - self.at_target
-
-    def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
-        """softmax - onehot(target), zero in rows that are not counted. Takes the logits' memory over."""
-        kernel = _compiled(_into_gradient, self.compiler)
-        return kernel(self.logits, self.peak, self.mass, columns, here, counted)
-
-
-def _numbers(logits: Tensor, columns: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    peak = exact.amax(dim=1)
-    mass = (exact - peak[:, None]).exp().sum(dim=1)
-    return peak, mass, exact.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
-
-
-def _into_gradient(
-    logits: Tensor, peak: Tensor, mass: Tensor, columns: Tensor, here: Tensor, counted: Tensor
-) -> Tensor:
-    softmax = (logits.to(peak.dtype) - peak[:, None]).exp() / mass[:, None]
-    target = torch.arange(logits.shape[1], device=logits.device)[None] == columns
-    return logits.copy_((softmax - (target & here[:, None]).to(peak.dtype)) * counted[:, None])
-
-
-@cache
-def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    return torch.compile(function, backend=backend, dynamic=False)
-
-
-def _over_shards(
-    peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Peak, mass above it and target logit of the whole vocabulary; the same on all ranks."""
-    mine = torch.stack((peak, mass, at_target))
-    parts = mine.new_empty(group.size(), *mine.shape)
-    dist.all_gather(list(parts.unbind()), mine, group=group)
-    peaks, masses, targets = parts.unbind(dim=1)
-    whole_peak = peaks.amax(dim=0)
-    return whole_peak, (masses * (peaks - whole_peak).exp_()).sum(dim=0), targets.sum(dim=0)
+    return total, hidden_grad
 
 
 def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
@@ -256,7 +231,17 @@ def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         total.addmm_(gradient.T, hidden)
         return
     for rows, columns in zip(total.split(VOCAB_BLOCK), gradient.split(VOCAB_BLOCK, dim=1)):
-        rows += columns.T @ hidden
+        rows += _exact_product(columns.T, hidden) if gradient.dtype == torch.float16 else columns.T @ hidden
+
+
+def _exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """left right in float32, of two float16 matrices.
+
+    In float16 a sum over many rows overflows before the loss scale, which comes in backward, has its say.
+    """
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()  # no CPU kernel gives a product of another type than its factors'
 
 
 def _rows_at_a_time(weight: Tensor, rows: int, *, fused: bool) -> int:

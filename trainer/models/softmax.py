@@ -1,0 +1,115 @@
+"""The softmax of a chunk of logits, eager or in fused kernels: the loss of its rows, and their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+VocabShard = tuple[dist.ProcessGroup, int]
+"""Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """The softmax of a chunk's logits: the exponentials of the columns that lie here, three numbers a row.
+
+    exponentials [rows, vocab here] are exp(logit - own_peak), own_peak [rows] being the peak of the columns
+    here. Of the whole vocabulary, each [rows]: peak; mass = Σ exp(logit - peak); at_target, the target's
+    logit.
+    """
+
+    exponentials: Tensor
+    own_peak: Tensor
+    peak: Tensor
+    mass: Tensor
+    at_target: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None) -> Softmax:
+        """Takes `logits` over: their memory holds the exponentials."""
+        peak = logits.amax(dim=1)
+        at_target = logits.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
+        exponentials = logits.sub_(peak[:, None]).exp_()
+        mass = exponentials.sum(dim=1)
+        if shard is None:
+            return cls(exponentials, peak, peak, mass, at_target)
+        return cls(exponentials, peak, *_over_shards(peak, mass, at_target, shard[0]))
+
+    def nll(self) -> Tensor:
+        """-log softmax[target], [rows], in nats."""
+        return self.mass.log() + self.peak - self.at_target
+
+    def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
+        """softmax - onehot(target), zero in rows that are not counted. Takes the exponentials over."""
+        scale = (self.own_peak - self.peak).exp_().div_(self.mass).mul_(counted)
+        gradient = self.exponentials.mul_(scale[:, None])
+        return gradient.scatter_add_(1, columns, here[:, None].to(gradient.dtype).neg_())
+
+
+@dataclass(frozen=True)
+class FusedSoftmax:
+    """The same of logits in whatever type the matrix product gave them, which are left as they are: the first
+    compiled kernel reads them for the three numbers, the second turns them into the gradient.
+    """
+
+    logits: Tensor
+    peak: Tensor
+    mass: Tensor
+    at_target: Tensor
+    compiler: str
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None, compiler: str
+    ) -> FusedSoftmax:
+        peak, mass, at_target = _compiled(_numbers, compiler)(logits, columns, here)
+        if shard is not None:
+            peak, mass, at_target = _over_shards(peak, mass, at_target, shard[0])
+        return cls(logits, peak, mass, at_target, compiler)
+
+    def nll(self) -> Tensor:
+        """-log softmax[target], [rows], in nats."""
+        return self.mass.log() + self.peak - self.at_target
+
+    def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
+        """softmax - onehot(target), zero in rows that are not counted. Takes the logits' memory over."""
+        kernel = _compiled(_into_gradient, self.compiler)
+        return kernel(self.logits, self.peak, self.mass, columns, here, counted)
+
+
+def _numbers(logits: Tensor, columns: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    peak = exact.amax(dim=1)
+    mass = (exact - peak[:, None]).exp().sum(dim=1)
+    return peak, mass, exact.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
+
+
+def _into_gradient(
+    logits: Tensor, peak: Tensor, mass: Tensor, columns: Tensor, here: Tensor, counted: Tensor
+) -> Tensor:
+    softmax = (logits.to(peak.dtype) - peak[:, None]).exp() / mass[:, None]
+    target = torch.arange(logits.shape[1], device=logits.device)[None] == columns
+    return logits.copy_((softmax - (target & here[:, None]).to(peak.dtype)) * counted[:, None])
+
+
+@cache
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    return torch.compile(function, backend=backend, dynamic=False)
+
+
+def _over_shards(
+    peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Peak, mass above it and target logit of the whole vocabulary; the same on all ranks."""
+    mine = torch.stack((peak, mass, at_target))
+    parts = mine.new_empty(group.size(), *mine.shape)
+    dist.all_gather(list(parts.unbind()), mine, group=group)
+    peaks, masses, targets = parts.unbind(dim=1)
+    whole_peak = peaks.amax(dim=0)
+    return whole_peak, (masses * (peaks - whole_peak).exp_()).sum(dim=0), targets.sum(dim=0)

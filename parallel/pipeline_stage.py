@@ -61,8 +61,14 @@ class Stage(PipelineStage):
             _take_back(self.args_recv_info[fwd_chunk_id])
         return output
 
-    def backward_one_chunk(self, bwd_chunk_id: int, loss: Tensor | None = None, **kwargs: Any) -> None:
-        super().backward_one_chunk(bwd_chunk_id, loss=loss, **kwargs)
+    def backward_one_chunk(
+        self,
+        bwd_chunk_id: int,
+        loss: Tensor | None = None,
+        full_backward: bool = True,
+        last_backward: bool = False,
+    ) -> None:
+        super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
         if not self.is_last:
             _take_back(self.grad_recv_info[bwd_chunk_id])
         elif loss is not None:

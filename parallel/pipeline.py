@@ -48,6 +48,8 @@ class Pipeline:
         self._weight_gradients: dict[int, WeightGradients] = {}
         if SCHEDULES[layout.schedule].splits_backward:
             self._weight_gradients = {number: apart(module) for number, module in stages.items()}
+        modules: list[Any] = [module for stage in stages.values() for module in stage.modules()]
+        self._heads = [one for one in modules if hasattr(one, "one_gradient")]  # see trainer.models.head
         self._loss: Callable[[Tensor, int], Tensor] = _no_loss
 
     @property
@@ -80,9 +82,8 @@ class Pipeline:
         # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see fsdp._fill.
         zeros = self._layout.dp_replicate > 1 and self._layout.zero >= 2
         with ExitStack() as heads:
-            for module in (module for stage in self.stages.values() for module in stage.modules()):
-                if hasattr(module, "one_gradient"):  # see trainer.models.head
-                    heads.enter_context(module.one_gradient(zeros=zeros))  # type: ignore[operator]
+            for head in self._heads:
+                heads.enter_context(head.one_gradient(zeros=zeros))
             yield
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ class Batch:
     `tensors`, not to be written to: `tokens` and `targets`, int64 [rows, seq] (target -100: not counted;
     views of one tensor, a column apart, wherever nothing is masked); under document_mask also
     `positions` and `documents`, int64 [rows, seq]: the place inside the document, and which
-    document of the row.
+    document of the row; of a stream with several sources `source`, int64 [rows]: which one each row is from.
     `sequences`: the rows' global sequence numbers; -1 marks a row that is only padding.
     """
 

@@ -138,6 +138,8 @@ class Loader:
         arrays = {"tokens": rows.tokens, "targets": rows.targets}
         if rows.positions is not None and rows.documents is not None:
             arrays |= {"positions": rows.positions, "documents": rows.documents}
+        if len(self._stream.sources) > 1:
+            arrays["source"] = plan.source[begin : begin + self._micro_batch]
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return Batch(tensors, tuple(rows.numbers.tolist()))
 

@@ -44,10 +44,12 @@ class Planner:
         self._arrays: list[tuple[np.ndarray, ...]] = []
         self._views: list[Any] = []
         self._masked: list[np.ndarray] = []
+        self._source = np.zeros(len(numbers), dtype=np.int64)
         self._eras: list[tuple[Era, dict[int, int]]] = []
 
-    def add(self, era: Era, pieces: Pieces, rows: np.ndarray) -> None:
-        """The pieces of some rows; row i of `pieces` is row rows[i] of the plan."""
+    def add(self, era: Era, pieces: Pieces, rows: np.ndarray, source: int) -> None:
+        """The pieces of some rows, which are of one source; row i of `pieces` is row rows[i] of the plan."""
+        self._source[rows] = source
         self._arrays.append(
             (rows[pieces.row], pieces.column, pieces.length, pieces.skip, *era.extents(pieces))
         )
@@ -79,6 +81,7 @@ class Planner:
         broken = (skip > 0) & (column > 0)
         return Plan(
             numbers=self.numbers,
+            source=self._source,
             seq_len=self.seq_len,
             eos=self.eos,
             dtype=self.dtype,
@@ -100,7 +103,8 @@ class Planner:
 class Plan:
     """Where the ids of some sequences are. Made by `Planner`.
 
-    A row is seq_len + 1 ids: its pieces' and, around them, separators. `views`: the shard of each piece;
+    A row is seq_len + 1 ids: its pieces' and, around them, separators. `source`: which source each row is
+    from, int64 [rows]. `views`: the shard of each piece;
     `span`: the separators since the piece before, the piece's first byte and its end in the shard, int64
     [3, pieces]; `begin`, `end`: its place among the ids of all rows. `pointers`: row r has pieces
     [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the pieces' first inputs;
@@ -110,6 +114,7 @@ class Plan:
     """
 
     numbers: np.ndarray
+    source: np.ndarray
     seq_len: int
     eos: int
     dtype: np.dtype

@@ -172,7 +172,7 @@ class Stream:
                 rows = mine[pieces.row[bad]]
                 self._damaged(numbers[rows], source, era, pieces.document[bad])
                 planner.mask(rows)
-            planner.add(era, pieces, mine)
+            planner.add(era, pieces, mine, source)
         return planner.plan()
 
     def find(self, number: int) -> tuple[int, int, Era, Pieces]:

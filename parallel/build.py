@@ -29,10 +29,12 @@ def build_engine(
     global_batch: int,
     seq_len: int,
     fp8: str = "none",
+    sources: int = 0,
 ) -> Engine:
     """The model on this rank's devices, with its optimiser. Collective.
 
-    clip: the largest global gradient norm, 0 for none. fp8: see `float8`. ValueError if the batch or a
+    clip: the largest global gradient norm, 0 for none. fp8: see `float8`. sources: how many data sources'
+    losses a step adds up apart, 0: none. ValueError if the batch or a
     setting does not fit the layout.
     """
     plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
@@ -53,6 +55,7 @@ def build_engine(
             micro_batch=micro_batch,
             global_batch=global_batch,
             seq_len=seq_len,
+            sources=sources,
         )
     tokens = micro_batch * seq_len // layout.cp
     float8.check(fp8, runtime.device, tokens=tokens)
@@ -75,4 +78,5 @@ def build_engine(
         precision=precision,
         clip=clip,
         nominal_count=global_batch * seq_len,
+        sources=sources,
     )

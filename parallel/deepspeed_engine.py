@@ -20,6 +20,7 @@ from parallel.plan import Layout, ModelPlan
 from parallel.recompute import apply_recompute
 from parallel.runtime import Runtime
 from parallel.scaling import Normalisation, squares
+from parallel.sums import BySource, Sums, unpack
 
 
 def build_deepspeed_engine(
@@ -36,6 +37,7 @@ def build_deepspeed_engine(
     micro_batch: int,
     global_batch: int,
     seq_len: int,
+    sources: int = 0,
 ) -> "DeepSpeedEngine":
     """As `build.build_engine`. Collective. ValueError for what the engine does not do, each with the remedy.
 
@@ -83,6 +85,7 @@ def build_deepspeed_engine(
         precision=precision,
         clip=clip,
         nominal_count=global_batch * seq_len,
+        sources=sources,
         leave=leave,
     )
 
@@ -107,6 +110,7 @@ class DeepSpeedEngine:
         precision: str,
         clip: float,
         nominal_count: int,
+        sources: int,
         leave: Callable[[], None],
     ) -> None:
         self._engine = engine
@@ -114,6 +118,7 @@ class DeepSpeedEngine:
         self._masters = masters
         self._objective = objective
         self._runtime = runtime
+        self._sources = sources
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._grad_norm = math.inf
         self._leave = leave
@@ -140,33 +145,48 @@ class DeepSpeedEngine:
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
-        loss_sum, count, asked, told = self._reduce(sums, stop, news)
+        asked, told, loss_sum, count, by_source = self._reduce(sums, stop, news)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)
         learnt = overflow or count > 0  # an empty batch says nothing of the loss scale
         fault = "the gradient is not finite" if learnt and normalisation.update(overflow=overflow) else ""
-        return StepResult(loss_sum, count, self._grad_norm, skipped, asked > 0, loss_scale, fault, told > 0)
+        return StepResult(
+            loss_sum=loss_sum,
+            count=count,
+            grad_norm=self._grad_norm,
+            skipped=skipped,
+            stop=asked > 0,
+            loss_scale=loss_scale,
+            fault=fault,
+            news=told > 0,
+            sources=by_source,
+        )
 
-    def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
-        """Backward of factor × loss over the micro-batches, reduced at the last. This rank's (sum, count)."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self._runtime.device)
+    def _accumulate(self, batches: Sequence[Micro], factor: float) -> Sums:
+        """Backward of factor × loss over the micro-batches, reduced at the last. This rank's sums."""
+        sums = Sums(self._sources, 2, self._runtime.device)
         self._engine.train()
         for number, batch in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            inputs = self._inputs(batch)
-            loss, count = self._objective.loss(self._engine(inputs.x, **inputs.kwargs), inputs)
-            self._engine.backward(loss * factor, scale_wrt_gas=False)
-            sums.add_(torch.stack((loss.detach(), count)))
+            inputs, source = self._inputs(batch)
+            losses, counts = self._objective.loss(self._engine(inputs.x, **inputs.kwargs), inputs)
+            self._engine.backward(losses.sum() * factor, scale_wrt_gas=False)
+            sums.add(losses, counts, source)
         return sums
 
-    def _inputs(self, batch: Micro) -> ModelInputs:
+    def _inputs(self, batch: Micro) -> tuple[ModelInputs, Tensor | None]:
+        """What the model is fed, and the data source of each row where that is known."""
         moved = batch.to(self._runtime.device)
-        return self._objective.inputs(moved.tensors, moved.sequences)
+        return self._objective.inputs(moved.tensors, moved.sequences), moved.tensors.get("source")
 
-    def _reduce(self, sums: Tensor, *asked: bool) -> list[float]:
-        packed = torch.cat((sums, sums.new_tensor([float(flag) for flag in asked])))
-        dist.all_reduce(packed)
-        return packed.tolist()
+    def _reduce(
+        self, sums: Sums, stop: bool, news: bool = False
+    ) -> tuple[float, float, float, float, BySource]:
+        """(ranks asked to stop, ranks with news, loss sum, count, these two by source), of all ranks."""
+        sums.others[0], sums.others[1] = float(stop), float(news)
+        dist.all_reduce(sums.packed)
+        asked, told, *rest = sums.packed.tolist()
+        return asked, told, *unpack(rest)
 
     def _update(self, lr: float, to_mean: float) -> bool:
         """The update with gradients × `to_mean`, clipped. True: skipped, because a gradient was not finite or
@@ -204,13 +224,13 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
         """Over the batches of all data ranks, which must give equally many."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self._runtime.device)
+        sums = Sums(0, 2, self._runtime.device)
         self._engine.eval()
         for batch in batches:
-            inputs = self._inputs(batch)
+            inputs, _ = self._inputs(batch)
             output = self._engine(inputs.x, **inputs.kwargs)
-            sums.add_(torch.stack(self._objective.loss(output, inputs)))
-        loss_sum, count, asked = self._reduce(sums, stop)
+            sums.add(*self._objective.loss(output, inputs), None)
+        asked, _, loss_sum, count, _ = self._reduce(sums, stop)
         return Evaluation(loss_sum, count, asked > 0)
 
     # -- state ----------------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class Micro(Protocol):
-    """One micro-batch: named tensors whose dim 0 is the row, and the rows' global sequence numbers."""
+    """One micro-batch: named tensors whose dim 0 is the row, and the rows' global sequence numbers.
+
+    tensors["source"], int64 [rows], where an engine adds up losses by source: which one each row is from.
+    """
 
     @property
     def tensors(self) -> dict[str, Tensor]: ...
@@ -28,7 +31,7 @@ class ModelInputs(Protocol):
 
 
 class Objective(Protocol):
-    """Law 3: what a micro-batch feeds the model; (sum of losses, count) of what came out, float32 scalars."""
+    """Law 3: what a micro-batch feeds the model; (losses, counts) of what came out, float32 [rows]."""
 
     def inputs(self, batch_tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Any: ...
     def loss(self, output: Tensor, inputs: Any) -> tuple[Tensor, Tensor]: ...
@@ -90,8 +93,9 @@ class StepResult:
     grad_norm: of the mean loss, before clipping. skipped: nothing was updated, because a gradient was not
     finite, or because no target was counted (count 0: there is no loss to follow, nor is anything decayed).
     stop: some rank asked to stop. news: some rank has news for the others, to be exchanged before the next
-    step. loss_scale: fp16's at this step, else 1. fault: why a skipped step is more
-    than an overflow that a lower loss scale mends; what to do about it is the loop's decision.
+    step. loss_scale: fp16's at this step, else 1. fault: why a skipped step is more than an overflow that a
+    lower loss scale mends; what to do about it is the loop's decision. sources: (loss_sum, count) of each
+    data source, where the engine was built for several.
     """
 
     loss_sum: float
@@ -102,6 +106,7 @@ class StepResult:
     loss_scale: float
     fault: str = ""
     news: bool = False
+    sources: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

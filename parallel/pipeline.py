@@ -146,7 +146,7 @@ class Pipeline:
     def _make_schedule(self, x: Tensor, micro_batches: int) -> Any:
         # Shapes are given, so that no stage has to run forward and backward to find them out.
         hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
-        result = torch.empty(1, device="meta", requires_grad=True)
+        result = torch.empty(len(x), device="meta", requires_grad=True)  # a loss a row
         last = self._layout.stages - 1
         traits = SCHEDULES[self._layout.schedule]
         stages = []

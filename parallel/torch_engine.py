@@ -28,6 +28,7 @@ from parallel.plan import Layout
 from parallel.precision import COMPUTE_DTYPE, Precision
 from parallel.replicas import Reductions, Replicas
 from parallel.scaling import Normalisation, squares
+from parallel.sums import BySource, Sums, unpack
 
 if TYPE_CHECKING:
     from parallel.pipeline import Pipeline
@@ -40,11 +41,12 @@ OptimizerFactory = Callable[[list[LocalParameter]], Any]
 class Totals:
     """What the one reduction of a step brings together, over all ranks."""
 
-    loss_sum: float
-    count: float
     grad_squares: float
     stop: float
     news: float
+    loss_sum: float
+    count: float
+    sources: BySource
 
 
 class TorchEngine:
@@ -67,8 +69,10 @@ class TorchEngine:
         precision: Precision,
         clip: float,
         nominal_count: int,
+        sources: int = 0,
     ) -> None:
         self._layout = layout
+        self._sources = sources
         self._mesh = mesh
         self._device = device
         self._precision = precision
@@ -154,34 +158,37 @@ class TorchEngine:
             loss_scale=loss_scale,
             fault=fault,
             news=totals.news > 0,
+            sources=totals.sources,
         )
 
-    def _accumulate(self, batches: Sequence[Micro], factor: float) -> Tensor:
-        """Backward of factor × loss over the micro-batches → this rank's [loss sum, count, 0, 0, 0]."""
-        sums = torch.zeros(5, dtype=torch.float64, device=self._device)
+    def _accumulate(self, batches: Sequence[Micro], factor: float) -> Sums:
+        """Backward of factor × loss over the micro-batches → this rank's sums."""
+        sums = Sums(self._sources, 3, self._device)
 
-        def scaled_loss(output: Tensor, inputs: ModelInputs) -> Tensor:
-            loss, count = self._objective.loss(output, inputs)
-            sums[:2] += torch.stack((loss.detach(), count))
-            return loss * factor
+        def scaled_loss(output: Tensor, inputs: ModelInputs, source: Tensor | None) -> Tensor:
+            losses, counts = self._objective.loss(output, inputs)
+            sums.add(losses, counts, source)
+            return losses.sum() * factor
 
         self._set_mode(training=True)
         if self._pipeline is not None:
-            all_inputs = [self._inputs(batch) for batch in batches]
-            self._pipeline.train(all_inputs, lambda output, number: scaled_loss(output, all_inputs[number]))
+            fed = [self._inputs(batch) for batch in batches]
+            self._pipeline.train(
+                [inputs for inputs, _ in fed], lambda output, number: scaled_loss(output, *fed[number])
+            )
         else:
             self._accumulate_whole(batches, scaled_loss)
         return sums
 
     def _accumulate_whole(
-        self, batches: Sequence[Micro], scaled_loss: Callable[[Tensor, ModelInputs], Tensor]
+        self, batches: Sequence[Micro], scaled_loss: Callable[[Tensor, ModelInputs, Tensor | None], Tensor]
     ) -> None:
         (model,) = self._modules
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             self._reductions.before_backward(last=last)
-            inputs = self._inputs(batch)
-            scaled_loss(model(inputs.x, **inputs.kwargs), inputs).backward()
+            inputs, source = self._inputs(batch)
+            scaled_loss(model(inputs.x, **inputs.kwargs), inputs, source).backward()
             if not (last or self._reductions.adds_up):
                 self._take_gradients()
 
@@ -190,9 +197,11 @@ class TorchEngine:
             if module.training != training:  # it walks the whole model
                 module.train(training)
 
-    def _inputs(self, batch: Micro) -> ModelInputs:
+    def _inputs(self, batch: Micro) -> tuple[ModelInputs, Tensor | None]:
+        """What this rank feeds the model, and the data source of each row where that is known."""
         moved = batch.to(self._device)
-        return slice_inputs(self._objective.inputs(moved.tensors, moved.sequences), self._mesh.cp)
+        inputs = slice_inputs(self._objective.inputs(moved.tensors, moved.sequences), self._mesh.cp)
+        return inputs, moved.tensors.get("source")
 
     @torch.no_grad()
     def _collect_gradients(self) -> None:
@@ -245,16 +254,17 @@ class TorchEngine:
             return torch.zeros((), dtype=torch.float64, device=self._device)
         return squares(grads)
 
-    def _reduce(self, sums: Tensor, squares: Tensor, stop: bool, news: bool) -> Totals:
+    def _reduce(self, sums: Sums, squares: Tensor, stop: bool, news: bool) -> Totals:
         """The only blocking collective of a step: everything that all ranks must agree on, in one tensor."""
         if self._mesh.tp.rank > 0:
-            sums.zero_()  # every tp rank has computed the same loss, and one speaks
-        sums[2] = squares  # one that is not finite stays so in the sum
-        sums[3] = float(stop)
-        sums[4] = float(news)
+            sums.packed.zero_()  # every tp rank has computed the same loss, which counts once
+        sums.others[0] = squares  # one that is not finite stays so in the sum
+        sums.others[1] = float(stop)
+        sums.others[2] = float(news)
         if self._layout.world > 1:
-            dist.all_reduce(sums)
-        return Totals(*sums.tolist())
+            dist.all_reduce(sums.packed)
+        grad_squares, asked, told, *rest = sums.packed.tolist()
+        return Totals(grad_squares, asked, told, *unpack(rest))
 
     def _update(self, lr: float, factor: float) -> None:
         """One optimiser step with gradients × factor."""
@@ -283,25 +293,25 @@ class TorchEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
         """Over the batches of all data ranks, which must give equally many."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        sums = Sums(0, 1, self._device)
         self._set_mode(training=False)
 
         def take(output: Tensor, inputs: ModelInputs) -> None:
             if self._mesh.tp.rank == 0:
-                sums[:2] += torch.stack(self._objective.loss(output, inputs))
+                sums.add(*self._objective.loss(output, inputs), None)
 
         if self._pipeline is not None:
-            all_inputs = [self._inputs(batch) for batch in batches]
+            all_inputs = [self._inputs(batch)[0] for batch in batches]
             self._pipeline.evaluate(all_inputs, lambda output, number: take(output, all_inputs[number]))
         else:
             (model,) = self._modules
             for batch in batches:
-                inputs = self._inputs(batch)
+                inputs, _ = self._inputs(batch)
                 take(model(inputs.x, **inputs.kwargs), inputs)
-        sums[2] = float(stop)
+        sums.others[0] = float(stop)
         if self._layout.world > 1:
-            dist.all_reduce(sums)
-        loss_sum, count, asked = sums.tolist()
+            dist.all_reduce(sums.packed)
+        asked, loss_sum, count = sums.packed.tolist()
         return Evaluation(loss_sum, count, asked > 0)
 
     def chunks(self) -> list[Chunk]:

@@ -50,6 +50,7 @@ class Case:
     seed: int = 1
     optimizer: str = "adamw"
     state_dtype: str = "fp32"
+    sources: int = 0  # number of them; sequence n is of source n % sources
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
@@ -78,7 +79,10 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     for start in range(first, first + rows, case.micro_batch):
         numbers = range(start, start + case.micro_batch)
         read = [sequence(number, case.documents) for number in numbers]
-        batches.append(Batch({k: torch.stack([row[k] for row in read]) for k in read[0]}, tuple(numbers)))
+        tensors = {k: torch.stack([row[k] for row in read]) for k in read[0]}
+        if case.sources:
+            tensors["source"] = torch.tensor(numbers) % case.sources
+        batches.append(Batch(tensors, tuple(numbers)))
     return batches
 
 
@@ -109,6 +113,7 @@ def build(case: Case, rank: int, world: int) -> Engine:
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
         seq_len=SEQ,
+        sources=case.sources,
     )
 
 

@@ -271,6 +271,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
         micro_batch=cfg.train.micro_batch,
         global_batch=cfg.train.global_batch,
         seq_len=cfg.data.seq_len,
+        sources=len(cfg.data.sources) if len(cfg.data.sources) > 1 else 0,
     )
 
 

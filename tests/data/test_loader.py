@@ -94,6 +94,21 @@ def test_one_order_for_every_layout_over_an_epoch_and_a_weight_change(
     assert all(found == lists[0] for found in lists)
 
 
+def test_rows_say_their_source_where_there_are_several(config: DataConfig) -> None:
+    stream = Stream.open(config, seed=3, global_batch=GLOBAL_BATCH)
+    loader = Loader(stream, rank=1, ranks=2, global_batch=GLOBAL_BATCH, micro_batch=3, start=GLOBAL_BATCH)
+    for micro, _ in zip((batch for step in loader for batch in step), range(12)):
+        expected, _ = stream.mixture.locate(np.array(micro.sequences))
+        assert micro.tensors["source"].tolist() == expected.tolist()
+    loader.close()
+    alone = DataConfig(config.sources[:1], seq_len=config.seq_len)
+    loader = Loader(
+        Stream.open(alone, seed=3, global_batch=4), rank=0, ranks=1, global_batch=4, micro_batch=4
+    )
+    assert "source" not in next(loader)[0].tensors
+    loader.close()
+
+
 def test_a_run_resumed_on_other_layouts_consumes_each_sequence_once(config: DataConfig) -> None:
     whole = consumed(config, LAYOUTS[0], 0, 12)
     pieces, start = [], 0

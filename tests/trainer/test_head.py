@@ -193,7 +193,23 @@ def test_the_head_without_targets_gives_logits() -> None:
     module = LMHead(8, 12)
     hidden = torch.randn(2, 3, 8)
     assert torch.equal(module(hidden), hidden @ module.weight.T)
-    assert module(hidden, torch.zeros(2, 3, dtype=torch.long)).shape == (1,)
+    assert module(hidden, torch.zeros(2, 3, dtype=torch.long)).shape == (2,)
+
+
+def test_each_sequence_has_its_own_loss_and_gradients_are_of_their_total() -> None:
+    states, weight, targets = case(36, 50)
+    losses = chunked_nll_sum(states, weight, targets, sequences=4, chunk=10)
+    alone = [chunked_nll_sum(s, weight, t) for s, t in zip(states.chunk(4), targets.chunk(4))]
+    torch.testing.assert_close(losses, torch.cat(alone))
+    found = []
+    for sequences in (1, 4):
+        s, w = states.clone().requires_grad_(), weight.clone().requires_grad_()
+        (3 * chunked_nll_sum(s, w, targets, sequences=sequences).sum()).backward()
+        found.append((s.grad, w.grad))
+    torch.testing.assert_close(found[0], found[1])
+    s = states.clone().requires_grad_()
+    (chunked_nll_sum(s, weight, targets, sequences=4) * torch.arange(4.0)).sum().backward()
+    assert s.grad is not None and s.grad.isnan().all()  # factors that differ are found, not mistaken
 
 
 def split_vocabulary(context: RankContext, cuts: list[int], chunk: int, fault: bool) -> list[Result]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from data.config import DataConfig
+from data.config import DataConfig, Source
 from parallel.engine import StepResult
 from trainer.config import RunConfig
 from trainer.metrics.events import EventLog
@@ -85,6 +85,21 @@ def advance(meter: Meter, state: TrainState, **changes: Any) -> None:
     micro: Any = [Micro((4 * state.step, 4 * state.step + 1)), Micro((4 * state.step + 2, -1))]
     state.advance(sequences=4, tokens=30)
     meter.step(state, result(state.step, **changes), lr=0.1, micro_batches=micro)
+
+
+def test_sources_have_their_loss_and_their_share(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.data.sources = [Source("corpora/web", name="web"), Source("corpora/code"), Source("unused")]
+    one, state = meter(cfg), TrainState()
+    one.resume(state)
+    advance(one, state, sources=((40.0, 10.0), (20.0, 20.0), (0.0, 0.0)))
+    one.close()
+    (record,) = lines(tmp_path / "metrics.jsonl")
+    assert record["sources"] == {
+        "web": {"loss": 4.0, "share": round(1 / 3, 6)},
+        "corpora/code": {"loss": 1.0, "share": round(2 / 3, 6)},
+        "unused": {"loss": None, "share": 0.0},
+    }
 
 
 def test_the_record_reads_as_if_there_had_been_no_interruption(tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ def batch() -> dict[str, Tensor]:
 
 def summed(model: Decoder, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     inputs = CausalLM().inputs(tensors, tuple(range(len(tensors["tokens"]))))
-    return CausalLM().loss(model(inputs.x, **inputs.kwargs), inputs)
+    losses, counts = CausalLM().loss(model(inputs.x, **inputs.kwargs), inputs)
+    assert losses.shape == counts.shape == (len(tensors["tokens"]),)
+    assert counts.tolist() == [(row != -100).sum() for row in tensors["targets"]]
+    return losses.sum(), counts.sum()
 
 
 def test_the_loss_is_cross_entropy_over_the_targets_that_count() -> None:

@@ -143,7 +143,7 @@ class Meter:
             self._events.event("skip", state.step, reason, loss_scale=result.loss_scale)
         if state.step % self._cfg.train.log_every and state.step != self._cfg.train.steps:
             return
-        record = {
+        record: dict[str, Any] = {
             "step": state.step,
             "sequences": state.sequences,
             "tokens": state.tokens,
@@ -152,6 +152,8 @@ class Meter:
             "lr": lr,
             **self._speed.read(),
         }
+        if result.sources:
+            record["sources"] = self._by_source(result)
         if self._cfg.train.precision == "fp16":
             record["loss_scale"] = result.loss_scale
         self._metrics.write(record)
@@ -192,6 +194,17 @@ class Meter:
         self._trackers.finish()
         for log in (*self.logs, self._damage):
             log.close()
+
+    def _by_source(self, result: StepResult) -> dict[str, dict[str, float | None]]:
+        """Source → its loss over this step's targets, and its share of them; no loss where it had none."""
+        names = [source.name or source.path for source in self._cfg.data.sources]
+        return {
+            name: {
+                "loss": loss_sum / count if count else None,
+                "share": round(count / max(1, result.count), 6),
+            }
+            for name, (loss_sum, count) in zip(names, result.sources)
+        }
 
     def _list_quarantined(self, step: int, masked: Sequence[dict[str, Any]]) -> None:
         for entry in masked:

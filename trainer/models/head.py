@@ -20,7 +20,7 @@ VOCAB_BLOCK = 8192
 
 
 class LMHead(nn.Module):
-    """weight [vocab, hidden]; hidden states → logits, or with targets → summed negative log-likelihood.
+    """weight [vocab, hidden]; hidden states → logits, or with targets → negative log-likelihood by sequence.
 
     `shard` is None where the weight is whole. `parallel` sets it when it splits the rows; what the results
     then mean is said at `chunked_nll_sum`. Without targets, a split head returns its own columns. `compiler`,
@@ -37,7 +37,7 @@ class LMHead(nn.Module):
         self._gradients: GradientSum | None = None
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [1], nats."""
+        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats."""
         # A sharded parameter may be a DTensor; the rows that lie here are what this rank computes with.
         weight = self.weight.to_local() if hasattr(self.weight, "to_local") else self.weight
         if targets is None:
@@ -46,6 +46,7 @@ class LMHead(nn.Module):
             hidden.flatten(0, 1),
             weight,
             targets.flatten(),
+            sequences=len(targets),
             shard=self.shard,
             compiler=self.compiler,
             gradients=self._gradients,
@@ -105,17 +106,20 @@ def chunked_nll_sum(
     weight: Tensor,
     targets: Tensor,
     *,
+    sequences: int = 1,
     chunk: int = 0,
     shard: VocabShard | None = None,
     compiler: str | None = None,
     gradients: GradientSum | None = None,
 ) -> Tensor:
-    """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [1], float32.
+    """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [sequences], float32.
 
+    The rows are those of so many sequences of one length, one after another, and each has its sum.
     hidden [rows, hidden], weight [vocab, hidden], targets [rows] int64 with IGNORED for rows not counted.
     `chunk` rows of logits exist at a time (0: chosen by size). The softmax is computed in float32 (float64
-    for float64 arguments). Since the result is one scalar, its gradients are known up to a factor when the
-    forward has seen a chunk: they are computed there, three matrix products in all, as without chunks. The
+    for float64 arguments). Gradients are those of the sequences' total: backward has to bring one factor for
+    all of them, else they are NaN. So they are known up to that factor when the forward has seen a chunk, and
+    computed there, three matrix products in all, as without chunks. The
     weight's gradient is accumulated in float32. Backward may run once. Nothing of this is done without grad.
 
     With `shard` = (group, first), `weight` holds rows first … first + len(weight) of the vocabulary, and
@@ -136,9 +140,10 @@ def chunked_nll_sum(
         weight_grad = gradients.buffer(weight)
     with torch.no_grad():
         wants_hidden = grad and hidden.requires_grad
-        total, hidden_grad = _forward(
+        losses, hidden_grad = _forward(
             hidden, weight, targets, chunk, shard, compiler, wants_hidden, weight_grad
         )
+        total = losses.view(sequences, -1).sum(dim=1)
     # Two nodes, not one with two inputs: either may be asked for alone.
     if hidden_grad is not None:
         total = _HiddenGradient.apply(hidden, total, hidden_grad)
@@ -159,7 +164,7 @@ class _HiddenGradient(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
         assert gradient is not None, "the head's backward runs once"
-        return gradient.mul_(factor), None, None
+        return gradient.mul_(_one_factor(factor)), None, None
 
 
 class _WeightGradient(torch.autograd.Function):
@@ -174,7 +179,12 @@ class _WeightGradient(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, None, None]:
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the head's backward runs once"
-        return gradients.take(factor, ctx.dtype), None, None
+        return gradients.take(_one_factor(factor), ctx.dtype), None, None
+
+
+def _one_factor(factors: Tensor) -> Tensor:
+    """[1]: the factor that all sequences have; NaN where they differ."""
+    return torch.where((factors == factors[0]).all(), factors[:1], torch.nan)
 
 
 def _forward(
@@ -187,12 +197,12 @@ def _forward(
     wants_hidden: bool,
     weight_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss [1], and the gradient of `hidden` where it is wanted. That of `weight` is added to
+    """The losses [rows], and the gradient of `hidden` where it is wanted. That of `weight` is added to
     `weight_grad`, where there is one.
     """
     vocab, rows = weight.shape[0], hidden.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    total = torch.zeros(1, dtype=exact, device=hidden.device)
+    losses = torch.empty(rows, dtype=exact, device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if wants_hidden else None
     # Fresh pages for every chunk would cost more than the products: all chunks work in the same two.
     products = hidden.new_empty(min(chunk, rows), vocab)
@@ -212,7 +222,7 @@ def _forward(
             softmax = Softmax.of(exact_product, columns[part], here[part], shard)
         else:
             softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler)
-        total += (softmax.nll() * counted[part]).sum()
+        losses[part] = softmax.nll() * counted[part]
         if hidden_grad is None and weight_grad is None:
             continue
         gradient = softmax.nll_gradient(columns[part], here[part], counted[part])
@@ -222,7 +232,7 @@ def _forward(
             torch.mm(gradient, weight, out=hidden_grad[part])
         if weight_grad is not None:
             _accumulate(weight_grad, gradient, hidden[part])
-    return total, hidden_grad
+    return losses, hidden_grad
 
 
 def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:

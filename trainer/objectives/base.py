@@ -33,12 +33,12 @@ class Objective(Protocol):
         ...
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """(sum, count), float32 scalars: the summed loss in nats, and how many things it was summed over.
+        """(losses, counts), float32 [rows]: a row's summed loss in nats, and how many things it is a sum of.
 
-        The engine adds both over micro-batches and ranks, and divides once. `output` is the last stage's:
-        the summed loss itself where the model computes it, else one entry a row. Several losses (masked
-        tokens, next sentence) are one sum with fixed weights, over one count. A loss in which the rows of the
-        global batch see each other (contrastive) is a sum over rows too, given every row's output: an engine
-        gathers those in a first pass without gradients, and the objective takes them as one of kwargs.
+        The engine adds both over rows, micro-batches and ranks, and divides once. `output` is the last
+        stage's, with one entry a row. Several losses (masked tokens, next sentence) are one sum with fixed
+        weights, over one count. A loss in which the rows of the global batch see each other (contrastive) is
+        a sum over rows too, given every row's output: an engine gathers those in a first pass without
+        gradients, and the objective takes them as one of kwargs.
         """
         ...

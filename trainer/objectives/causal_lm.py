@@ -16,11 +16,9 @@ class CausalLM:
     """The model itself sums the negative log-likelihood, so that no stage ever holds or sends full logits."""
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
-        return ModelInputs(
-            tensors["tokens"], {name: tensor for name, tensor in tensors.items() if name != "tokens"}
-        )
+        kwargs = {name: tensor for name, tensor in tensors.items() if name not in ("tokens", "source")}
+        return ModelInputs(tensors["tokens"], kwargs)
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Summed nats over the targets that count, and their number."""
-        count = (inputs.kwargs["targets"] != IGNORED).sum()
-        return output.sum(), count.to(torch.float32)
+        """Each row's summed nats over the targets that count, and their number."""
+        return output, (inputs.kwargs["targets"] != IGNORED).sum(dim=1).to(torch.float32)

@@ -1,0 +1,40 @@
+"""Losses and counts as a step adds them up, in all and by data source: law 3."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Sums:
+    """Adds up rows on the device, without waiting for it.
+
+    sources: how many data sources to tell apart; 0: none. others: how many more numbers the caller packs
+    beside them, for one reduction of all.
+    """
+
+    def __init__(self, sources: int, others: int, device: torch.device) -> None:
+        self.packed = torch.zeros(others + 2 + 2 * sources, dtype=torch.float64, device=device)
+        self.others = self.packed[:others]
+        self._total = self.packed[others : others + 2]
+        self._by_source = self.packed[others + 2 :].view(2, sources)
+        self._numbers = torch.arange(sources, device=device)
+
+    def add(self, losses: Tensor, counts: Tensor, source: Tensor | None) -> None:
+        """losses, counts: float [rows]; source: int64 [rows], or None where it is not known."""
+        rows = torch.stack((losses.detach(), counts)).double()
+        self._total += rows.sum(dim=1)
+        if source is not None and len(self._numbers):
+            # A product rather than scattered additions, whose order a GPU does not keep.
+            self._by_source += rows @ (source[:, None] == self._numbers).double()
+
+
+BySource = tuple[tuple[float, float], ...]
+"""(loss sum, count) of each data source."""
+
+
+def unpack(numbers: Sequence[float]) -> tuple[float, float, BySource]:
+    """(loss sum, count, the same by source) of a `Sums.packed` without the others, on the host."""
+    loss_sum, count, *by_source = numbers
+    half = len(by_source) // 2
+    return loss_sum, count, tuple(zip(by_source[:half], by_source[half:]))

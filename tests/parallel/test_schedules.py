@@ -230,13 +230,16 @@ def in_flight(schedule: str, rank: int, ranks: int, count: int) -> int:
     return min(most.get(schedule, count * chunks), count * chunks)
 
 
+def longest(seen: list[Seen]) -> float:
+    return max(one.span for one in seen)
+
+
 def assert_bubble(schedule: str, count: int, seen: list[Seen], tolerance: float) -> None:
     """The tolerance is relative, of the whole step."""
     expected = count * WORK + bubble(schedule, len(seen))
-    longest = max(one.span for one in seen)
-    assert longest <= expected * (1 + tolerance), schedule
+    assert longest(seen) <= expected * (1 + tolerance), schedule
     if schedule != "dualpipe_v":
-        assert longest >= expected * (1 - tolerance), schedule
+        assert longest(seen) >= expected * (1 - tolerance), schedule
     assert [one.flying for one in seen] == [
         in_flight(schedule, rank, len(seen), count) for rank in range(len(seen))
     ]
@@ -256,14 +259,15 @@ def test_evaluation_keeps_every_rank_busy(ranks: Any, schedule: str, world: int,
     assert max(ranks(world).run(evaluated, schedule, count)) == pytest.approx(count * FORWARD + way)
 
 
+@pytest.mark.slow  # a clock on the wall needs a quiet machine; counted, the same holds on any
 @pytest.mark.parametrize(("world", "count"), [(2, 4), (4, 8)])
 def test_bubble_and_flight_slept(ranks: Any, world: int, count: int) -> None:
-    def check() -> None:
+    shortest: dict[str, list[Seen]] = {}
+    for _ in range(4):  # what else runs on the machine only makes it longer
         results = ranks(world).run(slept, count)
         for schedule in SCHEDULES:
-            assert_bubble(schedule, count, [result[schedule] for result in results], tolerance=0.03)
-
-    try:
-        check()
-    except AssertionError:  # once more, lest it was a neighbour on the machine
-        check()
+            found = [result[schedule] for result in results]
+            if schedule not in shortest or longest(found) < longest(shortest[schedule]):
+                shortest[schedule] = found
+    for schedule in SCHEDULES:
+        assert_bubble(schedule, count, shortest[schedule], tolerance=0.03)

@@ -139,6 +139,8 @@ def corpora(cfg: DataConfig, stream: Stream) -> Facts:
     ValueError where a held-out set is missing, RuntimeError where a manifest or tokenizer is damaged.
     """
     storages = [(f"data.sources[{i}]", source.corpus.storage) for i, source in enumerate(stream.sources)]
+    for _, storage in storages:
+        storage.tokenizer()  # the file is what the manifest says
     storages += [
         (f"data.heldout[{i}]", open_storage(heldout.path, cfg.cache_dir, cfg.cache_bytes))
         for i, heldout in enumerate(cfg.heldout)
@@ -146,7 +148,6 @@ def corpora(cfg: DataConfig, stream: Stream) -> Facts:
     values = {}
     for key, storage in storages:
         manifest = storage.manifest()
-        storage.tokenizer()  # the file is what the manifest says
         values[f"{key}: the tokenizer's SHA-256"] = manifest.tokenizer.sha256[:SHOWN_DIGITS]
         values[f"{key}: the corpus's fingerprint"] = manifest.fingerprint[:SHOWN_DIGITS]
     values["the stream's fingerprint"] = stream.fingerprint[:SHOWN_DIGITS]

@@ -165,12 +165,28 @@ def world(runtime: Runtime) -> Iterator[None]:
 
         for handler in logging.getLogger("DeepSpeed").handlers:  # standard output is not its to write on
             handler.setStream(sys.stderr)  # type: ignore[attr-defined]
+        accelerator = deepspeed.accelerator.get_accelerator()
         with quiet():
             # Its all-reduce through shared memory is compiled at the first start, which takes a compiler and
             # half a minute, for what gloo does.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        with _fp16_on_every_cpu(accelerator) if runtime.device.type == "cpu" else contextlib.nullcontext():
+            yield
+
+
+@contextlib.contextmanager
+def _fp16_on_every_cpu(accelerator: Any) -> Iterator[None]:
+    """While this lasts, DeepSpeed takes fp16 on a CPU for a type that it can compute in.
+
+    It asks oneDNN, which has fp16 where the CPU has (AVX512-FP16, AMX-FP16), and refuses it elsewhere. Torch
+    computes it everywhere, if slowly; so do bf16, which DeepSpeed does not ask about, and the torch engine.
+    """
+    accelerator.is_fp16_supported = lambda: True
+    try:
         yield
+    finally:
+        del accelerator.is_fp16_supported
 
 
 def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:

@@ -39,6 +39,14 @@ def test_a_run_changes_engines(tmp_path: Path) -> None:
         assert got == pytest.approx(want, rel=1e-5)
 
 
+def test_fp16_runs_on_a_cpu_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed asks oneDNN for fp16 while it starts, and without ZeRO in every reduction."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    small = {"train__steps": 2, "train__precision": "fp16", "parallel__engine": "deepspeed"}
+    run(tmp_path, whole_runs.make_corpus(tmp_path), "parallel.zero=0", nproc=2, **small)
+    assert len(curve(tmp_path)) == 2
+
+
 def test_refusals_are_one_line_and_exit_2(tmp_path: Path) -> None:
     corpus = whole_runs.make_corpus(tmp_path)
     config = whole_runs.write_config(tmp_path, corpus, parallel__engine="deepspeed")

@@ -25,9 +25,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Before torch: segments that grow, or what FSDP's streams free does not fit what comes next.
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile

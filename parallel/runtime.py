@@ -59,6 +59,11 @@ class Runtime:
     def is_writer(self) -> bool:
         return self.rank == 0
 
+    @property
+    def threads(self) -> int:
+        """CPU threads that this rank computes with: on a CPU, sums depend on them in their last bits."""
+        return torch.get_num_threads()
+
     def join(self) -> None:
         """Meet the other ranks in a process group. RuntimeError where they do not come in time."""
         if self._group:
@@ -221,8 +226,18 @@ def _identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
 
 def _device(environ: Mapping[str, str], local_rank: int) -> torch.device:
     wanted = environ.get("GERMINAL_DEVICE", "")
+    if wanted not in ("", "cpu", "cuda"):
+        raise ValueError(
+            f"GERMINAL_DEVICE={wanted}: choose cpu or cuda, or unset it: cuda where there is one"
+        )
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"GERMINAL_DEVICE=cuda: torch {torch.__version__} finds no CUDA device on this machine; see "
+            "nvidia-smi and CUDA_VISIBLE_DEVICES, or choose cpu"
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    _let_segments_grow()
     count = torch.cuda.device_count()
     if count == 1 and _launcher(environ) == _SLURM:
         local_rank = 0  # with --gpus-per-task each task sees its own only
@@ -233,6 +248,16 @@ def _device(environ: Mapping[str, str], local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _let_segments_grow() -> None:
+    """Have the CUDA allocator map memory behind what a segment has, unless the user has set it otherwise.
+
+    Blocks that FSDP's streams free at fixed sizes leave gaps that fit nothing which comes next. Torch reads
+    the variable at the first allocation, so this comes before one (torch's notes on CUDA semantics).
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _address(environ: Mapping[str, str], world: int) -> str:
@@ -246,7 +271,10 @@ def _address(environ: Mapping[str, str], world: int) -> str:
     port = known["MASTER_PORT"]
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ValueError(f"MASTER_PORT={port}: not a port, which is a number from 1 to 65535")
-    return f"tcp://{known['MASTER_ADDR']}:{port}"
+    host = known["MASTER_ADDR"]
+    if ":" in host and not host.startswith("["):  # IPv6, which a URL has in brackets
+        host = f"[{host}]"
+    return f"tcp://{host}:{port}"
 
 
 def _slurm_address(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Which rank a process is, from each launcher's variables."""
 
 from datetime import timedelta
+from urllib.parse import urlparse
 
 import pytest
 import torch
@@ -66,6 +67,48 @@ def test_ranks_of_srun_meet_on_the_first_node(nodes: str, first: str) -> None:
     assert runtime._address(env | {"MASTER_PORT": "7"}, 2) == f"tcp://{first}:7"
     del env["SLURM_STEP_NODELIST"]
     assert runtime._address(env | {"SLURM_STEP_ID": "4"}, 2) == "tcp://x1:22981"
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_makes_a_url(host: str) -> None:
+    url = urlparse(runtime._address({"MASTER_ADDR": host, "MASTER_PORT": "7"}, 2))
+    assert (url.hostname, url.port) == ("::1", 7)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [("cuda", "^GERMINAL_DEVICE=cuda: torch .* finds no CUDA device"), ("gpu", "=gpu: choose cpu or cuda")],
+)
+def test_a_device_that_is_not_there_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=words):
+        runtime.start(env={"GERMINAL_DEVICE": wanted})
+
+
+@pytest.mark.parametrize(
+    ("device", "told", "found"),
+    [
+        ("cuda", {}, "expandable_segments:True"),
+        ("cpu", {}, None),
+        ("cuda", {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ("cuda", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_every_run_on_a_gpu_has_segments_that_grow(
+    monkeypatch: pytest.MonkeyPatch, device: str, told: dict[str, str], found: str | None
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert runtime.start(env={"GERMINAL_DEVICE": device}).device.type == device
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == found
 
 
 def test_a_task_of_srun_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

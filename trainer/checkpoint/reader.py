@@ -7,6 +7,7 @@ import mmap
 import os
 import struct
 import sys
+import warnings
 from math import prod
 from pathlib import Path
 
@@ -30,6 +31,9 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
+# Torch warns of memory that it must not write to: nothing writes to a piece.
+warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+
 assert sys.byteorder == "little", (
     "the format is little-endian, and so must the memory be that is mapped and written"
 )
@@ -49,8 +53,8 @@ class Reader:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                # Private and writable only so that torch takes the buffer; nothing ever writes to it.
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else mmap.mmap(-1, 1)
+                # Not a private copy, which the kernel refuses where the file is larger than the memory.
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else mmap.mmap(-1, 1)
             if size != self.manifest.files[name].bytes:
                 raise RuntimeError(f"{path}: {size} bytes, {self.manifest.files[name].bytes} were written")
             (length,) = struct.unpack_from("<Q", data)

@@ -5,16 +5,21 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
+
+_bars: "WeakSet[Progress]" = WeakSet()  # those that are on a terminal now
+_watched = False
 
 
 class Progress:
     """Shows how far a run is. Only one rank has one; `shown` False (the other ranks) shows nothing.
 
     On a terminal: a bar with loss, speed and time to go, redrawn a few times a second. Elsewhere (a log
-    file, a cluster's output): a line at the first and the last step and every ten seconds between them.
+    file, a cluster's output): a line at the first and the last step and every ten seconds between them, and
+    so on a terminal once a debugger has been called: a bar would be redrawn over its prompt.
     """
 
     def __init__(self, steps: int, *, done: int = 0, shown: bool = True, title: str = "training") -> None:
@@ -55,6 +60,7 @@ class Progress:
             self._bar.update(self._task, completed=self._done)
             self._bar.stop()
             self._bar = None
+            _bars.discard(self)
 
     def _open_bar(self) -> None:
         from rich.console import Console
@@ -72,11 +78,30 @@ class Progress:
         )
         self._task = self._bar.add_task(self._title, total=self._steps, completed=self._done, text="")
         self._bar.start()
+        _bars.add(self)
+        _watch_for_debuggers()
 
     def _remaining(self, now: float) -> str:
         done = self._done - self._first
         left = (now - self._begin) / done * (self._steps - self._done) if done else math.nan
         return f"{left:,.0f} s to go" if math.isfinite(left) and left >= 1 else ""
+
+
+def _watch_for_debuggers() -> None:
+    """Close the bars as soon as a debugger begins. Each does so by sys.settrace, however it was called.
+
+    An audit hook (PEP 578) is all that hears of it, and stays for good.
+    """
+    global _watched
+    if not _watched:
+        sys.addaudithook(_on_audit)
+        _watched = True
+
+
+def _on_audit(event: str, args: tuple[Any, ...]) -> None:
+    if event == "sys.settrace":
+        for progress in list(_bars):
+            progress.close()
 
 
 def summary(metrics: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ that a real matrix product reaches there; fp8 is held against the same bf16 figu
 import argparse
 import gc
 import json
-import os
 import re
 import statistics
 import sys

@@ -1,12 +1,14 @@
 """What each command does. Heavy rooms are imported inside the function that needs them."""
 
 import argparse
-import dataclasses
+import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch import cores
 from launch.job import Command, Job, python
 from trainer import run_folder
 
@@ -29,11 +31,17 @@ def train(args: argparse.Namespace) -> int:
 
     if args.debug and args.nproc > 1:
         raise ValueError(f"--nproc {args.nproc}: --debug is one process; leave one of them out")
+    occupancy = cores.Occupancy()
     job = Job(args.config, tuple(args.overrides), args.nproc)
-    folder = check(job.alone() if args.debug else job).folder
-    check_folder(folder)
-    if not args.debug:
-        print(f"{folder}: starting {args.nproc} rank{'s' * (args.nproc > 1)}", file=sys.stderr)
+    job = job.alone() if args.debug else job
+    cfg = check(job)
+    check_folder(cfg.folder)
+    threads = cores.choose(
+        job.nproc, asked=cfg.train.threads, environ=os.environ, folder=cfg.folder, occupancy=occupancy
+    )
+    job = replace(job, threads=threads.count)
+    ranks = f"{job.nproc} rank{'s' * (job.nproc > 1)}"
+    print(f"{cfg.folder}: starting {ranks}, {threads}", file=sys.stderr)
     return submit.debug(job) if args.debug else submit.run(job)
 
 
@@ -41,6 +49,7 @@ def verify(args: argparse.Namespace) -> int:
     """Run some steps in one process, then on the layout, and compare; the exit code is the verdict."""
     from launch import submit
 
+    occupancy = cores.Occupancy()
     job = Job(args.config, tuple(args.overrides), args.nproc, module="trainer.verify")
     cfg = check(job)
     if cfg.train.fp8 != "none":
@@ -52,8 +61,14 @@ def verify(args: argparse.Namespace) -> int:
     check(job.reference())
     shape = (f"--steps={args.steps}", *(f"--{flag}" for flag in ("json", "comms") if getattr(args, flag)))
     with tempfile.TemporaryDirectory(prefix="germinal-verify-") as reference:
-        record = dataclasses.replace(job.reference(), options=(*shape, "record", reference))
-        compare = dataclasses.replace(job, options=(*shape, "compare", reference))
+
+        def sized(job: Job, *words: str) -> Job:
+            threads = cores.choose(
+                job.nproc, asked=cfg.train.threads, environ=os.environ, folder=None, occupancy=occupancy
+            )
+            return replace(job, options=(*shape, *words), threads=threads.count)
+
+        record, compare = sized(job.reference(), "record", reference), sized(job, "compare", reference)
         return submit.wait(record) or submit.wait(compare)
 
 

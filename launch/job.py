@@ -15,13 +15,17 @@ ONE_PROCESS = (
 
 @dataclass(frozen=True)
 class Job:
-    """A run of `nproc` ranks on this machine: `python -m MODULE [options] CONFIG [key=value…]` each."""
+    """A run of `nproc` ranks on this machine: `python -m MODULE [options] CONFIG [key=value…]` each.
+
+    threads: CPU threads of a rank; 0: as the environment says. See `launch.cores`.
+    """
 
     config: str
     overrides: tuple[str, ...] = ()
     nproc: int = 1
     module: str = "trainer"
     options: tuple[str, ...] = ()
+    threads: int = 0
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -13,13 +13,11 @@ KEEP_MEMORY = {
 }
 
 
-def rank_commands(job: Job, *, rendezvous: str, cores: int, environ: Mapping[str, str]) -> list[Command]:
+def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> list[Command]:
     """One command a rank, in rank order.
 
     Args:
         rendezvous: address at which the ranks meet, file:// or tcp://; unused by a single rank.
-        cores: CPU cores the ranks share; each gets its part as OpenMP threads unless `environ` already says
-            how many (PyTorch alone would give every rank all of them).
         environ: the environment that the commands will inherit.
     """
     commands = []
@@ -34,7 +32,7 @@ def rank_commands(job: Job, *, rendezvous: str, cores: int, environ: Mapping[str
         env |= {name: value for name, value in KEEP_MEMORY.items() if name not in environ}
         if job.nproc > 1:
             env["GERMINAL_INIT"] = rendezvous
-        if job.nproc > 1 and "OMP_NUM_THREADS" not in environ:
-            env["OMP_NUM_THREADS"] = str(max(1, cores // job.nproc))
+        if job.threads and "OMP_NUM_THREADS" not in environ:
+            env["OMP_NUM_THREADS"] = str(job.threads)  # PyTorch alone would give every rank all cores
         commands.append(Command(python(job.module, *job.arguments), env))
     return commands

@@ -59,9 +59,9 @@ def debug(job: Job) -> int:
 
     An exception that nobody handles opens pdb where it was raised, if there is a terminal to type on.
     """
-    (command,) = _commands(job.alone())
+    (command,) = _commands(job)
     os.environ.update(command.env)
-    return run_here(job.module, *job.alone().arguments)
+    return run_here(job.module, *job.arguments)
 
 
 def run_here(module: str, *arguments: str) -> int:
@@ -80,5 +80,4 @@ def run_here(module: str, *arguments: str) -> int:
 
 
 def _commands(job: Job, rendezvous: str = "") -> list[Command]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return rank_commands(job, rendezvous=rendezvous, cores=cores, environ=os.environ)
+    return rank_commands(job, rendezvous=rendezvous, environ=os.environ)

@@ -229,8 +229,8 @@ def test_verify_stops_where_the_reference_fails(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_every_rank_is_told_who_it_is() -> None:
-    job = Job("c.yaml", ("seed=1",), 4)
-    ranks = rank_commands(job, rendezvous="file:///tmp/x", cores=9, environ={})
+    job = Job("c.yaml", ("seed=1",), 4, threads=2)
+    ranks = rank_commands(job, rendezvous="file:///tmp/x", environ={})
     assert [command.env["RANK"] for command in ranks] == ["0", "1", "2", "3"]
     assert all(
         command.argv == (sys.executable, "-P", "-m", "trainer", "c.yaml", "seed=1") for command in ranks
@@ -241,9 +241,9 @@ def test_every_rank_is_told_who_it_is() -> None:
 
 
 def test_threads_that_the_user_set_are_left_and_one_rank_gets_no_rendezvous() -> None:
-    many = rank_commands(Job("c", (), 2), rendezvous="file:///x", cores=8, environ={"OMP_NUM_THREADS": "3"})
+    many = rank_commands(Job("c", (), 2, threads=4), rendezvous="file:///x", environ={"OMP_NUM_THREADS": "3"})
     assert "OMP_NUM_THREADS" not in many[0].env
-    (single,) = rank_commands(Job("c"), rendezvous="", cores=8, environ={"SLURM_NTASKS": "8"})
+    (single,) = rank_commands(Job("c"), rendezvous="", environ={"SLURM_NTASKS": "8"})
     who = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     assert single.env == who | KEEP_MEMORY
 

@@ -14,6 +14,7 @@ import torch
 
 from data.config import DataConfig, Source
 from parallel.engine import StepResult
+from parallel.runtime import Runtime
 from trainer.config import RunConfig
 from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
@@ -63,7 +64,7 @@ def meter(
     leads: bool = True,
     quarantined: dict[int, list[dict[str, Any]]] | None = None,
 ) -> Meter:
-    runtime: Any = SimpleNamespace(rank=rank, world=world, is_writer=rank == 0, device=torch.device("cpu"))
+    runtime: Any = Runtime(rank, world, rank, torch.device("cpu"))
     engine: Any = SimpleNamespace(data_rank=data_rank, leads_data=leads)
     events = EventLog(cfg.folder / "events.jsonl" if rank == 0 else None)
     return Meter.open(

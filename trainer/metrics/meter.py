@@ -92,6 +92,7 @@ class Meter:
                 "ranks": runtime.world,
                 "layout": str(layout),
                 "device": runtime.device.type,
+                "threads": runtime.threads,
                 **({"epoch": fence.epoch} if fence else {}),
             },
             quarantined=quarantined,

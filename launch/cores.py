@@ -1,0 +1,162 @@
+"""How many CPU threads a rank is given: from the cores that this process may use and that others leave free.
+
+What limits a process is the cores it may run on (affinity, which containers and SLURM set) and the share of
+their time that its cgroup has (a quota). What others leave is measured. More threads than free cores wait for
+one another at every operation: 15 steps took 15.5 s with two threads on two busy cores, and 4.2 s with one.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+WINDOW_SECONDS = 0.2  # the kernel counts in hundredths: less says little
+
+
+@dataclass(frozen=True)
+class Threads:
+    """What a rank computes with. count 0: as the environment says. why: where it comes from, in words."""
+
+    count: int
+    why: str
+
+    def __str__(self) -> str:
+        many = f"{self.count} thread{'s' * (self.count > 1)} each" if self.count else "threads"
+        return f"{many} ({self.why})"
+
+
+class Occupancy:
+    """How many of this process's cores others keep busy, measured from its making on."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before = _busy_seconds()
+        self._own = _own_seconds()
+
+    def busy(self) -> float:
+        """Cores that were busy without us: now, and for the last minute. Waits until it can tell.
+
+        The smaller of both: neither a moment's burst nor work that has just ended is held against a run.
+        """
+        left = WINDOW_SECONDS - (time.monotonic() - self._began)
+        if left > 0:
+            time.sleep(left)
+        others = _busy_seconds() - self._before - (_own_seconds() - self._own)
+        now = others / (time.monotonic() - self._began)
+        return max(0.0, min(now, os.getloadavg()[0], len(allowed())))
+
+
+def choose(
+    ranks: int, *, asked: int, environ: Mapping[str, str], folder: Path | None, occupancy: Occupancy
+) -> Threads:
+    """Threads of each of `ranks` on this machine.
+
+    What the user says goes first (`asked` is train.threads, 0 where it is not said), then what the run in
+    `folder` began with on as many ranks: with another number of threads, sums come in another order, and a
+    run that goes on would not be the same to the last bit. Else the free cores are shared out.
+    """
+    if asked:
+        return Threads(asked, "train.threads")
+    if "OMP_NUM_THREADS" in environ:
+        return Threads(0, f"OMP_NUM_THREADS={environ['OMP_NUM_THREADS']}")
+    if folder is not None and (before := begun_with(folder, ranks)):
+        return Threads(before, "as this run began; train.threads changes it")
+    cores, busy = usable(), occupancy.busy()
+    free = min(cores.count, len(allowed()) - round(busy))
+    others = f", and other work keeps {busy:.1f} busy" if round(busy) else ""
+    return Threads(max(1, free // ranks), f"{cores.why}{others}")
+
+
+def begun_with(folder: Path, ranks: int) -> int:
+    """The threads of a run's last start on as many ranks, from its events; 0 where it has none."""
+    found = 0
+    with contextlib.suppress(OSError), (folder / "events.jsonl").open("rb") as lines:
+        for line in lines:
+            if b'"start"' in line:
+                with contextlib.suppress(ValueError):  # torn by a kill
+                    event = json.loads(line)
+                    if event.get("kind") == "start" and event.get("ranks") == ranks:
+                        found = event.get("threads", 0)
+    return found
+
+
+@dataclass(frozen=True)
+class Cores:
+    """What this process may use. why: what limits it, in words."""
+
+    count: int
+    why: str
+
+
+def usable() -> Cores:
+    """The cores that affinity and the cgroups' quotas leave this process."""
+    cores = len(allowed())
+    quota = min(quotas(), default=float(cores))
+    if quota < cores:
+        return Cores(max(1, int(quota)), f"a cgroup's quota of {quota:g} cores")
+    return Cores(cores, f"{cores} core{'s' * (cores > 1)}")
+
+
+def allowed() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def quotas(root: Path = CGROUPS, of: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+    """The quota, in cores, of every cgroup above this process that has one: cgroup v2's cpu.max, v1's
+    cpu.cfs_quota_us (kernel documentation, admin-guide/cgroup-v2 and scheduler/sched-bwc).
+
+    A container's own cgroup may be mounted as the root, and its path lead nowhere: the root is asked too.
+    """
+    try:
+        lines = of.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = (root / "cpu", root / controllers) if controllers else (root, root / "unified")
+        inner = Path(path.lstrip("/"))
+        for folder in {mount / part for mount in mounts for part in (inner, *inner.parents)}:
+            with contextlib.suppress(OSError, ValueError):
+                yield _quota_v1(folder) if controllers else _quota_v2(folder)
+
+
+def _quota_v2(folder: Path) -> float:
+    quota, period = (folder / "cpu.max").read_text().split()
+    return int(quota) / int(period)  # ValueError: "max"
+
+
+def _quota_v1(folder: Path) -> float:
+    quota = int((folder / "cpu.cfs_quota_us").read_text())
+    if quota <= 0:
+        raise ValueError("no quota")
+    return quota / int((folder / "cpu.cfs_period_us").read_text())
+
+
+def _busy_seconds() -> float:
+    """Seconds that the cores we may use have spent on any work, ours included; 0 where nothing tells.
+
+    /proc/stat (proc(5)): user nice system idle iowait irq softirq steal; guests are counted in user.
+    """
+    names = {f"cpu{number}" for number in allowed()}
+    ticks = 0
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *fields = line.split()
+            if name in names:
+                user, nice, system, _idle, _waiting, *rest = map(int, fields[:8])
+                ticks += user + nice + system + sum(rest)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

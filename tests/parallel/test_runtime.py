@@ -1,5 +1,6 @@
 """Which rank a process is, from each launcher's variables."""
 
+import os
 from datetime import timedelta
 from urllib.parse import urlparse
 

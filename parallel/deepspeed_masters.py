@@ -16,6 +16,29 @@ from torch import Tensor, nn
 
 from parallel.deepspeed_optim import STATES, FlatAdamW
 from parallel.engine import Chunk
+from parallel.relied_on import insist
+
+# What this module and the engine use of DeepSpeed's optimisers that is not public, by ZeRO stage.
+_SHARDED = ("_global_grad_norm", "update_lp_params")
+_RELIED_ON = {
+    0: ("_global_grad_norm", "fp16_groups", "fp32_groups"),
+    1: _SHARDED,
+    2: _SHARDED,
+    3: (
+        "_global_grad_norm",
+        "_optimizer_states_and_gradient_swap_in",
+        "_optimizer_states_and_gradient_swap_out",
+        "_partition_all_parameters",
+        "_reassign_or_swap_out_partitioned_parameters",
+        "_release_swap_buffers",
+        "_swappable_optimizer_subgroup",
+        "fp16_groups",
+        "fp32_partitioned_groups_flat",
+        "get_param_id",
+        "grad_position",
+        "persistent_parameters",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -108,9 +131,14 @@ class Masters:
     """A DeepSpeed engine's masters on this rank. Every method is collective."""
 
     def __init__(self, engine: Any, optimizer: FlatAdamW, names: dict[str, str]) -> None:
-        """`names`: the module's name of a parameter → its name in a checkpoint."""
+        """`names`: the module's name of a parameter → its name in a checkpoint.
+
+        ValueError where DeepSpeed has not all that is used of it.
+        """
         self._engine = engine
         self._wrapper = engine.optimizer
+        if self._wrapper is not optimizer:
+            insist("deepspeed", self._wrapper, *_RELIED_ON[engine.zero_optimization_stage()])
         self._optimizer = optimizer
         self._shares: dict[int | None, list[_Share]] = {}
         self._copies: dict[str, Master] = {}
@@ -216,6 +244,7 @@ class Masters:
             on_disk = group if wrapper._swappable_optimizer_subgroup(group) else None
             return on_disk, _Share(name, tuple(parameter.ds_shape), flat, first, start, length, True)
         shape = tuple(parameter.shape)
+        insist("deepspeed", parameter, "_hp_mapping")
         mapping = parameter._hp_mapping  # ZeRO-1 and 2: a whole group is cut in equal parts
         if mapping is None:
             return None, _Share(name, shape, torch.empty(0), 0, 0, 0, False)

@@ -24,6 +24,7 @@ from torch import nn
 
 from parallel.config import ParallelConfig
 from parallel.plan import Layout
+from parallel.relied_on import insist
 from parallel.runtime import Runtime, environment
 
 _NEEDED = ("deepspeed", "accelerate", "transformers")
@@ -162,7 +163,13 @@ def world(runtime: Runtime) -> Iterator[None]:
     # Operators are compiled by ninja, which lies beside this Python.
     with environment(told, programs=Path(sys.executable).parent):
         import deepspeed
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+        from deepspeed.utils import groups
 
+        insist("deepspeed", deepspeed.ops, "__compatible_ops__")
+        insist("deepspeed", groups, "_release_process_group_references")
+        for state in (PartialState, AcceleratorState, GradientState):
+            insist("accelerate", state, "_shared_state")
         for handler in logging.getLogger("DeepSpeed").handlers:  # standard output is not its to write on
             handler.setStream(sys.stderr)  # type: ignore[attr-defined]
         accelerator = deepspeed.accelerator.get_accelerator()

@@ -18,6 +18,7 @@ from parallel.collectives import Reduction, start_reduce_scatter
 from parallel.mesh import Mesh
 from parallel.plan import Layout, ModelPlan
 from parallel.precision import COMPUTE_DTYPE, Precision
+from parallel.relied_on import insist
 from parallel.weight_gradients import Work
 
 # Reductions under way at a time on a CPU: each holds two copies of a module's whole gradients.
@@ -25,7 +26,11 @@ IN_FLIGHT = 2
 
 
 def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, precision: Precision) -> None:
-    """Wrap blocks, embedding and head of one stage. Master weights and reductions stay float32."""
+    """Wrap blocks, embedding and head of one stage. Master weights and reductions stay float32.
+
+    ValueError where torch has not, of what `after_backward` and `Sharded` use, all that is not public.
+    """
+    insist("torch", FSDPModule, "_get_fsdp_state", "_set_unshard_async_op", "set_custom_reduce_scatter")
     dtype = COMPUTE_DTYPE[precision]
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
@@ -47,6 +52,12 @@ def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, pre
         wrap(_present(model, plan.last), False)
     # Tied parameters have modules at both ends, so they stay with the root, which is kept through backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for group in _groups(cast(Any, model)._get_fsdp_state()):
+        insist("torch", group, "fsdp_params", "post_backward", "reshard_after_backward")
+        insist("torch", group, "reduce_grads", "all_reduce_grads")
+        for parameter in group.fsdp_params:
+            insist("torch", type(parameter), "unsharded_param")
+            insist("torch", parameter, "unsharded_accumulated_grad")
     for module, following in pairwise(order):
         # By itself FSDP asks for a module's parameters when its forward begins: early enough where the host
         # runs ahead of the device, and a moment late where it does not. Backward asks ahead by itself.
@@ -139,6 +150,7 @@ def _groups(state: Any) -> list[Any]:
     """A state has several since torch 2.12, and before at most one."""
     if hasattr(state, "_fsdp_param_groups"):
         return state._fsdp_param_groups
+    insist("torch", state, "_fsdp_param_group")
     return [state._fsdp_param_group] if state._fsdp_param_group is not None else []
 
 

@@ -110,7 +110,7 @@ class TrainConfig:
     # torch ends in a segmentation fault where the system refuses it a thread
     threads: Annotated[
         int,
-        "CPU threads a rank computes with; 0: the machine's cores shared out",
+        "CPU threads a rank computes with; 0: the free cores shared out",
         "≥ 0",
         "≤ 1024",
         "in threads",

@@ -32,11 +32,11 @@ from prepare import texts, write_jsonl
 
 from data import tokenizer as tokenizers
 from data.batch import Batch
-from data.loader import Loader
 from data.prepare import prepare
 from parallel import runtime as runtimes
 from trainer import config as configs
 from trainer.run import assemble
+from trainer.steps import Steps
 
 GOAL = 0.001
 WARM_UP = 10
@@ -52,13 +52,18 @@ checkpoint: {every: 1000000}
 
 
 class Timed:
-    """The loader, with the clock read around each `next`: `waits` and, between them, `steps`, in seconds."""
+    """A run's steps, the clock read around each `next`: `waits` and, between them, `steps`, in seconds."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, inner: Steps) -> None:
+        self.inner = inner
+        self.hear = inner.hear
         self.waits: list[float] = []
         self.steps: list[float] = []
         self._returned = 0.0
+
+    @property
+    def news(self) -> bool:
+        return self.inner.news
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -67,7 +72,7 @@ class Timed:
         asked = time.perf_counter()
         if self._returned:
             self.steps.append(asked - self._returned)
-        batches = next(self.loader)
+        batches = next(self.inner)
         self._returned = time.perf_counter()
         self.waits.append(self._returned - asked)
         return batches
@@ -90,8 +95,8 @@ def measure(config: Path, overrides: list[str]) -> dict[str, Any]:
     cfg = configs.load(config, overrides)
     with ExitStack() as stack:
         run = assemble(cfg, runtimes.start(), stack)
-        timed = Timed(run.loader)
-        run.loader = timed  # type: ignore[assignment]
+        timed = Timed(run.steps)
+        run.steps = timed  # type: ignore[assignment]
         assert run()
     waits, steps = timed.waits[WARM_UP : len(timed.steps)], timed.steps[WARM_UP:]
     shares = [wait / (wait + step) for wait, step in zip(waits, steps, strict=True)]

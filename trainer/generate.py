@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,44 @@ def continue_text(
     tokenizer than the run was trained with.
     """
     run = run_folder.find(run)
-    cfg = configs.load(run / run_folder.CONFIG)
-    model, trained_with = newest_model(cfg, run)
-    tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
+    newest = newest_model(configs.load(run / run_folder.CONFIG), run)
+    return write_after(newest, prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's model, ready to write. `context`: tokens of a training sequence. `separator`: the id
+    between documents.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    context: int
+    separator: int
+
+
+def write_after(
+    loaded: Loaded,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> Iterator[str]:
+    """What the model writes after `prompt`, piece by piece; see `continue_text`."""
+    tokenizer = loaded.tokenizer
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
-    separator = trained_with["eos"]
-    before, _ = tokenizers.template(tokenizer, separator)
+    before, _ = tokenizers.template(tokenizer, loaded.separator)
     ids = generate(
-        model,
-        [separator, *before, *tokenizer.encode(prompt, add_special_tokens=False).ids],
+        loaded.model,
+        [loaded.separator, *before, *tokenizer.encode(prompt, add_special_tokens=False).ids],
         max_tokens=max_tokens,
-        context=cfg.data.seq_len,
+        context=loaded.context,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        stop=separator,
+        stop=loaded.separator,
         vocab=tokenizers.vocab_size(tokenizer),
     )
     return decode(ids, tokenizer)
@@ -153,26 +177,31 @@ def newest_checkpoint(run: Path) -> Path:
     raise RuntimeError(f"{run} has no checkpoint to generate from: {found}; train it first")
 
 
-def newest_model(cfg: RunConfig, run: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of the newest checkpoint that verifies and which tokenizer it was trained with, of a run that
-    may be training: where it has removed an old one meanwhile, there is a newer one.
+def newest_model(cfg: RunConfig, run: Path) -> Loaded:
+    """The newest checkpoint that verifies, of a run that may be training: where it has removed an old one
+    meanwhile, there is a newer one.
     """
     root = run / "checkpoints"
     while True:
         there = set(checkpoints.steps(root))
         try:
-            folder = newest_checkpoint(run)
-            state = json.loads((folder / checkpoints.STATE).read_bytes())
-            trained_with = state["identity"].get("tokenizer")
-            if not trained_with:
-                raise RuntimeError(
-                    f"{folder} does not say which tokenizer it was trained with, as old checkpoints do not: "
-                    "train the run further, and the next one will"
-                )
-            return load_model(cfg, folder), trained_with
+            return load_checkpoint(cfg, run, newest_checkpoint(run))
         except (RuntimeError, OSError):
             if there <= set(checkpoints.steps(root)):
                 raise
+
+
+def load_checkpoint(cfg: RunConfig, run: Path, folder: Path) -> Loaded:
+    """A verified checkpoint of a run, and the tokenizer that it was trained with."""
+    state = json.loads((folder / checkpoints.STATE).read_bytes())
+    trained_with = state["identity"].get("tokenizer")
+    if not trained_with:
+        raise RuntimeError(
+            f"{folder} does not say which tokenizer it was trained with, as old checkpoints do not: "
+            "train the run further, and the next one will"
+        )
+    tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
+    return Loaded(load_model(cfg, folder), tokenizer, cfg.data.seq_len, trained_with["eos"])
 
 
 def load_model(cfg: RunConfig, folder: Path) -> nn.Module:

@@ -150,3 +150,8 @@ class TrackConfig:
     group: Annotated[str, "what wandb groups runs by; else WANDB_RUN_GROUP"] = ""
     tags: Annotated[list[str], "of the run in wandb; else WANDB_TAGS"] = field(default_factory=list)
     notes: Annotated[str, "on the run, in wandb; else WANDB_NOTES"] = ""
+    samples: Annotated[
+        list[str],
+        "prompts that each checkpoint continues into samples.jsonl, beside training; none: no samples",
+    ] = field(default_factory=list)
+    sample_tokens: Annotated[int, "what a sample continues its prompt by, at most", "≥ 1", "in tokens"] = 64

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,12 +156,15 @@ def test_a_checkpoint_that_is_removed_while_it_is_read(
     """Retention of a run that goes on training takes the newest one of a moment ago."""
     run = tmp_path / "run"
     make_run(run, steps=(2,))
+    make_run(tmp_path / "later", steps=(3,))
     load, calls = generating.load_model, []
 
     def late(cfg: RunConfig, folder: Path) -> Decoder:
         calls.append(folder.name)
         if len(calls) == 1:
-            os.rename(folder, checkpoints.step_folder(run / "checkpoints", 3))
+            newer = checkpoints.step_folder(tmp_path / "later" / "checkpoints", 3)
+            os.rename(newer, checkpoints.step_folder(run / "checkpoints", 3))
+            shutil.rmtree(folder)
         return load(cfg, folder)
 
     monkeypatch.setattr(generating, "load_model", late)

@@ -14,6 +14,7 @@ from trainer.config import RunConfig
 from trainer.fence import Fence, Look, unfenced
 from trainer.metrics.events import EventLog
 from trainer.metrics.progress import Progress
+from trainer.metrics.samples import Samples
 from trainer.metrics.sinks import JsonlLog, records_of, truncate_after
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
@@ -66,6 +67,13 @@ class Meter:
         self._damage = EventLog(cfg.folder / "events.jsonl", look)
         self._progress = Progress(cfg.train.steps, shown=False)
         track = cfg.track if writes_metrics else TrackConfig()
+        self._samples = Samples(
+            cfg.folder,
+            track.samples,
+            track.sample_tokens,
+            JsonlLog(cfg.folder / "samples.jsonl", look),
+            EventLog(cfg.folder / "events.jsonl", look),
+        )
         self._trackers = Trackers(track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
 
     @classmethod
@@ -136,6 +144,7 @@ class Meter:
                 self._list_quarantined(state.step, masked)
         if not self._writes:
             return
+        self._samples.poll(self._progress.say)
         if result.skipped:
             why = f"gradients overflowed at loss scale {result.loss_scale:g}"
             if not result.count:
@@ -181,6 +190,7 @@ class Meter:
         from trainer.metrics.closing import close_run  # matplotlib is slow to import
 
         self._progress.close()
+        self._samples.finish(self._progress.say)
         try:
             lines = close_run(self._cfg.folder, self._cfg.name)
         except (RuntimeError, OSError) as error:  # the run itself is done and saved

@@ -1,0 +1,77 @@
+"""Texts that a run writes while it trains: what its checkpoints make of given prompts, in `samples.jsonl`.
+
+A process of its own, `trainer.sample`, reads a committed checkpoint and continues the prompts on a CPU: so a
+sample knows no layout, and leaves no trace in the run. The whole model has to fit into that process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer.checkpoint.folder import steps
+from trainer.metrics.events import EventLog
+from trainer.metrics.sinks import JsonlLog
+
+Say = Callable[[str], None]
+
+
+class Samples:
+    """Samples of one run, by the one rank that writes its metrics.
+
+    `prompts`: none means no samples. `tokens`: how many each is continued by. `log` gets {step, prompt,
+    text}. While one checkpoint is sampled, later ones are passed over, but for the last.
+    """
+
+    def __init__(
+        self, run: Path, prompts: Sequence[str], tokens: int, log: JsonlLog, events: EventLog
+    ) -> None:
+        self._run, self._prompts, self._tokens = run, list(prompts), tokens
+        self._log, self._events = log, events
+        self._sampled = self._newest() if prompts else 0
+        self._thread: threading.Thread | None = None
+
+    def poll(self, say: Say) -> None:
+        """Start sampling the newest checkpoint, where there is a new one and none is being sampled."""
+        if not self._prompts or (self._thread is not None and self._thread.is_alive()):
+            return
+        if (step := self._newest()) > self._sampled:
+            self._sampled = step
+            # A daemon: a rank that dies of something else does not wait for a text.
+            self._thread = threading.Thread(target=self._sample, args=(step, say), daemon=True)
+            self._thread.start()
+
+    def finish(self, say: Say) -> None:
+        """Sample the last checkpoint, and wait for it."""
+        for _ in range(2):  # the one that is being sampled, and the last
+            self.poll(say)
+            if self._thread is not None:
+                self._thread.join()
+        self._log.close()
+        self._events.close()
+
+    def _newest(self) -> int:
+        return next(iter(steps(self._run / "checkpoints")), 0)
+
+    def _sample(self, step: int, say: Say) -> None:
+        arguments = [str(self._run), str(step), str(self._tokens), *self._prompts]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "trainer.entry", "trainer.sample", *arguments],
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+            )
+            if done.returncode:
+                said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise RuntimeError(said[-1].removeprefix("error: "))
+            for line in done.stdout.splitlines():
+                record = json.loads(line)
+                self._log.write(record)
+                say(f"step {step}: {record['prompt']}{record['text']}".replace("\n", "\\n"))
+        except (OSError, ValueError, RuntimeError) as error:
+            self._events.event("sample", step, f"no sample was made: {error}")

@@ -15,6 +15,7 @@ from trainer import config as configs
 from trainer.checkpoint.ranks import ToldElsewhere
 from trainer.config import RunConfig
 from trainer.disk import explained
+from trainer.ending import run_to_the_end
 from trainer.fence import Fence
 from trainer.interrupts import INTERRUPTED, STOPPED, LeaveAtOnce
 from trainer.starting import Starting
@@ -182,4 +183,4 @@ def fail(error: Exception, cfg: RunConfig, rank: int, fence: Fence) -> int:
 if __name__ == "__main__":
     if sys.stdout is not None:  # a terminal's encoding may have no "…"
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    run_to_the_end(lambda: main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from trainer.ending import run_to_the_end
 from trainer.interrupts import LeaveAtOnce
 
 
@@ -16,4 +17,4 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     # A terminal's encoding may not hold what a model writes.
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    run_to_the_end(lambda: main(sys.argv[1:]))

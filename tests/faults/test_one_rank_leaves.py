@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.interrupts import ONE_PRESS_SECONDS
 from whole_runs import GERMINAL, consumed, environment, events, make_corpus, train, whole_steps, write_config
 
 RANK = [sys.executable, "-P", "-m", "trainer"]
@@ -37,6 +38,8 @@ def by_hand(config: Path, world: int = 2) -> Iterator[list["subprocess.Popen[str
             env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
+            # A suite that a script runs in the background has SIGINT ignored, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
         for rank in range(world)
     ]
@@ -63,6 +66,14 @@ def answers(pid: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
+def ended(pid: int) -> bool:
+    """Whether the process is gone, or waits only for a parent that may never ask (proc(5): state Z)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def imports_torch(pid: int) -> bool:
     return "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text()
 
@@ -77,7 +88,7 @@ slow = pytest.mark.slow
 EVERY = [pytest.param(moment, marks=slow) for moment in MOMENTS]
 
 
-@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize("leaver", [0, pytest.param(1, marks=slow)])  # at 0 all ranks meet
 @pytest.mark.parametrize(
     "moment", ["while it imports torch", *(pytest.param(m, marks=slow) for m in MOMENTS if "torch" not in m)]
 )
@@ -97,7 +108,7 @@ def test_a_rank_that_was_started_by_hand_and_leaves_takes_the_other_along(
         assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize("leaver", [1, pytest.param(0, marks=slow)])
 @pytest.mark.parametrize("moment", ["while the engine is built", *EVERY[:2], *EVERY[3:]])
 def test_a_rank_of_our_supervisor_that_leaves_takes_the_other_along(
     run: Run, moment: str, leaver: int
@@ -137,16 +148,72 @@ def test_the_rank_that_a_dead_rank_0_leaves_behind_ends_and_writes_nothing_into_
     assert [event["epoch"] for event in events(folder, "start")] == [1, 2]
 
 
+def test_a_second_ctrl_c_leaves_at_once_though_the_step_cannot_end(run: Run) -> None:
+    config, folder = run
+    with by_hand(config) as (first, other):
+        until(lambda: whole_steps(folder / "metrics.jsonl") > 2, first, other)
+        other.send_signal(signal.SIGSTOP)
+        first.send_signal(signal.SIGINT)
+        time.sleep(2 * ONE_PRESS_SECONDS)  # closer together, two would count as one
+        assert first.poll() is None, "it waits for the other, to save"
+        first.send_signal(signal.SIGINT)
+        said = [first.communicate(timeout=60)[1]]
+        other.send_signal(signal.SIGCONT)
+        said.append(other.communicate(timeout=60)[1])
+    assert [first.returncode, other.returncode] == [130, 130], said
+    for text in said:
+        assert text.count("error: ") == 1 and "interrupted again: the same command goes on" in text, said
+
+
+def of_torchrun(config: Path) -> list[str]:
+    torchrun = Path(sys.executable).with_name("torchrun")
+    return [str(torchrun), "--standalone", "--nproc-per-node=2", "-m", "trainer", str(config)]
+
+
+def ranks_of(launcher: "subprocess.Popen[str]") -> list[int]:
+    """The processes of its ranks, in their order; waits until both are there."""
+    found: dict[bytes, int] = {}
+
+    def there() -> bool:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+        for pid in map(int, children.split()):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found.update({word: pid for word in variables if word.startswith(b"RANK=")})
+        return len(found) == 2
+
+    until(there, launcher)
+    return [found[name] for name in sorted(found)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "around the first step"])
+def test_a_rank_of_torchrun_that_leaves_takes_the_other_along(run: Run, moment: str, leaver: int) -> None:
+    config, folder = run
+    with subprocess.Popen(
+        of_torchrun(config), env=environment(), stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        try:
+            pids = ranks_of(launcher)
+            until(lambda: MOMENTS[moment](pids[leaver], folder), launcher)
+            os.kill(pids[leaver], signal.SIGTERM)
+            _, said = launcher.communicate(timeout=90)
+        finally:
+            launcher.kill()
+    assert launcher.returncode == 1, said  # whatever its ranks' exit codes
+    assert "nothing was under way" in said and "saved at step" not in said, said
+    assert all(map(ended, pids))
+
+
 @pytest.mark.slow
 def test_ranks_of_torchrun_end_when_it_is_gone(run: Run) -> None:
     config, folder = run
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node=2"]
-    command = [*map(str, torchrun), "-m", "trainer", str(config)]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, text=True) as launcher:
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    with subprocess.Popen(
+        of_torchrun(config), env=environment(), stderr=subprocess.DEVNULL, text=True
+    ) as launcher:
         until(lambda: whole_steps(folder / "metrics.jsonl") > 2, launcher)
-        pids = [int(word) for word in children.read_text().split()]
+        pids = ranks_of(launcher)
         launcher.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    until(lambda: all(map(ended, pids)))
     train(config, "train.steps=30")
     assert consumed(folder) == list(range(30 * 8))

@@ -4,26 +4,18 @@ Of several ranks this makes one program: one exit code, one error, one Ctrl-C, a
 """
 
 import contextlib
-import ctypes
 import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 from launch.job import Command
-from launch.voice import SHOW_CURSOR, Voice, say, terminal_like_ours, write
+from launch.local_rank import STOPPED, LocalRank
+from launch.voice import SHOW_CURSOR, say, write
 from trainer.interrupts import ONE_PRESS_SECONDS
 
-# Exit codes of a rank that was asked to stop. Once all have begun their first step, all leave with
-# them together; before that, one that leaves with them leaves the others waiting.
-STOPPED = (75, 130)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -52,33 +44,13 @@ def supervise(
         supervisor.close()
 
 
-@dataclass
-class _Rank:
-    process: "subprocess.Popen[bytes]"
-    voice: Voice
-    descriptors: list[int] = field(default_factory=list)
-    ended_at: float = 0.0
-    under_way: bool = False  # its first step is done, and so every rank has begun
-
-    @property
-    def left_alone(self) -> bool:
-        """Whether it has failed, or has left while the others were not to leave with it."""
-        code = self.process.returncode
-        return code not in (None, 0) and not (code in STOPPED and self.under_way)
-
-    @property
-    def failed_at(self) -> float:
-        """When its last words began, or it ended without any."""
-        return self.voice.began_at or self.ended_at
-
-
 class _Supervisor:
     def __init__(self, grace_seconds: float, stop_seconds: float) -> None:
         self.grace_seconds = grace_seconds
         self.stop_seconds = stop_seconds
         self.stop_by = float("inf")
         self.silent: list[int] = []  # ranks that had not left by then
-        self.ranks: list[_Rank] = []
+        self.ranks: list[LocalRank] = []
         self.kill_at = float("inf")
         self.arrived: list[int] = []  # signals not yet passed on
         self.asked: list[int] = []  # SIGTERM, SIGINT and a second SIGINT
@@ -97,27 +69,9 @@ class _Supervisor:
         self.old_handlers = {number: signal.signal(number, handlers[number]) for number in handlers}
 
     def start(self, number: int, command: Command, *, marked: bool) -> None:
-        live = number == 0 and os.isatty(2)
-        ours, theirs = terminal_like_ours() if live else os.pipe()
-        process = subprocess.Popen(
-            command.argv,
-            env=os.environ | command.env | {"GERMINAL_UNDER_WAY": str(self.tell_under_way)},
-            pass_fds=(self.tell_under_way,),
-            stdin=subprocess.DEVNULL,
-            stdout=None if number == 0 else subprocess.PIPE,
-            stderr=theirs,
-            process_group=0,  # Ctrl-C reaches this process only, which passes it on once
-            preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
-        )
-        os.close(theirs)
-        rank = _Rank(process, Voice(number, marked=marked), [ours])
-        rank.voice.errors, rank.voice.live = ours, ours if live else -1
-        if process.stdout is not None:
-            rank.descriptors.append(os.dup(process.stdout.fileno()))
-            process.stdout.close()
+        rank = LocalRank.start(number, command, marked=marked, tell_under_way=self.tell_under_way)
         self.ranks.append(rank)
         for descriptor in rank.descriptors:
-            os.set_blocking(descriptor, False)
             self.selector.register(descriptor, selectors.EVENT_READ, rank)
 
     def watch(self) -> int:
@@ -158,7 +112,7 @@ class _Supervisor:
     def _silent(self) -> list[int]:
         """The ranks that are still there; where some of them are stopped, those: the others wait for them."""
         there = [rank for rank in self.ranks if rank.process.poll() is None]
-        stopped = [rank for rank in there if _is_stopped(rank.process.pid)]
+        stopped = [rank for rank in there if rank.is_stopped]
         return [rank.voice.number for rank in stopped or there]
 
     def _pass_on_signals(self) -> None:
@@ -231,7 +185,7 @@ class _Supervisor:
         say(f"error: {how}; the same command goes on from the last checkpoint".encode())
         return 128 + asked
 
-    def _send(self, number: int, ranks: Sequence[_Rank]) -> None:
+    def _send(self, number: int, ranks: Sequence[LocalRank]) -> None:
         for rank in ranks:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)
@@ -259,17 +213,3 @@ class _Supervisor:
         self.waker.close()
         os.close(self.under_way)
         os.close(self.tell_under_way)
-
-
-def _is_stopped(process: int) -> bool:
-    """Whether the process is stopped by a signal or a debugger (proc(5): state T or t)."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False
-
-
-def _die_with_parent(parent: int) -> None:
-    """In the child, before it becomes the rank: have the kernel kill it when `parent` dies."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)

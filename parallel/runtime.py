@@ -43,7 +43,9 @@ START_GRACE_SECONDS = 2.0
 
 @dataclass
 class Runtime:
-    """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end."""
+    """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end. `has_said_why`: it
+    has failed and its line is written, so another rank's end is not to be told any more.
+    """
 
     rank: int
     world: int
@@ -51,6 +53,7 @@ class Runtime:
     device: torch.device
     stopping: bool = field(default=False)
     is_under_way: bool = field(default=False)
+    has_said_why: bool = field(default=False)
     _presence: Presence | None = field(default=None, repr=False)
     _supervisor: int = field(default=-1, repr=False)  # descriptor of its pipe
     _group: dict[str, Any] = field(default_factory=dict, repr=False)  # what the process group is made with
@@ -98,7 +101,10 @@ class Runtime:
             return
         if left.code not in STOPPED:  # what fails here too, or for want of that rank, has words of its own
             time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
-        _end(f"{left}", _FAILED if left.code is None else left.code)
+        code = _FAILED if left.code is None else left.code
+        if self.has_said_why:  # and is closing what was open, which waits for ranks that are gone
+            os._exit(code)
+        _end(f"{left}", code)
 
     def _watch_parent(self) -> None:
         parent = os.getppid()

@@ -143,7 +143,9 @@ def _record(error: Exception, step: int, cfg: RunConfig, runtime, fence: Fence) 
 
 def _fail_or_follow(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> int:  # type: ignore[no-untyped-def]
     """The exit code of a failure, in a line; where it is the effect of another rank's end, that rank's."""
-    if isinstance(error, RuntimeError) and (left := runtime.first_to_leave()):
+    left = runtime.first_to_leave() if isinstance(error, RuntimeError) else None
+    runtime.has_said_why = True
+    if left:
         return complain(left, FAILED if left.code is None else left.code)
     return fail(error, cfg, runtime.rank, fence)
 

@@ -18,6 +18,7 @@ from parallel.engine import Chunk, Evaluation, Micro, ModelInputs, Objective, St
 from parallel.initialize import draw
 from parallel.plan import Layout, ModelPlan
 from parallel.recompute import apply_recompute
+from parallel.relied_on import insist
 from parallel.runtime import Runtime
 from parallel.scaling import Normalisation, squares
 from parallel.sums import BySource, Sums, unpack
@@ -213,6 +214,7 @@ class DeepSpeedEngine:
     def _norm(self) -> float:
         """Of the gradients as DeepSpeed holds them, over all ranks."""
         if self._engine.optimizer is not self._optimizer:
+            insist("deepspeed", self._engine.optimizer, "_global_grad_norm")
             return float(self._engine.optimizer._global_grad_norm)
         grads = [
             parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None

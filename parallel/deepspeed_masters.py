@@ -19,13 +19,13 @@ from parallel.engine import Chunk
 from parallel.relied_on import insist
 
 # What this module and the engine use of DeepSpeed's optimisers that is not public, by ZeRO stage.
-_SHARDED = ("_global_grad_norm", "update_lp_params")
+# `_global_grad_norm` is there from the first step on, and looked for when it is read.
+_SHARDED = ("update_lp_params",)
 _RELIED_ON = {
-    0: ("_global_grad_norm", "fp16_groups", "fp32_groups"),
+    0: ("fp16_groups", "fp32_groups"),
     1: _SHARDED,
     2: _SHARDED,
     3: (
-        "_global_grad_norm",
         "_optimizer_states_and_gradient_swap_in",
         "_optimizer_states_and_gradient_swap_out",
         "_partition_all_parameters",

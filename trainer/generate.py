@@ -191,8 +191,8 @@ def newest_model(cfg: RunConfig, run: Path) -> Loaded:
                 raise
 
 
-def load_checkpoint(cfg: RunConfig, run: Path, folder: Path) -> Loaded:
-    """A verified checkpoint of a run, and the tokenizer that it was trained with."""
+def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -> Loaded:
+    """A verified checkpoint of a run, and the tokenizer that it was trained with; see `load_model`."""
     state = json.loads((folder / checkpoints.STATE).read_bytes())
     trained_with = state["identity"].get("tokenizer")
     if not trained_with:
@@ -201,11 +201,13 @@ def load_checkpoint(cfg: RunConfig, run: Path, folder: Path) -> Loaded:
             "train the run further, and the next one will"
         )
     tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
-    return Loaded(load_model(cfg, folder), tokenizer, cfg.data.seq_len, trained_with["eos"])
+    return Loaded(load_model(cfg, folder, device), tokenizer, cfg.data.seq_len, trained_with["eos"])
 
 
-def load_model(cfg: RunConfig, folder: Path) -> nn.Module:
-    """The model with the weights of a verified checkpoint, in float32; on the GPU if there is one."""
+def load_model(cfg: RunConfig, folder: Path, device: str = "") -> nn.Module:
+    """The model with the weights of a verified checkpoint, in float32, on `device`; without one, on the GPU if
+    there is one.
+    """
     with torch.device("meta"):
         model = build_model(cfg.model)
     model.to_empty(device="cpu")
@@ -215,7 +217,7 @@ def load_model(cfg: RunConfig, folder: Path) -> nn.Module:
     load(folder, [_whole(f"model.{name}", tensor) for name, tensor in state.items()])
     for alias, canonical in aliases.items():
         model.get_parameter(alias).data = model.get_parameter(canonical).data
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def _whole(name: str, tensor: Tensor) -> Chunk:

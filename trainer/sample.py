@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from trainer import config as configs
 from trainer import run_folder
 from trainer.__main__ import DONE, FAILED, complain
@@ -22,11 +24,12 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     """Print {step, prompt, text} for each prompt; returns the exit code."""
     run, step, tokens, *prompts = arguments
     os.nice(NICE)
+    torch.set_num_threads(1)
     try:
         cfg = configs.load(Path(run) / run_folder.CONFIG)
         folder = checkpoints.step_folder(Path(run) / "checkpoints", int(step))
         checkpoints.verify(folder)
-        loaded = load_checkpoint(cfg, Path(run), folder)
+        loaded = load_checkpoint(cfg, Path(run), folder, device="cpu")
         for prompt in prompts:
             text = "".join(write_after(loaded, prompt, max_tokens=int(tokens)))
             print(json.dumps({"step": int(step), "prompt": prompt, "text": text}), flush=True)

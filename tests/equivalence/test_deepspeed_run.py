@@ -50,7 +50,10 @@ def test_fp16_runs_on_a_cpu_without_it(tmp_path: Path, monkeypatch: pytest.Monke
 def test_refusals_are_one_line_and_exit_2(tmp_path: Path) -> None:
     corpus = whole_runs.make_corpus(tmp_path)
     config = whole_runs.write_config(tmp_path, corpus, parallel__engine="deepspeed")
-    for override, names in (("optim.name=muon", "optim.name"), ("parallel.tp=2", "parallel.engine=torch")):
+    for override, names in (
+        ("optim.name=muon", "optim.name"),
+        ("parallel.tp=2", "parallel.engine=deepspeed"),
+    ):
         done = whole_runs.germinal("train", config, "--nproc", 2, override)
         assert done.returncode == 2
         assert names in done.stderr and done.stderr.count("\n") == 1, done.stderr

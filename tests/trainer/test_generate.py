@@ -159,13 +159,13 @@ def test_a_checkpoint_that_is_removed_while_it_is_read(
     make_run(tmp_path / "later", steps=(3,))
     load, calls = generating.load_model, []
 
-    def late(cfg: RunConfig, folder: Path) -> Decoder:
+    def late(cfg: RunConfig, folder: Path, device: str) -> Decoder:
         calls.append(folder.name)
         if len(calls) == 1:
             newer = checkpoints.step_folder(tmp_path / "later" / "checkpoints", 3)
             os.rename(newer, checkpoints.step_folder(run / "checkpoints", 3))
             shutil.rmtree(folder)
-        return load(cfg, folder)
+        return load(cfg, folder, device)
 
     monkeypatch.setattr(generating, "load_model", late)
     assert "".join(continue_text(run, "ab", max_tokens=3)) is not None

@@ -5,7 +5,6 @@ sample knows no layout, and leaves no trace in the run. The whole model has to f
 """
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -61,7 +60,6 @@ class Samples:
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "trainer.entry", "trainer.sample", *arguments],
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 encoding="utf-8",

@@ -205,8 +205,8 @@ def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -
 
 
 def load_model(cfg: RunConfig, folder: Path, device: str = "") -> nn.Module:
-    """The model with the weights of a verified checkpoint, in float32, on `device`; without one, on the GPU if
-    there is one.
+    """The model with the weights of a verified checkpoint, in float32, on `device`; without one on the GPU,
+    if there is one.
     """
     with torch.device("meta"):
         model = build_model(cfg.model)

@@ -4,6 +4,7 @@ loop.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -114,8 +115,10 @@ class Run:
 
     def _go_back(self, why: str) -> bool:
         self.loader.close()
+        self.meter.keep_aside()  # for going back drops lines, and may be of no avail
         found = self.checkpointer.go_back(self.engine, why)
         if found is None:
+            self.meter.put_back()
             return False
         self.state.step, self.state.sequences, self.state.tokens = found.step, found.sequences, found.tokens
         self.stream.quarantined.clear()  # what was read ahead is read again
@@ -173,7 +176,7 @@ def assemble(
         every=cfg.checkpoint.every,
         keep=cfg.checkpoint.keep,
         keep_every=cfg.checkpoint.keep_every,
-        decay_begins=decay_begins(cfg.optim, cfg.train.steps),
+        decays=decays(cfg) if runtime.is_writer else (),
         asynchronous=cfg.checkpoint.asynchronous,
         identity=lambda position: identity(cfg, stream, position),
         events=events,
@@ -225,6 +228,16 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
     stream = ranks.together(lambda: open_stream(cfg))
     agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
     return layout, stream
+
+
+def decays(cfg: RunConfig) -> set[int]:
+    """The steps after which the rate begins to fall, by this config and those that the run has had before."""
+    found = {decay_begins(cfg.optim, cfg.train.steps)}
+    for file in (cfg.folder / "configs").glob("step-*.yaml"):
+        with contextlib.suppress(ValueError):  # of an older version of the project, perhaps
+            earlier = configs.load(file)
+            found.add(decay_begins(earlier.optim, earlier.train.steps))
+    return found - {0}
 
 
 def open_stream(cfg: RunConfig) -> Stream:

@@ -118,7 +118,7 @@ def test_a_gradient_that_is_not_finite_is_a_fault_in_the_record(corpus: Path, tm
     done = refused(FAILED, "step 2", "not finite", "sequences 8 to 15", command=("train", config))
     assert done.count("not finite") == 1, "said once"
     (event,) = events(tmp_path / "run", "fault")
-    assert event["step"] == 1 and "the gradient is not finite" in event["reason"]
+    assert event["step"] == 1 and "the weights are not finite" in event["reason"]
 
 
 def test_more_than_the_memory_is_one_line(corpus: Path, tmp_path: Path) -> None:

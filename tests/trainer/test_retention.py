@@ -17,7 +17,7 @@ from trainer.state import TrainState
 
 
 def test_milestones_stay_and_the_last_checkpoint_before_the_decay(tmp_path: Path) -> None:
-    checkpointer = make(tmp_path, every=2, keep=2, keep_every=5, decay_begins=9)
+    checkpointer = make(tmp_path, every=2, keep=2, keep_every=5, decays={9})
     for step in range(1, 21):
         if checkpointer.due(step):
             save(checkpointer, FakeEngine(), step)
@@ -26,13 +26,22 @@ def test_milestones_stay_and_the_last_checkpoint_before_the_decay(tmp_path: Path
     assert saves[5] == "every 5 steps, never to be deleted" and saves[4] == "every 2 steps"
 
 
+def test_the_last_before_each_decay_stays_when_a_run_was_made_longer(tmp_path: Path) -> None:
+    """The run decayed after step 4, and was made longer: now it will after 9."""
+    checkpointer = make(tmp_path, keep=1, decays={4, 9})
+    engine = FakeEngine()
+    for step in range(1, 13):
+        save(checkpointer, engine, step)
+    assert folders.steps(tmp_path / "checkpoints") == [12, 9, 4]
+
+
 def test_a_damaged_checkpoint_is_not_the_one_kept_from_before_the_decay(tmp_path: Path) -> None:
-    checkpointer = make(tmp_path, keep=1, decay_begins=4)
+    checkpointer = make(tmp_path, keep=1, decays={4})
     for step in (3, 4):
         save(checkpointer, FakeEngine(), step)
         (folders.step_folder(checkpointer.root, step) / "state.json").touch()
     assert folders.steps(checkpointer.root) == [4]
-    checkpointer = make(tmp_path, keep=2, decay_begins=4)
+    checkpointer = make(tmp_path, keep=2, decays={4})
     save(checkpointer, FakeEngine(), 5)
     (folders.step_folder(checkpointer.root, 4) / "state.json").write_text("{}")
     save(checkpointer, FakeEngine(), 6)

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Checkpointer:
     """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
 
     Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told;
-    `keep`, `keep_every` and `decay_begins` say which checkpoints stay: see `Retention`. `identity` (position
+    `keep`, `keep_every` and `decays` say which checkpoints stay: see `Retention`. `identity` (position
     in the stream → what a checkpoint made there shares with the runs that may load it): what comes after the
     position may still change. `gather` collects one small object of every rank, in rank order, on every rank
     (one process needs none); only starting and resuming use it, saving coordinates through the folder, where
@@ -53,7 +53,7 @@ class Checkpointer:
         every: int,
         keep: int,
         keep_every: int = 0,
-        decay_begins: int = 0,
+        decays: Collection[int] = (),
         asynchronous: bool,
         identity: Callable[[int], Identity],
         events: EventLog,
@@ -75,7 +75,7 @@ class Checkpointer:
         self.patience_seconds = patience_seconds
         self.look = look
         self.retention = Retention(
-            self.root, keep=keep, keep_every=keep_every, decay_begins=decay_begins, tell=self._tell, look=look
+            self.root, keep=keep, keep_every=keep_every, decays=decays, tell=self._tell, look=look
         )
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()
@@ -162,6 +162,7 @@ class Checkpointer:
         checkpoint has its own name.
         """
         self.wait()
+        self.ranks.gather(None)  # or one would look for a commit whose folder another has set aside already
         step = self._resumed
         if step < 0:
             return None

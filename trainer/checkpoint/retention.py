@@ -1,7 +1,7 @@
 """Which checkpoints of a run stay."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from trainer.checkpoint import folder as folders
@@ -12,8 +12,8 @@ from trainer.fence import Look, unfenced
 class Retention:
     """Keeps the newest `keep` checkpoints under `root` that verify (0: all) and deletes what is older.
 
-    What stays besides: the multiples of `keep_every` (0: none), and the newest checkpoint that is not after
-    step `decay_begins`, where the learning rate begins to fall (0: it does not): from there the run can be
+    What stays besides: the multiples of `keep_every` (0: none), and for each of `decays`, steps after which
+    the learning rate begins to fall, the newest checkpoint that is not after it: from there the run can be
     made longer. `tell` (kind, step, reason) writes an event; `look` raises where a later start of the run
     writes here.
     """
@@ -24,14 +24,14 @@ class Retention:
         *,
         keep: int,
         keep_every: int,
-        decay_begins: int,
+        decays: Collection[int],
         tell: Callable[[str, int, str], None],
         look: Look = unfenced,
     ) -> None:
         self.root = root
         self.keep = keep
         self.keep_every = keep_every
-        self.decay_begins = decay_begins
+        self.decays = frozenset(decays)
         self._tell = tell
         self._look = look
         self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
@@ -42,13 +42,14 @@ class Retention:
 
     def apply(self) -> None:
         """Delete what need not stay. A failure is only an event."""
-        kept, before_decay = 0, self.decay_begins <= 0
+        kept, step, decays = 0, 0, set(self.decays)
         try:
             for step in folders.steps(self.root) if self.keep else ():
-                if kept < self.keep or (not before_decay and step <= self.decay_begins):
-                    sound = self._sound(step)
-                    kept += sound
-                    before_decay |= sound and step <= self.decay_begins
+                before = {decay for decay in decays if step <= decay}
+                if kept < self.keep or before:
+                    if self._sound(step):
+                        kept += 1
+                        decays -= before
                 elif not self.is_milestone(step):
                     self._look()
                     folders.delete(folders.step_folder(self.root, step))

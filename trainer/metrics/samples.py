@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import JsonlLog
 
 Say = Callable[[str], None]
+
+LAST_SECONDS = 300.0  # how long the end of a run waits for a sample; until then it holds its machine
 
 
 class Samples:
@@ -32,6 +35,7 @@ class Samples:
         self._log, self._events = log, events
         self._sampled = self._newest() if prompts else 0
         self._thread: threading.Thread | None = None
+        self._child: subprocess.Popen[str] | None = None
 
     def poll(self, say: Say) -> None:
         """Start sampling the newest checkpoint, where there is a new one and none is being sampled."""
@@ -44,11 +48,17 @@ class Samples:
             self._thread.start()
 
     def finish(self, say: Say) -> None:
-        """Sample the last checkpoint, and wait for it."""
+        """Sample the last checkpoint, and wait for it, LAST_SECONDS at most."""
+        deadline = time.monotonic() + LAST_SECONDS
         for _ in range(2):  # the one that is being sampled, and the last
             self.poll(say)
             if self._thread is not None:
-                self._thread.join()
+                self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread is not None and self._thread.is_alive():
+            self._events.event("sample", self._sampled, f"no sample was made within {LAST_SECONDS:g} s")
+            if self._child is not None:
+                self._child.kill()
+            self._thread.join()
         self._log.close()
         self._events.close()
 
@@ -58,16 +68,18 @@ class Samples:
     def _sample(self, step: int, say: Say) -> None:
         arguments = [str(self._run), str(step), str(self._tokens), *self._prompts]
         try:
-            done = subprocess.run(
+            self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "trainer.entry", "trainer.sample", *arguments],
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 encoding="utf-8",
             )
-            if done.returncode:
-                said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            written, complaint = self._child.communicate()
+            if code := self._child.returncode:
+                said = complaint.strip().splitlines() or [f"exit code {code}"]
                 raise RuntimeError(said[-1].removeprefix("error: "))
-            for line in done.stdout.splitlines():
+            for line in written.splitlines():
                 record = json.loads(line)
                 self._log.write(record)
                 say(f"step {step}: {record['prompt']}{record['text']}".replace("\n", "\\n"))

@@ -80,7 +80,8 @@ class JsonlLog:
             if self._fd < 0 or self._is_there():
                 return False
             self._look()
-            os.close(self._fd)
+            gone, self._fd = self._fd, -1  # first, for opening may fail
+            os.close(gone)
             self._open()
             return True
 

@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import test_planted_faults as faults
 import torch
-from torch.distributed.pipelining import PipelineStage
 
-from parallel import pipeline_stage
 from trainer import config as configs
 from trainer import verdict, verify, yardstick
 from trainer.interrupts import LeaveAtOnce
@@ -41,12 +39,6 @@ def references() -> Iterator[References]:
     made = References(STEPS)
     yield made
     made.close()
-
-
-def torchs_own_zero_bubble(patch: pytest.MonkeyPatch, rank: int) -> None:
-    """torch 2.13's own stages leave gradients out under ZeRO-3 when a schedule splits backward."""
-    own = PipelineStage.backward_maybe_with_nosync
-    patch.setattr(pipeline_stage.Stage, "backward_maybe_with_nosync", own)
 
 
 def nan_on_one_rank(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -94,7 +86,6 @@ def test_equal_layouts_pass(
         ("fp32", 2, ["parallel.tp=2"], nan_on_one_rank),
         ("fp32", 2, ["parallel.zero=2"], faults.micro_batch_counted_twice),
         ("fp32", 2, ["parallel.zero=1"], faults.ranks_read_the_same_data),
-        ("fp32", 4, ZERO_BUBBLE, torchs_own_zero_bubble),
         # Each of 1 %, or in a few small tensors only: the smallest that there are.
         ("bf16", 2, ["parallel.tp=2"], faults.gradient_scaled_on_one_rank),
         ("bf16", 2, ["parallel.tp=2"], faults.replicated_gradients_left_partial),

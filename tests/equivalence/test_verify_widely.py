@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import test_planted_faults as faults
-from test_verify import ZERO_BUBBLE, torchs_own_zero_bubble
 
 from parallel.precision import COMPUTE_DTYPE
 from verifying import References, compared
@@ -61,7 +60,6 @@ FAULTS: list[tuple[Any, int, list[str]]] = [
     (faults.replicated_parameters_counted_twice, 2, ["parallel.tp=2"]),
     (faults.micro_batch_counted_twice, 2, ["parallel.zero=2"]),
     (faults.ranks_read_the_same_data, 2, ["parallel.zero=1"]),
-    (torchs_own_zero_bubble, 4, ZERO_BUBBLE),
 ]
 
 

@@ -70,7 +70,8 @@ class Checkpointer:
         self.identity = identity
         self.events = events
         self.logs = (*logs, events)
-        self._log_digests = [LogDigest(log.path) for log in self.logs]
+        # An event log without a path drops its events.
+        self._log_digests = [LogDigest(log.path) for log in self.logs if log.path.name]
         self.ranks = Ranks(rank, world, gather)
         self.patience_seconds = patience_seconds
         self.look = look

@@ -20,6 +20,9 @@ from data.recipe import Recipe
 from data.sources import InputFile
 
 PLAN = "plan.json"
+# Of how sources are cut into units, read and encoded. It goes up with any change to these: units that an
+# older version finished and units of this one would not be the parts of one corpus.
+VERSION = 2
 _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 
@@ -102,13 +105,19 @@ def is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
         write_json(path, plan)
         return False
     old = json.loads(path.read_text())
+    begun = any((path.parent / name).exists() for name in _MADE)
+    if begun and not (old["complete"] and whole) and old.get("version") != plan["version"]:
+        raise ValueError(
+            f"{out} holds an unfinished prepare, begun by another version of this program: remove {out}, or "
+            "give another --out"
+        )
     state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
     # A setting that came later was what it is by default.
     before = {**recipes.as_dict(Recipe()), **old["settings"]}
     changed = recipes.differences(before, plan["settings"])
     if not changed and old["input"] != plan["input"]:
         changed = ["the source files themselves"]
-    if changed and not old["complete"] and not any((path.parent / name).exists() for name in _MADE):
+    if not begun and not old["complete"]:
         write_json(path, plan)  # it failed before it made anything: there is nothing to go on with
         return False
     if changed:

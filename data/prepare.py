@@ -35,7 +35,7 @@ from data.manifest import (
     MANIFEST,
     read_manifest,
 )
-from data.planfile import PLAN, input_hash, is_complete, lock, settings_of, spool_stdin
+from data.planfile import PLAN, VERSION, input_hash, is_complete, lock, settings_of, spool_stdin
 from data.progress import Progress
 from data.recipe import Recipe
 from data.survey import find_duplicates, survey_unit
@@ -113,7 +113,7 @@ def prepare(
         preconditions.check_files(files, recipe)
         recipe = preconditions.held_out_how(files, heldout, recipe)
         settings = settings_of(sources, tokenizer, train_tokenizer, heldout, recipe)
-        plan = {"settings": settings, "input": input_hash(files), "complete": False}
+        plan = {"version": VERSION, "settings": settings, "input": input_hash(files), "complete": False}
         if is_complete(scratch, plan, out):
             return _report(out, files, was_complete=True)
         total = sum(file.bytes for file in files)

@@ -182,6 +182,23 @@ def test_a_second_run_does_nothing(tmp_path: Path, texts: dict) -> None:
     assert second.train == first.train
 
 
+def test_an_unfinished_prepare_of_another_version_is_refused_and_a_finished_one_is_not(
+    tmp_path: Path, texts: dict
+) -> None:
+    run(tmp_path, "corpus")
+    path = tmp_path / "corpus/.prepare/plan.json"
+    plan = json.loads(path.read_text())
+    del plan["version"]
+    path.write_text(json.dumps(plan))
+    assert run(tmp_path, "corpus").was_complete
+    for older in ({}, {"version": planfile.VERSION - 1}):
+        path.write_text(json.dumps({**plan, **older, "complete": False}))
+        with pytest.raises(ValueError, match=r"begun by another version of this program: remove .*corpus"):
+            run(tmp_path, "corpus")
+    path.write_text(json.dumps({**plan, "version": planfile.VERSION, "complete": False}))
+    assert planfile.is_complete(path.parent, json.loads(path.read_text()), tmp_path / "corpus") is False
+
+
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     tmp_path: Path, texts: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,11 @@ def _from_ids(
     if not all(type(value) is int for value in values):
         tally.add("removed.ids_not_integers", 0, where)
         return None
-    ids = np.array(values, np.int64)
+    try:
+        ids = np.array(values, np.int64)
+    except OverflowError:
+        tally.add("removed.ids_not_integers", 0, f"{where} (one is beyond 64 bits)")
+        return None
     if isinstance(mask, list) and len(mask) == len(values) and not all(mask):
         ids = ids[np.array(mask, bool)]
         tally.add("changed.padding_taken_off", 0, where)

@@ -16,7 +16,8 @@ def documents(folder: str, names: list[str]) -> list[str]:
     """The files of one folder that are sources: without hidden ones, and, where Hugging Face's `datasets`
     saved to it, of its files only those that its state.json lists; `map` leaves others beside them.
 
-    Raises ValueError for a selection over a data set, whose files hold more than the selection.
+    Raises ValueError for a selection over a data set, whose files hold more than the selection, and
+    RuntimeError for a state.json that cannot be read.
     """
     names = [name for name in names if not name.startswith(".")]
     arrows = [name for name in names if name.endswith(".arrow")]
@@ -24,14 +25,28 @@ def documents(folder: str, names: list[str]) -> list[str]:
         names = [name for name in names if name != "dataset_dict.json"]
     if not arrows or "state.json" not in names:
         return names
-    with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
-        state = json.load(file)
-    if state.get("_indices_data_files"):
+    listed = _listed(folder) or set(arrows)
+    return [name for name in names if name in listed or not name.endswith((".arrow", ".json"))]
+
+
+def _listed(folder: str) -> set[str]:
+    """The data files that a folder's state.json names."""
+    path = os.path.join(folder, "state.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            state = json.load(file)
+        selection = state.get("_indices_data_files")
+        listed = {str(entry["filename"]) for entry in state.get("_data_files") or []}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise RuntimeError(
+            f"{path} does not say which files the dataset has: save the dataset again, or remove this file "
+            "to read every .arrow file beside it"
+        ) from None
+    if selection:
         raise ValueError(
             f"source {folder} is a selection over a dataset: save it again after flatten_indices()"
         )
-    listed = {entry["filename"] for entry in state.get("_data_files") or []} or set(arrows)
-    return [name for name in names if name in listed or not name.endswith((".arrow", ".json"))]
+    return listed
 
 
 def check_splits(folder: str, kinds: Mapping[str, str], is_held_out: Callable[[str], bool]) -> None:

@@ -45,7 +45,7 @@ def ids(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     item, whole = layout.dtype.itemsize, piece.end >= file.bytes
     first = max(0, -(-(piece.start - layout.begins) // item))
     end = layout.count if whole else max(0, -(-(piece.end - layout.begins) // item))
-    if first >= layout.count:
+    if first >= min(end, layout.count):  # the piece may end within the header
         return
     at = max(0, first - 1)  # the id before may be what ends the document before
     begins = 0 if not first else -1

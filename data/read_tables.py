@@ -30,19 +30,20 @@ def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     with open_bytes(file.path) as stream:
         encoding = "utf-16" if head.startswith(UTF16_MARKS) else "utf-8-sig"
         text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
-        lines = _bounded(text, limit)
-        header = next(lines, "")
+        bounded = _bounded(text, limit)
+        header = next(bounded, "")
         if not header.strip():
             tally.add("removed.empty", 0, file.relative)
             return
         delimiter = _delimiter(header, file, recipe)
-        rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
+        lines = _Lines(itertools.chain([header], bounded))
+        rows = _rows_of(lines, delimiter)
         number = -1
         try:
             names = next(rows)
             _need_column(names, file, recipe)
-            for number, values in enumerate(_rows_of(rows)):
-                where = f"{file.relative}, row {number}, ends in line {rows.line_num}"
+            for number, values in enumerate(rows):
+                where = f"{file.relative}, row {number}, ends in line {lines.number}"
                 if len(values) > len(names):
                     tally.add("removed.too_many_columns", 0, f"{where}: {len(values)} for {len(names)}")
                     continue
@@ -51,11 +52,47 @@ def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
                 if document is not None:
                     yield document
         except csv.Error as error:
-            raise OSError(f"row {number + 1}, near line {rows.line_num}: {error}") from None
+            raise OSError(f"row {number + 1}, near line {lines.number}: {error}") from None
 
 
-def _rows_of(rows: Iterable[list[str]]) -> Iterator[list[str]]:
-    return (row for row in rows if row)  # an empty line is none
+class _Lines:
+    """Lines on their way to a reader: `line` is the last, the `number`-th; `ended` once another was asked
+    for.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.line, self.number, self.ended = "", 0, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.ended = True
+        self.line = next(self._lines)
+        self.ended = False
+        self.number += 1
+        return self.line
+
+
+def _rows_of(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
+    """The rows, but for empty lines. `"quoted" words` in one line are a field; over several lines they are
+    an error, since a quote that was never meant to open a field would take the rows up to the next quote.
+    """
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        before = lines.number
+        try:
+            row = next(rows, None)
+        except csv.Error:
+            again = _Lines([lines.line])
+            row = next(csv.reader(again, delimiter=delimiter))
+            if lines.ended or lines.number > before + 1 or again.ended:
+                raise
+        if row is None:
+            return
+        if row:
+            yield row
 
 
 def _bounded(text: io.TextIOWrapper, limit: int) -> Iterator[str]:

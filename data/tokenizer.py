@@ -21,7 +21,7 @@ TRAINED = ("bpe", "wordpiece", "characters")
 # The library's memory is about 100 bytes a token of the text it is given at once: longer texts go in pieces.
 PIECE_CHARACTERS = 1 << 20
 # Ids are turned to text so many at a time: as Python's integers they are ten times as large.
-_DECODED_AT_ONCE, _DECODED_BEFORE = 1 << 18, 8
+_DECODED_AT_ONCE, _AROUND = 1 << 18, 8
 _SENTENCEPIECE_REMEDY = (
     "give the tokenizer.json that most models have beside it, or make one: pip install transformers "
     "sentencepiece, then AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OUT)"
@@ -165,19 +165,41 @@ def template(tokenizer: Tokenizer, separator: int) -> tuple[list[int], list[int]
     """The ids that the tokenizer puts before a text and behind it, such as Llama's `<s>` or BERT's `[CLS]`
     and `[SEP]`; without the separator at the end, which is laid between documents anyhow.
     """
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    bare, whole = _probed(tokenizer)
     if whole == bare:
         return [], []
-    at = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    places = range(len(whole) - len(bare) + 1) if bare else ()
+    at = next((place for place in places if whole[place : place + len(bare)] == bare), None)
+    if at is None:
+        raise ValueError(
+            "the tokenizer's template cannot be told from a text's own tokens: leave it out with --template "
+            "drop, or give another --tokenizer"
+        )
     before, behind = whole[:at], whole[at + len(bare) :]
     return before, behind[:-1] if behind[-1:] == [separator] else behind
+
+
+def _probed(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids of a text that has any, without the template and with it. A token that was added is no such
+    text: it may be in the template itself.
+    """
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    for text in ("a", *sorted(vocabulary.keys() - added, key=vocabulary.__getitem__)):
+        try:
+            bare = tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception:  # the library's own, for a word that a tokenizer without unk_token does not have
+            continue
+        if bare:
+            return bare, tokenizer.encode(text, add_special_tokens=True).ids
+    return [], tokenizer.encode("", add_special_tokens=True).ids
 
 
 def without_template(tokenizer: Tokenizer) -> Tokenizer:
     """The same, but for what it puts around a text."""
     said = json.loads(tokenizer.to_str())
-    if template(tokenizer, -1) != ([], []):
+    bare, whole = _probed(tokenizer)
+    if whole != bare:
         said["post_processor"] = None
     return Tokenizer.from_str(json.dumps(said))
 
@@ -257,13 +279,20 @@ class Encoder:
             ids = ids[: -len(behind)]
         start = 0
         while start < len(ids):
-            # Decoded with a few of the ids before, on which the first one's spelling may depend; up to where
-            # a character ends.
-            end, begin = start + _DECODED_AT_ONCE, max(0, start - _DECODED_BEFORE)
-            while (text := self._decode(ids[begin:end])).endswith("\ufffd") and end < len(ids):
-                end += 1
-            yield text[len(self._decode(ids[begin:start])) :]
+            # Decoded with a few of the ids before, on which the first one's spelling may depend.
+            end, begin = self._between_characters(ids, start + _DECODED_AT_ONCE), max(0, start - _AROUND)
+            yield self._decode(ids[begin:end])[len(self._decode(ids[begin:start])) :]
             start = end
+
+    def _between_characters(self, ids: NDArray[np.integer], end: int) -> int:
+        """`end`, or a few ids behind it, where no character is cut: what is before reads the same with what
+        follows. `end` where there is no such place, as in bytes that are no UTF-8.
+        """
+        for place in range(end, min(end + _AROUND, len(ids))):
+            near = ids[place - min(_AROUND, place) : place + _AROUND]
+            if self._decode(near).startswith(self._decode(near[: min(_AROUND, place)])):
+                return place
+        return end
 
     def _decode(self, ids: NDArray[np.integer]) -> str:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)) if len(ids) else ""

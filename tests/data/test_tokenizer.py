@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from data import tokenizer as tokenizers
 from data.tokenizer import SEPARATOR, Encoder
@@ -102,3 +102,43 @@ def test_training_does_not_hang_on_an_endless_word(letters: str) -> None:
     made = tokenizers.train("bpe", ["some words", word], 600)
     assert tokenizers.vocab_size(made) > 257
     assert "".join(tokenizers._short_words(word)) == word, "nothing is lost"
+
+
+@pytest.mark.parametrize("unk", [None, ""])
+def test_a_template_is_found_where_the_tokenizer_has_no_letter_a(unk: str | None) -> None:
+    """WordLevel without unk_token raises for a word that it lacks, and BPE gives no id."""
+    names = {"<s>": 0, "</s>": 1, "M": 2}
+    model = models.WordLevel(names) if unk is None else models.BPE(vocab=names, merges=[])
+    made = Tokenizer(model)
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert tokenizers.template(made, 1) == ([0], [])
+    assert Encoder(made, 1)("M").tolist() == [0, 2]
+    made.post_processor = processors.TemplateProcessing(single="<s>", special_tokens=[("<s>", 0)])
+    with pytest.raises(ValueError, match="template cannot be told from a text's own tokens: leave it out"):
+        tokenizers.template(made, 1)
+    assert tokenizers.template(tokenizers.without_template(made), 1) == ([], [])
+
+
+def test_ids_that_are_no_text_are_decoded_once_and_characters_are_not_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizers, "_DECODED_AT_ONCE", 64)
+    encode = Encoder(BYTES)
+    decoded = 0
+    real = Encoder._decode
+
+    def counted(self: Encoder, ids: np.ndarray) -> str:
+        nonlocal decoded
+        decoded += len(ids)
+        return real(self, ids)
+
+    monkeypatch.setattr(Encoder, "_decode", counted)
+    continuation = BYTES.encode("é").ids[1:]
+    assert encode.text_bytes(np.array(continuation * 4096)) == 3 * 4096
+    assert decoded < 16 * 4096
+    for shift in range(4):
+        text = "x" * shift + "\ufffd" * 40 + "🌱" * 40
+        assert encode.gives_back(text, encode(text)) and encode.text_bytes(encode(text)) == len(text.encode())

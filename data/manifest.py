@@ -72,7 +72,9 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A corpus. `prepare` and `sources` (how it was made, from what) are for people; nothing reads them."""
+    """A corpus. `prepare` and `sources` (how it was made, from what) are for people, but for
+    `has_template`.
+    """
 
     tokenizer: TokenizerEntry
     dtype: str
@@ -95,6 +97,11 @@ class Manifest:
     def text_bytes(self) -> int:
         """UTF-8 bytes of all documents' text."""
         return sum(shard.text_bytes for shard in self.shards)
+
+    @property
+    def has_template(self) -> bool:
+        """Did `prepare` honour the tokenizer's template? Older corpora, which do not say, have none."""
+        return "template" in self.prepare.get("settings", {})
 
     @property
     def ids(self) -> tuple[str, int, str]:

@@ -99,13 +99,14 @@ def continue_text(
 @dataclass(frozen=True)
 class Loaded:
     """A checkpoint's model, ready to write. `context`: tokens of a training sequence. `separator`: the id
-    between documents.
+    between documents. `template`: does the tokenizer's template stand around each document?
     """
 
     model: nn.Module
     tokenizer: Tokenizer
     context: int
     separator: int
+    template: bool
 
 
 def write_after(
@@ -120,7 +121,7 @@ def write_after(
     """What the model writes after `prompt`, piece by piece; see `continue_text`."""
     tokenizer = loaded.tokenizer
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
-    before, _ = tokenizers.template(tokenizer, loaded.separator)
+    before, _ = tokenizers.template(tokenizer, loaded.separator) if loaded.template else ([], [])
     ids = generate(
         loaded.model,
         [loaded.separator, *before, *tokenizer.encode(prompt, add_special_tokens=False).ids],
@@ -201,7 +202,10 @@ def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -
             "train the run further, and the next one will"
         )
     tokenizer = load_tokenizer(run / "tokenizer.json", trained_with)
-    return Loaded(load_model(cfg, folder, device), tokenizer, cfg.data.seq_len, trained_with["eos"])
+    # Checkpoints that do not say were trained on documents without the template.
+    template = trained_with.get("template", False)
+    model = load_model(cfg, folder, device)
+    return Loaded(model, tokenizer, cfg.data.seq_len, trained_with["eos"], template)
 
 
 def load_model(cfg: RunConfig, folder: Path, device: str = "") -> nn.Module:

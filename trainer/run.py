@@ -291,12 +291,13 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
     """What a checkpoint made at `position` of the stream must share with this run to be loaded by it."""
     entry = stream.sources[0].corpus.manifest.tokenizer
+    template = all(source.corpus.manifest.has_template for source in stream.sources)
     return Identity(
         data=stream.fingerprint_at(position),
         seed=cfg.seed,
         model=plain(cfg.model),
         settings=configs.settings(cfg),
-        tokenizer={"sha256": entry.sha256, "eos": entry.eos},
+        tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
         software=software(cfg),
     )
 

@@ -47,10 +47,10 @@ class Identity:
 
     `data` is the stream's fingerprint, `model` the resolved model config as plain JSON, `settings` what else
     shapes the loss curve, dotted key → value: all kept whole, so that an error can name the key that changed.
-    `tokenizer` ("sha256" of its file, "eos") is for who reads the checkpoint without its corpus; a resume
-    need not compare it, for the fingerprint covers it. `software`: versions of torch and of the code.
-    Of the settings only `FIXED` may not change; a run may go on with another learning rate, number of steps
-    or torch, and is told.
+    `tokenizer` ("sha256" of its file, "eos", and whether the corpora have its "template") is for who reads
+    the checkpoint without its corpus; a resume need not compare it, for the fingerprint covers it.
+    `software`: versions of torch and of the code. Of the settings only `FIXED` may not change; a run may go
+    on with another learning rate, number of steps or torch, and is told.
     """
 
     data: str = ""

@@ -8,6 +8,7 @@ import json
 import lzma
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import datacard
 from data import tokenizer as tokenizers
+from data.manifest import read_manifest
 from launch import cli
 from prepared import by_webdataset, made, rows
 
@@ -103,6 +105,10 @@ def test_a_tokenizers_template_is_kept_or_dropped_as_asked(tmp_path: Path) -> No
     assert ids == {"kept": [1, 3, 4], "dropped": [3, 4]}, (
         "</s> is the separator, which lies between documents"
     )
+    kept = read_manifest(tmp_path / "kept")
+    assert kept.has_template
+    older = {key: value for key, value in kept.prepare["settings"].items() if key != "template"}
+    assert not replace(kept, prepare={**kept.prepare, "settings": older}).has_template
     dropped = Tokenizer.from_file(str(tmp_path / "dropped/tokenizer.json"))
     assert tokenizers.template(dropped, 2) == ([], [])
 

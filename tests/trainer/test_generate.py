@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from data import tokenizer as tokenizers
@@ -189,6 +190,22 @@ def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool, eos: int) -> 
     tokenizer = tokenizers.utf8_bytes()
     prompt = [eos, *tokenizer.encode("def é").ids]
     expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=eos, vocab=VOCAB)
+    assert text == tokenizer.decode(list(expected)) and text
+
+
+@pytest.mark.parametrize("said", [{}, {"template": False}, {"template": True}])
+def test_a_prompt_has_the_template_that_the_documents_had(tmp_path: Path, said: dict[str, bool]) -> None:
+    """Checkpoints that do not say are of corpora that had none."""
+    tokenizer = tokenizers.utf8_bytes()
+    tokenizer.post_processor = TemplateProcessing(single="Z $A", special_tokens=[("Z", 58)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    sha256 = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    own = Identity(tokenizer={"sha256": sha256, "eos": 0, **said}).to_json()
+    model = make_run(tmp_path / "run", steps=(2,), identity=own)
+    shutil.copy(tmp_path / "tokenizer.json", tmp_path / "run")
+    prompt = [0, *([58] if said.get("template") else []), *tokenizers.utf8_bytes().encode("ab").ids]
+    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=0, vocab=VOCAB)
+    text = "".join(continue_text(tmp_path / "run", "ab", max_tokens=20, temperature=0))
     assert text == tokenizer.decode(list(expected)) and text
 
 

@@ -44,10 +44,11 @@ def test_a_checkpoint_from_which_no_step_can_be_made_is_passed_over(tmp_path: Pa
     train(config, "train.steps=4")
     (fault,) = [event for event in events(run, "fault") if "set_aside" in event]
     assert "went back to step 2" in fault["reason"] and fault["set_aside"] == ["step-000000003.damaged-1"]
-    assert [line["step"] for line in records(run / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4]
+    losses = [line for line in records(run / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4]
     straight = tmp_path / "straight"
     train(config, "train.steps=4", f"run_dir={straight}")
-    assert records(run / "metrics.jsonl") == records(straight / "metrics.jsonl")
+    assert losses == [line for line in records(straight / "metrics.jsonl") if "loss" in line]
     assert records(run / "ledger.jsonl") == records(straight / "ledger.jsonl")
     there = tensors(straight)
     assert all(torch.equal(tensor, there[name]) for name, tensor in tensors(run).items())

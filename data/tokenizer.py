@@ -171,18 +171,13 @@ def template(tokenizer: Tokenizer, separator: int) -> tuple[list[int], list[int]
     places = range(len(whole) - len(bare) + 1) if bare else ()
     at = next((place for place in places if whole[place : place + len(bare)] == bare), None)
     if at is None:
-        raise ValueError(
-            "the tokenizer's template cannot be told from a text's own tokens: leave it out with --template "
-            "drop, or give another --tokenizer"
-        )
+        raise ValueError("the tokenizer's template cannot be told from a text's tokens: give --template drop")
     before, behind = whole[:at], whole[at + len(bare) :]
     return before, behind[:-1] if behind[-1:] == [separator] else behind
 
 
 def _probed(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids of a text that has any, without the template and with it. A token that was added is no such
-    text: it may be in the template itself.
-    """
+    """The ids of a text that has any, without the template and with it; an added token may be part of it."""
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     for text in ("a", *sorted(vocabulary.keys() - added, key=vocabulary.__getitem__)):
@@ -285,8 +280,8 @@ class Encoder:
             start = end
 
     def _between_characters(self, ids: NDArray[np.integer], end: int) -> int:
-        """`end`, or a few ids behind it, where no character is cut: what is before reads the same with what
-        follows. `end` where there is no such place, as in bytes that are no UTF-8.
+        """The first of `end` and a few ids behind it that cuts no character, which reads the same with what
+        follows; else `end`.
         """
         for place in range(end, min(end + _AROUND, len(ids))):
             near = ids[place - min(_AROUND, place) : place + _AROUND]

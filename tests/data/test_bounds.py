@@ -19,7 +19,7 @@ from data import datacard
 from data import tokenizer as tokenizers
 from data.manifest import read_manifest
 from launch import cli
-from prepared import by_webdataset, made, rows
+from prepared import by_webdataset, made, rows, texts_in
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,34 @@ def test_damaged_rows_are_named_by_their_line_in_a_file_that_is_cut_into_ranges(
     assert report.train.documents == 9_998
     assert report.examples["removed.nested_too_deeply"] == ["a.jsonl, line 9001"]
     assert report.examples["removed.not_json"][0].startswith("a.jsonl, line 9501, column 11: Expecting ','")
+
+
+def test_a_row_with_an_id_beyond_64_bits_is_counted_and_the_next_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"input_ids": [{1 << 64}]}}\n{{"input_ids": [5, 6]}}\n')
+    report = made(tmp_path / "a.jsonl", "bytes", tmp_path / "out")
+    assert report.train.documents == 1
+    assert report.examples["removed.ids_not_integers"] == ["a.jsonl, line 1 (one is beyond 64 bits)"]
+
+
+def test_quotes_in_a_row_of_a_table_are_read_and_one_that_takes_rows_with_it_is_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.tsv").write_text('n\ttext\n1\t"quoted" word\n2\t5" pipe\n3\t"over\ntwo"\n')
+    made(tmp_path / "a.tsv", "bytes", tmp_path / "out")
+    assert [text for _, text in texts_in(tmp_path / "out")] == ["quoted word", '5" pipe', "over\ntwo"]
+    for number, rest in enumerate(('"a" b\t"open\n2\tx\n', '"open\n2\t"b\n', '"open')):
+        (tmp_path / f"{number}.tsv").write_text(f"text\tn\n{rest}")
+        with pytest.raises(RuntimeError, match=f"{number}.tsv cannot be read: OSError: row 0, near line"):
+            made(tmp_path / f"{number}.tsv", "bytes", tmp_path / f"out{number}")
+
+
+@pytest.mark.parametrize("state", ["[]", "{", '{"_data_files": [1]}', '{"_data_files": 1}'])
+def test_a_damaged_state_file_of_a_saved_dataset_is_one_line(tmp_path: Path, state: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/data-00000-of-00001.arrow").touch()
+    (tmp_path / "in/state.json").write_text(state)
+    with pytest.raises(RuntimeError, match=r"^[^\n]*in/state.json does not say which files[^\n]*$"):
+        made(tmp_path / "in", "bytes", tmp_path / "out")
 
 
 # Tokenizers

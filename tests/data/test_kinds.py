@@ -294,34 +294,3 @@ def test_a_header_as_long_as_a_unit_brings_no_document_twice(tmp_path: Path, tok
     (tmp_path / "a.bin").write_bytes(header.tobytes() + np.array([7, 8, EOS], "<u2").tobytes())
     made(tmp_path / "a.bin", tokenizer, tmp_path / "out", shard_bytes=1024)
     assert len(texts_in(tmp_path / "out")) == 1
-
-
-def test_a_row_with_an_id_beyond_64_bits_is_counted_and_the_next_is_read(
-    tmp_path: Path, tokenizer: Path
-) -> None:
-    (tmp_path / "a.jsonl").write_text(f'{{"input_ids": [{1 << 64}]}}\n{{"input_ids": [5, 6]}}\n')
-    report = made(tmp_path / "a.jsonl", tokenizer, tmp_path / "out")
-    assert report.train.documents == 1
-    assert report.examples["removed.ids_not_integers"] == ["a.jsonl, line 1 (one is beyond 64 bits)"]
-
-
-def test_quotes_in_a_row_of_a_table_are_read_and_one_that_takes_rows_with_it_is_refused(
-    tmp_path: Path, tokenizer: Path
-) -> None:
-    (tmp_path / "a.tsv").write_text('n\ttext\n1\t"quoted" word\n2\t5" pipe\n3\t"over\ntwo"\n')
-    made(tmp_path / "a.tsv", tokenizer, tmp_path / "out")
-    assert [text for _, text in texts_in(tmp_path / "out")] == ["quoted word", '5" pipe', "over\ntwo"]
-    for number, rest in enumerate(('"a" b\t"open\n2\tx\n', '"open\n2\t"b\n', '"open')):
-        (tmp_path / f"{number}.tsv").write_text(f"text\tn\n{rest}")
-        with pytest.raises(RuntimeError, match=f"{number}.tsv cannot be read: OSError: row 0, near line"):
-            made(tmp_path / f"{number}.tsv", tokenizer, tmp_path / f"out{number}")
-
-
-@pytest.mark.parametrize("state", ["[]", "{", '{"_data_files": [1]}', '{"_data_files": 1}'])
-def test_a_damaged_state_file_of_a_saved_dataset_is_one_line(
-    tmp_path: Path, tokenizer: Path, state: str
-) -> None:
-    datasets.Dataset.from_dict({"text": ["x"]}).save_to_disk(str(tmp_path / "in"))
-    (tmp_path / "in/state.json").write_text(state)
-    with pytest.raises(RuntimeError, match=r"^[^\n]*in/state.json does not say which files[^\n]*$"):
-        made(tmp_path / "in", tokenizer, tmp_path / "out")

@@ -97,7 +97,7 @@ def test_two_halves_chained_are_the_whole(cfg: DecoderConfig) -> None:
     expected = whole(tokens(), **inputs)
     got = second(first(tokens(), **inputs), **inputs)
     assert torch.allclose(got, expected, rtol=1e-12)
-    expected.backward(), got.backward()
+    expected.sum().backward(), got.sum().backward()
     parts = dict(first.named_parameters()) | dict(second.named_parameters())
     for name, parameter in whole.named_parameters():
         gradient = parts[name].grad
@@ -159,7 +159,7 @@ def test_generating_first_leaves_a_model_that_trains() -> None:
     model = drawn(SMALL)
     with torch.inference_mode():
         model(tokens())
-    model(tokens(), targets=tokens()).backward()
+    model(tokens(), targets=tokens()).sum().backward()
 
 
 def test_the_rotation_is_by_position_times_frequency() -> None:
@@ -252,10 +252,10 @@ def test_a_block_compiles_in_one_piece(with_documents: bool) -> None:
     inputs = {"targets": tokens()}
     if with_documents:
         inputs["documents"] = torch.arange(16).expand(2, -1) // 5
-    expected = torch.autograd.grad(model(tokens(), **inputs), list(model.parameters()))
+    expected = torch.autograd.grad(model(tokens(), **inputs).sum(), list(model.parameters()))
     names = set(model.state_dict())
     for block in model.layers.values():
         block.compile(backend="aot_eager", fullgraph=True)
-    compiled = torch.autograd.grad(model(tokens(), **inputs), list(model.parameters()))
+    compiled = torch.autograd.grad(model(tokens(), **inputs).sum(), list(model.parameters()))
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(compiled, expected))
     assert set(model.state_dict()) == names

@@ -95,7 +95,8 @@ def test_a_moved_run_goes_on_and_a_copy_continues_the_copy(tmp_path: Path) -> No
     original.rename(moved)
     assert train_here(moved / "config.yaml", "train.steps=6")
     assert not original.exists()
-    assert [line["step"] for line in records(moved / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    losses = [line["step"] for line in records(moved / "metrics.jsonl") if "loss" in line]
+    assert losses == [1, 2, 3, 4, 5, 6]
     assert records(moved / "metrics.jsonl") == records(copy / "metrics.jsonl")
 
 
@@ -150,6 +151,6 @@ def test_making_a_decayed_run_longer_is_said_in_full_with_the_way_around(
     for step in (12, 18, 20):
         shutil.rmtree(tmp_path / "copy" / "checkpoints" / f"step-{step:09d}")
     assert train_here(tmp_path / "copy", "train.steps=22")
-    rates = [line["lr"] for line in records(tmp_path / "copy" / "metrics.jsonl")]
+    rates = [line["lr"] for line in records(tmp_path / "copy" / "metrics.jsonl") if "loss" in line]
     assert rates[:12] == [1.0e-3] * 12 and rates[-1] == pytest.approx(1.0e-3 / 11)
     assert not [line for line in records(tmp_path / "copy" / "events.jsonl") if line["kind"] == "schedule"]

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,16 +110,22 @@ def wandb_run(folder: Path, track: TrackConfig) -> tuple[Any, list[dict[str, Any
     trackers.finish()
     assert not (folder / "events.jsonl").exists(), (folder / "events.jsonl").read_text()
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    run, rows = None, []
-    for data in leveldb_records(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        if record.HasField("run"):
-            run = record.run
-        if record.HasField("history"):
-            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            rows.append({key: value for key, value in items.items() if key in ("_step", *SCALARS)})
-    return run, rows
+    deadline = time.monotonic() + 60  # wandb's own process writes the file
+    while True:
+        run, rows = None, []
+        for data in leveldb_records(file.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                run = record.run
+            if record.HasField("history"):
+                items = {
+                    "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item
+                }
+                rows.append({key: value for key, value in items.items() if key in ("_step", *SCALARS)})
+        if (run is not None and len(rows) == len(ROWS)) or time.monotonic() > deadline:
+            return run, rows
+        time.sleep(0.1)
 
 
 SCALARS = ("step", "loss", "train/loss", "train/tokens", "eval/held/loss", "train/step", "eval/step")

@@ -23,13 +23,14 @@ ARITHMETIC := tests/equivalence tests/parallel tests/trainer/test_decoder.py tes
 	tests/trainer/test_objectives.py tests/trainer/test_rounding.py
 
 capabilities: $(VENV)/.dev
-	@for capability in $(CAPABILITIES); do \
+	@failed=; for capability in $(CAPABILITIES); do \
 		aten="ATEN_CPU_CAPABILITY=$${capability%/*}"; onednn="ONEDNN_MAX_CPU_ISA=$${capability#*/}"; \
 		[ "$${capability%/*}" != native ] || aten=; \
 		echo "== $$aten $$onednn"; \
 		env $$aten $$onednn PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARITHMETIC) \
-			|| { echo "failed under $$capability"; exit 1; }; \
+			|| failed="$$failed $$capability"; \
 	done; \
+	[ -z "$$failed" ] || { echo "failed under$$failed"; exit 1; }; \
 	echo "passed under $(CAPABILITIES)"
 
 check: format lint types floors

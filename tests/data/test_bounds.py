@@ -15,16 +15,12 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from data import datacard
 from data import tokenizer as tokenizers
 from data.manifest import read_manifest
 from launch import cli
 from prepared import by_webdataset, made, rows, texts_in
 
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".gz", ".bz2", ".xz"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import ranges, remote
+from data import remote
 from data.config import Heldout
 from data.loader import HeldoutLoader
 from data.manifest import read_manifest
@@ -23,21 +22,6 @@ from served import Server, epoch, open_stream
 from whole_runs import records, train, write_config
 
 pytest.importorskip("aiohttp")  # germinal[http]
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(ranges, "PAUSE_SECONDS", 0.005)
-    make_corpus(tmp_path / "served" / "corpus", random_documents(60, longest=200), shard_documents=10)
-    server = Server(tmp_path / "served")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "served" / "corpus"
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -14,10 +14,11 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data import datacard
 from data import tokenizer as tokenizers
 from data.prepare import prepare
 from prepared import by_webdataset, made, rows, texts_in
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 # Brought along by the extra `dev`, for what these libraries' users have on disk.
 datasets = pytest.importorskip("datasets")
@@ -25,11 +26,6 @@ pandas = pytest.importorskip("pandas")
 
 EOS = 256
 FRAMES = ("semicolon.csv", "comma.csv", "tabs.csv", "excel.tsv", "pandas.parquet")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data import datacard
 from data.readers import documents
 from data.recipe import Recipe
 from data.sources import expand
@@ -16,10 +15,7 @@ from data.tally import Tally
 from data.units import plan_units
 from prepared import made, rows, texts_in
 
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_a_file_of_five_megabytes_is_one_document(tmp_path: Path) -> None:

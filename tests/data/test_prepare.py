@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from tokenizers import Tokenizer
 
-from data import datacard, scan
+from data import scan
 from data import tokenizer as tokenizers
 from data.manifest import read_index, read_manifest
 from data.mapped import map_file
@@ -21,16 +21,12 @@ from data.shards import TokenShardWriter
 from data.verify import verify
 from prepared import by_webdataset, run, tree, write_texts
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, str]:
     return write_texts(tmp_path / "texts")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all else here; the pictures have their own test."""
-    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
 
 
 def test_plain_webdataset_reads_every_document_and_the_text_comes_back(tmp_path: Path, texts: dict) -> None:

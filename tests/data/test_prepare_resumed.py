@@ -16,20 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from data import datacard, planfile, shards
+from data import planfile, shards
 from data.prepare import prepare
 from prepared import by_webdataset, run, tree, write_texts
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, str]:
     return write_texts(tmp_path / "texts")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all else here; the pictures have their own test."""
-    monkeypatch.setattr(datacard, "_draw", lambda *_: [])
 
 
 class Killed(BaseException):

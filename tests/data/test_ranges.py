@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data import ranges, remote
+from data import ranges
 from data.config import DataConfig, Source
 from data.manifest import read_manifest
 from data.stream import Stream
@@ -18,21 +17,6 @@ from served import Server, epoch, everything, open_stream
 from whole_runs import records, train, write_config
 
 pytest.importorskip("aiohttp")  # germinal[http]
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(ranges, "PAUSE_SECONDS", 0.005)
-    make_corpus(tmp_path / "served" / "corpus", random_documents(60, longest=200), shard_documents=10)
-    server = Server(tmp_path / "served")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "served" / "corpus"
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -63,6 +47,20 @@ def test_every_arrival_of_a_document_is_checked(
     server.flips |= everything(folder, lambda arrival: True)
     with pytest.raises(RuntimeError, match=r"shard http://\S+: the document at byte \d+ came right before"):
         stream.read(range(12))
+
+
+def test_documents_without_tokens_ask_the_server_for_nothing(
+    tmp_path: Path, folder: Path, server: Server
+) -> None:
+    """They lie in a piece of their own, and alone in a shard."""
+    long = np.arange(ranges.PIECE_BYTES) % 49_999 + 1  # too long for a piece with others
+    documents = [[], [], long, [], [5, 6], [], [], []]
+    make_corpus(folder, documents, shard_documents=5)
+    corpus = open_stream(server.url).sources[0].corpus
+    for number in (0, 1, 3, 5, 6, 7):
+        assert corpus.document(number).tolist() == []
+    assert not any(name.endswith(".tar") for name in server.requests)
+    assert [corpus.document(number).tolist() for number in (2, 4)] == [long.tolist(), [5, 6]]
 
 
 def test_a_document_that_never_comes_right_is_damaged_and_its_neighbours_are_not(

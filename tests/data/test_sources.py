@@ -306,7 +306,7 @@ def test_names_globs_braces_lists_and_patterns(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def web(tmp_path: Path) -> Iterator[str]:
     """An HTTP server of a folder, on a port that the system chose."""
     import functools
     import threading
@@ -334,24 +334,24 @@ def server(tmp_path: Path) -> Iterator[str]:
         http.shutdown()
 
 
-def test_over_http(tmp_path: Path, server: str) -> None:
+def test_over_http(tmp_path: Path, web: str) -> None:
     pytest.importorskip("aiohttp")
     (tmp_path / "served/a.jsonl.gz").write_bytes(gzip.compress(json_lines(TEXTS)))
     write_tar(tmp_path / "served/b.tar", [{"__key__": "1", "txt": "in a tar"}])
-    assert texts_of(read([f"{server}/a.jsonl.gz", f"{server}/b.tar"])[0]) == [*TEXTS, "in a tar"]
+    assert texts_of(read([f"{web}/a.jsonl.gz", f"{web}/b.tar"])[0]) == [*TEXTS, "in a tar"]
     with pytest.raises(ValueError, match=r"gone.jsonl cannot be reached"):
-        read([f"{server}/gone.jsonl"])
+        read([f"{web}/gone.jsonl"])
 
 
 def test_a_server_that_fails_and_comes_back(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("aiohttp")
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     (tmp_path / "served/flaky.jsonl").write_bytes(json_lines(TEXTS))
     out = tmp_path / "out"
-    report = prepare([f"{server}/flaky.jsonl"], out, tokenizer="bytes", workers=1, progress=False)
+    report = prepare([f"{web}/flaky.jsonl"], out, tokenizer="bytes", workers=1, progress=False)
     assert report.counts["read"][0] == len(TEXTS)
     assert pauses and tuple(pauses) == workers.PAUSES_SECONDS[: len(pauses)]
 

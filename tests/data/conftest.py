@@ -1,0 +1,35 @@
+"""What tests of data may ask for: a small corpus behind a real HTTP server, a `prepare` without pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data import datacard, ranges, remote
+from made_corpus import make_corpus, random_documents
+from served import Server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The corpus that `server` serves."""
+    documents = random_documents(60, longest=200)
+    return make_corpus(tmp_path / "served" / "corpus", documents, shard_documents=10)
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The server, with readers that pause for milliseconds before they ask again."""
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(ranges, "PAUSE_SECONDS", 0.005)
+    server = Server(folder.parent)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else in a small `prepare`; the pictures have their own test."""
+    monkeypatch.setattr(datacard, "_draw", lambda *_: [])

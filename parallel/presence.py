@@ -6,10 +6,16 @@ process, however that dies (keep-alive probes find a machine that is gone), and 
 says which. Rank 0 passes it on, and what follows is each rank's own: it leaves too. There is no heartbeat, so
 a rank that is busy, or stopped in a debugger, is never taken for dead. Imports no torch.
 
+Rank 0 announces where it listens in the store at which the ranks meet. That may be a launcher's, which
+outlives the ranks: torchrun starts them again beside what the dead ones left in it. So the announcement has a
+key of its own at each start, a rank takes it for the present one only when rank 0 answers with that key, and
+what else the ranks put into the store goes under it.
+
 Under `germinal train` ranks have no need of it, for its supervisor is the parent of all.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import selectors
@@ -21,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any
 
 CONNECT_SECONDS = 10.0
+# How long to wait for an answer, or after none came, before the announcement is read anew.
+ANEW_SECONDS = 0.2
 # How long a rank 0 that leaves alone waits for those that are still on their way, to tell them.
 LATE_SECONDS = 60.0
 # Probes after that many seconds of silence, every so many, and the connection's end after so many lost.
@@ -52,26 +60,79 @@ class Presence:
         self._lock = threading.Lock()
         self._peers: dict[int, socket.socket] = {}  # rank 0: of each other rank; else rank 0's
         self._gone: dict[int, Left] = {}
-        self._key = ""
+        self.key = ""  # of this start of the ranks, once they have met
 
-    def host(self) -> str:
-        """Rank 0: begin to listen; returns what `join` needs besides the host, `PORT KEY`."""
+    def host(self, store_host: str, store_port: int) -> str:
+        """Rank 0: begin to listen; returns what to announce in the store at that address, `PORT KEY ADDRESS`.
+
+        ADDRESS is this machine's on the way to the store, which another machine may hold (torchrun's c10d
+        rendezvous); absent where that way does not leave this machine.
+        """
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         server = socket.create_server(
             ("", 0), family=family, backlog=self._world, dualstack_ipv6=family == socket.AF_INET6
         )
-        self._key = os.urandom(8).hex()
+        self.key = os.urandom(8).hex()
         threading.Thread(target=self._serve, args=(server,), name="presence", daemon=True).start()
-        return f"{server.getsockname()[1]} {self._key}"
+        return f"{server.getsockname()[1]} {self.key} {_own_address(store_host, store_port)}".rstrip()
 
-    def join(self, host: str, where: str) -> None:
-        """The other ranks: connect to rank 0 on `host`. OSError where that cannot be."""
-        port, key = where.split()
-        rank_0 = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
-        _keep_alive(rank_0)
-        self._peers[0] = rank_0
-        _send(rank_0, {"rank": self._rank, "key": key})
-        threading.Thread(target=self._hear, args=(rank_0,), name="presence", daemon=True).start()
+    def join(self, store_host: str, announced: Callable[[], str], *, patience_seconds: float) -> None:
+        """The other ranks: connect to rank 0 of this start.
+
+        `announced` reads what stands in the store, which may be of a start before this one until rank 0 of
+        this one has come. RuntimeError where no rank 0 that was announced has answered in time.
+        """
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            where = announced()
+            port, self.key, *address = where.split()
+
+            def is_current(where: str = where) -> bool:
+                return time.monotonic() < deadline and announced() == where
+
+            # No way may lead from here to its own address; the store's host is often its own.
+            for host in dict.fromkeys((*address, store_host)):
+                try:
+                    self._peers[0] = self._greet(host, int(port), is_current)
+                except OSError as error:
+                    reason = f"{host}:{port}: {error.strerror or error}"
+                    continue
+                listener = threading.Thread(target=self._hear, args=(self._peers[0],), name="presence")
+                listener.daemon = True
+                listener.start()
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"rank {self._rank} has not reached rank 0 within {patience_seconds:g} s: {reason}: was "
+                    "it started, and may the ranks' machines connect to each other at any port?"
+                )
+            time.sleep(ANEW_SECONDS)
+
+    def _greet(self, host: str, port: int, is_current: Callable[[], bool]) -> socket.socket:
+        """The connection to the rank 0 that listens there with our key. OSError where there is none, or where
+        the announcement is no longer the current one before it has answered.
+        """
+        rank_0 = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+        try:
+            _send(rank_0, {"rank": self._rank, "key": self.key})
+            rank_0.settimeout(ANEW_SECONDS)
+            expected, answer = _line({"rank": 0, "key": self.key}), b""
+            while answer != expected:
+                try:
+                    received = rank_0.recv(len(expected) - len(answer))
+                except TimeoutError:
+                    # Not to be left for being slow: rank 0 would take that for the end of this rank.
+                    if not is_current():
+                        raise
+                    continue
+                answer += received
+                if not received or not expected.startswith(answer):
+                    raise ConnectionError("who listens there is no rank 0 that waits for this rank")
+            _keep_alive(rank_0)
+        except BaseException:
+            rank_0.close()
+            raise
+        return rank_0
 
     def leave(self, code: int, why: str, *, agreed: bool) -> None:
         """Tell the others. Rank 0, where it leaves alone, waits a while for those that have not come."""
@@ -150,18 +211,36 @@ class Presence:
         if rank > 0:
             self._heard(Left(**message))
             return rank
-        if message["key"] != self._key:
+        if message["key"] != self.key:
             raise ValueError("not of this run")
         with self._lock:
+            if message["rank"] in self._peers.keys() | self._gone.keys():
+                raise ValueError("a rank of a later start: its own rank 0 has not announced itself yet")
+            _send(peer, {"rank": 0, "key": self.key})
             self._peers[message["rank"]] = peer
             for left in self._gone.values():
                 _send(peer, vars(left))
         return int(message["rank"])
 
 
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # it has left, and its own connection tells so
-        peer.sendall(json.dumps(message).encode() + b"\n")
+        peer.sendall(_line(message))
+
+
+def _own_address(host: str, port: int) -> str:
+    """Of this machine, on the way to `host`; empty where that is this machine by a loopback address."""
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)  # of a datagram socket: nothing is sent, a route is looked up
+                own = str(probe.getsockname()[0])
+                return "" if ipaddress.ip_address(own).is_loopback else own
+    return ""
 
 
 def _keep_alive(peer: socket.socket) -> None:

@@ -4,7 +4,6 @@ variables.
 
 import contextlib
 import os
-import re
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.presence import Left, Presence
+from parallel.rendezvous import address
 
 # (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
 # --launcher openmpi).
@@ -158,7 +158,7 @@ def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] |
         threading.Thread(target=runtime._watch_parent, name="parent", daemon=True).start()
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
     if world > 1 and not dist.is_initialized():
-        init = environ.get("GERMINAL_INIT") or _address(environ, world)
+        init = environ.get("GERMINAL_INIT") or address(environ, world, by_srun=_launcher(environ) == _SLURM)
         runtime._group = {
             "backend": "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             "rank": rank,
@@ -175,33 +175,34 @@ def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] |
 
 
 def _reach(runtime: Runtime, init: str, timeout: timedelta, *, server: bool) -> dist.Store:
-    """The store at `init`, tcp://HOST:PORT, and the ranks' presence, which meet through it."""
-    address = urlsplit(init)
-    assert address.hostname and address.port, init
+    """What this start of the ranks has of the store at `init`, tcp://HOST:PORT; and their presence, which
+    meet through it.
+
+    RuntimeError where rank 0 of this start is not there in time.
+    """
+    at = urlsplit(init)
+    assert at.hostname and at.port, init
     tcp = dist.TCPStore(
-        address.hostname,
-        address.port,
+        at.hostname,
+        at.port,
         runtime.world,
         is_master=server,
         timeout=timeout,
         wait_for_workers=False,  # a rank that does not come is noticed below
         multi_tenant=True,
     )
-    store = dist.PrefixStore("germinal", tcp)
     presence = Presence(runtime.rank, runtime.world, runtime._left)
     if runtime.rank == 0:
-        store.set("presence", presence.host())
+        tcp.set("germinal/presence", presence.host(at.hostname, at.port))
     else:
-        where = store.get("presence").decode()
-        try:
-            presence.join(address.hostname, where)
-        except OSError as error:
-            port = where.split()[0]
-            said = f"rank {runtime.rank} does not watch the others: {address.hostname}:{port}: {error}"
-            print(said, file=sys.stderr, flush=True)
-            return store
+        presence.join(
+            at.hostname,
+            lambda: tcp.get("germinal/presence").decode(),
+            patience_seconds=timeout.total_seconds(),
+        )
     runtime._presence = presence
-    return store
+    # A launcher's store may hold what ranks of an earlier start put there, such as gloo's addresses.
+    return dist.PrefixStore(f"germinal/{presence.key}", tcp)
 
 
 def _end(why: str, code: int) -> NoReturn:
@@ -264,40 +265,6 @@ def _let_segments_grow() -> None:
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-
-
-def _address(environ: Mapping[str, str], world: int) -> str:
-    known = _slurm_address(environ) if _launcher(environ) == _SLURM else {}
-    known |= {key: environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in environ}
-    if len(known) < 2:
-        raise ValueError(
-            f"a world of {world} ranks needs MASTER_ADDR and MASTER_PORT (or GERMINAL_INIT): start with "
-            "torchrun, deepspeed, accelerate launch, srun or germinal train"
-        )
-    port = known["MASTER_PORT"]
-    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"MASTER_PORT={port}: not a port, which is a number from 1 to 65535")
-    host = known["MASTER_ADDR"]
-    if ":" in host and not host.startswith("["):  # IPv6, which a URL has in brackets
-        host = f"[{host}]"
-    return f"tcp://{host}:{port}"
-
-
-def _slurm_address(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where the ranks of a SLURM step meet; nothing outside a step, as in a batch script without srun."""
-    step = environ.get("SLURM_STEP_ID")
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
-    if step is None or not nodes:
-        return {}
-    # SLURM_LAUNCH_NODE_IPADDR is no help: srun itself may have been typed on a login node.
-    port = 10000 + (int(environ.get("SLURM_JOB_ID", "0")) * 7 + int(step)) % 20000
-    return {"MASTER_ADDR": _first_host(nodes), "MASTER_PORT": str(port)}
-
-
-def _first_host(nodes: str) -> str:
-    """The first host of a SLURM host list: `node[003-005,9],other` → `node003`."""
-    first = re.match(r"(\[[^\]]*\]|[^,\[])+", nodes)
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from trainer.interrupts import ONE_PRESS_SECONDS
-from whole_runs import GERMINAL, consumed, environment, events, make_corpus, train, whole_steps, write_config
+from whole_runs import (
+    GERMINAL,
+    consumed,
+    environment,
+    events,
+    make_corpus,
+    records,
+    train,
+    whole_steps,
+    write_config,
+)
 
 RANK = [sys.executable, "-P", "-m", "trainer"]
 Run = tuple[Path, Path]  # the config, the run folder
@@ -165,9 +175,9 @@ def test_a_second_ctrl_c_leaves_at_once_though_the_step_cannot_end(run: Run) -> 
         assert text.count("error: ") == 1 and "interrupted again: the same command goes on" in text, said
 
 
-def of_torchrun(config: Path) -> list[str]:
+def of_torchrun(config: Path, *options: str) -> list[str]:
     torchrun = Path(sys.executable).with_name("torchrun")
-    return [str(torchrun), "--standalone", "--nproc-per-node=2", "-m", "trainer", str(config)]
+    return [str(torchrun), "--standalone", "--nproc-per-node=2", *options, "-m", "trainer", str(config)]
 
 
 def ranks_of(launcher: "subprocess.Popen[str]") -> list[int]:
@@ -217,3 +227,29 @@ def test_ranks_of_torchrun_end_when_it_is_gone(run: Run) -> None:
     until(lambda: all(map(ended, pids)))
     train(config, "train.steps=30")
     assert consumed(folder) == list(range(30 * 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_ranks_that_torchrun_starts_again_go_on_as_if_nothing_had_happened(
+    run: Run, tmp_path: Path, killed: int
+) -> None:
+    """They meet in the agent's store, beside what the dead ones had put there."""
+    config, folder = run
+    steps = ("train.steps=60", "checkpoint.every=10")
+    command = [*of_torchrun(config, "--max-restarts=1"), *steps]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            until(lambda: whole_steps(folder / "metrics.jsonl") > 15, launcher)
+            os.kill(ranks_of(launcher)[killed], signal.SIGKILL)
+            _, said = launcher.communicate(timeout=150)
+        finally:
+            launcher.kill()
+    assert launcher.returncode == 0, said
+    assert [(event["step"] > 0, event["epoch"]) for event in events(folder, "start")] == [
+        (False, 1),
+        (True, 2),
+    ]
+    train(config, *steps, f"run_dir={tmp_path / 'unbroken'}", nproc=2)
+    assert records(folder / "metrics.jsonl") == records(tmp_path / "unbroken" / "metrics.jsonl")
+    assert consumed(folder) == list(range(60 * 8))

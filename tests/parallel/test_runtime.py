@@ -1,13 +1,15 @@
 """Which rank a process is, from each launcher's variables."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from urllib.parse import urlparse
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from parallel import runtime
+from parallel import rendezvous, runtime
 
 
 @pytest.mark.parametrize(
@@ -63,16 +65,20 @@ def test_variables_that_contradict(env: dict[str, str], words: str) -> None:
 def test_ranks_of_srun_meet_on_the_first_node(nodes: str, first: str) -> None:
     env = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "3"}
     env |= {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_NODELIST": f"x1,{nodes}"}
-    assert runtime._address(env, 2) == f"tcp://{first}:{10000 + (7 * 4711 + 3) % 20000}"
-    assert runtime._address(env | {"MASTER_ADDR": "me", "MASTER_PORT": "7"}, 2) == "tcp://me:7"
-    assert runtime._address(env | {"MASTER_PORT": "7"}, 2) == f"tcp://{first}:7"
+
+    def address(env: dict[str, str]) -> str:
+        return rendezvous.address(env, 2, by_srun=True)
+
+    assert address(env) == f"tcp://{first}:{10000 + (7 * 4711 + 3) % 20000}"
+    assert address(env | {"MASTER_ADDR": "me", "MASTER_PORT": "7"}) == "tcp://me:7"
+    assert address(env | {"MASTER_PORT": "7"}) == f"tcp://{first}:7"
     del env["SLURM_STEP_NODELIST"]
-    assert runtime._address(env | {"SLURM_STEP_ID": "4"}, 2) == "tcp://x1:22981"
+    assert address(env | {"SLURM_STEP_ID": "4"}) == "tcp://x1:22981"
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_address_makes_a_url(host: str) -> None:
-    url = urlparse(runtime._address({"MASTER_ADDR": host, "MASTER_PORT": "7"}, 2))
+    url = urlparse(rendezvous.address({"MASTER_ADDR": host, "MASTER_PORT": "7"}, 2, by_srun=False))
     assert (url.hostname, url.port) == ("::1", 7)
 
 
@@ -123,3 +129,26 @@ def test_a_task_of_srun_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPat
         runtime._device(srun | {"RANK": "1", "WORLD_SIZE": "2"}, 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert runtime._device(srun, 1) == torch.device("cuda", 1)
+
+
+def test_ranks_see_nothing_of_what_a_dead_start_left_in_a_launchers_store() -> None:
+    agents = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(agents.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+    def meet(rank: int) -> dist.Store:
+        env = names | {"RANK": str(rank), "GERMINAL_DEVICE": "cpu"}
+        return runtime.meet(env=env, timeout=timedelta(seconds=60))._group["store"]
+
+    with ThreadPoolExecutor(2) as ranks:
+        dead = list(ranks.map(meet, range(2)))
+        dead[0].set("address", "of the dead")
+        assert dead[1].get("address") == b"of the dead"
+        # Rank 1 reads what the dead rank 0 announced, who has a rank 1 already.
+        found = ranks.submit(lambda: meet(1).get("address"))
+        ranks.submit(meet, 0).result().set("address", "of the living")
+        assert found.result() == b"of the living"

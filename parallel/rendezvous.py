@@ -1,0 +1,42 @@
+"""Where the ranks of a run meet, by the variables of whoever launched them. Imports no torch."""
+
+import re
+from collections.abc import Mapping
+
+
+def address(environ: Mapping[str, str], world: int, *, by_srun: bool) -> str:
+    """tcp://HOST:PORT, by the launcher's variables in `environ`; with `by_srun` also by those of its step.
+
+    ValueError where they do not, or MASTER_PORT is no port.
+    """
+    known = _slurm_address(environ) if by_srun else {}
+    known |= {key: environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in environ}
+    if len(known) < 2:
+        raise ValueError(
+            f"a world of {world} ranks needs MASTER_ADDR and MASTER_PORT (or GERMINAL_INIT): start with "
+            "torchrun, deepspeed, accelerate launch, srun or germinal train"
+        )
+    port = known["MASTER_PORT"]
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"MASTER_PORT={port}: not a port, which is a number from 1 to 65535")
+    host = known["MASTER_ADDR"]
+    if ":" in host and not host.startswith("["):  # IPv6, which a URL has in brackets
+        host = f"[{host}]"
+    return f"tcp://{host}:{port}"
+
+
+def _slurm_address(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where the ranks of a SLURM step meet; nothing outside a step, as in a batch script without srun."""
+    step = environ.get("SLURM_STEP_ID")
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    if step is None or not nodes:
+        return {}
+    # SLURM_LAUNCH_NODE_IPADDR is no help: srun itself may have been typed on a login node.
+    port = 10000 + (int(environ.get("SLURM_JOB_ID", "0")) * 7 + int(step)) % 20000
+    return {"MASTER_ADDR": _first_host(nodes), "MASTER_PORT": str(port)}
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of a SLURM host list: `node[003-005,9],other` → `node003`."""
+    first = re.match(r"(\[[^\]]*\]|[^,\[])+", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data.encodings import decode
 from data.looks import BOM
 from data.recipe import Recipe
 from data.sources import expand
 from data.streams import open_bytes
+from data.tally import Tally
 from data.words import Hashes, hashes, plain_words, runs
 
 
@@ -51,7 +53,12 @@ def _texts(recipe: Recipe) -> Iterator[str]:
                 for number, line in enumerate(stream, 1):
                     yield from _strings(_value(line, f"{file.path}, line {number}"))
             else:
-                yield stream.read().decode("utf-8", "replace")
+                text = decode(stream.read(), Recipe(), Tally(), file.path)
+                if text is None:
+                    raise ValueError(
+                        f"decontaminate: {file.path} is no text: give text, JSON or lines of JSON"
+                    )
+                yield text
 
 
 def _value(raw: bytes, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""One document on its way from a source into a corpus, and how bytes and records become its text."""
+"""One document on its way from a source into a corpus, and how records become its text."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,17 +7,11 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from data.looks import binary_format, looks_like_utf16
+from data.encodings import decoded
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.tally import Tally
 
-_MARKS = (
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-)
 _MOST_FIELDS = 12
 
 
@@ -44,40 +38,9 @@ def origin_of(file: InputFile, **place: Any) -> dict[str, Any]:
     return {"source": file.source, "path": file.relative, **place}
 
 
-def decode(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
-    """UTF-8 (or what a byte order mark says) → text; None, counted, for what is binary or not to be
-    repaired.
-    """
-    known = binary_format(raw)
-    if known:
-        tally.add("removed.binary", len(raw), f"{where} ({known})")
-        return None
-    for mark, encoding in _MARKS:
-        if raw.startswith(mark):
-            try:
-                return raw.decode(encoding)
-            except UnicodeDecodeError:
-                break
-    if looks_like_utf16(raw):
-        tally.add("removed.utf16_without_mark", len(raw), where)
-        return None
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    if b"\0" in raw[: 1 << 13]:
-        tally.add("removed.binary", len(raw), where)
-        return None
-    if recipe.undecodable == "skip":
-        tally.add("removed.undecodable", len(raw), where)
-        return None
-    tally.add("changed.not_utf8", len(raw), where)
-    return raw.decode("cp1252", errors="replace")
-
-
 def whole(text: str, tally: Tally, where: str) -> str:
-    """Text that UTF-8 can carry: half a surrogate pair or a byte that is not UTF-8, which JSON can smuggle
-    in, becomes U+FFFD and is counted.
+    """Text that UTF-8 can carry: half a surrogate pair, which JSON can smuggle in, becomes U+FFFD and is
+    counted.
     """
     if text.isascii():  # known without looking
         return text
@@ -117,8 +80,13 @@ def from_record(
         value = value_at(record, key)
         value = around.get(key) if value is None else value
         if value is not None:
+            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
             origin[name] = value if isinstance(value, str) else str(value)
     text = value_at(record, recipe.text_field)
+    if isinstance(text, bytes):
+        text = decoded(text, recipe, tally, where)
+        if text is None:
+            return None
     if isinstance(text, str):
         if too_long(text, recipe):
             tally.add("removed.too_long_document", len(text), where)

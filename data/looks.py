@@ -10,7 +10,6 @@ from data.streams import bounded_line
 
 HEAD = 1 << 13
 BOM = b"\xef\xbb\xbf"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _FORMATS = (
     (b"%PDF-", "PDF"),
     (b"PK\x03\x04", "a zip archive, as office documents and EPUBs are"),

@@ -22,7 +22,7 @@ from data.sources import InputFile
 PLAN = "plan.json"
 # Of how sources are cut into units, read and encoded. It goes up with any change to these: units that an
 # older version finished and units of this one would not be the parts of one corpus.
-VERSION = 2
+VERSION = 3
 _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 

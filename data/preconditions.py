@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data import recipe as recipes
 from data import tokenizer as tokenizers
+from data.encodings import is_transcoded
 from data.job import is_heldout_identity
 from data.read_text import too_long_file
 from data.recipe import Recipe
@@ -100,4 +101,9 @@ def _check_positions(files: Sequence[InputFile], recipe: Recipe) -> None:
             raise ValueError(
                 f"heldout_by=position needs the length of {file.path} unpacked, which is not known before "
                 "it is read: unpack it, or hold out by document"
+            )
+        if is_transcoded(file.path, recipe):
+            raise ValueError(
+                f"heldout_by=position needs the length of {file.path} as UTF-8, which is not known before "
+                "it is read: convert it (iconv), or hold out by document"
             )

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from data.document import Document, from_record, origin_of, too_long, whole
-from data.looks import BOM, UTF16_MARKS, binary_format, json_shape
+from data.encodings import decoded, open_text
+from data.looks import BOM, binary_format, json_shape
 from data.recipe import Recipe
 from data.sources import InputFile
-from data.streams import bounded_line, line_after, open_bytes
+from data.streams import bounded_line, line_after
 from data.tally import Tally
 from data.units import Piece
 
@@ -34,7 +35,8 @@ def row_limit(recipe: Recipe) -> int:
 def lines(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a line."""
     file, limit = piece.file, row_limit(recipe)
-    with open_bytes(file.path) as stream:
+    stream, _ = open_text(file.path, recipe)
+    with stream:
         # The place of a line is its offset in the (decompressed) file, known without reading what comes
         # before it.
         at = line_after(stream, piece.start) if piece.start else 0
@@ -61,10 +63,6 @@ def lines(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
 
 
 def _refuse_other_formats(file: InputFile, head: bytes) -> None:
-    if head.startswith(UTF16_MARKS):
-        raise ValueError(
-            f"{file.path} is UTF-16, and lines of JSON are UTF-8: convert it (iconv -f UTF-16 -t UTF-8)"
-        )
     if known := binary_format(head):
         raise ValueError(f"{file.path} holds no lines of JSON: by its first bytes it is {known}")
     if re.match(rb"\s*\[\s*({|$)", head.removeprefix(BOM)):
@@ -74,7 +72,8 @@ def _refuse_other_formats(file: InputFile, head: bytes) -> None:
 def array(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document an element; a file that turns out to hold lines of JSON is read as such."""
     file = piece.file
-    with open_bytes(file.path) as stream:
+    stream, _ = open_text(file.path, recipe)
+    with stream:
         shape = json_shape(stream, recipe.text_field, row_limit(recipe))
     if shape == "lines":
         yield from lines(piece, recipe, tally)
@@ -84,7 +83,8 @@ def array(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
             f"{file.path} is neither an array of JSON objects or texts nor lines of JSON: give --format text "
             "to read it as text, or leave it out with --exclude"
         )
-    with open_bytes(file.path) as stream:
+    stream, _ = open_text(file.path, recipe)
+    with stream:
         for number, (element, size, line) in enumerate(_elements(stream, row_limit(recipe))):
             where = f"{file.relative}, line {line} (element {number})"
             if size > len(element):
@@ -101,9 +101,12 @@ def _document(
     if is_too_deep(raw):
         tally.add("removed.nested_too_deeply", len(raw), where)
         return None
+    # Without the end of the line, or what is missing there would be missing in a line after it.
+    text = decoded(raw.rstrip(b"\r\n"), recipe, tally, where)
+    if text is None:
+        return None
     try:
-        # Without the end of the line, or what is missing there would be missing in a line after it.
-        record: Any = json.loads(raw.rstrip(b"\r\n").decode("utf-8", errors="surrogateescape"))
+        record: Any = json.loads(text)
     except json.JSONDecodeError as error:
         on = f", {error.lineno - 1} lines on" if error.lineno > 1 else ""  # an element may have many
         what = f"{where}{on}, column {error.colno}: {error.msg.removesuffix(' at')}"

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import scan
-from data.document import Document, decode, origin_of, whole
+from data.document import Document, origin_of, whole
+from data.encodings import decode
 from data.mapped import map_file
 from data.read_json import is_too_deep
 from data.recipe import Recipe
@@ -61,8 +62,11 @@ def _sample_document(
         if is_too_deep(members["json"]):
             tally.add("removed.nested_too_deeply", size, document.where)
             return None
+        about = decode(members["json"], recipe, tally, document.where)
+        if about is None:
+            return None
         try:
-            record = json.loads(members["json"])
+            record = json.loads(about)
         except ValueError:
             tally.add("removed.not_json", size, document.where)
             return None
@@ -82,8 +86,10 @@ def _sample_document(
         document.text = whole(record[recipe.text_field], tally, document.where)
         return document
     if document.media and "cls" in members:
-        document.text = members["cls"].decode("utf-8", "replace").strip()
-        document.origin["class"] = document.text
+        about = decode(members["cls"], recipe, tally, document.where)
+        if about is None:
+            return None
+        document.origin["class"] = document.text = about.strip()
         return document
     tally.add("removed.no_text_in_sample", size, f"{document.where} (members: {', '.join(sorted(members))})")
     return None

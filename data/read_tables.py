@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from data.document import Document, from_record, partitions
-from data.looks import UTF16_MARKS, binary_format
+from data.encodings import decoded_row, open_text
+from data.looks import binary_format
 from data.read_json import row_limit
 from data.recipe import Recipe
 from data.sources import InputFile
@@ -20,16 +21,14 @@ _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
 
 
 def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document a row of CSV or TSV; other separators are found by the header, and UTF-16 by its mark."""
+    """A document a row of CSV or TSV; other separators are found by the header."""
     file, limit = piece.file, row_limit(recipe)
-    with open_bytes(file.path) as stream:
-        head = stream.read(4)
-    if known := binary_format(head):
-        raise ValueError(f"{file.path} is no table of text: by its first bytes it is {known}")
     csv.field_size_limit(limit)
-    with open_bytes(file.path) as stream:
-        encoding = "utf-16" if head.startswith(UTF16_MARKS) else "utf-8-sig"
-        text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
+    stream, head = open_text(file.path, recipe)
+    with stream:
+        if known := binary_format(head):
+            raise ValueError(f"{file.path} is no table of text: by its first bytes it is {known}")
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         bounded = _bounded(text, limit)
         header = next(bounded, "")
         if not header.strip():
@@ -40,15 +39,22 @@ def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
         rows = _rows_of(lines, delimiter)
         number = -1
         try:
-            names = next(rows)
+            names = decoded_row(next(rows), recipe, tally, f"{file.relative}, line 1")
+            if names is None:
+                raise ValueError(
+                    f"{file.path}: its header is not in the encoding {recipe.encoding}: name the file's with "
+                    "--encoding, or leave it out with --exclude"
+                )
             _need_column(names, file, recipe)
             for number, values in enumerate(rows):
                 where = f"{file.relative}, row {number}, ends in line {lines.number}"
                 if len(values) > len(names):
                     tally.add("removed.too_many_columns", 0, f"{where}: {len(values)} for {len(names)}")
                     continue
-                record = dict(zip(names, values))
-                document = from_record(record, file, where, recipe, tally, row=number)
+                read = decoded_row(values, recipe, tally, where)
+                if read is None:
+                    continue
+                document = from_record(dict(zip(names, read)), file, where, recipe, tally, row=number)
                 if document is not None:
                     yield document
         except csv.Error as error:
@@ -178,12 +184,24 @@ def _rows(
     for batch in batches:
         step = max(1, batch.num_rows * _BATCH_BYTES // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, step):
-            for record in batch.slice(start, step).to_pylist():
+            for record in _records(batch.slice(start, step)):
                 where = f"{file.relative}, row {row}"
                 document = from_record(record, file, where, recipe, tally, row=row)
                 row += 1
                 if document is not None:
                     yield document
+
+
+def _records(batch: Any) -> list[dict[str, Any]]:
+    """The rows; where a text is not UTF-8, with all texts as bytes, which `from_record` judges."""
+    import pyarrow
+
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        raw = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+        columns = [column.cast(raw.get(column.type, column.type)) for column in batch.columns]
+        return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
 
 
 @contextmanager
@@ -195,6 +213,8 @@ def _damage() -> Iterator[None]:
         yield
     except pyarrow.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from None
+    except UnicodeDecodeError as error:  # in a field of a field
+        raise OSError(f"a text is not UTF-8: {error}") from None
 
 
 def arrow(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:

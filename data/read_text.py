@@ -4,8 +4,9 @@ import codecs
 from collections.abc import Iterator
 from typing import IO
 
-from data.document import Document, decode, origin_of
-from data.looks import BOM, HEAD, UTF16_MARKS, binary_format
+from data.document import Document, origin_of
+from data.encodings import decode, decoded, open_text
+from data.looks import BOM, binary_format
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.streams import bounded_line, line_after, open_bytes
@@ -47,17 +48,12 @@ def too_long_file(file: InputFile, size: str, recipe: Recipe) -> str:
 
 def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     file = piece.file
-    with open_bytes(file.path) as stream:
-        head = stream.read(HEAD)
-    if head.startswith(UTF16_MARKS):
-        raise ValueError(
-            f"{file.path} is UTF-16, and only UTF-8 is split: convert it (iconv -f UTF-16 -t UTF-8)"
-        )
-    if binary_format(head) or b"\0" in head:
-        if not piece.start:
-            tally.add("removed.binary", file.bytes, file.relative)
-        return
-    with open_bytes(file.path) as stream:
+    stream, head = open_text(file.path, recipe)
+    with stream:
+        if binary_format(head) or b"\0" in head:
+            if not piece.start:
+                tally.add("removed.binary", file.bytes, file.relative)
+            return
         if recipe.split_lines:
             parts = _lines(stream, piece, recipe, tally)
         elif recipe.split_at:
@@ -67,16 +63,9 @@ def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
         for offset, raw in parts:
             raw = raw if offset else raw.removeprefix(BOM)
             if raw and not raw.isspace():
-                text = _text(raw, recipe, tally, f"{file.relative}, byte {offset}")
+                text = decoded(raw, recipe, tally, f"{file.relative}, byte {offset}")
                 if text is not None:
                     yield Document(text, origin_of(file, offset=offset))
-
-
-def _text(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
-    try:
-        return raw.decode("utf-8")  # a mark in the middle of a file is text
-    except UnicodeDecodeError:
-        return decode(raw, recipe, tally, where)
 
 
 def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
@@ -160,14 +149,17 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """Protein and genomic sequences: a document a record, its lines joined; a long one is cut every
     `max_document_bytes`. What comes before the first ">" is counted."""
     file, limit = piece.file, recipe.max_document_bytes
-    with open_bytes(file.path) as stream:
+    stream, _ = open_text(file.path, recipe)
+    with stream:
         at = line_after(stream, piece.start) if piece.start else 0
         name, size, part, middle = "", 0, 0, False
         lines: list[bytes] = []
 
-        def emit() -> Document:
+        def emit() -> Iterator[Document]:
             origin = origin_of(file, record=name, **({"part": part} if part else {}))
-            return Document(b"".join(lines).decode("ascii", "replace"), origin)
+            text = decoded(b"".join(lines), recipe, tally, f"{file.relative}:{name}")
+            if text is not None:
+                yield Document(text, origin)
 
         while True:
             line = stream.readline(limit)  # a line that is longer comes in parts, as its record does
@@ -175,12 +167,13 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
             line = line if offset else line.removeprefix(BOM)
             if not line or (begins and line.startswith(b">")):
                 if name and lines:
-                    yield emit()
+                    yield from emit()
                 elif name and not part:
                     tally.add("removed.empty", 0, f"{file.relative}:{name}")
                 if not line or (offset >= piece.end and piece.end < file.bytes):
                     return
-                name, lines, size, part = line[1:].strip().decode("utf-8", "replace") or "unnamed", [], 0, 0
+                title = decoded(line[1:].strip(), recipe, tally, f"{file.relative}, byte {offset}")
+                name, lines, size, part = title or "unnamed", [], 0, 0
                 continue
             if not name:
                 if piece.start == 0 and line.strip():
@@ -190,5 +183,5 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
             size += len(lines[-1])
             if size >= limit:
                 tally.add("changed.cut_long_document", size, f"{file.relative}:{name}")
-                yield emit()
+                yield from emit()
                 lines, size, part = [], 0, part + 1

@@ -2,6 +2,7 @@
 heavy.
 """
 
+import codecs
 import dataclasses
 import re
 from dataclasses import dataclass, field
@@ -35,8 +36,10 @@ class Recipe:
     the field `body` in the field `doc`); a row without it may have token ids in `ids_field`. `licence_field`
     and `language_field` are kept with the document where they are there, be it in a column or in a folder's
     name such as `lang=en`. `ids_dtype`: the numbers in a `.bin` of token ids. `include`, `exclude`: glob
-    patterns over the path below the source (a pattern without "/" matches any part of it). `undecodable`:
-    "repair" reads what is not UTF-8 as Windows-1252, "skip" leaves it out.
+    patterns over the path below the source (a pattern without "/" matches any part of it). `encoding`: of
+    text and of rows as text, where no mark at the beginning of a file says another. `undecodable`: "repair"
+    reads a document that is not UTF-8 as Windows-1252, or as UTF-8 with U+FFFD where it is UTF-8 for the
+    most part; "skip" leaves it out, as is done with what is not in another encoding that was named.
 
     A text file is one document, unless `split_lines` makes one of each line, `split_at` of what stands
     between two such texts (`\\n` and `\\t` are an end of a line and a tab), or `split_characters` of every so
@@ -66,6 +69,7 @@ class Recipe:
     language_field: str = "language"
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+    encoding: str = "utf-8"
     undecodable: str = "repair"
     split_lines: bool = False
     split_at: str = ""
@@ -103,6 +107,11 @@ class Recipe:
         return bool(self.split_lines or self.split_at or self.split_characters)
 
     @property
+    def named_encoding(self) -> str:
+        """The encoding, where it is another than UTF-8; otherwise ""."""
+        return "" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
+
+    @property
     def separator_bytes(self) -> bytes:
         """What stands between two documents in a text file."""
         escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
@@ -123,6 +132,13 @@ def check(recipe: Recipe) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"{key}={value!r} is none of {', '.join(name or '(empty)' for name in allowed)}")
+    try:
+        "x".encode(recipe.encoding)
+    except (LookupError, ValueError):
+        raise ValueError(
+            f"encoding={recipe.encoding!r} is no encoding of text: utf-8, windows-1252, utf-16, shift_jis, "
+            "gb18030 and koi8-r are some"
+        ) from None
     for name in recipe.filters:
         if name not in FILTERS:
             raise ValueError(f"filters: {name!r} is none of {', '.join(FILTERS)}")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from data import folders_of_datasets
+from data.encodings import open_text
 from data.looks import BOM, HEAD, binary_format, is_plain_text, json_shape
 from data.recipe import Recipe
 from data.streams import open_bytes
@@ -90,10 +91,10 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[
     if spec.startswith("@"):
         if not os.path.isfile(spec[1:]):
             raise ValueError(f"source list {spec[1:]} is not there")
-        with open(spec[1:], encoding="utf-8") as lines:
+        with open(spec[1:], "rb") as lines:  # names of files need not be UTF-8
             for line in lines:
-                if line.strip():
-                    yield from _files_of(line.strip(), recipe, stdin_file, out)
+                if name := os.fsdecode(line.removeprefix(BOM).strip()):
+                    yield from _files_of(name, recipe, stdin_file, out)
         return
     for path in braceexpand(spec):
         if "://" in path:
@@ -178,14 +179,16 @@ def _by_content(path: str, kind: str, recipe: Recipe) -> str:
     if kind not in ("json", "jsonl", "ids") or path.lower().endswith(".npy"):
         return kind
     try:
-        with open_bytes(path) as stream:
+        if kind == "ids":
+            with open_bytes(path) as stream:
+                head = stream.read(HEAD).removeprefix(BOM)
+            return "text" if is_plain_text(head) or binary_format(head) else kind
+        stream, head = open_text(path, recipe)
+        with stream:
             if kind == "json":
                 shape = json_shape(stream, recipe.text_field, 2 * recipe.max_document_bytes)
                 return {"array": "json", "lines": "jsonl"}.get(shape, "text")
-            head = stream.read(HEAD).removeprefix(BOM)
-            if kind == "ids":
-                return "text" if is_plain_text(head) or binary_format(head) else kind
-            return "json" if re.match(rb"\s*\[\s*({|\n)", head) else kind
+        return "json" if re.match(rb"\s*\[\s*({|\n)", head.removeprefix(BOM)) else kind
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         return kind
 

@@ -13,7 +13,7 @@ _CHUNK = 1 << 20
 _WORDS = {
     "removed.binary": "left out: binary, no text",
     "removed.utf16_without_mark": "left out: looks like UTF-16 without a byte order mark; save it as UTF-8",
-    "removed.undecodable": "left out: not UTF-8",
+    "removed.undecodable": "left out: not in the encoding (--encoding)",
     "removed.not_json": "left out: not JSON",
     "removed.not_a_json_object": "left out: JSON, but no object with fields",
     "removed.nested_too_deeply": "left out: damaged, nested too deeply",
@@ -31,6 +31,7 @@ _WORDS = {
     "removed.duplicate": "left out: an exact copy",
     "removed.near_duplicate": "left out: nearly a copy",
     "changed.not_utf8": "changed: not UTF-8, so read as Windows-1252",
+    "changed.broken_utf8": "changed: broken UTF-8, whose unreadable bytes became U+FFFD",
     "changed.not_unicode": "changed: what Unicode text cannot hold became U+FFFD",
     "changed.encoding_fixed": "changed: wrong decoding mended",
     "changed.normal_form": "changed: brought to the normal form",

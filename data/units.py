@@ -8,12 +8,13 @@ run can go on.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data.encodings import is_transcoded
 from data.recipe import Recipe
 from data.sources import COMPRESSED, InputFile, is_http
 from data.streams import open_bytes
 
-# Kinds of which a range of bytes can be read by itself, given that the file is not compressed; text where it
-# is split at what does not overlap itself.
+# Kinds of which a range of bytes can be read by itself, given that the file is neither compressed nor in
+# another encoding than UTF-8; text where it is split at what does not overlap itself.
 BY_RANGE = ("text", "jsonl", "fasta", "ids")
 
 
@@ -77,7 +78,7 @@ def plan_units(files: list[InputFile], unit_bytes: int, recipe: Recipe) -> list[
 def _pieces(file: InputFile, unit_bytes: int, recipe: Recipe) -> Iterator[Piece]:
     if file.kind == "parquet":
         yield from (Piece(file, first, last) for first, last in _row_groups(file, unit_bytes))
-    elif _is_cuttable(file, recipe) and file.bytes > unit_bytes:
+    elif file.bytes > unit_bytes and _is_cuttable(file, recipe):
         for start in range(0, file.bytes, unit_bytes):
             yield Piece(file, start, min(start + unit_bytes, file.bytes))
     else:
@@ -91,8 +92,16 @@ def _is_cuttable(file: InputFile, recipe: Recipe) -> bool:
         # In "a\n\n\nb" it depends on where one begins to read which two of three are the separator.
         separator = recipe.separator_bytes
         overlaps = any(separator.startswith(separator[place:]) for place in range(1, len(separator)))
-        return bool(separator) and not overlaps
-    return True
+        if not separator or overlaps:
+            return False
+    return file.kind == "ids" or not _is_transcoded(file, recipe)
+
+
+def _is_transcoded(file: InputFile, recipe: Recipe) -> bool:
+    try:
+        return is_transcoded(file.path, recipe)
+    except Exception as error:  # each store has its own exceptions
+        raise RuntimeError(f"{file.path} cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _row_groups(file: InputFile, unit_bytes: int) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def prepare(args: argparse.Namespace) -> int:
     tables.rows(title, ("step", "documents", "characters", "for example"), steps)
     if report.heldout and report.heldout_by == "position":
         print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
+    for line in _encodings(report.counts, report.examples):
+        print(line)
     same, tried = report.round_trip
     if same < tried:
         print(
@@ -49,6 +52,20 @@ def prepare(args: argparse.Namespace) -> int:
             "from their ids byte for byte (white space, case or characters that it does not know)"
         )
     return 0
+
+
+def _encodings(counts: Mapping[str, tuple[int, int]], examples: Mapping[str, list[str]]) -> Iterator[str]:
+    """What to say loudly of documents that were not in the encoding they were read by."""
+    for step, what in (
+        ("changed.not_utf8", "documents are not UTF-8 and were read as Windows-1252"),
+        ("changed.broken_utf8", "documents are broken UTF-8, with U+FFFD for what could not be read"),
+        ("removed.undecodable", "documents were left out, for they are not in the encoding"),
+        ("removed.utf16_without_mark", "documents were left out, for they look like UTF-16"),
+    ):
+        if step in counts:
+            first = "".join(f" ({where})" for where in examples.get(step, [])[:1])
+            other = ", or leave them out with --undecodable skip" if step.startswith("changed") else ""
+            yield f"{counts[step][0]:,} {what}{first}: name their encoding with --encoding{other}"
 
 
 def data_inspect(args: argparse.Namespace) -> int:

@@ -187,10 +187,6 @@ def no_column(at: Path) -> None:
     pa.parquet.write_table(pa.table({"id": [1], "doc": [{"body": "x"}]}), at / "in/a.parquet")
 
 
-def json_in_utf16(at: Path) -> None:
-    (at / "in/a.jsonl").write_bytes('{"text": "x"}\n'.encode("utf-16"))
-
-
 def packed_without_a_name(at: Path) -> None:
     (at / "in/a.jsonl").write_bytes(gzip.compress(rows("x")))
 
@@ -218,7 +214,6 @@ def broken_quotes(at: Path) -> None:
         (other_ids, r"a.bin: the id at position 2 is 300 \(read as uint16\), and the tokenizer has 257"),
         (matrix, r"a.npy is int64\[2, 3\], not a 1-D array of token ids"),
         (no_column, "a.parquet has no column 'text': give text_field as one of id, doc, doc.body"),
-        (json_in_utf16, "a.jsonl is UTF-16, and lines of JSON are UTF-8: convert it"),
         (packed_without_a_name, "a.jsonl holds no lines of JSON: by its first bytes it is gzip: name it .gz"),
         (
             long_text,

@@ -15,6 +15,7 @@ from trainer.fence import Fence
 from trainer.files import write_atomically
 from trainer.lock import FolderLock
 from trainer.metrics.events import EventLog
+from trainer.schedule import decay_begins
 from trainer.state import TrainState
 
 
@@ -68,3 +69,13 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
         config = configs.dump(replace(cfg, run_dir="")).encode()
         run_folder.write_config(cfg.folder, config, step, look=fence.look)
         write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)
+
+
+def decays(cfg: RunConfig) -> set[int]:
+    """The steps after which the rate begins to fall, by this config and those that the run has had before."""
+    found = {decay_begins(cfg.optim, cfg.train.steps)}
+    for file in (cfg.folder / "configs").glob("step-*.yaml"):
+        with contextlib.suppress(ValueError):  # of an older version of the project, perhaps
+            earlier = configs.load(file)
+            found.add(decay_begins(earlier.optim, earlier.train.steps))
+    return found - {0}

@@ -5,10 +5,11 @@ whatever the layout; the meter writes it down; the checkpointer saves when it is
 file format is visible here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
-from parallel.engine import Engine
+from data.batch import Batch
+from parallel.engine import Engine, StepResult
 from trainer.checkpoint.manager import Checkpointer
 from trainer.config import RunConfig
 from trainer.evaluate import Evaluator
@@ -19,6 +20,7 @@ from trainer.state import TrainState
 from trainer.steps import Steps
 
 MOST_EMPTY_STEPS = 100  # in a row: what comes after so many is no use waiting for
+MOST_SKIPPED_STEPS = 100  # fp16's loss scale has fallen from 2^16 to its least by then
 
 
 class Diverged(RuntimeError):
@@ -63,18 +65,7 @@ def train(
         if stop:
             break
         lr = learning_rate(state.step, cfg.optim, steps)
-        result = engine.step(micro_batches, lr=lr, stop=stopping(), news=batches.news)
-        batches.hear(result.news)
-        if result.fault:
-            loss = result.loss_sum / max(1.0, result.count)
-            error = Diverged(
-                f"step {state.step + 1}, sequences {state.sequences} to "
-                f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
-                "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
-            )
-            error.add_note(ON_EVERY_RANK)
-            raise error
-        state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
+        result = take_step(engine, batches, micro_batches, state, cfg, lr=lr, stop=stopping())
         meter.step(state, result, lr=lr, micro_batches=micro_batches)
 
         empty = 0 if result.count else empty + 1
@@ -90,3 +81,45 @@ def train(
             checkpointer.save(state, engine)
     checkpointer.wait()
     return state.step >= steps and not stop
+
+
+def take_step(
+    engine: Engine,
+    batches: Steps,
+    micro_batches: Sequence[Batch],
+    state: TrainState,
+    cfg: RunConfig,
+    *,
+    lr: float,
+    stop: bool,
+) -> StepResult:
+    """The next step from `state`, which then counts it. Diverged where it is not finite."""
+    result = engine.step(micro_batches, lr=lr, stop=stop, news=batches.news)
+    batches.hear(result.news)
+    if result.fault:
+        loss = result.loss_sum / max(1.0, result.count)
+        error = Diverged(
+            f"step {state.step + 1}, sequences {state.sequences} to "
+            f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
+            "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
+        )
+        error.add_note(ON_EVERY_RANK)
+        raise error
+    state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
+    return result
+
+
+def allows_a_step(engine: Engine, batches: Steps, state: TrainState, cfg: RunConfig) -> bool:
+    """Whether an update can be made from `state`, which the engine holds: by making it, and nothing else.
+
+    Steps that are skipped, as where a loss scale is still too high, are no update yet.
+    """
+    for micro_batches in islice(batches, min(MOST_SKIPPED_STEPS, max(0, cfg.train.steps - state.step))):
+        lr = learning_rate(state.step, cfg.optim, cfg.train.steps)
+        try:
+            result = take_step(engine, batches, micro_batches, state, cfg, lr=lr, stop=False)
+        except Diverged:
+            return False
+        if not result.skipped:
+            break
+    return True

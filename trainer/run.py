@@ -4,7 +4,6 @@ loop.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,18 +23,17 @@ from trainer import config as configs
 from trainer.agreement import agree, corpora, place, program, settings, software
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
-from trainer.claim import check_length, describe, take_folder
+from trainer.claim import check_length, decays, describe, take_folder
 from trainer.config import RunConfig
 from trainer.evaluate import Evaluator
 from trainer.fence import Fence
 from trainer.heldout import open_heldout
-from trainer.loop import Diverged, train
+from trainer.loop import Diverged, allows_a_step, train
 from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
 from trainer.optim import Updates, build_optimizer
-from trainer.schedule import decay_begins
 from trainer.schema import plain
 from trainer.state import Identity, TrainState
 from trainer.steps import Steps
@@ -94,13 +92,17 @@ class Run:
         """Take up the record and the stream at `state`. Collective."""
         evaluated = gather(self.ranks.together(lambda: self.meter.resume(self.state)))[0]
         self.evaluator.done = self.state.step if evaluated else 0
+        self._read_from(self.state)
+
+    def _read_from(self, state: TrainState) -> None:
+        self.stream.quarantined.clear()  # what was read ahead is read again
         self.loader = Loader(
             self.stream,
             rank=self.engine.data_rank,
             ranks=self.engine.data_ranks,
             global_batch=self.cfg.train.global_batch,
             micro_batch=self.cfg.train.micro_batch,
-            start=self.state.sequences,
+            start=state.sequences,
             prefetch=self.cfg.data.prefetch,
         )
         self.stack.callback(self.loader.close)
@@ -114,16 +116,20 @@ class Run:
         )
 
     def _go_back(self, why: str) -> bool:
-        self.loader.close()
-        self.meter.keep_aside()  # for going back drops lines, and may be of no avail
-        found = self.checkpointer.go_back(self.engine, why)
+        found = self.checkpointer.go_back(self.engine, why, self._allows_a_step)
         if found is None:
-            self.meter.put_back()
             return False
         self.state.step, self.state.sequences, self.state.tokens = found.step, found.sequences, found.tokens
-        self.stream.quarantined.clear()  # what was read ahead is read again
         self.begin()
         return True
+
+    def _allows_a_step(self, state: TrainState) -> bool:
+        self.loader.close()
+        self._read_from(state)
+        try:
+            return allows_a_step(self.engine, self.steps, state, self.cfg)
+        finally:
+            self.loader.close()
 
     def left_at(self) -> str:
         """Where a run that was asked to stop is saved, and what to do, for its user."""
@@ -228,16 +234,6 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
     stream = ranks.together(lambda: open_stream(cfg))
     agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
     return layout, stream
-
-
-def decays(cfg: RunConfig) -> set[int]:
-    """The steps after which the rate begins to fall, by this config and those that the run has had before."""
-    found = {decay_begins(cfg.optim, cfg.train.steps)}
-    for file in (cfg.folder / "configs").glob("step-*.yaml"):
-        with contextlib.suppress(ValueError):  # of an older version of the project, perhaps
-            earlier = configs.load(file)
-            found.add(decay_begins(earlier.optim, earlier.train.steps))
-    return found - {0}
 
 
 def open_stream(cfg: RunConfig) -> Stream:

@@ -269,21 +269,3 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_summary_takes_what_is_there() -> None:
     assert summary({"loss": None}) == ""
     assert summary({"loss": 1.0, "mfu": 0.412}) == "loss 1.000 · mfu 41.2%"
-
-
-def test_a_record_that_was_kept_aside_comes_back_whole(tmp_path: Path) -> None:
-    """Going back drops lines; where it was of no avail they return."""
-    cfg = config(tmp_path)
-    one, state = meter(cfg), TrainState()
-    one.resume(state)
-    for _ in range(5):
-        advance(one, state)
-    whole = (tmp_path / "metrics.jsonl").read_bytes()
-    for step in (3, 1):
-        one.keep_aside()
-        one.resume(TrainState(step, 4 * step, 30 * step))
-    assert len(lines(tmp_path / "metrics.jsonl")) == 1
-    one.put_back()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
-    one.close()
-    assert not list(tmp_path.glob(".tmp-*"))

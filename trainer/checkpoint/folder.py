@@ -137,16 +137,18 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that its step can be saved anew while the evidence stays. Returns the
-    new path.
-    """
+def aside(folder: Path) -> Path:
+    """The path that `set_aside` gives to a checkpoint."""
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
+    while (path := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
         number += 1
-    os.rename(folder, aside)
+    return path
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that its step can be saved anew while the evidence stays."""
+    os.rename(folder, aside(folder))
     fsync_folder(folder.parent)
-    return aside
 
 
 def clean(root: Path) -> list[str]:

@@ -4,7 +4,6 @@ loading.
 
 import contextlib
 import json
-import os
 import secrets
 import threading
 import time
@@ -18,7 +17,7 @@ from trainer.checkpoint.attempt import Attempt
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.ranks import Ranks, alone, one_line
-from trainer.checkpoint.resume import resume
+from trainer.checkpoint.resume import damage, load_state, resume
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
@@ -83,7 +82,6 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._saved = self._resumed = -1  # steps
-        self._aside: list[tuple[Path, Path]] = []  # (name now, own name) of checkpoints that allowed no step
         self._nonce = self.ranks.first(self._open)
 
     def due(self, step: int) -> bool:
@@ -156,36 +154,43 @@ class Checkpointer:
         self._saved = self._resumed = state.step if state is not None else -1
         return state
 
-    def go_back(self, engine: Engine, why: str) -> TrainState | None:
-        """Load the newest checkpoint before the one that was resumed, from which no step can be made: `why`.
+    def go_back(
+        self, engine: Engine, why: str, allows_a_step: Callable[[TrainState], bool]
+    ) -> TrainState | None:
+        """Go on from the newest older checkpoint from which a step can be made, for none can be made from the
+        one that was resumed: `why`. None where there is no such one.
 
-        That one is set aside, with what was saved since. Where there is none before it, None, and every
-        checkpoint has its own name.
+        `allows_a_step` (state): whether it can, by making it with the engine, which holds that state. Until
+        one is found nothing in the run folder changes: a run that is killed meanwhile finds what was there.
+        Then the newer ones are set aside.
         """
         self.wait()
-        self.ranks.gather(None)  # or one would look for a commit whose folder another has set aside already
-        step = self._resumed
-        if step < 0:
+        first = self._resumed
+        steps = self.ranks.first(lambda: folders.steps(self.root))
+        if first < 0:
             return None
-        self.ranks.first(lambda: self._set_aside_from(step))
-        state = self.resume(engine)
-        if state is None:
-            self.ranks.first(self._put_back)
+        failed = [step for step in steps if step >= first]
+        for step in (step for step in steps if step < first):
+            at = self.folder(step)
+            if damage(at, self.ranks):  # which the resume below says, and sets it aside
+                continue
+            document = load_state(at, engine, self.identity, self.ranks)
+            if allows_a_step(TrainState.from_json(document["state"])):
+                break
+            failed.append(step)
+        else:
             return None
-        reason = f"no step can be made from this checkpoint ({why}): went back to step {state.step}"
-        self.events.event("fault", step, reason, set_aside=[aside.name for aside, _ in self._aside])
-        return state
+        reason = f"no step can be made from this checkpoint ({why}): went back to step {step}"
+        self.ranks.first(lambda: self._set_aside(first, failed, reason))
+        return self.resume(engine)
 
-    def _set_aside_from(self, first: int) -> None:
+    def _set_aside(self, first: int, failed: Sequence[int], reason: str) -> None:
+        """The newest first: killed in between, the run finds the same to do again with fewer."""
         self.look()
-        for step in folders.steps(self.root):
-            if step >= first:
-                at = folders.step_folder(self.root, step)
-                self._aside.append((folders.set_aside(at), at))
-
-    def _put_back(self) -> None:
-        while self._aside:
-            os.rename(*self._aside.pop())
+        names = [folders.aside(self.folder(step)).name for step in failed]
+        self.events.event("fault", first, reason, set_aside=names)
+        for step in failed:
+            folders.set_aside(self.folder(step))
 
     def _open(self) -> str:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""

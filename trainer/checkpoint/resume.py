@@ -34,7 +34,7 @@ def resume(
     """
     rejected: list[tuple[int, str]] = []
     for step in ranks.first(lambda: folders.steps(root)):
-        reason = _damage(folders.step_folder(root, step), ranks)
+        reason = damage(folders.step_folder(root, step), ranks)
         if not reason:
             break
         rejected.append((step, reason))
@@ -42,7 +42,7 @@ def resume(
         ranks.first(lambda: _set_aside(root, rejected, 0, events, look))
         return None
     at = folders.step_folder(root, step)
-    document = _load(at, engine, identity, ranks)
+    document = load_state(at, engine, identity, ranks)
     lost = ranks.first(lambda: differences(document.get("logs", {}), root.parent, step))
     ranks.first(lambda: _set_aside(root, rejected, step, events, look))
     now, before = identity(document["state"]["sequences"]), document["identity"]
@@ -84,7 +84,7 @@ def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str
     )
 
 
-def _damage(at: Path, ranks: Ranks) -> str:
+def damage(at: Path, ranks: Ranks) -> str:
     """What is wrong with a checkpoint, "" where nothing is. The ranks share the reading, and hold one
     verdict.
     """
@@ -96,7 +96,10 @@ def _damage(at: Path, ranks: Ranks) -> str:
     return next(filter(None, ranks.gather(reason)), "")
 
 
-def _load(at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks) -> dict[str, Any]:
+def load_state(at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks) -> dict[str, Any]:
+    """Fill the engine from the checkpoint `at`; returns what its state.json holds. Collective; raises as
+    `resume` does.
+    """
     document = ranks.together(lambda: _read_state(at, identity))
     manifest = ranks.together(lambda: read_manifest(at))
     chunks = engine.chunks()
@@ -118,6 +121,7 @@ def _set_aside(
 ) -> None:
     for bad, reason in rejected:
         look()
-        aside = folders.set_aside(folders.step_folder(root, bad))
+        at = folders.step_folder(root, bad)
         what = f"went on from step {step}" if step else "none older verifies: started anew"
-        events.event("fault", bad, f"{reason}; {what}", set_aside=aside.name)
+        events.event("fault", bad, f"{reason}; {what}", set_aside=folders.aside(at).name)
+        folders.set_aside(at)

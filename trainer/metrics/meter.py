@@ -3,11 +3,8 @@ quarantined, the trackers and the live line.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallel.engine import Engine, Micro, StepResult
@@ -186,20 +183,6 @@ class Meter:
                 )
         self._speed.go()
 
-    def keep_aside(self) -> None:
-        """Before the run goes back to an older checkpoint: the record as it is, for `put_back`."""
-        for log in self.logs if self._writes else ():
-            if log.path.exists() and not (kept := _aside(log.path)).exists():
-                shutil.copyfile(log.path, kept)
-
-    def put_back(self) -> None:
-        """The record as it was before the run went back."""
-        for log in self.logs if self._writes else ():
-            if (kept := _aside(log.path)).exists():
-                log.close()
-                self._look()
-                os.replace(kept, log.path)
-
     def finish(self, state: TrainState) -> None:
         """The run has done its last step: draw its curves, and say how it went and where its files are."""
         if not self._writes:
@@ -222,8 +205,6 @@ class Meter:
         self._trackers.finish()
         for log in (*self.logs, self._damage):
             log.close()
-        for log in self.logs if self._writes else ():
-            _aside(log.path).unlink(missing_ok=True)
 
     def _by_source(self, result: StepResult) -> dict[str, dict[str, float | None]]:
         """Source → its loss over this step's targets, and its share of them; no loss where it had none."""
@@ -249,7 +230,3 @@ class Meter:
                     f"its sequences are masked, from {entry['sequence']} on: see {self._quarantine.path.name}"
                 )
                 self._damage.event("quarantine", step, reason, **entry)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".tmp-before-{path.name}")

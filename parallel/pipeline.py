@@ -17,6 +17,8 @@ from parallel.forward_order import forward_order
 from parallel.mesh import Mesh
 from parallel.pipeline_stage import Stage
 from parallel.plan import SCHEDULES, Layout
+from parallel.relied_on import insist
+from parallel.sends import Sends, arrivals
 from parallel.weight_gradients import WeightGradients, apart
 
 
@@ -44,7 +46,7 @@ class Pipeline:
         self._tp = mesh.tp.size
         self._device = device
         self._dtype = dtype
-        self._schedules: dict[tuple[int, ...], Any] = {}
+        self._schedules: dict[tuple[int, ...], tuple[Any, Sends]] = {}
         self._weight_gradients: dict[int, WeightGradients] = {}
         if SCHEDULES[layout.schedule].splits_backward:
             self._weight_gradients = {number: apart(module) for number, module in stages.items()}
@@ -67,13 +69,14 @@ class Pipeline:
         Called on the last stage.
         """
         count = len(inputs)
-        schedule = self._schedule(inputs[0].x, count)
+        schedule, sends = self._schedule(inputs[0].x, count)
         self._loss = loss
         kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
         x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
         target = torch.arange(count) if self.has_last else None
         with self._one_gradient_a_head():
             schedule.step(*x, target=target, return_outputs=False, **kwargs)
+        sends.finish()
         self._loss = _no_loss
 
     @contextmanager
@@ -137,13 +140,13 @@ class Pipeline:
         batch, seq, *rest = hidden.shape
         return (batch, seq // self._tp, *rest)
 
-    def _schedule(self, x: Tensor, micro_batches: int) -> Any:
+    def _schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
         key = (micro_batches, *x.shape)
         if key not in self._schedules:
             self._schedules[key] = self._make_schedule(x, micro_batches)
         return self._schedules[key]
 
-    def _make_schedule(self, x: Tensor, micro_batches: int) -> Any:
+    def _make_schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
         # Shapes are given, so that no stage has to run forward and backward to find them out.
         hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
         result = torch.empty(len(x), device="meta", requires_grad=True)  # a loss a row
@@ -164,13 +167,20 @@ class Pipeline:
             if traits.splits_backward:
                 stage.weight_gradients = self._weight_gradients[number]
             stages.append(stage)
-        schedule = getattr(pipelining.schedules, traits.upstream)
-        return schedule(
-            stages if traits.stages_per_rank > 1 else stages[0],
+        several = traits.stages_per_rank > 1
+        schedule = getattr(pipelining.schedules, traits.upstream)(
+            stages if several else stages[0],
             micro_batches,
             loss_fn=lambda output, number: self._loss(output, int(number)),
             scale_grads=False,
         )
+        if not several:  # these wait for their sends themselves
+            return schedule, Sends({})
+        insist("torch", schedule, "pipeline_order_with_comms")
+        sends = Sends(arrivals(schedule.pipeline_order_with_comms)[self._rank])
+        for stage in stages:
+            stage.sends = sends
+        return schedule, sends
 
 
 def _no_loss(output: Tensor, number: int) -> Tensor:

@@ -15,18 +15,21 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining._backward import stage_backward
 
 from parallel import fsdp
+from parallel.sends import Pass, Sends
 from parallel.weight_gradients import WeightGradients
 
 
 class Stage(PipelineStage):
     """A stage that reduces gradients as its ZeRO stage says, where torch's own reduces once, whatever it is;
-    splits backward, where its schedule does, by putting products off; and has memory for what it receives
-    from the receive on until that is used, where torch's own has it for every micro-batch and for good.
+    splits backward, where its schedule does, by putting products off; has memory for what it receives from the
+    receive on until that is used, where torch's own has it for every micro-batch and for good; and, given
+    `sends`, for what it sends until that is received, where torch's schedules keep it to the end of the step.
     """
 
     zero = 1
     replicas = False
     weight_gradients = WeightGradients()
+    sends: Sends | None = None
 
     def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
         with self._without_memory():
@@ -55,7 +58,22 @@ class Stage(PipelineStage):
             _lend(self.grad_recv_info[bwd_chunk_id], self.device)
         return super().get_bwd_recv_ops(bwd_chunk_id)
 
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._send(Pass(False, self.stage_index, fwd_chunk_id), super().get_fwd_send_ops(fwd_chunk_id))
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._send(Pass(True, self.stage_index, bwd_chunk_id), super().get_bwd_send_ops(bwd_chunk_id))
+
+    def _send(self, sent: Pass, operations: list[dist.P2POp]) -> list[dist.P2POp]:
+        """What is left for the schedule to send."""
+        if self.sends is None:
+            return operations
+        self.sends.start(sent, operations)
+        return []
+
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        if self.sends is not None:
+            self.sends.release(Pass(False, self.stage_index, fwd_chunk_id))
         output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         if not self.is_first:  # from here on it is backward's
             _take_back(self.args_recv_info[fwd_chunk_id])
@@ -68,6 +86,8 @@ class Stage(PipelineStage):
         full_backward: bool = True,
         last_backward: bool = False,
     ) -> None:
+        if self.sends is not None:
+            self.sends.release(Pass(True, self.stage_index, bwd_chunk_id))
         super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
         if not self.is_last:
             _take_back(self.grad_recv_info[bwd_chunk_id])

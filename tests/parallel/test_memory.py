@@ -120,7 +120,9 @@ def at_last_forward(context: Any, schedule: str, count: int) -> int:
     return max(stage.held_bytes for stage in stages.values())
 
 
-@pytest.mark.parametrize("schedule", ["1f1b"])
+@pytest.mark.parametrize(
+    "schedule", ["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipe_v"]
+)
 def test_a_pipeline_has_memory_for_the_micro_batches_under_way(ranks: Any, schedule: str) -> None:
     few, many = ranks(2).run(at_last_forward, schedule, 8), ranks(2).run(at_last_forward, schedule, 40)
     for before, after in zip(few, many):

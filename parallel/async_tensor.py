@@ -7,7 +7,6 @@ torch an alpha). Where several products share a gathered input, one gather serve
 tests, the same functions run on plain collectives.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from parallel import collectives
 from parallel.collectives import SEQUENCE
 from parallel.mesh import Axis
+from parallel.relied_on import borrow, insist
 from parallel.weight_gradients import WeightGradients, weight_gradient
 
 _CAPABILITY = (8, 0)  # what torch's own tests of the two operators ask for
@@ -28,7 +28,9 @@ def check(device: torch.device, axis: Axis) -> None:
     """ValueError, one line with the remedy, where `parallel.async_tp` cannot be had."""
     if axis.size == 1:
         return
-    importlib.import_module("torch.distributed._symmetric_memory")  # defines the operators; 2.11 waits for it
+    # The module defines the operators; torch 2.11 waits for its import.
+    borrow("torch", "torch.distributed._symmetric_memory", "empty")
+    insist("torch", torch.ops.symm_mem, "fused_all_gather_matmul", "fused_matmul_reduce_scatter")
     if device.type != "cuda":
         raise ValueError(
             f"parallel.async_tp=true: a {device.type} has no peer-to-peer copies beside its products: set it "

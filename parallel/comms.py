@@ -8,7 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from parallel.relied_on import borrow
+
+TorchDispatchMode: Any = borrow("torch", "torch.utils._python_dispatch", "TorchDispatchMode")
 
 
 @dataclass

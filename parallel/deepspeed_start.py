@@ -24,7 +24,7 @@ from torch import nn
 
 from parallel.config import ParallelConfig
 from parallel.plan import Layout
-from parallel.relied_on import insist
+from parallel.relied_on import borrow, insist
 from parallel.runtime import Runtime, environment
 
 _NEEDED = ("deepspeed", "accelerate", "transformers")
@@ -77,9 +77,8 @@ def _check_lock() -> None:
 
     Ranks that compile and wait together find no lock, or a young one.
     """
-    from torch.utils.cpp_extension import _get_build_directory
-
-    lock = Path(_get_build_directory("async_io", verbose=False)) / "lock"
+    build_folder = borrow("torch", "torch.utils.cpp_extension", "_get_build_directory")
+    lock = Path(build_folder("async_io", verbose=False)) / "lock"
     with contextlib.suppress(FileNotFoundError):
         minutes = (time.time() - lock.stat().st_mtime) / 60
         if minutes > _LONGEST_COMPILE_MINUTES:

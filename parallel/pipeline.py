@@ -163,6 +163,7 @@ class Pipeline:
                 output_args=(result if number == last else hidden,),
                 group=self._group,
             )
+            insist("torch", stage, "args_recv_info", "grad_recv_info")
             stage.zero, stage.replicas = self._layout.zero, self._layout.dp_replicate > 1
             if traits.splits_backward:
                 stage.weight_gradients = self._weight_gradients[number]

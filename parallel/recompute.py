@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._higher_order_ops import flex_attention
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from parallel.relied_on import borrow
 
 _aten = torch.ops.aten
 # What is dear to compute and cheap to keep: matrix products and attention.
@@ -19,7 +20,7 @@ _KEPT = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_mm.default,
-    flex_attention,
+    borrow("torch", "torch._higher_order_ops", "flex_attention"),
 }
 
 

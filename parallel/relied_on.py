@@ -1,5 +1,6 @@
 """What the engines use of other packages that is not promised: looked for before anything is built on it."""
 
+import importlib
 from importlib.metadata import version
 from typing import Any
 
@@ -8,8 +9,21 @@ def insist(package: str, holder: Any, *names: str) -> None:
     """ValueError, one line with the package and its version, unless `holder` has every one of `names`."""
     for name in names:
         if not hasattr(holder, name):
-            where = getattr(holder, "__name__", type(holder).__name__)
-            raise ValueError(
-                f"{package} {version(package)} has no {where}.{name}, which this project builds on: install "
-                "a version that its pyproject.toml names"
-            )
+            raise _missing(package, f"{getattr(holder, '__name__', type(holder).__name__)}.{name}")
+
+
+def borrow(package: str, module: str, name: str) -> Any:
+    """`name` of a module that the package may move or drop. ValueError as from `insist`."""
+    try:
+        holder = importlib.import_module(module)
+    except ImportError as error:
+        raise _missing(package, module) from error
+    insist(package, holder, name)
+    return getattr(holder, name)
+
+
+def _missing(package: str, name: str) -> ValueError:
+    return ValueError(
+        f"{package} {version(package)} has no {name}, which this project builds on: install a version that its "
+        "pyproject.toml names"
+    )

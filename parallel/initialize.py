@@ -31,3 +31,15 @@ def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: 
         return whole.normal_(0.0, how.std, generator=generator)
     assert how.kind == "trunc_normal", f"{name}: no such initialisation: {how.kind}"
     return nn.init.trunc_normal_(whole, std=how.std, a=-3 * how.std, b=3 * how.std, generator=generator)
+
+
+def to_device(model: nn.Module, device: torch.device) -> None:
+    """Give parameters that are on the meta device undefined memory on `device`."""
+    if any(type(parameter) is not nn.Parameter for parameter in model.parameters()):
+        model.to_empty(device=device)  # sharded ones know how
+        return
+    # torch's way imports sympy to copy a shape: a third of a second of every start.
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            module.register_parameter(name, nn.Parameter(memory, parameter.requires_grad))

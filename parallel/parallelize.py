@@ -10,7 +10,7 @@ from torch import nn
 from parallel import float8, pieces, recompute
 from parallel.config import ParallelConfig
 from parallel.context import context_parallel
-from parallel.initialize import initialize
+from parallel.initialize import initialize, to_device
 from parallel.mesh import Mesh
 from parallel.plan import Layout, ModelPlan
 from parallel.precision import Precision
@@ -77,7 +77,7 @@ def parallelize(
 
 def _materialize(model: nn.Module, plan: ModelPlan, device: torch.device) -> None:
     assert not list(model.buffers()), "a buffer would be left undefined: compute it, or make it a parameter"
-    model.to_empty(device=device)
+    to_device(model, device)
     for canonical, alias in plan.tied:  # moving from the meta device makes two of one
         if (owner := _owner(model, canonical)) and (other := _owner(model, alias)):
             other[0]._parameters[other[1]] = owner[0]._parameters[owner[1]]

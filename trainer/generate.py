@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from data import tokenizer as tokenizers
 from parallel.engine import Chunk
+from parallel.initialize import to_device
 from trainer import config as configs
 from trainer import run_folder
 from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
@@ -214,7 +215,7 @@ def load_model(cfg: RunConfig, folder: Path, device: str = "") -> nn.Module:
     """
     with torch.device("meta"):
         model = build_model(cfg.model)
-    model.to_empty(device="cpu")
+    to_device(model, torch.device("cpu"))
     plan: Any = model.plan
     aliases = {alias: canonical for canonical, alias in plan.tied}
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}

@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
+# Tests wait for processes as much as they compute: two at a time fill two cores. A file's stay together, for what they share.
+WORKERS ?= 2
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test slow capabilities check format lint types floors fix install install-dev clean
 
@@ -10,10 +13,10 @@ quickstart: $(VENV)/.core
 	$(BIN)/python -m launch.quickstart
 
 test: $(VENV)/.dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(VENV)/.dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # What older and other processors compute with, by the two libraries' own variables: ATen's kernels / oneDNN's.
 # Sums run in another order there, and 16-bit products are emulated. `native` is what the processor has.
@@ -27,7 +30,7 @@ capabilities: $(VENV)/.dev
 		aten="ATEN_CPU_CAPABILITY=$${capability%/*}"; onednn="ONEDNN_MAX_CPU_ISA=$${capability#*/}"; \
 		[ "$${capability%/*}" != native ] || aten=; \
 		echo "== $$aten $$onednn"; \
-		env $$aten $$onednn PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARITHMETIC) \
+		env $$aten $$onednn $(PYTEST) $(ARITHMETIC) \
 			|| failed="$$failed $$capability"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed under$$failed"; exit 1; }; \

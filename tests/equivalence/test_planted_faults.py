@@ -9,6 +9,7 @@ import torch
 
 from parallel import pieces
 from parallel.torch_engine import TorchEngine, Totals
+from parallel.weight_gradients import Product
 from runs import SEQ, Alone, Batch, Case, build, distance, reference, train
 
 FOUND = 1e-5  # what the layouts must stay below
@@ -100,6 +101,29 @@ def ranks_read_the_same_data(patch: pytest.MonkeyPatch, rank: int) -> None:
     patch.setattr(TorchEngine, "data_rank", 0)
 
 
+def products_of_another_micro_batch(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """A zero-bubble schedule whose late weight gradients find the inputs of the pass before."""
+    true, seen = Product.run, {}
+
+    def run(self: Product) -> None:
+        inputs = seen.get(id(self.weight), self.inputs)
+        seen[id(self.weight)] = self.inputs
+        true(replace(self, inputs=inputs))
+
+    patch.setattr(Product, "run", run)
+
+
+def half_of_the_late_products_lost(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """As torch 2.13's own zero-bubble stages lose weight gradients under ZeRO-3."""
+    true, runs = Product.run, [0]
+
+    def run(self: Product) -> None:
+        runs[0] += 1
+        true(self if runs[0] % 2 or rank == 0 else replace(self, rows=torch.zeros_like(self.rows)))
+
+    patch.setattr(Product, "run", run)
+
+
 FAULTS: list[tuple[Fault, int, dict[str, Any]]] = [
     (normalisation_off_by_one_percent, 1, {}),
     (normalisation_off_by_one_percent, 2, {"zero": 1}),
@@ -113,6 +137,8 @@ FAULTS: list[tuple[Fault, int, dict[str, Any]]] = [
     (micro_batch_counted_twice, 2, {"zero": 2}),
     (micro_batch_counted_twice, 2, {"pp": 2}),
     (ranks_read_the_same_data, 2, {"zero": 1}),
+    (products_of_another_micro_batch, 2, {"pp": 2, "schedule": "zbv_zero_bubble"}),
+    (half_of_the_late_products_lost, 2, {"pp": 2, "schedule": "interleaved_zero_bubble"}),
 ]
 
 

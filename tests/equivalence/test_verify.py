@@ -86,6 +86,7 @@ def test_equal_layouts_pass(
         ("fp32", 2, ["parallel.tp=2"], nan_on_one_rank),
         ("fp32", 2, ["parallel.zero=2"], faults.micro_batch_counted_twice),
         ("fp32", 2, ["parallel.zero=1"], faults.ranks_read_the_same_data),
+        ("fp32", 4, ZERO_BUBBLE, faults.half_of_the_late_products_lost),
         # Each of 1 %, or in a few small tensors only: the smallest that there are.
         ("bf16", 2, ["parallel.tp=2"], faults.gradient_scaled_on_one_rank),
         ("bf16", 2, ["parallel.tp=2"], faults.replicated_gradients_left_partial),

@@ -1,6 +1,5 @@
 """Asynchronous tensor parallelism on plain collectives: the curve; and what torch's own operators mean."""
 
-import importlib
 from typing import Any
 
 import pytest
@@ -129,12 +128,12 @@ def test_refusals_by_device(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a device")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda *_: reached)
-    imported: list[str] = []
-    monkeypatch.setattr(importlib, "import_module", imported.append)
+    borrowed: list[str] = []
+    monkeypatch.setattr(async_tensor, "borrow", lambda package, module, name: borrowed.append(module))
     try:
         async_tensor.check(torch.device("cuda", index), Axis(rank, 2, None))
         message = ""
-        assert imported == ["torch.distributed._symmetric_memory"], "it defines the operators"
+        assert borrowed == ["torch.distributed._symmetric_memory"], "it defines the operators"
     except ValueError as error:
         message = str(error)
     assert words in message and bool(words) == bool(message)

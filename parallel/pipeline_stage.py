@@ -19,7 +19,9 @@ from parallel.sends import Pass, Sends
 from parallel.weight_gradients import WeightGradients
 
 stage_backward = borrow("torch", "torch.distributed.pipelining._backward", "stage_backward")
-insist("torch", PipelineStage, "_prepare_forward_infra", "_prepare_backward_infra", "backward_maybe_with_nosync")
+insist(
+    "torch", PipelineStage, "_prepare_forward_infra", "_prepare_backward_infra", "backward_maybe_with_nosync"
+)
 insist("torch", PipelineStage, "get_fwd_recv_ops", "get_bwd_recv_ops", "get_fwd_send_ops", "get_bwd_send_ops")
 insist("torch", PipelineStage, "forward_one_chunk", "backward_one_chunk")
 

@@ -28,9 +28,9 @@ insist("torch", PipelineStage, "forward_one_chunk", "backward_one_chunk")
 
 class Stage(PipelineStage):
     """A stage that reduces gradients as its ZeRO stage says, where torch's own reduces once, whatever it is;
-    splits backward, where its schedule does, by putting products off; has memory for what it receives from the
-    receive on until that is used, where torch's own has it for every micro-batch and for good; and, given
-    `sends`, for what it sends until that is received, where torch's schedules keep it to the end of the step.
+    splits backward, where its schedule does, by putting products off; has memory for what it receives from
+    the receive on until that is used, where torch's own has it for every micro-batch and for good; and, given
+    `sends`, for what it sends until that is received, where torch's schedules keep it to the step's end.
     """
 
     zero = 1

@@ -24,6 +24,6 @@ def borrow(package: str, module: str, name: str) -> Any:
 
 def _missing(package: str, name: str) -> ValueError:
     return ValueError(
-        f"{package} {version(package)} has no {name}, which this project builds on: install a version that its "
-        "pyproject.toml names"
+        f"{package} {version(package)} has no {name}, which this project builds on: install a version that "
+        "its pyproject.toml names"
     )

@@ -1,9 +1,10 @@
 """What a rank of a pipeline has sent, kept until the other rank has received it and no longer.
 
-Memory that is being sent belongs to the send until that has ended. torch's schedules with several stages a rank
-wait for their sends after the last micro-batch, so every hidden state and every gradient between two ranks would
-stay for the whole step. Waiting for each at once would stop ranks that send to each other. The schedule says when
-a wait cannot: as soon as something has come back that the receiver sent after it had asked for the message.
+Memory that is being sent belongs to the send until that has ended. torch's schedules with several stages a
+rank wait for their sends after the last micro-batch, so every hidden state and every gradient between two
+ranks would stay for the whole step. Waiting for each at once would stop ranks that send to each other. The
+schedule says when a wait cannot: as soon as something has come back that the receiver sent after it had asked
+for the message.
 """
 
 from collections import deque
@@ -14,8 +15,8 @@ import torch.distributed as dist
 
 
 class Pass(NamedTuple):
-    """A stage's forward or backward of one micro-batch. Its message is the hidden state, or gradient, that the
-    next stage, or the previous one, goes on with.
+    """A stage's forward or backward of one micro-batch. Its message is the hidden state, or gradient, that
+    the next stage, or the previous one, goes on with.
     """
 
     backward: bool
@@ -33,10 +34,10 @@ PASSES = {"FORWARD": False, "FULL_BACKWARD": True, "BACKWARD_INPUT": True}
 
 
 def arrivals(order: Mapping[int, Sequence[Any]]) -> dict[int, dict[Pass, list[Pass]]]:
-    """By rank: pass → the passes whose messages this rank sent and which have a receiver when that one begins.
+    """By rank: pass → the passes whose messages this rank sent and which have a receiver when that begins.
 
-    order: by rank, the actions of one step as torch's schedules list them, sends and receives included. A pass
-    begins when the message that it needs is there.
+    order: by rank, the actions of one step as torch's schedules list them, sends and receives included. A
+    pass begins when the message that it needs is there.
     """
     actions = {rank: list(_flat(listed)) for rank, listed in order.items()}
     receivers: dict[Pass, tuple[int, int]] = {}  # message → the rank that asks for it, and at which action
@@ -75,7 +76,7 @@ def arrivals(order: Mapping[int, Sequence[Any]]) -> dict[int, dict[Pass, list[Pa
 
 
 def _flat(actions: Iterable[Any]) -> Iterator[tuple[str, Pass]]:
-    """(kind, pass) of every action, those that a schedule overlaps one after the other, as torch runs them."""
+    """(kind, pass) of every action; of those that a schedule overlaps, one after the other."""
     for action in actions:
         if action.sub_actions is not None:
             yield from _flat(action.sub_actions)

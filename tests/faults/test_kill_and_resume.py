@@ -53,7 +53,7 @@ def same_result(run: Path, reference: Path) -> None:
 
 
 def kills() -> list[Any]:
-    """(where, at which one of these, with asynchronous saves); one of each place always, the others are slow."""
+    """(where, at which of these, with asynchronous saves): one of each place, and the others marked slow."""
     draw = random.Random(7)
     # 4 micro-batches a step, so 4·k + 2 is in the middle of an accumulation window.
     places = [

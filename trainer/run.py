@@ -90,7 +90,11 @@ class Run:
 
     def begin(self) -> None:
         """Take up the record and the stream at `state`. Collective."""
-        evaluated = gather(self.ranks.together(lambda: self.meter.resume(self.state)))[0]
+        evaluated = gather(
+            self.ranks.together(
+                lambda: self.meter.resume(self.state, known_bytes=self.checkpointer.known_bytes)
+            )
+        )[0]
         self.evaluator.done = self.state.step if evaluated else 0
         self._read_from(self.state)
 

@@ -8,7 +8,8 @@ import pytest
 
 from checkpointed import FakeEngine, events, make, save
 from trainer.metrics.digest import LogDigest, differences
-from trainer.metrics.sinks import JsonlLog
+from trainer.metrics.sinks import JsonlLog, step_of
+from whole_runs import make_corpus, records, train_here, write_config
 
 
 def write(log: JsonlLog, *steps: int) -> None:
@@ -34,6 +35,43 @@ def test_only_what_was_appended_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("trainer.metrics.digest.step_of", lambda line: read.append(line))
     digest.at(30)
     assert len(read) == 1
+
+
+def test_what_a_checkpoint_noted_is_hashed_and_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.metrics.digest.READ_BYTES", 100)
+    log = JsonlLog(tmp_path / "metrics.jsonl")
+    write(log, *range(1, 30))
+    noted = LogDigest(log.path).at(20)
+    parsed: list[bytes] = []
+    monkeypatch.setattr("trainer.metrics.digest.step_of", lambda line: parsed.append(line) or step_of(line))
+    digest = LogDigest(log.path)
+    assert digest.resume(noted) and digest.known_bytes == noted["bytes"] and not parsed
+    assert digest.at(20) == noted and len(parsed) == 1
+    assert digest.at(29)["bytes"] == log.path.stat().st_size and not digest.lost
+    assert not digest.resume({**noted, "bytes": noted["bytes"] - 1}) and digest.known_bytes == 0
+    assert digest.at(20) == noted
+    os.truncate(log.path, noted["bytes"] - 1)
+    assert not digest.resume(noted)
+
+
+def test_a_resume_parses_no_line_that_its_checkpoint_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path), model__layers=1, train__steps=40)
+    assert train_here(config)
+    parsed: list[int | None] = []
+    for module in ("digest", "sinks"):
+        monkeypatch.setattr(
+            f"trainer.metrics.{module}.step_of", lambda line: parsed.append(at := step_of(line)) or at
+        )
+    assert train_here(config, "train.steps=41")
+    assert 41 in parsed
+    evaluations = 6 + 2  # every sixth step, and at each end
+    # Of the noted ones the end of the metrics, for whether the last step was evaluated; and each new one.
+    assert len(parsed) < 40 + evaluations + 20
+    assert [line["step"] for line in records(tmp_path / "run" / "ledger.jsonl")] == list(range(1, 42))
 
 
 def wreck(path: Path, how: str) -> None:
@@ -105,4 +143,4 @@ def test_a_log_that_vanishes_during_the_run_is_an_event_and_is_made_anew(tmp_pat
 
 
 def test_a_checkpoint_that_notes_no_logs_says_nothing(tmp_path: Path) -> None:
-    assert differences({}, tmp_path, 3) == []
+    assert differences({}, {"metrics.jsonl": LogDigest(tmp_path / "metrics.jsonl")}, 3) == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -269,3 +270,25 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_summary_takes_what_is_there() -> None:
     assert summary({"loss": None}) == ""
     assert summary({"loss": 1.0, "mfu": 0.412}) == "loss 1.000 · mfu 41.2%"
+
+
+def test_damage_that_a_data_rank_reports_is_on_disk_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the run's own events are, and in the file that is there when it is reported."""
+    damage = {"shard": "s.tar", "offset": 512}
+    quarantined = {n: [{**damage, "sequence": n, "sample": f"doc-{n}"}] for n in (1, 5)}
+    one, state = meter(config(tmp_path), rank=1, world=2, data_rank=1, quarantined=quarantined), TrainState()
+    one.resume(state)
+    advance(one, state)
+    (tmp_path / "events.jsonl").rename(tmp_path / "before")
+    advance(one, state)
+    assert [event["step"] for event in lines(tmp_path / "events.jsonl")] == [2]
+    on_disk: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: on_disk.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd)
+    )
+    gone = [log.path.name for log in one.logs if log.sync()]
+    assert str(tmp_path / "events.jsonl") in on_disk and gone == ["events.jsonl"]
+    one.close()

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from trainer.fence import Fence
+from trainer.metrics import sinks
 from trainer.metrics.events import EventLog
-from trainer.metrics.sinks import JsonlLog, encode, truncate_after
+from trainer.metrics.sinks import JsonlLog, encode, records_of, truncate_after
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -93,14 +95,62 @@ def test_a_full_disk_is_said_and_not_skipped(tmp_path: Path, monkeypatch: pytest
         log.write({"step": 1})
 
 
-def test_a_process_of_an_earlier_start_writes_into_no_record(tmp_path: Path) -> None:
-    """It may have looked at the epoch, stood still, and write now: what it has open is the file of before."""
-    path = tmp_path / "ledger.jsonl"
-    left_behind = JsonlLog(path)
+@pytest.mark.parametrize("stands_still_before", ["it asks which file is there", "it writes"])
+def test_a_process_of_an_earlier_start_writes_into_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_still_before: str
+) -> None:
+    """It has looked at the epoch, stands still, and goes on once the next start has taken the run."""
+    path, fence = tmp_path / "ledger.jsonl", Fence(tmp_path)
+    fence.take()
+    left_behind = JsonlLog(path, fence.look)
     left_behind.write({"step": 1})
-    assert truncate_after(path, 1) == (0, 0)
-    left_behind.write({"step": 2})
+    later = Fence(tmp_path)
+
+    def next_start() -> None:
+        later.take()
+        assert truncate_after(path, 1, later.look) == (0, 0)
+
+    if stands_still_before == "it writes":
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda *a: monkeypatch.undo() or next_start() or write(*a))
+        left_behind.write({"step": 2})
+    else:
+        there = left_behind._is_there
+        monkeypatch.setattr(left_behind, "_is_there", lambda: next_start() or there())
+        with pytest.raises(RuntimeError, match="taken over"):
+            left_behind.write({"step": 2})
     assert lines(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_line_goes_to_the_file_that_is_there(tmp_path: Path, how: str) -> None:
+    """Whoever writes it: not every log has a checkpointer that asks."""
+    log = JsonlLog(tmp_path / "events.jsonl")
+    log.write({"step": 1})
+    if how == "deleted":
+        log.path.unlink()
+    else:
+        (tmp_path / "other").write_text("")
+        os.replace(tmp_path / "other", log.path)
+    log.write({"step": 2})
+    assert lines(log.path) == [{"step": 2}]
+    assert log.sync() and not log.sync(), "told once"
+
+
+def test_what_is_known_is_copied_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "COPIED_BYTES", 7)
+    monkeypatch.setattr(sinks, "LAST_BYTES", 40)
+    path, steps = tmp_path / "metrics.jsonl", [*range(1, 30), 29, 29, 30]
+    text = "".join(f'{{"step": {step}, "n": {n}}}\n' for n, step in enumerate(steps))
+    known = text.index('{"step": 20')
+    path.write_text(text[:known].upper() + text[known:] + '{"step": 31, "n"')  # that it is JSON is not asked
+    assert truncate_after(path, 29, known_bytes=known) == (1, 1)
+    assert path.read_text() == text[:known].upper() + text[known : text.index('{"step": 30')]
+    assert [record["n"] for record in records_of(path, 29)] == [28, 29, 30]
+    assert records_of(path, 30) == [] == records_of(tmp_path / "none.jsonl", 3)
+    path.write_text(text[:known] + "torn\n" + text[known:])
+    with pytest.raises(RuntimeError, match=r"metrics\.jsonl, line 20: "):
+        truncate_after(path, 30, known_bytes=known)
 
 
 def test_no_descriptor_outlives_a_rewrite(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Checkpointer:
         self.events = events
         self.logs = (*logs, events)
         # An event log without a path drops its events.
-        self._log_digests = [LogDigest(log.path) for log in self.logs if log.path.name]
+        self._digests = {log.path.name: LogDigest(log.path) for log in self.logs if log.path.name}
         self.ranks = Ranks(rank, world, gather)
         self.patience_seconds = patience_seconds
         self.look = look
@@ -146,10 +146,20 @@ class Checkpointer:
         """Finish the save in flight; raises as `wait` does."""
         self.wait()
 
+    def known_bytes(self, log: JsonlLog) -> int:
+        """Rank 0: how many bytes at the begin of a log are known to be what the resumed checkpoint noted."""
+        return self._digests[log.path.name].known_bytes
+
     def resume(self, engine: Engine) -> TrainState | None:
         """Go on from the newest checkpoint that verifies: see `trainer.checkpoint.resume.resume`."""
         state = resume(
-            self.root, engine, identity=self.identity, events=self.events, ranks=self.ranks, look=self.look
+            self.root,
+            engine,
+            identity=self.identity,
+            events=self.events,
+            logs=self._digests,
+            ranks=self.ranks,
+            look=self.look,
         )
         self._saved = self._resumed = state.step if state is not None else -1
         return state
@@ -222,7 +232,7 @@ class Checkpointer:
                 gone = [log.path.name for log in self.logs if log.sync()]
                 if rank == 0:
                     attempt.await_others()  # only then are all lines up to this step in the logs
-                    document["logs"] = self._digests(step, gone)
+                    document["logs"] = self._noted(step, gone)
                     part.files[STATE] = _write_json(folder / STATE, document)
                 attempt.publish(part)
                 size = attempt.finish(document["state"]["sequences"])
@@ -235,14 +245,14 @@ class Checkpointer:
             if rank == 0:
                 self.retention.apply()
 
-    def _digests(self, step: int, gone: Sequence[str]) -> dict[str, Any]:
+    def _noted(self, step: int, gone: Sequence[str]) -> dict[str, Any]:
         """Length and hash of every log up to `step`. What was lost since the last save is an event: `gone`
         names the logs that were deleted or replaced.
         """
         found = {}
-        for log in self._log_digests:
-            found[log.path.name] = log.at(step)
-            if log.lost or log.path.name in gone:
+        for name, log in self._digests.items():
+            found[name] = log.at(step)
+            if log.lost or name in gone:
                 self._tell(
                     "fault",
                     step,

@@ -11,7 +11,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.fence import Look, unfenced
-from trainer.metrics.digest import differences
+from trainer.metrics.digest import LogDigest, differences
 from trainer.metrics.events import EventLog
 from trainer.schedule import decay_begins, jump, of_settings
 from trainer.state import Identity, TrainState
@@ -23,10 +23,12 @@ def resume(
     *,
     identity: Callable[[int], Identity],
     events: EventLog,
+    logs: Mapping[str, LogDigest],
     ranks: Ranks,
     look: Look = unfenced,
 ) -> TrainState | None:
-    """Load the newest checkpoint under `root` that verifies into the engine; None where there is none.
+    """Load the newest checkpoint under `root` that verifies into the engine; None where there is none. Rank
+    0's `logs` then begin with what the checkpoint noted of them.
 
     Collective. A checkpoint that does not verify is passed over with an event, and set aside under another
     name so that its step can be saved anew. RuntimeError where the corpus changed or a tensor does not fit;
@@ -43,7 +45,7 @@ def resume(
         return None
     at = folders.step_folder(root, step)
     document = load_state(at, engine, identity, ranks)
-    lost = ranks.first(lambda: differences(document.get("logs", {}), root.parent, step))
+    lost = ranks.first(lambda: differences(document.get("logs", {}), logs, step))
     ranks.first(lambda: _set_aside(root, rejected, step, events, look))
     now, before = identity(document["state"]["sequences"]), document["identity"]
     changed = now.changes(before)

@@ -3,7 +3,7 @@ quarantined, the trackers and the live line.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class Meter:
         self._metrics = JsonlLog(cfg.folder / "metrics.jsonl", look)
         self._ledger = JsonlLog(cfg.folder / "ledger.jsonl", look)
         self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl", look)
+        self._record = (self._metrics, self._ledger, self._quarantine)  # reads as if never interrupted
         # Not the run's own, which only rank 0 writes: damage is seen by the rank that reads it.
         self._damage = EventLog(cfg.folder / "events.jsonl", look)
         self._progress = Progress(cfg.train.steps, shown=False)
@@ -109,18 +110,21 @@ class Meter:
 
     @property
     def logs(self) -> tuple[JsonlLog, ...]:
-        return (self._metrics, self._ledger, self._quarantine)
+        """What this rank writes, or may write, besides the run's own events."""
+        return (*self._record, self._damage)
 
-    def resume(self, state: TrainState) -> bool:
+    def resume(self, state: TrainState, *, known_bytes: Callable[[JsonlLog], int] = lambda log: 0) -> bool:
         """Begin at `state`. Lines of later steps, which a killed run left behind, are dropped: every step
         once. Returns whether an evaluation after `state.step` is in the record, on the rank that writes it.
+
+        `known_bytes`: how many bytes of a log need not be looked at, as of `sinks.truncate_after`.
         """
-        for log in self.logs:  # of a start before this one: what it would write is not in the file any more
+        for log in self._record:  # or the file that the next lines replace would count as lost
             log.close()
         self._progress.close()
         if self._writes:
-            for log in self.logs:
-                later, torn = truncate_after(log.path, state.step, self._look)
+            for log in self._record:
+                later, torn = truncate_after(log.path, state.step, self._look, known_bytes=known_bytes(log))
                 if later or torn:
                     reason = f"{log.path.name}: dropped {later} lines of later steps and {torn} torn ones"
                     self._events.event("rewind", state.step, reason)
@@ -203,7 +207,7 @@ class Meter:
         """Leave the record whole: the live line ended, the trackers told."""
         self._progress.close()
         self._trackers.finish()
-        for log in (*self.logs, self._damage):
+        for log in self.logs:
             log.close()
 
     def _by_source(self, result: StepResult) -> dict[str, dict[str, float | None]]:

@@ -14,10 +14,13 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer.fence import Look, unfenced
 from trainer.files import fsync_folder
+
+COPIED_BYTES = 4 << 20  # at a time
+LAST_BYTES = 64 << 10  # holds the lines of a step, as a rule
 
 _strict = json.JSONEncoder(allow_nan=False).encode
 
@@ -54,6 +57,7 @@ class JsonlLog:
         self._look = look
         self._fd = -1
         self._dirty = False
+        self._gone = False
         self._lock = threading.Lock()  # the checkpointer's thread syncs while the loop writes
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -63,27 +67,26 @@ class JsonlLog:
         line = (encode(record) + "\n").encode()
         self._look()
         with self._lock:
-            if self._fd < 0:
+            if self._fd < 0 or not self._is_there():
                 self._open()
+                self._look()  # the file may be that of a start which has come since the first look
             self._dirty = True
             if os.write(self._fd, line) != len(line):
                 raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
 
     def sync(self) -> bool:
-        """Force the lines written so far to disk. Whether the file was deleted or replaced meanwhile: its
-        lines are gone, and the next ones go to the file that is there now.
+        """Force the lines written so far to disk. Whether the file was deleted or replaced since the last
+        call: its lines are gone, and the next ones go to the file that is there now.
         """
         with self._lock:
             if self._dirty:
                 self._dirty = False
                 os.fsync(self._fd)
-            if self._fd < 0 or self._is_there():
-                return False
-            self._look()
-            gone, self._fd = self._fd, -1  # first, for opening may fail
-            os.close(gone)
-            self._open()
-            return True
+            if self._fd >= 0 and not self._is_there():
+                self._look()
+                self._open()
+            gone, self._gone = self._gone, False
+            return gone
 
     def close(self) -> None:
         with self._lock:
@@ -92,6 +95,11 @@ class JsonlLog:
                 self._fd = -1
 
     def _open(self) -> None:
+        """Open what the path leads to, instead of a file that was there before."""
+        if self._fd >= 0:
+            before, self._fd = self._fd, -1  # first, for opening may fail
+            self._gone = True
+            os.close(before)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
@@ -103,12 +111,15 @@ class JsonlLog:
             return False
 
 
-def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, int]:
+def truncate_after(path: Path, step: int, look: Look = unfenced, *, known_bytes: int = 0) -> tuple[int, int]:
     """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Returns (later, torn) lines
     dropped.
 
     The file is another one afterwards, also where nothing was dropped: a process of an earlier start that
     still has the old one open can add nothing to the record.
+
+    Of the lines, the first `known_bytes` are copied without a look at them: a checkpoint of `step` or before
+    has noted them (`digest`), and they are as they were.
 
     Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer
     than the last checkpoint, so what they held will be written again. RuntimeError where a line that is not
@@ -120,6 +131,7 @@ def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, i
     first_torn = 0  # its number, from 1
     part = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with path.open("rb") as old, part.open("wb") as new:
+        _copy(old, new, known_bytes)
         for number, line in enumerate(old, 1):
             at = step_of(line)
             if at is None:
@@ -129,6 +141,7 @@ def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, i
                 later += 1
             elif first_torn:
                 part.unlink()
+                first_torn += _lines_in(path, known_bytes)
                 raise RuntimeError(
                     f"{path}, line {first_torn}: not a JSON object with a step, though finished steps "
                     "follow: the file was damaged; restore it, or delete that line to go on without it"
@@ -147,12 +160,32 @@ def truncate_after(path: Path, step: int, look: Look = unfenced) -> tuple[int, i
     return later, torn
 
 
+def _copy(old: BinaryIO, new: BinaryIO, count: int) -> None:
+    while count and (data := old.read(min(count, COPIED_BYTES))):
+        new.write(data)
+        count -= len(data)
+
+
+def _lines_in(path: Path, count: int) -> int:
+    """How many lines the first `count` bytes hold."""
+    with path.open("rb") as file:
+        return file.read(count).count(b"\n")
+
+
 def records_of(path: Path, step: int) -> list[dict[str, Any]]:
-    """The objects of one step, of a file that `truncate_after` has seen."""
+    """The objects of the last step, `step`, of a file that `truncate_after` has seen; read from its end."""
     if not path.exists():
         return []
-    with path.open("rb") as lines:
-        return [json.loads(line) for line in lines if step_of(line) == step]
+    with path.open("rb") as file:
+        size, window = file.seek(0, os.SEEK_END), LAST_BYTES
+        while True:
+            start = file.seek(max(0, size - window))
+            lines = file.read().splitlines(keepends=True)
+            if start:
+                del lines[0]  # a part of one
+            if not start or (lines and (step_of(lines[0]) or 0) < step):
+                return [json.loads(line) for line in lines if step_of(line) == step]
+            window *= 4
 
 
 def step_of(line: bytes) -> int | None:

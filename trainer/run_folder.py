@@ -5,7 +5,9 @@ checkpoint. An ordinary folder that happens to hold a config.yaml is none.
 """
 
 import difflib
+import os
 import re
+import secrets
 from pathlib import Path
 
 from trainer.fence import Look, unfenced
@@ -14,6 +16,7 @@ from trainer.files import write_atomically
 CONFIG = "config.yaml"  # the resolved config that the run has
 CONFIGS = "configs"  # folder of those that it has had
 EVENTS = "events.jsonl"
+ID = ".id"
 
 
 def is_run(folder: Path) -> bool:
@@ -67,6 +70,32 @@ def find(path: str | Path) -> Path:
     if not is_run(path) and not (path / "checkpoints").is_dir():
         raise ValueError(_no_run(path))
     return path
+
+
+def identity(folder: Path, look: Look = unfenced) -> str:
+    """An id of the run for those who keep it elsewhere (wandb): the same wherever the folder is moved, and
+    another one in a copy.
+
+    Where the folder is not at the path that it had, it was moved; or else it is a copy, if at that path there
+    is still another folder with the same id.
+    """
+    here = str(folder.resolve())
+    found, before = _identity(folder)
+    if found and before == here:
+        return found
+    if not found or (_identity(Path(before))[0] == found and not folder.samefile(before)):
+        found = secrets.token_hex(8)
+    write_atomically(folder / ID, os.fsencode(f"{found} {here}\n"), look=look)
+    return found
+
+
+def _identity(folder: Path) -> tuple[str, str]:
+    """The id in a run folder, and the path that the folder had when it was written; empty without one."""
+    try:
+        found, _, path = os.fsdecode((folder / ID).read_bytes()).removesuffix("\n").partition(" ")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return "", ""
+    return found, path
 
 
 def _no_run(folder: Path) -> str:

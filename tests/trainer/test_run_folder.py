@@ -100,6 +100,26 @@ def test_a_moved_run_goes_on_and_a_copy_continues_the_copy(tmp_path: Path) -> No
     assert records(moved / "metrics.jsonl") == records(copy / "metrics.jsonl")
 
 
+def test_a_moved_run_keeps_its_id_and_a_copy_has_its_own(tmp_path: Path) -> None:
+    one, moved, copy = (tmp_path / name for name in ("one", "moved", "copy"))
+    one.mkdir()
+    first = run_folder.identity(one)
+    assert run_folder.identity(one) == first
+    (tmp_path / "link").symlink_to(one)
+    assert run_folder.identity(tmp_path / "link") == first
+    shutil.copytree(one, copy)
+    own = run_folder.identity(copy)
+    assert own != first and run_folder.identity(copy) == own
+    one.rename(moved)
+    one.mkdir()  # another run, where the first had been
+    assert run_folder.identity(moved) == first
+    assert run_folder.identity(one) not in (first, own)
+    shutil.copytree(moved, tmp_path / "other disk")  # what `mv` does there
+    shutil.rmtree(moved)
+    assert run_folder.identity(tmp_path / "other disk") == first
+    assert run_folder.identity(copy) == own
+
+
 def test_every_config_that_a_run_has_had_is_kept(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

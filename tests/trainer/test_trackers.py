@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer import run_folder
 from trainer.metrics import trackers as trackers_module
 from trainer.metrics.events import EventLog
 from trainer.metrics.trackers import Trackers, flat, wandb_mode
@@ -183,6 +184,9 @@ def test_wandb_reads_its_variables_where_the_config_is_silent(
 def test_wandb_without_either_has_a_project(tmp_path: Path) -> None:
     run, rows = wandb_run(tmp_path, TrackConfig(["wandb"]))
     assert (run.project, run.display_name, list(run.tags)) == ("germinal", "t", [])
+    assert run.run_id == run_folder.identity(tmp_path), (
+        "so it is the same in a moved folder, and not in a copy"
+    )
     assert rows == ROWS
 
 

@@ -75,7 +75,9 @@ class Meter:
             JsonlLog(cfg.folder / "samples.jsonl", look),
             EventLog(cfg.folder / "events.jsonl", look),
         )
-        self._trackers = Trackers(track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events)
+        self._trackers = Trackers(
+            track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events, look=look
+        )
 
     @classmethod
     def open(

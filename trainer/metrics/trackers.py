@@ -5,7 +5,6 @@ logging to it a good part of a millisecond, and neither is training's business. 
 event, never a crash: the run's own record is `metrics.jsonl`.
 """
 
-import hashlib
 import logging
 import netrc
 import queue
@@ -18,7 +17,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from trainer.fence import Look, unfenced
 from trainer.metrics.events import EventLog
+from trainer.run_folder import identity
 from trainer.sections import TrackConfig
 
 FINISH_SECONDS = 30.0
@@ -34,7 +35,14 @@ class Trackers:
     """
 
     def __init__(
-        self, track: TrackConfig, *, name: str, run_dir: Path, config: Mapping[str, Any], events: EventLog
+        self,
+        track: TrackConfig,
+        *,
+        name: str,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        events: EventLog,
+        look: Look = unfenced,
     ) -> None:
         self._track = track
         self._tools = [tool for tool in track.tools if tool != "jsonl"]
@@ -42,6 +50,7 @@ class Trackers:
         self._run_dir = run_dir
         self._config = config
         self._events = events
+        self._look = look
         self._queue: queue.SimpleQueue[tuple[dict[str, Any], int] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         if self._tools:
@@ -114,10 +123,8 @@ class Trackers:
     def _wandb_options(self) -> dict[str, Any]:
         import wandb
 
-        # The same run folder is the same wandb run: a resume goes on in it.
-        identity = hashlib.sha256(str(self._run_dir.resolve()).encode()).hexdigest()[:16]
         return {
-            "id": identity,
+            "id": identity(self._run_dir, self._look),  # a resume goes on in the same wandb run
             "name": wandb.setup().settings.run_name or self._name,  # WANDB_NAME
             "dir": str(self._run_dir),
             "config": dict(self._config),

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import cores
 from launch.job import Command, Job, python
-from trainer import run_folder
+from trainer import cores, run_folder
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig

@@ -17,7 +17,7 @@ ONE_PROCESS = (
 class Job:
     """A run of `nproc` ranks on this machine: `python -m MODULE [options] CONFIG [key=value…]` each.
 
-    threads: CPU threads of a rank; 0: as the environment says. See `launch.cores`.
+    threads: CPU threads of a rank; 0: as the environment says. See `trainer.cores`.
     """
 
     config: str

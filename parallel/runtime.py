@@ -44,7 +44,8 @@ START_GRACE_SECONDS = 2.0
 @dataclass
 class Runtime:
     """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end. `has_said_why`: it
-    has failed and its line is written, so another rank's end is not to be told any more.
+    has failed and its line is written, so another rank's end is not to be told any more. `chooses_threads`:
+    nobody has said how many CPU threads it computes with.
     """
 
     rank: int
@@ -54,6 +55,7 @@ class Runtime:
     stopping: bool = field(default=False)
     is_under_way: bool = field(default=False)
     has_said_why: bool = field(default=False)
+    chooses_threads: bool = field(default=False)
     _presence: Presence | None = field(default=None, repr=False)
     _supervisor: int = field(default=-1, repr=False)  # descriptor of its pipe
     _group: dict[str, Any] = field(default_factory=dict, repr=False)  # what the process group is made with
@@ -153,7 +155,7 @@ def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] |
     environ = os.environ if env is None else env
     rank, world, local_rank = _identity(environ)
     device = _device(environ, local_rank)
-    runtime = Runtime(rank, world, local_rank, device)
+    runtime = Runtime(rank, world, local_rank, device, chooses_threads="OMP_NUM_THREADS" not in environ)
     if any(name in environ for name in _PARENTS) and os.getppid() > 1:
         threading.Thread(target=runtime._watch_parent, name="parent", daemon=True).start()
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))

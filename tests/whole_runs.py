@@ -107,7 +107,7 @@ def train_here(config: Path, *overrides: str) -> bool:
 
     cfg = configs.load(config, overrides)
     with ExitStack() as stack:
-        return assemble(cfg, runtimes.start(env={}), stack)()
+        return assemble(cfg, runtimes.start(env={"OMP_NUM_THREADS": "1"}), stack)()
 
 
 def kill_when(

@@ -56,9 +56,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     except ValueError as error:
         return complain(error, WRONG)
 
-    # Torch takes over a second to import: a config that is wrong need not wait for it.
-    import torch
-
+    # It imports torch, which takes over a second: a config that is wrong need not wait for it.
     from parallel import runtime as runtimes
 
     signals.listen()
@@ -70,8 +68,6 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         return complain(error, WRONG)
     except RuntimeError as error:  # the other ranks did not come, or their meeting place is not there
         return complain(error, FAILED)
-    if cfg.train.threads:
-        torch.set_num_threads(cfg.train.threads)
     code = DONE
     fence = Fence(cfg.folder)
     try:

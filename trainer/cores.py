@@ -3,17 +3,22 @@
 What limits a process is the cores it may run on (affinity, which containers and SLURM set) and the share of
 their time that its cgroup has (a quota). What others leave is measured. More threads than free cores wait for
 one another at every operation: 15 steps took 15.5 s with two threads on two busy cores, and 4.2 s with one.
+
+`germinal train` chooses before it starts its ranks (`choose`). Ranks that another launcher started, which
+told them no number, share their cores themselves (`share`). Imports no torch.
 """
 
 import contextlib
 import json
 import os
+import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+AS_BEGUN = "as this run began; train.threads changes it"
 WINDOW_SECONDS = 0.2  # the kernel counts in hundredths: less says little
 
 
@@ -27,6 +32,27 @@ class Threads:
     def __str__(self) -> str:
         many = f"{self.count} thread{'s' * (self.count > 1)} each" if self.count else "threads"
         return f"{many} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Cores:
+    """What this process may use. why: what limits it, in words."""
+
+    count: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """The cores that one rank may use: how many, and their numbers on its machine."""
+
+    host: str
+    numbers: frozenset[int]
+    cores: Cores
+
+    @classmethod
+    def of_this_process(cls) -> "Allotment":
+        return cls(socket.gethostname(), frozenset(allowed()), usable())
 
 
 class Occupancy:
@@ -64,11 +90,28 @@ def choose(
     if "OMP_NUM_THREADS" in environ:
         return Threads(0, f"OMP_NUM_THREADS={environ['OMP_NUM_THREADS']}")
     if folder is not None and (before := begun_with(folder, ranks)):
-        return Threads(before, "as this run began; train.threads changes it")
+        return Threads(before, AS_BEGUN)
     cores, busy = usable(), occupancy.busy()
     free = min(cores.count, len(allowed()) - round(busy))
     others = f", and other work keeps {busy:.1f} busy" if round(busy) else ""
     return Threads(max(1, free // ranks), f"{cores.why}{others}")
+
+
+def share(everyones: Sequence[Allotment], rank: int, *, folder: Path) -> Threads:
+    """Threads of this rank, as `choose`, where no launcher said how many and all ranks ask at the same time.
+
+    `everyones`: the allotment of each rank, in their order. Those on one machine that may use the same cores
+    divide them; a launcher may also have given each its own. What others keep busy is not measured: the other
+    ranks, which start at the same moment, would be among them.
+    """
+    if before := begun_with(folder, len(everyones)):
+        return Threads(before, AS_BEGUN)
+    mine = everyones[rank]
+    sharers = sum(
+        mine.host == other.host and not mine.numbers.isdisjoint(other.numbers) for other in everyones
+    )
+    among = f" for {sharers} ranks" if sharers > 1 else ""
+    return Threads(max(1, mine.cores.count // sharers), f"{mine.cores.why}{among}")
 
 
 def begun_with(folder: Path, ranks: int) -> int:
@@ -82,14 +125,6 @@ def begun_with(folder: Path, ranks: int) -> int:
                     if event.get("kind") == "start" and event.get("ranks") == ranks:
                         found = event.get("threads", 0)
     return found
-
-
-@dataclass(frozen=True)
-class Cores:
-    """What this process may use. why: what limits it, in words."""
-
-    count: int
-    why: str
 
 
 def usable() -> Cores:

@@ -20,6 +20,7 @@ from parallel.plan import Layout
 from parallel.recompute import compiler
 from parallel.runtime import Runtime
 from trainer import config as configs
+from trainer import threads
 from trainer.agreement import agree, corpora, place, program, settings, software
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
@@ -162,6 +163,7 @@ def assemble(
     doing("opening the corpus")
     ranks = Ranks(runtime.rank, runtime.world, gather)
     layout, stream = open_alike(cfg, ranks)
+    threads.settle(cfg, runtime, ranks)
     fence = fence or Fence(cfg.folder)
     fence.join(ranks.first(lambda: take_folder(cfg, stream, stack, fence)))
     agree(ranks, place(cfg.folder, fence, ranks))

@@ -1,5 +1,6 @@
 """A rank under the launchers of others."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ def test_a_run_under_other_launchers(tmp_path: Path) -> None:
     started = {}
     for name, *options in LAUNCHERS:  # at the same time: most of theirs is waiting for imports
         command = [programs / name, *options, config, f"run_dir={tmp_path / name}"]
+        if name == "deepspeed":  # which says no number of threads, where torchrun says 1
+            env = {key: value for key, value in env.items() if key != "OMP_NUM_THREADS"}
         started[name] = subprocess.Popen(
             command, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -28,3 +31,7 @@ def test_a_run_under_other_launchers(tmp_path: Path) -> None:
         assert process.returncode == 0, f"{name}\n{said[name][-4000:]}"
         assert [row["step"] for row in records(tmp_path / name / "metrics.jsonl") if "loss" in row] == [1, 2]
         assert consumed(tmp_path / name) == list(range(16))
+    told = [
+        line for line in said["deepspeed"].splitlines() if re.search(r"deepspeed: \d+ threads? each \(", line)
+    ]
+    assert len(told) == 1 and "threads each" not in said["torchrun"]

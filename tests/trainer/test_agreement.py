@@ -84,7 +84,7 @@ def test_a_resume_under_another_version_is_told_and_not_refused(
     def go(steps: int) -> str:
         with ExitStack() as stack:
             cfg = configs.load(config, [f"train.steps={steps}"])
-            assert assemble(cfg, runtimes.start(env={}), stack)()
+            assert assemble(cfg, runtimes.start(env={"OMP_NUM_THREADS": "1"}), stack)()
         return "".join(event["reason"] for event in events(tmp_path / "run", "resume"))
 
     go(1)

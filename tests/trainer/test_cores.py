@@ -2,14 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from launch import cores
-from launch.cores import Cores, Occupancy, choose
+from data.config import DataConfig
+from parallel import runtime
+from trainer import cores
+from trainer.checkpoint.ranks import Ranks
+from trainer.config import RunConfig
+from trainer.cores import Allotment, Cores, Occupancy, choose, share
+from trainer.models.config import DecoderConfig
+from trainer.threads import settle
 
 
 def write(folder: Path, **files: str) -> None:
@@ -90,6 +98,54 @@ def test_what_the_user_says_and_how_the_run_began_go_first(tmp_path: Path) -> No
     assert "busy" in chosen(3)[1]
     assert chosen(2, OMP_NUM_THREADS="7") == (0, "OMP_NUM_THREADS=7")
     assert chosen(2, asked=6, OMP_NUM_THREADS="7") == (6, "train.threads")
+
+
+def test_ranks_that_were_told_nothing_share_the_cores_of_their_machine(tmp_path: Path) -> None:
+    def on(host: str, numbers: range, count: int = 0) -> Allotment:
+        return Allotment(host, frozenset(numbers), Cores(count or len(numbers), "cores"))
+
+    def threads(*everyones: Allotment) -> list[int]:
+        return [share(everyones, rank, folder=tmp_path).count for rank in range(len(everyones))]
+
+    all_8 = range(8)
+    assert threads(on("a", all_8)) == [8]
+    assert threads(on("a", all_8), on("a", all_8), on("b", all_8)) == [4, 4, 8]
+    assert threads(on("a", range(4)), on("a", range(4, 8))) == [4, 4], "srun has divided them already"
+    assert threads(*[on("a", all_8, count=3)] * 4) == [1] * 4, "a quota; never none"
+    assert share([on("a", all_8)] * 2, 0, folder=tmp_path).why == "cores for 2 ranks"
+    (tmp_path / "events.jsonl").write_text('{"kind": "start", "ranks": 2, "threads": 5}\n')
+    assert threads(on("a", all_8), on("a", all_8)) == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("environ", "begun", "said"),
+    [
+        ({}, 0, r"^{run}: \d+ threads? each \(.*\d+ cores?.*\)$"),
+        ({}, 3, r"^{run}: 3 threads each \(as this run began; train.threads changes it\)$"),
+        ({"OMP_NUM_THREADS": "1"}, 0, "^$"),
+        (
+            {"OMP_NUM_THREADS": "1"},
+            3,
+            r"^{run}: 1 thread each \(by the environment\), but 3 at the last start",
+        ),
+    ],
+)
+def test_a_rank_says_the_choice_that_no_launcher_has_made(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], environ: dict[str, str], begun: int, said: str
+) -> None:
+    if begun:
+        event = {"kind": "start", "ranks": 1, "threads": begun}
+        (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    cfg = RunConfig("t", DecoderConfig(), DataConfig(sources=[]), run_dir=str(tmp_path))
+    before = torch.get_num_threads()
+    try:
+        settle(cfg, runtime.start(env={"GERMINAL_DEVICE": "cpu", **environ}), Ranks())
+        chosen = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    shown = capfd.readouterr().err.strip()
+    assert re.search(said.replace("{run}", str(tmp_path)), shown)
+    assert chosen == (before if environ else begun or cores.usable().count)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/stat")

@@ -24,7 +24,7 @@ def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:
     """One start of the run; `stop_at_evaluation` raises the flag at the second batch of that evaluation."""
     cfg = configs.load(config, overrides)
     with ExitStack() as stack:
-        runtime = runtimes.start(env={})
+        runtime = runtimes.start(env={"OMP_NUM_THREADS": "1"})
         run = assemble(cfg, runtime, stack)
         seen = 0
         read = HeldoutLoader.__iter__

@@ -5,7 +5,8 @@ that was meant to be kept apart.
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 _SPLIT = re.compile(r"(?:split=)?(train|validation|valid|val|dev|test|heldout)(?=$|[-_.0-9])", re.IGNORECASE)
 # Kinds that are rows of a data set; a folder of texts or of code may well have a folder named "test".
@@ -13,20 +14,21 @@ _ROWS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "ids", "webdataset")
 
 
 def documents(folder: str, names: list[str]) -> list[str]:
-    """The files of one folder that are sources: without hidden ones, and, where Hugging Face's `datasets`
-    saved to it, of its files only those that its state.json lists; `map` leaves others beside them.
+    """Those of the named files of one folder that are documents: where Hugging Face's `datasets` saved to it,
+    only the data files that its state.json lists; `map` leaves others beside them.
 
     Raises ValueError for a selection over a data set, whose files hold more than the selection, and
     RuntimeError for a state.json that cannot be read.
     """
-    names = [name for name in names if not name.startswith(".")]
+    names = [name for name in names if name != "dataset_dict.json"]
     arrows = [name for name in names if name.endswith(".arrow")]
-    if "dataset_dict.json" in names:
-        names = [name for name in names if name != "dataset_dict.json"]
-    if not arrows or "state.json" not in names:
+    described = [name for name in names if name.endswith((".arrow", ".json"))]
+    if not described or not os.path.exists(os.path.join(folder, "state.json")):
+        return names
+    if not arrows and not any(name.endswith(".arrow") for name in os.listdir(folder or ".")):
         return names
     listed = _listed(folder) or set(arrows)
-    return [name for name in names if name in listed or not name.endswith((".arrow", ".json"))]
+    return [name for name in names if name in listed or name not in described]
 
 
 def _listed(folder: str) -> set[str]:
@@ -49,21 +51,27 @@ def _listed(folder: str) -> set[str]:
     return listed
 
 
-def check_splits(folder: str, kinds: Mapping[str, str], is_held_out: Callable[[str], bool]) -> None:
-    """Raises ValueError where the files (path below `folder` → kind) are splits of one data set, such as
-    train and test, and nobody said which of them to read or to hold out.
+def check_splits(files: Iterable[tuple[str, str, str]], is_held_out: Callable[[str], bool]) -> None:
+    """Raises ValueError where files (path, path below the source, kind) are splits of one data set, such as
+    train and test, and nobody said which of them to read or to hold out: their folders or names differ in
+    the split from the same place on, or they are of one source.
     """
-    splits: dict[str, set[bool]] = {}
-    for path, kind in kinds.items():
-        if kind in _ROWS and (split := split_of(path)):
-            splits.setdefault(split, set()).add(is_held_out(path))
-    together = [split for split, held in splits.items() if False in held]
-    if len(splits) > 1 and len(together) > 1:
-        named = ", ".join(sorted(splits))
-        raise ValueError(
-            f"source {folder} holds the splits {named}: name the files or folders to read, choose with "
-            "--include, or hold one out with --heldout-match"
-        )
+    splits: dict[str, dict[str, set[bool]]] = {}
+    for path, relative, kind in files:
+        if kind not in _ROWS:
+            continue
+        held = is_held_out(relative)
+        for place, split in ((path.removesuffix(relative), split_of(relative)), *_splits_of(path)):
+            if split:
+                splits.setdefault(place, {}).setdefault(split, set()).add(held)
+    for place, found in splits.items():
+        if len(found) > 1 and sum(False in held for held in found.values()) > 1:
+            named = ", ".join(sorted(found))
+            raise ValueError(
+                f"{place.rstrip('/') or '.'} holds the splits {named} of one dataset: name the one to read, "
+                "choose with --include, hold one out with --heldout-match, or read them as one with "
+                "--merge-splits"
+            )
 
 
 def split_of(path: str) -> str:
@@ -72,3 +80,21 @@ def split_of(path: str) -> str:
         if found := _SPLIT.match(part):
             return found[1].lower()
     return ""
+
+
+def _splits_of(path: str) -> Iterator[tuple[str, str]]:
+    """(the folder that it is a split in, split) for each part of the path that is named as one."""
+    folder, _, name = (path if "://" in path else os.path.abspath(path)).rpartition("/")
+    yield from _splits_of_folder(folder)
+    if found := _SPLIT.match(name):
+        yield f"{folder}/", found[1].lower()
+
+
+@lru_cache(1024)  # a folder has many files
+def _splits_of_folder(folder: str) -> tuple[tuple[str, str], ...]:
+    parts = folder.split("/")
+    return tuple(
+        ("".join(f"{before}/" for before in parts[:place]), found[1].lower())
+        for place, part in enumerate(parts)
+        if (found := _SPLIT.match(part))
+    )

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from data import tokenizer as tokenizers
 from data.job import TRAIN, write_json
 from data.manifest import MANIFEST, file_sha256
 from data.recipe import Recipe
-from data.sources import InputFile
+from data.sources import InputFile, kind_of
 
 PLAN = "plan.json"
 # Of how sources are cut into units, read and encoded. It goes up with any change to these: units that an
 # older version finished and units of this one would not be the parts of one corpus.
 VERSION = 3
+# Kinds that the first version did not know by a file's name.
+_ONCE_TEXT = {"json": "text", "ids": "text"}
 _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 
@@ -87,42 +89,83 @@ def settings_of(
 
 def input_hash(files: list[InputFile]) -> str:
     """Changes when any file is added, taken away or written to."""
+    return _hash_of((file.source, file.relative, file.bytes, file.changed_ns) for file in files)
+
+
+def _earlier_hashes(files: list[InputFile], recipe: Recipe) -> list[str]:
+    """What earlier versions took for the hash of these files: it had their kinds in it, and the first version
+    went by a file's name alone, and took JSON and token ids for text.
+    """
+    by_name = [_ONCE_TEXT.get(kind := kind_of(file.path, recipe), kind) for file in files]
+    return [
+        _hash_of((f.source, f.relative, kind, f.bytes, f.changed_ns) for f, kind in zip(files, kinds))
+        for kinds in ([file.kind for file in files], by_name)
+    ]
+
+
+def _hash_of(facts: Iterable[tuple[str | int, ...]]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(repr((file.source, file.relative, file.kind, file.bytes, file.changed_ns)).encode())
+    for fact in facts:
+        digest.update(repr(fact).encode())
     return digest.hexdigest()
 
 
-def is_complete(scratch: Path, plan: dict[str, Any], out: Path) -> bool:
-    """Is this very corpus in `out`, whole? Raises ValueError when what is there was begun with something
-    else.
+def is_finished(
+    scratch: Path, out: Path, asked: Sequence[dict[str, Any]], files: list[InputFile], recipe: Recipe
+) -> bool:
+    """Is the corpus in `out` whole, and made by one of the settings `asked` of these files, in whatever
+    version of this program?
     """
-    path = scratch / PLAN
-    whole = (out / MANIFEST).exists() or (out / TRAIN / MANIFEST).exists()
-    if not path.exists():
-        if whole:
-            raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
-        write_json(path, plan)
+    old = _read(scratch)
+    if not old or not old["complete"] or not is_whole(out):
         return False
-    old = json.loads(path.read_text())
-    begun = any((path.parent / name).exists() for name in _MADE)
-    if begun and not (old["complete"] and whole) and old.get("version") != plan["version"]:
+    known = [input_hash(files), *_earlier_hashes(files, recipe)]
+    return old["input"] in known and any(not _changed(old, settings) for settings in asked)
+
+
+def is_older(scratch: Path) -> bool:
+    """Was the corpus made by another version of this program, which may read sources otherwise?"""
+    return _read(scratch).get("version") != VERSION
+
+
+def is_whole(out: Path) -> bool:
+    """Is there a corpus in `out`?"""
+    return (out / MANIFEST).exists() or (out / TRAIN / MANIFEST).exists()
+
+
+def begin(scratch: Path, plan: dict[str, Any], out: Path) -> None:
+    """Writes the plan, or goes on with the same one. Raises ValueError where what is there was begun with
+    something else.
+    """
+    old = _read(scratch)
+    if not old and is_whole(out):
+        raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
+    begun = any((scratch / name).exists() for name in _MADE)
+    if not old or (not begun and not old["complete"]):
+        write_json(scratch / PLAN, plan)  # nothing was made that could be gone on with
+        return
+    if begun and not (old["complete"] and is_whole(out)) and old.get("version") != plan["version"]:
         raise ValueError(
             f"{out} holds an unfinished prepare, begun by another version of this program: remove {out}, or "
             "give another --out"
         )
-    state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
-    # A setting that came later was what it is by default.
-    before = {**recipes.as_dict(Recipe()), **old["settings"]}
-    changed = recipes.differences(before, plan["settings"])
+    changed = _changed(old, plan["settings"])
     if not changed and old["input"] != plan["input"]:
         changed = ["the source files themselves"]
-    if not begun and not old["complete"]:
-        write_json(path, plan)  # it failed before it made anything: there is nothing to go on with
-        return False
     if changed:
+        state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
         raise ValueError(
             f"{out} {state} with other settings ({'; '.join(changed)}): go on with those, give another "
             "--out, or remove it"
         )
-    return bool(old["complete"]) and whole
+
+
+def _read(scratch: Path) -> dict[str, Any]:
+    """The plan that is there, or nothing."""
+    path = scratch / PLAN
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _changed(old: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Settings that are not those of an old plan; one that came later was what it is by default."""
+    return recipes.differences({**recipes.as_dict(Recipe()), **old["settings"]}, settings)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data import folders_of_datasets
 from data import recipe as recipes
 from data import tokenizer as tokenizers
 from data.encodings import is_transcoded
 from data.job import is_heldout_identity
 from data.read_text import too_long_file
 from data.recipe import Recipe
-from data.sources import COMPRESSED, InputFile, TokenIds, matches
+from data.sources import COMPRESSED, STREAMS, InputFile, TokenIds, matches
 
 
 def check_command(
@@ -41,7 +42,16 @@ def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
 
 
 def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
-    """Do the files ask for what the command does not say?"""
+    """Can the files be read, and do they ask for what the command does not say?"""
+    for file in files:
+        if file.kind not in STREAMS and file.path.lower().endswith(COMPRESSED):
+            raise ValueError(
+                f"{file.path} is compressed, and of {file.kind} parts are read by their place: unpack it, or "
+                "leave it out with --exclude"
+            )
+    if not recipe.merge_splits:
+        paths = ((file.path, file.relative, file.kind) for file in files)
+        folders_of_datasets.check_splits(paths, lambda path: matches(path, recipe.heldout_match))
     texts = [file for file in files if file.kind == "text"]
     if recipe.is_splitting and not texts:
         raise ValueError(
@@ -76,8 +86,7 @@ def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> 
         held = sum(is_heldout_identity(f"{file.source}/{file.relative}".encode(), heldout) for file in files)
         asked = f"heldout={heldout} by file"
     else:
-        if len(files) == 1 and files[0].kind == "text" and not recipe.is_splitting:
-            recipe = replace(recipe, heldout_by="position")
+        recipe = by_position_if_alone(files, heldout, recipe)
         if recipe.heldout_by == "position":
             _check_positions(files, recipe)
         return recipe
@@ -85,6 +94,14 @@ def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> 
         raise ValueError(
             f"{asked} holds out {held} of {len(files)} files: give one that leaves some on each side"
         )
+    return recipe
+
+
+def by_position_if_alone(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
+    """The recipe, by which the end of a single text that is one document is held out."""
+    alone = len(files) == 1 and files[0].kind == "text" and not recipe.is_splitting
+    if heldout and alone and recipe.heldout_by == "document" and not recipe.heldout_match:
+        return replace(recipe, heldout_by="position")
     return recipe
 
 

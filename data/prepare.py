@@ -35,7 +35,17 @@ from data.manifest import (
     MANIFEST,
     read_manifest,
 )
-from data.planfile import PLAN, VERSION, input_hash, is_complete, lock, settings_of, spool_stdin
+from data.planfile import (
+    PLAN,
+    VERSION,
+    begin,
+    input_hash,
+    is_finished,
+    is_older,
+    lock,
+    settings_of,
+    spool_stdin,
+)
 from data.progress import Progress
 from data.recipe import Recipe
 from data.survey import find_duplicates, survey_unit
@@ -63,7 +73,8 @@ class Side:
 class PrepareReport:
     """What `prepare` did. `counts`: step → (documents, characters), for "read" and `data.steps`' others;
     `files`: kind → how many were read; `round_trip`: of how many documents tried (the second) the tokenizer
-    gave the very text back (the first).
+    gave the very text back (the first). `was_complete`: there was nothing to do, for the corpus was there;
+    `by_another_version` of this program, which may read the sources otherwise.
     """
 
     train: Side
@@ -74,7 +85,8 @@ class PrepareReport:
     files: dict[str, int]
     heldout_by: str
     round_trip: tuple[int, int]
-    was_complete: bool
+    was_complete: bool = False
+    by_another_version: bool = False
 
 
 def prepare(
@@ -110,12 +122,18 @@ def prepare(
         stdin_file = spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
         files = inputs.expand(sources, recipe, stdin_file, str(out))
         files = [replace(file, tokens=tokens) for file in files]
+        # Before anything is refused that an earlier version took.
+        decided = preconditions.by_position_if_alone(files, heldout, recipe)
+        asked = [
+            settings_of(sources, tokenizer, train_tokenizer, heldout, each) for each in (recipe, decided)
+        ]
+        if is_finished(scratch, out, asked, files, recipe):
+            return replace(_report(out, files), was_complete=True, by_another_version=is_older(scratch))
         preconditions.check_files(files, recipe)
         recipe = preconditions.held_out_how(files, heldout, recipe)
         settings = settings_of(sources, tokenizer, train_tokenizer, heldout, recipe)
         plan = {"version": VERSION, "settings": settings, "input": input_hash(files), "complete": False}
-        if is_complete(scratch, plan, out):
-            return _report(out, files, was_complete=True)
+        begin(scratch, plan, out)
         total = sum(file.bytes for file in files)
         units = plan_units(files, _unit_bytes(total, recipe), recipe)
         job = Job(scratch, recipe, heldout, _needs_survey(recipe, train_tokenizer, scratch))
@@ -136,7 +154,7 @@ def prepare(
         write_json(scratch / PLAN, {**plan, "complete": True})
         for name in ("units", "survey"):
             shutil.rmtree(scratch / name, ignore_errors=True)
-    return _report(out, files, was_complete=False)
+    return _report(out, files)
 
 
 @contextmanager
@@ -203,7 +221,7 @@ def _training_texts(job: Job, units: list[Unit], report: Callable[[int], None]) 
         raise ValueError("there is no text to train a tokenizer on: give one with --tokenizer")
 
 
-def _report(out: Path, files: list[inputs.InputFile], was_complete: bool) -> PrepareReport:
+def _report(out: Path, files: list[inputs.InputFile]) -> PrepareReport:
     split = (out / TRAIN / MANIFEST).exists()
     sides = [out / TRAIN, out / HELDOUT] if split else [out]
     manifest = read_manifest(sides[0])
@@ -216,7 +234,6 @@ def _report(out: Path, files: list[inputs.InputFile], was_complete: bool) -> Pre
         files=dict(Counter(file.kind for file in files)),
         heldout_by=manifest.prepare["settings"]["heldout_by"],
         round_trip=_round_trip(sides),
-        was_complete=was_complete,
     )
 
 

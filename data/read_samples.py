@@ -21,7 +21,7 @@ from data.encodings import decode
 from data.mapped import map_file
 from data.read_json import is_too_deep
 from data.recipe import Recipe
-from data.sources import COMPRESSED, InputFile
+from data.sources import InputFile
 from data.streams import open_bytes
 from data.tally import Tally
 from data.units import Piece
@@ -104,10 +104,6 @@ def _samples(file: InputFile) -> Iterator[tuple[str, dict[str, bytes]]]:
     if "://" not in file.path:
         yield from _mapped(Path(file.path), file.path)
         return
-    if file.path.lower().endswith(COMPRESSED):
-        raise ValueError(
-            f"{file.path} is a compressed tar, of which no sample can be read by itself: unpack it"
-        )
     with tempfile.NamedTemporaryFile() as copy, open_bytes(file.path) as remote:
         shutil.copyfileobj(remote, copy)
         copy.flush()

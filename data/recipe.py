@@ -36,10 +36,11 @@ class Recipe:
     the field `body` in the field `doc`); a row without it may have token ids in `ids_field`. `licence_field`
     and `language_field` are kept with the document where they are there, be it in a column or in a folder's
     name such as `lang=en`. `ids_dtype`: the numbers in a `.bin` of token ids. `include`, `exclude`: glob
-    patterns over the path below the source (a pattern without "/" matches any part of it). `encoding`: of
-    text and of rows as text, where no mark at the beginning of a file says another. `undecodable`: "repair"
-    reads a document that is not UTF-8 as Windows-1252, or as UTF-8 with U+FFFD where it is UTF-8 for the
-    most part; "skip" leaves it out, as is done with what is not in another encoding that was named.
+    patterns over the path below the source (a pattern without "/" matches any part of it). `merge_splits`:
+    read what looks like splits of one data set as one. `encoding`: of text and of rows of text, where no mark
+    at the beginning of a file says another. `undecodable`: "repair" reads a document that is not UTF-8 as
+    Windows-1252, or as UTF-8 with U+FFFD where it is UTF-8 for the most part; "skip" leaves it out, as is
+    done with what is not in another encoding that was named.
 
     A text file is one document, unless `split_lines` makes one of each line, `split_at` of what stands
     between two such texts (`\\n` and `\\t` are an end of a line and a tab), or `split_characters` of every so
@@ -69,6 +70,7 @@ class Recipe:
     language_field: str = "language"
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+    merge_splits: bool = False
     encoding: str = "utf-8"
     undecodable: str = "repair"
     split_lines: bool = False

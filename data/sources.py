@@ -2,6 +2,7 @@
 
 import fnmatch
 import glob
+import itertools
 import lzma
 import os
 import re
@@ -37,6 +38,8 @@ SUFFIXES = {
     ".tar": "webdataset",
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"), "image"),
 }
+# Kinds that are read from beginning to end, so that they may be compressed.
+STREAMS = ("text", "jsonl", "json", "csv", "tsv", "fasta")
 STANDARD_INPUT = "-"
 _SKIPPED_FOLDERS = ("__pycache__",)
 
@@ -102,6 +105,11 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[
         elif os.path.isdir(path):
             yield from _folder(path, recipe, out)
         elif os.path.isfile(path):
+            if not folders_of_datasets.documents(os.path.dirname(path), [os.path.basename(path)]):
+                raise ValueError(
+                    f"source {path} is none of the data of the dataset that is saved there: name the folder "
+                    f"{os.path.dirname(path) or '.'}"
+                )
             yield _local(path, os.path.basename(path), _stem(path), recipe)
         elif glob.has_magic(path):
             yield from _glob(path, recipe)
@@ -111,10 +119,13 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[
 
 def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
     root = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        relative = os.path.relpath(path, root or ".")
-        if os.path.isfile(path) and chosen(relative, recipe):
-            yield _local(path, relative, os.path.basename(root) or "files", recipe)
+    found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    for parent, paths in itertools.groupby(found, os.path.dirname):
+        for name in folders_of_datasets.documents(parent, [os.path.basename(path) for path in paths]):
+            path = os.path.join(parent, name)
+            relative = os.path.relpath(path, root or ".")
+            if chosen(relative, recipe):
+                yield _local(path, relative, os.path.basename(root) or "files", recipe)
 
 
 def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
@@ -130,15 +141,12 @@ def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
             and name not in _SKIPPED_FOLDERS
             and not (out and os.path.samefile(os.path.join(parent, name), out))
         ]
+        names = [name for name in names if not name.startswith(".")]
         paths += [os.path.join(parent, entry) for entry in folders_of_datasets.documents(parent, names)]
-    found = []
     for path in sorted(paths, key=lambda path: PurePosixPath(path).parts):
         relative = os.path.relpath(path, folder)
         if os.path.isfile(path) and chosen(relative, recipe):
-            found.append(_local(path, relative, name, recipe))
-    kinds = {file.relative: file.kind for file in found}
-    folders_of_datasets.check_splits(folder, kinds, lambda path: matches(path, recipe.heldout_match))
-    yield from found
+            yield _local(path, relative, name, recipe)
 
 
 def chosen(relative: str, recipe: Recipe) -> bool:
@@ -176,7 +184,7 @@ def _by_content(path: str, kind: str, recipe: Recipe) -> str:
     """What a local file holds, where its name leaves it open: .json may be an array, lines or any text,
     .jsonl an array, and .bin a text. What cannot be read here is for the reader to say.
     """
-    if kind not in ("json", "jsonl", "ids") or path.lower().endswith(".npy"):
+    if kind not in ("json", "jsonl", "ids") or _suffix(path) == ".npy":
         return kind
     try:
         if kind == "ids":
@@ -224,10 +232,9 @@ def is_http(url: str) -> bool:
 
 def kind_of(path: str, recipe: Recipe) -> str:
     """What a file holds, by its name; a compression suffix is looked through."""
-    if recipe.format != "auto":
-        return recipe.format
-    name = path.lower().split("?")[0]
-    stem, suffix = os.path.splitext(name)
-    if suffix in COMPRESSED:
-        suffix = os.path.splitext(stem)[1]
-    return SUFFIXES.get(suffix, "text")
+    return SUFFIXES.get(_suffix(path), "text") if recipe.format == "auto" else recipe.format
+
+
+def _suffix(path: str) -> str:
+    stem, suffix = os.path.splitext(path.lower().split("?")[0])
+    return os.path.splitext(stem)[1] if suffix in COMPRESSED else suffix

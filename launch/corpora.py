@@ -32,6 +32,8 @@ def prepare(args: argparse.Namespace) -> int:
     columns = ("corpus", "documents", "tokens", "text bytes", "shards")
     lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
     done = "was there already, whole" if report.was_complete else "done"
+    if report.by_another_version:
+        done += " (made by another version, which may read the sources otherwise)"
     tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
     steps = [
         (in_words(step, args.text_field), documents, size, "; ".join(report.examples.get(step, [])[:1]))

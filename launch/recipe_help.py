@@ -9,6 +9,7 @@ ABOUT = {
     "language_field": "column or key of the language, kept where it is there",
     "include": "only files that this glob matches",
     "exclude": "no files that this glob matches",
+    "merge_splits": "read the splits of a dataset (train, test, …) as one",
     "encoding": "of text and rows of text, where a file has no byte order mark: windows-1252, utf-16, …",
     "undecodable": "what is not UTF-8: repair (read as Windows-1252) or skip",
     "split_lines": "every line of a text file is a document",

@@ -208,7 +208,7 @@ def broken_quotes(at: Path) -> None:
     [
         (
             dataset_dict,
-            "in holds the splits train, validation: name the files or folders to read, choose with",
+            "in holds the splits train, validation of one dataset: name the one to read, choose with --incl",
         ),
         (nano_folder, "in holds the splits train, val"),
         (other_ids, r"a.bin: the id at position 2 is 300 \(read as uint16\), and the tokenizer has 257"),

@@ -174,7 +174,7 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
 def test_a_second_run_does_nothing(tmp_path: Path, texts: dict) -> None:
     first = run(tmp_path, "corpus")
     second = run(tmp_path, "corpus")
-    assert second.was_complete and not first.was_complete
+    assert second.was_complete and not first.was_complete and not second.by_another_version
     assert second.train == first.train
 
 
@@ -186,13 +186,14 @@ def test_an_unfinished_prepare_of_another_version_is_refused_and_a_finished_one_
     plan = json.loads(path.read_text())
     del plan["version"]
     path.write_text(json.dumps(plan))
-    assert run(tmp_path, "corpus").was_complete
+    again = run(tmp_path, "corpus")
+    assert again.was_complete and again.by_another_version
     for older in ({}, {"version": planfile.VERSION - 1}):
         path.write_text(json.dumps({**plan, **older, "complete": False}))
         with pytest.raises(ValueError, match=r"begun by another version of this program: remove .*corpus"):
             run(tmp_path, "corpus")
     path.write_text(json.dumps({**plan, "version": planfile.VERSION, "complete": False}))
-    assert planfile.is_complete(path.parent, json.loads(path.read_text()), tmp_path / "corpus") is False
+    planfile.begin(path.parent, json.loads(path.read_text()), tmp_path / "corpus")
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.encodings import decode
+from data.decoding import decode
 from data.looks import BOM
 from data.recipe import Recipe
 from data.sources import expand

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encodings import decoded
+from data.decoding import decoded
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.tally import Tally

@@ -7,7 +7,7 @@ from pathlib import Path
 from data import folders_of_datasets
 from data import recipe as recipes
 from data import tokenizer as tokenizers
-from data.encodings import is_transcoded
+from data.decoding import is_transcoded
 from data.job import is_heldout_identity
 from data.read_text import too_long_file
 from data.recipe import Recipe

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
+from data.decoding import decoded, open_text
 from data.document import Document, from_record, origin_of, too_long, whole
-from data.encodings import decoded, open_text
 from data.looks import BOM, binary_format, json_shape
 from data.recipe import Recipe
 from data.sources import InputFile

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import scan
+from data.decoding import decode
 from data.document import Document, origin_of, whole
-from data.encodings import decode
 from data.mapped import map_file
 from data.read_json import is_too_deep
 from data.recipe import Recipe

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from data.decoding import decoded_row, open_text
 from data.document import Document, from_record, partitions
-from data.encodings import decoded_row, open_text
 from data.looks import binary_format
 from data.read_json import row_limit
 from data.recipe import Recipe

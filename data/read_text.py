@@ -4,8 +4,8 @@ import codecs
 from collections.abc import Iterator
 from typing import IO
 
+from data.decoding import decode, decoded, open_text
 from data.document import Document, origin_of
-from data.encodings import decode, decoded, open_text
 from data.looks import BOM, binary_format
 from data.recipe import Recipe
 from data.sources import InputFile

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from data import folders_of_datasets
-from data.encodings import open_text
+from data.decoding import open_text
 from data.looks import BOM, HEAD, binary_format, is_plain_text, json_shape
 from data.recipe import Recipe
 from data.streams import open_bytes

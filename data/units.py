@@ -8,7 +8,7 @@ run can go on.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data.encodings import is_transcoded
+from data.decoding import is_transcoded
 from data.recipe import Recipe
 from data.sources import COMPRESSED, InputFile, is_http
 from data.streams import open_bytes

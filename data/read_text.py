@@ -1,6 +1,7 @@
 """Documents out of text files, whole or split as the user says, and out of FASTA."""
 
 import codecs
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -85,35 +86,47 @@ def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Ite
 
 
 def _between(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """(offset, text between two separators) of those that begin in the piece."""
+    """(offset, text between two separators) of those that begin in the piece. An end of a line in the
+    separator is either kind of end; a file without any separator is noted.
+    """
     file, limit, separator = piece.file, recipe.max_document_bytes, recipe.separator_bytes
-    at = max(0, piece.start - len(separator))  # where the buffer begins in the file
+    pattern, longest = re.escape(separator), len(separator)
+    if b"\r" not in separator:
+        pattern = pattern.replace(re.escape(b"\n"), rb"\r?\n")
+        longest += separator.count(b"\n")
+    sought = re.compile(pattern)
+    at = max(0, piece.start - longest)  # where the buffer begins in the file
     if at:
         stream.seek(at)
     inside = not piece.start  # is the buffer's beginning that of a document of this piece?
-    buffer, searched, dropped = bytearray(), 0, 0
+    buffer, searched, dropped, separators = bytearray(), 0, 0, 0
     while True:
-        found = buffer.find(separator, searched)
-        if found < 0:
+        found = sought.search(buffer, searched)
+        if found is None:
             chunk = stream.read(_CHUNK)
             if not chunk:
                 break
-            searched = max(0, len(buffer) - len(separator) + 1)
-            if not inside or len(buffer) > limit + len(
-                separator
-            ):  # nothing of it is wanted but what may begin a separator
+            searched = max(0, len(buffer) - longest + 1)
+            # Nothing is wanted of what goes before a document or is beyond its limit, but what may begin a
+            # separator.
+            if not inside or len(buffer) > limit + longest:
                 dropped += searched
                 del buffer[:searched]
                 searched = 0
             buffer += chunk
             continue
+        begin, end, separators = found.start(), found.end(), separators + 1
+        del found  # it holds the buffer
         if inside:
-            yield from _part(at, bytes(buffer[:found]), dropped, limit, file, tally)
-        del buffer[: found + len(separator)]
-        at, searched, dropped, inside = at + dropped + found + len(separator), 0, 0, True
+            yield from _part(at, bytes(buffer[:begin]), dropped, limit, file, tally)
+        del buffer[:end]
+        at, searched, dropped = at + dropped + end, 0, 0
+        inside = at >= piece.start  # one that begins before is the piece before's
         if at >= piece.end and piece.end < file.bytes:
             return
     if inside:
+        if not separators and not piece.start:
+            tally.add("noted.no_separator", file.bytes, file.relative)
         yield from _part(at, bytes(buffer), dropped, limit, file, tally)
 
 

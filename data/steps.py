@@ -42,6 +42,7 @@ _WORDS = {
     "changed.separator_taken_off": "changed: the separator at the end of a row of ids taken off",
     "noted.json_as_text": "read as text: a .json file that holds no rows",
     "noted.text_like_json_lines": "read as text, though it looks like lines of JSON (--format jsonl)",
+    "noted.no_separator": "read as one document: --split-at never occurs in the file",
     "noted.separator_in_ids": "taken as they are: ids with the separator in the middle of a row",
 }
 _LEFT_OUT = {

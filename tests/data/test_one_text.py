@@ -59,6 +59,33 @@ def test_a_file_is_split_as_asked_whatever_its_name_and_however_it_is_cut(
             assert [d.text for piece in pieces for d in documents(piece, recipe, Tally())] == texts
 
 
+def test_an_end_of_a_line_in_the_separator_is_either_kind(tmp_path: Path) -> None:
+    raw = b"one\r\ntwo\r\n\r\nthree\r\n\nfour--\r\n5--\nsix\r\n--"
+    (tmp_path / "a.txt").write_bytes(raw)
+    for separator, texts in (
+        (r"\n\n", ["one\r\ntwo", "three", "four--\r\n5--\nsix\r\n--"]),
+        (r"--\n", ["one\r\ntwo\r\n\r\nthree\r\n\nfour", "5", "six\r\n--"]),
+        (r"\r\n", ["one", "two", "three", "\nfour--", "5--\nsix", "--"]),
+    ):
+        recipe = Recipe(split_at=separator)
+        for unit_bytes in range(1, len(raw) + 1):
+            units = plan_units(expand([str(tmp_path / "a.txt")], recipe), unit_bytes, recipe)
+            pieces = [piece for unit in units for piece in unit.pieces]
+            assert [d.text for piece in pieces for d in documents(piece, recipe, Tally())] == texts
+
+
+def test_a_separator_that_never_occurs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("one\n---\ntwo\n")
+    (tmp_path / "in/b.txt").write_text("one\n===\ntwo\n" * 1000)
+    for unit_bytes in (100, 1 << 20):
+        recipe, tally = Recipe(split_at="---"), Tally()
+        units = plan_units(expand([str(tmp_path / "in")], recipe), unit_bytes, recipe)
+        found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, recipe, tally)]
+        assert len(found) == 3
+        assert tally.examples == {"noted.no_separator": ["b.txt"]}
+
+
 def test_standard_input_is_read_as_the_format_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (raw, recipe, texts) in enumerate(
         [

@@ -10,6 +10,7 @@ from typing import Any
 from data.decoding import decoded_row, open_text
 from data.document import Document, from_record, partitions
 from data.looks import binary_format
+from data.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
 from data.read_json import row_limit
 from data.recipe import Recipe
 from data.sources import InputFile
@@ -18,6 +19,7 @@ from data.tally import Tally
 from data.units import Piece
 
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
+_SHARED_BYTES = 64 << 20  # of rows that share one value
 
 
 def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
@@ -143,16 +145,32 @@ def parquet(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
         groups = list(range(piece.start, piece.end))
         row = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
         batches = table.iter_batches(
-            batch_size=_batch_rows(table.metadata, groups), row_groups=groups, columns=columns
+            batch_size=_batch_rows(table.metadata, groups, columns, piece.file.path),
+            row_groups=groups,
+            columns=columns,
         )
         yield from _rows(batches, row, piece.file, recipe, tally)
 
 
-def _batch_rows(metadata: Any, groups: list[int]) -> int:
-    """So many rows that they take some megabytes."""
+def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str) -> int:
+    """So many rows that they take some megabytes, also where many share one value that is kept once."""
+    with open_bytes(path) as pages:
+        shared = [
+            repeated_bytes(pages, column)
+            for group in groups
+            for place in range(metadata.num_columns)
+            if (column := metadata.row_group(group).column(place)).path_in_schema.split(".")[0] in columns
+            # Of a remote file the headers alone are as dear as the pages: where the footer tells of growth.
+            and ("://" not in path or _grows(column))
+        ]
+    most = min(_BATCH_ROWS, _SHARED_BYTES // max([1, *shared]))
     rows = sum(metadata.row_group(group).num_rows for group in groups)
     size = sum(metadata.row_group(group).total_byte_size for group in groups)
-    return max(1, min(_BATCH_ROWS, rows * _BATCH_BYTES // max(1, size)))
+    return max(1, min(most, rows * _BATCH_BYTES // max(1, size)))
+
+
+def _grows(column: Any) -> bool:
+    return column.total_uncompressed_size > max(PAGE_BYTES, MOST_GROWTH * column.total_compressed_size)
 
 
 def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:

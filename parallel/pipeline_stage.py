@@ -55,6 +55,11 @@ class Stage(PipelineStage):
         finally:
             self.device = device
 
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        # torch 2.11 greets the neighbours before the first step: under a V-shaped schedule a rank is its own,
+        # and gloo does not send to itself.
+        return [one for one in super()._get_init_p2p_neighbors_ops() if one.group_peer != self.group_rank]
+
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         if not self.is_first:
             _lend(self.args_recv_info[fwd_chunk_id], self.device)

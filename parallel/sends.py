@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from parallel.relied_on import borrow
+
+_batch_p2p = borrow("torch", "torch.distributed.pipelining.schedules", "_batch_p2p")
+
 
 class Pass(NamedTuple):
     """A stage's forward or backward of one micro-batch. Its message is the hidden state, or gradient, that
@@ -95,9 +99,7 @@ class Sends:
 
     def start(self, sent: Pass, operations: Sequence[dist.P2POp]) -> None:
         """Send the message of `sent`. The works hold its memory."""
-        self._works[sent] = [
-            one.op(one.tensor, group=one.group, tag=one.tag, group_dst=one.group_peer) for one in operations
-        ]
+        self._works[sent] = _batch_p2p(list(operations))  # the way that the schedule's receives go
 
     def release(self, begun: Pass) -> None:
         """Let go of what has a receiver when `begun` begins."""

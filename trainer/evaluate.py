@@ -11,7 +11,8 @@ from typing import Any
 from data.loader import HeldoutLoader
 from parallel.engine import Engine
 
-# How many batches of a rank an evaluation goes on for after a request to stop.
+# How many batches of a rank an evaluation goes on for after a request to stop, times the pipeline's length: in
+# a long one as many take no more time, and with fewer it would be filling and draining most of the time.
 BATCHES = 16
 
 
@@ -29,13 +30,14 @@ class Evaluator:
     """Evaluates every held-out set on the engine, at the steps that `every` names and at the last.
 
     The sets are cut by document, so the figure does not depend on the batch, the layout or the training
-    stream. `done`: the last step whose evaluation is in the record.
+    stream. `done`: the last step whose evaluation is in the record. `pp`: ranks of a pipeline.
     """
 
-    def __init__(self, sets: Sequence[HeldoutLoader], *, every: int, done: int = 0) -> None:
+    def __init__(self, sets: Sequence[HeldoutLoader], *, every: int, done: int = 0, pp: int = 1) -> None:
         self.sets = sets
         self.every = every
         self.done = done
+        self._pp = pp
 
     def due(self, step: int, *, last: bool) -> bool:
         """Whether an evaluation follows this step and is not in the record; `every` 0: only at the last."""
@@ -46,14 +48,15 @@ class Evaluator:
         self, engine: Engine, stopping: Callable[[], bool] = lambda: False
     ) -> dict[str, HeldoutResult] | None:
         """Name of each held-out set → its result; None where some rank was asked to stop meanwhile. The same
-        on every rank, which agree every `BATCHES` batches.
+        on every rank, which agree every `BATCHES` × pp batches.
         """
         results = {}
+        together = BATCHES * self._pp
         for heldout in self.sets:
             loss_sum = count = 0.0
             batches: Iterator[Any] = iter(heldout)
-            for _ in range(0, len(heldout), BATCHES):
-                part = engine.evaluate(islice(batches, BATCHES), stop=stopping())
+            for _ in range(0, len(heldout), together):
+                part = engine.evaluate(islice(batches, together), stop=stopping())
                 if part.stop:
                     return None
                 loss_sum += part.loss_sum

@@ -217,7 +217,7 @@ def assemble(
         state=state,
         checkpointer=checkpointer,
         meter=meter,
-        evaluator=Evaluator(heldout, every=cfg.train.eval_every),
+        evaluator=Evaluator(heldout, every=cfg.train.eval_every, pp=layout.pp),
         stopping=stopping,
         ranks=ranks,
         stack=stack,

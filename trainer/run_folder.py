@@ -124,5 +124,14 @@ def write_config(folder: Path, config: bytes, step: int, look: Look = unfenced) 
         write_atomically(past / f"step-{0:09d}.yaml", before, look=look)
     if config != before:
         past.mkdir(exist_ok=True)
-        write_atomically(past / f"step-{step:09d}.yaml", config, look=look)
+        write_atomically(_place(past, step, config), config, look=look)
     write_atomically(own, config, look=look)
+
+
+def _place(past: Path, step: int, config: bytes) -> Path:
+    """Where a config goes that the run has from `step` on: another one of the same step stays."""
+    path, number = past / f"step-{step:09d}.yaml", 1
+    while path.exists() and path.read_bytes() != config:
+        number += 1
+        path = past / f"step-{step:09d}-{number}.yaml"
+    return path

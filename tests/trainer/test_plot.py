@@ -16,14 +16,20 @@ from trainer.metrics.plot import COLORS, MOST_POINTS, _thinned, draw, smooth
 
 
 def record(
-    path: Path, steps: int, *, evaluations: bool = True, lowest: int = 0, sources: bool = False
+    path: Path,
+    steps: int,
+    *,
+    evaluations: bool = True,
+    lowest: int = 0,
+    sources: bool = False,
+    log_every: int = 1,
 ) -> Path:
     """Metrics of made-up steps; the held-out bits per byte are lowest at step `lowest`, or at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "config.yaml").touch()
     (path.parent / "events.jsonl").touch()
     with path.open("w") as file:
-        for step in range(1, steps + 1):
+        for step in range(log_every, steps + 1, log_every):
             loss = None if step == 3 else 2 + 6 * math.exp(-step / 20)
             values: dict[str, Any] = {
                 "step": step,
@@ -107,8 +113,10 @@ def test_the_closing_lines_name_the_best_evaluation_and_the_files(tmp_path: Path
     )
     assert heldout == [f"held-out {n}: 1.3000 bits per byte at the end, best 1.0000 at step 70" for n in "ab"]
     assert str(tmp_path / "loss.png") in places and (tmp_path / "loss.png").is_file()
-    record(tmp_path / "metrics.jsonl", 100)
-    assert close_run(tmp_path, "mine")[1].endswith("1.0000 bits per byte at the end, its best")
+    record(tmp_path / "metrics.jsonl", 100, log_every=20)
+    done, *heldout, _ = close_run(tmp_path, "mine")
+    assert "2,000 tokens/s over 50 s of steps" in done, "a line of every 20th step stands for 20"
+    assert heldout[0].endswith("1.0000 bits per byte at the end, its best")
 
 
 def test_a_long_run_is_thinned_and_keeps_its_last_point() -> None:

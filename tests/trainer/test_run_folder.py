@@ -129,6 +129,9 @@ def test_every_config_that_a_run_has_had_is_kept(tmp_path: Path) -> None:
     kept = {file.name: file.read_bytes() for file in (run / "configs").iterdir()}
     assert kept == {"step-000000000.yaml": b"a: 1", "step-000000008.yaml": b"a: 2"}
     assert (run / "config.yaml").read_bytes() == b"a: 2"
+    run_folder.write_config(run, b"a: 3", 8)  # two starts from one checkpoint
+    again = {file.name: file.read_bytes() for file in (run / "configs").iterdir()}
+    assert again == kept | {"step-000000008-2.yaml": b"a: 3"}
     old = tmp_path / "old"  # a run of before: its only config is not lost
     old.mkdir()
     (old / "config.yaml").write_bytes(b"a: 1")

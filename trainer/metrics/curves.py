@@ -72,8 +72,9 @@ def _record(line: str) -> dict[str, Any] | None:
 
 def _add_step(curves: Curves, record: dict[str, Any]) -> None:
     tokens = record["tokens"]
+    # `step_seconds` is the mean of the steps since the line before, of which there are `train.log_every`.
+    curves.seconds += (record.get("step_seconds") or 0.0) * (record["step"] - curves.step)
     curves.step, curves.tokens = record["step"], tokens
-    curves.seconds += record.get("step_seconds") or 0.0
     for key in ("loss", "grad_norm", "lr", "mfu"):
         if record.get(key) is not None:
             getattr(curves, key).append((tokens, record[key]))

@@ -11,8 +11,8 @@ from typing import Any
 from data.loader import HeldoutLoader
 from parallel.engine import Engine
 
-# How many batches of a rank an evaluation goes on for after a request to stop, times the pipeline's length: in
-# a long one as many take no more time, and with fewer it would be filling and draining most of the time.
+# How many batches of a rank an evaluation goes on for after a request to stop, times the pipeline's length:
+# in a long one they take no more time, and with fewer it would be filling and draining most of the time.
 BATCHES = 16
 
 

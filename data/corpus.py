@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -53,8 +52,10 @@ class Storage(Protocol):
     def tokenizer(self) -> bytes:
         """The tokenizer's file. Raises RuntimeError where it is not the one that the corpus was made with."""
 
-    def index(self, shard: int) -> np.ndarray:
-        """The index of a shard, uint64 [4, documents], checked when it is first opened."""
+    def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
+        """The index of documents [first, end) of a shard, uint64 [4, documents]: that of the manifest.
+        RuntimeError where it cannot be had.
+        """
 
     def check_lengths(self) -> None:
         """RuntimeError where a shard is not as long as the manifest says, as far as can be told quickly."""
@@ -106,8 +107,6 @@ class Corpus:
         ]
         table = np.array(spans, dtype=np.int64).reshape(-1, 3)
         self.block_shard, self.block_first, self.block_documents = table.T
-        self._document_ends = np.cumsum([entry.documents for entry in manifest.shards])
-        self._opened = lru_cache(maxsize=8)(lambda shard: (storage.open(shard), storage.index(shard)))
 
     def block_windows(self, packing: str, seq_len: int) -> np.ndarray:
         """Sequences of each block, int64 [blocks]. Reads (and so checks) every index."""
@@ -121,28 +120,10 @@ class Corpus:
 
     def lengths(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]."""
-        indexes = [self.storage.index(shard) for shard in range(len(self.manifest.shards))]
-        both = np.concatenate([index[[TOKENS, TEXT_BYTES]] for index in indexes], axis=1)[:, :limit]
+        shards = range(len(self.manifest.shards))
+        parts = [self.storage.index(shard)[[TOKENS, TEXT_BYTES]] for shard in shards]
+        both = np.concatenate(parts, axis=1)[:, :limit]
         return both[0].astype(np.int64), both[1].astype(np.int64)
-
-    def document(self, number: int) -> np.ndarray:
-        """The ids of a document, by its place in the corpus. Raises RuntimeError when they are damaged."""
-        payload, damage = self._payload(number)
-        if damage:
-            raise RuntimeError(str(damage))
-        return np.frombuffer(payload, dtype=self.dtype)
-
-    def damage_of(self, number: int) -> Damage | None:
-        """What is wrong with a document, by its place in the corpus; None where nothing is."""
-        return self._payload(number)[1]
-
-    def _payload(self, number: int) -> tuple[Any, Damage | None]:
-        shard = int(np.searchsorted(self._document_ends, number, side="right"))
-        place = number - int(self._document_ends[shard - 1] if shard else 0)
-        opened, index = self._opened(shard)
-        offset, tokens, crc, _ = index[:, place].tolist()
-        payload = opened.view[offset : offset + tokens * self.dtype.itemsize]
-        return payload, self.damage(shard, offset) if zlib.crc32(payload) != crc else None
 
     def damage(self, shard: int, offset: int) -> Damage:
         """What to say of the document whose raw ids start at `offset`, when they are damaged."""
@@ -169,8 +150,7 @@ class Era:
         counts = corpus.block_documents[blocks].tolist()
         self._shards = {shard: corpus.storage.open(shard) for shard in dict.fromkeys(shards)}
         self._views = {shard: opened.view for shard, opened in self._shards.items()}
-        indexes = {shard: corpus.storage.index(shard) for shard in self._views}
-        spans = [indexes[s][:, first : first + n] for s, first, n in zip(shards, firsts, counts)]
+        spans = [corpus.storage.index(s, first, first + n) for s, first, n in zip(shards, firsts, counts)]
         index = np.concatenate(spans, axis=1).astype(np.int64)
         self.shard = np.repeat(shards, counts)
         self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])

@@ -19,6 +19,7 @@ import torch
 from data.batch import Batch
 from data.config import DataConfig, Heldout
 from data.corpus import Damage
+from data.documents import Documents
 from data.rows import NOT_COUNTED, Plan
 from data.stream import PAUSE_SECONDS, TRIES, Stream, open_corpus, unsettled
 
@@ -119,7 +120,7 @@ class Loader:
                 self._queue.put(ready)
                 again = 0
             if again > TRIES:
-                self._queue.put(unsettled(self._stream.names))
+                self._queue.put(unsettled(f"data.sources {', '.join(self._stream.names)}"))
                 return
             step += count
             count = min(2 * max(1, count), self._gulp)
@@ -174,6 +175,7 @@ class HeldoutLoader:
         assert 0 <= overlap < seq_len, (overlap, seq_len)
         self.name = heldout.name or heldout.path
         self.corpus = open_corpus(heldout.path, cfg or DataConfig())
+        self._ids = Documents(self.corpus)
         self._rank, self._ranks, self._micro_batch = rank, ranks, micro_batch
         self._seq_len, self._overlap = seq_len, overlap
         lengths, text_bytes = self.corpus.lengths(max_documents or None)
@@ -182,7 +184,7 @@ class HeldoutLoader:
         # Windows of each document: one, and one more for every seq_len - overlap inputs beyond it.
         inputs = lengths + (lengths > 0)
         windows = np.where(inputs > 0, 1 + np.maximum(0, -(-(inputs - seq_len) // (seq_len - overlap))), 0)
-        self._windows, self._text_bytes = windows, text_bytes
+        self._windows, self._lengths, self._text_bytes = windows, lengths, text_bytes
         self._windows_end = np.cumsum(windows)
         self.rows = int(self._windows_end[-1])
 
@@ -190,7 +192,7 @@ class HeldoutLoader:
         """The damaged ones among the documents that this rank reads, by number. Reads them all."""
         mine = np.arange(self.rows) // self._micro_batch % self._ranks == self._rank
         numbers = np.unique(np.searchsorted(self._windows_end, np.flatnonzero(mine), side="right"))
-        found = ((number, self.corpus.damage_of(number)) for number in numbers.tolist())
+        found = ((number, self._ids.damage_of(number)) for number in numbers.tolist())
         return [(number, damage) for number, damage in found if damage]
 
     def leave_out(self, documents: list[int]) -> None:
@@ -219,9 +221,18 @@ class HeldoutLoader:
         for row, (number, document) in enumerate(zip(numbers[real].tolist(), documents[real].tolist())):
             before = int(self._windows_end[document - 1]) if document else 0
             begin = (number - before) * (seq_len - self._overlap)
-            ids = np.concatenate(([eos], self.corpus.document(document), [eos]))[begin : begin + seq_len + 1]
+            ids = self._window(document, begin, begin + seq_len + 1)
             context = self._overlap if number > before else 0
             tokens[row, : len(ids) - 1] = ids[:-1]
             targets[row, context : len(ids) - 1] = ids[context + 1 :]
         named = {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
         return Batch(named, tuple(np.where(real, numbers, -1).tolist()))
+
+    def _window(self, document: int, begin: int, end: int) -> np.ndarray:
+        """What stands at [begin, end) of a document's separator, its ids and the separator that ends it."""
+        length = int(self._lengths[document])
+        ids = np.full(min(end, length + 2) - begin, self.corpus.eos, dtype=np.int64)
+        inside = self._ids.ids(document, max(0, begin - 1), end - 1)
+        at = int(begin == 0)
+        ids[at : at + len(inside)] = inside
+        return ids

@@ -7,24 +7,26 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from data.manifest import MANIFEST, Manifest, read_index, read_manifest
+from data.index import Indexes
+from data.manifest import MANIFEST, Manifest, read_manifest
 from data.mapped import MappedFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
 
 class LocalStorage:
-    """A corpus folder, memory-mapped; see `data.corpus.Storage`. A shard written to during a run is noticed
-    before a byte of what was written is used.
+    """A corpus folder, memory-mapped; see `data.corpus.Storage`. A shard or an index that is written to or
+    replaced during a run is noticed before a byte of what was written is used: indexes are held against the
+    manifest as it was when the corpus was opened, and documents against their index.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._manifest = read_manifest(path)
-        self._checked: set[int] = set()
+        self._indexes = Indexes(Path(path), self._manifest.shards)
         self._open: weakref.WeakValueDictionary[int, MappedFile] = weakref.WeakValueDictionary()
 
     def manifest(self) -> Manifest:
@@ -44,14 +46,9 @@ class LocalStorage:
             raise RuntimeError(f"{self.path}/{not_the_tokenizer(entry.file, found, entry.sha256)}")
         return raw
 
-    def index(self, shard: int) -> np.ndarray:
+    def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
         """See `Storage`."""
-        entry = self._manifest.shards[shard]
-        path = Path(self.path) / entry.index_file
-        if shard not in self._checked:
-            self._checked.add(shard)
-            return read_index(path, entry)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return self._indexes.read(shard, first, end)
 
     def check_lengths(self) -> None:
         """RuntimeError where a shard is missing or not as long as the manifest says."""

@@ -6,7 +6,7 @@
     DIR/shard-000000.idx.npy   uint64 [4, documents]: rows OFFSET, TOKENS, CRC, TEXT_BYTES
 
 The index is what training reads; the tar stays readable by any WebDataset reader. `data.scan` makes the index
-of a finished shard, `write_index` stores it, `write_manifest` closes the folder.
+of a finished shard, `data.index` stores it and reads it, `write_manifest` closes the folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 MANIFEST = "manifest.json"
 FORMAT = "germinal-corpus"
@@ -136,52 +135,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
-    """Stores the index (uint64 [4, documents]) of a finished shard beside it, by rename; returns its entry.
-
-    `sha256`: of the shard, as the scan that made the index read it.
-    """
-    assert index.dtype == np.uint64 and index.ndim == 2 and index.shape[0] == INDEX_ROWS, index.shape
-    path = shard.with_name(index_name(shard.name))
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(index), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = xxhash.xxh3_128(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, path)
-    return ShardEntry(
-        file=shard.name,
-        bytes=shard.stat().st_size,
-        sha256=sha256,
-        documents=index.shape[1],
-        tokens=int(index[TOKENS].sum()),
-        text_bytes=int(index[TEXT_BYTES].sum()),
-        index_xxh3=digest,
-    )
-
-
-def read_index(path: Path, entry: ShardEntry) -> np.ndarray:
-    """The index of one shard, memory-mapped, after its bytes were checked against the manifest.
-
-    Raises RuntimeError, one line, when it is missing, or not the one the manifest was written with.
-    """
-    try:
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"index {path} cannot be read: {error}; run `germinal prepare` again") from None
-    if xxhash.xxh3_128(raw.data).hexdigest() != entry.index_xxh3:
-        raise RuntimeError(
-            f"index {path} is not the one in {MANIFEST} (hash differs): damaged or out of date; "
-            "restore it or run `germinal prepare` again"
-        )
-    index = np.load(path, mmap_mode="r", allow_pickle=False)
-    totals = (index.shape[1], int(index[TOKENS].sum()), int(index[TEXT_BYTES].sum()))
-    if index.shape[0] != INDEX_ROWS or totals != (entry.documents, entry.tokens, entry.text_bytes):
-        raise RuntimeError(f"index {path} and {MANIFEST} count differently: {totals} against {entry}")
-    return index
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

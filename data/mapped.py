@@ -23,7 +23,8 @@ class MappedFile:
     """A file's bytes, mapped read-only, and whether they may have changed since.
 
     `view`: the bytes. A file that is deleted or replaced under its name stays readable here as it was; what
-    is written into the file itself shows in `view`, and in `version`.
+    is written into the file itself shows in `view`, and in `version`. `stamp`: where the file at a path has
+    the same one as before, it is the same file, and was not written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +34,8 @@ class MappedFile:
         weakref.finalize(self, os.close, self._descriptor)
         self._stamp = self._look()  # before it is mapped: what changes from here on is noticed
         self._version = 0
+        file = os.fstat(self._descriptor)
+        self.stamp = (file.st_dev, file.st_ino, *self._stamp)
         self.view = _map(self._descriptor, path)
 
     def version(self) -> int:

@@ -70,9 +70,9 @@ class RemoteStorage:
 
         return _until_right(fetch)
 
-    def index(self, shard: int) -> np.ndarray:
-        """The index of a shard; kept in memory."""
-        return self._indexes(shard)
+    def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
+        """See `Storage`; indexes are kept in memory."""
+        return self._indexes(shard)[:, first:end]
 
     def open(self, shard: int) -> ShardBytes:
         """See `Storage`: the cached copy, mapped; or a window onto the remote file."""

@@ -22,7 +22,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from data.manifest import CRC, INDEX_ROWS, OFFSET, TEXT_BYTES, TOKENS, ShardEntry, write_index
+from data.index import write_index
+from data.manifest import CRC, INDEX_ROWS, OFFSET, TEXT_BYTES, TOKENS, ShardEntry
 from data.mapped import map_file
 
 BLOCK = 512

@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.manifest import ShardEntry, write_index
+from data.index import write_index
+from data.manifest import ShardEntry
 
 _BLOCK = 512
 # Fields of a ustar header (POSIX.1-1988).

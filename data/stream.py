@@ -157,7 +157,7 @@ class Stream:
             if plan.holds():
                 return rows
             time.sleep(PAUSE_SECONDS)
-        raise unsettled(self.names)
+        raise unsettled(f"data.sources {', '.join(self.names)}")
 
     def plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
         """Where these sequences are; `Plan.rows` then makes any run of them, good only if `Plan.holds`
@@ -212,11 +212,11 @@ class Stream:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def unsettled(names: Sequence[str]) -> RuntimeError:
-    """What to raise where shards are written to faster than they can be read."""
+def unsettled(what: str) -> RuntimeError:
+    """What to raise where `what`, a shard or shards, is written to faster than it can be read."""
     return RuntimeError(
-        f"data.sources {', '.join(names)}: a shard was written to each of {TRIES} times that it was read: "
-        "stop the program that writes; the same command goes on"
+        f"{what}: written to each of {TRIES} times that it was read: stop the program that writes; the same "
+        "command goes on"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.index import read_index
 from data.manifest import (
     CRC,
     DTYPES,
@@ -24,7 +25,6 @@ from data.manifest import (
     Manifest,
     ShardEntry,
     file_sha256,
-    read_index,
     read_manifest,
 )
 from data.mapped import map_file

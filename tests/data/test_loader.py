@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from data import loader as loader_module
 from data.config import DataConfig, Heldout, Source, Stage
+from data.corpus import ShardBytes
 from data.loader import HeldoutLoader, Loader
 from data.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
@@ -262,3 +264,47 @@ def test_heldout_damage_can_be_left_out_of_nats_and_bytes(tmp_path: Path) -> Non
     targets = [batch.tensors["targets"] for loader in loaders for batch in loader]
     assert sum(int((target != -100).sum()) for target in targets) == (5 + 6 + 7) + 3
     assert len({len(loader) for loader in loaders}) == 1
+
+
+class Counted:
+    """A shard that counts the bytes taken from it."""
+
+    def __init__(self, opened: ShardBytes) -> None:
+        self.opened, self.taken, self.version = opened, 0, opened.version
+
+    @property
+    def view(self) -> Counted:
+        return self
+
+    def __getitem__(self, span: slice) -> Any:
+        self.taken += span.stop - span.start
+        return self.opened.view[span]
+
+
+def test_evaluation_takes_a_long_document_from_its_shard_twice_not_once_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to compare its checksum, once in rows: of 4 MiB of ids a row of 256 once took 4 MiB."""
+    ids, seq_len, overlap = 50_000, 64, 16
+    make_corpus(tmp_path, [np.arange(ids) % 49_999 + 1])
+    loader = HeldoutLoader(
+        Heldout(str(tmp_path)), seq_len=seq_len, rank=0, ranks=1, micro_batch=4, overlap=overlap
+    )
+    shard = Counted(loader.corpus.storage.open(0))
+    monkeypatch.setattr(loader.corpus.storage, "open", lambda _: shard)
+    targets = np.concatenate([batch.tensors["targets"].ravel() for batch in loader])
+    assert targets[targets >= 0].tolist() == [*(np.arange(ids) % 49_999 + 1).tolist(), EOS]
+    assert loader.rows > 1000
+    assert shard.taken <= 2 * (ids + loader.rows * (seq_len + 1 - (seq_len - overlap))) + 2 * ids
+
+
+def test_a_heldout_document_that_is_altered_between_two_rows_is_damage(tmp_path: Path) -> None:
+    make_corpus(tmp_path, [np.arange(1, 1001)])
+    rows = iter(HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=1))
+    next(rows)
+    time.sleep(0.02)  # the kernel's clock for time stamps ticks every few milliseconds
+    with (tmp_path / "shard-000000.tar").open("r+b") as file:
+        file.seek(int(np.load(tmp_path / "shard-000000.idx.npy")[0, 0]) + 1000)
+        file.write(b"\0\0")
+    with pytest.raises(RuntimeError, match="checksum"):
+        next(rows)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.manifest import MANIFEST, OFFSET, read_index, read_manifest, write_manifest
+from data.index import read_index
+from data.manifest import MANIFEST, OFFSET, read_manifest, write_manifest
 from made_corpus import make_corpus, numbered_documents
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from data.config import DataConfig, Source
 from data.loader import Loader
 from data.manifest import read_manifest
 from data.mapped import MappedFile
-from data.stream import Stream
+from data.stream import Stream, open_storage
 from made_corpus import make_corpus, random_documents
 from whole_runs import GERMINAL, records, write_config
 
@@ -83,6 +84,66 @@ def test_altered_documents_never_become_tokens(tmp_path: Path) -> None:
     os.truncate(shard, entry.bytes // 2)
     with pytest.raises(RuntimeError, match=rf"{entry.file} had \d+ bytes when it was opened and has \d+ now"):
         stream.read(numbers)
+
+
+def replaced(corpus: Path, other: Path, pattern: str) -> None:
+    for path in other.glob(pattern):
+        os.replace(path, corpus / path.name)
+
+
+def until_refused(stream: Stream, true: np.ndarray) -> tuple[int, str]:
+    """How many sequences of an epoch are read, each as it truly is, and what is said of the next."""
+    for number, tokens in enumerate(true):
+        try:
+            assert (stream.read([number]).tokens == tokens).all()
+        except RuntimeError as error:
+            return number, str(error)
+    return len(true), ""
+
+
+@pytest.mark.parametrize("pattern", ["shard-*", "*.tar", "*.npy"])
+def test_another_corpus_never_takes_the_place_of_the_one_that_is_read(tmp_path: Path, pattern: str) -> None:
+    """Renamed over it, shards of equal sizes with their indexes, each without a fault of its own."""
+    for name, first in (("corpus", 1), ("other", 20_000)):
+        ids = [np.arange(first + i, first + i + 40) for i in range(60)]
+        make_corpus(tmp_path / name, ids, shard_documents=10)
+    stream = open_stream(tmp_path / "corpus")
+    count = sum(stream.sequences_per_epoch.values())
+    true = open_stream(tmp_path / "corpus").read(range(count)).tokens
+    stream.read([0])
+    replaced(tmp_path / "corpus", tmp_path / "other", pattern)
+    read, said = until_refused(stream, true)
+    assert 0 < read < count  # what was opened before goes on
+    expected = "checksum" if pattern == "*.tar" else r"^index \S+ was replaced or written to during the run"
+    assert re.search(expected, said) and "\n" not in said
+
+
+def test_a_corpus_that_is_renamed_over_itself_goes_on(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", random_documents(60, longest=200), shard_documents=10)
+    shutil.copytree(tmp_path / "corpus", tmp_path / "copy")
+    stream = open_stream(tmp_path / "corpus")
+    numbers = range(sum(stream.sequences_per_epoch.values()))
+    true = stream.read(numbers).targets
+    replaced(tmp_path / "corpus", tmp_path / "copy", "shard-*")
+    assert (stream.read(numbers).targets == true).all()
+
+
+def test_an_index_that_is_cut_short_or_altered_is_noticed_when_it_is_next_read(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", random_documents(60, longest=200), shard_documents=10)
+    path = tmp_path / "corpus" / "shard-000002.idx.npy"
+    storage = open_storage(str(tmp_path / "corpus"))
+    whole, raw = storage.index(2), path.read_bytes()
+    assert (storage.index(2, 3, 5) == whole[:, 3:5]).all()
+    time.sleep(0.02)
+    for damaged in (raw[:300], raw[:-1] + b"\1", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(RuntimeError, match=rf"^index {path} was replaced or written to during the run"):
+            storage.index(2)
+    path.write_bytes(raw)
+    assert (storage.index(2) == whole).all()
+    path.unlink()
+    with pytest.raises(RuntimeError, match=rf"^index {path} cannot be read: No such file"):
+        storage.index(2)
 
 
 def test_a_loader_delivers_the_same_steps_while_a_shard_is_touched(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from data import scan
 from data import tokenizer as tokenizers
-from data.manifest import read_index, read_manifest
+from data.index import read_index
+from data.manifest import read_manifest
 from data.mapped import map_file
 from data.prepare import PrepareReport, prepare
 from data.recipe import Recipe

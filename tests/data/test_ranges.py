@@ -10,6 +10,7 @@ import pytest
 
 from data import ranges
 from data.config import DataConfig, Source
+from data.documents import Documents
 from data.manifest import read_manifest
 from data.stream import Stream
 from made_corpus import make_corpus, random_documents
@@ -54,13 +55,12 @@ def test_documents_without_tokens_ask_the_server_for_nothing(
 ) -> None:
     """They lie in a piece of their own, and alone in a shard."""
     long = np.arange(ranges.PIECE_BYTES) % 49_999 + 1  # too long for a piece with others
-    documents = [[], [], long, [], [5, 6], [], [], []]
-    make_corpus(folder, documents, shard_documents=5)
-    corpus = open_stream(server.url).sources[0].corpus
+    make_corpus(folder, [[], [], long, [], [5, 6], [], [], []], shard_documents=5)
+    documents = Documents(open_stream(server.url).sources[0].corpus)
     for number in (0, 1, 3, 5, 6, 7):
-        assert corpus.document(number).tolist() == []
+        assert documents.ids(number).tolist() == []
     assert not any(name.endswith(".tar") for name in server.requests)
-    assert [corpus.document(number).tolist() for number in (2, 4)] == [long.tolist(), [5, 6]]
+    assert [documents.ids(number).tolist() for number in (2, 4)] == [long.tolist(), [5, 6]]
 
 
 def test_a_document_that_never_comes_right_is_damaged_and_its_neighbours_are_not(

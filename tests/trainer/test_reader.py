@@ -2,11 +2,20 @@
 
 import json
 import os
+import re
 import resource
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from parallel.engine import Chunk
+from trainer.checkpoint import store
 from trainer.checkpoint.manifest import FileEntry, Manifest, Piece, TensorEntry
 from trainer.checkpoint.reader import Reader
 
@@ -43,3 +52,51 @@ def test_a_file_that_does_not_fit_into_memory_is_read(ranks: Any, tmp_path: Path
         file.seek(-4, os.SEEK_END)
         file.write(struct.pack("<f", 2.5))
     assert ranks(1).run(read_end, tmp_path) == [[0.0, 2.5]]
+
+
+def small(folder: Path) -> Manifest:
+    """A file of 4096 numbers, and the manifest that lists it."""
+    text = json.dumps({"t": {"dtype": "F32", "shape": [4096], "data_offsets": [0, 4 * 4096]}}).encode()
+    (folder / "f").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4 * 4096))
+    entries = {"t": TensorEntry("F32", (4096,), (Piece("f", "t", (4096,), (0,)),))}
+    files = {"f": FileEntry((folder / "f").stat().st_size, "")}
+    return Manifest(step=1, sequences=8, files=files, tensors=entries)
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    manifest = small(tmp_path)
+    tensor = torch.ones(4096)
+    chunk = Chunk("t", tensor, (4096,), (0,), owned=False)
+    store.load(tmp_path, [chunk], manifest)
+    assert not tensor.any()
+    reader = Reader(tmp_path, manifest)
+    reader.piece("t", manifest.tensors["t"].pieces[0])
+    reader.check()
+    time.sleep(0.02)  # the kernel's clock for time stamps ticks every few milliseconds
+    with (tmp_path / "f").open("r+b") as file:
+        file.write(b"\1")
+    with pytest.raises(RuntimeError, match=rf"^{tmp_path / 'f'} was written to while it was read: stop the "):
+        reader.check()
+
+
+CUT_SHORT = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_reader import Reader, small
+folder = Path(sys.argv[1])
+manifest = small(folder)
+piece = Reader(folder, manifest).piece("t", manifest.tensors["t"].pieces[0])
+os.truncate(folder / "f", 10)
+piece.sum()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the handler is for Linux")
+def test_a_checkpoint_that_is_cut_short_while_it_is_read_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CUT_SHORT, tmp_path, Path(__file__).parent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"error: {tmp_path / 'f'} was cut short while it was read, at byte \d+: .*\n", done.stderr
+    )

@@ -3,8 +3,6 @@ read.
 """
 
 import json
-import mmap
-import os
 import struct
 import sys
 import warnings
@@ -14,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.mapped import MappedFile
 from trainer.checkpoint.manifest import Manifest, Piece, read_manifest
 
 DTYPES: dict[str, torch.dtype] = {
@@ -45,20 +44,18 @@ class Reader:
     def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
         self.folder = folder
         self.manifest = manifest or read_manifest(folder)
-        self._files: dict[str, tuple[mmap.mmap, int, dict[str, dict]]] = {}
+        self._files: dict[str, tuple[MappedFile, int, dict[str, dict]]] = {}
 
     def open(self, name: str) -> None:
         """Map file `name`. RuntimeError where it is missing or is not safetensors."""
         path = self.folder / name
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                # Not a private copy, which the kernel refuses where the file is larger than the memory.
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else mmap.mmap(-1, 1)
+            file = MappedFile(path)
+            data, size = file.view, len(file.view)
             if size != self.manifest.files[name].bytes:
                 raise RuntimeError(f"{path}: {size} bytes, {self.manifest.files[name].bytes} were written")
             (length,) = struct.unpack_from("<Q", data)
-            self._files[name] = data, 8 + length, json.loads(data[8 : 8 + length])
+            self._files[name] = file, 8 + length, json.loads(bytes(data[8 : 8 + length]))
         except OSError as error:
             raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, struct.error):
@@ -68,7 +65,8 @@ class Reader:
         """A piece of tensor `name`, aliasing the mapped file: copy from it, never write."""
         if piece.file not in self._files:
             self.open(piece.file)
-        data, base, header = self._files[piece.file]
+        file, base, header = self._files[piece.file]
+        data = file.view
         entry, dtype = header.get(piece.key), self.manifest.tensors[name].dtype
         if entry is None or entry["dtype"] != dtype or tuple(entry["shape"]) != piece.shape:
             raise RuntimeError(
@@ -78,3 +76,12 @@ class Reader:
         if start + count * DTYPES[dtype].itemsize > len(data):
             raise RuntimeError(f"{self.folder / piece.file}: entry {piece.key} leaves the file")
         return torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start).view(piece.shape)
+
+    def check(self) -> None:
+        """RuntimeError where a file was written to since it was mapped: what was copied may be anything."""
+        for name, (file, _, _) in self._files.items():
+            if file.version():
+                raise RuntimeError(
+                    f"{self.folder / name} was written to while it was read: stop the program that writes; "
+                    "the same command verifies the checkpoint anew"
+                )

@@ -176,6 +176,7 @@ def load(folder: Path, chunks: Sequence[Chunk], manifest: Manifest | None = None
     with ThreadPoolExecutor(LOADERS) as pool:
         for _ in pool.map(lambda chunk: _fill(reader, chunk), chunks):
             pass
+    reader.check()
 
 
 def _check(folder: Path, chunk: Chunk, manifest: Manifest) -> None:

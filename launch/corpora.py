@@ -101,6 +101,7 @@ def data_inspect(args: argparse.Namespace) -> int:
 def _sequence(args: argparse.Namespace) -> int:
     from data.tracing import sequence
     from trainer import config, run_folder
+    from trainer.metrics.consumed import steps_reading
 
     if args.sequence < 0:
         raise ValueError(f"--sequence {args.sequence}: sequences are counted from 0")
@@ -111,14 +112,14 @@ def _sequence(args: argparse.Namespace) -> int:
         )
     cfg = config.load(args.folder)
     found = sequence(cfg.data, args.sequence, seed=cfg.seed, global_batch=cfg.train.global_batch)
+    first, last = steps_reading(cfg, args.sequence)
     if args.json:
-        tables.document(found)
+        tables.document(found | {"steps": [first, last]})
         return 0
-    step = args.sequence // cfg.train.global_batch + 1
     tables.facts(
         f"sequence {args.sequence} of {args.folder}",
         {
-            "read by step": step,
+            "read by step": str(first) if first == last else f"one of {first} to {last}",
             "source": found["source"],
             "corpus": found["corpus"],
             "epoch": found["epoch"],

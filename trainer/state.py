@@ -89,6 +89,22 @@ class Identity:
                 f"corpus changed since checkpoint {where}: {what}: {restore}, or give the run another name"
             )
 
+    def check_stages(self, state: TrainState, saved: dict[str, Any], where: str) -> None:
+        """ValueError where the config has stages, which begin at a step, and the steps up to `state` had
+        another global batch: which sequence such a step begins with could not be told from the config.
+        """
+        stages, batch = self.settings.get("data.stages"), self.settings.get("train.global_batch", 0)
+        if not stages or state.sequences == state.step * batch:
+            return
+        then = saved.get("settings", {}).get("train.global_batch", 0)
+        remedy = f"set it back to {then}" if state.sequences == state.step * then else "leave data.stages out"
+        steps = ", ".join(str(stage["from_step"]) for stage in stages)
+        raise ValueError(
+            f"train.global_batch is {batch}, but the {state.step} steps up to {where} read {state.sequences} "
+            f"sequences: data.stages (from_step {steps}) need one global batch for the whole run: {remedy}, "
+            "or give the run another name"
+        )
+
     def changes(self, saved: dict[str, Any]) -> list[str]:
         """`optim.lr 0.001 → 0.002`, in full, for each of the settings and versions not as in a checkpoint."""
         return [

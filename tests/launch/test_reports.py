@@ -73,7 +73,7 @@ def test_a_sequence_is_traced_to_its_text(corpus: Path, capfd: Capture) -> None:
         "train: {global_batch: 4, micro_batch: 2}\n"
     )
     found = document(capfd, "data", "inspect", str(config), "--sequence", "5")
-    assert found["sequence"] == 5
+    assert (found["sequence"], found["steps"]) == (5, [2, 2])
     assert "".join(piece["text"] for piece in found["pieces"])
     assert cli.main(["data", "inspect", str(config), "--sequence", "5"]) == 0
     out = capfd.readouterr().out

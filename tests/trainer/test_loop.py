@@ -99,6 +99,25 @@ def test_data_may_be_used_to_its_end_and_more_is_refused_at_the_start(tmp_path: 
     assert go(config, *longer, "train.steps=9"), "nothing is left to do"
 
 
+def test_a_stage_begins_at_its_step_or_the_run_is_refused(tmp_path: Path) -> None:
+    """Whether it is still to come or behind; and for a run that had several global batches before."""
+    corpus = make_corpus(tmp_path, documents=30)
+    sources = [{"path": str(corpus / side), "name": side} for side in ("train", "heldout")]
+    changes = {"train__eval_every": 0, "model__layers": 1, "data__sources": sources, "data__heldout": []}
+    config = write_config(tmp_path, corpus, **changes, checkpoint__every=2)
+    stage = "data.stages=[{from_step: 6, weights: {heldout: 3.0}}]"
+    named = r"^train\.global_batch is 4, but the \d steps .* read \d+ sequences: data\.stages \(from_step 6\)"
+    for steps in (4, 8):
+        assert go(config, stage, f"train.steps={steps}")
+        with pytest.raises(ValueError, match=rf"{named} .*: set it back to 8, or"):
+            go(config, stage, "train.steps=12", "train.global_batch=4")
+    plain = f"run_dir={tmp_path}/plain"
+    assert go(config, plain, "train.steps=2")
+    assert go(config, plain, "train.steps=4", "train.global_batch=4"), "without stages it may change"
+    with pytest.raises(ValueError, match=rf"{named} .*: leave data\.stages out, or"):
+        go(config, plain, stage, "train.steps=12", "train.global_batch=4")
+
+
 def ruin(corpus: Path) -> None:
     """Flip a bit in every document of a corpus."""
     shard = corpus / "shard-000000.tar"

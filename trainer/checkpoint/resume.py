@@ -114,7 +114,10 @@ def load_state(at: Path, engine: Engine, identity: Callable[[int], Identity], ra
 
 def _read_state(at: Path, identity: Callable[[int], Identity]) -> dict[str, Any]:
     document = json.loads((at / folders.STATE).read_bytes())
-    identity(document["state"]["sequences"]).check(document["identity"], str(at))
+    state = TrainState.from_json(document["state"])
+    now, before = identity(state.sequences), document["identity"]
+    now.check_stages(state, before, str(at))  # first: a stage that was moved is another stream, too
+    now.check(before, str(at))
     return document
 
 

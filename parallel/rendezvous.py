@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 
 def address(environ: Mapping[str, str], world: int, *, by_srun: bool) -> str:
@@ -23,6 +27,30 @@ def address(environ: Mapping[str, str], world: int, *, by_srun: bool) -> str:
     if ":" in host and not host.startswith("["):  # IPv6, which a URL has in brackets
         host = f"[{host}]"
     return f"tcp://{host}:{port}"
+
+
+def compare_devices(store: "Store", rank: int, world: int, device: str) -> None:
+    """Return if all ranks compute on the same kind of device, such as cuda. Collective, by the store alone.
+
+    It comes before the process group is made: a rank on a GPU reduces on NCCL, one on a CPU on gloo, and they
+    would wait for each other until a time-out. Rank 0 looks at all, the others read what it found.
+
+    ValueError on every rank, one line with the first that differs from rank 0 and both kinds.
+    """
+    store.set(f"device/{rank}", device)
+    if rank == 0:
+        kinds = [kind.decode() for kind in store.multi_get([f"device/{other}" for other in range(world)])]
+        unlike = [
+            f"rank {other} computes on {kind}, rank 0 on {kinds[0]}"
+            for other, kind in enumerate(kinds)
+            if kind != kinds[0]
+        ]
+        store.set("devices", unlike[0] if unlike else "alike")
+    if (found := store.get("devices").decode()) != "alike":
+        raise ValueError(
+            f"{found}: see nvidia-smi and CUDA_VISIBLE_DEVICES on the machine without a GPU, or set "
+            "GERMINAL_DEVICE to the same on every rank"
+        )
 
 
 def _slurm_address(environ: Mapping[str, str]) -> dict[str, str]:

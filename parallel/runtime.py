@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.presence import Left, Presence
-from parallel.rendezvous import address
+from parallel.rendezvous import address, compare_devices
 
 # (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
 # --launcher openmpi).
@@ -44,7 +44,8 @@ START_GRACE_SECONDS = 2.0
 @dataclass
 class Runtime:
     """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end. `has_said_why`: it
-    has failed and its line is written, so another rank's end is not to be told any more. `chooses_threads`:
+    has failed and its line is written, by itself or by another rank, so another rank's end is not to be told
+    any more. `chooses_threads`:
     nobody has said how many CPU threads it computes with.
     """
 
@@ -70,7 +71,11 @@ class Runtime:
         return torch.get_num_threads()
 
     def join(self) -> None:
-        """Meet the other ranks in a process group. RuntimeError where they do not come in time."""
+        """Meet the other ranks in a process group. ValueError, on every rank, where one has another kind of
+        device; RuntimeError where they do not come in time.
+        """
+        if "store" in self._group:
+            compare_devices(self._group["store"], self.rank, self.world, self.device.type)
         if self._group:
             dist.init_process_group(**self._group)
 
@@ -93,9 +98,15 @@ class Runtime:
             together = code == 0 or (code in STOPPED and self.is_under_way and not why)
             self._presence.leave(code, why, agreed=together)
 
-    def first_to_leave(self) -> Left | None:
+    def first_to_leave(self, patience_seconds: float = 1.0) -> Left | None:
         """The rank whose end is the cause, where an error here may be its effect."""
-        return self._presence.first(patience_seconds=1.0) if self._presence is not None else None
+        return self._presence.first(patience_seconds) if self._presence is not None else None
+
+    def tells_of(self, left: Left) -> bool:
+        """Whether this rank is the one to say that another has left: each with an exit code has said why; of
+        one that is gone without a word rank 0 says it, and of rank 0 every rank.
+        """
+        return left.code is None and 0 in (self.rank, left.rank)
 
     def _left(self, left: Left) -> None:
         """Another rank is gone: where all were to leave, this one does it by itself; else it follows."""
@@ -104,7 +115,8 @@ class Runtime:
         if left.code not in STOPPED:  # what fails here too, or for want of that rank, has words of its own
             time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
         code = _FAILED if left.code is None else left.code
-        if self.has_said_why:  # and is closing what was open, which waits for ranks that are gone
+        # Where this rank has said why, it is closing what was open, which waits for ranks that are gone.
+        if self.has_said_why or not self.tells_of(left):
             os._exit(code)
         _end(f"{left}", code)
 

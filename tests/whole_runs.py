@@ -6,11 +6,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,38 @@ def train_here(config: Path, *overrides: str) -> bool:
     cfg = configs.load(config, overrides)
     with ExitStack() as stack:
         return assemble(cfg, runtimes.start(env={"OMP_NUM_THREADS": "1"}), stack)()
+
+
+def meeting_place() -> dict[str, str]:
+    """What tells ranks that nobody else starts where they meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+
+@contextmanager
+def by_hand(
+    config: Path, *overrides: str, world: int = 2, own: Sequence[Mapping[str, str]] = ()
+) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Ranks that know of nobody but one another; `own`: variables that each has of its own."""
+    env = environment() | meeting_place() | {"WORLD_SIZE": str(world)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainer", str(config), *overrides],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (dict(own[rank]) if own else {}),
+            stderr=subprocess.PIPE,
+            text=True,
+            # A suite that a script runs in the background has SIGINT ignored, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        )
+        for rank in range(world)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def kill_when(

@@ -12,16 +12,17 @@ import traceback
 from contextlib import ExitStack
 
 from trainer import config as configs
-from trainer.checkpoint.ranks import ToldElsewhere
 from trainer.config import RunConfig
 from trainer.disk import explained
 from trainer.ending import run_to_the_end
 from trainer.fence import Fence
 from trainer.interrupts import INTERRUPTED, STOPPED, LeaveAtOnce
+from trainer.metrics.events import ELSEWHERE, ON_EVERY_RANK, TOLD, EventLog
 from trainer.starting import Starting
 
 DONE, FAILED, WRONG = 0, 1, 2
 AGREED = (DONE, STOPPED, INTERRUPTED)  # what all ranks leave with together
+SAID_SECONDS = 60.0  # how long a rank waits for the one that says its error too, and then says it itself
 USAGE = "usage: python -m trainer CONFIG [key=value…]"
 
 
@@ -62,17 +63,27 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     signals.listen()
     try:
         runtime = runtimes.meet()
-        signals.tell(runtime.leaves)
-        runtime.join()
     except ValueError as error:
         return complain(error, WRONG)
-    except RuntimeError as error:  # the other ranks did not come, or their meeting place is not there
+    except RuntimeError as error:  # rank 0 did not come, or the meeting place is not there
+        return complain(error, FAILED)
+    signals.tell(runtime.leaves)
+    try:
+        runtime.join()
+    except ValueError as error:
+        error.add_note(ON_EVERY_RANK)
+        code = _say(error, WRONG, runtime)
+        runtime.leaves(code)
+        return code
+    except RuntimeError as error:  # others did not come
         return complain(error, FAILED)
     code = DONE
     fence = Fence(cfg.folder)
     try:
         with ExitStack() as stack:
             code = _train(cfg, runtime, stack, signals, fence)
+            # What is asked of a rank that is on its way out changes nothing, and is no second line.
+            signals.ask(runtime.stop_at_next_step)
     except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
         if code in AGREED:
             code = _fail_or_follow(error, cfg, runtime, fence)
@@ -97,9 +108,9 @@ def _train(  # type: ignore[no-untyped-def]
     try:
         run = assemble(cfg, runtime, stack, fence=fence, doing=starting.now)
     except BlockingIOError as error:
-        return complain(error, STOPPED)
+        return _say(error, STOPPED, runtime)
     except ValueError as error:
-        return complain(error, WRONG)
+        return _say(error, WRONG, runtime)
     except (RuntimeError, OSError, MemoryError) as error:
         return _fail_or_follow(error, cfg, runtime, fence)
     if run.state.step >= cfg.train.steps and runtime.is_writer:
@@ -125,10 +136,8 @@ def _train(  # type: ignore[no-untyped-def]
 
 def _record(error: Exception, step: int, cfg: RunConfig, runtime, fence: Fence) -> None:  # type: ignore[no-untyped-def]
     """The failure as an event of the run, unless another tells it."""
-    from trainer.metrics.events import ON_EVERY_RANK, TOLD, EventLog
-
     notes = getattr(error, "__notes__", ())
-    if TOLD in notes or (ON_EVERY_RANK in notes and not runtime.is_writer):
+    if TOLD in notes or ELSEWHERE in notes or (ON_EVERY_RANK in notes and not runtime.is_writer):
         return
     with (
         contextlib.suppress(OSError, RuntimeError),
@@ -139,17 +148,46 @@ def _record(error: Exception, step: int, cfg: RunConfig, runtime, fence: Fence) 
 
 def _fail_or_follow(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> int:  # type: ignore[no-untyped-def]
     """The exit code of a failure, in a line; where it is the effect of another rank's end, that rank's."""
+    if _is_said(error, runtime):
+        return FAILED
     left = runtime.first_to_leave() if isinstance(error, RuntimeError) else None
     runtime.has_said_why = True
-    if left:
-        return complain(left, FAILED if left.code is None else left.code)
-    return fail(error, cfg, runtime.rank, fence)
+    if left is None:
+        return fail(error, cfg, runtime, fence)
+    code = FAILED if left.code is None else left.code
+    return complain(left, code) if runtime.tells_of(left) else code
+
+
+def _say(error: Exception, code: int, runtime) -> int:  # type: ignore[no-untyped-def]
+    """`complain` on the rank that is to say this error."""
+    if not _is_said(error, runtime):
+        runtime.has_said_why = True
+        complain(f"{_where(error, runtime)}{error}", code)
+    return code
+
+
+def _is_said(error: Exception, runtime) -> bool:  # type: ignore[no-untyped-def]
+    """Whether another rank has said this error, and left. Waits for that where another is to.
+
+    Never where the ranks do not hear of each other: their supervisor shows one error of all.
+    """
+    notes = getattr(error, "__notes__", ())
+    is_rank_0s = (TOLD in notes or ON_EVERY_RANK in notes) and not runtime.is_writer
+    if ELSEWHERE not in notes and not is_rank_0s:
+        return False
+    runtime.has_said_why = runtime.first_to_leave(SAID_SECONDS) is not None
+    return bool(runtime.has_said_why)
+
+
+def _where(error: Exception, runtime) -> str:  # type: ignore[no-untyped-def]
+    """The rank, of an error that only some ranks have and that does not name them yet."""
+    notes = getattr(error, "__notes__", ())
+    alone = runtime.world == 1 or not {TOLD, ON_EVERY_RANK, ELSEWHERE}.isdisjoint(notes)
+    return "" if alone else f"rank {runtime.rank}: "
 
 
 def complain(error: object, code: int) -> int:
-    """One line on standard error, unless another rank says it; and the exit code that goes with it."""
-    if isinstance(error, ToldElsewhere):
-        return code
+    """One line on standard error, and the exit code that goes with it."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return code
 
@@ -160,22 +198,23 @@ def nobody_reads() -> int:
     return 128 + signal.SIGPIPE
 
 
-def fail(error: Exception, cfg: RunConfig, rank: int, fence: Fence) -> int:
+def fail(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> int:  # type: ignore[no-untyped-def]
     """A failure as one line; where it came from goes into the run folder, if this start may write there."""
     what = explained(error, cfg.folder)
+    where = _where(error, runtime)
     if isinstance(error, MemoryError):  # often without a word
         found = f"out of memory ({what})" if what else "out of memory"
         what = f"{found}: lower data.seq_len, train.micro_batch or the model's sizes"
     elif type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU: words enough, but none of ours
         what = f"{what}: lower train.micro_batch, set parallel.recompute=full or spread the model further"
-    trace = cfg.folder / "faults" / f"rank-{rank:05d}.txt"
+    trace = cfg.folder / "faults" / f"rank-{runtime.rank:05d}.txt"
     try:
         fence.look()
         trace.parent.mkdir(exist_ok=True)
         trace.write_text("".join(traceback.format_exception(error)))
     except (OSError, RuntimeError):
-        return complain(what, FAILED)
-    return complain(f"{what} (traceback: {trace})", FAILED)
+        return complain(f"{where}{what}", FAILED)
+    return complain(f"{where}{what} (traceback: {trace})", FAILED)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ import torch
 
 from data.config import DataConfig
 from data.stream import Stream, open_storage
-from trainer.checkpoint.ranks import Ranks, ToldElsewhere
+from trainer.checkpoint.ranks import Ranks
 from trainer.config import OF_A_NODE, RunConfig
 from trainer.fence import Fence
+from trainer.metrics.events import ON_EVERY_RANK
 from trainer.schema import plain
 
 # The packages that a rank runs. `launch` only starts it.
@@ -46,8 +47,8 @@ def agree(ranks: Ranks, *facts: Facts) -> None:
     """Return if all ranks have the same facts. Collective.
 
     Raises:
-        ValueError: on rank 0, one line with the first rank that differs from it, the first such key and both
-            values; on the others `ToldElsewhere`, once rank 0 has said it and left.
+        ValueError: on every rank, one line with the first rank that differs from rank 0, the first such key
+            and both values.
     """
     values = {key: value for some in facts for key, value in some.values.items()}
     digests = ranks.gather(hashlib.sha256(json.dumps(values).encode()).hexdigest())
@@ -56,15 +57,13 @@ def agree(ranks: Ranks, *facts: Facts) -> None:
         return
     first = others[0]
     sent = ranks.gather(values if ranks.rank in (0, first) else None)
-    if ranks.rank:
-        # A rank that left before rank 0 has spoken would be the one that failed first.
-        with contextlib.suppress(RuntimeError):
-            ranks.gather(None)
-        raise ToldElsewhere
-    raise ValueError(_difference(facts, sent[0], sent[first], first))
+    error = ValueError(_difference(facts, sent[0], sent[first], first))
+    error.add_note(ON_EVERY_RANK)
+    raise error
 
 
 def _difference(facts: tuple[Facts, ...], mine: dict[str, Any], theirs: dict[str, Any], rank: int) -> str:
+    """`mine`: rank 0's values; `theirs`: those of `rank`."""
     absent = object()
     keys = [key for key in mine | theirs if mine.get(key, absent) != theirs.get(key, absent)]
     key, more = keys[0], f" ({len(keys) - 1} more differ)" if len(keys) > 1 else ""

@@ -1,13 +1,11 @@
 """The held-out sets of a run, and what becomes of damage in them."""
 
-from collections.abc import Callable
-from typing import Any
-
 from data.loader import HeldoutLoader
 from data.stream import Stream, check_tokenizers
 from parallel.engine import Engine
+from trainer.checkpoint.ranks import Ranks
 from trainer.config import RunConfig
-from trainer.metrics.events import EventLog
+from trainer.metrics.events import ON_EVERY_RANK, EventLog
 
 
 def open_heldout(
@@ -17,7 +15,7 @@ def open_heldout(
     *,
     step: int,
     events: EventLog,
-    gather: Callable[[Any], list[Any]],
+    ranks: Ranks,
 ) -> list[HeldoutLoader]:
     """Every held-out set of the config, for this data rank. Collective. ValueError where one was made with
     another tokenizer than the training `stream`: its ids would be read as other words.
@@ -25,25 +23,32 @@ def open_heldout(
     Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
     divided by, on every rank alike; it is an event at `step`.
     """
-    sets = [
-        HeldoutLoader(
-            entry,
-            seq_len=cfg.data.seq_len,
-            rank=engine.data_rank,
-            ranks=engine.data_ranks,
-            micro_batch=cfg.train.micro_batch,
-            overlap=cfg.train.eval_overlap,
-            max_documents=cfg.train.eval_documents,
-            cfg=cfg.data,
-        )
-        for entry in cfg.data.heldout
-    ]
-    for number, heldout in enumerate(sets):
-        check_tokenizers(f"data.heldout[{number}].path", heldout.corpus, stream.sources[0].corpus)
+
+    def open_sets() -> list[HeldoutLoader]:
+        sets = [
+            HeldoutLoader(
+                entry,
+                seq_len=cfg.data.seq_len,
+                rank=engine.data_rank,
+                ranks=engine.data_ranks,
+                micro_batch=cfg.train.micro_batch,
+                overlap=cfg.train.eval_overlap,
+                max_documents=cfg.train.eval_documents,
+                cfg=cfg.data,
+            )
+            for entry in cfg.data.heldout
+        ]
+        for number, heldout in enumerate(sets):
+            check_tokenizers(f"data.heldout[{number}].path", heldout.corpus, stream.sources[0].corpus)
+        return sets
+
+    sets = ranks.together(open_sets)
     if cfg.data.on_corrupt == "quarantine":
         for heldout in sets:
             # A node may have a copy of its own: what one rank cannot read, none may count.
-            everywhere = {number: damage for found in gather(heldout.damaged()) for number, damage in found}
+            everywhere = {
+                number: damage for found in ranks.gather(heldout.damaged()) for number, damage in found
+            }
             heldout.leave_out(sorted(everywhere))
             for _, damage in sorted(everywhere.items()):
                 reason = (
@@ -52,5 +57,9 @@ def open_heldout(
                 )
                 events.event("quarantine", step, reason, heldout=heldout.name, **vars(damage))
             if not heldout.rows:
-                raise RuntimeError(f"held-out {heldout.name}: every document is damaged: restore the corpus")
+                nothing = RuntimeError(
+                    f"held-out {heldout.name}: every document is damaged: restore the corpus"
+                )
+                nothing.add_note(ON_EVERY_RANK)
+                raise nothing
     return sets

@@ -111,12 +111,12 @@ class Run:
             prefetch=self.cfg.data.prefetch,
         )
         self.stack.callback(self.loader.close)
-        # Others read the same sequences, and damage does not end the run anyway.
-        shared = self.cfg.data.on_corrupt == "quarantine" and self.engine.data_ranks < self.ranks.world
         self.steps = Steps(
             self.loader,
             quarantined=self.stream.quarantined,
-            gather=self.ranks.gather if shared else None,
+            ranks=self.ranks,
+            masks_alike=self.cfg.data.on_corrupt == "quarantine"
+            and self.engine.data_ranks < self.ranks.world,
             eos=self.stream.eos,
         )
 
@@ -201,8 +201,8 @@ def assemble(
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")
     state = checkpointer.resume(engine) or TrainState()
-    check_length(cfg, stream, state)
-    heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, gather=gather)
+    ranks.together(lambda: check_length(cfg, stream, state))
+    heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, ranks=ranks)
     first = state.step
 
     def stopping() -> bool:
@@ -236,7 +236,7 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
     ValueError where they have not; or where the layout or a corpus cannot be had, on every rank.
     """
     agree(ranks, program(cfg), settings(cfg))
-    layout = configs.layout(cfg, ranks.world)
+    layout = ranks.together(lambda: configs.layout(cfg, ranks.world))
     stream = ranks.together(lambda: open_stream(cfg))
     agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
     return layout, stream

@@ -1,13 +1,15 @@
-"""The steps that a rank trains on, with what is masked in them because of damage agreed among its peers.
+"""The steps that a rank trains on, with what its peers and it agree on because of damage.
 
 The peers of a data rank (its tp, pp and cp ranks) each read the same sequences, maybe from a copy on a disk
 of their own. A document that is damaged in one copy masks its sequences on the rank that reads the copy. They
-have to be masked on its peers as well, or these train on another input than it does.
+have to be masked on its peers as well, or these train on another input than it does. Where damage ends the
+run, all ranks are to leave at the same step, and one of those that found it is to say it.
 
 A rank that finds nothing cannot know what its peers find, so they have to speak of every step; but not by a
 collective of its own. A rank reads one step ahead of the one it trains on, and the step's one reduction
-carries, beside the request to stop, whether any rank has masked a sequence of the next step that it has not
-told of. Where one has, and only there, all ranks exchange what they masked before they take that step. The
+carries, beside the request to stop, whether any rank could not read the next step, or has masked a sequence
+of it that it has not told of. Where one has, and only there, all ranks exchange what they failed at and
+masked before they take that step. The
 exchange is in the main thread, between two steps, so collectives keep their order under every backend. The
 first step has none before it, and is always spoken of.
 
@@ -15,11 +17,12 @@ Sequences belong to one data rank each. Data ranks whose copies differ therefore
 cannot give: the list says on which ranks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from data.batch import Batch
+from trainer.checkpoint.ranks import Ranks
 
 Quarantined = MutableMapping[int, list[dict[str, Any]]]
 """Sequence → the damage that masks it, as `data.stream.Stream.quarantined`."""
@@ -29,9 +32,9 @@ class Steps:
     """Iterates over the micro-batches of each step, `batches`, as the peers agree on them.
 
     `quarantined` is what this rank's reader masked, and holds what its peers did as soon as that is known.
-    `gather` collects an object of every rank, in rank order, on every rank; None where no other rank reads
-    the same sequences, or damage ends the run anyway: nothing is read ahead then. `eos`: see `Batch.masked`.
-    What fails in reading is raised by the step it belongs to.
+    `ranks`: alone, nothing is read ahead. `masks_alike`: other ranks read the same sequences, and mask what
+    is damaged. `eos`: see `Batch.masked`. What fails in reading is raised by the step it belongs to, on every
+    rank: see `Ranks.together`.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class Steps:
         batches: Iterable[Sequence[Batch]],
         *,
         quarantined: Quarantined | None = None,
-        gather: Callable[[Any], list[Any]] | None = None,
+        ranks: Ranks | None = None,
+        masks_alike: bool = False,
         eos: int = 0,
     ) -> None:
         self._batches = iter(batches)
         self._quarantined: Quarantined = {} if quarantined is None else quarantined
-        self._gather = gather
+        self._ranks = ranks or Ranks()
+        self._masks_alike = masks_alike
         self._eos = eos
         self._ahead: Sequence[Batch] | Exception | None = None
         self._speak = True  # some rank has news of the step ahead
@@ -54,22 +59,24 @@ class Steps:
 
     def __next__(self) -> Sequence[Batch]:
         """The next step. Collective where `hear` was told of news."""
-        if self._gather is None:
+        if self._ranks.world == 1:
             return next(self._batches)
         if self._ahead is None:
             self._ahead = self._read()
         if self._speak:
-            self._exchange(self._gather)
+            self._ranks.together(self._next)
+            if self._masks_alike:
+                self._exchange()
             self._speak = False
-        if isinstance(self._ahead, Exception):
-            raise self._ahead
-        step, self._ahead = self._ahead, self._read()
+        step, self._ahead = self._next(), self._read()
         return step
 
     @property
     def news(self) -> bool:
-        """Whether this rank has masked a sequence of the step ahead."""
-        return bool(self._quarantined and self._masked())
+        """Whether this rank could not read the step ahead, or has masked a sequence of it."""
+        if isinstance(self._ahead, Exception):
+            return not isinstance(self._ahead, StopIteration)
+        return bool(self._masks_alike and self._quarantined and self._masked())
 
     def hear(self, news: bool) -> None:
         """Whether any rank has `news`, the same on every rank: the next step is spoken of."""
@@ -81,21 +88,27 @@ class Steps:
         except Exception as error:
             return error
 
+    def _next(self) -> Sequence[Batch]:
+        """The step ahead, or what failed in reading it."""
+        if isinstance(self._ahead, Exception):
+            raise self._ahead
+        assert self._ahead is not None
+        return self._ahead
+
     def _masked(self) -> dict[int, list[dict[str, Any]]]:
-        if self._ahead is None or isinstance(self._ahead, Exception):
-            return {}
-        numbers = (number for batch in self._ahead for number in batch.sequences)
+        numbers = (number for batch in self._next() for number in batch.sequences)
         return {number: self._quarantined[number] for number in numbers if number in self._quarantined}
 
-    def _exchange(self, gather: Callable[[Any], list[Any]]) -> None:
-        told = gather(self._masked())
-        if not any(told) or self._ahead is None or isinstance(self._ahead, Exception):
+    def _exchange(self) -> None:
+        told = self._ranks.gather(self._masked())
+        if not any(told):
             return
-        for number in (number for batch in self._ahead for number in batch.sequences):
+        ahead = self._next()
+        for number in (number for batch in ahead for number in batch.sequences):
             found = [(rank, entry) for rank, masked in enumerate(told) for entry in masked.get(number, ())]
             if found:
                 self._quarantined[number] = _merged(found)
-        self._ahead = [batch.masked(self._quarantined.keys(), eos=self._eos) for batch in self._ahead]
+        self._ahead = [batch.masked(self._quarantined.keys(), eos=self._eos) for batch in ahead]
 
 
 def _merged(found: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def test_a_checkpoint_from_which_no_step_can_be_made_is_passed_over(tmp_path: Pa
     assert steps_of(run)[-1] == "step-000000003"
     train(config, "train.steps=4")
     (fault,) = [event for event in events(run, "fault") if "set_aside" in event]
-    assert "went back to step 2" in fault["reason"] and fault["set_aside"] == ["step-000000003.damaged-1"]
+    assert "went back to step 2" in fault["reason"] and fault["set_aside"] == ["step-000000003.diverged-1"]
     assert [line["step"] for line in losses_of(run)] == [1, 2, 3, 4]
     straight = tmp_path / "straight"
     assert train_here(config, "train.steps=4", f"run_dir={straight}")
@@ -86,6 +86,24 @@ def test_where_no_older_checkpoint_helps_the_run_ends_and_nothing_is_moved(tmp_p
         done = germinal("train", config, "train.steps=2")
         assert done.returncode == 1 and "not finite" in done.stderr
         assert steps_of(run) == ["step-000000001"]
+
+
+def test_a_run_that_its_settings_make_diverge_goes_back_once(tmp_path: Path) -> None:
+    """From step 2 on no step can be made, however often it is made anew from step 1."""
+    config, run = tiny(tmp_path, train__steps=1), tmp_path / "run"
+    assert train_here(config)
+    bad = ("train.steps=4", *BAD)
+    for _ in range(2):  # straight on; and back to step 1, and to the same end
+        with pytest.raises(RuntimeError, match="not finite"):
+            train_here(config, *bad)
+    aside = ["step-000000002", "step-000000002.diverged-1"]
+    assert steps_of(run)[1:] == aside
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="made anew from an older checkpoint with the same settings"):
+            train_here(config, *bad)
+        assert steps_of(run)[1:] == aside
+    assert train_here(config, "train.steps=4")
+    assert losses_of(run)[-1]["step"] == 4
 
 
 def copy_as_step(step: int, run: Path) -> None:
@@ -141,10 +159,10 @@ def test_killed_while_it_goes_back_the_same_command_goes_back(tmp_path: Path, wh
     copy_as_step(4, run)
     killed(where, count, config, "train.steps=5")
     assert train_here(config, "train.steps=5") and train_here(config, "train.steps=5", f"run_dir={straight}")
-    assert [step for step in steps_of(run) if "damaged" not in step] == steps_of(straight)
+    assert [step for step in steps_of(run) if "diverged" not in step] == steps_of(straight)
     assert losses_of(run) == losses_of(straight)
     assert records(run / "ledger.jsonl") == records(straight / "ledger.jsonl")
     told = [event["set_aside"] for event in events(run, "fault") if "set_aside" in event]
     aside = {name for names in told for name in names}
-    assert aside == {"step-000000003.damaged-1", "step-000000004.damaged-1"}
-    assert aside == {step for step in steps_of(run) if "damaged" in step}
+    assert aside == {"step-000000003.diverged-1", "step-000000004.diverged-1"}
+    assert aside == {step for step in steps_of(run) if "diverged" in step}

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from trainer.interrupts import ONE_PRESS_SECONDS
 from whole_runs import (
     GERMINAL,
+    by_hand,
     consumed,
     environment,
     events,
@@ -25,7 +24,6 @@ from whole_runs import (
     write_config,
 )
 
-RANK = [sys.executable, "-P", "-m", "trainer"]
 Run = tuple[Path, Path]  # the config, the run folder
 
 
@@ -33,32 +31,6 @@ Run = tuple[Path, Path]  # the config, the run folder
 def run(tmp_path: Path) -> Run:
     changes = {"train__eval_every": 0, "checkpoint__every": 3, "model__layers": 1, "train__steps": 100_000}
     return write_config(tmp_path, make_corpus(tmp_path, documents=20), **changes), tmp_path / "run"
-
-
-@contextmanager
-def by_hand(config: Path, world: int = 2) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Ranks that know of nobody but one another."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    ranks = [
-        subprocess.Popen(
-            [*RANK, str(config)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-            # A suite that a script runs in the background has SIGINT ignored, and so would what it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-        )
-        for rank in range(world)
-    ]
-    try:
-        yield ranks
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
 
 
 def until(ready: Callable[[], bool], *processes: "subprocess.Popen[str]") -> None:
@@ -111,11 +83,10 @@ def test_a_rank_that_was_started_by_hand_and_leaves_takes_the_other_along(
         ranks[leaver].terminate()
         said = [rank.communicate(timeout=90)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [75, 75], said
-    for text in said:
-        errors = [line for line in text.splitlines() if line.startswith("error: ")]
-        saved = "saved at step" in "".join(said)
-        assert saved or (len(errors) == 1 and "nothing was under way" in errors[0]), said
-        assert "Traceback" not in text
+    errors = [line for line in "".join(said).splitlines() if line.startswith("error: ")]
+    saved = "saved at step" in "".join(said)
+    assert saved or (len(errors) == 1 and "nothing was under way" in errors[0]), said
+    assert "Traceback" not in "".join(said)
 
 
 @pytest.mark.parametrize("leaver", [1, pytest.param(0, marks=slow)])
@@ -171,8 +142,8 @@ def test_a_second_ctrl_c_leaves_at_once_though_the_step_cannot_end(run: Run) -> 
         other.send_signal(signal.SIGCONT)
         said.append(other.communicate(timeout=60)[1])
     assert [first.returncode, other.returncode] == [130, 130], said
-    for text in said:
-        assert text.count("error: ") == 1 and "interrupted again: the same command goes on" in text, said
+    assert "".join(said).count("error: ") == 1, said
+    assert "interrupted again: the same command goes on" in said[0], said
 
 
 def of_torchrun(config: Path, *options: str) -> list[str]:

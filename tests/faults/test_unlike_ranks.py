@@ -13,7 +13,7 @@ import pytest
 import trainer
 from data.manifest import file_sha256, read_manifest, write_manifest
 from trainer.agreement import CODE
-from whole_runs import environment, make_corpus, write_config
+from whole_runs import environment, make_corpus, meeting_place, write_config
 
 LAYOUTS = {"tp2": ["parallel.tp=2"], "pp2": ["parallel.pp=2"], "cp2": ["parallel.cp=2"], "dp2": []}
 # What is otherwise on rank 1 → what the line says besides.
@@ -77,10 +77,10 @@ def check(folder: Path, corpora: tuple[Path, Path], layout: str, kind: str) -> N
     changes: dict[str, Any] = {"train__steps": 2, "model__layers": 2}
     config = write_config(folder, corpora[0], seed="${oc.decode:${oc.env:GERMINAL_TEST_SEED,0}}", **changes)
     overrides, env = otherwise(kind, folder, corpora)
-    ranks = []
+    ranks, where = [], meeting_place()
     for rank in range(2):
         who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        who |= {"GERMINAL_INIT": f"file://{folder}/meeting"} | (env if rank else {})
+        who |= where | (env if rank else {})
         command = [
             sys.executable,
             "-m",

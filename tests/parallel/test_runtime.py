@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import rendezvous, runtime
+from parallel.presence import Left
 
 
 @pytest.mark.parametrize(
@@ -152,3 +153,41 @@ def test_ranks_see_nothing_of_what_a_dead_start_left_in_a_launchers_store() -> N
         found = ranks.submit(lambda: meet(1).get("address"))
         ranks.submit(meet, 0).result().set("address", "of the living")
         assert found.result() == b"of the living"
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        (("cpu", "cpu", "cpu"), None),
+        (("cuda", "cuda", "cpu"), "rank 2 computes on cpu, rank 0 on cuda: see nvidia-smi"),
+        (("cpu", "cuda", "cuda"), "rank 1 computes on cuda, rank 0 on cpu: see nvidia-smi"),
+    ],
+)
+def test_ranks_on_unlike_devices_are_told_before_they_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], said: str | None
+) -> None:
+    joined: list[int] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda **group: joined.append(group["rank"]))
+    store = dist.HashStore()
+
+    def join(rank: int) -> str | None:
+        group = {"store": store, "rank": rank}
+        try:
+            runtime.Runtime(rank, 3, rank, torch.device(devices[rank]), _group=group).join()
+        except ValueError as error:
+            return str(error)[: len(said or "")]
+        return None
+
+    with ThreadPoolExecutor(3) as ranks:
+        assert list(ranks.map(join, range(3))) == [said] * 3
+    assert sorted(joined) == ([] if said else [0, 1, 2])
+
+
+def test_of_a_rank_that_is_gone_without_a_word_rank_0_tells_and_of_rank_0_every_rank() -> None:
+    def telling(left: Left) -> list[int]:
+        ranks = [runtime.Runtime(rank, 4, rank, torch.device("cpu")) for rank in range(4)]
+        return [rank.rank for rank in ranks if rank.rank != left.rank and rank.tells_of(left)]
+
+    assert telling(Left(2)) == [0]
+    assert telling(Left(0)) == [1, 2, 3]
+    assert telling(Left(2, 1)) == telling(Left(0, 75, "asked to stop")) == [], "it has said why"

@@ -70,10 +70,6 @@ class Team:
 
         return collect
 
-    def leave(self) -> None:
-        """A rank is gone: whoever waits for it, now or later, gets a RuntimeError."""
-        self._barrier.abort()
-
     def run(self, action: Callable[[int], Any]) -> list[Any]:
         """Each rank's result, or the exception it raised."""
 

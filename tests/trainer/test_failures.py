@@ -48,14 +48,15 @@ def test_out_of_memory_or_of_disk_says_what_to_do(
     )
     cfg.folder.mkdir()
     fence = Fence(cfg.folder)
-    assert fail(error, cfg, 3, fence) == FAILED
+    rank = Runtime(3, 4, 3, torch.device("cpu"))
+    assert fail(error, cfg, rank, fence) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "traceback: " not in line, "the folder may be another's"
     assert not (cfg.folder / "faults").exists()
     fence.take()
-    assert fail(error, cfg, 3, fence) == FAILED
+    assert fail(error, cfg, rank, fence) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and said in line and line.endswith("faults/rank-00003.txt)")
+    assert line.startswith("error: rank 3: ") and said in line and line.endswith("faults/rank-00003.txt)")
 
 
 RUN = Path("runs/mine")

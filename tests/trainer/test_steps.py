@@ -10,6 +10,8 @@ import torch
 from checkpointed import Team
 from data.batch import Batch
 from data.rows import NOT_COUNTED
+from trainer.checkpoint.ranks import Ranks
+from trainer.metrics.events import ELSEWHERE, ON_EVERY_RANK
 from trainer.steps import Steps
 
 STEPS, ROWS, SEQ, EOS = 6, 2, 4, 0
@@ -42,9 +44,16 @@ def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exc
 
         def gather(value: Any) -> list[Any]:
             spoken[number] += 1
-            return [{int(key): item for key, item in told.items()} for told in collect(value)]
+            told = collect(value)
+            return [each and {int(key): item for key, item in each.items()} for each in told]
 
-        steps = Steps(batches(masked, damaged.get(number, ())), quarantined=masked, gather=gather, eos=EOS)
+        steps = Steps(
+            batches(masked, damaged.get(number, ())),
+            quarantined=masked,
+            ranks=Ranks(number, 2, gather),
+            masks_alike=True,
+            eos=EOS,
+        )
         seen = []
         for step, (batch,) in enumerate(steps):
             counted = batch.tensors["targets"][:, 0] != NOT_COUNTED
@@ -63,7 +72,7 @@ def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exc
     for number in all_damaged:
         (found,) = first[1][number]
         assert found["ranks"] == [rank for rank, numbers in damaged.items() if number in numbers]
-    assert spoken == [exchanges, exchanges], "of the first step, and of each with damage"
+    assert spoken == [2 * exchanges] * 2, "of failures and damage; of the first step, and of each with damage"
 
 
 def test_alone_nothing_is_read_ahead() -> None:
@@ -78,12 +87,26 @@ def test_alone_nothing_is_read_ahead() -> None:
     assert next(steps) == [] and read == [0] and not steps.news
 
 
-def test_an_error_belongs_to_its_step() -> None:
-    def failing() -> Iterator[list[Batch]]:
-        yield []
-        raise RuntimeError("a shard is gone")
+@pytest.mark.parametrize("failing", [(0, 1, 2), (1, 2), (2,)])
+def test_an_error_belongs_to_its_step_on_every_rank_and_one_tells_it(failing: tuple[int, ...]) -> None:
+    team = Team(3)
 
-    steps = Steps(failing(), gather=lambda value: [value])
-    assert next(steps) == []
-    with pytest.raises(RuntimeError, match="gone"):
+    def reading(number: int) -> Iterator[list[Batch]]:
+        yield []
+        if number in failing:
+            raise RuntimeError("a shard is gone")
+        yield []
+
+    def rank(number: int) -> None:
+        steps = Steps(reading(number), ranks=Ranks(number, 3, team.gather(number)))
+        assert next(steps) == []
+        steps.hear(any(team.gather(number)(steps.news)))
         next(steps)
+
+    errors = team.run(rank)
+    assert all(isinstance(error, RuntimeError) and "a shard is gone" in str(error) for error in errors)
+    notes = [getattr(error, "__notes__", [None])[0] for error in errors]
+    everywhere = [ON_EVERY_RANK] * 3
+    assert notes == (
+        everywhere if 0 in failing else [None if n == failing[0] else ELSEWHERE for n in range(3)]
+    )

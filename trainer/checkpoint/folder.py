@@ -28,6 +28,7 @@ from trainer.files import fsync_folder, write_durably
 
 STATE = "state.json"
 TMP = ".tmp-"
+DAMAGED, DIVERGED = "damaged", "diverged"  # it does not verify; it does, but no step can be made from it
 READ_BYTES = 4 << 20
 READERS = 4
 
@@ -137,18 +138,23 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def aside(folder: Path) -> Path:
+def aside(folder: Path, why: str = DAMAGED) -> Path:
     """The path that `set_aside` gives to a checkpoint."""
     number = 1
-    while (path := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
+    while (path := folder.with_name(f"{folder.name}.{why}-{number}")).exists():
         number += 1
     return path
 
 
-def set_aside(folder: Path) -> None:
-    """Rename a damaged checkpoint, so that its step can be saved anew while the evidence stays."""
-    os.rename(folder, aside(folder))
+def set_aside(folder: Path, why: str = DAMAGED) -> None:
+    """Rename a checkpoint that is `why`, so that its step can be saved anew while the evidence stays."""
+    os.rename(folder, aside(folder, why))
     fsync_folder(folder.parent)
+
+
+def has_diverged_before(folder: Path) -> bool:
+    """Whether a checkpoint of the same step was set aside as DIVERGED."""
+    return any(folder.parent.glob(f"{folder.name}.{DIVERGED}-*"))
 
 
 def clean(root: Path) -> list[str]:

@@ -14,10 +14,10 @@ from typing import Any
 from parallel.engine import Chunk, Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.attempt import Attempt
-from trainer.checkpoint.folder import STATE
+from trainer.checkpoint.folder import DIVERGED, STATE
 from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.ranks import Ranks, alone, one_line
-from trainer.checkpoint.resume import damage, load_state, resume
+from trainer.checkpoint.resume import check_not_in_a_circle, damage, load_state, resume
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
@@ -173,12 +173,16 @@ class Checkpointer:
         `allows_a_step` (state): whether it can, by making it with the engine, which holds that state. Until
         one is found nothing in the run folder changes: a run that is killed meanwhile finds what was there.
         Then the newer ones are set aside.
+
+        RuntimeError, one line, where the run has gone back from this step before and has come to it again
+        with the settings that it has now: it would only do so once more.
         """
         self.wait()
         first = self._resumed
         steps = self.ranks.first(lambda: folders.steps(self.root))
         if first < 0:
             return None
+        self.ranks.first(lambda: check_not_in_a_circle(self.folder(first), self.identity, why))
         failed = [step for step in steps if step >= first]
         for step in (step for step in steps if step < first):
             at = self.folder(step)
@@ -197,10 +201,10 @@ class Checkpointer:
     def _set_aside(self, first: int, failed: Sequence[int], reason: str) -> None:
         """The newest first: killed in between, the run finds the same to do again with fewer."""
         self.look()
-        names = [folders.aside(self.folder(step)).name for step in failed]
+        names = [folders.aside(self.folder(step), DIVERGED).name for step in failed]
         self.events.event("fault", first, reason, set_aside=names)
         for step in failed:
-            folders.set_aside(self.folder(step))
+            folders.set_aside(self.folder(step), DIVERGED)
 
     def _open(self) -> str:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""

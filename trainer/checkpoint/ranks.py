@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from trainer.metrics.events import ELSEWHERE, ON_EVERY_RANK
+
 T = TypeVar("T")
 _KINDS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
     "RuntimeError": RuntimeError,
     "BlockingIOError": BlockingIOError,
 }
-
-
-class ToldElsewhere(ValueError):
-    """What rank 0 says for the whole run, on the other ranks: they leave as it does, without a word."""
 
 
 def alone(value: Any) -> list[Any]:
@@ -41,9 +39,19 @@ class Ranks:
     def together(self, action: Callable[[], T]) -> T:
         """This rank's result, where the action succeeded on every rank; else an error on every rank.
 
-        The rank that failed raises its own; the others raise the first failed rank's, with its number. The
-        action itself must not call a collective.
+        A rank that failed raises its own error, the others raise the first failed rank's with its number. Of
+        ranks that failed with the same words the first is to say them, and so is rank 0 where all did: the
+        errors bear the notes ELSEWHERE and ON_EVERY_RANK. The action itself must not call a collective.
         """
+        return self._settle(action, everyones=False)
+
+    def first(self, action: Callable[[], T]) -> T:
+        """Do something on rank 0 alone; its result, or its error, on every rank. Rank 0 says it for all."""
+        value = self._settle(lambda: action() if self.rank == 0 else None, everyones=True)
+        return self.gather(value)[0]  # type: ignore[no-any-return]
+
+    def _settle(self, action: Callable[[], T], *, everyones: bool) -> T:
+        """`everyones`: a failure is the whole run's, whichever rank has it."""
         result: T | None = None
         mine: Exception | None = None
         try:
@@ -51,14 +59,14 @@ class Ranks:
         except (ValueError, RuntimeError, OSError) as error:
             mine = error
         told = self.gather(None if mine is None else (type(mine).__name__, one_line(mine)))
-        if mine is not None:
-            raise mine
-        for rank, failure in enumerate(told):
-            if failure is not None:
-                raise _KINDS.get(failure[0], RuntimeError)(f"rank {rank}: {failure[1]}")
-        return result  # type: ignore[return-value]
-
-    def first(self, action: Callable[[], T]) -> T:
-        """Do something on rank 0 alone; its result, or its error, on every rank."""
-        value = self.together(lambda: action() if self.rank == 0 else None)
-        return self.gather(value)[0]
+        failed = [rank for rank, failure in enumerate(told) if failure is not None]
+        if not failed:
+            return result  # type: ignore[return-value]
+        kind, words = told[failed[0]]
+        where = "" if everyones else f"rank {failed[0]}: "
+        raised = mine or _KINDS.get(kind, RuntimeError)(f"{where}{words}")
+        if everyones or all(failure == told[0] for failure in told):
+            raised.add_note(ON_EVERY_RANK)
+        elif mine is None or told.index(told[self.rank]) < self.rank:
+            raised.add_note(ELSEWHERE)
+        raise raised

@@ -106,7 +106,7 @@ def load_state(at: Path, engine: Engine, identity: Callable[[int], Identity], ra
     manifest = ranks.together(lambda: read_manifest(at))
     chunks = engine.chunks()
     names = ranks.gather(sorted({chunk.name for chunk in chunks}))
-    check_no_extra(at, manifest, (name for each in names for name in each))
+    ranks.together(lambda: check_no_extra(at, manifest, (name for each in names for name in each)))
     ranks.together(lambda: load(at, chunks, manifest))
     engine.load(document["scalars"])
     return document
@@ -119,6 +119,19 @@ def _read_state(at: Path, identity: Callable[[int], Identity]) -> dict[str, Any]
     now.check_stages(state, before, str(at))  # first: a stage that was moved is another stream, too
     now.check(before, str(at))
     return document
+
+
+def check_not_in_a_circle(at: Path, identity: Callable[[int], Identity], why: str) -> None:
+    """RuntimeError, one line, where no step can be made from the checkpoint `at`, `why`, none could before
+    from one of the same step, and nothing is set otherwise now than when it was saved.
+    """
+    document = json.loads((at / folders.STATE).read_bytes())
+    now = identity(document["state"]["sequences"])
+    if folders.has_diverged_before(at) and not now.changes(document["identity"]):
+        raise RuntimeError(
+            f"{why}; {at} was made anew from an older checkpoint with the same settings, and ends the same "
+            "way: change one, and the run goes back again"
+        )
 
 
 def _set_aside(

@@ -103,18 +103,6 @@ def test_a_run_that_diverges(config: Path, tmp_path: Path) -> None:
 
 
 @slow
-def test_a_rank_that_is_killed(config: Path) -> None:
-    with by_hand(config, "train.steps=100000", world=3) as ranks:
-        while not config.with_name("run").joinpath("metrics.jsonl").exists():
-            assert all(rank.poll() is None for rank in ranks)
-        ranks[1].kill()
-        said = [rank.communicate(timeout=150)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [1, -9, 1]
-    (error,) = errors_of(said)
-    assert "rank 1 is gone" in error
-
-
-@slow
 def test_ranks_of_torchrun(config: Path, held: None) -> None:
     torchrun = Path(sys.executable).with_name("torchrun")
     command = [torchrun, "--standalone", "--nproc-per-node=2", "-m", "trainer", config]

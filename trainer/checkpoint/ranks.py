@@ -52,6 +52,8 @@ class Ranks:
 
     def _settle(self, action: Callable[[], T], *, everyones: bool) -> T:
         """`everyones`: a failure is the whole run's, whichever rank has it."""
+        if self.world == 1:
+            return action()
         result: T | None = None
         mine: Exception | None = None
         try:

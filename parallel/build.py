@@ -60,8 +60,11 @@ def build_engine(
     tokens = micro_batch * seq_len // layout.cp
     float8.check(fp8, runtime.device, tokens=tokens)
     kernels.use(cfg.attention, runtime.device)
-    # Where nothing is sharded or cast, the bare module is the fastest there is.
-    fsdp = (layout.zero > 0 and layout.dp * layout.cp > 1) or precision != "fp32"
+    # Where nothing is cast, the bare module is the fastest there is; on a CPU, where gathered parameters stay
+    # through backward, with `rows`.
+    sharded = layout.zero > 0 and layout.dp * layout.cp > 1
+    rows = layout.zero == 1 and layout.dp_replicate == 1 and runtime.device.type == "cpu"
+    fsdp = (sharded and not rows) or precision != "fp32"
     mesh = make_mesh(layout, runtime.device, fsdp=fsdp)
     if cfg.async_tp:
         async_tensor.check(runtime.device, mesh.tp)

@@ -52,7 +52,10 @@ class CommCounter(TorchDispatchMode):
         ranks = group.size()
         entry = self.traffic[self.axes.get(group.group_name, "world"), kind]
         entry.calls += 1
-        entry.sent_bytes += size if factor is None else factor * size * (ranks - 1) / ranks
+        if operator == "alltoall_base_" and args[4]:  # by rank, what it is sent of the input
+            entry.sent_bytes += _bytes(args[1]) * (1 - args[4][group.rank()] / max(1, sum(args[4])))
+        else:
+            entry.sent_bytes += size if factor is None else factor * size * (ranks - 1) / ranks
 
     def of(self, axis: str) -> Traffic:
         """All kinds of one axis together."""

@@ -24,7 +24,7 @@ class Mesh:
 
     replicate and shard are the data axes as ZeRO sees them: with zero=0 every data rank is a replica. Both
     count the ranks of cp, which hold different tokens just as data ranks do. `data` is the mesh that FSDP
-    takes, None where FSDP has nothing to do.
+    takes, None where FSDP has nothing to do: see `rows` for shards without it.
     """
 
     pp: Axis

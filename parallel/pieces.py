@@ -35,6 +35,11 @@ class Piece:
     mesh: Mesh
     owned: bool = False
 
+    @property
+    def address(self) -> int:
+        """Where the piece's memory lies now; FSDP may have replaced that of `tensor`."""
+        return (local_of(self.parameter) if self.mesh.data is not None else self.tensor).data_ptr()
+
     def keep(self, whole: Tensor) -> Tensor:
         """This rank's part of the whole tensor."""
         for dim, (start, length) in enumerate(zip(self.offset, self.tensor.shape)):
@@ -119,14 +124,21 @@ def make_piece(
     tied: bool = False,
     twin: bool = False,
 ) -> Piece:
-    """A piece of a parameter of global `shape`, cut first by tp along `tp_dim`, then by FSDP along dim 0."""
-    local = local_of(parameter) if hasattr(parameter, "to_local") else parameter
+    """A piece of a parameter of global `shape`, cut first by tp along `tp_dim`, then by ZeRO along dim 0.
+
+    Rows of a parameter that FSDP has not cut (`rows`) get memory here, as yet undefined.
+    """
     offset, part = [0] * len(shape), list(shape)
     if tp_dim is not None:
         part[tp_dim] //= mesh.tp.size
         offset[tp_dim] = part[tp_dim] * mesh.tp.rank
     start, part[0] = shard_rows(part[0], mesh.shard.rank, mesh.shard.size)
     offset[0] += start
+    local: Tensor = parameter
+    if mesh.data is not None:
+        local = local_of(parameter)
+    elif mesh.shard.group is not None:
+        local = parameter.new_empty(part)
     assert tuple(part) == tuple(local.shape), f"{name}: holds {tuple(local.shape)}, expected {tuple(part)}"
     return Piece(name, parameter, local, shape, tuple(offset), tp_dim, tied, twin, mesh)
 

@@ -27,6 +27,7 @@ from parallel.pieces import Piece
 from parallel.plan import Layout
 from parallel.precision import COMPUTE_DTYPE, Precision
 from parallel.replicas import Reductions, Replicas
+from parallel.rows import Rows
 from parallel.scaling import Normalisation, squares
 from parallel.sums import BySource, Sums, unpack
 
@@ -85,12 +86,14 @@ class TorchEngine:
         # FSDP and torch's pipelining are imported where they are used: that takes a second, and one process
         # needs neither.
         self._reductions: Reductions
-        if mesh.data is None:
-            self._reductions = Replicas([p.parameter for p in self._pieces], mesh.replicate.group)
-        else:
+        if mesh.data is not None:
             from parallel import fsdp
 
             self._reductions = fsdp.Sharded(self._modules, layout, mesh, device)
+        elif mesh.shard.group is not None:
+            self._reductions = Rows(self._modules, self._pieces, mesh.shard)
+        else:
+            self._reductions = Replicas([p.parameter for p in self._pieces], mesh.replicate.group)
         self._pipeline: Pipeline | None = None
         if layout.pp > 1:
             from parallel import pipeline
@@ -344,11 +347,8 @@ class TorchEngine:
         self._modules.clear()
 
     def _check_addresses(self) -> None:
-        now = [pieces.local_of(piece.parameter).data_ptr() for piece in self._pieces]
         moved = [
-            p.name
-            for p, was, new in zip(self._pieces, self._addresses, now)
-            if was != new and p.tensor.numel()
+            p.name for p, was in zip(self._pieces, self._addresses) if was != p.address and p.tensor.numel()
         ]
         assert not moved, f"{moved[0]} lies elsewhere than when the engine was built"
 

@@ -106,21 +106,23 @@ def test_schedules_that_split_backward_send_no_more(ranks: Any, zero: int) -> No
 
 
 def under_way(context: Any, zero: int) -> list[int]:
-    """Reductions that are not finished whenever one more starts (FSDP), or when backward ends (replicas)."""
+    """Reductions that are not finished whenever one more starts (FSDP); or those started, of how many, when
+    backward ends.
+    """
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        start, finish = fsdp.LateReduceScatter.__call__, replicas.Replicas.finish
+        start, finish = fsdp.LateReduceScatter.__call__, replicas.Arrivals.finish
 
         def started(self: fsdp.LateReduceScatter, *args: Any, **kwargs: Any) -> None:
             start(self, *args, **kwargs)
             seen.append(len(self._pending))
 
-        def finished(self: replicas.Replicas) -> None:
-            seen.append(len(self._works))
+        def finished(self: replicas.Arrivals) -> None:
+            seen.extend([self._started, len(self._buckets)])
             finish(self)
 
         patch.setattr(fsdp.LateReduceScatter, "__call__", started)
-        patch.setattr(replicas.Replicas, "finish", finished)
+        patch.setattr(replicas.Arrivals, "finish", finished)
         patch.setattr(replicas, "BUCKET_BYTES", 64 << 10)
         case = Case(parallel={"zero": zero}, model=MODEL, micro_batch=2)
         engine = build(case, context.rank, context.world)
@@ -131,8 +133,9 @@ def under_way(context: Any, zero: int) -> list[int]:
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_gradients_are_reduced_beside_backward(ranks: Any, zero: int) -> None:
     for seen in ranks(2).run(under_way, zero):
-        if zero:
+        if zero >= 2:
             modules = 1 + MODEL["layers"] + 1
-            assert seen == [1, *[fsdp.IN_FLIGHT] * (modules - 1)] * (2 if zero >= 2 else 1)
+            assert seen == [1, *[fsdp.IN_FLIGHT] * (modules - 1)] * 2
         else:  # every bucket: embedding, head and each of the blocks fill one at least
-            assert len(seen) == 1 and seen[0] >= 2 + MODEL["layers"]
+            started, buckets = seen
+            assert started == buckets >= 2 + MODEL["layers"]

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 # Enough that a message's latency does not count, and little enough that the last one is soon there.
 BUCKET_BYTES = 4 << 20
-# From here on, copying a gradient into a bucket takes longer than a message of its own.
-ALONE_BYTES = 512 << 10
 
 
 class Reductions(Protocol):
@@ -34,13 +32,14 @@ class Reductions(Protocol):
 def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Parameters whose gradients go in one message, in the order of each bucket's first one.
 
-    A large one is alone, and its gradient is sent from where it lies.
+    One that would fill a bucket is alone, and its gradient is sent from where it lies. Below that size, more
+    messages were seen to cost what the copies would.
     """
     buckets: list[list[nn.Parameter]] = []
     filling: list[nn.Parameter] = []
     filled = BUCKET_BYTES
     for parameter in parameters:
-        if parameter.nbytes >= ALONE_BYTES:
+        if parameter.nbytes >= BUCKET_BYTES:
             buckets.append([parameter])
             continue
         if filled + parameter.nbytes > BUCKET_BYTES:

@@ -11,22 +11,21 @@ from runs import Case, build, curve, distance, micro_batches, reference
 UNEVEN = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130, "layers": 2}
 
 
-def curve_with(context: Any, case: Case, alone: int, bucket: int) -> list[tuple[float, float]]:
+def curve_with(context: Any, case: Case, bucket: int) -> list[tuple[float, float]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "ALONE_BYTES", alone)
         patch.setattr(replicas, "BUCKET_BYTES", bucket)
         patch.setattr(rows, "IN_FLIGHT_BYTES", bucket)
         return curve(context, case)
 
 
 # A block's norms have 24 to 144 bytes, its matrices 1 to 7 kB.
-@pytest.mark.parametrize(("alone", "bucket"), [(0, 0), (4000, 8000)], ids=["each-alone", "mixed"])
+@pytest.mark.parametrize("bucket", [0, 6000], ids=["each-alone", "mixed"])
 @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 @pytest.mark.parametrize("zero", [0, 1])
-def test_buckets_leave_no_trace(ranks: Any, zero: int, tied: bool, alone: int, bucket: int) -> None:
+def test_buckets_leave_no_trace(ranks: Any, zero: int, tied: bool, bucket: int) -> None:
     sizes = {**UNEVEN, "tie_embeddings": tied}
     case = Case(parallel={"zero": zero}, model=sizes, micro_batch=1, steps=5)
-    curves = ranks(4).run(curve_with, case, alone, bucket)
+    curves = ranks(4).run(curve_with, case, bucket)
     assert all(other == curves[0] for other in curves[1:])
     assert distance(curves[0], reference(case)) < 1e-5
 

@@ -27,19 +27,22 @@ IN_FLIGHT_BYTES = 4 * BUCKET_BYTES
 class Bucket:
     """Parameters whose rows go in one message to each other rank.
 
-    own, theirs: where in the parameters this rank's rows belong, and all others', rank by rank. widths: by
-    rank, how many elements all its rows have; 0 for this rank, to which nothing is sent.
+    shards: this rank's rows, which lie side by side, ready to be sent. own, theirs: where in the parameters
+    they belong, and all others', rank by rank.
     """
 
     def __init__(self, parameters: list[nn.Parameter], shards: list[Tensor], axis: Axis) -> None:
         self._axis = axis
         self.parameters = parameters
-        self.shards = shards
+        self._flat = joined(shards)
+        self._kept = self._flat.split([shard.numel() for shard in shards])
+        self.shards = [part.view_as(shard) for part, shard in zip(self._kept, shards, strict=True)]
         self.nbytes = sum(parameter.nbytes for parameter in parameters)
         whole = [parameter.detach() for parameter in parameters]
         self.own = self.rows(whole, axis.rank)
         self.theirs = self.of_others(whole)
-        self._mine = sum(shard.numel() for shard in shards)
+        self._mine = self._flat.numel()
+        # By rank, how many elements its rows have; 0 for this one, to which nothing is sent.
         self._widths = [sum(rows.numel() for rows in self.rows(whole, rank)) for rank in range(axis.size)]
         self._widths[axis.rank] = 0
 
@@ -63,7 +66,7 @@ class Bucket:
 
     def gather(self) -> "Exchange":
         """Send every other rank this rank's rows of the parameters; what comes is theirs."""
-        sent = joined(self.shards * (self._axis.size - 1))
+        sent = joined([self._flat] * (self._axis.size - 1))
         received = self.theirs[0]
         if len(self.theirs) > 1:
             received = sent.new_empty(sum(rows.numel() for rows in self.theirs))
@@ -82,7 +85,7 @@ class Bucket:
         """Make the parameters whole."""
         if len(self.theirs) > 1:
             torch._foreach_copy_(self.theirs, received.split([rows.numel() for rows in self.theirs]))
-        torch._foreach_copy_(self.own, [shard.flatten() for shard in self.shards])
+        torch._foreach_copy_(self.own, self._kept)
 
     def _from_each(self) -> list[int]:
         return [0 if rank == self._axis.rank else self._mine for rank in range(self._axis.size)]
@@ -103,7 +106,7 @@ class Exchange:
 
 
 class Rows:
-    """`replicas.Reductions` over the rows in `piece.tensor`, which the optimiser works on.
+    """`replicas.Reductions` over the rows in `piece.tensor`, on which the optimiser works; they move here.
 
     Parameters are whole from the first forward after an update until backward has ended: gathered in the
     order of the model, and waited for by the module that needs them. Gradients add up whole, and beside the
@@ -113,10 +116,13 @@ class Rows:
     adds_up = True
 
     def __init__(self, stages: Sequence[nn.Module], pieces: Sequence[Piece], axis: Axis) -> None:
-        shards = {piece.parameter: piece.tensor for piece in pieces}
-        groups = in_buckets(shards)
-        self._parameters = list(shards)
-        self._buckets = [Bucket(group, [shards[one] for one in group], axis) for group in groups]
+        piece_of = {piece.parameter: piece for piece in pieces}
+        groups = in_buckets(piece_of)
+        self._parameters = list(piece_of)
+        self._buckets = [Bucket(group, [piece_of[one].tensor for one in group], axis) for group in groups]
+        for bucket in self._buckets:
+            for parameter, shard in zip(bucket.parameters, bucket.shards, strict=True):
+                piece_of[parameter].tensor = shard
         self._arrivals = Arrivals(groups[::-1], self._reduce)
         self._reducing: deque[Exchange] = deque()
         self._gathering: dict[Bucket, Exchange] = {}

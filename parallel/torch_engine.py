@@ -80,7 +80,6 @@ class TorchEngine:
         self._objective = objective
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._pieces = parallelized.pieces
-        self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
         self._counted = [piece for piece in self._pieces if pieces.counted(piece, mesh)]
         self._modules = list(parallelized.stages.values())
         # FSDP and torch's pipelining are imported where they are used: that takes a second, and one process
@@ -94,6 +93,7 @@ class TorchEngine:
             self._reductions = Rows(self._modules, self._pieces, mesh.shard)
         else:
             self._reductions = Replicas([p.parameter for p in self._pieces], mesh.replicate.group)
+        self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
         self._pipeline: Pipeline | None = None
         if layout.pp > 1:
             from parallel import pipeline

@@ -51,6 +51,7 @@ def test_one_graph_serves_all_blocks(kind: str) -> None:
     ("world", "parallel"),
     [
         pytest.param(2, {"zero": 0}, marks=pytest.mark.slow),
+        pytest.param(2, {"zero": 1}, marks=pytest.mark.slow),
         (2, {"zero": 3, "recompute": "full"}),
         pytest.param(2, {"tp": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"tp": 2, "async_tp": True}, marks=pytest.mark.slow),
@@ -61,6 +62,7 @@ def test_one_graph_serves_all_blocks(kind: str) -> None:
     ],
     ids=[
         "zero0",
+        "zero1",
         "zero3-full",
         "tp2",
         "async-tp2",

@@ -17,6 +17,7 @@ import argparse
 import functools
 import json
 import os
+import platform
 import statistics
 import tempfile
 import time
@@ -162,6 +163,14 @@ def _barrier() -> None:
         dist.barrier()
 
 
+def machine() -> str:
+    """The CPU as Linux names it, and its cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def quartiles(values: list[float]) -> list[float]:
     return [round(value, 4) for value in statistics.quantiles(values, n=4)]
 
@@ -182,6 +191,7 @@ def compare(title: str, rounds: int, steps: int) -> dict[str, Any]:
         print(f"  {middle:8.3f}  ({low:.3f} to {high:.3f})  {mine} / {other}")
         ratios[f"{mine} / {other}"] = [middle, low, high]
     return {
+        "machine": machine(),
         "ranks": comparison.ranks,
         "rounds": rounds,
         "step_ms": {name: round(statistics.median(values) * 1e3, 1) for name, values in seconds.items()},
@@ -200,7 +210,7 @@ def main() -> None:
     for title in args.only or COMPARISONS:
         results[title] = compare(title, args.rounds, args.steps)
     about = {
-        "machine": f"CPU, {os.cpu_count()} cores, 1 thread a rank, gloo",
+        "ran": "on a CPU, 1 thread a rank, gloo; each comparison names its machine",
         "torch": torch.__version__,
         "model": f"{MODEL.layers} layers of {MODEL.hidden}, vocabulary {MODEL.vocab}, sequences of {SEQ}",
         "step": f"{MICRO_BATCHES} micro-batches of {ROWS} a rank, fp32, fused AdamW, clipped",

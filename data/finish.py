@@ -21,6 +21,7 @@ from data.manifest import (
     token_dtype,
     write_manifest,
 )
+from data.planfile import NothingLeft
 from data.steps import count_lines, in_words
 from data.survey import tally_of
 from data.tally import Tally
@@ -29,7 +30,7 @@ from data.units import Unit
 
 def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], split: bool) -> None:
     """Moves the shards into place under their final numbers and closes each side with its manifest, train
-    last.
+    last. Raises `NothingLeft` where a side has no document.
     """
     records = [json.loads(job.record(unit, "units").read_text()) for unit in units]
     segments = [segment for record in records for segment in record["segments"]]
@@ -37,12 +38,16 @@ def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], spl
     for segment in segments:
         tally.merge(segment["tally"])
     count_lines(tally, units)
-    manifests: dict[Path, Manifest] = {}
-    for side in (HELDOUT, TRAIN) if split else (TRAIN,):
-        folder = out / side if split else out
-        shards = [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
+    sides = {
+        side: [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
+        for side in ((HELDOUT, TRAIN) if split else (TRAIN,))
+    }
+    for side, shards in sides.items():  # before any shard is moved
         if not shards:
-            raise ValueError(_nothing_left(side, tally, job.recipe.text_field))
+            raise NothingLeft(_nothing_left(side, tally, job.recipe.text_field))
+    manifests: dict[Path, Manifest] = {}
+    for side, shards in sides.items():
+        folder = out / side if split else out
         profile = Profile()
         for segment in segments:
             profile.merge(segment["profiles"][side])

@@ -140,24 +140,69 @@ def begin(scratch: Path, plan: dict[str, Any], out: Path) -> None:
     old = _read(scratch)
     if not old and is_whole(out):
         raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
-    begun = any((scratch / name).exists() for name in _MADE)
-    if not old or (not begun and not old["complete"]):
-        write_json(scratch / PLAN, plan)  # nothing was made that could be gone on with
+    if not old:
+        write_json(scratch / PLAN, plan)
         return
-    if begun and not (old["complete"] and is_whole(out)) and old.get("version") != plan["version"]:
+    begun = any((scratch / name).exists() for name in _MADE)
+    other_version = old.get("version") != plan["version"]
+    changed = _changed(old, plan["settings"])
+    if not changed and old["input"] != plan["input"]:
+        changed = ["the source files themselves"]
+    if (changed or other_version or not begun) and not old["complete"] and not _holds_work(scratch):
+        _discard(scratch)
+        write_json(scratch / PLAN, plan)
+        return
+    if begun and not (old["complete"] and is_whole(out)) and other_version:
         raise ValueError(
             f"{out} holds an unfinished prepare, begun by another version of this program: remove {out}, or "
             "give another --out"
         )
-    changed = _changed(old, plan["settings"])
-    if not changed and old["input"] != plan["input"]:
-        changed = ["the source files themselves"]
     if changed:
         state = "holds a corpus" if old["complete"] else "holds an unfinished prepare"
         raise ValueError(
             f"{out} {state} with other settings ({'; '.join(changed)}): go on with those, give another "
             "--out, or remove it"
         )
+
+
+class NothingLeft(ValueError):
+    """A side of the corpus has no document: the same command on the same files would always end so."""
+
+
+@contextlib.contextmanager
+def given_up(scratch: Path) -> Iterator[None]:
+    """After a ValueError, nothing is kept that only refuses the corrected command."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, NothingLeft) or not _holds_work(scratch):
+            _discard(scratch)
+        raise
+
+
+def _holds_work(scratch: Path) -> bool:
+    """Was anything made that another command would have to make again: documents that were read, or a
+    tokenizer that was trained? Records of units without a document and a copied tokenizer are no work.
+    """
+    trained = _read(scratch).get("settings", {}).get("train_tokenizer") is not None
+    if trained and (scratch / "tokenizer.json").exists():
+        return True
+    records = (json.loads(path.read_text()) for path in (scratch / "units").glob("*.json"))
+    if any(segment["shards"] for record in records for segment in record.get("segments", [record])):
+        return True
+    surveys = (json.loads(path.read_text()) for path in (scratch / "survey").glob("*.json"))
+    return any(record.get("tally", record)["counts"].get("read") for record in surveys)
+
+
+def _discard(scratch: Path) -> None:
+    """Removes the plan, first, and all that was made by it."""
+    (scratch / PLAN).unlink(missing_ok=True)
+    for name in _MADE:
+        path = scratch / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _read(scratch: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from data.planfile import (
     PLAN,
     VERSION,
     begin,
+    given_up,
     input_hash,
     is_finished,
     is_older,
@@ -134,6 +135,7 @@ def prepare(
         settings = settings_of(sources, tokenizer, train_tokenizer, heldout, recipe)
         plan = {"version": VERSION, "settings": settings, "input": input_hash(files), "complete": False}
         begin(scratch, plan, out)
+        stack.enter_context(given_up(scratch))
         total = sum(file.bytes for file in files)
         units = plan_units(files, _unit_bytes(total, recipe), recipe)
         job = Job(scratch, recipe, heldout, _needs_survey(recipe, train_tokenizer, scratch))

@@ -18,7 +18,7 @@ import pytest
 
 from data import planfile, shards
 from data.prepare import prepare
-from prepared import by_webdataset, run, tree, write_texts
+from prepared import by_webdataset, made, run, tree, write_texts
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -270,3 +270,36 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
+
+
+def test_a_prepare_that_came_to_nothing_does_not_refuse_the_corrected_command(tmp_path: Path) -> None:
+    lines = [json.dumps({"doc": {"body": f"document {number}"}}) for number in range(8)]
+    (tmp_path / "nested.jsonl").write_text("\n".join(lines))
+    source, out = tmp_path / "nested.jsonl", tmp_path / "corpus"
+    for field, settings in {
+        "text": {},
+        "doc": {"deduplicate": "exact"},  # a survey too
+        "doc.body": {"min_characters": 100},
+    }.items():
+        with pytest.raises(ValueError, match="no document is left of"):
+            made(source, "bytes", out, text_field=field, **settings)
+        assert not out.exists()
+    with pytest.raises(ValueError, match="no document of 8 is held out"):
+        made(source, "bytes", out, text_field="doc.body", heldout=1e-9)
+    assert made(source, "bytes", out, text_field="doc.body", heldout=0.4).train.documents > 0
+
+
+def test_only_work_that_is_worth_something_refuses_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, not ended: at the first field nothing was read, at the second something was."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"body": "one"}) + "\n")
+    source, out = tmp_path / "rows.jsonl", tmp_path / "corpus"
+    with monkeypatch.context() as patch:
+        patch.setattr("data.prepare.finish", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        for field in ("text", "body"):
+            with pytest.raises(Killed):
+                made(source, "bytes", out, text_field=field)
+    with pytest.raises(ValueError, match="holds an unfinished prepare with other settings"):
+        made(source, "bytes", out, text_field="body", min_characters=2)
+    assert made(source, "bytes", out, text_field="body").train.documents == 1

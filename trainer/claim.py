@@ -15,8 +15,12 @@ from trainer.fence import Fence
 from trainer.files import write_atomically
 from trainer.lock import FolderLock
 from trainer.metrics.events import EventLog
+from trainer.metrics.sinks import drop_torn_tail
+from trainer.run_folder import EVENTS
 from trainer.schedule import decay_begins
 from trainer.state import TrainState
+
+LOGS = ("metrics.jsonl", "ledger.jsonl", "quarantine.jsonl", "samples.jsonl", EVENTS)
 
 
 def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) -> str:
@@ -39,10 +43,22 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
         mark = fence.take()
         for draft in cfg.folder.glob(".tmp-*"):  # of a process that was killed while it wrote a file anew
             draft.unlink()
+        for name in LOGS:
+            if (cfg.folder / name).is_dir():
+                raise RuntimeError(
+                    f"{cfg.folder / name} is a folder, and a log of the run goes there: move it away"
+                )
+        torn = [name for name in (EVENTS, "samples.jsonl") if drop_torn_tail(cfg.folder / name)]
+    for name in torn:
+        _tell(cfg, fence, "clean", f"{name}: dropped its last line, which was cut short")
     if lock.unsupported:
-        with contextlib.closing(EventLog(cfg.folder / "events.jsonl", fence.look)) as events:
-            events.event("lock", 0, f"{lock.unsupported}: do not start this run twice at once")
+        _tell(cfg, fence, "lock", f"{lock.unsupported}: do not start this run twice at once")
     return mark
+
+
+def _tell(cfg: RunConfig, fence: Fence, kind: str, reason: str) -> None:
+    with contextlib.closing(EventLog(cfg.folder / EVENTS, fence.look)) as events:
+        events.event(kind, 0, reason)
 
 
 def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:

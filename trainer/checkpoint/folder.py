@@ -49,6 +49,13 @@ def steps(root: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
+def check_names(root: Path) -> None:
+    """RuntimeError, one line, where what is no folder has the name of a checkpoint."""
+    for entry in os.scandir(root):
+        if _STEP.fullmatch(entry.name) and not entry.is_dir():
+            raise RuntimeError(f"{entry.path} is a file, and a checkpoint is a folder: move it away")
+
+
 def commit(
     tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequences: int, look: Look = unfenced
 ) -> None:

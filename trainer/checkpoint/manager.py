@@ -210,6 +210,7 @@ class Checkpointer:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""
         with explaining(self.root.parent):
             self.root.mkdir(parents=True, exist_ok=True)
+        folders.check_names(self.root)
         self.look()
         if left := folders.clean(self.root):
             self.events.event("clean", 0, f"removed what unfinished saves left: {', '.join(left)}")

@@ -1,5 +1,6 @@
 """Going on from the newest checkpoint that verifies."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from trainer.checkpoint.store import check_no_extra, load
 from trainer.fence import Look, unfenced
 from trainer.metrics.digest import LogDigest, differences
 from trainer.metrics.events import EventLog
+from trainer.metrics.sinks import step_of
+from trainer.run_folder import EVENTS
 from trainer.schedule import decay_begins, jump, of_settings
 from trainer.state import Identity, TrainState
 
@@ -31,8 +34,9 @@ def resume(
     0's `logs` then begin with what the checkpoint noted of them.
 
     Collective. A checkpoint that does not verify is passed over with an event, and set aside under another
-    name so that its step can be saved anew. RuntimeError where the corpus changed or a tensor does not fit;
-    ValueError where the config describes another run (model, seed). Both name what differs.
+    name so that its step can be saved anew. RuntimeError where the run's checkpoints are gone, the corpus
+    changed or a tensor does not fit; ValueError where the config describes another run (model, seed). Each
+    names what is wrong.
     """
     rejected: list[tuple[int, str]] = []
     for step in ranks.first(lambda: folders.steps(root)):
@@ -41,6 +45,8 @@ def resume(
             break
         rejected.append((step, reason))
     else:
+        if not rejected:
+            ranks.first(lambda: check_never_saved(root))
         ranks.first(lambda: _set_aside(root, rejected, 0, events, look))
         return None
     at = folders.step_folder(root, step)
@@ -65,6 +71,29 @@ def resume(
     if told := _rate_jumps(root, step, now.settings, before.get("settings") or {}):
         events.event("schedule", step, told)
     return TrainState.from_json(document["state"])
+
+
+def check_never_saved(root: Path) -> None:
+    """RuntimeError, one line, where the run's events tell of a checkpoint, and there is none under `root`: to
+    begin anew would erase the run's record.
+
+    A start at step 0 gives up what was saved before it, and so does a newest checkpoint that was set aside.
+    """
+    saved = 0
+    with contextlib.suppress(FileNotFoundError), (root.parent / EVENTS).open("rb") as file:
+        for line in file:
+            if (step := step_of(line)) is None:
+                continue
+            kind = json.loads(line).get("kind")
+            if kind in ("save", "resume"):
+                saved = step
+            elif kind == "start" and not step:
+                saved = 0
+    if saved and not any(root.glob(f"{folders.step_folder(root, saved).name}.*")):
+        raise RuntimeError(
+            f"{root} holds no checkpoint, but this run has saved step {saved}: put its checkpoints back (is "
+            f"their disk mounted?), or for a new run give another name or move {root.parent} away"
+        )
 
 
 def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:

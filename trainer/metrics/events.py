@@ -12,6 +12,7 @@ SHOWN = (
     "fault",
     "quarantine",
     "resume",
+    "rewind",
     "schedule",
     "skip",
     "tracker",

@@ -125,6 +125,7 @@ def truncate_after(path: Path, step: int, look: Look = unfenced, *, known_bytes:
     than the last checkpoint, so what they held will be written again. RuntimeError where a line that is not
     whole stands before one of a step that is kept: nothing of ours leaves that.
     """
+    path = path.resolve()  # of a link, the file that it leads to
     if not path.exists():
         return 0, 0
     later = torn = 0
@@ -158,6 +159,30 @@ def truncate_after(path: Path, step: int, look: Look = unfenced, *, known_bytes:
     os.replace(part, path)
     fsync_folder(path.parent)
     return later, torn
+
+
+def drop_torn_tail(path: Path) -> int:
+    """Take off the end of a last line that was cut, or else the next line would be lost with it; returns the
+    bytes dropped. A last line that only lacks its line end gets one. Only for the one start that holds the
+    folder, and for logs that `truncate_after` does not see.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        size, window = file.seek(0, os.SEEK_END), LAST_BYTES
+        while True:
+            file.seek(max(0, size - window))
+            _, end, tail = file.read().rpartition(b"\n")
+            if end or window >= size:
+                break
+            window *= 4
+        if not tail:
+            return 0
+        if step_of(tail + b"\n") is None:
+            file.truncate(size - len(tail))
+            return len(tail)
+        file.write(b"\n")
+        return 0
 
 
 def _copy(old: BinaryIO, new: BinaryIO, count: int) -> None:

@@ -12,7 +12,12 @@ from trainer.config import RunConfig
 from trainer.keys import Key
 
 BASE = Key(
-    "base", str, "", "a config that is read first, by its path from this one; it may have a base itself", ()
+    "base",
+    str,
+    "",
+    "a config that is read first, by its path from this one: all but its name and run_dir; it may have a "
+    "base itself",
+    (),
 )
 COLUMNS = ("key", "what it may be", "default", "unit", "meaning")
 HEAD = """# Config keys
@@ -21,8 +26,11 @@ Written by `germinal config --markdown > docs/config.md`; not by hand. `germinal
 or one key.
 
 A config is a YAML file, and each `key=value` after it on the command line changes one key: `optim.lr=3e-4`,
-`data.sources[0].weight=2`. A value that a key cannot have, and keys that cannot go together, are one line and
-exit code 2 before any rank starts.
+`data.sources[0].weight=2`. A text is kept as it is typed, `1.10` and `007` too; a number is decimal, with no
+leading 0. `${key}` stands for another key's value, and `\\${` for those two characters.
+
+A value that a key cannot have, and keys that cannot go together, are one line and exit code 2 before any rank
+starts.
 """
 
 

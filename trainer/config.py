@@ -70,16 +70,18 @@ OF_A_NODE = re.compile(
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that the file `path` and each `key=value` describe, checked as far as can be without torch.
 
-    `name` defaults to the file's own, `run_dir` to `runs/<name>`. A config that a run wrote into its folder
-    means that folder, wherever it is now, unless an override says `run_dir` or `name`; `path` may be the
-    folder itself. Other relative paths are relative to the working directory.
+    `name` defaults to the file's own, `run_dir` to `runs/<name>`: a `base:` hands neither down, for another
+    file is another run. A config that a run wrote into its folder means that folder, wherever it is now,
+    unless an override says `run_dir` or `name`; `path` may be the folder itself. Other relative paths are
+    relative to the working directory.
 
     Raises:
         ValueError: one line with the key, its value and the nearest right key or what is wrong with it.
     """
+    from trainer import yaml_files  # only now: `germinal --help` reads no YAML
+
     file = run_folder.config_file(path)
-    values = schema.read(file, overrides)
-    values.setdefault("name", file.stem)
+    values = yaml_files.read(file, overrides, own={"name": file.stem, "run_dir": ""})
     given = {override.partition("=")[0] for override in overrides}
     if (home := run_folder.home(file)) and "run_dir" not in given:
         values["run_dir"] = "" if "name" in given else str(home)
@@ -91,9 +93,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump(cfg: RunConfig) -> str:
     """The config as YAML with every default written out; `load` reads it back to an equal config."""
-    from omegaconf import OmegaConf
+    from trainer import yaml_files
 
-    return OmegaConf.to_yaml(OmegaConf.create(schema.plain(cfg)))
+    return yaml_files.write(schema.plain(cfg))
 
 
 def settings(cfg: RunConfig) -> dict[str, Any]:

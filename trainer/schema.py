@@ -1,106 +1,29 @@
-"""YAML and `key=value` → dataclasses, with errors that name the key, the value and the remedy. Knows no run.
+"""A mapping → dataclasses, with errors that name the key, the value and the remedy. Knows no run.
 
-OmegaConf reads, merges and interpolates. The last step, into dataclasses, is done here: OmegaConf's errors
-know no nearest right key, and none of its fields can bear a name that Python reserves (`async`).
+`yaml_files` reads the mapping. OmegaConf could make dataclasses of it too, but its errors know no nearest
+right key, and none of its fields can bear a name that Python reserves (`async`).
+
+A number or a truth may come as the text that was typed: of a number, decimal digits with `_` between them, a
+fraction and an exponent. What YAML 1.1 makes of 010 (8) and 1:30 (90) surprises: such a text is no number.
 """
 
 import dataclasses
 import difflib
+import re
 import sys
 import types
 import typing
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 MISSING = "???"  # OmegaConf's mark for a value that must be given
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NUMBER = re.compile(
+    r"[-+]?((0|[1-9](_?[0-9])*)(?P<fraction>\.[0-9]*)?|(?P<bare>\.[0-9]+))(?P<exponent>[eE][-+]?[0-9]+)?",
+    re.ASCII,
+)
 INT64 = range(-(1 << 63), 1 << 63)  # what numpy and torch count with
-
-
-def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping that the file `path`, its `base:` if it has one, and then each `key=value` amount to.
-
-    `base:` is a path from the file's own folder; a base may have a base itself.
-    Lists are replaced, not joined; `data.sources[0].path=…` changes one element. `${key}` stands for another
-    key's value, `${oc.env:NAME}` for an environment variable of the process that reads: a text.
-
-    Raises:
-        ValueError: a file that is missing or no YAML mapping, an override that is not `key=value`.
-    """
-    try:
-        return _read(path, overrides)
-    except RecursionError:  # PyYAML and OmegaConf go down one call, or several, a level
-        raise ValueError(f"config {path}: nested too deeply: no key is more than a few levels down") from None
-
-
-def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    path = Path(path)
-    merged = _with_bases(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{override!r}: not a key=value")
-        try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-            OmegaConf.update(merged, key, value, merge=True, force_add=True)
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{override}: cannot be set: {_first_line(error)}") from None
-        except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-            raise ValueError(f"{override}: the value is not YAML: {_first_line(error)}") from None
-    try:
-        container = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "?"
-        raise ValueError(f"{path}: {key}: {_first_line(error)}") from None
-    return typing.cast(dict[str, Any], container)
-
-
-def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Any:
-    """The file over its base, over that one's …; `above`: the files that led here."""
-    from omegaconf import OmegaConf
-
-    content = _read_file(path)
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise ValueError(f"{path}: base={base!r}: not the path of a config; at most one base is allowed")
-    chain, lower = (*above, path), path.parent / base
-    if lower.resolve() in [file.resolve() for file in chain]:
-        way = " → ".join(str(file) for file in (*chain, lower))
-        raise ValueError(f"{path}: base={base}: bases that lead back to themselves: {way}")
-    return OmegaConf.merge(_with_bases(lower, chain), content)
-
-
-def _read_file(path: Path) -> Any:
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ValueError(f"config {path}: no such file{hint}")
-    try:
-        content = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"config {path}, line {line}: not YAML: {error.problem}") from None
-    except OmegaConfBaseException as error:  # a null key, a !!set
-        raise ValueError(f"config {path}: {_first_line(error)}") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ValueError(f"config {path}: not YAML: {_first_line(error)}") from None
-    if not isinstance(content, DictConfig):
-        raise ValueError(f"config {path}: not a mapping of keys to values")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def build(cls: Any, values: Any, at: str = "", *, known: Sequence[str] = ()) -> Any:
@@ -121,9 +44,8 @@ def build(cls: Any, values: Any, at: str = "", *, known: Sequence[str] = ()) -> 
     for key, value in values.items():
         if key not in fields:
             raise ValueError(unknown_key(_join(at, key), value, [_join(at, name) for name in fields], known))
-        if value != MISSING:
-            hint = _by_kind(fields[key], hints[fields[key].name], value, _join(at, key))
-            arguments[fields[key].name] = _convert(hint, value, _join(at, key))
+        hint = _by_kind(fields[key], hints[fields[key].name], value, _join(at, key))
+        arguments[fields[key].name] = _convert(hint, value, _join(at, key))
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if (required or field.default == MISSING) and field.name not in arguments:
@@ -200,8 +122,9 @@ def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) ->
 
 
 def _one_of(choices: Sequence[Any], value: Any, at: str) -> Any:
+    number = _number(value)
     for choice in choices:
-        if choice == value and isinstance(value, bool) == isinstance(choice, bool):
+        if choice == (value if isinstance(choice, str) else number):
             return choice  # and not the value: 3.0 stands for 3
     near = difflib.get_close_matches(str(value), map(str, choices), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -210,6 +133,8 @@ def _one_of(choices: Sequence[Any], value: Any, at: str) -> Any:
 
 def _convert(hint: Any, value: Any, at: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, str) and value == MISSING:
+        raise ValueError(f"{at}: missing (???); give {_article(hint)}")
     if dataclasses.is_dataclass(hint):
         return build(hint, value, at)
     if origin in (typing.Union, types.UnionType):
@@ -222,20 +147,46 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         return [_convert(args[0], item, f"{at}[{index}]") for index, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
         return {str(key): _convert(args[1], item, _join(at, str(key))) for key, item in value.items()}
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is bool and isinstance(value, bool):
+    if hint in (bool, int, float, str):
+        return _scalar(hint, value, at)
+    raise ValueError(f"{at}{_wrong(hint, value)}")
+
+
+def _scalar(hint: Any, value: Any, at: str) -> bool | int | float | str:
+    if hint is str and isinstance(value, str):
         return value
-    if hint is int and number and value == value // 1:
-        if int(value) not in INT64:
+    truth = TRUTHS.get(value.lower()) if isinstance(value, str) else value
+    if hint is bool and isinstance(truth, bool):
+        return truth
+    number = _number(value)
+    if hint is int and number is not None and number == number // 1:
+        if int(number) not in INT64:
             raise ValueError(f"{at}={_shown(value)}: an integer that 64 bits do not hold")
-        return int(value)  # 1e6 is a float to YAML and a step count to its writer
-    if hint is float and number and abs(value) <= sys.float_info.max:
-        return float(value)
-    if hint is str and (isinstance(value, str) or number):
-        return str(value)
+        return int(number)  # 1e6 is a float to Python and a step count to its writer
+    if hint is float and number is not None and abs(number) <= sys.float_info.max:
+        return float(number)
+    raise ValueError(f"{at}{_wrong(hint, value)}")
+
+
+def _number(value: Any) -> int | float | None:
+    """The number that a value is, or is the text of; None for another."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not (match := NUMBER.fullmatch(value)):
+        return None
+    number = float(value)
+    whole = not any(match.group("fraction", "bare", "exponent"))
+    return int(value) if whole and abs(number) < 2.0**64 else number  # exact beyond 2^53
+
+
+def _wrong(hint: Any, value: Any) -> str:
     if value is None:
-        raise ValueError(f"{at}: has no value; give {_article(hint)}, or leave the key out")
-    raise ValueError(f"{at}={_shown(value)}: not {_article(hint)}")
+        return f": has no value; give {_article(hint)}, or leave the key out"
+    if hint is str and not isinstance(value, dict | list):
+        return f"={_shown(value)}: not a text: quote it"
+    if isinstance(value, str) and re.fullmatch(r"[-+]?0[0-9_]+", value):
+        return f"={value}: not {_article(hint)}: octal to some, so write it without the first 0"
+    return f"={_shown(value)}: not {_article(hint)}"
 
 
 def _article(hint: Any) -> str:
@@ -245,6 +196,8 @@ def _article(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and (value.lower() in TRUTHS or _number(value) is not None):
+        return value  # as it was typed
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 

@@ -1,0 +1,152 @@
+"""Config files and `key=value` → one mapping, and back. Knows no run and no key.
+
+What is written plainly stays the text that was typed, numbers and `yes` and `no` too: `schema.build` knows
+where a number is due and where a text is, `name=1.10` or a tag of `007`. Only null is not a text. OmegaConf
+merges and interpolates.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+
+# libyaml's where PyYAML was built with it: the other takes seconds for some nested texts.
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Safe):
+    """PyYAML's, with plain scalars as they were typed, and without a key that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag == self.DEFAULT_SCALAR_TAG and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return cast(dict[Any, Any], super().construct_mapping(node, deep=deep))
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: kept
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag in KEPT])
+}
+
+
+def read(
+    path: str | Path, overrides: Sequence[str] = (), own: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The mapping that the file `path`, its `base:` if it has one, and then each `key=value` amount to.
+
+    `base:` is a path from the file's own folder; a base may have a base itself. `own`: the keys that no base
+    hands down, with the value of each where the file does not give one.
+    Lists are replaced, not joined; `data.sources[0].path=…` changes one element. `${key}` stands for another
+    key's value, `${oc.env:NAME}` for an environment variable of the process that reads; `\\${` for the two
+    characters.
+
+    Raises:
+        ValueError: a file that is missing or no YAML mapping, an override that is not `key=value`.
+    """
+    try:
+        return _read(Path(path), overrides, own or {})
+    except RecursionError:  # PyYAML and OmegaConf go down one call, or several, a level
+        raise ValueError(f"config {path}: nested too deeply: no key is more than a few levels down") from None
+
+
+def write(values: Mapping[str, Any]) -> str:
+    """YAML that `read` takes for `values`: nothing in it is interpolated."""
+    return yaml.safe_dump(_literal(values), allow_unicode=True, sort_keys=False)
+
+
+def _literal(value: Any) -> Any:
+    """`value`, with `${` in its texts such that OmegaConf leaves it: the backslashes before it doubled, and
+    one more.
+    """
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return {key: _literal(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _read(path: Path, overrides: Sequence[str], own: Mapping[str, str]) -> dict[str, Any]:
+    merged = _with_bases(path, own)
+    for key, value in own.items():
+        if key not in merged.keys():  # noqa: SIM118 (`in merged` is false for a key whose value is ???)
+            merged[key] = _literal(value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{override!r}: not a key=value")
+        try:
+            value = _parsed(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{override}: the value is not YAML: {_first_line(error)}") from None
+        try:
+            OmegaConf.update(merged, key, value, merge=True, force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{override}: cannot be set: {_first_line(error)}") from None
+    try:
+        container = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise ValueError(f"{path}: {key}: {_first_line(error)}") from None
+    return cast(dict[str, Any], container)
+
+
+def _with_bases(path: Path, own: Mapping[str, str], above: tuple[Path, ...] = ()) -> Any:
+    """The file over its base, over that one's …; `above`: the files that led here."""
+    content = _read_file(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base={base!r}: not the path of a config; at most one base is allowed")
+    chain, lower = (*above, path), path.parent / base
+    if lower.resolve() in [file.resolve() for file in chain]:
+        way = " → ".join(str(file) for file in (*chain, lower))
+        raise ValueError(f"{path}: base={base}: bases that lead back to themselves: {way}")
+    handed_down = _with_bases(lower, own, chain)
+    for key in own:
+        handed_down.pop(key, None)
+    return OmegaConf.merge(handed_down, content)
+
+
+def _read_file(path: Path) -> DictConfig:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ValueError(f"config {path}: no such file{hint}")
+    try:
+        values = _parsed(path.read_text(encoding="utf-8"))
+        content = OmegaConf.create({} if values is None else values)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"config {path}, line {line}: not YAML: {error.problem}") from None
+    except OmegaConfBaseException as error:  # a null key, a !!set
+        raise ValueError(f"config {path}: {_first_line(error)}") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ValueError(f"config {path}: not YAML: {_first_line(error)}") from None
+    if not isinstance(values, dict | None) or not isinstance(content, DictConfig):
+        raise ValueError(f"config {path}: not a mapping of keys to values")
+    return content
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (KeyError, IndexError, AttributeError) as error:  # PyYAML's, of !!bool x, !!int '' and the like
+        raise ValueError(f"a tag that does not fit its value: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,15 +8,15 @@ file.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import resource
 import signal
 import sys
 import weakref
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 
 class MappedFile:
@@ -28,9 +28,15 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where the file cannot be opened."""
+        """Raises OSError where the file cannot be opened, RuntimeError where it has too many open."""
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            # Not an OSError: to its callers that is a file that is missing or damaged.
+            raise RuntimeError(too_many_open_files(str(path))) from None
         weakref.finalize(self, os.close, self._descriptor)
         self._stamp = self._look()  # before it is mapped: what changes from here on is noticed
         self._version = 0
@@ -65,30 +71,51 @@ class MappedFile:
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
 
 
+def too_many_open_files(what: str) -> str:
+    """What to say where `what` cannot be opened because this process has as many files open as it may."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        f"{what} cannot be opened: this process may have {limit} files open at a time: raise the limit "
+        "(`ulimit -n`; in a SLURM job or a container its own setting), or lower data.shuffle_blocks"
+    )
+
+
 def map_file(path: Path) -> memoryview:
     """The bytes of a file, memory-mapped, read-only. Raises OSError where it cannot be opened."""
     with open(path, "rb") as file:
         return _map(file.fileno(), path)
 
 
-_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by address
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+
+_mapped: weakref.WeakValueDictionary[int, ctypes.Array[Any]] = weakref.WeakValueDictionary()  # by address
 _paths: dict[int, Path] = {}
 _kept: list[Any] = []  # what the installed handler needs, for as long as the process lives
 _SIGINFO = 4  # SA_SIGINFO: the handler is told the address
 
 
 def _map(descriptor: int, path: Path) -> memoryview:
-    if os.fstat(descriptor).st_size == 0:
+    """By the C library: Python's own mappings keep a descriptor each, of which a process may have few."""
+    size = os.fstat(descriptor).st_size
+    if size == 0:
         return memoryview(b"")
-    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    address = int(np.frombuffer(mapped, np.uint8).ctypes.data)
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == _FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    mapped = (ctypes.c_ubyte * size).from_address(address)
+    # Whatever looks at the bytes keeps the array. At exit other threads may still look.
+    weakref.finalize(mapped, _libc.munmap, address, size).atexit = False
     _mapped[address], _paths[address] = mapped, path
     if len(_paths) > 2 * len(_mapped) + 100:
         for gone in _paths.keys() - _mapped.keys():
             del _paths[gone]
     if not _kept:
         _install()
-    return memoryview(mapped)
+    return memoryview(mapped).cast("B").toreadonly()
 
 
 class _Action(ctypes.Structure):
@@ -111,7 +138,7 @@ def _install() -> None:
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
         _kept.append(None)
         return
-    sigaction = ctypes.CDLL(None, use_errno=True).sigaction
+    sigaction = _libc.sigaction
     before = _Action()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64), ctypes.c_void_p)

@@ -6,6 +6,7 @@ held by another process: run me again; 130 interrupted by Ctrl-C, state saved.
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -61,6 +62,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     from parallel import runtime as runtimes
 
     signals.listen()
+    _open_as_many_files_as_allowed()
     try:
         runtime = runtimes.meet()
     except ValueError as error:
@@ -96,6 +98,15 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         runtime.leaves(code)
         runtime.stop(failed_with=0 if code in AGREED else code)
     return code
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """Each shard that is read stays open, and the usual soft limit of 1024 files is for programs that call
+    select(2); the hard limit is the administrator's.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS: the hard limit it reports may be above its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _train(  # type: ignore[no-untyped-def]

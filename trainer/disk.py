@@ -1,4 +1,4 @@
-"""What to do where a run's folder cannot be written."""
+"""What to do where a run's folder cannot be written, or no more files be opened."""
 
 import errno
 import os
@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.mapped import too_many_open_files
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 
 
 def explained(error: Exception, folder: Path) -> str:
-    """The error's text; of a full disk, or a run folder that cannot be had, with where and what to do.
+    """The error's text; of a full disk, a run folder that cannot be had or too many open files, with
+    where and what to do.
 
     A write names no file in its error: that was in `folder`, the run's.
     """
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return too_many_open_files(str(error.filename or "a file"))
     if not isinstance(error, OSError) or error.errno not in NO_ROOM + REFUSED:
         return str(error)
     where = Path(os.fsdecode(error.filename)) if error.filename else folder

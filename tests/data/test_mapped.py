@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,56 @@ def test_a_version_grows_when_the_file_is_written_to(tmp_path: Path) -> None:
     seen += [mapped.version()]
     assert seen == [0, 0, 1, 1, 1]
     assert bytes(mapped.view[:2]) == b"ba"
+
+
+def test_a_mapped_file_takes_one_descriptor_and_gives_all_back(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 100)
+    before = len(os.listdir("/dev/fd"))
+    mapped = [MappedFile(path) for _ in range(5)]
+    assert len(os.listdir("/dev/fd")) == before + 5
+    view = mapped[0].view[10:20]
+    mapped.clear()
+    assert len(os.listdir("/dev/fd")) == before
+    assert bytes(view) == b"a" * 10 and view.readonly  # whoever looks keeps the bytes
+    if sys.platform == "linux":
+        assert Path("/proc/self/maps").read_text().count(str(path)) == 1
+        del view
+        assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_too_many_open_files_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    mapped: list[MappedFile] = []
+    said = "no error"
+    first_free = os.open(path, os.O_RDONLY)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + 5, hard))
+    try:
+        while len(mapped) < 100:
+            mapped.append(MappedFile(path))
+    except RuntimeError as error:
+        said = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert re.fullmatch(
+        rf"{path} cannot be opened: this process may have \d+ files open .*`ulimit -n`.*", said
+    )
+
+
+def test_a_run_reads_more_shards_than_the_soft_limit_lets_it_open(tmp_path: Path) -> None:
+    documents = [ids % 499 + 1 for ids in random_documents(150, longest=200)]
+    make_corpus(tmp_path / "corpus", documents, shard_documents=1, vocab=500)
+    changes: dict[str, Any] = {"data__sources": [{"path": str(tmp_path / "corpus")}], "data__heldout": []}
+    changes |= {"data__seq_len": 32, "data__shuffle_blocks": 150, "train__eval_every": 0, "train__steps": 1}
+    changes |= {"model__layers": 1, "model__hidden": 16, "model__heads": 1, "model__kv_heads": 1}
+    changes |= {"model__vocab": 500, "optim__schedule": "constant"}
+    config = write_config(tmp_path, tmp_path / "corpus", **changes)
+    command = f"ulimit -Sn 128 && exec {sys.executable} -m trainer {config}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def test_altered_documents_never_become_tokens(tmp_path: Path) -> None:

@@ -178,10 +178,21 @@ def check_model(
                 f"model.{key}={size} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}"
             )
     if layout.stages > layers:
-        raise ValueError(
-            f"model.layers={layers} cannot fill {layout.stages} pipeline stages: lower parallel.pp"
-        )
+        raise ValueError(_too_many_stages(layout, layers))
     cut_blocks(cut, [1.0] * layers, layout.stages)
+
+
+def _too_many_stages(layout: Layout, layers: int) -> str:
+    told = f"model.layers={layers} cannot fill {layout.stages} pipeline stages"
+    if layout.stages_per_rank == 1:
+        return f"{told}: lower parallel.pp"
+    told += (
+        f" (parallel.pp={layout.pp} · {layout.stages_per_rank} a rank, by parallel.schedule={layout.schedule}"
+    )
+    remedies = [f"raise model.layers to {layout.stages} or more"]
+    if layout.pp <= layers:
+        remedies.append("set parallel.schedule to 1f1b, which has one stage a rank")
+    return f"{told}): lower parallel.pp, {', or '.join(remedies)}"
 
 
 def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len: int) -> int:

@@ -5,7 +5,7 @@ Step s is the number of updates already done: the first update uses `learning_ra
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from trainer.sections import OptimConfig
@@ -46,6 +46,20 @@ def decay_begins(cfg: OptimConfig, total_steps: int) -> int:
     return max(0, total_steps - decay_steps) if cfg.schedule == "wsd" and decay_steps > 1 else 0
 
 
+def decay_from(step: int, cfg: OptimConfig, total_steps: int) -> tuple[int, float | None]:
+    """wsd: the train.steps, and the optim.decay_fraction, each of which alone has the rate fall from `step` on
+    instead of before; no fraction where the run ends there.
+    """
+    steps = int(step / (1.0 - cfg.decay_fraction))
+    while steps - round(cfg.decay_fraction * steps) < step:
+        steps += 1
+    for digits in range(1, 16):
+        fraction = float(f"{(total_steps - step) / total_steps:.{digits}g}")
+        if decay_begins(replace(cfg, decay_fraction=fraction), total_steps) == step:
+            return steps, fraction
+    return steps, None
+
+
 def of_settings(settings: Mapping[str, Any]) -> tuple[OptimConfig, int]:
     """The schedule's keys and the steps of the run, from the dotted keys that a checkpoint keeps."""
     known = {field.name for field in fields(OptimConfig)}
@@ -56,13 +70,14 @@ def of_settings(settings: Mapping[str, Any]) -> tuple[OptimConfig, int]:
 
 def jump(step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[float, float] | None:
     """(rate of update `step`, rate of the next), where a resume at `step` with the settings `now` takes the
-    rate to where those of `then` would not have; None where it does not. Less than a hundredth of the highest
-    rate is no jump.
+    rate elsewhere, and to where those of `then` would not have; None where it does not. Less than a hundredth
+    of the highest rate is no jump.
     """
     if not step or "train.steps" not in then:
         return None
     before, after = of_settings(then), of_settings(now)
-    following = learning_rate(step, *after)
-    if abs(following - learning_rate(step, *before)) <= 0.01 * max(before[0].lr, after[0].lr):
+    last, following = learning_rate(step - 1, *before), learning_rate(step, *after)
+    least = 0.01 * max(before[0].lr, after[0].lr)
+    if abs(following - learning_rate(step, *before)) <= least or abs(following - last) <= least:
         return None
-    return learning_rate(step - 1, *before), following
+    return last, following

@@ -68,7 +68,12 @@ def test_impossible_layouts(cfg: dict[str, Any], world: int, words: str) -> None
         ({"tp": 2}, {"vocab": 255}, "model.vocab=255"),
         ({"pp": 3}, {}, "model.layers=4 is not divisible by 3 pipeline stages"),
         ({"pp": 8}, {}, "model.layers=4 cannot fill 8"),
-        ({"pp": 4, "schedule": "interleaved_1f1b"}, {}, "cannot fill 8"),
+        (
+            {"pp": 4, "schedule": "interleaved_1f1b"},
+            {},
+            r"cannot fill 8 pipeline stages \(parallel.pp=4 · 2 a rank, by parallel.schedule="
+            r"interleaved_1f1b\): lower parallel.pp, raise model.layers to 8 or more, or set parallel.schedule to 1f1b",
+        ),
     ],
 )
 def test_models_that_do_not_divide(cfg: dict[str, Any], model: dict[str, int], words: str) -> None:

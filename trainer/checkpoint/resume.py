@@ -16,7 +16,7 @@ from trainer.metrics.digest import LogDigest, differences
 from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import step_of
 from trainer.run_folder import EVENTS
-from trainer.schedule import decay_begins, jump, of_settings
+from trainer.schedule import decay_begins, decay_from, jump, of_settings
 from trainer.state import Identity, TrainState
 
 
@@ -103,7 +103,11 @@ def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str
         return ""
     last, following = rates
     told = f"the learning rate was {last:g} at step {step}, and is {following:g} at step {step + 1}"
-    begins = decay_begins(*of_settings(then))
+    begins, began = decay_begins(*of_settings(then)), decay_begins(*of_settings(now))
+    if following < last and 0 < began < step and not 0 < begins < step:
+        steps, fraction = decay_from(step, *of_settings(now))
+        ways = f"train.steps={steps}" + (f" or optim.decay_fraction={fraction}" if fraction else "")
+        return f"{told}, for the decay began after step {began}: with {ways} it begins here"
     if not begins or following <= last:
         return told
     earlier = [kept for kept in folders.steps(root) if kept <= begins]

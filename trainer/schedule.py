@@ -47,7 +47,7 @@ def decay_begins(cfg: OptimConfig, total_steps: int) -> int:
 
 
 def decay_from(step: int, cfg: OptimConfig, total_steps: int) -> tuple[int, float | None]:
-    """wsd: the train.steps, and the optim.decay_fraction, each of which alone has the rate fall from `step` on
+    """wsd: the train.steps and the optim.decay_fraction each of which alone has the rate fall from `step` on,
     instead of before; no fraction where the run ends there.
     """
     steps = int(step / (1.0 - cfg.decay_fraction))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -265,6 +266,26 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     progress.close()
     shown = capsys.readouterr().err
     assert "4/4" in shown and "loss 3.250" in shown
+
+
+@pytest.mark.parametrize(
+    ("columns", "there"), [(60, []), (80, []), (140, ["norm 0.52", "lr 3.00e-04", "━━━"])]
+)
+def test_a_narrow_terminal_shows_the_steps_and_the_time_to_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, there: list[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    progress = Progress(100_000, done=9_999)
+    metrics = {"loss": 3.25, "grad_norm": 0.52, "lr": 3.0e-4, "tokens_per_second": 1.2e6, "mfu": 0.412}
+    progress.step(12_000, metrics)
+    progress.close()
+    plain = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", capsys.readouterr().err)
+    shown = plain.replace("\r", "\n").strip().splitlines()[-1]
+    assert len(shown) <= columns
+    for what in ("12000/100000", "loss 3.250", *there):
+        assert what in shown
+    assert re.search(r"-:--:--|\d:\d\d:\d\d", shown), shown
 
 
 def test_summary_takes_what_is_there() -> None:

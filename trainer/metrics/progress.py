@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
+TIME_WIDTH = len("0:00:00")
 
 _bars: "WeakSet[Progress]" = WeakSet()  # those that are on a terminal now
 _watched = False
@@ -42,11 +43,10 @@ class Progress:
         if not self._shown or (now < self._next and step < self._steps):
             return
         self._next = now + (REFRESH_SECONDS if self._bar else PLAIN_SECONDS)
-        text = summary(metrics)
         if self._bar:
-            self._bar.update(self._task, completed=step, text=text)
+            self._bar.update(self._task, completed=step, text=self._fitting(metrics))
         else:
-            self.say(f"step {step}/{self._steps}  {text}  {self._remaining(now)}")
+            self.say(f"step {step}/{self._steps}  {summary(metrics)}  {self._remaining(now)}")
 
     def say(self, line: str) -> None:
         """Print a line above the bar: an evaluation, an event."""
@@ -66,13 +66,14 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._bar = Bar(
-            TextColumn(self._title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            TextColumn(self._title, table_column=Column(no_wrap=True)),
+            BarColumn(),  # the only one to give way: `_fitting` sees to the text
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(self._steps)) + 1)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=TIME_WIDTH)),
             console=Console(stderr=True),
             refresh_per_second=1 / REFRESH_SECONDS,
         )
@@ -80,6 +81,15 @@ class Progress:
         self._bar.start()
         _bars.add(self)
         _watch_for_debuggers()
+
+    def _fitting(self, metrics: Mapping[str, Any]) -> str:
+        """The metrics that the terminal has room for, beside the title, the steps and the time to go."""
+        gaps = 4
+        room = self._bar.console.width - len(self._title) - 2 * len(str(self._steps)) - 1 - TIME_WIDTH - gaps
+        text = summary(metrics)
+        if len(text) > room:
+            text = summary({key: metrics[key] for key in metrics if key not in ("grad_norm", "lr")})
+        return text[: max(0, room)]
 
     def _remaining(self, now: float) -> str:
         done = self._done - self._first

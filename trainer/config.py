@@ -17,6 +17,7 @@ from parallel.config import ParallelConfig
 from parallel.plan import Layout, check_batch, check_model, resolve
 from trainer import keys, run_folder, schema
 from trainer.models.config import DecoderConfig
+from trainer.models.stats import largest_key, parameters
 from trainer.sections import CheckpointConfig, ObjectiveConfig, OptimConfig, TrackConfig, TrainConfig
 
 # `kind` → the dataclass of its keys; without a kind, the first.
@@ -134,6 +135,11 @@ def check(cfg: RunConfig) -> None:
         raise ValueError(
             f"train.global_batch={train.global_batch}, data.seq_len={cfg.data.seq_len}: more tokens "
             "in a step than 64 bits count"
+        )
+    if 4 * parameters(cfg.model) not in schema.INT64:
+        raise ValueError(
+            f"{largest_key(cfg.model)}, model.layers={cfg.model.layers}: a model of "
+            f"{parameters(cfg.model):.3g} parameters, more bytes than 64 bits count: lower one of the two"
         )
 
 

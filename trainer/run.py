@@ -22,6 +22,7 @@ from parallel.runtime import Runtime
 from trainer import config as configs
 from trainer import threads
 from trainer.agreement import agree, corpora, place, program, settings, software
+from trainer.allocation import allocating
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.ranks import Ranks
 from trainer.claim import check_length, decays, describe, take_folder
@@ -272,22 +273,23 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
             compiler=compiler(cfg.parallel.compile, runtime.device),
         )
 
-    return build_engine(
-        layout=layout,
-        runtime=runtime,
-        cfg=cfg.parallel,
-        model_factory=lambda: build_model(cfg.model),
-        objective=build_objective(cfg.objective),
-        optimizer_factory=optimizer,
-        precision=cfg.train.precision,
-        fp8=cfg.train.fp8,
-        clip=cfg.optim.clip,
-        seed=cfg.seed,
-        micro_batch=cfg.train.micro_batch,
-        global_batch=cfg.train.global_batch,
-        seq_len=cfg.data.seq_len,
-        sources=len(cfg.data.sources) if len(cfg.data.sources) > 1 else 0,
-    )
+    with allocating(cfg.model):
+        return build_engine(
+            layout=layout,
+            runtime=runtime,
+            cfg=cfg.parallel,
+            model_factory=lambda: build_model(cfg.model),
+            objective=build_objective(cfg.objective),
+            optimizer_factory=optimizer,
+            precision=cfg.train.precision,
+            fp8=cfg.train.fp8,
+            clip=cfg.optim.clip,
+            seed=cfg.seed,
+            micro_batch=cfg.train.micro_batch,
+            global_batch=cfg.train.global_batch,
+            seq_len=cfg.data.seq_len,
+            sources=len(cfg.data.sources) if len(cfg.data.sources) > 1 else 0,
+        )
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

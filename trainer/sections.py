@@ -31,7 +31,8 @@ class OptimConfig:
         "muon: hidden matrices by Muon, the rest by AdamW",
         "needs parallel.engine=torch (DeepSpeed flattens matrices)",
     ] = "adamw"
-    # The bounds of rates, eps and clip are float32's, in which they are used: beyond, they are 0 or infinite.
+    # The bounds of rates, weight_decay, eps and clip are float32's, in which they are used: beyond, they are
+    # 0 or infinite.
     lr: Annotated[float, "the highest learning rate", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1.0e-3
     schedule: Annotated[
         Schedule, "how the rate falls after warm-up; wsd: it is held, then falls linearly over decay_fraction"
@@ -42,7 +43,11 @@ class OptimConfig:
     )
     min_lr_ratio: Annotated[float, "the rate at the end, as a share of lr", "≥ 0", "≤ 1"] = 0.0
     weight_decay: Annotated[
-        float, "decoupled; one-dimensional parameters, such as norms, have none", "≥ 0"
+        float,
+        "decoupled; one-dimensional parameters, such as norms, have none",
+        "≥ 0",
+        "0 or ≥ 1.2e-38",
+        "≤ 3.4e38",
     ] = 0.1
     betas: Annotated[list[float], "AdamW's decay of the two moments", "2 values", "≥ 0", "< 1"] = field(
         default_factory=lambda: [0.9, 0.95]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from data.config import DataConfig, Source
 from parallel import runtime as runtimes
 from parallel.runtime import Runtime
+from trainer import config
 from trainer.__main__ import DONE, FAILED, WRONG, fail, main
 from trainer.config import RunConfig
 from trainer.disk import explained, explaining
@@ -23,7 +24,7 @@ from trainer.fence import Fence
 from trainer.metrics.events import ON_EVERY_RANK, TOLD
 from trainer.models.config import DecoderConfig
 from trainer.state import TrainState
-from whole_runs import events, make_corpus, write_config
+from whole_runs import events, make_corpus, train_here, write_config
 
 
 @pytest.mark.parametrize(
@@ -238,3 +239,16 @@ def test_after_a_failure_a_gpu_rank_does_not_wait_for_the_dead(
 def test_a_bug_of_a_single_process_is_left_for_the_debugger(start: Callable[..., int]) -> None:
     with pytest.raises(TypeError, match="a bug"):
         start(raising(TypeError("a bug")))
+
+
+def test_a_model_that_no_memory_holds_is_told_by_its_key_and_its_size(tmp_path: Path) -> None:
+    file = write_config(tmp_path, make_corpus(tmp_path, documents=10), train__steps=1)
+    width = config.load(file).model.hidden
+    with pytest.raises(RuntimeError, match=r"^model\.vocab=10000000000000: out of memory") as caught:
+        train_here(file, "model.vocab=1e13")  # beyond 2^47 bytes, which no kernel promises a process
+    found = str(caught.value)
+    parameters, size = (
+        int(text.replace(",", "")) for text in re.findall(r"(\S+) (?:parameters|bytes)", found)
+    )
+    assert size == 4 * parameters and 10**13 * width <= parameters < 2.1 * 10**13 * width
+    assert "\n" not in found

@@ -64,8 +64,11 @@ def test_an_ordinary_folder_with_a_config_is_no_run(tmp_path: Path) -> None:
         ValueError, match=r"project-0 is no run folder: beside config\.yaml .* give .*\.yaml$"
     ):
         config.load(tmp_path / "project-0")
-    with pytest.raises(ValueError, match=r"project-1 is no run folder: it has no config\.yaml"):
+    with pytest.raises(ValueError, match=r"project-1 is no run folder: .*; give one such as runs/"):
         config.load(tmp_path / "project-1")
+    for reader in (config.load, run_folder.find):
+        with pytest.raises(ValueError, match=r"; give one of the 1 in it, such as \S+/project-3, or"):
+            reader(tmp_path)
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:

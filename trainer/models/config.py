@@ -28,10 +28,19 @@ class DecoderConfig:
     vocab: Annotated[int, "tokens the model knows: at least the tokenizer's", "≥ 1", "in tokens"] = 4096
     tie_embeddings: Annotated[bool, "embedding and head are one matrix"] = False
     qk_norm: Annotated[bool, "normalise queries and keys, head by head"] = False
-    rope_theta: Annotated[float, "base of the rotary positions' frequencies", "> 0"] = 10000.0
-    norm_eps: Annotated[float, "added to the mean square under RMSNorm's root", "> 0"] = 1e-5
+    # The bounds are float32's, in which they are used: beyond, they are 0 or infinite.
+    rope_theta: Annotated[
+        float, "base of the rotary positions' frequencies", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
+    ] = 10000.0
+    norm_eps: Annotated[
+        float, "added to the mean square under RMSNorm's root", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
+    ] = 1e-5
     init_std: Annotated[
-        float, "standard deviation of the first weights; residual projections have less", "> 0"
+        float,
+        "standard deviation of the first weights; residual projections have less",
+        "> 0",
+        "≥ 1.2e-38",
+        "≤ 3.4e38",
     ] = 0.02
 
     @property

@@ -46,6 +46,15 @@ def parameters(cfg: DecoderConfig) -> int:
     return int(parameters_by_part(cfg).total(cfg.layers))
 
 
+def largest_key(cfg: DecoderConfig) -> str:
+    """`model.KEY=VALUE` of the size that gives the model most of its parameters, for messages."""
+    parts = parameters_by_part(cfg)
+    if parts.embed + parts.head > cfg.layers * parts.block and cfg.vocab > cfg.hidden:
+        return f"model.vocab={cfg.vocab}"
+    name = max(("hidden", "layers", "ffn_hidden"), key=lambda name: getattr(cfg, name))
+    return f"model.{name}={getattr(cfg, name)}"
+
+
 def flops_per_token_by_part(cfg: DecoderConfig, seq: int) -> Parts:
     """Training operations (forward and backward) a token, in sequences of `seq` tokens.
 

@@ -12,7 +12,7 @@ import pytest
 from launch import cli
 from trainer.metrics.closing import close_run, duration
 from trainer.metrics.curves import read_curves
-from trainer.metrics.plot import COLORS, MOST_POINTS, _thinned, draw, smooth
+from trainer.metrics.plot import COLORS, MOST_POINTS, _dress, _thinned, draw, smooth
 
 
 def record(
@@ -125,10 +125,36 @@ def test_a_long_run_is_thinned_and_keeps_its_last_point() -> None:
 
 
 def test_smoothing_keeps_the_mean_of_a_line_and_the_length() -> None:
-    values = [float(i) for i in range(100)]
-    assert smooth(values)[10:90] == values[10:90]
-    assert len(smooth(values)) == 100
-    assert smooth([3.0]) == [3.0]
+    points = [(10.0 * i, float(i)) for i in range(100)]
+    assert smooth(points)[10:90] == pytest.approx([value for _, value in points[10:90]])
+    assert len(smooth(points)) == 100
+    assert smooth([(1.0, 3.0)]) == [3.0]
+
+
+def test_smoothing_is_over_tokens_where_lines_become_rare() -> None:
+    noise = [(float(i), 3.0 + (-1) ** i) for i in range(1000)]
+    rare = [(1000.0 * i, 2.0 + 0.001 * i) for i in range(1, 20)]
+    smoothed = smooth(noise + rare)
+    assert smoothed[400:600] == pytest.approx([3.0] * 200, abs=0.01), "over hundreds of lines"
+    assert smoothed[1003:1018] == pytest.approx([value for _, value in rare[3:18]]), (
+        "a neighbour on each side"
+    )
+
+
+def test_the_legend_keeps_off_a_rate_that_stays() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name in ("first run", "second run"):
+        axes.plot(range(100), [1.0] * 100, label=name)
+    axes.set_ylim(0, 1.05)
+    _dress(axes, "learning rate")
+    figure.canvas.draw()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.count_contains(axes.transData.transform([(x, 1.0) for x in range(100)])) == 0
 
 
 def test_durations_are_read_at_a_glance() -> None:

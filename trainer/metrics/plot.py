@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +50,31 @@ def draw(runs: Sequence[Curves], picture: Path, *, title: str) -> None:
     part.replace(picture)
 
 
-def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """Centred running mean over `share` of the points. Near the start, where losses fall fast, the window
-    narrows on both sides; at the end, where they are noise, only on the side where there are none.
+def smooth(points: Points, share: float = 0.04) -> list[float]:
+    """Centred running mean over `share` of the tokens, however dense the points. Near the start, where losses
+    fall fast, the window narrows on both sides; at the end, where they are noise, only on the side where
+    there are none. It holds both neighbours at least.
     """
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    half = max(1, round(share * len(values) / 2))
-    last = len(values) - 1
-    windows = ((max(0, at - half), min(last, at + min(half, at))) for at in range(len(values)))
-    return [(sums[high + 1] - sums[low]) / (high + 1 - low) for low, high in windows]
+    tokens = [at for at, _ in points]
+    sums = [0.0, *accumulate(value for _, value in points)]
+    half, last = share / 2 * (tokens[-1] - tokens[0]), len(points) - 1
+    means = [points[0][1]]
+    for number, at in enumerate(tokens[1:], 1):
+        reach = min(half, at - tokens[0])
+        low = min(bisect_left(tokens, at - reach), number - 1)
+        high = min(last, max(bisect_right(tokens, at + reach) - 1, number + 1))
+        means.append((sums[high + 1] - sums[low]) / (high + 1 - low))
+    return means
 
 
 def _curve(axes: Any, points: Points, color: str, label: str, *, faint: bool) -> None:
     """The smoothed values, and behind them faintly the values themselves."""
     if not points:
         return
-    tokens, values = zip(*points)
+    tokens = [at for at, _ in points]
     if faint:
         axes.plot(*_thinned(points), color=color, alpha=0.22, linewidth=0.8)
-    axes.plot(*_thinned(list(zip(tokens, smooth(values)))), color=color, linewidth=1.8, label=label)
+    axes.plot(*_thinned(list(zip(tokens, smooth(points)))), color=color, linewidth=1.8, label=label)
 
 
 def _sources(axes: Any, run: Curves) -> None:
@@ -101,7 +107,7 @@ def _dress(axes: Any, label: str, values: Sequence[float] = ()) -> None:
     axes.spines[:].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1 or "held-out" in label:
-        axes.legend(handles, labels, loc="upper right", frameon=False, fontsize=8) if labels else None
+        axes.legend(handles, labels, loc="best", frameon=False, fontsize=8) if labels else None
 
 
 def _thinned(points: Points) -> tuple[list[float], list[float]]:

@@ -87,7 +87,7 @@ def _fix_encoding() -> Step:
     try:
         import ftfy
     except ImportError:
-        raise ValueError("fix_encoding needs ftfy, which is not installed: pip install ftfy") from None
+        raise ValueError("--fix-encoding needs ftfy, which is not installed: pip install ftfy") from None
     # Only what makes mojibake right again: no curly quotes straightened, no markup unescaped in code.
     config = ftfy.TextFixerConfig(
         unescape_html=False,

@@ -13,6 +13,8 @@ from data.read_text import too_long_file
 from data.recipe import Recipe
 from data.sources import COMPRESSED, STREAMS, InputFile, TokenIds, matches
 
+_MOST_NAMES = 8  # of files, in a message
+
 
 def check_command(
     tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
@@ -24,12 +26,12 @@ def check_command(
             "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
         )
     if not 0 <= heldout < 1:
-        raise ValueError(f"heldout={heldout} is not a share: give a number from 0 up to, but not, 1")
+        raise ValueError(f"--heldout {heldout} is not a share: give a number from 0 up to, but not, 1")
     if train_tokenizer is not None:
         tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
     if workers < 0:
         raise ValueError(
-            f"workers={workers} is not a number of processes: give 1 or more, or 0 for one a core"
+            f"--workers {workers} is not a number of processes: give 1 or more, or 0 for one a core"
         )
 
 
@@ -49,14 +51,22 @@ def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
                 f"{file.path} is compressed, and of {file.kind} parts are read by their place: unpack it, or "
                 "leave it out with --exclude"
             )
+    if recipe.heldout_match and not any(matches(file.relative, recipe.heldout_match) for file in files):
+        names = [file.relative for file in files]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        raise ValueError(
+            f"--heldout-match {_quoted(recipe.heldout_match)} matches none of: "
+            f"{', '.join(names[:_MOST_NAMES])}{more}: it is a glob over a path below its "
+            "source, or over the whole name of a file or folder"
+        )
     if not recipe.merge_splits:
         paths = ((file.path, file.relative, file.kind) for file in files)
         folders_of_datasets.check_splits(paths, lambda path: matches(path, recipe.heldout_match))
     texts = [file for file in files if file.kind == "text"]
     if recipe.is_splitting and not texts:
         raise ValueError(
-            "split_lines, split_at and split_characters are of text files, and no source is one: its kind is "
-            f"{', '.join(sorted({file.kind for file in files}))}"
+            "--split-lines, --split-at and --split-characters are of text files, and no source is one: its "
+            f"kind is {', '.join(sorted({file.kind for file in files}))}"
         )
     for file in files:
         if file.kind == "ids" and file.tokens is None:
@@ -71,6 +81,10 @@ def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
             raise ValueError(too_long_file(longest, f"{longest.bytes:,}", recipe))
 
 
+def _quoted(patterns: Sequence[str]) -> str:
+    return " ".join(map(repr, patterns))
+
+
 def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
     """The recipe with `heldout_by` decided: of a single text that is one document, the end is held out.
 
@@ -79,12 +93,12 @@ def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> 
     """
     if recipe.heldout_match:
         held = sum(matches(file.relative, recipe.heldout_match) for file in files)
-        asked = f"heldout_match={recipe.heldout_match}"
+        asked = f"--heldout-match {_quoted(recipe.heldout_match)}"
     elif not heldout:
         return recipe
     elif recipe.heldout_by == "file":
         held = sum(is_heldout_identity(f"{file.source}/{file.relative}".encode(), heldout) for file in files)
-        asked = f"heldout={heldout} by file"
+        asked = f"--heldout {heldout} by file"
     else:
         recipe = by_position_if_alone(files, heldout, recipe)
         if recipe.heldout_by == "position":
@@ -111,16 +125,16 @@ def _check_positions(files: Sequence[InputFile], recipe: Recipe) -> None:
             continue
         if file.kind not in ("text", "jsonl"):
             raise ValueError(
-                f"heldout_by=position is of text and lines of JSON, and {file.path} is {file.kind}: hold "
+                f"--heldout-by position is of text and lines of JSON, and {file.path} is {file.kind}: hold "
                 "out by document, by file or with --heldout-match"
             )
         if file.path.lower().endswith(COMPRESSED):
             raise ValueError(
-                f"heldout_by=position needs the length of {file.path} unpacked, which is not known before "
+                f"--heldout-by position needs the length of {file.path} unpacked, which is not known before "
                 "it is read: unpack it, or hold out by document"
             )
         if is_transcoded(file.path, recipe):
             raise ValueError(
-                f"heldout_by=position needs the length of {file.path} as UTF-8, which is not known before "
+                f"--heldout-by position needs the length of {file.path} as UTF-8, which is not known before "
                 "it is read: convert it (iconv), or hold out by document"
             )

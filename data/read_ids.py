@@ -99,8 +99,8 @@ def _check(chunk: np.ndarray, at: int, file: InputFile, tokens: TokenIds, layout
 def _too_long(file: InputFile, begins: int, tokens: TokenIds, recipe: Recipe) -> str:
     return (
         f"{file.path}: no separator (id {tokens.separator}) ends the document that begins at position "
-        f"{begins:,} within max_document_bytes={recipe.max_document_bytes:,}: name the token that does with "
-        "--separator, or raise --max-document-bytes"
+        f"{begins:,} within --max-document-bytes {recipe.max_document_bytes:,}: name the token that "
+        "does with --separator, or raise --max-document-bytes"
     )
 
 

@@ -41,7 +41,8 @@ def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
         rows = _rows_of(lines, delimiter)
         number = -1
         try:
-            names = decoded_row(next(rows), recipe, tally, f"{file.relative}, line 1")
+            # Counted nowhere: a header is no document.
+            names = decoded_row(next(rows), recipe, Tally(), f"{file.relative}, line 1")
             if names is None:
                 raise ValueError(
                     f"{file.path}: its header is not in the encoding {recipe.encoding}: name the file's with "
@@ -121,7 +122,7 @@ def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
     wanted = [name for name in (recipe.text_field, recipe.ids_field) if name in columns]
     if not wanted:
         raise ValueError(
-            f"{file.path} has no column {recipe.text_field!r}: give text_field as one of "
+            f"{file.path} has no column {recipe.text_field!r}: give --text-field as one of "
             f"{', '.join(columns)}{_from_folders(file)}"
         )
     if columns.count(wanted[0]) > 1:

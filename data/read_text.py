@@ -40,7 +40,7 @@ def text_files(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]
 def too_long_file(file: InputFile, size: str, recipe: Recipe) -> str:
     """What to do about a file that is one document, and longer than a document may be."""
     return (
-        f"{file.path} is one document of {size} bytes, and max_document_bytes is "
+        f"{file.path} is one document of {size} bytes, and --max-document-bytes is "
         f"{recipe.max_document_bytes:,}: say how to split it with --split-at TEXT, --split-lines or "
         "--split-characters N, raise --max-document-bytes (a worker takes some ten times as much memory), or "
         "leave the file out with --exclude"

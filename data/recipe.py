@@ -133,17 +133,18 @@ def check(recipe: Recipe) -> None:
         ("train_kind", recipe.train_kind, ("bpe", "wordpiece", "characters")),
     ):
         if value not in allowed:
-            raise ValueError(f"{key}={value!r} is none of {', '.join(name or '(empty)' for name in allowed)}")
+            named = ", ".join(name or "(empty)" for name in allowed)
+            raise ValueError(f"{option(key)} {value!r} is none of {named}")
     try:
         "x".encode(recipe.encoding)
     except (LookupError, ValueError):
         raise ValueError(
-            f"encoding={recipe.encoding!r} is no encoding of text: utf-8, windows-1252, utf-16, shift_jis, "
+            f"--encoding {recipe.encoding!r} is no encoding of text: utf-8, windows-1252, utf-16, shift_jis, "
             "gb18030 and koi8-r are some"
         ) from None
     for name in recipe.filters:
         if name not in FILTERS:
-            raise ValueError(f"filters: {name!r} is none of {', '.join(FILTERS)}")
+            raise ValueError(f"--filters {name!r} is none of {', '.join(FILTERS)}")
     for key, least in (
         ("max_document_bytes", 1024),
         ("shard_bytes", 1024),
@@ -155,26 +156,49 @@ def check(recipe: Recipe) -> None:
         ("split_characters", 0),
     ):
         if getattr(recipe, key) < least:
-            raise ValueError(f"{key}={getattr(recipe, key)} is too small: at least {least}")
+            raise ValueError(f"{option(key)} {getattr(recipe, key)} is too small: at least {least}")
     if sum(map(bool, (recipe.split_lines, recipe.split_at, recipe.split_characters))) > 1:
-        raise ValueError("a file is split in one way: give one of split_lines, split_at and split_characters")
+        raise ValueError(
+            "a file is split in one way: give one of --split-lines, --split-at and --split-characters"
+        )
     if recipe.split_characters * 4 > recipe.max_document_bytes:
         raise ValueError(
-            f"split_characters={recipe.split_characters} may be {recipe.split_characters * 4} bytes, and "
-            f"max_document_bytes is {recipe.max_document_bytes}: lower the one or raise the other"
+            f"--split-characters {recipe.split_characters} may be {recipe.split_characters * 4} bytes, and "
+            f"--max-document-bytes is {recipe.max_document_bytes}: lower the one or raise the other"
         )
     if not 0 < recipe.near_threshold <= 1:
-        raise ValueError(f"near_threshold={recipe.near_threshold} is not a similarity: give one in (0, 1]")
+        raise ValueError(f"--near-threshold {recipe.near_threshold} is not a similarity: give one in (0, 1]")
     if recipe.languages and not (recipe.language_hook or recipe.language_field):
         raise ValueError(
-            "languages is given, but neither language_hook nor language_field says what a text's is"
+            "--languages is given, but neither --language-hook nor --language-field says what a text's is"
         )
 
 
 def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    """`key: old → new` of every setting that changed."""
+    """`--option: old → new` of every setting that changed."""
     keys = sorted(old.keys() | new.keys())
-    return [f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+    return [
+        f"{_NO_OPTIONS.get(key) or option(key)}: {_given(old.get(key))} → {_given(new.get(key))}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def option(key: str) -> str:
+    """A setting as it is typed: "text_field" → "--text-field"."""
+    return "--" + key.replace("_", "-")
+
+
+_NO_OPTIONS = {"sources": "SOURCE", "tokenizer_sha256": "SHA-256 of the tokenizer"}
+
+
+def _given(value: object) -> str:
+    """A value as it is typed."""
+    if value is True:
+        return "given"
+    if value is False or value is None or value in ("", []):
+        return "not given"
+    return " ".join(map(repr, value)) if isinstance(value, list) else repr(value)
 
 
 def as_dict(recipe: Recipe) -> dict[str, object]:

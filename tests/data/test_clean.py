@@ -154,7 +154,7 @@ def test_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data.scrub", "does not name a function"),
         ("data.scrub:_EMAIL", "not a function"),
     ):
-        with pytest.raises(ValueError, match=f"scrub_hook='{name}'.*{message}"):
+        with pytest.raises(ValueError, match=f"--scrub-hook '{name}'.*{message}"):
             cleaned("text", scrub_hook=name)
 
 

@@ -90,6 +90,13 @@ def test_what_is_not_in_the_named_encoding_is_left_out_and_counted(tmp_path: Pat
     assert (made_of, counts) == ([], {"removed.undecodable": 1})
 
 
+def test_a_header_is_no_document_that_was_changed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("né,text\n1,café\n2,für\n3,plain\n".encode("latin-1"))
+    report = made(tmp_path / "a.csv", "bytes", tmp_path / "out")
+    assert report.counts["changed.not_utf8"][0] == 2
+    assert report.examples["changed.not_utf8"][0].startswith("a.csv, row 0")
+
+
 def test_texts_in_tables_and_tars_that_are_not_utf8(tmp_path: Path) -> None:
     raw = "café".encode("cp1252")
     bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(raw)])
@@ -129,7 +136,7 @@ def test_the_terminal_says_that_letters_were_guessed_and_how_to_name_them(
 @pytest.mark.parametrize("encoding", ["windows-9999", "base64", "", "a\0"])
 def test_an_encoding_that_is_none_is_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"^encoding='.*' is no encoding of text: utf-8, windows-1252"):
+    with pytest.raises(ValueError, match=r"^--encoding '.*' is no encoding of text: utf-8, windows-1252"):
         made(tmp_path / "a.txt", "bytes", tmp_path / "out", encoding=encoding)
 
 

@@ -213,11 +213,11 @@ def broken_quotes(at: Path) -> None:
         (nano_folder, "in holds the splits train, val"),
         (other_ids, r"a.bin: the id at position 2 is 300 \(read as uint16\), and the tokenizer has 257"),
         (matrix, r"a.npy is int64\[2, 3\], not a 1-D array of token ids"),
-        (no_column, "a.parquet has no column 'text': give text_field as one of id, doc, doc.body"),
+        (no_column, "a.parquet has no column 'text': give --text-field as one of id, doc, doc.body"),
         (packed_without_a_name, "a.jsonl holds no lines of JSON: by its first bytes it is gzip: name it .gz"),
         (
             long_text,
-            "a.txt is one document of 5,000 bytes, and max_document_bytes is 4,096: say how to split it",
+            "a.txt is one document of 5,000 bytes, and --max-document-bytes is 4,096: say how to split it",
         ),
         (long_packed_text, "a.txt.gz is one document of more than 4,096 bytes"),
         (broken_quotes, "a.csv cannot be read: OSError: row 1, near line 4: unexpected end of data"),

@@ -63,7 +63,7 @@ def test_a_finished_corpus_with_a_heldout_set(tmp_path: Path) -> None:
     as_the_first_version(tmp_path / "out", [facts_of("book", "text", book)], heldout_by="document")
     report = again(0.1)
     assert report.was_complete and report.heldout is not None
-    with pytest.raises(ValueError, match=r"with other settings \(heldout: 0.1 → 0.2"):
+    with pytest.raises(ValueError, match=r"with other settings \(--heldout: 0.1 → 0.2"):
         again(0.2)
 
 

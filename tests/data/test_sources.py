@@ -141,7 +141,7 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
         found, _ = read([tmp_path / f"a{suffix}"])
         assert texts_of(found) == TEXTS
         assert found[2].origin["row"] == 2 and found[2].origin["licence"] == "CC0"
-    with pytest.raises(ValueError, match="no column 'body': give text_field as one of id, text, license"):
+    with pytest.raises(ValueError, match="no column 'body': give --text-field as one of id, text, license"):
         read([tmp_path / "a.csv"], text_field="body")
 
 

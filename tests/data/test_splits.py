@@ -82,6 +82,15 @@ def test_one_split_is_chosen_and_another_held_out(tmp_path: Path, monkeypatch: p
     assert len(read("dd", heldout_match=["validation"])) == len(read("dd/*/*", heldout_match=["train"])) == 2
 
 
+def test_a_pattern_that_holds_nothing_out_is_told_from_the_files_it_was_held_against(tmp_path: Path) -> None:
+    """The message on splits recommends the option: it is no answer to a pattern that matches no file."""
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_bytes(rows(name))
+    with pytest.raises(ValueError, match=r"^--heldout-match 'val' matches none of: train.jsonl, val.jsonl: "):
+        made(tmp_path, "bytes", tmp_path / "out", heldout_match=["val"])
+    assert made(tmp_path, "bytes", tmp_path / "out", heldout_match=["val.*"]).heldout is not None
+
+
 def test_what_is_no_split_of_one_dataset_is_read_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

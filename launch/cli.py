@@ -210,6 +210,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=options.integer, default=0, metavar="N", help="another seed, another text"
     )
+    parser.add_argument(
+        "--step", type=_count, metavar="N", help="the checkpoint of step N (default: the newest)"
+    )
     parser.set_defaults(run=commands.generate)
 
 

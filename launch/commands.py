@@ -121,4 +121,6 @@ def generate(args: argparse.Namespace) -> int:
     names = ("prompt", "max_tokens", "temperature", "top_p", "seed")
     # With "=", so that a prompt may begin with a dash.
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    if args.step is not None:
+        options.append(f"--step={args.step}")
     submit.become(Command(python("trainer.generate", args.folder, *options)))

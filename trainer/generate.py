@@ -85,16 +85,19 @@ def continue_text(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    step: int | None = None,
 ) -> Iterator[str]:
-    """What the newest checkpoint of `run` that verifies writes after `prompt`, piece by piece as it comes.
+    """What the checkpoint of `step`, or else the newest of `run` that verifies, writes after `prompt`, piece
+    by piece as it comes.
 
     An empty prompt starts a new document. Pieces end between characters, whatever bytes a token stands for.
     ValueError where `run` is no run folder; RuntimeError where it has no checkpoint that verifies, or another
     tokenizer than the run was trained with.
     """
     run = run_folder.find(run)
-    newest = newest_model(configs.load(run / run_folder.CONFIG), run)
-    return write_after(newest, prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    cfg = configs.load(run / run_folder.CONFIG)
+    loaded = newest_model(cfg, run) if step is None else load_checkpoint(cfg, run, checkpoint_of(run, step))
+    return write_after(loaded, prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -179,17 +182,25 @@ def newest_checkpoint(run: Path) -> Path:
     raise RuntimeError(f"{run} has no checkpoint to generate from: {found}; train it first")
 
 
+def checkpoint_of(run: Path, step: int) -> Path:
+    """The verified checkpoint of `step`; ValueError, with those that are there, where there is none."""
+    steps = checkpoints.steps(run / "checkpoints")
+    if step not in steps:
+        raise ValueError(f"--step {step}: {run} has no checkpoint of that step; those there: {steps[::-1]}")
+    checkpoints.verify(folder := checkpoints.step_folder(run / "checkpoints", step))
+    return folder
+
+
 def newest_model(cfg: RunConfig, run: Path) -> Loaded:
     """The newest checkpoint that verifies, of a run that may be training: where it has removed an old one
     meanwhile, there is a newer one.
     """
-    root = run / "checkpoints"
     while True:
-        there = set(checkpoints.steps(root))
+        there = set(checkpoints.steps(run / "checkpoints"))
         try:
             return load_checkpoint(cfg, run, newest_checkpoint(run))
         except (RuntimeError, OSError):
-            if there <= set(checkpoints.steps(root)):
+            if there <= set(checkpoints.steps(run / "checkpoints")):
                 raise
 
 
@@ -234,18 +245,17 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
 
     `at_once` is what a signal does until there is text.
     """
-    parser = argparse.ArgumentParser(
-        prog="germinal generate", description="continue a text with a trained run"
-    )
+    parser = argparse.ArgumentParser("germinal generate", description="continue a text with a trained run")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or the config in it")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="empty: begin a new document")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest token")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: draw among all tokens")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--step", type=int, metavar="N", help="that checkpoint (default: the newest)")
     options = vars(parser.parse_args(arguments))
     try:
-        check(**{name: value for name, value in options.items() if name != "run"})
+        check(**{name: options[name] for name in options if name not in ("run", "step")})
         return _write(options, at_once)
     except ValueError as error:
         return complain(error, WRONG)
@@ -261,11 +271,9 @@ def _write(options: dict[str, Any], at_once: LeaveAtOnce | None) -> int:
         if at_once:
             at_once.end()
         for piece in chain([options["prompt"]], pieces, ["\n"]):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            print(piece, end="", flush=True)
     except KeyboardInterrupt:  # a reader who has read enough: what was written stands
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        print(flush=True)
         return complain("interrupted", INTERRUPTED)
     return DONE
 

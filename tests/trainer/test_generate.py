@@ -193,6 +193,14 @@ def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool, eos: int) -> 
     assert text == tokenizer.decode(list(expected)) and text
 
 
+def test_an_older_checkpoint_can_be_asked_for(tmp_path: Path) -> None:
+    make_run(run := tmp_path / "run")
+    newest, older = ("".join(continue_text(run, "ab", step=step)) for step in (2, 1))
+    assert "".join(continue_text(run, "ab")) == newest != older
+    checkpoints.delete(checkpoints.step_folder(run / "checkpoints", 2))
+    assert "".join(continue_text(run, "ab")) == older
+
+
 @pytest.mark.parametrize("said", [{}, {"template": False}, {"template": True}])
 def test_a_prompt_has_the_template_that_the_documents_had(tmp_path: Path, said: dict[str, bool]) -> None:
     """Checkpoints that do not say are of corpora that had none."""
@@ -269,6 +277,8 @@ def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: 
     [
         (["nowhere"], 2, "nowhere: no such run folder"),
         (["empty"], 1, "has no checkpoint to generate from"),
+        (["empty", "--step", "4"], 2, "--step 4: empty has no checkpoint of that step; those there: []"),
+        (["damaged", "--step", "3"], 1, "damaged: its bytes"),
         (["damaged"], 1, "none of its 1 verifies"),
         (["empty", "--top-p", "0"], 2, "--top-p 0.0"),
         (["empty", "--temperature", "-1"], 2, "--temperature -1.0"),

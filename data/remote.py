@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,12 +28,14 @@ from data.cache import ShardCache
 from data.local import not_the_tokenizer
 from data.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256, parse_manifest
 from data.ranges import RemoteDocuments
+from data.streams import store_options
 
 if TYPE_CHECKING:
     from data.corpus import ShardBytes
 
 ATTEMPTS = 8
 FIRST_PAUSE_SECONDS = 0.25  # doubled each time: half a minute in all
+_REFUSED = (401, 403)  # HTTP: without, or with the wrong, credentials
 ARRIVALS = 3  # how often a file is fetched before it is called damaged
 
 T = TypeVar("T")
@@ -186,7 +189,7 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **store_options(url))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{url} cannot be opened: {error}; pip install 'germinal[http]' or [s3]") from None
 
@@ -200,8 +203,8 @@ def _retry(what: str, action: Callable[[], T]) -> T:
 
 
 def _insist(what: str, action: Callable[[], T]) -> T:
-    """The result of `action`, tried ATTEMPTS times; then RuntimeError, one line. A missing file is final:
-    FileNotFoundError.
+    """The result of `action`, tried ATTEMPTS times; then RuntimeError, one line. What does not pass
+    by itself is final: FileNotFoundError for a missing file, RuntimeError where access is refused.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -212,6 +215,10 @@ def _insist(what: str, action: Callable[[], T]) -> T:
             raise
         except Exception as error:  # each store has its own exceptions for a connection that broke
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if getattr(error, "status", 0) in _REFUSED or isinstance(error, PermissionError):
+                raise RuntimeError(f"{what} may not be read: {reason}: check the URL and your key") from None
+            if attempt == 1:
+                print(f"{what}: tried twice, and again: {reason}", file=sys.stderr, flush=True)
     raise RuntimeError(f"{what} could not be read in {ATTEMPTS} attempts: {reason}")
 
 

@@ -18,7 +18,7 @@ from data import folders_of_datasets
 from data.decoding import open_text
 from data.looks import BOM, HEAD, binary_format, is_plain_text, json_shape
 from data.recipe import Recipe
-from data.streams import open_bytes
+from data.streams import open_bytes, store_options
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 SUFFIXES = {
@@ -205,7 +205,7 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
     import fsspec
 
     try:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = fsspec.url_to_fs(url, **store_options(url))
         names = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
         if names == [path] and not is_http(url) and filesystem.isdir(path):
             names = sorted(filesystem.find(path))

@@ -15,6 +15,7 @@ _DECODER_BYTES = 256 << 20
 _CHUNK = 1 << 16
 _REMOTE_BYTES = 1 << 20
 _SKIP = 1 << 20
+CONNECT_SECONDS, SILENCE_SECONDS = 30, 60  # of a web server
 
 
 def open_bytes(path: str) -> IO[bytes]:
@@ -24,7 +25,7 @@ def open_bytes(path: str) -> IO[bytes]:
         import fsspec
 
         # Its own files read lines without a limit.
-        raw = io.BufferedReader(fsspec.open(path, "rb").open(), _REMOTE_BYTES)
+        raw = io.BufferedReader(fsspec.open(path, "rb", **store_options(path)).open(), _REMOTE_BYTES)
     else:
         raw = open(path, "rb")  # noqa: SIM115 (the caller closes it)
     name = path.lower()
@@ -40,6 +41,20 @@ def open_bytes(path: str) -> IO[bytes]:
     if name.endswith(".xz"):
         return io.BufferedReader(_Xz(raw))
     return raw
+
+
+def store_options(url: str) -> dict[str, Any]:
+    """What fsspec is to open a URL with: of a web server, how long it may be silent. The client's own limit
+    is five minutes for a whole answer, which a large file on a slow line never keeps.
+    """
+    if not url.startswith(("http://", "https://")):
+        return {}
+    try:
+        from aiohttp import ClientTimeout
+    except ImportError:  # fsspec says what to install
+        return {}
+    timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 def bounded_line(stream: IO[bytes], limit: int) -> tuple[bytes, int]:

@@ -48,8 +48,8 @@ class Handler(SimpleHTTPRequestHandler):
             server.outage()
             self.close_connection = True
             return
-        if fault == "500":
-            self.send_error(500)
+        if fault in ("403", "500"):
+            self.send_error(int(fault))
             return
         if name in server.flips:
             key = (name, asked)

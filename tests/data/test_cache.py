@@ -69,6 +69,27 @@ def test_a_server_that_stays_away_is_one_line(
     server.start()
 
 
+def test_a_slow_file_has_no_limit_but_a_silent_server_has(server: Server) -> None:
+    filesystem, _ = remote._open_filesystem(server.url)
+    timeout = filesystem.client_kwargs["timeout"]
+    assert timeout.total is None and timeout.sock_connect and timeout.sock_read
+
+
+def test_refused_access_is_final_and_retries_are_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = open_stream(server.url)
+    pauses: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    server.script += ["403"]
+    with pytest.raises(RuntimeError, match=r"\.tar may not be read: .*403.*: check the URL"):
+        stream.read([0])
+    assert not pauses and not capsys.readouterr().err
+    server.script += ["500", "500", "500"]
+    stream.read([0])
+    assert len(pauses) == 3 and "tried twice, and again" in capsys.readouterr().err
+
+
 def test_a_server_that_is_busy_or_away_at_the_start_is_not_taken_for_an_empty_one(
     folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def test_what_is_not_in_the_named_encoding_is_left_out_and_counted(tmp_path: Pat
     assert read(tmp_path / "a.jsonl", encoding="shift_jis") == (["表"], {"removed.undecodable": 1})
     (tmp_path / "a.txt").write_bytes(b"\x80\xff")
     made_of, counts = read(tmp_path / "a.txt", encoding="shift_jis")
-    assert (made_of, counts) == ([], {"removed.undecodable": 1})
+    assert (made_of, counts) == ([], {"removed.undecodable": 1, "noted.no_separator": 1})
 
 
 def test_a_header_is_no_document_that_was_changed(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
+
+import yaml
 
 from data.stream import Stream
 from trainer import config as configs
@@ -18,7 +21,7 @@ from trainer.metrics.events import EventLog
 from trainer.metrics.sinks import drop_torn_tail
 from trainer.run_folder import EVENTS
 from trainer.schedule import decay_begins
-from trainer.state import TrainState
+from trainer.state import Identity, TrainState
 
 LOGS = ("metrics.jsonl", "ledger.jsonl", "quarantine.jsonl", "samples.jsonl", EVENTS)
 
@@ -56,9 +59,9 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
     return mark
 
 
-def _tell(cfg: RunConfig, fence: Fence, kind: str, reason: str) -> None:
+def _tell(cfg: RunConfig, fence: Fence, kind: str, reason: str, step: int = 0) -> None:
     with contextlib.closing(EventLog(cfg.folder / EVENTS, fence.look)) as events:
-        events.event(kind, 0, reason)
+        events.event(kind, step, reason)
 
 
 def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
@@ -83,8 +86,25 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
     tokenizer = corpus.storage.tokenizer()
     with explaining(cfg.folder):
         config = configs.dump(replace(cfg, run_dir="")).encode()
+        own = cfg.folder / run_folder.CONFIG
+        if own.is_file() and (changed := changes(own.read_bytes(), config)):
+            _tell(cfg, fence, "config", f"not as it was: {', '.join(changed)}", step)
         run_folder.write_config(cfg.folder, config, step, look=fence.look)
         write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)
+
+
+def changes(before: bytes, now: bytes) -> list[str]:
+    """`train.log_every 1 → 5` for each key of two resolved configs that the second has otherwise."""
+    then, after = (_dotted(yaml.safe_load(text)) for text in (before, now))
+    return Identity(settings=after).changes({"settings": then})
+
+
+def _dotted(config: Any) -> dict[str, Any]:
+    sections = config.items() if isinstance(config, dict) else ()
+    found = {key: values if isinstance(values, dict) else {"": values} for key, values in sections}
+    return {
+        f"{key}.{name}".rstrip("."): value for key, names in found.items() for name, value in names.items()
+    }
 
 
 def decays(cfg: RunConfig) -> set[int]:

@@ -31,7 +31,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
     (tmp_path / "elsewhere").rename(run / "checkpoints")
     shutil.rmtree(run / "checkpoints" / "step-000000004")
     capsys.readouterr()
-    assert train_here(config, "checkpoint.every=2")
+    assert train_here(config, "checkpoint.every=4")
+    told = [event for event in records(run / "events.jsonl") if event["kind"] == "config"]
+    assert [(event["step"], event["reason"]) for event in told] == [
+        (2, "not as it was: checkpoint.every 2 → 4")
+    ]
     assert "rewind at step 2: metrics.jsonl: dropped 3 lines" in capsys.readouterr().err
     logged = [line["step"] for line in records(run / "metrics.jsonl") if "loss" in line]
     assert logged == [1, 2, 3, 4]

@@ -253,16 +253,7 @@ def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: 
     newest = checkpoints.step_folder(tmp_path / "run" / "checkpoints", 2)
     flip_a_byte(newest / "rank-00000.safetensors")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "trainer.generate",
-            str(tmp_path / "run"),
-            "--prompt",
-            "é",
-            "--max-tokens",
-            "5",
-        ],
+        [sys.executable, "-m", "trainer.generate", tmp_path / "run", "--prompt", "é", "--max-tokens", "5"],
         capture_output=True,
         timeout=120,
         env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},

@@ -39,6 +39,8 @@ STOPPED = (75, 130)  # exit codes of a rank that was asked to stop
 # How long a rank that hears of another's end may take to end by itself: running, and before its first step.
 GRACE_SECONDS = 10.0
 START_GRACE_SECONDS = 2.0
+# How long a rank may take to write down why it ends.
+WORDS_SECONDS = 10.0
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Runtime:
     stopping: bool = field(default=False)
     is_under_way: bool = field(default=False)
     has_said_why: bool = field(default=False)
+    _words: threading.Lock = field(default_factory=threading.Lock, repr=False)
     chooses_threads: bool = field(default=False)
     _presence: Presence | None = field(default=None, repr=False)
     _supervisor: int = field(default=-1, repr=False)  # descriptor of its pipe
@@ -108,6 +111,13 @@ class Runtime:
         """
         return left.code is None and 0 in (self.rank, left.rank)
 
+    @contextlib.contextmanager
+    def saying_why(self) -> Iterator[None]:
+        """What is written meanwhile is why this rank ends: no other thread ends it before, or says it again."""
+        with self._words:
+            yield
+            self.has_said_why = True
+
     def _left(self, left: Left) -> None:
         """Another rank is gone: where all were to leave, this one does it by itself; else it follows."""
         if left.agreed:
@@ -115,6 +125,7 @@ class Runtime:
         if left.code not in STOPPED:  # what fails here too, or for want of that rank, has words of its own
             time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
         code = _FAILED if left.code is None else left.code
+        self._words.acquire(timeout=WORDS_SECONDS)  # where this rank is just saying why
         # Where this rank has said why, it is closing what was open, which waits for ranks that are gone.
         if self.has_said_why or not self.tells_of(left):
             os._exit(code)

@@ -162,18 +162,18 @@ def _fail_or_follow(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> 
     if _is_said(error, runtime):
         return FAILED
     left = runtime.first_to_leave() if isinstance(error, RuntimeError) else None
-    runtime.has_said_why = True
-    if left is None:
-        return fail(error, cfg, runtime, fence)
-    code = FAILED if left.code is None else left.code
-    return complain(left, code) if runtime.tells_of(left) else code
+    with runtime.saying_why():
+        if left is None:
+            return fail(error, cfg, runtime, fence)
+        code = FAILED if left.code is None else left.code
+        return complain(left, code) if runtime.tells_of(left) else code
 
 
 def _say(error: Exception, code: int, runtime) -> int:  # type: ignore[no-untyped-def]
     """`complain` on the rank that is to say this error."""
     if not _is_said(error, runtime):
-        runtime.has_said_why = True
-        complain(f"{_where(error, runtime)}{error}", code)
+        with runtime.saying_why():
+            complain(f"{_where(error, runtime)}{error}", code)
     return code
 
 
@@ -186,7 +186,8 @@ def _is_said(error: Exception, runtime) -> bool:  # type: ignore[no-untyped-def]
     is_rank_0s = (TOLD in notes or ON_EVERY_RANK in notes) and not runtime.is_writer
     if ELSEWHERE not in notes and not is_rank_0s:
         return False
-    runtime.has_said_why = runtime.first_to_leave(SAID_SECONDS) is not None
+    left = runtime.first_to_leave(SAID_SECONDS)
+    runtime.has_said_why = left is not None and left.code is not None  # or it is gone without a word
     return bool(runtime.has_said_why)
 
 

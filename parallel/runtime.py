@@ -113,7 +113,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def saying_why(self) -> Iterator[None]:
-        """What is written meanwhile is why this rank ends: no other thread ends it before, or says it again."""
+        """What is written meanwhile is why this rank ends: no other thread ends it first, nor repeats it."""
         with self._words:
             yield
             self.has_said_why = True

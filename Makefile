@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
-# Tests wait for processes as much as they compute: two at a time fill two cores. A file's stay together, for what they share.
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+# Ranks of one test fill the cores by themselves. The others are a process that computes or waits: two at a time; a file's
+# stay together, for what they share.
+RANKS := tests/equivalence tests/parallel
 WORKERS ?= 2
-PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+OTHERS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(RANKS))
 
 .PHONY: quickstart test slow capabilities oldest check format lint types floors fix install install-dev clean
 
@@ -13,7 +16,7 @@ quickstart: $(VENV)/.core
 	$(BIN)/python -m launch.quickstart
 
 test: $(VENV)/.dev
-	$(PYTEST)
+	@failed=0; $(PYTEST) $(OTHERS) || failed=1; $(PYTEST) $(RANKS) || failed=1; exit $$failed
 
 slow: $(VENV)/.dev
 	$(PYTEST) -m slow
@@ -22,7 +25,7 @@ slow: $(VENV)/.dev
 # Sums run in another order there, and 16-bit products are emulated. `native` is what the processor has.
 CAPABILITIES := avx2/AVX2 default/SSE41 native/AVX512_CORE
 # Every test whose result is arithmetic: engines, layouts against one process, verify, the model's own layers.
-ARITHMETIC := tests/equivalence tests/parallel tests/trainer/test_decoder.py tests/trainer/test_head.py \
+ARITHMETIC := $(RANKS) tests/trainer/test_decoder.py tests/trainer/test_head.py \
 	tests/trainer/test_objectives.py tests/trainer/test_rounding.py
 
 capabilities: $(VENV)/.dev
@@ -40,7 +43,7 @@ capabilities: $(VENV)/.dev
 # index has torch 2.11 for CUDA alone, 2.6 GB with what it needs. It computes on a CPU all the same.
 OLDEST := .venv-oldest
 oldest: $(OLDEST)/.made
-	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARITHMETIC)
+	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(OLDEST)/bin/python -m pytest $(ARITHMETIC)
 
 $(OLDEST)/.made: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)

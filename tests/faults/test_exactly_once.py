@@ -54,6 +54,7 @@ def overrides(cfg: DataConfig) -> dict[str, Any]:
         "train__steps": STEPS,
         "train__eval_every": 0,
         "checkpoint__every": 3,
+        "checkpoint__async": False,  # saved when the next step is logged, however busy the machine
     }
 
 
@@ -67,11 +68,10 @@ def test_every_sequence_once_through_five_kills_on_other_sizes_and_a_weight_chan
         # Between the third start and the fourth, the weights of a stage that has not come change.
         config = write_config(tmp_path, corpora[0], **overrides(before if start < 3 else after))
         # Far enough that each start saves, and never so far that stage 30 has come before it is changed.
-        at, saved = whole_steps(metrics) + draw.randrange(4, 7), saves(run)
+        at = whole_steps(metrics) + draw.randrange(4, 7)
         kill_when(
             [GERMINAL, "train", config, "--nproc", nproc, f"train.micro_batch={8 // nproc}"],
-            # Saves are made beside training: the first one of this start may still be on its way.
-            lambda at=at, saved=saved: whole_steps(metrics) >= at and saves(run) > saved,
+            lambda at=at: whole_steps(metrics) >= at,
         )
         if start == 2:
             assert CHANGE < whole_steps(metrics) < 30, "the change lies behind, the stage to come does not"
@@ -100,12 +100,6 @@ def test_every_sequence_once_through_five_kills_on_other_sizes_and_a_weight_chan
     for line, expected in zip(records(metrics), records(tmp_path / "whole" / "run" / "metrics.jsonl")):
         assert line["step"] == expected["step"]
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5), line["step"]
-
-
-def saves(run: Path) -> int:
-    """Checkpoints committed so far."""
-    events_file = run / "events.jsonl"
-    return events_file.read_text().count('"kind": "save"') if events_file.exists() else 0
 
 
 def damage(corpus: Path, place: int) -> tuple[str, str, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.job import Command
 from launch.voice import Voice, terminal_like_ours
+from trainer.interrupts import hold
 
 # Exit codes of a rank that was asked to stop. Once all have begun their first step, all leave with
 # them together; before that, one that leaves with them leaves the others waiting.
@@ -41,7 +42,7 @@ class LocalRank:
             stdout=None if number == 0 else subprocess.PIPE,
             stderr=theirs,
             process_group=0,  # Ctrl-C reaches the supervisor only, which passes it on once
-            preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
+            preexec_fn=partial(_become_a_rank, os.getpid()),
         )
         os.close(theirs)
         rank = cls(process, Voice(number, marked=marked), [ours])
@@ -73,8 +74,15 @@ class LocalRank:
         return False
 
 
-def _die_with_parent(parent: int) -> None:
-    """In the child, before it becomes the rank: have the kernel kill it when `parent` dies."""
+def _become_a_rank(parent: int) -> None:
+    """In the child, before it becomes the rank: hold signals until the rank answers them.
+
+    Otherwise a Ctrl-C while Python itself starts is a traceback. On Linux, the kernel kills the rank when
+    `parent` dies.
+    """
+    hold()
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)

@@ -25,19 +25,7 @@ def as_on_a_terminal() -> None:
 @pytest.mark.parametrize("after", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 @pytest.mark.parametrize("nproc", [1, 2])
-def test_one_line(
-    nproc: int,
-    number: signal.Signals,
-    code: int,
-    after: float,
-    config: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    if after == 0.0 and number == signal.SIGINT:
-        known = (
-            "a SIGINT while Python imports `site` in a rank is a traceback: to be mended in the supervisor"
-        )
-        request.applymarker(pytest.mark.xfail(reason=known, strict=False))
+def test_one_line(nproc: int, number: signal.Signals, code: int, after: float, config: Path) -> None:
     command = [GERMINAL, "train", str(config), "--nproc", str(nproc)]
     with subprocess.Popen(
         command, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=as_on_a_terminal

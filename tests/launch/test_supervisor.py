@@ -16,7 +16,8 @@ import sys
 from launch.job import Command
 from launch.supervisor import supervise
 grace, stop, *scripts = sys.argv[1:]
-ranks = [Command((sys.executable, "-c", script)) for script in scripts]
+answers = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())\\n"
+ranks = [Command((sys.executable, "-c", answers + script)) for script in scripts]
 sys.exit(supervise(ranks, grace_seconds=float(grace), stop_seconds=float(stop)))
 """
 SLEEP = "import time; time.sleep(60)"

@@ -21,6 +21,8 @@ ranks = [Command((sys.executable, "-c", answers + script)) for script in scripts
 sys.exit(supervise(ranks, grace_seconds=float(grace), stop_seconds=float(stop)))
 """
 SLEEP = "import time; time.sleep(60)"
+# Said by a rank whose first step is done: from then on, all may leave, each in its time.
+UNDER_WAY = "import os; os.write(int(os.environ['GERMINAL_UNDER_WAY']), b'{rank}\\n')\n"
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -123,7 +125,7 @@ def test_an_error_that_was_not_the_end_is_shown_as_said() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_rank_and_75_comes_back(number: signal.Signals) -> None:
     script = POLITE.replace("SIGTERM", number.name)
-    with start(script, script) as parent:
+    with start(*(UNDER_WAY.format(rank=rank) + script for rank in (0, 1))) as parent:
         assert parent.stdout is not None and parent.stderr is not None
         assert parent.stdout.readline() == "up\n"
         assert parent.stderr.readline() == "[rank 1] up\n"
@@ -159,7 +161,7 @@ def test_a_rank_that_leaves_before_all_are_under_way_takes_the_others_along(code
 
 
 def test_ranks_that_are_under_way_leave_together_each_in_its_time() -> None:
-    begin = "import os, sys, time; os.write(int(os.environ['GERMINAL_UNDER_WAY']), b'{rank}\\n'); "
+    begin = UNDER_WAY + "import sys, time; "
     scripts = [begin.format(rank=rank) + f"time.sleep({2 * rank}); sys.exit(75)" for rank in (0, 1)]
     scripts[1] = scripts[1].replace("sys.exit", "print('told the tracker'); sys.exit")
     assert finish(*scripts, grace=0.3) == (75, "", "[rank 1] told the tracker\n")

@@ -106,6 +106,16 @@ def test_a_run_that_its_settings_make_diverge_goes_back_once(tmp_path: Path) -> 
     assert losses_of(run)[-1]["step"] == 4
 
 
+def test_lines_from_before_it_went_back_do_not_hinder_the_next_save(tmp_path: Path) -> None:
+    """An evaluation is written, the run goes back, and the step that is saved next is not logged."""
+    config, run = tiny(tmp_path), tmp_path / "run"
+    assert train_here(config)
+    assert train_here(config, "train.steps=3", *BAD)
+    copy_as_step(4, run)
+    assert train_here(config, "train.steps=6", "train.eval_every=4", "train.log_every=5")
+    assert len(events(run, "save")) == 2 + 1 + 4
+
+
 def copy_as_step(step: int, run: Path) -> None:
     """The newest checkpoint again, whole in itself, as if it had been saved at `step`."""
     old = newest(run)

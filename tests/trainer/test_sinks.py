@@ -137,6 +137,19 @@ def test_a_line_goes_to_the_file_that_is_there(tmp_path: Path, how: str) -> None
     assert log.sync() and not log.sync(), "told once"
 
 
+def test_a_log_that_is_not_open_has_nothing_to_force_to_disk(tmp_path: Path) -> None:
+    log = JsonlLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1})
+    log.close()
+    assert not log.sync()
+    log.write({"step": 2})
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        log.write({"step": 3})
+    assert log.sync(), "what it had is gone"
+
+
 def test_what_is_known_is_copied_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "COPIED_BYTES", 7)
     monkeypatch.setattr(sinks, "LAST_BYTES", 40)

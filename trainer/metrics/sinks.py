@@ -92,13 +92,13 @@ class JsonlLog:
         with self._lock:
             if self._fd >= 0:
                 os.close(self._fd)
-                self._fd = -1
+                self._fd, self._dirty = -1, False  # what is forced to disk is an open file
 
     def _open(self) -> None:
         """Open what the path leads to, instead of a file that was there before."""
         if self._fd >= 0:
             before, self._fd = self._fd, -1  # first, for opening may fail
-            self._gone = True
+            self._dirty, self._gone = False, True
             os.close(before)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

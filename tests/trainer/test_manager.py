@@ -92,6 +92,16 @@ def test_the_same_step_twice_is_one_checkpoint_and_another_runs_is_refused(tmp_p
         save(make(tmp_path), engine, 1)
 
 
+def test_where_the_resumed_checkpoint_is_gone_there_is_no_going_back(tmp_path: Path) -> None:
+    """Steps that fp16 skips update nothing, and are saved: the checkpoint that was resumed is an old one."""
+    engine = FakeEngine()
+    save(make(tmp_path), engine, 1)
+    checkpointer = make(tmp_path, keep=1)
+    assert checkpointer.resume(engine) is not None
+    save(checkpointer, engine, 2)
+    assert checkpointer.go_back(engine, "not finite", lambda state: True) is None
+
+
 def test_due(tmp_path: Path) -> None:
     def saved(**options: int) -> list[int]:
         return [step for step in range(1, 12) if make(tmp_path, **options).due(step)]

@@ -157,7 +157,8 @@ class Rows:
         for parameter, grad in zip(bucket.parameters, grads, strict=True):
             parameter.grad = grad
         self._reducing.append(bucket.scatter(grads))
-        while sum(exchange.bucket.nbytes for exchange in self._reducing) > IN_FLIGHT_BYTES:
+        # One is always under way, or a parameter beyond the limit would be waited for where it is sent.
+        while len(self._reducing) > 1 and sum(one.bucket.nbytes for one in self._reducing) > IN_FLIGHT_BYTES:
             self._add_up(self._reducing.popleft())
 
     @torch.no_grad()

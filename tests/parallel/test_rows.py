@@ -51,6 +51,29 @@ def whole_gradients(context: Any) -> tuple[int, int]:
     return most, sum(parameter.nbytes for parameter in engine._reductions._parameters)
 
 
+def under_way(context: Any) -> set[int]:
+    """How many messages are under way once the next is sent, where each is more than may be at a time."""
+    found = set()
+    with pytest.MonkeyPatch.context() as patch:
+        own = rows.Rows._reduce
+
+        def counted(self: rows.Rows, number: int) -> None:
+            own(self, number)
+            found.add(len(self._reducing))
+
+        patch.setattr(rows.Rows, "_reduce", counted)
+        patch.setattr(replicas, "BUCKET_BYTES", 0)
+        patch.setattr(rows, "IN_FLIGHT_BYTES", 0)
+        case = Case(parallel={"zero": 1})
+        engine: Any = build(case, context.rank, context.world)
+        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+    return found
+
+
+def test_a_large_gradient_is_sent_beside_backward_too(ranks: Any) -> None:
+    assert ranks(2).run(under_way) == [{1}, {1}]
+
+
 def test_whole_gradients_end_beside_backward(ranks: Any) -> None:
     """Of one micro-batch: those under way, and a bucket or two that are filling."""
     for most, model in ranks(2).run(whole_gradients):

@@ -112,11 +112,11 @@ def _open_as_many_files_as_allowed() -> None:
 def _train(  # type: ignore[no-untyped-def]
     cfg: RunConfig, runtime, stack: ExitStack, signals: LeaveAtOnce, fence: Fence
 ) -> int:
-    from trainer.run import assemble
-
     starting = Starting(shown=runtime.is_writer)
     stack.callback(starting.end)
     try:
+        from trainer.run import assemble  # ValueError where torch lacks something: `parallel.relied_on`
+
         run = assemble(cfg, runtime, stack, fence=fence, doing=starting.now)
     except BlockingIOError as error:
         return _say(error, STOPPED, runtime)

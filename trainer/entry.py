@@ -11,7 +11,13 @@ def main(arguments: list[str]) -> int:
     """Run `MODULE.main(the other arguments, at_once)`; returns its exit code."""
     module, *rest = arguments
     at_once = LeaveAtOnce("the end").begin()
-    return importlib.import_module(module).main(rest, at_once)
+    try:
+        command = importlib.import_module(module)
+    except ValueError as error:  # a package lacks something: see `parallel.relied_on`
+        from trainer.__main__ import WRONG, complain
+
+        return complain(error, WRONG)
+    return command.main(rest, at_once)
 
 
 if __name__ == "__main__":

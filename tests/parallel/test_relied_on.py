@@ -1,6 +1,9 @@
 """What is used of other packages without being promised is looked for when an engine is built."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from parallel.relied_on import borrow
 from runs import Case, build, train
+from whole_runs import write_config
 
 
 def without(context: Any, holder: Any, name: str, case: Case) -> str:
@@ -53,6 +57,27 @@ def without_receives(context: Any, case: Case) -> str:
         finally:
             engine.close()
     return ""
+
+
+WITHOUT = """
+import sys
+import torch._higher_order_ops as operators
+del operators.flex_attention
+from trainer import entry, __main__ as rank
+sys.exit((rank if sys.argv[1].endswith(".yaml") else entry).main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "room", [[], pytest.param(["trainer.verify", "record", "."], marks=pytest.mark.slow)]
+)
+def test_what_is_missing_at_import_is_one_line_too(tmp_path: Path, room: list[str]) -> None:
+    config = write_config(tmp_path, tmp_path)
+    command = [sys.executable, "-c", WITHOUT, *room, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: torch {torch.__version__} has no torch._higher_order_ops.flex_attention")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ text.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from data.loader import HeldoutLoader
 from parallel.engine import Engine
+from trainer.checkpoint.ranks import Ranks
 
 # How many batches of a rank an evaluation goes on for after a request to stop, times the pipeline's length:
 # in a long one they take no more time, and with fewer it would be filling and draining most of the time.
@@ -30,14 +32,24 @@ class Evaluator:
     """Evaluates every held-out set on the engine, at the steps that `every` names and at the last.
 
     The sets are cut by document, so the figure does not depend on the batch, the layout or the training
-    stream. `done`: the last step whose evaluation is in the record. `pp`: ranks of a pipeline.
+    stream. `done`: the last step whose evaluation is in the record. `pp`: ranks of a pipeline. What one rank
+    cannot read is raised on all: see `Ranks.together`.
     """
 
-    def __init__(self, sets: Sequence[HeldoutLoader], *, every: int, done: int = 0, pp: int = 1) -> None:
+    def __init__(
+        self,
+        sets: Sequence[HeldoutLoader],
+        *,
+        every: int,
+        done: int = 0,
+        pp: int = 1,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.sets = sets
         self.every = every
         self.done = done
-        self._pp = pp
+        self._together = BATCHES * pp
+        self._ranks = ranks or Ranks()
 
     def due(self, step: int, *, last: bool) -> bool:
         """Whether an evaluation follows this step and is not in the record; `every` 0: only at the last."""
@@ -51,12 +63,12 @@ class Evaluator:
         on every rank, which agree every `BATCHES` × pp batches.
         """
         results = {}
-        together = BATCHES * self._pp
         for heldout in self.sets:
             loss_sum = count = 0.0
             batches: Iterator[Any] = iter(heldout)
-            for _ in range(0, len(heldout), together):
-                part = engine.evaluate(islice(batches, together), stop=stopping())
+            for _ in range(0, len(heldout), self._together):
+                read = self._ranks.together(partial(self._read, batches))
+                part = engine.evaluate(read, stop=stopping())
                 if part.stop:
                     return None
                 loss_sum += part.loss_sum
@@ -66,3 +78,6 @@ class Evaluator:
                 bits_per_byte=loss_sum / math.log(2.0) / max(1, heldout.text_bytes),
             )
         return results
+
+    def _read(self, batches: Iterator[Any]) -> list[Any]:
+        return list(islice(batches, self._together))

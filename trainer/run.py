@@ -218,7 +218,7 @@ def assemble(
         state=state,
         checkpointer=checkpointer,
         meter=meter,
-        evaluator=Evaluator(heldout, every=cfg.train.eval_every, pp=layout.pp),
+        evaluator=Evaluator(heldout, every=cfg.train.eval_every, pp=layout.pp, ranks=ranks),
         stopping=stopping,
         ranks=ranks,
         stack=stack,

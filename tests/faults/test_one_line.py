@@ -73,6 +73,14 @@ def test_damage_that_peers_read_too(config: Path, tmp_path: Path, layout: str) -
     assert shard.name in event["reason"]
 
 
+def test_damage_of_a_held_out_set_that_peers_read_too(config: Path, tmp_path: Path) -> None:
+    (shard,) = (tmp_path / "corpus" / "heldout").glob("*.tar")
+    flip(shard)
+    error = refused(config, 1, "parallel.tp=2")
+    assert shard.name in error and "sample" in error
+    assert len(events(tmp_path / "run", "fault")) == 1
+
+
 @slow
 def test_damage_of_one_ranks_copy(config: Path, tmp_path: Path) -> None:
     whole = make_corpus(tmp_path / "corpus", documents=20) / "train"

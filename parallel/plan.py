@@ -187,12 +187,12 @@ def _too_many_stages(layout: Layout, layers: int) -> str:
     if layout.stages_per_rank == 1:
         return f"{told}: lower parallel.pp"
     told += (
-        f" (parallel.pp={layout.pp} · {layout.stages_per_rank} a rank, by parallel.schedule={layout.schedule}"
+        f" (parallel.pp={layout.pp} · {layout.stages_per_rank} a rank, parallel.schedule={layout.schedule})"
     )
     remedies = [f"raise model.layers to {layout.stages} or more"]
     if layout.pp <= layers:
         remedies.append("set parallel.schedule to 1f1b, which has one stage a rank")
-    return f"{told}): lower parallel.pp, {', or '.join(remedies)}"
+    return f"{told}: lower parallel.pp, or {', or '.join(remedies)}"
 
 
 def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len: int) -> int:

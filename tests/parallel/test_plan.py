@@ -71,8 +71,13 @@ def test_impossible_layouts(cfg: dict[str, Any], world: int, words: str) -> None
         (
             {"pp": 4, "schedule": "interleaved_1f1b"},
             {},
-            r"cannot fill 8 pipeline stages \(parallel.pp=4 · 2 a rank, by parallel.schedule=interleaved_1f1b"
-            r"\): lower parallel.pp, raise model.layers to 8 or more, or set parallel.schedule to 1f1b",
+            r"cannot fill 8 pipeline stages \(parallel.pp=4 · 2 a rank, parallel.schedule=interleaved_1f1b"
+            r"\): lower parallel.pp, or raise model.layers to 8 or more, or set parallel.schedule to 1f1b",
+        ),
+        (
+            {"pp": 6, "schedule": "interleaved_1f1b"},
+            {},
+            r"interleaved_1f1b\): lower parallel.pp, or raise model.layers to 12 or more$",
         ),
     ],
 )

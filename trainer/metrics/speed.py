@@ -39,8 +39,8 @@ class Speed:
     """Tokens, seconds and, on a GPU, model FLOPs utilisation and peak memory between two readings.
 
     `flops_per_token` are the model's forward and backward FLOPs for one token (recomputation not counted),
-    `devices` the number of devices that share the work. Time between `pause` and `go` does not count:
-    evaluation, waiting for a save.
+    `devices` the number of devices that share the work. Time between a step's end and `go` does not count,
+    such as an evaluation's.
     """
 
     def __init__(self, *, flops_per_token: float = 0.0, devices: int = 1, device: torch.device) -> None:

@@ -7,7 +7,8 @@ from typing import IO, Any
 
 # A page may grow to this, or to so many times its bytes in the file, whichever is more.
 PAGE_BYTES, MOST_GROWTH = 64 << 20, 100
-_HEADER_BYTES = 1 << 12
+# A header has up to some kilobytes of statistics: pyarrow's, 4 KiB of the least and of the greatest value.
+_HEADER_BYTES = (1 << 12, 1 << 14, 1 << 20)
 _TYPE, _UNPACKED, _PACKED, _DICTIONARY = 1, 2, 3, 2
 
 
@@ -17,7 +18,9 @@ def repeated_bytes(stream: IO[bytes], column: Any) -> int:
 
     Raises OSError, before anything is decompressed, for a page that grows beyond all measure.
     """
-    at = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+    at = column.data_page_offset
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < at:  # 0: a writer that has none
+        at = column.dictionary_page_offset
     end, dictionary, largest = at + column.total_compressed_size, 0, 0
     while at < end:
         header, size = _header(stream, at, end)
@@ -35,8 +38,8 @@ def repeated_bytes(stream: IO[bytes], column: Any) -> int:
 
 
 def _header(stream: IO[bytes], at: int, end: int) -> tuple[dict[int, int], int]:
-    """(numbers of the header by field, its bytes); one with long statistics takes a second look."""
-    for most in (_HEADER_BYTES, end - at):
+    """(numbers of the header by field, its bytes); one with long statistics takes another look."""
+    for most in _HEADER_BYTES:
         stream.seek(at)
         raw = stream.read(min(most, end - at))
         try:

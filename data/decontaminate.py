@@ -33,8 +33,8 @@ def write_evaluation_runs(recipe: Recipe, path: Path) -> int:
     every = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
     if not len(every):
         raise ValueError(
-            f"decontaminate={recipe.decontaminate}: no text there has {recipe.decontaminate_words} words: "
-            "give a smaller decontaminate_words"
+            f"--decontaminate {' '.join(map(repr, recipe.decontaminate))}: no text there has "
+            f"{recipe.decontaminate_words} words: give a smaller --decontaminate-words"
         )
     temporary = path.with_name("evaluation.tmp.npy")
     np.save(temporary, every, allow_pickle=False)
@@ -56,7 +56,7 @@ def _texts(recipe: Recipe) -> Iterator[str]:
                 text = decode(stream.read(), Recipe(), Tally(), file.path)
                 if text is None:
                     raise ValueError(
-                        f"decontaminate: {file.path} is no text: give text, JSON or lines of JSON"
+                        f"--decontaminate {file.path} is no text: give text, JSON or lines of JSON"
                     )
                 yield text
 
@@ -65,7 +65,7 @@ def _value(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.removeprefix(BOM))
     except (ValueError, RecursionError):
-        raise ValueError(f"decontaminate: {where} is not JSON, or nested too deeply") from None
+        raise ValueError(f"--decontaminate {where} is not JSON, or nested too deeply") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -49,7 +49,7 @@ def signature(text: str, permutations: int) -> NDArray[np.uint32] | None:
         from rensa import RMinHash
     except ImportError:
         raise ValueError(
-            "deduplicate=near needs rensa, which is not installed: pip install rensa, or use exact"
+            "--deduplicate near needs rensa, which is not installed: pip install rensa, or use exact"
         ) from None
     shingles = runs(hashes(plain_words(text)), SHINGLE_WORDS)
     if not len(shingles):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data.decoding import decoded
 from data.recipe import Recipe
-from data.sources import InputFile
+from data.sources import InputFile, as_text
 from data.tally import Tally
 
 _MOST_FIELDS = 12
@@ -64,7 +64,7 @@ def value_at(record: dict[str, Any], name: str) -> Any:
 
 def partitions(file: InputFile) -> dict[str, str]:
     """What the folders say of a file in a table that is partitioned as Hive's are: lang=en/part-0.parquet."""
-    pairs = (part.partition("=") for part in file.path.split("/")[:-1])
+    pairs = (part.partition("=") for part in as_text(file.path).split("/")[:-1])
     named = {key: unquote(value) for key, equals, value in pairs if key and equals}
     return {key: value for key, value in named.items() if value != "__HIVE_DEFAULT_PARTITION__"}
 

@@ -31,6 +31,35 @@ def documents(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name in listed or name not in described]
 
 
+def documents_below(folder: str, out: str) -> list[str]:
+    """The paths of all documents of a folder and of those in it, but for hidden ones and `out`. Links to
+    folders are followed, each folder once: it may be linked to from two places, or from within itself.
+
+    Raises as `documents` does, and OSError for a folder that cannot be read.
+    """
+    seen = {_identity(path) for path in (folder, out) if path and os.path.exists(path)}
+    paths: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        below = [name for name in sorted(folders) if not name.startswith(".") and name != "__pycache__"]
+        folders.clear()
+        for name in below:
+            if (identity := _identity(os.path.join(parent, name))) not in seen:
+                seen.add(identity)
+                folders.append(name)
+        names = [name for name in names if not name.startswith(".")]
+        paths += [os.path.join(parent, name) for name in documents(parent, names)]
+    return paths
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _listed(folder: str) -> set[str]:
     """The data files that a folder's state.json names."""
     path = os.path.join(folder, "state.json")

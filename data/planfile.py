@@ -17,7 +17,7 @@ from data import tokenizer as tokenizers
 from data.job import TRAIN, write_json
 from data.manifest import MANIFEST, file_sha256
 from data.recipe import Recipe
-from data.sources import InputFile, kind_of
+from data.sources import InputFile, as_text, kind_of
 
 PLAN = "plan.json"
 # Of how sources are cut into units, read and encoded. It goes up with any change to these: units that an
@@ -35,7 +35,7 @@ def lock(out: Path, scratch: Path) -> Iterator[None]:
         scratch.mkdir(parents=True, exist_ok=True)
         file = open(scratch / "lock", "w")  # noqa: SIM115 (open for as long as the lock is held)
     except OSError as error:
-        raise ValueError(f"out={out} cannot be written: {error.strerror}: give another folder") from None
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}: give another folder") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +77,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """All that decides what comes out; how many workers do it is not among it."""
     path = Path(tokenizer) if tokenizer is not None and tokenizer not in tokenizers.BUILT else None
-    return {
+    settings = {
         "sources": list(sources),
         "tokenizer": str(tokenizer) if tokenizer is not None else None,
         "tokenizer_sha256": file_sha256(path) if path is not None and path.is_file() else None,
@@ -85,11 +85,32 @@ def settings_of(
         "heldout": heldout,
         **recipes.as_dict(recipe),
     }
+    return {key: _as_text(value) for key, value in settings.items()}
+
+
+def _as_text(value: Any) -> Any:
+    """A setting as a corpus holds it; it may name files."""
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return as_text(value) if isinstance(value, str) else value
 
 
 def input_hash(files: list[InputFile]) -> str:
     """Changes when any file is added, taken away or written to."""
     return _hash_of((file.source, file.relative, file.bytes, file.changed_ns) for file in files)
+
+
+def check_unchanged(files: list[InputFile], out: Path) -> None:
+    """RuntimeError where a local file is not as it was found at the beginning. One that is gone was read
+    before, or its reader has said so.
+    """
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            if file.changed_ns and (found := os.stat(file.path)).st_mtime_ns != file.changed_ns:
+                raise RuntimeError(
+                    f"{file.path} was written to while it was read ({file.bytes:,} bytes before, "
+                    f"{found.st_size:,} now): remove {out}, and prepare a copy that nobody writes to"
+                )
 
 
 def _earlier_hashes(files: list[InputFile], recipe: Recipe) -> list[str]:

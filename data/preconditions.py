@@ -1,5 +1,7 @@
 """What can be told to be wrong with a command before any work is done: each in one line, ValueError."""
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +53,13 @@ def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
                 f"{file.path} is compressed, and of {file.kind} parts are read by their place: unpack it, or "
                 "leave it out with --exclude"
             )
+    paths = [file.path if "://" in file.path else os.path.abspath(file.path) for file in files]
+    if len(set(paths)) < len(paths):
+        again = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ValueError(
+            f"{again} is in more than one SOURCE, and would be read as often: name it once (weights are for "
+            "the config: data.sources[].weight)"
+        )
     if recipe.heldout_match and not any(matches(file.relative, recipe.heldout_match) for file in files):
         names = [file.relative for file in files]
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
@@ -60,8 +69,8 @@ def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
             "source, or over the whole name of a file or folder"
         )
     if not recipe.merge_splits:
-        paths = ((file.path, file.relative, file.kind) for file in files)
-        folders_of_datasets.check_splits(paths, lambda path: matches(path, recipe.heldout_match))
+        named = ((file.path, file.relative, file.kind) for file in files)
+        folders_of_datasets.check_splits(named, lambda path: matches(path, recipe.heldout_match))
     texts = [file for file in files if file.kind == "text"]
     if recipe.is_splitting and not texts:
         raise ValueError(

@@ -39,6 +39,7 @@ from data.planfile import (
     PLAN,
     VERSION,
     begin,
+    check_unchanged,
     given_up,
     input_hash,
     is_finished,
@@ -129,6 +130,7 @@ def prepare(
             settings_of(sources, tokenizer, train_tokenizer, heldout, each) for each in (recipe, decided)
         ]
         if is_finished(scratch, out, asked, files, recipe):
+            _clear(scratch)
             return replace(_report(out, files), was_complete=True, by_another_version=is_older(scratch))
         preconditions.check_files(files, recipe)
         recipe = preconditions.held_out_how(files, heldout, recipe)
@@ -152,11 +154,17 @@ def prepare(
         (scratch / "units").mkdir(exist_ok=True)
         bar.phase("tokenising", sum(unit.bytes for unit in units))
         run_units(encode_unit, job, units, workers, bar.advance)
+        check_unchanged(files, out)
         finish(job, units, out, settings, split=bool(heldout or recipe.heldout_match))
         write_json(scratch / PLAN, {**plan, "complete": True})
-        for name in ("units", "survey"):
-            shutil.rmtree(scratch / name, ignore_errors=True)
+        _clear(scratch)
     return _report(out, files)
+
+
+def _clear(scratch: Path) -> None:
+    """Removes what a finished corpus needs no more; a kill may have come before that."""
+    for name in ("units", "survey"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
 
 
 @contextmanager

@@ -8,20 +8,18 @@ import re
 from dataclasses import dataclass, field
 
 FORMATS = (
-    *(
-        "auto",
-        "text",
-        "jsonl",
-        "json",
-        "csv",
-        "tsv",
-        "fasta",
-        "parquet",
-        "arrow",
-        "ids",
-        "webdataset",
-        "image",
-    ),
+    "auto",
+    "text",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "fasta",
+    "parquet",
+    "arrow",
+    "ids",
+    "webdataset",
+    "image",
 )
 IDS_DTYPES = ("auto", "uint16", "uint32", "int32", "int64")
 FILTERS = ("c4", "gopher_quality", "gopher_repetition")
@@ -112,6 +110,13 @@ class Recipe:
     def named_encoding(self) -> str:
         """The encoding, where it is another than UTF-8; otherwise ""."""
         return "" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
+
+    @property
+    def row_bytes(self) -> int:
+        """The longest row of a file. JSON may be three times as long as its text in UTF-8, or some more: a
+        letter of two bytes takes six where it is escaped.
+        """
+        return 3 * self.max_document_bytes + (1 << 20)
 
     @property
     def separator_bytes(self) -> bytes:

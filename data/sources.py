@@ -41,7 +41,6 @@ SUFFIXES = {
 # Kinds that are read from beginning to end, so that they may be compressed.
 STREAMS = ("text", "jsonl", "json", "csv", "tsv", "fasta")
 STANDARD_INPUT = "-"
-_SKIPPED_FOLDERS = ("__pycache__",)
 
 
 class TokenIds(NamedTuple):
@@ -119,12 +118,12 @@ def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[
 
 def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
     root = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
-    found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    found = sorted(glob.glob(pattern, recursive=True))
     for parent, paths in itertools.groupby(found, os.path.dirname):
         for name in folders_of_datasets.documents(parent, [os.path.basename(path) for path in paths]):
             path = os.path.join(parent, name)
             relative = os.path.relpath(path, root or ".")
-            if chosen(relative, recipe):
+            if chosen(relative, recipe) and _is_file(path):
                 yield _local(path, relative, os.path.basename(root) or "files", recipe)
 
 
@@ -132,21 +131,17 @@ def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
     name = os.path.basename(os.path.abspath(folder))
     if out and os.path.exists(out) and os.path.samefile(folder, out):
         raise ValueError(f"source {folder} is --out itself: give the corpus a folder of its own")
-    paths = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name not in _SKIPPED_FOLDERS
-            and not (out and os.path.samefile(os.path.join(parent, name), out))
-        ]
-        names = [name for name in names if not name.startswith(".")]
-        paths += [os.path.join(parent, entry) for entry in folders_of_datasets.documents(parent, names)]
+    paths = folders_of_datasets.documents_below(folder, out)
     for path in sorted(paths, key=lambda path: PurePosixPath(path).parts):
         relative = os.path.relpath(path, folder)
-        if os.path.isfile(path) and chosen(relative, recipe):
+        if chosen(relative, recipe) and _is_file(path):
             yield _local(path, relative, name, recipe)
+
+
+def _is_file(path: str) -> bool:
+    if not os.path.exists(path):
+        raise ValueError(f"source {path} is a link to nothing: restore it, or leave it out with --exclude")
+    return os.path.isfile(path)
 
 
 def chosen(relative: str, recipe: Recipe) -> bool:
@@ -172,12 +167,15 @@ def _stem(path: str) -> str:
 
 def _local(path: str, relative: str, source: str, recipe: Recipe) -> InputFile:
     status = os.stat(path)
-    # A name that is not UTF-8 opens the file all the same, but a corpus holds text.
-    relative = os.fsencode(relative).decode("utf-8", "replace")
     kind = kind_of(path, recipe)
     if recipe.format == "auto":
         kind = _by_content(path, kind, recipe)
-    return InputFile(source, path, relative, kind, status.st_size, status.st_mtime_ns)
+    return InputFile(as_text(source), path, as_text(relative), kind, status.st_size, status.st_mtime_ns)
+
+
+def as_text(name: str) -> str:
+    """A name as a corpus holds it, in text: one that is not UTF-8 opens its file all the same."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _by_content(path: str, kind: str, recipe: Recipe) -> str:
@@ -194,7 +192,7 @@ def _by_content(path: str, kind: str, recipe: Recipe) -> str:
         stream, head = open_text(path, recipe)
         with stream:
             if kind == "json":
-                shape = json_shape(stream, recipe.text_field, 2 * recipe.max_document_bytes)
+                shape = json_shape(stream, recipe.text_field, recipe.row_bytes)
                 return {"array": "json", "lines": "jsonl"}.get(shape, "text")
         return "json" if re.match(rb"\s*\[\s*({|\n)", head.removeprefix(BOM)) else kind
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):

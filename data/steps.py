@@ -64,13 +64,18 @@ def in_words(step: str, text_field: str) -> str:
 
 
 def count_lines(tally: Tally, units: Sequence[Unit]) -> None:
-    """Makes the line of a file out of the line of a piece, in the few examples that a tally keeps."""
-    pieces = {(piece.file.relative, piece.start): piece.file for unit in units for piece in unit.pieces}
+    """Makes the line of a file out of the line of a piece, in the few examples that a tally keeps. A file on
+    a server would be fetched again for it, and of two files of one name nobody knows which it was.
+    """
+    pieces: dict[tuple[str, int], list[str]] = {}
+    for piece in (piece for unit in units for piece in unit.pieces if piece.start):
+        pieces.setdefault((piece.file.relative, piece.start), []).append(piece.file.path)
     for examples in tally.examples.values():
         for place, example in enumerate(examples):
             found = _LINE.fullmatch(example)
-            if found and (file := pieces.get((found[1], int(found[3])))):
-                line = _line_of(file.path, int(found[3])) + int(found[2])
+            paths = pieces.get((found[1], int(found[3])), []) if found else []
+            if found and len(paths) == 1 and "://" not in paths[0]:
+                line = _line_of(paths[0], int(found[3])) + int(found[2])
                 examples[place] = f"{found[1]}, line {line}{found[4]}"
 
 

@@ -149,9 +149,10 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
     def written(out: str) -> int:
         """Bytes so far, of finished files and others."""
         found = 0
-        for path in (tmp_path / out).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-                found += path.stat().st_size
+        for folder, _, names in os.walk(tmp_path / out):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                    found += os.stat(os.path.join(folder, name)).st_size
         return found
 
     assert start("whole").wait(240) == 0
@@ -179,7 +180,11 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
 
 def test_a_second_run_does_nothing(tmp_path: Path, texts: dict) -> None:
     first = run(tmp_path, "corpus")
+    left = tmp_path / "corpus/.prepare/survey/000000.arrow"  # as a kill after the last manifest may leave
+    left.parent.mkdir()
+    left.touch()
     second = run(tmp_path, "corpus")
+    assert not left.parent.exists()
     assert second.was_complete and not first.was_complete and not second.by_another_version
     assert second.train == first.train
 
@@ -270,6 +275,23 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
+
+
+def test_a_source_that_is_written_to_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a hook that stands for another program."""
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"text": "a line"}) + "\n")
+    os.utime(log, (1, 1))
+    code = f"def add(text):\n    with open({str(log)!r}, 'a') as log: log.write('{{}}\\n')\n    return text\n"
+    (tmp_path / "another_program.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        RuntimeError, match=r"log.jsonl was written to while it was read \(19 bytes before, 22"
+    ):
+        made(log, "bytes", tmp_path / "corpus", scrub_hook="another_program:add")
+    assert not (tmp_path / "corpus/manifest.json").exists()
 
 
 def test_a_prepare_that_came_to_nothing_does_not_refuse_the_corrected_command(tmp_path: Path) -> None:

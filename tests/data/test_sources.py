@@ -1,14 +1,17 @@
 """Every kind of source: each document comes out once, whole, with its place; what is lost is counted."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -303,6 +306,42 @@ def test_names_globs_braces_lists_and_patterns(tmp_path: Path, monkeypatch: pyte
         names("{a/one,b/no}.py")
 
 
+def test_linked_folders_are_read_once_and_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    for name in ("in/a.txt", "elsewhere/b.txt", "elsewhere/deeper/c.txt", "out/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for link, target in (("in/latest", "elsewhere"), ("in/one", "elsewhere"), ("elsewhere/up", "in")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "in/made").symlink_to(tmp_path / "out")
+
+    def names(spec: str, **recipe: object) -> list[str]:
+        return [f.relative for f in expand([spec], Recipe(**recipe), out=str(tmp_path / "out"))]  # type: ignore[arg-type]
+
+    assert names(f"{tmp_path}/in") == ["a.txt", "latest/b.txt", "latest/deeper/c.txt"]
+    (tmp_path / "in/gone.txt").symlink_to(tmp_path / "nothing")
+    for spec in ("in", "in/*"):
+        with pytest.raises(
+            ValueError, match=r"in/gone.txt is a link to nothing: restore it, or leave it out"
+        ):
+            names(f"{tmp_path}/{spec}")
+        assert "a.txt" in names(f"{tmp_path}/{spec}", exclude=["gone.*"])
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in/locked").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("x")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("locked"):  # root may read everything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="locked"):
+        expand([str(tmp_path / "in")], Recipe())
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """An HTTP server of a folder, on a port that the system chose."""
@@ -352,6 +391,13 @@ def test_a_server_that_fails_and_comes_back(
     report = prepare([f"{web}/flaky.jsonl"], out, tokenizer="bytes", workers=1, progress=False)
     assert report.counts["read"][0] == len(TEXTS)
     assert pauses and tuple(pauses) == workers.PAUSES_SECONDS[: len(pauses)]
+
+
+def test_a_server_that_fails_while_work_is_planned_is_one_line(tmp_path: Path, web: str) -> None:
+    pytest.importorskip("aiohttp")
+    pa.parquet.write_table(pa.table({"text": ["x"]}), tmp_path / "served/flaky.parquet")
+    with pytest.raises(RuntimeError, match=r"^\S+/flaky.parquet cannot be read: \S+: 503.*$"):
+        read([f"{web}/flaky.parquet"])
 
 
 def test_an_object_store_by_name_by_folder_and_by_glob() -> None:

@@ -101,6 +101,18 @@ def test_what_is_no_split_of_one_dataset_is_read_together(
     assert len(read("test/a", "test/b/*.jsonl", "c4/train", "wiki/valid")) == 4
 
 
+@pytest.mark.parametrize("specs", [["a", "a"], ["a", "a/x.jsonl"], ["a/*", "./a/*.jsonl"], ["@list"]])
+def test_a_file_that_is_named_twice_is_not_read_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, specs: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.jsonl").write_bytes(rows("x"))
+    (tmp_path / "list").write_text(f"a\n{tmp_path}/a/x.jsonl\n")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/a/x.jsonl is in more than one SOURCE, and would be"):
+        read(*specs)
+
+
 def test_a_merge_that_was_asked_for_has_both(tmp_path: Path) -> None:
     saved_dataset_dict(tmp_path / "dd")
     made(tmp_path / "dd", "bytes", tmp_path / "out", merge_splits=True)

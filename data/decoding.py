@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from data.looks import BOM, HEAD, binary_format, looks_like_utf16
 from data.recipe import Recipe
-from data.streams import open_bytes
+from data.streams import naming, open_bytes
 from data.tally import Tally
 
 _MARKS = (
@@ -47,8 +47,10 @@ def encoding_of(head: bytes, recipe: Recipe) -> str:
 
 
 def is_transcoded(path: str, recipe: Recipe) -> bool:
-    """Is the file in another encoding than UTF-8, so that no part of it can be read by itself?"""
-    with open_bytes(path) as stream:
+    """Is the file in another encoding than UTF-8, so that no part of it can be read by itself? Raises
+    RuntimeError where it cannot be read.
+    """
+    with naming(path), open_bytes(path) as stream:
         return bool(encoding_of(stream.read(HEAD), recipe))
 
 
@@ -151,9 +153,9 @@ def _remedy(raw: bytes, recipe: Recipe) -> tuple[str, str]:
         return "removed.binary", ""
     if recipe.undecodable == "skip" or recipe.named_encoding:
         return "removed.undecodable", ""
-    text = raw.decode("utf-8", "replace")
-    wrong = text.count("�")
-    if sum(not letter.isascii() for letter in text) > 2 * wrong:
+    others = [letter for letter in raw.decode("utf-8", "surrogateescape") if not letter.isascii()]
+    wrong = sum("\udc80" <= letter <= "\udcff" for letter in others)
+    if len(others) > 2 * wrong:
         return "changed.broken_utf8", "utf-8"
     try:
         raw.decode("cp1252")

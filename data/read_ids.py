@@ -116,7 +116,10 @@ def layout_of(file: InputFile, recipe: Recipe) -> Layout:
         size = stream.seek(0, 2)
         numbers = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
         if recipe.ids_dtype == "auto" and len(numbers) >= 3 and int(numbers[0]) in _MAGIC:
-            return Layout(np.dtype(_MAGIC[int(numbers[0])]), _LLM_C_HEADER_BYTES, int(numbers[2]))
+            layout = Layout(np.dtype(_MAGIC[int(numbers[0])]), _LLM_C_HEADER_BYTES, int(numbers[2]))
+            if size != layout.begins + layout.count * layout.dtype.itemsize:
+                raise OSError(f"its header says {layout.count:,} ids, and the file has {size:,} bytes")
+            return layout
         if recipe.ids_dtype != "auto":
             dtype = np.dtype(recipe.ids_dtype).newbyteorder("<")
         else:

@@ -1,8 +1,8 @@
 """Documents out of lines of JSON, of which a range can be read by itself, and out of JSON arrays, whose
 elements are read one by one.
 
-No row is held that is longer than `row_limit`, and none is parsed that is nested deeper than `MOST_DEPTH`:
-such rows are counted with their line, and the rows after them are read.
+No row is held that is longer than `Recipe.row_bytes`, and none is parsed that is nested deeper than
+`MOST_DEPTH`: such rows are counted with their line, and the rows after them are read.
 """
 
 import json
@@ -27,19 +27,14 @@ _REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 
 
-def row_limit(recipe: Recipe) -> int:
-    """The longest row, in bytes: escapes make JSON up to twice as long as a text in UTF-8, or some more."""
-    return 2 * recipe.max_document_bytes + _CHUNK
-
-
 def lines(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a line."""
-    file, limit = piece.file, row_limit(recipe)
+    file, limit = piece.file, recipe.row_bytes
     stream, _ = open_text(file.path, recipe)
     with stream:
         # The place of a line is its offset in the (decompressed) file, known without reading what comes
         # before it.
-        at = line_after(stream, piece.start) if piece.start else 0
+        at = line_after(stream, piece.start, piece.end) if piece.start else 0
         whole_file, number = piece.end >= file.bytes, 0
         while whole_file or at < piece.end:
             line, size = bounded_line(stream, limit)
@@ -74,7 +69,7 @@ def array(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     file = piece.file
     stream, _ = open_text(file.path, recipe)
     with stream:
-        shape = json_shape(stream, recipe.text_field, row_limit(recipe))
+        shape = json_shape(stream, recipe.text_field, recipe.row_bytes)
     if shape == "lines":
         yield from lines(piece, recipe, tally)
         return
@@ -85,7 +80,7 @@ def array(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
         )
     stream, _ = open_text(file.path, recipe)
     with stream:
-        for number, (element, size, line) in enumerate(_elements(stream, row_limit(recipe))):
+        for number, (element, size, line) in enumerate(_elements(stream, recipe.row_bytes)):
             where = f"{file.relative}, line {line} (element {number})"
             if size > len(element):
                 tally.add("removed.too_long_document", size, where)

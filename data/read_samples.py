@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data import scan
 from data.decoding import decode
-from data.document import Document, origin_of, whole
+from data.document import Document, origin_of, too_long, whole
 from data.mapped import map_file
 from data.read_json import is_too_deep
 from data.recipe import Recipe
@@ -45,10 +45,19 @@ def image(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
 
 
 def webdataset(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    for key, members in _samples(piece.file):
+    """A document a sample."""
+    for key, size, members in _samples(piece.file, recipe.row_bytes):
+        where = f"{piece.file.relative}:{key}"
+        if size > recipe.row_bytes:
+            tally.add("removed.too_long_document", size, where)
+            continue
         document = _sample_document(key, members, piece.file, recipe, tally)
-        if document is not None:
-            yield document
+        if document is None:
+            continue
+        if too_long(document.text, recipe):
+            tally.add("removed.too_long_document", size, where)
+            continue
+        yield document
 
 
 def _sample_document(
@@ -95,32 +104,29 @@ def _sample_document(
     return None
 
 
-def _samples(file: InputFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, extension → bytes).
+def _samples(file: InputFile, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:
+    """(key, size, extension → bytes), of what is read of a sample; of more than `limit` bytes the size alone.
 
     A remote tar is fetched whole into a temporary file first. Raises RuntimeError or ValueError from
     `data.scan`.
     """
     if "://" not in file.path:
-        yield from _mapped(Path(file.path), file.path)
+        yield from _mapped(Path(file.path), file.path, limit)
         return
     with tempfile.NamedTemporaryFile() as copy, open_bytes(file.path) as remote:
         shutil.copyfileobj(remote, copy)
         copy.flush()
-        yield from _mapped(Path(copy.name), file.path)
+        yield from _mapped(Path(copy.name), file.path, limit)
 
 
-def _mapped(path: Path, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _mapped(path: Path, where: str, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:
     view = map_file(path)
     for sample in scan.samples(view, where):
-        yield (
-            sample.key,
-            {
-                extension: bytes(view[member.offset : member.offset + member.size])
-                for extension, member in sample.members.items()
-                if extension in _READ
-            },
-        )
+        read = {extension: member for extension, member in sample.members.items() if extension in _READ}
+        size = sum(member.size for member in read.values())
+        if size > limit:
+            read = {}
+        yield sample.key, size, {name: bytes(view[m.offset : m.offset + m.size]) for name, m in read.items()}
 
 
 def _array(raw: bytes, where: str) -> NDArray[np.integer]:

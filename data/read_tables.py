@@ -11,7 +11,6 @@ from data.decoding import decoded_row, open_text
 from data.document import Document, from_record, partitions
 from data.looks import binary_format
 from data.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
-from data.read_json import row_limit
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.streams import open_bytes
@@ -24,7 +23,7 @@ _SHARED_BYTES = 64 << 20  # of rows that share one value
 
 def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a row of CSV or TSV; other separators are found by the header."""
-    file, limit = piece.file, row_limit(recipe)
+    file, limit = piece.file, recipe.row_bytes
     csv.field_size_limit(limit)
     stream, head = open_text(file.path, recipe)
     with stream:

@@ -72,7 +72,7 @@ def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
 def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
     """(offset, line without its end) of those that begin in the piece."""
     file, limit = piece.file, recipe.max_document_bytes
-    at = line_after(stream, piece.start) if piece.start else 0
+    at = line_after(stream, piece.start, piece.end) if piece.start else 0
     while piece.end >= file.bytes or at < piece.end:
         line, size = bounded_line(stream, limit + 2)
         if not size:
@@ -103,10 +103,12 @@ def _between(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> I
     while True:
         found = sought.search(buffer, searched)
         if found is None:
+            searched = max(0, len(buffer) - longest + 1)
+            if not inside and at + dropped + searched >= piece.end:
+                return  # whatever begins from here on is a later piece's
             chunk = stream.read(_CHUNK)
             if not chunk:
                 break
-            searched = max(0, len(buffer) - longest + 1)
             # Nothing is wanted of what goes before a document or is beyond its limit, but what may begin a
             # separator.
             if not inside or len(buffer) > limit + longest:
@@ -164,7 +166,7 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     file, limit = piece.file, recipe.max_document_bytes
     stream, _ = open_text(file.path, recipe)
     with stream:
-        at = line_after(stream, piece.start) if piece.start else 0
+        at = line_after(stream, piece.start, piece.end) if piece.start else 0
         name, size, part, middle = "", 0, 0, False
         lines: list[bytes] = []
 
@@ -174,7 +176,7 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
             if text is not None:
                 yield Document(text, origin)
 
-        while True:
+        while name or at < piece.end or piece.end >= file.bytes:  # what begins later is a later piece's
             line = stream.readline(limit)  # a line that is longer comes in parts, as its record does
             offset, at, begins, middle = at, at + len(line), not middle, not line.endswith(b"\n")
             line = line if offset else line.removeprefix(BOM)

@@ -5,9 +5,11 @@ bounded; `bounded_line` does the same for lines.
 """
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
+from collections.abc import Iterator
 from typing import IO, Any
 
 # What a decoder may take: `xz -9` asks for 65 MiB, `zstd --ultra -22` for 128.
@@ -43,6 +45,16 @@ def open_bytes(path: str) -> IO[bytes]:
     return raw
 
 
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """RuntimeError, one line that names the file, for every error: each store has its own exceptions."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RuntimeError(f"{path} cannot be read: {reason}") from None
+
+
 def store_options(url: str) -> dict[str, Any]:
     """What fsspec is to open a URL with: of a web server, how long it may be silent. The client's own limit
     is five minutes for a whole answer, which a large file on a slow line never keeps.
@@ -73,13 +85,17 @@ def bounded_line(stream: IO[bytes], limit: int) -> tuple[bytes, int]:
     return line, size
 
 
-def line_after(stream: IO[bytes], offset: int) -> int:
+def line_after(stream: IO[bytes], offset: int, end: int) -> int:
     """Moves to the first line that begins at `offset` or later, and returns where that is: a function of the
-    offset, so neighbours agree.
+    offset, so neighbours agree. Where none begins before `end`, some place from there on.
     """
     stream.seek(offset - 1)
-    _, size = bounded_line(stream, _CHUNK)
-    return offset - 1 + size
+    at = offset - 1
+    while at < end and (part := stream.readline(_SKIP)):
+        at += len(part)
+        if part.endswith(b"\n"):
+            break
+    return at
 
 
 class _Xz(io.RawIOBase):

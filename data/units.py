@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from data.decoding import is_transcoded
 from data.recipe import Recipe
 from data.sources import COMPRESSED, InputFile, is_http
-from data.streams import open_bytes
+from data.streams import naming, open_bytes
 
 # Kinds of which a range of bytes can be read by itself, given that the file is neither compressed nor in
 # another encoding than UTF-8; text where it is split at what does not overlap itself.
@@ -94,25 +94,15 @@ def _is_cuttable(file: InputFile, recipe: Recipe) -> bool:
         overlaps = any(separator.startswith(separator[place:]) for place in range(1, len(separator)))
         if not separator or overlaps:
             return False
-    return file.kind == "ids" or not _is_transcoded(file, recipe)
-
-
-def _is_transcoded(file: InputFile, recipe: Recipe) -> bool:
-    try:
-        return is_transcoded(file.path, recipe)
-    except Exception as error:  # each store has its own exceptions
-        raise RuntimeError(f"{file.path} cannot be read: {type(error).__name__}: {error}") from None
+    return file.kind == "ids" or not is_transcoded(file.path, recipe)
 
 
 def _row_groups(file: InputFile, unit_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges of row groups that hold about `unit_bytes`, uncompressed."""
     import pyarrow.parquet
 
-    try:
-        with open_bytes(file.path) as stream:
-            metadata = pyarrow.parquet.ParquetFile(stream).metadata
-    except (OSError, pyarrow.ArrowException) as error:
-        raise RuntimeError(f"{file.path} cannot be read as Parquet: {error}") from None
+    with naming(file.path), open_bytes(file.path) as stream:
+        metadata = pyarrow.parquet.ParquetFile(stream).metadata
     first, size = 0, 0
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size

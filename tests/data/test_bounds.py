@@ -12,11 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import webdataset
 import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import tokenizer as tokenizers
 from data.manifest import read_manifest
+from data.readers import documents
+from data.recipe import Recipe
+from data.sources import InputFile
+from data.steps import count_lines
+from data.tally import Tally
+from data.units import Piece, Unit
 from launch import cli
 from prepared import by_webdataset, made, rows, texts_in
 
@@ -40,13 +47,14 @@ def test_a_decompression_bomb_takes_no_memory_and_the_rows_after_it_are_read(
     path.write_bytes(pack(rows("before")) + body + pack(b'"}\n' + rows("after")))
     assert path.stat().st_size < 300_000
     code = (
-        "import sys, resource\n"
+        "import sys\n"
         "from data.readers import documents; from data.recipe import Recipe\n"
         "from data.sources import expand\n"
         "from data.tally import Tally; from data.units import plan_units\n"
         "recipe, tally = Recipe(max_document_bytes=1 << 20), Tally()\n"
         "import pyarrow\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        # Of this program alone: ru_maxrss begins with what the process had that started it.
+        "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "began = peak()\n"
         "(unit,) = plan_units(expand(sys.argv[1:], recipe), 1 << 30, recipe)\n"
         "print([d.text for d in documents(unit.pieces[0], recipe, tally)], tally.examples)\n"
@@ -75,6 +83,43 @@ def test_damaged_rows_are_named_by_their_line_in_a_file_that_is_cut_into_ranges(
     assert report.train.documents == 9_998
     assert report.examples["removed.nested_too_deeply"] == ["a.jsonl, line 9001"]
     assert report.examples["removed.not_json"][0].startswith("a.jsonl, line 9501, column 11: Expecting ','")
+
+
+def test_a_line_of_one_of_two_files_of_one_name_is_not_made_up(tmp_path: Path) -> None:
+    """The tally knows their names below their sources alone."""
+    tally, pieces = Tally(), []
+    for folder, line in (("a", b"a line\n"), ("b", b"2\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_bytes(line * 100)
+        file = InputFile(folder, str(tmp_path / folder / "x.jsonl"), "x.jsonl", "jsonl", 700)
+        pieces.append(Piece(file, 70, 700))
+    tally.add("removed.not_json", where="x.jsonl, line 3 after byte 70: why")
+    count_lines(tally, [Unit(0, tuple(pieces))])
+    assert tally.examples["removed.not_json"] == ["x.jsonl, line 3 after byte 70: why"]
+    count_lines(tally, [Unit(0, tuple(pieces[:1]))])
+    assert tally.examples["removed.not_json"] == ["x.jsonl, line 13: why"]
+
+
+def test_a_row_whose_letters_are_escaped_may_be_three_times_its_text(tmp_path: Path) -> None:
+    """As `json.dumps` escapes every letter that is not ASCII."""
+    raw, recipe, tally = (
+        rows("ж" * (1 << 20), "ж" * (1 << 20) + "x"),
+        Recipe(max_document_bytes=2 << 20),
+        Tally(),
+    )
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    file = InputFile("a", str(tmp_path / "a.jsonl"), "a.jsonl", "jsonl", len(raw))
+    found = [len(document.text) for document in documents(Piece(file, 0, len(raw)), recipe, tally)]
+    assert found == [1 << 20] and tally.examples == {"removed.too_long_document": ["a.jsonl, line 2"]}
+
+
+def test_a_sample_that_is_too_long_is_counted_and_the_next_is_read(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as tar:
+        for key, size in (("a", 1 << 22), ("b", 2000), ("c", 3)):
+            tar.write({"__key__": key, "txt": "x" * size})
+    report = made(tmp_path / "a.tar", "bytes", tmp_path / "out", max_document_bytes=1024)
+    assert report.train.text_bytes == 3
+    assert report.examples["removed.too_long_document"] == ["a.tar:a", "a.tar:b"]
 
 
 def test_a_row_with_an_id_beyond_64_bits_is_counted_and_the_next_is_read(tmp_path: Path) -> None:

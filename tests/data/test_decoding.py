@@ -4,6 +4,7 @@ and what cannot be read is counted, and told.
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from data.sources import expand
 from data.tally import Tally
 from data.units import plan_units
 from launch import cli
-from prepared import made, texts_in
+from prepared import by_webdataset, made, rows, texts_in
 
 # 表 ends in the byte of a backslash in Shift-JIS, ー in that of a bracket: neither is one in the text.
 TEXTS = ["café à Paris, „naïve“", "plain", 'a "quoted" ß']
@@ -79,6 +80,13 @@ def test_what_is_not_utf8_is_read_or_left_out_alike_and_counted(tmp_path: Path, 
     assert found == ["plain", "café", "東京 ünï�"]
     assert counts == {"changed.not_utf8": 1, "changed.broken_utf8": 1, "removed.undecodable": 1}
     assert read(tmp_path / name, undecodable="skip") == (["plain"], {"removed.undecodable": 3})
+
+
+def test_letters_that_were_lost_before_are_letters(tmp_path: Path) -> None:
+    """U+FFFD in a text is no sign that the text is in another encoding."""
+    text = "one � two � three � four �"
+    (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")
+    assert read(tmp_path / "a.txt")[0] == [text + "�"]
 
 
 def test_what_is_not_in_the_named_encoding_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -154,6 +162,17 @@ def test_a_list_of_sources_may_name_files_whose_names_are_not_utf8(tmp_path: Pat
     assert [file.relative for file in expand([f"@{tmp_path}/list"], Recipe())] == ["caf�.txt"]
 
 
+def test_names_that_are_not_utf8_are_kept_as_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9/l=\xe9")
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"\xe9.jsonl")).write_bytes(rows("x"))
+    made(folder.parent, "bytes", tmp_path / "out", language_field="l")
+    ((_, about),) = by_webdataset(tmp_path / "out").values()
+    assert (about["source"], about["path"], about["language"]) == ("caf�", "l=�/�.jsonl", "�")
+    assert "caf�" in (tmp_path / "out/datacard.md").read_text()
+    assert made(folder.parent, "bytes", tmp_path / "out", language_field="l").was_complete
+
+
 def test_evaluation_texts_are_decoded_as_documents_are(tmp_path: Path) -> None:
     words = " ".join(f"wört{letter}" for letter in "abcdefghijklmnop")
     written = []
@@ -163,5 +182,5 @@ def test_evaluation_texts_are_decoded_as_documents_are(tmp_path: Path) -> None:
         written.append((tmp_path / f"{name}.npy").read_bytes())
     assert written[0] == written[1]
     pa.parquet.write_table(pa.table({"text": [words]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"decontaminate: .*a.parquet is no text: give text, JSON or lines"):
+    with pytest.raises(ValueError, match=r"--decontaminate .*a.parquet is no text: give text, JSON or lines"):
         write_evaluation_runs(Recipe(decontaminate=[str(tmp_path / "a.parquet")]), tmp_path / "no.npy")

@@ -277,6 +277,10 @@ def test_llm_c_files_with_a_header(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "a.bin").write_bytes(header.tobytes() + ids.tobytes())
     made(tmp_path / "a.bin", tokenizer, tmp_path / "out")
     assert [len(text) for _, text in texts_in(tmp_path / "out")] == [2, 1]
+    for other in (ids[:4], np.append(ids, ids)):
+        (tmp_path / "b.bin").write_bytes(header.tobytes() + other.tobytes())
+        with pytest.raises(RuntimeError, match=r"b.bin cannot be read: .*: its header says 5 ids, and the"):
+            made(tmp_path / "b.bin", tokenizer, tmp_path / "b")
 
 
 def test_a_header_as_long_as_a_unit_brings_no_document_twice(tmp_path: Path, tokenizer: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -74,12 +75,55 @@ def test_an_end_of_a_line_in_the_separator_is_either_kind(tmp_path: Path) -> Non
             assert [d.text for piece in pieces for d in documents(piece, recipe, Tally())] == texts
 
 
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "recipe"),
+    [
+        ("a.txt", b"word " * (16 * MIB // 5), {"split_at": "<s>"}),
+        ("a.txt", b"word " * (16 * MIB // 5), {"split_lines": True}),
+        ("a.jsonl", b'{"text": "' + b"word " * (16 * MIB // 5) + b'"}', {}),
+        ("a.fasta", b">r\n" + (b"ACGT" * 15 + b"\n") * (16 * MIB // 61), {}),
+        ("a.fasta", b">r\n" + b"ACGT" * (4 * MIB), {}),
+    ],
+    ids=["no-separator", "one-line", "one-row", "one-record", "one-record-one-line"],
+)
+def test_what_is_longer_than_a_piece_is_not_read_to_its_end_for_each_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, raw: bytes, recipe: dict
+) -> None:
+    (tmp_path / name).write_bytes(raw)
+    taken = 0
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal taken
+            taken += (size := super().readinto(buffer))
+            return size
+
+    monkeypatch.setattr("data.streams.open", lambda path, _: io.BufferedReader(Counted(path)), raising=False)
+    chosen = Recipe(max_document_bytes=4 * MIB, **recipe)
+    found = []
+    for unit_bytes in (16 * MIB + 99, MIB):
+        units, tally, taken = (
+            plan_units(expand([str(tmp_path / name)], chosen), unit_bytes, chosen),
+            Tally(),
+            0,
+        )
+        pieces = [piece for unit in units for piece in unit.pieces]
+        found.append(
+            ([len(d.text) for piece in pieces for d in documents(piece, chosen, tally)], tally.counts)
+        )
+    assert found[0] == found[1] and len(pieces) == 17 - (len(raw) <= 16 * MIB)
+    assert len(raw) <= taken < 4 * len(raw)
+
+
 def test_a_separator_that_never_occurs_is_told(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/a.txt").write_text("one\n---\ntwo\n")
-    (tmp_path / "in/b.txt").write_text("one\n===\ntwo\n" * 1000)
+    (tmp_path / "in/a.txt").write_text("one\n<s>\ntwo\n")
+    (tmp_path / "in/b.txt").write_text("one\n<p>\ntwo\n" * 1000)
     for unit_bytes in (100, 1 << 20):
-        recipe, tally = Recipe(split_at="---"), Tally()
+        recipe, tally = Recipe(split_at="<s>"), Tally()
         units = plan_units(expand([str(tmp_path / "in")], recipe), unit_bytes, recipe)
         found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, recipe, tally)]
         assert len(found) == 3

@@ -92,19 +92,19 @@ class RemoteDocuments:
                 f"shard {self._name(table.shard)}, bytes {start} to {end}: they came otherwise each of "
                 f"{2 * ARRIVALS} times: see to the server or the line; the same command goes on"
             )
-        self._take_note(table, group, wrong - table.damaged, bool(table.arrived[group]))
+        if table.arrived[group] and (now_wrong := wrong - table.damaged):
+            raise self._changed(table, min(now_wrong))
+        table.damaged |= wrong
         table.arrived[group] = True
         return raw
 
-    def _take_note(self, table: _Table, group: int, wrong: set[int], seen_right: bool) -> None:
-        """These documents of a piece are damaged; RuntimeError where they were right before."""
-        if wrong and seen_right:
-            raise RuntimeError(
-                f"shard {self._name(table.shard)}: the document at byte {table.begin[min(wrong)]} came right "
-                f"before and came wrong {ARRIVALS} times now: the file was changed or damaged during the "
-                "run; restore it"
-            )
-        table.damaged |= wrong
+    def _changed(self, table: _Table, document: int) -> RuntimeError:
+        """What to raise where a document that was right comes wrong."""
+        return RuntimeError(
+            f"shard {self._name(table.shard)}: the document at byte {table.begin[document]} came right "
+            f"before and came wrong {ARRIVALS} times now: the file was changed or damaged during the run; "
+            "restore it"
+        )
 
     def _read_large(self, table: _Table, document: int, begin: int, end: int) -> bytes:
         first = int(table.begin[document])
@@ -140,8 +140,7 @@ class RemoteDocuments:
             raw = self._fetch(table.shard, *table.span(document, part))
             if document in table.damaged or xxhash.xxh3_64_intdigest(raw) == table.hashes[document][part]:
                 return self._keep(key, raw)
-        self._take_note(table, -1, {document}, True)
-        raise AssertionError  # the line above raises
+        raise self._changed(table, document)
 
     def _recall(self, key: Hashable) -> bytes | None:
         with self._lock:

@@ -3,10 +3,10 @@
 `Stream.read` takes any numbers in any order. Neither ranks nor micro-batches nor time are arguments, so the
 position of a run is one integer, and any number of readers of one stream agree.
 
-    number → (source, rank in the source)            `data.mixture`
-    rank → (epoch, era, window of the era)           `Shuffled`: blocks shuffled in the epoch, windows in
-    the era window → pieces of documents                     `data.pack` pieces → ids
-    `data.corpus`
+    number → (source, rank in the source)     `data.mixture`
+    rank → (epoch, era, window of the era)    `Shuffled`: blocks shuffled in the epoch, windows in the era
+    window → pieces of documents              `data.pack`
+    pieces → ids                              `data.rows`, from the bytes that a `data.corpus` holds
 """
 
 from __future__ import annotations

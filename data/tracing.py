@@ -20,12 +20,16 @@ from data.scan import BLOCK, samples
 from data.stream import Stream, open_storage
 from data.verify import corpora_in
 
+_MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
+
 
 def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
     """What is in the corpora at `folder` (or URL): {"corpora": [one dict each]}.
 
     Raises ValueError when there is none, RuntimeError when a manifest or an index is damaged.
     """
+    if seq_len > _MOST_SEQ_LEN:
+        raise ValueError(f"--seq-len {seq_len}: at most {_MOST_SEQ_LEN}")
     return {"corpora": [_corpus(path, seq_len) for path in corpora_in(folder)]}
 
 

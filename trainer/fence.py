@@ -90,7 +90,7 @@ class Fence:
 
 def _epoch(mark: bytes) -> int:
     """The number that a mark begins with; 0 of anything else. What tells two starts apart is the rest."""
-    number = re.match(rb"\d{1,18} ", mark)
+    number = re.match(rb"\d{1,100} ", mark)
     return int(number[0]) if number else 0
 
 

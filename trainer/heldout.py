@@ -18,7 +18,8 @@ def open_heldout(
     ranks: Ranks,
 ) -> list[HeldoutLoader]:
     """Every held-out set of the config, for this data rank. Collective. ValueError where one was made with
-    another tokenizer than the training `stream`: its ids would be read as other words.
+    another tokenizer than the training `stream`: its ids would be read as other words. One that is trained on
+    is an event at `step`: that may be meant.
 
     Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
     divided by, on every rank alike; it is an event at `step`.
@@ -43,6 +44,15 @@ def open_heldout(
         return sets
 
     sets = ranks.together(open_sets)
+    trained_on = {
+        source.corpus.manifest.fingerprint: name for name, source in zip(stream.names, stream.sources)
+    }
+    for heldout in sets:
+        if (source := trained_on.get(heldout.corpus.manifest.fingerprint)) is not None:
+            reason = (
+                f"held-out {heldout.name} is the corpus of the source {source}: the model is trained on it"
+            )
+            events.event("heldout", step, reason)
     if cfg.data.on_corrupt == "quarantine":
         for heldout in sets:
             # A node may have a copy of its own: what one rank cannot read, none may count.

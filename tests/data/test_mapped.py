@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -64,6 +65,7 @@ def test_a_version_grows_when_the_file_is_written_to(tmp_path: Path) -> None:
 def test_a_mapped_file_takes_one_descriptor_and_gives_all_back(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"a" * 100)
+    gc.collect()  # or what another test has left would be closed meanwhile
     before = len(os.listdir("/dev/fd"))
     mapped = [MappedFile(path) for _ in range(5)]
     assert len(os.listdir("/dev/fd")) == before + 5

@@ -31,6 +31,9 @@ def test_a_corpus_and_how_it_would_pack(tmp_path: Path) -> None:
     assert "packing" not in inspect(tmp_path / "c" / "train")["corpora"][0]
     with pytest.raises(ValueError, match="no such folder"):
         inspect(tmp_path / "nowhere")
+    for most in (1 << 31, (1 << 63) - 1):
+        with pytest.raises(ValueError, match=f"^--seq-len {most}: at most 2147483647$"):
+            inspect(tmp_path / "c", seq_len=most)
 
 
 def test_a_sequence_is_traced_to_its_documents_and_text(tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def test_a_damaged_mark_is_nobodys(tmp_path: Path, found: bytes) -> None:
     fence.look()
 
 
+def test_the_epoch_grows_whatever_it_was(tmp_path: Path) -> None:
+    (tmp_path / EPOCH).write_text("9" * 18 + " x process 1 on y\n")
+    for number in (10**18, 10**18 + 1):
+        (fence := Fence(tmp_path)).take()
+        assert fence.epoch == number
+
+
 def test_a_folder_that_was_moved_is_written_no_more(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     fence = Fence(tmp_path / "run")

@@ -118,6 +118,17 @@ def test_a_stage_begins_at_its_step_or_the_run_is_refused(tmp_path: Path) -> Non
         go(config, plain, stage, "train.steps=12", "train.global_batch=4")
 
 
+def test_a_heldout_set_that_is_trained_on_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = make_corpus(tmp_path, documents=30)
+    heldout = [{"path": str(corpus / side), "name": f"of {side}"} for side in ("heldout", "train")]
+    assert go(write_config(tmp_path, corpus, data__heldout=heldout, model__layers=1, train__steps=1))
+    (told,) = events(tmp_path / "run", "heldout")
+    assert told["reason"].startswith(
+        f"held-out of train is the corpus of the source {corpus}/train: the model"
+    )
+    assert told["reason"] in capsys.readouterr().err
+
+
 def ruin(corpus: Path) -> None:
     """Flip a bit in every document of a corpus."""
     shard = corpus / "shard-000000.tar"

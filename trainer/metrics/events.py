@@ -10,6 +10,7 @@ from trainer.metrics.sinks import JsonlLog
 
 SHOWN = (
     "fault",
+    "heldout",
     "quarantine",
     "resume",
     "rewind",

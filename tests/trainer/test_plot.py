@@ -119,6 +119,18 @@ def test_the_closing_lines_name_the_best_evaluation_and_the_files(tmp_path: Path
     assert heldout[0].endswith("1.0000 bits per byte at the end, its best")
 
 
+def test_an_evaluation_that_is_not_finite_is_not_passed_over(tmp_path: Path) -> None:
+    path = record(tmp_path / "metrics.jsonl", 20)
+    nothing = {"loss": None, "bits_per_byte": None}
+    with path.open("a") as file:
+        for step, names in ((20, "abc"), (30, "ac")):
+            file.write(json.dumps({"step": step, "eval": dict.fromkeys(names, nothing)}) + "\n")
+    *_, a, b, c, _ = close_run(tmp_path, "mine")
+    assert a == "held-out a: nan bits per byte at the end, best 1.0000 at step 20"
+    assert b == "held-out b: nan bits per byte at the end, best 1.0000 at step 20"
+    assert c == "held-out c: nan bits per byte at the end"
+
+
 def test_a_long_run_is_thinned_and_keeps_its_last_point() -> None:
     tokens, values = _thinned([(float(i), float(i)) for i in range(1_000_000)])
     assert len(tokens) <= MOST_POINTS + 1 and tokens[-1] == values[-1] == 999_999

@@ -31,9 +31,11 @@ def closing_lines(curves: Curves, folder: Path) -> list[str]:
         facts.append(f"mfu {sum(value for _, value in curves.mfu) / len(curves.mfu):.1%}")
     lines = [f"{curves.name} is done: {', '.join(facts)}"]
     for name, points in curves.heldout.items():
-        step, bits = curves.best[name]
-        best = "its best" if bits == points[-1][1] else f"best {bits:.4f} at step {step:,}"
-        lines.append(f"held-out {name}: {points[-1][1]:.4f} bits per byte at the end, {best}")
+        last, best = points[-1][1], ""
+        if name in curves.best:
+            step, bits = curves.best[name]
+            best = ", its best" if bits == last else f", best {bits:.4f} at step {step:,}"
+        lines.append(f"held-out {name}: {last:.4f} bits per byte at the end{best}")
     places = ("metrics.jsonl", PICTURE, "checkpoints")
     lines.append("see " + "  ".join(str(folder / place) for place in places))
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ class Curves:
 
     `loss`: nats a target token; `grad_norm`, `lr`; `mfu` where the device's peak is known; `heldout`: by set,
     bits per byte; `sources`: by source, loss. `step`, `tokens`: the last step's. `seconds`: spent in steps.
-    `best`: by held-out set, the step with the fewest bits per byte, and those.
+    `best`: by held-out set, the step with the fewest bits per byte, and those; none where all are NaN.
     """
 
     name: str
@@ -84,7 +85,8 @@ def _add_step(curves: Curves, record: dict[str, Any]) -> None:
 
 
 def _add_evaluation(curves: Curves, heldout: str, step: int, at: float, values: dict[str, Any]) -> None:
-    if (bits := values.get("bits_per_byte")) is not None:
+    if "bits_per_byte" in values:
+        bits = math.nan if values["bits_per_byte"] is None else values["bits_per_byte"]  # see `sinks.encode`
         curves.heldout.setdefault(heldout, []).append((at, bits))
-        if heldout not in curves.best or bits < curves.best[heldout][1]:
+        if bits < curves.best.get(heldout, (0, math.inf))[1]:
             curves.best[heldout] = (step, bits)

@@ -35,11 +35,23 @@ def compare_devices(store: "Store", rank: int, world: int, device: str) -> None:
     It comes before the process group is made: a rank on a GPU reduces on NCCL, one on a CPU on gloo, and they
     would wait for each other until a time-out. Rank 0 looks at all, the others read what it found.
 
-    ValueError on every rank, one line with the first that differs from rank 0 and both kinds.
+    Raises:
+        ValueError: on every rank, one line with the first that differs from rank 0 and both kinds.
+        RuntimeError: some did not come before the store's time-out; rank 0 says which.
     """
     store.set(f"device/{rank}", device)
     if rank == 0:
-        kinds = [kind.decode() for kind in store.multi_get([f"device/{other}" for other in range(world)])]
+        try:
+            kinds = [kind.decode() for kind in store.multi_get([f"device/{other}" for other in range(world)])]
+        except RuntimeError as error:  # torch's, which names keys of the store
+            absent = [other for other in range(world) if not store.check([f"device/{other}"])]
+            if not absent:
+                raise
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise RuntimeError(
+                f"rank {absent[0]} of {world}{more} did not come in time: was it started, with the same "
+                "MASTER_ADDR, MASTER_PORT and number of ranks?"
+            ) from error
         unlike = [
             f"rank {other} computes on {kind}, rank 0 on {kinds[0]}"
             for other, kind in enumerate(kinds)

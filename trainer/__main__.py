@@ -78,7 +78,10 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         runtime.leaves(code)
         return code
     except RuntimeError as error:  # others did not come
-        return complain(error, FAILED)
+        with runtime.saying_why():
+            complain(error, FAILED)
+        runtime.leaves(FAILED)
+        return FAILED
     code = DONE
     fence = Fence(cfg.folder)
     try:

@@ -183,6 +183,19 @@ def test_ranks_on_unlike_devices_are_told_before_they_wait_for_each_other(
     assert sorted(joined) == ([] if said else [0, 1, 2])
 
 
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [((0, 2), "rank 1 of 3 did not come in time: "), ((0,), "rank 1 of 3 and 1 more did not come in time: ")],
+)
+def test_who_did_not_come_is_told(there: tuple[int, ...], said: str) -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.2))
+    for rank in there[1:]:
+        store.set(f"device/{rank}", "cpu")
+    with pytest.raises(RuntimeError, match=f"^{said}was it started, with the same MASTER_ADDR"):
+        rendezvous.compare_devices(store, 0, 3, "cpu")
+
+
 def test_of_a_rank_that_is_gone_without_a_word_rank_0_tells_and_of_rank_0_every_rank() -> None:
     def telling(left: Left) -> list[int]:
         ranks = [runtime.Runtime(rank, 4, rank, torch.device("cpu")) for rank in range(4)]

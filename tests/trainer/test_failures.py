@@ -252,3 +252,19 @@ def test_a_model_that_no_memory_holds_is_told_by_its_key_and_its_size(tmp_path: 
     )
     assert size == 4 * parameters and 10**13 * width <= parameters < 2.1 * 10**13 * width
     assert "\n" not in found
+
+
+def test_a_rank_that_waited_for_others_in_vain_tells_those_that_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime, told = Runtime(0, 3, 0, torch.device("cpu")), []
+
+    def in_vain() -> None:
+        raise RuntimeError("rank 2 of 3 did not come in time")
+
+    monkeypatch.setattr(runtime, "join", in_vain)
+    monkeypatch.setattr(runtime, "leaves", told.append)
+    monkeypatch.setattr(runtimes, "meet", lambda: runtime)
+    assert main([str(write_config(tmp_path, tmp_path))]) == FAILED
+    assert told == [FAILED] and runtime.has_said_why
+    assert capsys.readouterr().err == "error: rank 2 of 3 did not come in time\n"

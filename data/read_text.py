@@ -7,7 +7,7 @@ from typing import IO
 
 from data.decoding import decode, decoded, open_text
 from data.document import Document, origin_of
-from data.looks import BOM, binary_format
+from data.looks import BOM, binary_format, looks_like_utf16
 from data.recipe import Recipe
 from data.sources import InputFile
 from data.streams import bounded_line, line_after, open_bytes
@@ -53,7 +53,8 @@ def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     with stream:
         if binary_format(head) or b"\0" in head:
             if not piece.start:
-                tally.add("removed.binary", file.bytes, file.relative)
+                step = "removed.utf16_without_mark" if looks_like_utf16(head) else "removed.binary"
+                tally.add(step, file.bytes, file.relative)
             return
         if recipe.split_lines:
             parts = _lines(stream, piece, recipe, tally)

@@ -108,8 +108,9 @@ class Recipe:
 
     @property
     def named_encoding(self) -> str:
-        """The encoding, where it is another than UTF-8; otherwise ""."""
-        return "" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
+        """The encoding where it is not UTF-8, else "". UTF-16 that has no mark is taken as little-endian."""
+        name = codecs.lookup(self.encoding).name
+        return {"utf-8": "", "utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(name, name)
 
     @property
     def row_bytes(self) -> int:
@@ -142,6 +143,7 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{option(key)} {value!r} is none of {named}")
     try:
         "x".encode(recipe.encoding)
+        codecs.getincrementaldecoder(recipe.encoding)("backslashreplace").decode(b"", True)
     except (LookupError, ValueError):
         raise ValueError(
             f"--encoding {recipe.encoding!r} is no encoding of text: utf-8, windows-1252, utf-16, shift_jis, "

@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 
 _WORDS = {
     "removed.binary": "left out: binary, no text",
-    "removed.utf16_without_mark": "left out: looks like UTF-16 without a byte order mark; save it as UTF-8",
+    "removed.utf16_without_mark": "left out: looks like UTF-16 without a byte order mark (--encoding utf-16)",
     "removed.undecodable": "left out: not in the encoding (--encoding)",
     "removed.not_json": "left out: not JSON",
     "removed.not_a_json_object": "left out: JSON, but no object with fields",

@@ -56,6 +56,7 @@ def test_a_file_is_read_by_the_encoding_that_is_named_or_marked(tmp_path: Path, 
         (TEXTS, "utf-16", "utf-8"),  # it has a mark
         (TEXTS, "utf-8-sig", "cp1252"),
         (TEXTS, "utf-16-be", "utf-16-be"),
+        (TEXTS, "utf-16-le", "utf-16"),  # it has none
         (JAPANESE, "shift_jis", "shift_jis"),
     ):
         raw = KINDS[name](texts).encode(encoding, "replace")
@@ -87,6 +88,13 @@ def test_letters_that_were_lost_before_are_letters(tmp_path: Path) -> None:
     text = "one � two � three � four �"
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")
     assert read(tmp_path / "a.txt")[0] == [text + "�"]
+
+
+def test_utf16_without_a_mark_is_told_from_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("a<s>b".encode("utf-16-le"))
+    (tmp_path / "b.txt").write_bytes(b"\0\0\1\2\0\0\0\0")
+    assert read(tmp_path / "a.txt") == ([], {"removed.utf16_without_mark": 1})
+    assert read(tmp_path / "b.txt") == ([], {"removed.binary": 1})
 
 
 def test_what_is_not_in_the_named_encoding_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -141,7 +149,7 @@ def test_the_terminal_says_that_letters_were_guessed_and_how_to_name_them(
     assert [text for _, text in texts_in(tmp_path / "named")] == ["café", "\x81"]
 
 
-@pytest.mark.parametrize("encoding", ["windows-9999", "base64", "", "a\0"])
+@pytest.mark.parametrize("encoding", ["windows-9999", "base64", "", "a\0", "punycode"])
 def test_an_encoding_that_is_none_is_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"^--encoding '.*' is no encoding of text: utf-8, windows-1252"):

@@ -114,12 +114,13 @@ def check_unchanged(files: list[InputFile], out: Path) -> None:
 
 
 def _earlier_hashes(files: list[InputFile], recipe: Recipe) -> list[str]:
-    """What earlier versions took for the hash of these files: it had their kinds in it, and the first version
-    went by a file's name alone, and took JSON and token ids for text.
+    """What earlier versions took for the hash of these files: it had their kinds in it, remote files had no
+    folders, and the first version went by a file's name alone, and took JSON and token ids for text.
     """
+    names = [f.relative.rpartition("/")[2] if "://" in f.path else f.relative for f in files]
     by_name = [_ONCE_TEXT.get(kind := kind_of(file.path, recipe), kind) for file in files]
     return [
-        _hash_of((f.source, f.relative, kind, f.bytes, f.changed_ns) for f, kind in zip(files, kinds))
+        _hash_of((f.source, name, kind, f.bytes, f.changed_ns) for f, name, kind in zip(files, names, kinds))
         for kinds in ([file.kind for file in files], by_name)
     ]
 

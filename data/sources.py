@@ -205,10 +205,11 @@ def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
     try:
         filesystem, path = fsspec.url_to_fs(url, **store_options(url))
         names = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
+        above = re.split(r"[*?\[]", path.rstrip("/"))[0].rpartition("/")[0]
         if names == [path] and not is_http(url) and filesystem.isdir(path):
-            names = sorted(filesystem.find(path))
+            names, above = sorted(filesystem.find(path)), path.rstrip("/")
         for name in names:
-            relative = name.rstrip("/").rsplit("/", 1)[-1]
+            relative = name.removeprefix(f"{above}/")
             if chosen(relative, recipe):
                 size = int(filesystem.info(name).get("size") or 0)
                 kind = kind_of(relative, recipe)

@@ -409,6 +409,11 @@ def test_an_object_store_by_name_by_folder_and_by_glob() -> None:
     assert texts_of(read(["memory://bucket/two.jsonl"])[0]) == ["two"]
     assert texts_of(read(["memory://bucket"], 5)[0]) == ["one", "two"]
     assert texts_of(read(["memory://bucket/*e.jsonl"])[0]) == ["one"]
+    store.pipe("/bucket/tests/three.jsonl", json_lines(["three"]))
+    for name in ("bucket", "bucket/**/*.jsonl"):
+        assert texts_of(read([f"memory://{name}"], exclude=["tests"])[0]) == ["one", "two"]
+        assert texts_of(read([f"memory://{name}"], include=["tests/*"])[0]) == ["three"]
+    assert texts_of(read(["memory://bucket/tests/three.jsonl"])[0]) == ["three"]
 
 
 def test_files_side_by_side_and_cut(tmp_path: Path) -> None:

@@ -95,7 +95,11 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
 
 def changes(before: bytes, now: bytes) -> list[str]:
     """`train.log_every 1 → 5` for each key of two resolved configs that the second has otherwise."""
-    then, after = (_dotted(yaml.safe_load(text)) for text in (before, now))
+    after = _dotted(yaml.safe_load(now))
+    try:
+        then = _dotted(yaml.safe_load(before))
+    except yaml.YAMLError:  # it was edited since
+        return [f"{run_folder.CONFIG}, which was not YAML any more"]
     return Identity(settings=after).changes({"settings": then})
 
 

@@ -41,6 +41,18 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
     assert logged == [1, 2, 3, 4]
 
 
+def test_a_config_that_was_edited_to_nothing_is_written_anew(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, documents=20)
+    config = write_config(tmp_path, corpus, model__layers=1, train__eval_every=0)
+    train_here(config, "train.steps=1")
+    own = tmp_path / "run" / "config.yaml"
+    own.write_text("train: [1, 2")
+    train_here(config, "train.steps=2")
+    assert "steps: 2" in own.read_text()
+    (told,) = events(tmp_path / "run", "config")
+    assert told["reason"] == "not as it was: config.yaml, which was not YAML any more"
+
+
 def test_what_was_saved_before_an_anew_start_is_given_up(tmp_path: Path) -> None:
     first = make(tmp_path)
     first.events.event("start", 0, "new run")

@@ -34,8 +34,7 @@ def build_engine(
     """The model on this rank's devices, with its optimiser. Collective.
 
     clip: the largest global gradient norm, 0 for none. fp8: see `float8`. sources: how many data sources'
-    losses a step adds up apart, 0: none. ValueError if the batch or a
-    setting does not fit the layout.
+    losses a step adds up apart, 0: none. ValueError if the batch or a setting does not fit the layout.
     """
     plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
     if cfg.engine == "deepspeed":

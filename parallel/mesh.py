@@ -66,8 +66,8 @@ _ALONE = Axis(0, 1, None)
 def make_mesh(layout: Layout, device: torch.device, *, fsdp: bool) -> Mesh:
     """Groups for every axis of the layout. Collective.
 
-    fsdp: it is wanted, be it over a single data rank for its mixed precision. A single
-    process gets a group of one only then.
+    fsdp: whether FSDP is wanted, which over a single data rank it is for its mixed precision. A single
+    process gets a group, of one, only then.
     """
     if layout.world == 1 and not fsdp:
         return Mesh(_ALONE, _ALONE, _ALONE, _ALONE, _ALONE, None)

@@ -12,7 +12,7 @@ BUCKET_BYTES = 4 << 20
 
 
 class Reductions(Protocol):
-    """Who adds up gradients over the data ranks.
+    """Adds up gradients over the data ranks: `Replicas`, `rows.Rows` or `fsdp.Sharded`.
 
     adds_up: each micro-batch's are added to the last one's where they lie. If not, the engine has to.
     """

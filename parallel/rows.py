@@ -1,8 +1,12 @@
 """ZeRO-1 where parameters are computed with as they are held: each data rank updates its rows of them.
 
 FSDP overlaps by streams, which a CPU has not, and copies all gradients into what it sends and all parameters
-out of what it receives. Here a rank sends itself nothing, and the rows of a large parameter are sent from
-where they lie.
+out of what it receives. Here a rank sends itself nothing, and two ranks send the rows of a large parameter
+from where they lie, and receive them where they belong.
+
+What it costs: all parameters are gathered at once. Between more than two ranks, or of small parameters, what
+is sent and what is received are copies, so at the first forward of a step, when there are no gradients and no
+activations, a rank of n holds up to 2(n-1)/n of its stage's parameters once more.
 """
 
 from collections import deque
@@ -27,8 +31,8 @@ IN_FLIGHT_BYTES = 4 * BUCKET_BYTES
 class Bucket:
     """Parameters whose rows go in one message to each other rank.
 
-    shards: this rank's rows, which lie side by side, ready to be sent. own, theirs: where in the parameters
-    they belong, and all others', rank by rank.
+    shards: this rank's rows, which lie side by side, ready to be sent. own: the part of each parameter where
+    they belong. theirs: the parts where the other ranks' rows belong, rank by rank.
     """
 
     def __init__(self, parameters: list[nn.Parameter], shards: list[Tensor], axis: Axis) -> None:

@@ -47,8 +47,7 @@ WORDS_SECONDS = 10.0
 class Runtime:
     """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end. `has_said_why`: it
     has failed and its line is written, by itself or by another rank, so another rank's end is not to be told
-    any more. `chooses_threads`:
-    nobody has said how many CPU threads it computes with.
+    any more. `chooses_threads`: nobody has said how many CPU threads it computes with.
     """
 
     rank: int

@@ -9,9 +9,8 @@ A rank that finds nothing cannot know what its peers find, so they have to speak
 collective of its own. A rank reads one step ahead of the one it trains on, and the step's one reduction
 carries, beside the request to stop, whether any rank could not read the next step, or has masked a sequence
 of it that it has not told of. Where one has, and only there, all ranks exchange what they failed at and
-masked before they take that step. The
-exchange is in the main thread, between two steps, so collectives keep their order under every backend. The
-first step has none before it, and is always spoken of.
+masked before they take that step. The exchange is in the main thread, between two steps, so collectives keep
+their order under every backend. The first step has none before it, and is always spoken of.
 
 Sequences belong to one data rank each. Data ranks whose copies differ therefore mask what their own copies
 cannot give: the list says on which ranks.

@@ -35,14 +35,14 @@ PATIENCE_SECONDS = 1800.0
 class Checkpointer:
     """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
 
-    Every method but `due` is collective: all ranks call it in the same order. `every` 0 saves only when told;
-    `keep`, `keep_every` and `decays` say which checkpoints stay: see `Retention`. `identity` (position
-    in the stream → what a checkpoint made there shares with the runs that may load it): what comes after the
-    position may still change. `gather` collects one small object of every rank, in rank order, on every rank
-    (one process needs none); only starting and resuming use it, saving coordinates through the folder, where
-    a rank waits for the others at most `patience_seconds`. `look` raises where a later start of the run
-    writes here. `logs` are forced to disk before a checkpoint is, so that a resume finds every line up to its
-    step; what they then hold is noted in it.
+    All ranks call every method in the same order, but for `due`, `folder` and `known_bytes`. `every` 0 saves
+    only when told; `keep`, `keep_every` and `decays` say which checkpoints stay: see `Retention`. `identity`
+    (position in the stream → what a checkpoint made there shares with the runs that may load it): what comes
+    after the position may still change. `gather` collects one small object of every rank, in rank order, on
+    every rank (one process needs none); starting, resuming and going back use it, and saving coordinates
+    through the folder, where a rank waits for the others at most `patience_seconds`. `look` raises where a
+    later start of the run writes here. `logs` are forced to disk before a checkpoint is, so that a resume
+    finds every line up to its step; what they then hold is noted in it.
     """
 
     def __init__(

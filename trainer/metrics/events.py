@@ -29,10 +29,9 @@ ELSEWHERE = "told by another rank"
 class EventLog(JsonlLog):
     """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.
 
-    What went otherwise than planned is shown on standard error too.
-
-    `shown` False: not on standard error, where the user is told in another way. Without a path (ranks that
-    do not report), events are dropped. Safe to call from several threads.
+    What went otherwise than planned, the kinds in `SHOWN`, is on standard error too, unless `shown` is False:
+    where the user is told in another way. Without a path (ranks that do not report), events are dropped. Safe
+    to call from several threads.
     """
 
     def __init__(self, path: Path | None, look: Look = unfenced, *, shown: bool = True) -> None:

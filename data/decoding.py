@@ -58,9 +58,12 @@ def open_text(path: str, recipe: Recipe) -> tuple[IO[bytes], bytes]:
     """Opens a file of text as a stream of UTF-8, with the stream's first bytes, for a look at them."""
     stream = open_bytes(path)
     head = stream.read(HEAD)
-    if stream.seekable():
+    try:
         stream.seek(0)
-    else:  # a decompressor
+    except (
+        OSError,
+        ValueError,
+    ):  # a decompressor, or a server that sends no ranges, whatever `seekable` says
         stream.close()
         stream = open_bytes(path)
     if encoding := encoding_of(head, recipe):

@@ -9,7 +9,7 @@ import lzma
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -350,11 +350,18 @@ def web(tmp_path: Path) -> Iterator[str]:
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     class Quiet(SimpleHTTPRequestHandler):
-        """Answers the first requests for a file named flaky… with an error, later ones properly."""
+        """Answers the first requests for a file named flaky… with an error, later ones properly; sends no
+        ranges of one named whole….
+        """
 
         failures = 3
 
         def log_message(self, *_: object) -> None: ...
+
+        def end_headers(self) -> None:
+            if "whole" in self.path:
+                self.send_header("Accept-Ranges", "none")
+            super().end_headers()
 
         def do_GET(self) -> None:
             if "flaky" in self.path and Quiet.failures:
@@ -378,6 +385,16 @@ def test_over_http(tmp_path: Path, web: str) -> None:
     assert texts_of(read([f"{web}/a.jsonl.gz", f"{web}/b.tar"])[0]) == [*TEXTS, "in a tar"]
     with pytest.raises(ValueError, match=r"gone.jsonl cannot be reached"):
         read([f"{web}/gone.jsonl"])
+
+
+def test_a_server_that_sends_no_ranges(tmp_path: Path, web: str) -> None:
+    pytest.importorskip("aiohttp")
+    packers: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}
+    packers |= {".xz": lzma.compress, ".zst": zstandard.compress}
+    texts = [f"{number} " + "x" * 2000 for number in range(500)]  # more than a look, packed small
+    for suffix, pack in packers.items():
+        (tmp_path / f"served/whole.jsonl{suffix}").write_bytes(pack(json_lines(texts)))
+        assert texts_of(read([f"{web}/whole.jsonl{suffix}"])[0]) == texts
 
 
 def test_a_server_that_fails_and_comes_back(

@@ -29,6 +29,11 @@ def check_command(
         )
     if not 0 <= heldout < 1:
         raise ValueError(f"--heldout {heldout} is not a share: give a number from 0 up to, but not, 1")
+    if heldout and recipe.heldout_match:
+        raise ValueError(
+            f"--heldout {heldout} and --heldout-match: the files that match are held out and no others: "
+            "leave out one of the two"
+        )
     if train_tokenizer is not None:
         tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
     if workers < 0:

@@ -75,10 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     # argparse takes positionals in one run only; those after an option (`CONFIG --nproc 2 key=value`) remain.
     unknown = [word for word in extra if word.startswith("-") or not hasattr(args, "rest")]
     if unknown:
-        known = [option for action in args.parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; see `{args.parser.prog} --help`"
-        raise ValueError(f"unknown argument {unknown[0]!r}{hint}")
+        raise ValueError(f"unknown argument {unknown[0]!r}; {_instead(args, unknown[0])}")
     if extra:
         setattr(args, args.rest, [*getattr(args, args.rest), *extra])
     if args.version:
@@ -86,6 +83,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if not hasattr(args, "run"):
         raise ValueError(f"which command? see `{args.parser.prog} --help`")
     return args
+
+
+def _instead(args: argparse.Namespace, word: str) -> str:
+    """What to write instead of an unknown option: the nearest, or a key of the config."""
+    known = [option for action in args.parser._actions for option in action.option_strings]
+    option = word.split("=")[0]
+    near = difflib.get_close_matches(option, known, n=1)
+    if near and (near[0] != "--help" or option.startswith("--h")):  # --steps is as near to --help as to any
+        return f"did you mean {near[0]}?"
+    keys = "keys of the config are key=value, without dashes; " if hasattr(args, "overrides") else ""
+    return f"{keys}see `{args.parser.prog} --help`"
 
 
 def _suggest(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

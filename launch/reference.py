@@ -27,7 +27,8 @@ or one key.
 
 A config is a YAML file, and each `key=value` after it on the command line changes one key: `optim.lr=3e-4`,
 `data.sources[0].weight=2`. A text is kept as it is typed, `1.10` and `007` too; a number is decimal, with no
-leading 0. `${key}` stands for another key's value, and `\\${` for those two characters.
+leading 0. `${key}` stands for the value that another key is given, in quotes inside `{…}` and `[…]`, and
+`\\${` for those two characters.
 
 A value that a key cannot have, and keys that cannot go together, are one line and exit code 2 before any rank
 starts.

@@ -86,20 +86,25 @@ def _read(path: Path, overrides: Sequence[str], own: Mapping[str, str]) -> dict[
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ValueError(f"{override!r}: not a key=value")
+            raise ValueError(f"{override!r}: not a key=value: write such as train.steps=100, in one word")
         try:
             value = _parsed(text)
         except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{override}: the value is not YAML: {_first_line(error)}") from None
+            raise ValueError(f"{override}: the value is not YAML: {_not_yaml(error, text)}") from None
         try:
             OmegaConf.update(merged, key, value, merge=True, force_add=True)
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, IndexError) as error:
+        except IndexError:
+            raise ValueError(
+                f"{override}: the list has no such element: its first is [0], and to have more of them give "
+                "the whole list"
+            ) from None
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{override}: cannot be set: {_first_line(error)}") from None
     try:
         container = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
-        raise ValueError(f"{path}: {key}: {_first_line(error)}") from None
+        raise ValueError(f"{path}: {key}: {_unresolved(error)}") from None
     return cast(dict[str, Any], container)
 
 
@@ -126,12 +131,14 @@ def _read_file(path: Path) -> DictConfig:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"config {path}: no such file{hint}")
+    text = ""
     try:
-        values = _parsed(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = _parsed(text)
         content = OmegaConf.create({} if values is None else values)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"config {path}, line {line}: not YAML: {error.problem}") from None
+        raise ValueError(f"config {path}, line {line}: not YAML: {_not_yaml(error, text)}") from None
     except OmegaConfBaseException as error:  # a null key, a !!set
         raise ValueError(f"config {path}: {_first_line(error)}") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
@@ -146,6 +153,29 @@ def _parsed(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (KeyError, IndexError, AttributeError) as error:  # PyYAML's, of !!bool x, !!int '' and the like
         raise ValueError(f"a tag that does not fit its value: {_first_line(error)}") from None
+
+
+def _not_yaml(error: Exception, text: str) -> str:
+    """What is wrong with the text, and the remedy where it is `{lr: ${key}}`: braces inside braces."""
+    if not isinstance(error, yaml.MarkedYAMLError) or not error.problem or error.problem_mark is None:
+        return _first_line(error)
+    at = error.problem_mark.index
+    quote = ': inside {…} and […] quote it: "${key}"' if "${" in text[max(at - 2, 0) : at + 2] else ""
+    return error.problem + quote
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    """Why a `${…}` stands for nothing, and the remedy; OmegaConf's words where they are of its grammar."""
+    line = _first_line(error)
+    if found := re.search(r"Environment variable '(.*)' not found", line):
+        name = found[1]
+        return f"the environment variable {name} is not set: set it, or write ${{oc.env:{name},default}}"
+    if found := re.search(r"Interpolation key '(.*)' not found", line):
+        return (
+            f"${{{found[1]}}}: the key {found[1]!r} is not found in this config, its bases or the command "
+            "line: give it there, also where it has a default"
+        )
+    return line
 
 
 def _first_line(error: Exception) -> str:

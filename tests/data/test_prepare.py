@@ -139,6 +139,11 @@ def test_a_folder_with_somebody_elses_corpus_is_refused(tmp_path: Path, texts: d
             {"tokenizer": "bytes", "heldout": 1e-9, "recipe": Recipe(heldout_by="file")},
             "--heldout 1e-09 by file holds out 0 of 3 files",
         ),
+        (
+            ["texts"],
+            {"tokenizer": "bytes", "heldout": 0.1, "recipe": Recipe(heldout_match=["*.txt"])},
+            "--heldout 0.1 and --heldout-match: the files that match are held out and no others",
+        ),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(

@@ -127,6 +127,12 @@ def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
         (["train"], "required: CONFIG"),
         (["train", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
         (["train", "CONFIG", "--nprc", "2"], "did you mean --nproc?"),
+        (
+            ["train", "CONFIG", "--steps", "3"],
+            "keys of the config are key=value, without dashes; see `germinal",
+        ),
+        (["train", "CONFIG", "--train.steps=3"], "'--train.steps=3'; keys of the config are key=value"),
+        (["plot", "runs/x", "--log-y"], "unknown argument '--log-y'; see `germinal plot --help`"),
         (["train", "CONFIG", "--nproc", "0"], "'0' is not a number of at least 1"),
         (["train", "CONFIG", "--nproc", "2", "--debug"], "--debug is one process"),
         (["train", "CONFIG", "train.stpes=3"], "did you mean train.steps?"),

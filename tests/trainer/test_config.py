@@ -103,6 +103,14 @@ def test_interpolation_and_a_dump_that_reads_back(path: Path) -> None:
     assert config.load(again) == cfg
 
 
+@pytest.mark.parametrize("lr", ["${train.steps}", "[1, ${train.steps}]"])
+def test_an_interpolation_in_braces_is_told_to_be_quoted(path: Path, lr: str) -> None:
+    file = path.with_name("braces.yaml")
+    file.write_text(f"base: {path.name}\noptim: {{lr: {lr}}}\n")
+    with pytest.raises(ValueError, match=r'braces.yaml, line 2: not YAML: .* quote it: "\$\{key\}"'):
+        config.load(file)
+
+
 TEXTS = st.text(st.sampled_from("\\${}.:a0?~")) | st.text()
 
 
@@ -216,9 +224,11 @@ WRONG = {
     "train.steps=": ["train.steps: has no value", "an integer"],
     "model.vocab=???": ["model.vocab: missing", "give an integer"],
     "seed=[": ["seed=[", "not YAML"],
-    "steps": ["'steps'", "not a key=value"],
-    "data.sources[7].weight=1": ["data.sources[7].weight=1", "out of range"],
-    "name=${nothing}": ["name", "'nothing' not found"],
+    "steps": ["'steps'", "not a key=value: write such as train.steps=100"],
+    "data.sources[7].weight=1": ["data.sources[7].weight=1", "no such element", "the whole list"],
+    "name=${nothing}": ["name", "'nothing' is not found", "give it there"],
+    "name=${oc.env:GERMINAL_NOT_SET}": ["name: the environment variable GERMINAL_NOT_SET is not set: set it"],
+    "optim.betas=[${seed}, 1]": ["expected ','", 'quote it: "${key}"'],
     "model.kind=decodr": ["model.kind='decodr'", "did you mean decoder?"],
     "objective.kind=causal": ["objective.kind='causal'", "did you mean causal_lm?"],
     "optim.schedule=cosin": ["optim.schedule='cosin'", "did you mean cosine?"],

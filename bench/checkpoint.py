@@ -62,7 +62,7 @@ class State:
         return [Chunk(name, t, tuple(t.shape), (0,) * t.dim(), True) for name, t in self.tensors.items()]
 
     def scalars(self) -> dict[str, Any]:
-        return {}
+        return {"updates": 0}
 
 
 def raw(folder: Path, rank: int, state: State) -> None:

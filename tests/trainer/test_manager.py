@@ -102,6 +102,23 @@ def test_where_the_resumed_checkpoint_is_gone_there_is_no_going_back(tmp_path: P
     assert checkpointer.go_back(engine, "not finite", lambda state: True) is None
 
 
+def test_steps_without_an_update_push_no_checkpoint_out(tmp_path: Path) -> None:
+    """fp16 skips steps until its scale fits, and saves them. It may end in that none can be made at all."""
+    engine = FakeEngine()
+    before = make(tmp_path)
+    for step in (1, 2):
+        save(before, engine, step)
+    checkpointer = make(tmp_path, keep=1)
+    assert checkpointer.resume(engine) is not None
+    for step in (3, 4):
+        checkpointer.save(TrainState(step, 8 * step, 64 * step), engine)
+    assert folders.steps(checkpointer.root) == [4, 3, 2, 1]
+    found = checkpointer.go_back(engine, "not finite", lambda state: True)
+    assert found == TrainState(1, 8, 64) and folders.steps(checkpointer.root) == [1]
+    save(checkpointer, engine, 2)
+    assert folders.steps(checkpointer.root) == [2]
+
+
 def test_due(tmp_path: Path) -> None:
     def saved(**options: int) -> list[int]:
         return [step for step in range(1, 12) if make(tmp_path, **options).due(step)]

@@ -82,6 +82,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._saved = self._resumed = -1  # steps
+        self._resumed_updates = -1
         self._nonce = self.ranks.first(self._open)
 
     def due(self, step: int) -> bool:
@@ -162,6 +163,7 @@ class Checkpointer:
             look=self.look,
         )
         self._saved = self._resumed = state.step if state is not None else -1
+        self._resumed_updates = engine.scalars()["updates"] if state is not None else -1
         return state
 
     def go_back(
@@ -247,7 +249,8 @@ class Checkpointer:
             self._tell("fault", step, str(self._error))
         else:
             self._tell("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
-            if rank == 0:
+            # Until an update has been made, an older checkpoint may be what the run has to go back to.
+            if rank == 0 and document["scalars"]["updates"] != self._resumed_updates:
                 self.retention.apply()
 
     def _noted(self, step: int, gone: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,8 +88,29 @@ class RemoteStorage:
         """See `Storage`: the server is not asked; each answer's length is checked."""
 
     def download(self, file: str, target: Path) -> None:
-        """A file of the corpus, as it is; FileNotFoundError when it is not there."""
-        _insist(f"{self.path}/{file}", lambda: self._fs.get_file(f"{self._root}/{file}", str(target)))
+        """A file of the corpus: the right one, if it comes within ARRIVALS, or else as it came last.
+        FileNotFoundError when it is not there.
+        """
+
+        def fetch() -> None:
+            _insist(f"{self.path}/{file}", lambda: self._fs.get_file(f"{self._root}/{file}", str(target)))
+            hash_of, expected = self._hashes[file]
+            if hash_of(target) != expected:
+                raise Mismatch(file)
+
+        with contextlib.suppress(Mismatch):
+            _until_right(fetch)
+
+    @cached_property
+    def _hashes(self) -> dict[str, tuple[Callable[[Path], str], str]]:
+        """File of the corpus → (what hashes it, the hash in the manifest)."""
+        tokenizer = self._manifest.tokenizer
+        found: dict[str, tuple[Callable[[Path], str], str]]
+        found = {tokenizer.file: (file_sha256, tokenizer.sha256)}
+        for entry in self._manifest.shards:
+            found[entry.file] = file_sha256, entry.sha256
+            found[entry.index_file] = _file_xxh3, entry.index_xxh3
+        return found
 
     def ahead(self, shards: Sequence[int]) -> None:
         """Fetches shards in the background, if there is a cache and half of it holds them."""
@@ -155,6 +176,10 @@ class RemoteStorage:
 
     def _read(self, file: str) -> bytes:
         return _retry(f"{self.path}/{file}", lambda: self._fs.cat_file(f"{self._root}/{file}"))
+
+
+def _file_xxh3(path: Path) -> str:
+    return xxhash.xxh3_128(path.read_bytes()).hexdigest()
 
 
 def is_remote(path: str) -> bool:

@@ -111,20 +111,21 @@ class _Remote:
 def verify(folder: str | Path, progress: Callable[[int], None] = lambda done: None) -> list[Finding]:
     """Reads every byte of every corpus at `folder`; what it found. `progress` is told of bytes done.
 
-    Raises ValueError when there is no corpus.
+    Raises ValueError when there is no corpus, RuntimeError where a store does not answer.
     """
     return [finding for corpus in corpora_in(folder) for finding in _verify_at(corpus, progress)]
 
 
 def _verify_at(corpus: str, progress: Callable[[int], None]) -> list[Finding]:
-    try:
-        if not is_remote(corpus):
-            return _verify_corpus(corpus, _Local(corpus), read_manifest(corpus), progress)
+    if is_remote(corpus):
         with tempfile.TemporaryDirectory() as scratch:
             remote = _Remote(corpus, scratch)
             return _verify_corpus(corpus, remote, remote.manifest(), progress)
-    except RuntimeError as error:  # the manifest, or a store that does not answer
+    try:
+        manifest = read_manifest(corpus)
+    except RuntimeError as error:
         return [Finding(f"{corpus}/{MANIFEST}", str(error))]
+    return _verify_corpus(corpus, _Local(corpus), manifest, progress)
 
 
 def _verify_corpus(

@@ -13,6 +13,7 @@ from data.config import DataConfig, Source
 from data.documents import Documents
 from data.manifest import read_manifest
 from data.stream import Stream
+from data.verify import verify
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, everything, open_stream
 from whole_runs import records, train, write_config
@@ -48,6 +49,16 @@ def test_every_arrival_of_a_document_is_checked(
     server.flips |= everything(folder, lambda arrival: True)
     with pytest.raises(RuntimeError, match=r"shard http://\S+: the document at byte \d+ came right before"):
         stream.read(range(12))
+
+
+def test_verify_calls_nothing_damaged_that_came_wrong_once(folder: Path, server: Server) -> None:
+    server.flips |= everything(folder, lambda arrival: arrival == 1)
+    assert verify(server.url) == []
+    server.script += ["500"] * 8
+    with pytest.raises(RuntimeError, match=r"/shard-000000.tar could not be read in 8 attempts: .*500"):
+        verify(server.url)  # of a server that fails nothing is known
+    (folder / "shard-000001.tar").write_bytes(b"x" + (folder / "shard-000001.tar").read_bytes()[1:])
+    assert {finding.file for finding in verify(server.url)} == {f"{server.url}/shard-000001.tar"}
 
 
 def test_documents_without_tokens_ask_the_server_for_nothing(

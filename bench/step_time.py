@@ -191,7 +191,6 @@ def compare(title: str, rounds: int, steps: int) -> dict[str, Any]:
         print(f"  {middle:8.3f}  ({low:.3f} to {high:.3f})  {mine} / {other}")
         ratios[f"{mine} / {other}"] = [middle, low, high]
     return {
-        "machine": machine(),
         "ranks": comparison.ranks,
         "rounds": rounds,
         "step_ms": {name: round(statistics.median(values) * 1e3, 1) for name, values in seconds.items()},
@@ -206,11 +205,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps of a contender at a time")
     parser.add_argument("--only", choices=list(COMPARISONS), action="append", help="one comparison, not all")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text())["comparisons"] if args.only and RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text())["comparisons"] if RESULTS.exists() else {}
     for title in args.only or COMPARISONS:
-        results[title] = compare(title, args.rounds, args.steps)
+        results.setdefault(title, {})[machine()] = compare(title, args.rounds, args.steps)
     about = {
-        "ran": "on a CPU, 1 thread a rank, gloo; each comparison names its machine",
+        "ran": "on a CPU, 1 thread a rank, gloo; under each comparison, what each machine gave",
         "torch": torch.__version__,
         "model": f"{MODEL.layers} layers of {MODEL.hidden}, vocabulary {MODEL.vocab}, sequences of {SEQ}",
         "step": f"{MICRO_BATCHES} micro-batches of {ROWS} a rank, fp32, fused AdamW, clipped",

@@ -88,11 +88,24 @@ def count_layers(engine: Any) -> int:
     )
 
 
-@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+FOLLOWING: dict[str, tuple[int, dict[str, Any]]] = {
+    "alone": (1, {}),
+    "zero3": (2, {"zero": 3}),
+    "tp2": (2, {"tp": 2}),
+    "recompute": (2, {"zero": 1, "recompute": "full"}),
+}
+OFTEN = {("alone", "tensorwise"), ("alone", "rowwise"), ("zero3", "rowwise"), ("tp2", "tensorwise")}
+
+
 @pytest.mark.parametrize(
-    ("world", "parallel"),
-    [(1, {}), (2, {"zero": 3}), (2, {"tp": 2}), (2, {"zero": 1, "recompute": "full"})],
-    ids=["alone", "zero3", "tp2", "recompute"],
+    ("world", "parallel", "recipe"),
+    [
+        pytest.param(
+            *case, recipe, id=f"{name}-{recipe}", marks=[] if (name, recipe) in OFTEN else pytest.mark.slow
+        )
+        for name, case in FOLLOWING.items()
+        for recipe in ("tensorwise", "rowwise")
+    ],
 )
 def test_follows_fp32(ranks: Any, world: int, parallel: dict[str, Any], recipe: str) -> None:
     """The order of composition too: hooks of tp and shards of FSDP work on the converted layers."""

@@ -59,7 +59,7 @@ def held(
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_sixteen_bytes_a_parameter_over_all_ranks(ranks: Any, world: int, zero: int) -> None:
     for size, parameters, block in ranks(world).run(held, {"zero": zero}):
         assert size <= 1.02 * 16 * parameters / world + 4 * block
@@ -121,7 +121,13 @@ def at_last_forward(context: Any, schedule: str, count: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipe_v"]
+    "schedule",
+    [
+        "1f1b",
+        "interleaved_1f1b",
+        "zbv_zero_bubble",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("interleaved_zero_bubble", "dualpipe_v")),
+    ],
 )
 def test_a_pipeline_has_memory_for_the_micro_batches_under_way(ranks: Any, schedule: str) -> None:
     few, many = ranks(2).run(at_last_forward, schedule, 8), ranks(2).run(at_last_forward, schedule, 40)

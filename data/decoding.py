@@ -110,7 +110,8 @@ def decode(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
     if encoding := encoding_of(raw, recipe):
         try:
             text = raw.decode(encoding)
-        except UnicodeDecodeError:
+            text.encode()  # UTF-7 can name half of a surrogate pair
+        except UnicodeError:
             tally.add("removed.undecodable", len(raw), where)
             return None
         if "\0" in text[:HEAD]:

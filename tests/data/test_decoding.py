@@ -101,6 +101,9 @@ def test_what_is_not_in_the_named_encoding_is_left_out_and_counted(tmp_path: Pat
     raw = KINDS["a.jsonl"](["表", "AT FAULT"]).replace("é", "e").encode("shift_jis")
     (tmp_path / "a.jsonl").write_bytes(raw.replace(b"AT FAULT", b"\x80\xff"))
     assert read(tmp_path / "a.jsonl", encoding="shift_jis") == (["表"], {"removed.undecodable": 1})
+    (tmp_path / "half.txt").write_bytes(b"+2AA-")
+    with pytest.raises(ValueError, match=r"no document is left of 0 that were read \(not in the encoding"):
+        made(tmp_path / "half.txt", "bytes", tmp_path / "out", encoding="utf-7")
     (tmp_path / "a.txt").write_bytes(b"\x80\xff")
     made_of, counts = read(tmp_path / "a.txt", encoding="shift_jis")
     assert (made_of, counts) == ([], {"removed.undecodable": 1, "noted.no_separator": 1})

@@ -11,9 +11,11 @@ from data import recipe as recipes
 from data import tokenizer as tokenizers
 from data.decoding import is_transcoded
 from data.job import is_heldout_identity
+from data.looks import HEAD, binary_format
 from data.read_text import too_long_file
 from data.recipe import Recipe
 from data.sources import COMPRESSED, STREAMS, InputFile, TokenIds, matches
+from data.streams import naming, open_bytes
 
 _MOST_NAMES = 8  # of files, in a message
 
@@ -90,9 +92,17 @@ def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
             )
     if texts and not recipe.is_splitting:
         plain = [file for file in texts if not file.path.lower().endswith(COMPRESSED)]
-        longest = max(plain, key=lambda file: file.bytes, default=texts[0])
-        if longest.bytes > recipe.max_document_bytes:
-            raise ValueError(too_long_file(longest, f"{longest.bytes:,}", recipe))
+        for file in sorted(plain, key=lambda file: file.bytes, reverse=True):
+            if file.bytes <= recipe.max_document_bytes:
+                break
+            if not _is_left_out(file):
+                raise ValueError(too_long_file(file, f"{file.bytes:,}", recipe))
+
+
+def _is_left_out(file: InputFile) -> bool:
+    """Does it begin as a program, an archive or a picture does, and is no document, however long?"""
+    with naming(file.path), open_bytes(file.path) as stream:
+        return bool(binary_format(stream.read(HEAD)))
 
 
 def _quoted(patterns: Sequence[str]) -> str:

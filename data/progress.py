@@ -13,6 +13,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 _MOVE_SECONDS = 0.1
 
@@ -23,12 +24,12 @@ class Progress:
     def __init__(self, shown: bool) -> None:
         self._console = Console(stderr=True, quiet=not shown)
         self._bar = Bar(
-            TextColumn("{task.description:<20}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(),  # the only one to give way on a narrow terminal
+            DownloadColumn(table_column=Column(no_wrap=True)),
+            TransferSpeedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("left", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=self._console,
             disable=not (shown and self._console.is_terminal),
         )

@@ -25,7 +25,7 @@ def text_files(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]
     file, limit = piece.file, recipe.max_document_bytes
     with open_bytes(file.path) as stream:
         raw = stream.read(limit + 1)
-    if len(raw) > limit:
+    if len(raw) > limit and not binary_format(raw):  # a program is left out, however long
         raise ValueError(too_long_file(file, f"more than {limit:,}", recipe))
     text = decode(raw, recipe, tally, file.relative)
     if text is None:

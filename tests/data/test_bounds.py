@@ -122,6 +122,17 @@ def test_a_sample_that_is_too_long_is_counted_and_the_next_is_read(tmp_path: Pat
     assert report.examples["removed.too_long_document"] == ["a.tar:a", "a.tar:b"]
 
 
+def test_a_program_is_left_out_however_long_it_is(tmp_path: Path) -> None:
+    program = b"\x7fELF\x02\x01\x01\0" + bytes(5000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/program").write_bytes(program)
+    (tmp_path / "in/packed.txt.gz").write_bytes(gzip.compress(program))
+    (tmp_path / "in/a.txt").write_text("a text")
+    report = made(tmp_path / "in", "bytes", tmp_path / "out", max_document_bytes=4096)
+    assert report.train.text_bytes == len("a text")
+    assert report.examples["removed.binary"] == ["packed.txt.gz (a program)", "program (a program)"]
+
+
 def test_a_row_with_an_id_beyond_64_bits_is_counted_and_the_next_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"input_ids": [{1 << 64}]}}\n{{"input_ids": [5, 6]}}\n')
     report = made(tmp_path / "a.jsonl", "bytes", tmp_path / "out")

@@ -37,7 +37,7 @@ def run(tmp_path: Path, out: str, workers: int = 1, **settings: object) -> Prepa
         [str(tmp_path / "texts")],
         tmp_path / out,
         train_tokenizer=400,
-        heldout=0.2,
+        heldout=0.0 if recipe.heldout_match else 0.2,
         workers=workers,
         recipe=recipe,
         progress=False,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data import clean
 from data.composition import Profile
@@ -64,12 +65,15 @@ def encode_unit(job: Job, unit: Unit, report: Report) -> None:
             if not keep(document, tally):
                 continue
         segments.add(ordinal, document)
+        if document.ids is not None and _is_no_text(document.ids, segments.encoder):
+            tally.add("noted.ids_of_no_text", 0, document.where)
     segments.seal(-1, tally)
     write_json(record, {"segments": segments.records})
     report(-1)
 
 
 _ENCODED_AT_ONCE_BYTES = 1 << 19
+_LOOKED_AT_IDS = 1024
 
 
 class _Segments:
@@ -163,6 +167,12 @@ def text_bytes_of(document: Document, encode: Encoder) -> int:
             f"that made the ids with --tokenizer (position {place} of the document)"
         )
     return encode.text_bytes(document.ids)
+
+
+def _is_no_text(ids: NDArray[np.integer], encode: Encoder) -> bool:
+    """Is more than a tenth of what the first ids stand for no text, as by another tokenizer than theirs?"""
+    text = encode.tokenizer.decode(ids[:_LOOKED_AT_IDS].tolist(), skip_special_tokens=False)
+    return bool(text.count("\ufffd") * 10 > len(text))
 
 
 def encoder(path: Path, separator: str) -> Encoder:

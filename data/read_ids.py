@@ -144,7 +144,8 @@ def _numpy_layout(stream: IO[bytes], file: InputFile) -> Layout:
         raise OSError(f"not a .npy file: {error}") from None
     if len(shape) != 1 or dtype.kind not in "iu":
         raise ValueError(
-            f"{file.path} is {dtype}{list(shape)}, not a 1-D array of token ids: leave it out with --exclude"
+            f"{file.path} is {dtype}{list(shape)}, not a 1-D array of token ids: save the ids as one, or "
+            "leave it out with --exclude"
         )
     return Layout(dtype, stream.tell(), int(shape[0]))
 

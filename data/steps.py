@@ -43,6 +43,7 @@ _WORDS = {
     "noted.json_as_text": "read as text: a .json file that holds no rows",
     "noted.text_like_json_lines": "read as text, though it looks like lines of JSON (--format jsonl)",
     "noted.no_separator": "read as one document: --split-at never occurs in the file",
+    "noted.ids_of_no_text": "taken as they are: ids that stand for no text by this tokenizer",
     "noted.separator_in_ids": "taken as they are: ids with the separator in the middle of a row",
 }
 _LEFT_OUT = {

@@ -47,6 +47,11 @@ def prepare(args: argparse.Namespace) -> int:
         print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
     for line in _encodings(report.counts, report.examples):
         print(line)
+    if "noted.ids_of_no_text" in report.counts:
+        print(
+            f"the ids of {report.counts['noted.ids_of_no_text'][0]:,} documents stand for no text by this "
+            f"tokenizer ({report.examples['noted.ids_of_no_text'][0]}): is it the one that made them?"
+        )
     same, tried = report.round_trip
     if same < tried:
         print(

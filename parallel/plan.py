@@ -144,7 +144,8 @@ def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
     asked = ", ".join(f"parallel.{axis}={size}" for axis, size in sizes.items() if size not in (-1, 1))
     whole = world // known * known
     if not open_axes:
-        wrong = f"but the world has {world} ranks: start with --nproc {known}, or set dp_shard to -1"
+        ranks = f"{world} rank{'s' * (world > 1)}"
+        wrong = f"but the world has {ranks}: start with --nproc {known}, or set dp_shard to -1"
     elif not whole:
         here = "1 process" if world == 1 else f"{world} processes"
         wrong = f"and this is {here}: start with --nproc {known}"

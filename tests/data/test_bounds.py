@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 import zstandard
@@ -204,6 +205,21 @@ def test_the_terminal_tells_in_words_what_was_lost(tmp_path: Path, capsys: pytes
     assert "the tokenizer loses text: of 1 documents tried, 1 did not come back" in said
     card = (tmp_path / "out/datacard.md").read_text()
     assert "no text in the field 'raw content'" in card and "no_raw" not in card
+
+
+def test_ids_that_are_no_text_by_the_tokenizer_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "A text whose ids are not its bytes.\n" * 9
+    np.save(tmp_path / "raw.npy", np.frombuffer(text.encode(), np.uint8))
+    np.save(tmp_path / "made.npy", np.array(tokenizers.utf8_bytes().encode(text).ids))
+    for name, told in (("raw", True), ("made", False)):
+        command = ["prepare", str(tmp_path / f"{name}.npy"), "--out", str(tmp_path / name), "--workers", "1"]
+        assert cli.main([*command, "--tokenizer", "bytes"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert (
+            "the ids of 1 documents stand for no text by this tokenizer (raw:raw.npy:0): is it" in said
+        ) == told, said
 
 
 def test_a_sentencepiece_model_is_refused_by_name_with_the_remedy(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_without_a_pipeline_no_schedule_cuts(schedule: str) -> None:
         ),
         ({"tp": 2, "pp": 2}, 3, "and this is 3 processes: start with --nproc 4"),
         ({"dp_shard": 2, "tp": 3}, 4, "= 6, but the world has 4 ranks: start with --nproc 6"),
+        ({"dp_shard": 2}, 1, "= 2, but the world has 1 rank: start with --nproc 2"),
         ({"dp_shard": 1}, 2, "= 1, but the world has 2 ranks: start with --nproc 1"),
         ({"tp": -1}, 4, "only one"),
         ({"pp": 2, "stages_per_rank": 2}, 2, "1f1b holds one stage a rank"),

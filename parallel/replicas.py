@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # Enough that a message's latency does not count, and little enough that the last one is soon there.
-BUCKET_BYTES = 4 << 20
+BUCKET_BYTES = 8 << 20
 
 
 class Reductions(Protocol):

@@ -4,9 +4,8 @@ FSDP overlaps by streams, which a CPU has not, and copies all gradients into wha
 out of what it receives. Here a rank sends itself nothing, and two ranks send the rows of a large parameter
 from where they lie, and receive them where they belong.
 
-What it costs: all parameters are gathered at once. Between more than two ranks, or of small parameters, what
-is sent and what is received are copies, so at the first forward of a step, when there are no gradients and no
-activations, a rank of n holds up to 2(n-1)/n of its stage's parameters once more.
+Parameters are gathered a few ahead of the module that needs them, since between more than two ranks, or of
+small parameters, what is sent and what is received are copies: 2(n-1)/n of what is under way.
 """
 
 from collections import deque
@@ -24,7 +23,7 @@ from parallel.pieces import Piece, shard_rows
 from parallel.plan import ModelPlan
 from parallel.replicas import BUCKET_BYTES, Arrivals, gradients, in_buckets, joined
 
-# Whole gradients that wait for others' rows, at most, besides one bucket's.
+# Whole gradients that wait for others' rows, at most, besides one bucket's; and parameters that do.
 IN_FLIGHT_BYTES = 4 * BUCKET_BYTES
 
 
@@ -129,7 +128,8 @@ class Rows:
                 piece_of[parameter].tensor = shard
         self._arrivals = Arrivals(groups[::-1], self._reduce)
         self._reducing: deque[Exchange] = deque()
-        self._gathering: dict[Bucket, Exchange] = {}
+        self._gathering: deque[Exchange] = deque()
+        self._waiting: deque[Bucket] = deque()  # to be gathered after those
         self._gathered = True  # as they were made, of no value yet
         self.changed()
         for module in (unit for stage in stages for unit in _units(stage)):
@@ -150,7 +150,9 @@ class Rows:
         """Drop gathered parameters."""
         if not self._gathered:
             return
-        self._arrive(list(self._gathering))
+        self._waiting.clear()
+        while self._gathering:
+            self._gathering.popleft().work.wait()
         for parameter in self._parameters:
             parameter.untyped_storage().resize_(0)
         self._gathered = False
@@ -179,15 +181,23 @@ class Rows:
         if not self._gathered:
             for parameter in self._parameters:
                 parameter.untyped_storage().resize_(parameter.nbytes)
-            self._gathering = {bucket: bucket.gather() for bucket in self._buckets}
+            self._waiting.extend(self._buckets)
             self._gathered = True
-        self._arrive(buckets)
-
-    def _arrive(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
-            if (exchange := self._gathering.pop(bucket, None)) is not None:
+            while bucket in self._waiting or any(one.bucket is bucket for one in self._gathering):
+                self._gather_ahead()
+                exchange = self._gathering.popleft()
                 exchange.work.wait()
-                bucket.take(exchange.received)
+                exchange.bucket.take(exchange.received)
+        self._gather_ahead()
+
+    def _gather_ahead(self) -> None:
+        """Have the next buckets sent beside what is computed: one, and more up to the limit."""
+        ahead = sum(one.bucket.nbytes for one in self._gathering)
+        while self._waiting and (not self._gathering or ahead + self._waiting[0].nbytes <= IN_FLIGHT_BYTES):
+            bucket = self._waiting.popleft()
+            self._gathering.append(bucket.gather())
+            ahead += bucket.nbytes
 
 
 def _units(stage: nn.Module) -> list[nn.Module]:

@@ -78,3 +78,32 @@ def test_whole_gradients_end_beside_backward(ranks: Any) -> None:
     """Of one micro-batch: those under way, and a bucket or two that are filling."""
     for most, model in ranks(2).run(whole_gradients):
         assert 0 < most <= (32 + 2 * 16) << 10 < model / 4
+
+
+def parameters_under_way(context: Any) -> tuple[int, int, int]:
+    """(most bytes of parameters whose rows are under way at a time, messages, those of the model)."""
+    most, messages = 0, set()
+    with pytest.MonkeyPatch.context() as patch:
+        own = rows.Bucket.gather
+
+        def counted(self: rows.Bucket) -> rows.Exchange:
+            nonlocal most
+            exchange = own(self)
+            messages.add(id(self))
+            there = sum(one.bucket.nbytes for one in engine._reductions._gathering)
+            most = max(most, there + self.nbytes)
+            return exchange
+
+        patch.setattr(rows.Bucket, "gather", counted)
+        patch.setattr(replicas, "BUCKET_BYTES", 16 << 10)
+        patch.setattr(rows, "IN_FLIGHT_BYTES", 32 << 10)
+        case = Case(parallel={"zero": 1}, model={"layers": 16}, micro_batch=2)
+        engine: Any = build(case, context.rank, context.world)
+        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+    return most, len(messages), sum(parameter.nbytes for parameter in engine._reductions._parameters)
+
+
+def test_parameters_are_gathered_a_few_ahead(ranks: Any) -> None:
+    for most, messages, model in ranks(4).run(parameters_under_way):
+        assert messages > 8
+        assert 16 << 10 < most <= 32 << 10 < model / 4

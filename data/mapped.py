@@ -7,6 +7,7 @@ file.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -150,7 +151,8 @@ def _install() -> None:
                     f"error: {_paths[address]} was cut short while it was read, at byte {touched - address}: "
                     "restore it; a run then goes on from its last checkpoint\n"
                 )
-                os.write(2, line.encode())
+                with contextlib.suppress(OSError):  # who reads it may be gone
+                    os.write(2, line.encode())
                 os._exit(1)
         sigaction(number, ctypes.byref(before), None)
 

@@ -231,7 +231,8 @@ def _reach(runtime: Runtime, init: str, timeout: timedelta, *, server: bool) -> 
 
 def _end(why: str, code: int) -> NoReturn:
     """End this process from whatever thread; the others wait for what never comes."""
-    os.write(2, f"error: {why}\n".encode())
+    with contextlib.suppress(OSError):  # who read it may be gone as well
+        os.write(2, f"error: {why}\n".encode())
     os._exit(code)
 
 

@@ -19,6 +19,7 @@ from trainer.ending import run_to_the_end
 from trainer.fence import Fence
 from trainer.interrupts import INTERRUPTED, STOPPED, LeaveAtOnce
 from trainer.metrics.events import ELSEWHERE, ON_EVERY_RANK, TOLD, EventLog
+from trainer.standard_error import forgive
 from trainer.starting import Starting
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -233,6 +234,7 @@ def fail(error: Exception, cfg: RunConfig, runtime, fence: Fence) -> int:  # typ
 
 
 if __name__ == "__main__":
+    forgive()
     if sys.stdout is not None:  # a terminal's encoding may have no "…"
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     run_to_the_end(lambda: main(sys.argv[1:]))

@@ -5,6 +5,7 @@ import sys
 
 from trainer.ending import run_to_the_end
 from trainer.interrupts import LeaveAtOnce
+from trainer.standard_error import forgive
 
 
 def main(arguments: list[str]) -> int:
@@ -22,5 +23,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     # A terminal's encoding may not hold what a model writes.
+    forgive()
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     run_to_the_end(lambda: main(sys.argv[1:]))

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from trainer.standard_error import say
+
 INTERRUPTED, STOPPED = 130, 75
 _ASKED = (signal.SIGTERM, signal.SIGUSR1)
 _ALL = (signal.SIGINT, *_ASKED)
@@ -118,7 +120,7 @@ class LeaveAtOnce:
         return f"{why} before {self._what}: nothing was under way"
 
     def _go(self, code: int, why: str) -> None:
-        os.write(2, f"error: {why}\n".encode())
+        say(f"error: {why}")
         if self._tell is not None:
             self._tell(code, why)
         os._exit(code)

@@ -251,6 +251,12 @@ def test_a_bus_error_is_one_line_where_the_file_is_ours(tmp_path: Path) -> None:
         "goes on from its last checkpoint\n"
     )
     (tmp_path / "ours").write_bytes(bytes(20_000))
+    reader, unread = os.pipe()
+    os.close(reader)
+    unheard = subprocess.run([*script, CUT_SHORT, tmp_path / "ours"], stderr=unread, timeout=60)
+    os.close(unread)
+    assert unheard.returncode == 1
+    (tmp_path / "ours").write_bytes(bytes(20_000))
     other = [*script, ELSEWHERE, tmp_path / "ours", tmp_path / "other"]
     assert subprocess.run(other, capture_output=True, timeout=60).returncode == -signal.SIGBUS
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from data import recipe as recipes
 from data import tokenizer as tokenizers
-from data.job import TRAIN, write_json
+from data.job import HELDOUT, TRAIN, write_json
 from data.manifest import MANIFEST, file_sha256
 from data.recipe import Recipe
 from data.sources import InputFile, as_text, kind_of
@@ -25,6 +25,8 @@ PLAN = "plan.json"
 VERSION = 3
 # Kinds that the first version did not know by a file's name.
 _ONCE_TEXT = {"json": "text", "ids": "text"}
+_WRITTEN = (MANIFEST, "tokenizer.json", "shard-*.tar", "shard-*.idx.npy")
+_SIDES = {False: ("",), True: (f"{TRAIN}/", f"{HELDOUT}/")}
 _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 
@@ -163,6 +165,7 @@ def begin(scratch: Path, plan: dict[str, Any], out: Path) -> None:
     if not old and is_whole(out):
         raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
     if not old:
+        _check_free(out, plan["settings"])
         write_json(scratch / PLAN, plan)
         return
     begun = any((scratch / name).exists() for name in _MADE)
@@ -185,6 +188,14 @@ def begin(scratch: Path, plan: dict[str, Any], out: Path) -> None:
             f"{out} {state} with other settings ({'; '.join(changed)}): go on with those, give another "
             "--out, or remove it"
         )
+
+
+def _check_free(out: Path, settings: dict[str, Any]) -> None:
+    """ValueError where a file of somebody else's has a name that a corpus in `out` would write."""
+    split = settings["heldout"] or settings["heldout_match"]
+    patterns = ["datacard*", *(f"{side}{name}" for side in _SIDES[bool(split)] for name in _WRITTEN)]
+    for found in (found for pattern in patterns for found in sorted(out.glob(pattern))):
+        raise ValueError(f"--out {out}: {found} is there, and would be written over: give another --out")
 
 
 class NothingLeft(ValueError):

@@ -160,6 +160,33 @@ def test_bad_input_is_one_line_that_names_it(
     assert not Path("out").exists(), "nothing is left of a mistake"
 
 
+@pytest.mark.parametrize(
+    ("name", "heldout"),
+    [
+        ("tokenizer.json", 0.0),
+        ("shard-000000.tar", 0.0),
+        ("datacard.md", 0.5),
+        ("train/tokenizer.json", 0.5),
+        ("heldout/manifest.json", 0.5),
+    ],
+)
+def test_a_file_that_is_no_part_of_a_corpus_is_never_written_over(
+    tmp_path: Path, name: str, heldout: float
+) -> None:
+    texts = write_texts(tmp_path / "texts", count=8)
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    arguments = {"tokenizer": "bytes", "workers": 1, "progress": False}
+    with pytest.raises(ValueError, match=f"{mine} is there, and would be written over: give") as error:
+        prepare([str(tmp_path / "texts")], tmp_path / "out", heldout=heldout, **arguments)
+    one_line(error)
+    assert mine.read_text() == "mine" and not (tmp_path / "out/.prepare").exists()
+    if "/" in name:  # a corpus without a held-out side has no such file
+        made = prepare([str(tmp_path / "texts")], tmp_path / "out", **arguments)
+        assert made.train.documents == len(texts) and mine.read_text() == "mine"
+
+
 def test_a_corpus_is_not_made_in_its_own_source(tmp_path: Path) -> None:
     texts = write_texts(tmp_path / "texts", count=3)
     with pytest.raises(ValueError, match="is --out itself: give the corpus a folder of its own"):

@@ -86,14 +86,14 @@ class _Supervisor:
     def _react(self) -> None:
         """Note which ranks have failed; after the first, ask the others to end, and in time make them."""
         now = time.monotonic()
-        ended = [rank.process.poll() for rank in self.ranks]
+        self._note_who_has_ended()
         self._hear_who_is_under_way()
-        for rank, code in zip(self.ranks, ended):
-            if code is None and rank.voice.last_words and now > rank.failed_at + self.grace_seconds:
+        for rank in self.ranks:
+            there = rank.process.returncode is None
+            if there and rank.voice.last_words and now > rank.failed_at + self.grace_seconds:
                 rank.voice.resume()
             if not rank.left_alone:
                 continue
-            rank.ended_at = rank.ended_at or now
             if self.kill_at == float("inf"):
                 self.kill_at = now + self.grace_seconds
                 # One that has spoken is on its way out, and its exit code may be the one that counts.
@@ -103,6 +103,11 @@ class _Supervisor:
             self._kill_all()
         if now >= self.kill_at:
             self._kill_all()
+
+    def _note_who_has_ended(self) -> None:
+        for rank in self.ranks:
+            if rank.process.poll() is not None:
+                rank.ended_at = rank.ended_at or time.monotonic()
 
     def _hear_who_is_under_way(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -134,7 +139,9 @@ class _Supervisor:
                 self.stop_by = min(self.stop_by, now + self.stop_seconds)
 
     def _read(self, timeout: float) -> None:
-        for key, _ in self.selector.select(timeout):
+        ready = self.selector.select(timeout)
+        self._note_who_has_ended()  # before what others say of it
+        for key, _ in ready:
             if key.fileobj is self.wake:
                 with contextlib.suppress(BlockingIOError):
                     self.wake.recv(4096)

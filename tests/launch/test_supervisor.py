@@ -108,6 +108,37 @@ def test_a_killed_rank_is_a_failure_that_names_the_signal() -> None:
     assert err.startswith("error: rank 1 was ended by SIGKILL")
 
 
+DIES_UNSEEN = """
+import os, signal, sys
+with open("{file}", "w") as file:
+    file.write(f"{{os.getpid()}} ")
+os.kill(os.getppid(), signal.SIGSTOP)
+while open(f"/proc/{{os.getppid()}}/stat").read().rpartition(")")[2].split()[0] != "T":
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+MISSES_IT = """
+import os, signal, sys, time
+def read(path):
+    return open(path).read() if os.path.exists(path) else ""
+while not read("{file}").endswith(" "):
+    time.sleep(0.01)
+while read(f"/proc/{{int(read('{file}'))}}/stat").rpartition(")")[2].split()[0] != "Z":
+    time.sleep(0.01)
+print("error: rank 1 does not answer", file=sys.stderr, flush=True)
+os.kill(os.getppid(), signal.SIGCONT)
+sys.exit(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_killed_rank_is_named_before_one_that_misses_it(tmp_path: Path) -> None:
+    """Also where this process was too busy to see the one before the other."""
+    code, _, err = finish(*(script.format(file=tmp_path / "pid") for script in (MISSES_IT, DIES_UNSEEN)))
+    assert code == 1
+    assert err.startswith("error: rank 1 was ended by SIGKILL") and err.count("error: ") == 1, err
+
+
 def test_a_rank_that_will_not_end_is_killed_after_the_grace() -> None:
     began = time.monotonic()
     code, _, err = finish(STUBBORN, "import sys, time; time.sleep(0.5); sys.exit('error: no')", grace=1.0)

@@ -44,7 +44,8 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
         lock = FolderLock.take(cfg.folder)
         stack.callback(lock.release)
         mark = fence.take()
-        for draft in cfg.folder.glob(".tmp-*"):  # of a process that was killed while it wrote a file anew
+        # Of a process that was killed while it wrote a file anew.
+        for draft in (*cfg.folder.glob(".tmp-*"), *(cfg.folder / run_folder.CONFIGS).glob(".tmp-*")):
             draft.unlink()
         for name in LOGS:
             if (cfg.folder / name).is_dir():

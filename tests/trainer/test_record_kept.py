@@ -41,6 +41,16 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
     assert logged == [1, 2, 3, 4]
 
 
+def test_drafts_of_a_killed_start_are_gone_after_the_next(tmp_path: Path) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path, documents=20), model__layers=1, train__eval_every=0)
+    train_here(config, "train.steps=1")
+    drafts = [tmp_path / "run" / at for at in (".tmp-config.yaml-7", "configs/.tmp-step-000000000.yaml-7")]
+    for draft in drafts:
+        draft.write_text("name: ru")
+    train_here(config, "train.steps=1")
+    assert not any(draft.exists() for draft in drafts)
+
+
 def test_a_config_that_was_edited_to_nothing_is_written_anew(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, documents=20)
     config = write_config(tmp_path, corpus, model__layers=1, train__eval_every=0)

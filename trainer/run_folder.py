@@ -104,6 +104,9 @@ def _no_run(folder: Path) -> str:
             f"{folder} is no run folder: beside config.yaml it has neither events.jsonl nor a checkpoint; "
             f"for a new run give {folder / CONFIG}"
         )
+    above = [place for place in folder.parents if is_run(place)]
+    if above:  # its checkpoints/, or one of them
+        return f"{folder} is no run folder, but lies in one: give {above[0]}"
     runs = sorted(entry for entry in folder.iterdir() if is_run(entry))
     such = f"one of the {len(runs)} in it, such as {runs[0]}" if runs else "one such as runs/quickstart"
     return f"{folder} is no run folder: it has no config.yaml; give {such}, or a config"

@@ -69,6 +69,10 @@ def test_an_ordinary_folder_with_a_config_is_no_run(tmp_path: Path) -> None:
     for reader in (config.load, run_folder.find):
         with pytest.raises(ValueError, match=r"; give one of the 1 in it, such as \S+/project-3, or"):
             reader(tmp_path)
+        with pytest.raises(
+            ValueError, match=r"configs is no run folder, but lies in one: give \S+/project-3$"
+        ):
+            reader(run / "configs")
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:

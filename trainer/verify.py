@@ -33,7 +33,7 @@ from trainer.metrics.sinks import encode
 from trainer.run import gather, make_engine, open_alike
 from trainer.schedule import learning_rate
 from trainer.verdict import Difference, judge, show, worst
-from trainer.yardstick import Limits, Measured
+from trainer.yardstick import NUDGES, Limits, Measured
 
 RECORD = "record.json"
 OVERFLOWS = 16
@@ -41,8 +41,8 @@ OVERFLOWS = 16
 
 
 def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> None:
-    """Run `steps` updates in this one process, twice; leave the curve, every state and how far a rounding in
-    the weights carries in `reference`.
+    """Run `steps` updates in this one process, and again from nudged weights; leave the curve, every state
+    and how far a rounding in the weights carries in `reference`.
 
     RuntimeError where the run diverges.
     """
@@ -60,7 +60,10 @@ def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> Non
             _save(engine, reference, len(curve))
             norms.append(yardstick.norms_of(engine, start))
             updates += not result.skipped
-    nudged, spread = _nudged(cfg, runtime, reference, curve, norms)
+    nudged, changed = zip(
+        *(_nudged(cfg, runtime, reference, curve, norms, cfg.seed + n) for n in range(NUDGES)), strict=True
+    )
+    spread = [yardstick.spread_of(runs, norms[step]) for step, runs in enumerate(zip(*changed, strict=True))]
     (reference / RECORD).write_text(json.dumps({"curve": curve, "nudged": nudged, "spread": spread}))
 
 
@@ -70,14 +73,15 @@ def _nudged(
     reference: Path,
     curve: list[dict[str, float]],
     norms: list[dict[str, float]],
-) -> tuple[list[dict[str, float]], list[yardstick.Spread]]:
-    """The same steps from weights that are off by a rounding: their curve, and what it changed in each
-    tensor.
+    seed: int,
+) -> tuple[list[dict[str, float]], list[list[Measured]]]:
+    """The same steps from weights that are off by a rounding, drawn from `seed`: their curve, and after each
+    what that changed in the tensors.
     """
-    scalars, spread = [], []
+    scalars, changed = [], []
     with ExitStack() as stack:
         engine, batches = _open(cfg, runtime, stack)
-        yardstick.nudge(engine, cfg.train.precision, cfg.seed)
+        yardstick.nudge(engine, cfg.train.precision, seed)
         start = yardstick.begin(engine)
         for step, expected in enumerate(curve):
             scalars.append(_scalars(_step(engine, batches, cfg, step)))
@@ -86,9 +90,8 @@ def _nudged(
                     f"step {step + 1}: a rounding decides whether it overflows {cfg.train.precision}, so no "
                     "layout can be held to it: verify with another seed"
                 )
-            measured = yardstick.measure(engine, reference, step + 1, start, norms[step])
-            spread.append(yardstick.spread_of(measured, norms[step]))
-    return scalars, spread
+            changed.append(yardstick.measure(engine, reference, step + 1, start, norms[step]))
+    return scalars, changed
 
 
 def _stop_if_diverged(result: StepResult, engine: Engine, step: int) -> None:
@@ -119,7 +122,7 @@ def compare(cfg: RunConfig, runtime: Runtime, reference: Path, *, comms: bool = 
                 found = _scalars(_step(engine, batches, cfg, step))
             until = step + 1
             limit = yardstick.common_limit(
-                cfg.train.precision, recorded["curve"][:until], recorded["nudged"][:until]
+                cfg.train.precision, recorded["curve"][:until], [run[:until] for run in recorded["nudged"]]
             )
             rows.append({"step": until, "one_process": expected, "layout": found, "limit": limit})
             limits = Limits(recorded["spread"][step], cfg.train.precision)

@@ -1,9 +1,10 @@
 """How far two right runs of `germinal verify` may be apart: measured on one process, not fixed in advance.
 
 Another layout adds up the same numbers in another order, so every rounding falls anew. The same happens where
-one process starts from weights that are off by a rounding each. So the reference is run a second time from
-such weights (the nudged run), and what that changes in a tensor is the yardstick for what a layout may change
-in it: whatever the precision, the model and the machine's own way of adding up. docs/verify.md says why.
+one process starts from weights that are off by a rounding each. So the reference is run again from several
+such sets of weights (the nudged runs), and what that changes in the tensors is the yardstick for what a
+layout may change in them: whatever the precision, the model and the machine's own way of adding up.
+docs/verify.md says why.
 """
 
 import dataclasses
@@ -23,20 +24,27 @@ from trainer.checkpoint.store import load
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
 """The largest relative error of one rounding to the nearest."""
 
+NUDGES = 3
+"""Nudged runs. One alone is lucky too often: where a rounding decides whether a few elements of a tensor
+change much or not at all, it may be the run in which they do not."""
+
 TIMES = 2.0
-"""A layout may be so many times as far from the reference as the nudged run is."""
+"""A layout may be so many times as far from the reference as a nudged run is."""
+
+DEVIATIONS = 4.0
+"""So many standard deviations of a common factor are roundings."""
 
 TURNED = 4
 """Elements of an update that may be off by a whole step: Adam divides a gradient by its own size, so where
 one nearly cancels, a rounding turns the step around."""
 
-Spread = dict[str, dict[str, float]]
-"""Tensor name → {norm, distance, scale} of the nudged run, after one step."""
+Spread = dict[str, dict[str, Any]]
+"""Tensor name → {norm, distance: the largest of the nudged runs', scales: each one's}, after one step."""
 
 
 @dataclass(frozen=True)
 class Floor:
-    """A relative difference that is no fault whatever the nudged run says.
+    """A relative difference that is no fault whatever the nudged runs say.
 
     common: a factor that all elements share; loss and gradient norm. moment, update: of one tensor,
     ‖a-b‖/‖b‖.
@@ -149,9 +157,16 @@ def _without_turned(off: Tensor, whole_steps: float) -> Tensor:
     return off[kept]
 
 
-def spread_of(measured: Sequence[Measured], norms: dict[str, float]) -> Spread:
-    """What `Limits` needs of the nudged run's whole tensors."""
-    return {m.name: {"norm": norms[m.name], "distance": m.distance, "scale": m.scale} for m in measured}
+def spread_of(runs: Sequence[Sequence[Measured]], norms: dict[str, float]) -> Spread:
+    """What `Limits` needs of the whole tensors of the nudged runs, all after the same step."""
+    return {
+        each[0].name: {
+            "norm": norms[each[0].name],
+            "distance": max(one.distance for one in each),
+            "scales": [one.scale for one in each],
+        }
+        for each in zip(*runs, strict=True)
+    }
 
 
 def norms_of(engine: Engine, start: Sequence[Tensor]) -> dict[str, float]:
@@ -164,31 +179,29 @@ def norms_of(engine: Engine, start: Sequence[Tensor]) -> dict[str, float]:
 
 
 class Limits:
-    """The bounds after one step, from what the nudged run changed until then.
-
-    A tensor that was lucky is given what is usual for its kind.
-    """
+    """The bounds after one step, from what the nudged runs changed until then."""
 
     def __init__(self, spread: Spread, precision: str) -> None:
         self._spread, self._floor = spread, floor(precision)
-        self._usual: dict[str, float] = {}
-        for kind in {kind_of(name) for name in spread}:
-            squares = [row["distance"] ** 2 for name, row in spread.items() if kind_of(name) == kind]
-            self._usual[kind] = math.sqrt(sum(squares) / len(squares))
-        self._common = {
-            kind: TIMES * abs(self.scale_of([Measured(n, 1.0, 0.0, row["scale"]) for n, row in rows]))
-            for kind in self._usual
-            if (rows := [(n, row) for n, row in spread.items() if kind_of(n) == kind])
+        self._names: dict[str, list[str]] = {}
+        for name in spread:
+            self._names.setdefault(kind_of(name), []).append(name)
+        self._distance = {
+            kind: max(self._least(kind), TIMES * max(spread[name]["distance"] for name in names))
+            for kind, names in self._names.items()
         }
+        self._weights = {
+            name: weight for names in self._names.values() for name, weight in self._weighed(names)
+        }
+        self._common = {kind: self._common_of(names) for kind, names in self._names.items()}
 
     @property
     def norms(self) -> dict[str, float]:
         return {name: row["norm"] for name, row in self._spread.items()}
 
     def distance(self, name: str) -> float:
-        kind = kind_of(name)
-        least = self._floor.update if kind == "model" else self._floor.moment
-        return max(least, TIMES * max(self._spread[name]["distance"], self._usual[kind]))
+        """Of a tensor: one of its kind was as far off by roundings alone. Each by itself is too lucky."""
+        return self._distance[kind_of(name)]
 
     def scale(self, kind: str) -> float:
         """Of what all tensors of a kind have in common on one rank."""
@@ -200,15 +213,41 @@ class Limits:
         Roundings point anywhere and cancel in it, tensor by tensor and element by element; a wrong divisor
         does not. So it shows 1 % where `distance` is 3 %.
         """
-        weights = [self.distance(m.name) ** -2 for m in measured]
-        return sum(w * m.scale for w, m in zip(weights, measured)) / sum(weights)
+        return self._mean([(m.name, m.scale) for m in measured])
+
+    def _least(self, kind: str) -> float:
+        return self._floor.update if kind == "model" else self._floor.moment
+
+    def _weighed(self, names: Sequence[str]) -> list[tuple[str, float]]:
+        """Tensors of one kind with 1 / distance²; one that was lucky is given what is usual."""
+        distances = [self._spread[name]["distance"] for name in names]
+        usual = math.sqrt(sum(d * d for d in distances) / len(distances))
+        least = max(usual, self._least(kind_of(names[0])) / TIMES)
+        return [(name, max(d, least) ** -2) for name, d in zip(names, distances, strict=True)]
+
+    def _mean(self, scales: Sequence[tuple[str, float]]) -> float:
+        weights = [self._weights[name] for name, _ in scales]
+        return sum(w * scale for w, (_, scale) in zip(weights, scales)) / sum(weights)
+
+    def _common_of(self, names: Sequence[str]) -> float:
+        """Of each nudged run, what its tensors had in common, and its deviation from how they differ."""
+        found = 0.0
+        whole = sum(self._weights[name] for name in names)
+        for scales in zip(*(self._spread[name]["scales"] for name in names), strict=True):
+            common = abs(self._mean(list(zip(names, scales))))
+            deviation = math.hypot(*(self._weights[n] * scale / whole for n, scale in zip(names, scales)))
+            found = max(found, TIMES * common, DEVIATIONS * deviation)
+        return found
 
 
-def common_limit(precision: str, curve: Sequence[dict[str, Any]], nudged: Sequence[dict[str, Any]]) -> float:
-    """For loss and gradient norm: what the nudged run's are off by, over all steps until this one."""
+def common_limit(
+    precision: str, curve: Sequence[dict[str, Any]], nudged: Sequence[Sequence[dict[str, Any]]]
+) -> float:
+    """For loss and gradient norm: what the nudged runs' are off by, over all steps until this one."""
     off = [
         abs(b[key] / a[key] - 1.0)
-        for a, b in zip(curve, nudged, strict=True)
+        for run in nudged
+        for a, b in zip(curve, run, strict=True)
         for key in ("loss", "grad_norm")
         if a[key] and math.isfinite(a[key]) and math.isfinite(b[key])
     ]

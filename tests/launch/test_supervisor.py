@@ -220,8 +220,9 @@ def test_a_stopped_rank_is_woken_to_answer() -> None:
 def test_a_rank_that_does_not_answer_a_request_to_stop_is_killed_and_named() -> None:
     polite = POLITE.replace("sys.exit(75)", "time.sleep(60)")
     with start(polite, STUBBORN, stop=1.0) as parent:
-        assert parent.stdout is not None and parent.stdout.readline() == "up\n"
-        time.sleep(0.3)
+        assert parent.stdout is not None and parent.stderr is not None
+        assert parent.stdout.readline() == "up\n"
+        assert parent.stderr.readline() == "[rank 1] up\n"
         began = time.monotonic()
         parent.terminate()
         _, err = parent.communicate(timeout=15)

@@ -208,8 +208,10 @@ def children(parent: int) -> list[int]:
 
 
 def test_a_stopped_rank_is_woken_to_answer() -> None:
-    with start(POLITE, POLITE) as parent:
-        assert parent.stdout is not None and parent.stdout.readline() == "up\n"
+    with start(*(UNDER_WAY.format(rank=rank) + POLITE for rank in (0, 1))) as parent:
+        assert parent.stdout is not None and parent.stderr is not None
+        assert parent.stdout.readline() == "up\n"
+        assert parent.stderr.readline() == "[rank 1] up\n"
         for child in children(parent.pid):
             os.kill(child, signal.SIGSTOP)
         time.sleep(0.3)

@@ -31,12 +31,12 @@ print("up", flush=True)
 time.sleep(60)
 """
 POLITE = """
-import signal, sys, time
+import os, signal, sys, time
 def leave(number, frame):
     print("saved", flush=True)
     sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
-print("up", flush=True)
+os.write(1, b"up\\n")  # a print is under way still when its reader answers: no second one then
 time.sleep(60)
 """
 

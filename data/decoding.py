@@ -60,10 +60,8 @@ def open_text(path: str, recipe: Recipe) -> tuple[IO[bytes], bytes]:
     head = stream.read(HEAD)
     try:
         stream.seek(0)
-    except (
-        OSError,
-        ValueError,
-    ):  # a decompressor, or a server that sends no ranges, whatever `seekable` says
+    except (OSError, ValueError):
+        # A decompressor, or a server that sends no ranges, whatever `seekable` says.
         stream.close()
         stream = open_bytes(path)
     if encoding := encoding_of(head, recipe):

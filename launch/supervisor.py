@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from launch.job import Command
 from launch.local_rank import STOPPED, LocalRank
-from launch.voice import SHOW_CURSOR, say, write
+from launch.voice import SHOW_CURSOR, say
 from trainer.interrupts import ONE_PRESS_SECONDS
+from trainer.standard_error import write
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -1,9 +1,10 @@
 """What a rank says, as the user sees it: lines behind its number, a live progress line, one error of many."""
 
-import contextlib
 import os
 import termios
 import time
+
+from trainer.standard_error import write
 
 # A line that starts so begins a rank's last words. Every rank that follows a failed one has some; one speaks.
 LAST_WORDS = (b"error: ", b"Traceback (most recent call last)")
@@ -84,10 +85,3 @@ def terminal_like_ours() -> tuple[int, int]:
 def say(line: bytes) -> None:
     """One line on standard error; on a terminal, in the place of a progress line that may be there."""
     write((CLEAR_LINE if os.isatty(2) else b"") + line + b"\n")
-
-
-def write(data: bytes) -> None:
-    """Bytes on standard error."""
-    with contextlib.suppress(OSError):  # whoever read us has gone; the ranks must still be watched
-        while data:
-            data = data[os.write(2, data) :]

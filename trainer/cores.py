@@ -20,6 +20,7 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 AS_BEGUN = "as this run began; train.threads changes it"
 WINDOW_SECONDS = 0.2  # the kernel counts in hundredths: less says little
+MORE_WINDOWS = 5  # looked at before cores are called busy, which they then are for the whole run
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,31 @@ class Occupancy:
     """How many of this process's cores others keep busy, measured from its making on."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def busy(self) -> float:
+        """Cores that were busy without us: in each of some windows, and for the last minute. Waits until it
+        can tell: a second where some are.
+
+        The smallest of them: neither a moment's burst nor work that has just ended is held against a run.
+        """
+        found = min(self._in_window(), os.getloadavg()[0], len(allowed()))
+        for _ in range(MORE_WINDOWS):
+            if round(found) <= 0:
+                break
+            self._begin()
+            found = min(found, self._in_window())
+        return max(0.0, found)
+
+    def _begin(self) -> None:
         self._began = time.monotonic()
         self._before = _busy_seconds()
         self._own = _own_seconds()
 
-    def busy(self) -> float:
-        """Cores that were busy without us: now, and for the last minute. Waits until it can tell.
-
-        The smaller of both: neither a moment's burst nor work that has just ended is held against a run.
-        """
-        left = WINDOW_SECONDS - (time.monotonic() - self._began)
-        if left > 0:
-            time.sleep(left)
+    def _in_window(self) -> float:
+        time.sleep(max(0.0, WINDOW_SECONDS - (time.monotonic() - self._began)))
         others = _busy_seconds() - self._before - (_own_seconds() - self._own)
-        now = others / (time.monotonic() - self._began)
-        return max(0.0, min(now, os.getloadavg()[0], len(allowed())))
+        return others / (time.monotonic() - self._began)
 
 
 def choose(

@@ -23,7 +23,13 @@ def forgive() -> None:
         sys.stderr = io.TextIOWrapper(raw, "utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def say(line: str) -> None:
-    """One line, from whatever thread, past what is buffered."""
+def write(data: bytes) -> None:
+    """From whatever thread, past what is buffered; what cannot be written is dropped."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+        while data:
+            data = data[os.write(2, data) :]
+
+
+def say(line: str) -> None:
+    """One line."""
+    write(f"{line}\n".encode())

@@ -30,6 +30,16 @@ def test_buckets_leave_no_trace(ranks: Any, zero: int, tied: bool, bucket: int) 
     assert distance(curves[0], reference(case)) < 1e-5
 
 
+def in_small_buckets(context: Any, patch: pytest.MonkeyPatch, micro_batch: int) -> Any:
+    """The engine of a model of many blocks after a step, with buckets of 16 KiB, two of them under way."""
+    patch.setattr(replicas, "BUCKET_BYTES", 16 << 10)
+    patch.setattr(rows, "IN_FLIGHT_BYTES", 32 << 10)
+    case = Case(parallel={"zero": 1}, model={"layers": 16}, micro_batch=micro_batch)
+    engine: Any = build(case, context.rank, context.world)
+    engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+    return engine
+
+
 def whole_gradients(context: Any) -> tuple[int, int]:
     """(most bytes of whole gradients when a bucket of them is sent, those of the model)."""
     most = 0
@@ -43,11 +53,7 @@ def whole_gradients(context: Any) -> tuple[int, int]:
             own(self, number)
 
         patch.setattr(rows.Rows, "_reduce", counted)
-        patch.setattr(replicas, "BUCKET_BYTES", 16 << 10)
-        patch.setattr(rows, "IN_FLIGHT_BYTES", 32 << 10)
-        case = Case(parallel={"zero": 1}, model={"layers": 16}, micro_batch=4)
-        engine: Any = build(case, context.rank, context.world)
-        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
+        engine = in_small_buckets(context, patch, micro_batch=4)
     return most, sum(parameter.nbytes for parameter in engine._reductions._parameters)
 
 
@@ -81,29 +87,23 @@ def test_whole_gradients_end_beside_backward(ranks: Any) -> None:
 
 
 def parameters_under_way(context: Any) -> tuple[int, int, int]:
-    """(most bytes of parameters whose rows are under way at a time, messages, those of the model)."""
-    most, messages = 0, set()
+    """(most bytes of parameters whose rows are under way at a time, buckets, bytes of the model)."""
+    most = 0
     with pytest.MonkeyPatch.context() as patch:
-        own = rows.Bucket.gather
+        own = rows.Rows._gather_ahead
 
-        def counted(self: rows.Bucket) -> rows.Exchange:
+        def counted(self: rows.Rows) -> None:
             nonlocal most
-            exchange = own(self)
-            messages.add(id(self))
-            there = sum(one.bucket.nbytes for one in engine._reductions._gathering)
-            most = max(most, there + self.nbytes)
-            return exchange
+            own(self)
+            most = max(most, sum(exchange.bucket.nbytes for exchange in self._gathering))
 
-        patch.setattr(rows.Bucket, "gather", counted)
-        patch.setattr(replicas, "BUCKET_BYTES", 16 << 10)
-        patch.setattr(rows, "IN_FLIGHT_BYTES", 32 << 10)
-        case = Case(parallel={"zero": 1}, model={"layers": 16}, micro_batch=2)
-        engine: Any = build(case, context.rank, context.world)
-        engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
-    return most, len(messages), sum(parameter.nbytes for parameter in engine._reductions._parameters)
+        patch.setattr(rows.Rows, "_gather_ahead", counted)
+        engine = in_small_buckets(context, patch, micro_batch=2)
+    reductions = engine._reductions
+    return most, len(reductions._buckets), sum(parameter.nbytes for parameter in reductions._parameters)
 
 
 def test_parameters_are_gathered_a_few_ahead(ranks: Any) -> None:
-    for most, messages, model in ranks(4).run(parameters_under_way):
-        assert messages > 8
+    for most, buckets, model in ranks(4).run(parameters_under_way):
+        assert buckets > 8
         assert 16 << 10 < most <= 32 << 10 < model / 4

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,14 @@ def test_other_processes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             other.kill()
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     assert Occupancy().busy() <= 0.1  # a burst
+
+
+def test_a_burst_at_the_start_takes_no_core_for_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the command before has just ended, on a machine that was busy a minute ago."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
+    monkeypatch.setattr(cores, "_own_seconds", lambda: 0.0)
+    began = time.monotonic()
+    monkeypatch.setattr(cores, "_busy_seconds", lambda: min(time.monotonic() - began, 0.3))
+    assert Occupancy().busy() < 0.5
+    monkeypatch.setattr(cores, "_busy_seconds", time.monotonic)
+    assert Occupancy().busy() > 0.9  # work that stays

@@ -34,11 +34,11 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from common.files import write_all
 from parallel.engine import Chunk
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.store import WRITERS
-from trainer.files import write_all
-from trainer.metrics.events import EventLog
+from trainer.record.events import EventLog
 from trainer.state import Identity, TrainState
 
 HIDDEN = 1024

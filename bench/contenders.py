@@ -16,17 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset, SequentialSampler
 
-from data.batch import Batch
+from data.stream.batch import Batch
 from parallel.build import build_engine
 from parallel.config import ParallelConfig
-from parallel.initialize import draw
-from parallel.plan import resolve
-from parallel.runtime import Runtime
-from trainer.models.config import DecoderConfig
-from trainer.models.decoder import Decoder
+from parallel.layout.layout import resolve
+from parallel.transforms.initialize import draw
+from parallel.world.runtime import Runtime
+from trainer.config.sections import OptimConfig
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
-from trainer.optim import build_optimizer
-from trainer.sections import OptimConfig
+from trainer.optim.updates import build_optimizer
 
 MODEL = DecoderConfig(layers=6, hidden=256, heads=4, kv_heads=4, ffn_hidden=768, vocab=4096)
 SEQ, ROWS, MICRO_BATCHES = 256, 1, 2  # rows of a micro-batch, micro-batches of a rank's step

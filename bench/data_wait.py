@@ -30,11 +30,11 @@ from typing import Any
 import torch
 from prepare import texts, write_jsonl
 
-from data import tokenizer as tokenizers
-from data.batch import Batch
 from data.prepare import prepare
-from parallel import runtime as runtimes
-from trainer import config as configs
+from data.stream.batch import Batch
+from data.tokenizer import tokenizer as tokenizers
+from parallel.world import runtime as runtimes
+from trainer.config import run_config as configs
 from trainer.run import assemble
 from trainer.steps import Steps
 

@@ -5,10 +5,10 @@ runs use, each with the largest micro-batch that fits, and writes bench/results/
 needs torch and the core dependencies, torchao for fp8, and no network. A case that does not fit, or cannot
 be had, is a line with its reason. `--smoke` does the same with toys, on a CPU as well.
 
-FLOPs are the model's, by PaLM's convention (trainer/models/stats.py): 6 a parameter of every matrix that is
-multiplied and a token, 12 · layers · hidden · seq for attention with all of seq², and recomputation not
-counted. MFU is given against the H100's dense bf16 peak on paper, 989 TFLOP/s, and against 794.5, the best
-that a real matrix product reaches there; fp8 is held against the same bf16 figures.
+FLOPs are the model's, by PaLM's convention (trainer/models/decoder/sizes.py): 6 a parameter of every matrix
+that is multiplied and a token, 12 · layers · hidden · seq for attention with all of seq², and recomputation
+not counted. MFU is given against the H100's dense bf16 peak on paper, 989 TFLOP/s, and against 794.5, the
+best that a real matrix product reaches there; fp8 is held against the same bf16 figures.
 """
 
 import argparse
@@ -28,18 +28,18 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from data.batch import Batch
 from data.config import DataConfig, Source
-from parallel import runtime as runtimes
+from data.stream.batch import Batch
 from parallel.config import ParallelConfig
 from parallel.engine import Engine
-from parallel.runtime import Runtime
-from trainer import config as configs
-from trainer.config import RunConfig
-from trainer.models.config import DecoderConfig
-from trainer.models.stats import flops_per_token, parameters
+from parallel.world import runtime as runtimes
+from parallel.world.runtime import Runtime
+from trainer.config import run_config as configs
+from trainer.config.run_config import RunConfig
+from trainer.config.sections import OptimConfig, TrainConfig
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.decoder.sizes import flops_per_token, parameters
 from trainer.run import make_engine
-from trainer.sections import OptimConfig, TrainConfig
 
 PEAK_ON_PAPER, PEAK_REAL = 989e12, 794.5e12
 GIB = 1 << 30

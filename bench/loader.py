@@ -44,10 +44,10 @@ import torch
 import webdataset
 
 from data.config import DataConfig, Source
-from data.loader import Loader
-from data.manifest import Manifest, TokenizerEntry, write_manifest
-from data.scan import index_shard
-from data.stream import Stream
+from data.corpus.manifest import Manifest, TokenizerEntry, write_manifest
+from data.corpus.scan import index_shard
+from data.stream.loader import Loader
+from data.stream.stream import Stream
 
 VOCAB = 50_000
 SHARD_DOCUMENTS = 8192

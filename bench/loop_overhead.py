@@ -26,18 +26,18 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from data.batch import Batch
-from parallel import runtime as runtimes
-from trainer import config as configs
+from data.stream.batch import Batch
+from parallel.world import runtime as runtimes
 from trainer.checkpoint.manager import Checkpointer
-from trainer.evaluate import Evaluator
-from trainer.fence import Fence
+from trainer.config import run_config as configs
+from trainer.evaluation.evaluate import Evaluator
+from trainer.folder.fence import Fence
 from trainer.loop import train
-from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
+from trainer.optim.schedule import learning_rate
+from trainer.record.events import EventLog
 from trainer.run import make_engine
-from trainer.schedule import learning_rate
 from trainer.state import Identity, TrainState
 from trainer.steps import Steps
 

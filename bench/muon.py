@@ -22,14 +22,14 @@ from torch import Tensor
 
 from parallel.build import build_engine
 from parallel.config import ParallelConfig
-from parallel.pieces import Piece
-from parallel.plan import resolve
-from parallel.runtime import Runtime
-from trainer.models.config import DecoderConfig
-from trainer.models.decoder import Decoder
+from parallel.layout.layout import resolve
+from parallel.transforms.pieces import Piece
+from parallel.world.runtime import Runtime
+from trainer.config.sections import OptimConfig
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
-from trainer.optim import build_optimizer
-from trainer.sections import OptimConfig
+from trainer.optim.updates import build_optimizer
 
 MODEL = DecoderConfig(layers=8, hidden=256, heads=4, kv_heads=4, ffn_hidden=768, vocab=512)
 

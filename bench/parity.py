@@ -32,6 +32,7 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 import torch
 
+from common.files import write_atomically
 from parity_cases import (
     BOUNDS,
     Combination,
@@ -44,7 +45,6 @@ from parity_cases import (
 )
 from ranks import RankFailure, RankPools
 from runs import Alone, curve, reference
-from trainer.files import write_atomically
 
 RESULTS = ROOT / "bench/results/parity.json"
 TABLE = ROOT / "docs/parity.md"
@@ -188,11 +188,12 @@ INTRODUCTION = """# Parity: every layout against one process
 
 Written by `python bench/parity.py`, from bench/results/parity.json; not by hand. A combination is an engine,
 a ZeRO stage, sizes of the five axes (1, 2, 4, 8; at most eight processes), a pipeline schedule, a precision,
-recomputation and offloading, as `parallel/plan.py` and the config name them; those that `resolve` and its
-checks accept are offered. Each trains a small decoder, of a layer a pipeline stage and at least two, for 20
-steps on CPU, with AdamW, clipping, unevenly masked targets and at least two micro-batches (four in a pipeline
-of up to four processes; as many as stages a rank, or as DualPipeV asks for, in a longer one), and every
-step's loss and gradient norm is compared with one process **in fp32**. Sizes of the data axes and offloading
+recomputation and offloading, as `parallel/layout/layout.py` and the config name them; those that `resolve`
+and its checks accept are offered. Each trains a small decoder, of a layer a pipeline stage and at least two,
+for 20 steps on CPU, with AdamW, clipping, unevenly masked targets and at least two micro-batches (four in a
+pipeline of up to four processes; as many as stages a rank, or as DualPipeV asks for, in a longer one), and
+every step's loss and gradient norm is compared with one process **in fp32**. Sizes of the data axes and
+offloading
 multiply what says something of its own: engine, ZeRO stage, tp, pp, schedule, cp, precision and recomputation
 are the settings *named* below, and each of their values in common is run once before the rest, in the
 smallest world in which its ZeRO stage has something to share. `tests/equivalence/test_parity.py` runs a part

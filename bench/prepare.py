@@ -30,10 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import tokenizer as tokenizers
 from data.prepare import prepare
-from data.recipe import Recipe
-from data.tokenizer import Encoder
+from data.prepare.recipe import Recipe
+from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer.tokenizer import Encoder
 
 GOAL = 0.8
 RESULTS = Path(__file__).parent / "results" / "prepare.json"

@@ -1,4 +1,4 @@
-"""Are two versions of this project the same to the last bit, over engines, layouts, precisions and data options?
+"""Are two versions of this project equal to the last bit, over engines, layouts, precisions and data options?
 
     python -m bench.same_bits record before.json          # in a checkout of the one version
     python -m bench.same_bits record after.json           # in a checkout of the other, on the same machine

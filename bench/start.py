@@ -32,7 +32,7 @@ import tempfile
 import torch
 import torch.distributed as dist
 from trainer.models.build import build_model
-from trainer.models.config import DecoderConfig
+from trainer.models.decoder.config import DecoderConfig
 
 dist.init_process_group("gloo", store=dist.FileStore(tempfile.mktemp(), 1), rank=0, world_size=1)
 model = build_model(DecoderConfig(layers=4, hidden=64, heads=4, kv_heads=4, vocab=257))

@@ -1,0 +1,1 @@
+"""Corpora: making them (`prepare`), keeping them (`corpus`), reading them as training sequences (`stream`)."""

@@ -1,6 +1,6 @@
 """What a run reads: the `data:` section of a config. Plain dataclasses; imports no torch and no numpy.
 
-A field states its key's meaning and limits in plain text; `trainer.keys` says how, and checks them.
+A field states its key's meaning and limits in plain text; `trainer.config.keys` says how, and checks them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import importlib
 import re
 from collections.abc import Callable
 
-from data.recipe import option
+from data.prepare.recipe import option
 
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"

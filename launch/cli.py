@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from data.recipe import Recipe
-from launch import checkpoints, commands, corpora, options, reference
+from data.prepare.recipe import Recipe
+from launch import options
+from launch.commands import checkpoints, commands, corpora, reference
 from launch.recipe_help import ABOUT
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."

@@ -3,8 +3,8 @@
 import io
 import sys
 
-from trainer.interrupts import LeaveAtOnce
-from trainer.standard_error import forgive
+from common.standard_error import forgive
+from trainer.process.interrupts import LeaveAtOnce
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ ONE_PROCESS = (
 class Job:
     """A run of `nproc` ranks on this machine: `python -m MODULE [options] CONFIG [key=value…]` each.
 
-    threads: CPU threads of a rank; 0: as the environment says. See `trainer.cores`.
+    threads: CPU threads of a rank; 0: as the environment says. See `trainer.process.cores`.
     """
 
     config: str
@@ -58,5 +58,5 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
 
     -P: the module is this installation's, also where the working directory has one of that name.
     """
-    start = () if module == "trainer" else ("trainer.entry",)
+    start = () if module == "trainer" else ("trainer.process.entry",)
     return (sys.executable, "-P", "-m", *start, module, *arguments)

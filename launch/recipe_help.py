@@ -1,4 +1,4 @@
-"""What `germinal prepare --help` says of each setting of a recipe; more is in `data.recipe.Recipe`."""
+"""What `germinal prepare --help` says of each setting of a recipe; `data.prepare.recipe` says more."""
 
 ABOUT = {
     "format": "of the sources; auto goes by the file's name",

@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 from torch import nn
 
-from parallel import async_tensor, float8, kernels, plan
+from common.precision import Precision
 from parallel.config import ParallelConfig
 from parallel.engine import Engine, Objective
-from parallel.mesh import make_mesh
-from parallel.parallelize import parallelize
-from parallel.precision import Precision
-from parallel.runtime import Runtime
-from parallel.torch_engine import OptimizerFactory, TorchEngine
+from parallel.layout import layout as plan
+from parallel.layout.mesh import make_mesh
+from parallel.torch_engine.engine import OptimizerFactory, TorchEngine
+from parallel.torch_engine.parallelize import parallelize
+from parallel.transforms import async_tensor, float8, kernels
+from parallel.world.runtime import Runtime
 
 
 def build_engine(
@@ -39,7 +40,7 @@ def build_engine(
     plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
     if cfg.engine == "deepspeed":
         # Importing it costs most of a second and needs an extra: only who asks for it pays.
-        from parallel.deepspeed_engine import build_deepspeed_engine
+        from parallel.deepspeed_engine.engine import build_deepspeed_engine
 
         return build_deepspeed_engine(
             layout=layout,

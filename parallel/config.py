@@ -1,6 +1,7 @@
-"""The `parallel:` section of a run's config. Torch-free; what it means is worked out in `parallel.plan`.
+"""The `parallel:` section of a run's config. Torch-free; what it means is worked out in
+`parallel.layout.layout`.
 
-A field states its key's meaning and limits in plain text; `trainer.keys` says how, and checks them.
+A field states its key's meaning and limits in plain text; `trainer.config.keys` says how, and checks them.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every test may ask for. The pools of processes for distributed tests are explained in ranks.py."""
+"""What every test may ask for. helpers/ranks.py explains the pools of processes for distributed tests."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ share_cores()
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[RankPools]:
-    """`ranks(world).run(function, *args) -> [result of rank 0, …]`; see ranks.py."""
+    """`ranks(world).run(function, *args) -> [result of rank 0, …]`; see helpers/ranks.py."""
     pools = RankPools()
     yield pools
     pools.close()

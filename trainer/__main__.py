@@ -12,15 +12,15 @@ import sys
 import traceback
 from contextlib import ExitStack
 
-from trainer import config as configs
-from trainer.config import RunConfig
-from trainer.disk import explained
-from trainer.ending import run_to_the_end
-from trainer.fence import Fence
-from trainer.interrupts import INTERRUPTED, STOPPED, LeaveAtOnce
-from trainer.metrics.events import ELSEWHERE, ON_EVERY_RANK, TOLD, EventLog
-from trainer.standard_error import forgive
-from trainer.starting import Starting
+from common.standard_error import forgive
+from trainer.config import run_config as configs
+from trainer.config.run_config import RunConfig
+from trainer.folder.fence import Fence
+from trainer.process.disk import explained
+from trainer.process.ending import run_to_the_end
+from trainer.process.interrupts import INTERRUPTED, STOPPED, LeaveAtOnce
+from trainer.process.starting import Starting
+from trainer.record.events import ELSEWHERE, ON_EVERY_RANK, TOLD, EventLog
 
 DONE, FAILED, WRONG = 0, 1, 2
 AGREED = (DONE, STOPPED, INTERRUPTED)  # what all ranks leave with together
@@ -60,7 +60,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         return complain(error, WRONG)
 
     # It imports torch, which takes over a second: a config that is wrong need not wait for it.
-    from parallel import runtime as runtimes
+    from parallel.world import runtime as runtimes
 
     signals.listen()
     _open_as_many_files_as_allowed()
@@ -119,7 +119,7 @@ def _train(  # type: ignore[no-untyped-def]
     starting = Starting(shown=runtime.is_writer)
     stack.callback(starting.end)
     try:
-        from trainer.run import assemble  # ValueError where torch lacks something: `parallel.relied_on`
+        from trainer.run import assemble
 
         run = assemble(cfg, runtime, stack, fence=fence, doing=starting.now)
     except BlockingIOError as error:

@@ -8,14 +8,14 @@ file format is visible here.
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from data.batch import Batch
+from data.stream.batch import Batch
 from parallel.engine import Engine, StepResult
 from trainer.checkpoint.manager import Checkpointer
-from trainer.config import RunConfig
-from trainer.evaluate import Evaluator
-from trainer.metrics.events import ON_EVERY_RANK
+from trainer.config.run_config import RunConfig
+from trainer.evaluation.evaluate import Evaluator
 from trainer.metrics.meter import Meter
-from trainer.schedule import learning_rate
+from trainer.optim.schedule import learning_rate
+from trainer.record.events import ON_EVERY_RANK
 from trainer.state import TrainState
 from trainer.steps import Steps
 

@@ -12,31 +12,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.loader import Loader
-from data.stream import Stream
+from data.stream.loader import Loader
+from data.stream.stream import Stream
 from parallel.build import build_engine
 from parallel.engine import Engine, LocalParameter
-from parallel.plan import Layout
-from parallel.recompute import compiler
-from parallel.runtime import Runtime
-from trainer import config as configs
-from trainer import threads
-from trainer.agreement import agree, corpora, place, program, settings, software
-from trainer.allocation import allocating
+from parallel.layout.layout import Layout
+from parallel.transforms.recompute import compiler
+from parallel.world.runtime import Runtime
 from trainer.checkpoint.manager import Checkpointer
-from trainer.checkpoint.ranks import Ranks
-from trainer.claim import check_length, decays, describe, take_folder
-from trainer.config import RunConfig
-from trainer.evaluate import Evaluator
-from trainer.fence import Fence
-from trainer.heldout import open_heldout
+from trainer.config import run_config as configs
+from trainer.config.run_config import RunConfig
+from trainer.config.schema import plain
+from trainer.evaluation.evaluate import Evaluator
+from trainer.evaluation.heldout import open_heldout
+from trainer.folder.fence import Fence
 from trainer.loop import Diverged, allows_a_step, train
-from trainer.metrics.events import EventLog
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
-from trainer.optim import Updates, build_optimizer
-from trainer.schema import plain
+from trainer.optim.updates import Updates, build_optimizer
+from trainer.process import threads
+from trainer.process.allocation import allocating
+from trainer.ranks import Ranks
+from trainer.record.events import EventLog
+from trainer.start.agreement import agree, corpora, place, program, settings, software
+from trainer.start.claim import check_length, decays, describe, take_folder
 from trainer.state import Identity, TrainState
 from trainer.steps import Steps
 

@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from data.batch import Batch
-from trainer.checkpoint.ranks import Ranks
+from data.stream.batch import Batch
+from trainer.ranks import Ranks
 
 Quarantined = MutableMapping[int, list[dict[str, Any]]]
-"""Sequence → the damage that masks it, as `data.stream.Stream.quarantined`."""
+"""Sequence → the damage that masks it, as `data.stream.stream.Stream.quarantined`."""
 
 
 class Steps:

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer import keys
-from trainer.config import RunConfig
+from trainer.config import keys
+from trainer.config.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

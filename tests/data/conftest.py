@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data import datacard, ranges, remote
+from data.corpus import ranges, remote
+from data.prepare.report import datacard
 from made_corpus import make_corpus, random_documents
 from served import Server
 

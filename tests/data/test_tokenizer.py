@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from data import tokenizer as tokenizers
-from data.tokenizer import SEPARATOR, Encoder
+from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer.tokenizer import SEPARATOR, Encoder
 
 TEXTS = [
     "def train(model):\n\n    return model  # ünï 東京\n" * 5,

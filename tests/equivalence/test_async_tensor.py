@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import _symmetric_memory as symmetric
 from torch.utils.checkpoint import CheckpointPolicy
 
-from parallel import async_tensor, recompute
-from parallel.mesh import Axis
+from parallel.layout.mesh import Axis
+from parallel.transforms import async_tensor, recompute
 from runs import Case, curve, distance, reference
 
 TOLERANCE = 1e-5

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from parallel import async_tensor, recompute
+from parallel.transforms import async_tensor, recompute
 from runs import Alone, Case, build, curve, distance, micro_batches, reference
 
 TOLERANCE = 1e-5

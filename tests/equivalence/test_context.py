@@ -8,13 +8,13 @@ import pytest
 import runs
 from ranks import RankFailure
 from runs import Case, curve, distance, reference
-from trainer.models.decoder import Decoder
+from trainer.models.decoder.decoder import Decoder
 
 
 def faulty_curve(context: Any, case: Case) -> list[tuple[float, float]]:
     """Attention left inside each rank's slice of the sequence."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("parallel.parallelize.context_parallel", lambda *args: None)
+        patch.setattr("parallel.torch_engine.parallelize.context_parallel", lambda *args: None)
         return curve(context, case)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data.config import DataConfig, Source
-from data.stream import Stream
-from parallel.runtime import Runtime
-from trainer import config as configs
+from data.stream.stream import Stream
+from parallel.world.runtime import Runtime
+from trainer.config import run_config as configs
 from trainer.run import assemble
 from whole_runs import events, make_corpus, records, write_config
 

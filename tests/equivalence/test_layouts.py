@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from parallel.plan import SCHEDULES
+from parallel.layout.layout import SCHEDULES
 from runs import Alone, Case, curve, distance, reference
 
 TOLERANCE = 1e-5

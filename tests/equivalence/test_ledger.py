@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.runtime import Runtime
-from trainer import config as configs
+from parallel.world.runtime import Runtime
+from trainer.config import run_config as configs
 from trainer.run import assemble
 from whole_runs import make_corpus, records, write_config
 

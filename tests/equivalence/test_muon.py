@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.pieces import Piece
+from parallel.transforms.pieces import Piece
 from runs import (
     Alone,
     Case,
@@ -19,8 +19,8 @@ from runs import (
     reference,
     state_of,
 )
-from trainer import optim
-from trainer.optim import orthogonalize
+from trainer.optim import updates as optim
+from trainer.optim.updates import orthogonalize
 
 # As for AdamW. Newton-Schulz multiplies a small singular value, and the rounding in it, by up to 480, but the
 # result has singular values near one, so an update is off by no more than its gradient. Measured: 1e-7.

@@ -14,8 +14,8 @@ from torch import Tensor
 from parallel.engine import Engine
 from runs import Alone, Case, State, assemble, assert_one_state, build, distance, reference, state_of, train
 from trainer.checkpoint.manager import Checkpointer
-from trainer.checkpoint.ranks import alone
-from trainer.metrics.events import EventLog
+from trainer.ranks import alone
+from trainer.record.events import EventLog
 from trainer.state import Identity, TrainState
 
 TOLERANCE = 1e-5  # of the curve

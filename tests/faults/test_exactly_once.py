@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from common.mapped_file import map_file
 from data.config import DataConfig, Source, Stage
-from data.mapped import map_file
-from data.scan import samples
-from data.stream import Stream
+from data.corpus.scan import samples
+from data.stream.stream import Stream
 from whole_runs import (
     GERMINAL,
     consumed,
@@ -108,7 +108,7 @@ def damage(corpus: Path, place: int) -> tuple[str, str, int]:
     sample = list(samples(map_file(shard), str(shard)))[place]
     data = bytearray(shard.read_bytes())
     offset = sample.members["npy"].offset
-    begin = data.index(b"\n", data.index(b"NUMPY", offset)) + 1
+    begin = data.corpus.index(b"\n", data.corpus.index(b"NUMPY", offset)) + 1
     data[begin + 10] ^= 0x04
     shard.write_bytes(data)
     return str(shard), sample.key, begin

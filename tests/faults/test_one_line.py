@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.lock import FolderLock
+from common.lock import FolderLock
 from whole_runs import by_hand, environment, events, make_corpus, write_config
 
 slow = pytest.mark.slow
@@ -48,7 +48,7 @@ def refused(config: Path, code: int, *overrides: str, own: Sequence[Mapping[str,
 
 def flip(shard: Path) -> None:
     data = bytearray(shard.read_bytes())
-    data[data.index(b"NUMPY") + 200] ^= 0x04  # in the token ids of the first document
+    data[data.corpus.index(b"NUMPY") + 200] ^= 0x04  # in the token ids of the first document
     shard.write_bytes(data)
 
 

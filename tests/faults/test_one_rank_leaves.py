@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.interrupts import ONE_PRESS_SECONDS
+from trainer.process.interrupts import ONE_PRESS_SECONDS
 from whole_runs import (
     GERMINAL,
     by_hand,

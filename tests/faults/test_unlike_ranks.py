@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import trainer
-from data.manifest import file_sha256, read_manifest, write_manifest
-from trainer.agreement import CODE
+from data.corpus.manifest import file_sha256, read_manifest, write_manifest
+from trainer.start.agreement import CODE
 from whole_runs import environment, make_corpus, meeting_place, write_config
 
 LAYOUTS = {"tp2": ["parallel.tp=2"], "pp2": ["parallel.pp=2"], "cp2": ["parallel.cp=2"], "dp2": []}

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import Manifest, TokenizerEntry, write_manifest
-from launch import cli, commands, submit
+from data.corpus.manifest import Manifest, TokenizerEntry, write_manifest
+from launch import cli
+from launch.commands import commands
 from launch.job import ONE_PROCESS, Command, Job, python
-from launch.local import KEEP_MEMORY, rank_commands
+from launch.local import submit
+from launch.local.local import KEEP_MEMORY, rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
 ASCII = {
@@ -209,7 +211,17 @@ def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
     options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
     assert started == [
-        Command((sys.executable, "-P", "-m", "trainer.entry", "trainer.generate", str(tmp_path), *options))
+        Command(
+            (
+                sys.executable,
+                "-P",
+                "-m",
+                "trainer.process.entry",
+                "trainer.generate.generate",
+                str(tmp_path),
+                *options,
+            )
+        )
     ]
 
 
@@ -219,7 +231,10 @@ def test_verify_records_in_one_process_and_compares_on_the_layout(
     jobs: list[Job] = []
     monkeypatch.setattr(submit, "wait", lambda job: jobs.append(job) or 0)
     assert cli.main(["verify", config, "parallel.tp=2", "--nproc", "4", "--steps", "3", "--json"]) == 0
-    assert [(job.module, job.nproc) for job in jobs] == [("trainer.verify", 1), ("trainer.verify", 4)]
+    assert [(job.module, job.nproc) for job in jobs] == [
+        ("trainer.verify.verify", 1),
+        ("trainer.verify.verify", 4),
+    ]
     record, compare = (job.options for job in jobs)
     assert record == ("--steps=3", "--json", "record", compare[-1])
     assert compare[:3] == ("--steps=3", "--json", "compare")

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from launch import cli, reference
+from launch import cli
+from launch.commands import reference
 
 
 def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 PARENT = """
 import sys
 from launch.job import Command
-from launch.supervisor import supervise
+from launch.local.supervisor import supervise
 grace, stop, *scripts = sys.argv[1:]
 answers = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())\\n"
 ranks = [Command((sys.executable, "-c", answers + script)) for script in scripts]

@@ -63,13 +63,13 @@ WITHOUT = """
 import sys
 import torch._higher_order_ops as operators
 del operators.flex_attention
-from trainer import entry, __main__ as rank
+from trainer import __main__ as rank; from trainer.process import entry
 sys.exit((rank if sys.argv[1].endswith(".yaml") else entry).main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
-    "room", [[], pytest.param(["trainer.verify", "record", "."], marks=pytest.mark.slow)]
+    "room", [[], pytest.param(["trainer.verify.verify", "record", "."], marks=pytest.mark.slow)]
 )
 def test_what_is_missing_at_import_is_one_line_too(tmp_path: Path, room: list[str]) -> None:
     config = write_config(tmp_path, tmp_path)

@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 
 from data.config import DataConfig, Source
-from parallel import runtime as runtimes
-from parallel.runtime import Runtime
-from trainer import config
+from parallel.world import runtime as runtimes
+from parallel.world.runtime import Runtime
 from trainer.__main__ import DONE, FAILED, WRONG, fail, main
-from trainer.config import RunConfig
-from trainer.disk import explained, explaining
-from trainer.fence import Fence
-from trainer.metrics.events import ON_EVERY_RANK, TOLD
-from trainer.models.config import DecoderConfig
+from trainer.config import run_config as config
+from trainer.config.run_config import RunConfig
+from trainer.folder.fence import Fence
+from trainer.models.decoder.config import DecoderConfig
+from trainer.process.disk import explained, explaining
+from trainer.record.events import ON_EVERY_RANK, TOLD
 from trainer.state import TrainState
 from whole_runs import events, make_corpus, train_here, write_config
 

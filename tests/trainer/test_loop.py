@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from data.loader import HeldoutLoader
-from data.manifest import read_manifest, write_manifest
-from data.scan import map_file, samples
-from parallel import runtime as runtimes
-from trainer import config as configs
-from trainer import evaluate, loop
+from data.corpus.manifest import read_manifest, write_manifest
+from data.corpus.scan import map_file, samples
+from data.stream.loader import HeldoutLoader
+from parallel.world import runtime as runtimes
+from trainer import loop
 from trainer.__main__ import FAILED, main
+from trainer.config import run_config as configs
+from trainer.evaluation import evaluate
 from trainer.run import assemble
 from whole_runs import TIMES, events, make_corpus, records, write_config
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from checkpointed import Team
-from data.batch import Batch
-from data.rows import NOT_COUNTED
-from trainer.checkpoint.ranks import Ranks
-from trainer.metrics.events import ELSEWHERE, ON_EVERY_RANK
+from data.stream.batch import Batch
+from data.stream.rows import NOT_COUNTED
+from trainer.ranks import Ranks
+from trainer.record.events import ELSEWHERE, ON_EVERY_RANK
 from trainer.steps import Steps
 
 STEPS, ROWS, SEQ, EOS = 6, 2, 4, 0

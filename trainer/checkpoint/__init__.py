@@ -1,0 +1,1 @@
+"""A checkpoint: written, committed, proven, loaded, kept."""

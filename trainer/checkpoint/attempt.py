@@ -3,8 +3,8 @@
 Each rank writes its files into `.tmp-step-…-NONCE` and then publishes its part by a rename. Rank 0 commits
 when all parts are there. A rank that fails leaves a marker with its reason, which ends the attempt on every
 rank. The nonce belongs to one start of one run: what a dead attempt left can never be taken for this one's.
-A rank that a later start has fenced off (`trainer.fence`) makes no folder, publishes nothing and commits
-nothing.
+A rank that a later start has fenced off (`trainer.folder.fence`) makes no folder, publishes nothing and
+commits nothing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trainer.checkpoint.folder import TMP, commit, step_folder
 from trainer.checkpoint.manifest import Part
-from trainer.fence import Look
+from trainer.folder.fence import Look
 
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 

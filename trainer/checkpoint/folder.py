@@ -22,9 +22,9 @@ from pathlib import Path
 
 import xxhash
 
+from common.files import fsync_folder, write_durably
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Part, encode, merge, read_manifest
-from trainer.fence import Look, unfenced
-from trainer.files import fsync_folder, write_durably
+from trainer.folder.fence import Look, unfenced
 
 STATE = "state.json"
 TMP = ".tmp-"

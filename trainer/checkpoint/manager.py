@@ -11,22 +11,22 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import write_durably
 from parallel.engine import Chunk, Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.attempt import Attempt
 from trainer.checkpoint.folder import DIVERGED, STATE
 from trainer.checkpoint.manifest import FileEntry, digest
-from trainer.checkpoint.ranks import Ranks, alone, one_line
 from trainer.checkpoint.resume import check_not_in_a_circle, damage, load_state, resume
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
-from trainer.disk import explaining
-from trainer.fence import Look, unfenced
-from trainer.files import write_durably
-from trainer.metrics.digest import LogDigest
-from trainer.metrics.events import TOLD, EventLog
-from trainer.metrics.sinks import JsonlLog
+from trainer.folder.fence import Look, unfenced
+from trainer.process.disk import explaining
+from trainer.ranks import Ranks, alone, one_line
+from trainer.record.digest import LogDigest
+from trainer.record.events import TOLD, EventLog
+from trainer.record.sinks import JsonlLog
 from trainer.state import Identity, TrainState
 
 PATIENCE_SECONDS = 1800.0

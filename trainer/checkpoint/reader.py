@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.mapped import MappedFile
+from common.mapped_file import MappedFile
 from trainer.checkpoint.manifest import Manifest, Piece, read_manifest
 
 DTYPES: dict[str, torch.dtype] = {

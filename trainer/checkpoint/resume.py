@@ -9,14 +9,14 @@ from typing import Any
 from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.store import check_no_extra, load
-from trainer.fence import Look, unfenced
-from trainer.metrics.digest import LogDigest, differences
-from trainer.metrics.events import EventLog
-from trainer.metrics.sinks import step_of
-from trainer.run_folder import EVENTS
-from trainer.schedule import decay_begins, decay_from, jump, of_settings
+from trainer.folder.fence import Look, unfenced
+from trainer.folder.run_folder import EVENTS
+from trainer.optim.schedule import decay_begins, decay_from, jump, of_settings
+from trainer.ranks import Ranks
+from trainer.record.digest import LogDigest, differences
+from trainer.record.events import EventLog
+from trainer.record.sinks import step_of
 from trainer.state import Identity, TrainState
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.ranks import one_line
-from trainer.fence import Look, unfenced
+from trainer.folder.fence import Look, unfenced
+from trainer.ranks import one_line
 
 
 class Retention:

@@ -20,11 +20,11 @@ import torch
 import xxhash
 from torch import Tensor
 
+from common.files import write_all
 from parallel.engine import Chunk
 from trainer.checkpoint.finite import is_finite
 from trainer.checkpoint.manifest import FileEntry, Manifest, Part, Piece, TensorEntry, read_manifest
 from trainer.checkpoint.reader import DTYPES, Reader
-from trainer.files import write_all
 
 WRITERS = 4  # threads, and so files, of one rank
 FILE_BYTES = 32 << 20  # less than this for each is not worth another file

@@ -10,9 +10,9 @@ import json
 from bisect import bisect_right
 from pathlib import Path
 
-from trainer import config as configs
 from trainer.checkpoint import folder as folders
-from trainer.config import RunConfig
+from trainer.config import run_config as configs
+from trainer.config.run_config import RunConfig
 
 
 def steps_reading(cfg: RunConfig, number: int) -> tuple[int, int]:

@@ -8,24 +8,24 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from parallel.engine import Engine, Micro, StepResult
-from parallel.plan import Layout
-from parallel.runtime import Runtime
-from trainer.config import RunConfig
-from trainer.fence import Fence, Look, unfenced
-from trainer.metrics.events import EventLog
+from parallel.layout.layout import Layout
+from parallel.world.runtime import Runtime
+from trainer.config.run_config import RunConfig
+from trainer.config.schema import plain
+from trainer.config.sections import TrackConfig
+from trainer.folder.fence import Fence, Look, unfenced
 from trainer.metrics.progress import Progress
 from trainer.metrics.samples import Samples
-from trainer.metrics.sinks import JsonlLog, records_of, truncate_after
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
-from trainer.models.stats import flops_per_token
-from trainer.schema import plain
-from trainer.sections import TrackConfig
+from trainer.models.decoder.sizes import flops_per_token
+from trainer.record.events import EventLog
+from trainer.record.sinks import JsonlLog, records_of, truncate_after
 from trainer.state import TrainState
 from trainer.steps import Quarantined
 
 if TYPE_CHECKING:
-    from trainer.evaluate import HeldoutResult
+    from trainer.evaluation.evaluate import HeldoutResult
 
 
 class Meter:
@@ -196,7 +196,7 @@ class Meter:
         self._progress.close()
         self._samples.finish(self._progress.say)
         try:
-            from trainer.metrics.closing import close_run  # matplotlib is slow to import
+            from trainer.metrics.closing import close_run
 
             lines = close_run(self._cfg.folder, self._cfg.name)
         except Exception as error:  # the run itself is done and saved, whatever a library for pictures does

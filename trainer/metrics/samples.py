@@ -1,7 +1,8 @@
 """Texts that a run writes while it trains: what its checkpoints make of given prompts, in `samples.jsonl`.
 
-A process of its own, `trainer.sample`, reads a committed checkpoint and continues the prompts on a CPU: so a
-sample knows no layout, and leaves no trace in the run. The whole model has to fit into that process.
+A process of its own, `trainer.generate.sample`, reads a committed checkpoint and continues the prompts on a
+CPU: so a sample knows no layout, and leaves no trace in the run. The whole model has to fit into that
+process.
 """
 
 import json
@@ -13,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.checkpoint.folder import steps
-from trainer.metrics.events import EventLog
-from trainer.metrics.sinks import JsonlLog
+from trainer.record.events import EventLog
+from trainer.record.sinks import JsonlLog
 
 Say = Callable[[str], None]
 
@@ -69,7 +70,7 @@ class Samples:
         arguments = [str(self._run), str(step), str(self._tokens), *self._prompts]
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trainer.entry", "trainer.sample", *arguments],
+                [sys.executable, "-P", "-m", "trainer.process.entry", "trainer.generate.sample", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

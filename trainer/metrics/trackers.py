@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from trainer.fence import Look, unfenced
-from trainer.metrics.events import EventLog
-from trainer.run_folder import identity
-from trainer.sections import TrackConfig
+from trainer.config.sections import TrackConfig
+from trainer.folder.fence import Look, unfenced
+from trainer.folder.run_folder import identity
+from trainer.record.events import EventLog
 
 FINISH_SECONDS = 30.0
 STATED = ("entity", "group", "tags", "notes")  # keys of `track` that wandb.init has by these names

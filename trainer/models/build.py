@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from trainer.models.config import DecoderConfig
-from trainer.models.decoder import Decoder
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.decoder.decoder import Decoder
 
 MODELS: dict[str, Callable[[DecoderConfig], nn.Module]] = {"decoder": Decoder}
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from trainer.config.sections import ObjectiveConfig
 from trainer.objectives.base import Objective
 from trainer.objectives.causal_lm import CausalLM
-from trainer.sections import ObjectiveConfig
 
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {"causal_lm": lambda cfg: CausalLM()}
 

@@ -1,0 +1,245 @@
+"""What a corpus folder says about itself: `manifest.json`, and one index beside each shard.
+
+    DIR/manifest.json          written last, by rename: without it the folder is not a corpus
+    DIR/tokenizer.json
+    DIR/shard-000000.tar       WebDataset; a document is KEY.npy (1-D token ids, no separator) and KEY.json
+    DIR/shard-000000.idx.npy   uint64 [4, documents]: rows OFFSET, TOKENS, CRC, TEXT_BYTES
+
+The index is what training reads; the tar stays readable by any WebDataset reader. `data.corpus.scan` makes
+the index of a finished shard, `data.corpus.index` stores it and reads it, `write_manifest` closes the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MANIFEST = "manifest.json"
+FORMAT = "germinal-corpus"
+VERSION = 1
+DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+# Rows of an index.
+OFFSET = 0  # of the raw ids in the tar, in bytes
+TOKENS = 1  # ids in the document
+CRC = 2  # zlib.crc32 of the raw ids
+TEXT_BYTES = 3  # UTF-8 bytes of the text the ids came from
+INDEX_ROWS = 4
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_HEX = re.compile(r"[0-9a-f]+")
+_DERIVED = ("documents", "tokens", "text_bytes", "fingerprint")
+# Hash of the rest of the manifest. Corpora of earlier days do not have it and are read all the same.
+_OWN_HASH = "sha256"
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """Which tokenizer made the ids. `eos`: the id that separates documents; `vocab`: ids are below it."""
+
+    file: str
+    sha256: str
+    vocab: int
+    eos: int
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard: its bytes and what they hold. `index_xxh3`: xxh3_128 of the whole index file."""
+
+    file: str
+    bytes: int
+    sha256: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    index_xxh3: str
+
+    @property
+    def index_file(self) -> str:
+        """Name of the index beside the shard."""
+        return index_name(self.file)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A corpus. `prepare` and `sources` (how it was made, from what) are for people, but for
+    `has_template`.
+    """
+
+    tokenizer: TokenizerEntry
+    dtype: str
+    block_documents: int
+    shards: tuple[ShardEntry, ...]
+    prepare: Mapping[str, Any] = field(default_factory=dict)
+    sources: Sequence[Any] = ()
+
+    @property
+    def documents(self) -> int:
+        """Documents in all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Token ids in all shards, separators not counted."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all documents' text."""
+        return sum(shard.text_bytes for shard in self.shards)
+
+    @property
+    def has_template(self) -> bool:
+        """Did `prepare` honour the tokenizer's template? Older corpora, which do not say, have none."""
+        return "template" in self.prepare.get("settings", {})
+
+    @property
+    def ids(self) -> tuple[str, int, str]:
+        """Equal where two corpora's ids mean the same: SHA-256 of the tokenizer, separator, width."""
+        return self.tokenizer.sha256, self.tokenizer.eos, self.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that determines the stream: tokenizer, separator, id width, blocks, shards' bytes."""
+        parts = [
+            VERSION,
+            self.tokenizer.sha256,
+            self.tokenizer.eos,
+            self.dtype,
+            self.block_documents,
+            [[shard.sha256, shard.index_xxh3] for shard in self.shards],
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def token_dtype(vocab: int) -> str:
+    """The narrowest id type for a vocabulary."""
+    return "uint16" if vocab <= 1 << 16 else "uint32"
+
+
+def index_name(shard: str) -> str:
+    """shard-000000.tar → shard-000000.idx.npy"""
+    return shard.removesuffix(".tar") + ".idx.npy"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Closes a corpus: writes `manifest.json` by rename. All shards and indexes must be in place."""
+    document = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    for key in _DERIVED:
+        document[key] = getattr(manifest, key)
+    document[_OWN_HASH] = _own_hash(json.loads(json.dumps(document)))
+    path = folder / MANIFEST
+    temporary = folder / (MANIFEST + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """The manifest of a corpus folder.
+
+    Raises ValueError when the folder is missing or not a corpus, RuntimeError when its manifest is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        missing = f"it has no {MANIFEST}; "
+        if not Path(folder).is_dir():
+            missing = "no such folder; "
+            if not Path(folder).is_absolute():
+                missing = f"no such folder in {Path.cwd()}, where this runs; run it where the corpus is, or "
+        raise ValueError(f"{folder} is not a corpus: {missing}make one with `germinal prepare`") from None
+    return parse_manifest(text, str(path))
+
+
+def _own_hash(document: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's contents, whatever its spaces and the order of its keys."""
+    rest = {key: value for key, value in document.items() if key != _OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """A manifest from its bytes; `where` names it in errors. Raises ValueError or RuntimeError, one line."""
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"format is {document['format']!r}, not {FORMAT!r}")
+        version = document["version"]
+        if version != VERSION:
+            raise LookupError(f"{where} has format version {version}, this program reads {VERSION}")
+        unknown = document.keys() - {
+            "format",
+            "version",
+            *_DERIVED,
+            _OWN_HASH,
+            *Manifest.__dataclass_fields__,
+        }
+        if unknown:  # else damage to its name would hide the hash
+            raise ValueError(f"it has an unknown key {min(unknown)!r}")
+        if _OWN_HASH in document and document[_OWN_HASH] != _own_hash(document):
+            raise ValueError("its contents do not have the hash it states")
+        manifest = Manifest(
+            tokenizer=TokenizerEntry(**document["tokenizer"]),
+            dtype=document["dtype"],
+            block_documents=document["block_documents"],
+            shards=tuple(ShardEntry(**shard) for shard in document["shards"]),
+            prepare=document["prepare"],
+            sources=document["sources"],
+        )
+        _check(manifest)
+        if document["fingerprint"] != manifest.fingerprint:
+            raise ValueError("its fingerprint does not match its contents")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        raise RuntimeError(
+            f"{where} is damaged ({reason}); restore it or run `germinal prepare` again"
+        ) from None
+    except LookupError as error:
+        raise ValueError(f"{error}; run `germinal prepare` again") from None
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    if manifest.dtype not in DTYPES:
+        raise ValueError(f"dtype is {manifest.dtype!r}, not one of {list(DTYPES)}")
+    tokenizer = manifest.tokenizer
+    if not 0 <= tokenizer.eos < tokenizer.vocab <= 1 << (8 * DTYPES[manifest.dtype].itemsize):
+        raise ValueError(f"eos {tokenizer.eos} and vocab {tokenizer.vocab} do not fit {manifest.dtype}")
+    if manifest.block_documents < 1:
+        raise ValueError(f"block_documents is {manifest.block_documents}")
+    seen: set[str] = set()
+    for shard in manifest.shards:
+        if not _PLAIN_NAME.fullmatch(shard.file) or not shard.file.endswith(".tar"):
+            raise ValueError(f"shard file {shard.file!r} is not a plain name ending in .tar")
+        if shard.file in seen:
+            raise ValueError(f"shard {shard.file} is listed twice")
+        seen.add(shard.file)
+        counts = (shard.bytes, shard.documents, shard.tokens, shard.text_bytes)
+        if any(not isinstance(count, int) or count < 0 for count in counts):
+            raise ValueError(f"shard {shard.file} has counts {counts}")
+        if not (_HEX.fullmatch(shard.sha256) and _HEX.fullmatch(shard.index_xxh3)):
+            raise ValueError(f"shard {shard.file} has a hash that is not hex")

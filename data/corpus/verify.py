@@ -1,0 +1,195 @@
+"""`germinal data verify DIR`: is every byte and every sample of a corpus what its manifest and indexes say?
+
+verify(folder) → findings, empty when all is well
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.mapped_file import map_file
+from data.corpus.index import read_index
+from data.corpus.manifest import (
+    CRC,
+    DTYPES,
+    MANIFEST,
+    OFFSET,
+    TOKENS,
+    Manifest,
+    ShardEntry,
+    file_sha256,
+    read_manifest,
+)
+from data.corpus.remote import RemoteStorage, is_remote, remote_corpus
+from data.corpus.scan import token_index
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. `sample` and `offset` (in bytes) where they are known, else "" and -1."""
+
+    file: str
+    problem: str
+    sample: str = ""
+    offset: int = -1
+
+
+def corpora_in(folder: str | Path) -> list[str]:
+    """The corpus at `folder` or URL, or the corpora right below it (train, heldout).
+
+    Raises ValueError when there is none.
+    """
+    if is_remote(str(folder)):
+        return _corpora_at(str(folder).rstrip("/"))
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return [str(folder)]
+    found = sorted(str(path.parent) for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    if not found:
+        read_manifest(folder)  # says what is missing
+    return found
+
+
+def _corpora_at(url: str) -> list[str]:
+    places = [url, f"{url}/heldout", f"{url}/train"]
+    found = [place for place in places if remote_corpus(place)]
+    if not found:
+        raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
+    return found[:1] if found[0] == url else found
+
+
+class _Local:
+    """The files of a corpus folder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    @contextlib.contextmanager
+    def opened(self, file: str) -> Iterator[Path]:
+        """Where the file is to be read, or would be if it were there."""
+        yield self._folder / file
+
+    def shards(self) -> list[str]:
+        """Every file that looks like a shard."""
+        return sorted(path.name for path in self._folder.glob("*.tar"))
+
+
+class _Remote:
+    """The files of a corpus at a URL, fetched one after another into a folder of their own."""
+
+    def __init__(self, url: str, scratch: str) -> None:
+        self._storage, self._scratch = RemoteStorage(url, "", 0), Path(scratch)
+
+    @contextlib.contextmanager
+    def opened(self, file: str) -> Iterator[Path]:
+        """See `_Local`."""
+        path = self._scratch / file
+        with contextlib.suppress(FileNotFoundError):
+            self._storage.download(file, path)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def manifest(self) -> Manifest:
+        """The manifest; raises RuntimeError when it is damaged."""
+        return self._storage.manifest()
+
+    def shards(self) -> list[str]:
+        """None: a web server cannot be asked."""
+        return []
+
+
+def verify(folder: str | Path, progress: Callable[[int], None] = lambda done: None) -> list[Finding]:
+    """Reads every byte of every corpus at `folder`; what it found. `progress` is told of bytes done.
+
+    Raises ValueError when there is no corpus, RuntimeError where a store does not answer.
+    """
+    return [finding for corpus in corpora_in(folder) for finding in _verify_at(corpus, progress)]
+
+
+def _verify_at(corpus: str, progress: Callable[[int], None]) -> list[Finding]:
+    if is_remote(corpus):
+        with tempfile.TemporaryDirectory() as scratch:
+            remote = _Remote(corpus, scratch)
+            return _verify_corpus(corpus, remote, remote.manifest(), progress)
+    try:
+        manifest = read_manifest(corpus)
+    except RuntimeError as error:
+        return [Finding(f"{corpus}/{MANIFEST}", str(error))]
+    return _verify_corpus(corpus, _Local(corpus), manifest, progress)
+
+
+def _verify_corpus(
+    corpus: str, files: _Local | _Remote, manifest: Manifest, progress: Callable[[int], None]
+) -> list[Finding]:
+    findings = []
+    with files.opened(manifest.tokenizer.file) as tokenizer:
+        name = f"{corpus}/{manifest.tokenizer.file}"
+        if not tokenizer.is_file():
+            findings.append(Finding(name, "the tokenizer is missing"))
+        elif file_sha256(tokenizer) != manifest.tokenizer.sha256:
+            findings.append(Finding(name, "the tokenizer is not the one the corpus was made with"))
+    known = {entry.file for entry in manifest.shards}
+    findings += [
+        Finding(f"{corpus}/{file}", f"a shard that {MANIFEST} does not list")
+        for file in files.shards()
+        if file not in known
+    ]
+    for entry in manifest.shards:
+        with files.opened(entry.file) as shard, files.opened(entry.index_file) as index:
+            findings += _verify_shard(corpus, shard, index, manifest, entry)
+        progress(entry.bytes)
+    return findings
+
+
+def _verify_shard(
+    corpus: str, path: Path, index_path: Path, manifest: Manifest, entry: ShardEntry
+) -> list[Finding]:
+    name = f"{corpus}/{entry.file}"
+    findings: list[Finding] = []
+    index: np.ndarray | None = None
+    try:
+        index = read_index(index_path, entry)
+    except RuntimeError as error:
+        findings.append(Finding(f"{corpus}/{entry.index_file}", str(error)))
+    try:
+        view = map_file(path)
+    except OSError as error:
+        return [*findings, Finding(name, f"cannot be read: {error.strerror}")]
+    if len(view) != entry.bytes:
+        findings.append(Finding(name, f"has {len(view)} bytes, {MANIFEST} says {entry.bytes}"))
+    elif hashlib.sha256(view).hexdigest() != entry.sha256:
+        findings.append(Finding(name, f"its SHA-256 is not the one in {MANIFEST}"))
+    try:
+        scanned, keys = token_index(view, name, dtype=manifest.dtype, vocab=manifest.tokenizer.vocab)
+    except (RuntimeError, ValueError) as error:
+        findings.append(Finding(name, str(error)))
+        return findings + ([] if index is None else _damaged_documents(name, view, index, manifest))
+    if index is None:
+        return findings
+    if scanned.shape != index.shape:
+        counts = f"{scanned.shape[1]} documents, its index {index.shape[1]}"
+        return [*findings, Finding(name, f"holds {counts}")]
+    for place in np.flatnonzero((scanned != index).any(axis=0)).tolist():
+        offset = int(scanned[OFFSET, place])
+        findings.append(Finding(name, "is not the document its index was made from", keys[place], offset))
+    return findings
+
+
+def _damaged_documents(name: str, view: memoryview, index: np.ndarray, manifest: Manifest) -> list[Finding]:
+    """The documents of a shard that no longer scans whose ids are not those of the index."""
+    width = DTYPES[manifest.dtype].itemsize
+    findings = []
+    for place, (offset, tokens, crc) in enumerate(index[[OFFSET, TOKENS, CRC]].T.tolist()):
+        if zlib.crc32(view[offset : offset + tokens * width]) != crc:
+            findings.append(Finding(name, "its ids are damaged", f"document {place} of the shard", offset))
+    return findings

@@ -1,0 +1,1 @@
+"""`germinal prepare`: any sources → a tokenised, indexed, hashed corpus."""

@@ -1,0 +1,164 @@
+"""What can be told to be wrong with a command before any work is done: each in one line, ValueError."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data.opening import naming, open_bytes
+from data.prepare import recipe as recipes
+from data.prepare.job import is_heldout_identity
+from data.prepare.readers.text import too_long_file
+from data.prepare.recipe import Recipe
+from data.prepare.sources import folders_of_datasets
+from data.prepare.sources.decoding import is_transcoded
+from data.prepare.sources.looks import HEAD, binary_format
+from data.prepare.sources.sources import COMPRESSED, STREAMS, InputFile, TokenIds, matches
+from data.tokenizer import tokenizer as tokenizers
+
+_MOST_NAMES = 8  # of files, in a message
+
+
+def check_command(
+    tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
+) -> None:
+    """Does the command contradict itself?"""
+    recipes.check(recipe)
+    if (tokenizer is None) == (train_tokenizer is None):
+        raise ValueError(
+            "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
+        )
+    if not 0 <= heldout < 1:
+        raise ValueError(f"--heldout {heldout} is not a share: give a number from 0 up to, but not, 1")
+    if heldout and recipe.heldout_match:
+        raise ValueError(
+            f"--heldout {heldout} and --heldout-match: the files that match are held out and no others: "
+            "leave out one of the two"
+        )
+    if train_tokenizer is not None:
+        tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
+    if workers < 0:
+        raise ValueError(
+            f"--workers {workers} is not a number of processes: give 1 or more, or 0 for one a core"
+        )
+
+
+def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
+    """What the given tokenizer says of ids; None where one is to be trained."""
+    if tokenizer is None:
+        return None
+    made = tokenizers.given(tokenizer)
+    return TokenIds(tokenizers.vocab_size(made), tokenizers.separator_id(made, recipe.separator))
+
+
+def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
+    """Can the files be read, and do they ask for what the command does not say?"""
+    for file in files:
+        if file.kind not in STREAMS and file.path.lower().endswith(COMPRESSED):
+            raise ValueError(
+                f"{file.path} is compressed, and of {file.kind} parts are read by their place: unpack it, or "
+                "leave it out with --exclude"
+            )
+    paths = [file.path if "://" in file.path else os.path.abspath(file.path) for file in files]
+    if len(set(paths)) < len(paths):
+        again = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ValueError(
+            f"{again} is in more than one SOURCE, and would be read as often: name it once (weights are for "
+            "the config: data.sources[].weight)"
+        )
+    if recipe.heldout_match and not any(matches(file.relative, recipe.heldout_match) for file in files):
+        names = [file.relative for file in files]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        raise ValueError(
+            f"--heldout-match {_quoted(recipe.heldout_match)} matches none of: "
+            f"{', '.join(names[:_MOST_NAMES])}{more}: it is a glob over a path below its "
+            "source, or over the whole name of a file or folder"
+        )
+    if not recipe.merge_splits:
+        named = ((file.path, file.relative, file.kind) for file in files)
+        folders_of_datasets.check_splits(named, lambda path: matches(path, recipe.heldout_match))
+    texts = [file for file in files if file.kind == "text"]
+    if recipe.is_splitting and not texts:
+        raise ValueError(
+            "--split-lines, --split-at and --split-characters are of text files, and no source is one: its "
+            f"kind is {', '.join(sorted({file.kind for file in files}))}"
+        )
+    for file in files:
+        if file.kind == "ids" and file.tokens is None:
+            raise ValueError(
+                f"{file.path} holds token ids, by its name and its first bytes: give the tokenizer that made "
+                "them with --tokenizer FILE, or leave the file out with --exclude"
+            )
+    if texts and not recipe.is_splitting:
+        plain = [file for file in texts if not file.path.lower().endswith(COMPRESSED)]
+        for file in sorted(plain, key=lambda file: file.bytes, reverse=True):
+            if file.bytes <= recipe.max_document_bytes:
+                break
+            if not _is_left_out(file):
+                raise ValueError(too_long_file(file, f"{file.bytes:,}", recipe))
+
+
+def _is_left_out(file: InputFile) -> bool:
+    """Does it begin as a program, an archive or a picture does, and is no document, however long?"""
+    with naming(file.path), open_bytes(file.path) as stream:
+        return bool(binary_format(stream.read(HEAD)))
+
+
+def _quoted(patterns: Sequence[str]) -> str:
+    return " ".join(map(repr, patterns))
+
+
+def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
+    """The recipe with `heldout_by` decided: of a single text that is one document, the end is held out.
+
+    Raises ValueError where the files alone decide which side a document is on, and one side is empty; and
+    where a position says nothing.
+    """
+    if recipe.heldout_match:
+        held = sum(matches(file.relative, recipe.heldout_match) for file in files)
+        asked = f"--heldout-match {_quoted(recipe.heldout_match)}"
+    elif not heldout:
+        return recipe
+    elif recipe.heldout_by == "file":
+        held = sum(is_heldout_identity(f"{file.source}/{file.relative}".encode(), heldout) for file in files)
+        asked = f"--heldout {heldout} by file"
+    else:
+        recipe = by_position_if_alone(files, heldout, recipe)
+        if recipe.heldout_by == "position":
+            _check_positions(files, recipe)
+        return recipe
+    if held in (0, len(files)):
+        raise ValueError(
+            f"{asked} holds out {held} of {len(files)} files: give one that leaves some on each side"
+        )
+    return recipe
+
+
+def by_position_if_alone(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
+    """The recipe, by which the end of a single text that is one document is held out."""
+    alone = len(files) == 1 and files[0].kind == "text" and not recipe.is_splitting
+    if heldout and alone and recipe.heldout_by == "document" and not recipe.heldout_match:
+        return replace(recipe, heldout_by="position")
+    return recipe
+
+
+def _check_positions(files: Sequence[InputFile], recipe: Recipe) -> None:
+    for file in files:
+        if file.kind == "text" and not recipe.is_splitting:
+            continue
+        if file.kind not in ("text", "jsonl"):
+            raise ValueError(
+                f"--heldout-by position is of text and lines of JSON, and {file.path} is {file.kind}: hold "
+                "out by document, by file or with --heldout-match"
+            )
+        if file.path.lower().endswith(COMPRESSED):
+            raise ValueError(
+                f"--heldout-by position needs the length of {file.path} unpacked, which is not known before "
+                "it is read: unpack it, or hold out by document"
+            )
+        if is_transcoded(file.path, recipe):
+            raise ValueError(
+                f"--heldout-by position needs the length of {file.path} as UTF-8, which is not known before "
+                "it is read: convert it (iconv), or hold out by document"
+            )

@@ -1,0 +1,1 @@
+"""From each kind of file to its documents."""

@@ -1,0 +1,146 @@
+"""One document on its way from a source into a corpus, and how records become its text."""
+
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.prepare.recipe import Recipe
+from data.prepare.report.tally import Tally
+from data.prepare.sources.decoding import decoded
+from data.prepare.sources.sources import InputFile, as_text
+
+_MOST_FIELDS = 12
+
+
+@dataclass(slots=True)
+class Document:
+    """One document. `origin` (source, path, and the place in it) goes into the corpus with it; `ids` are
+    given for data that was tokenised before; `media` are members (extension → bytes) that travel beside the
+    text.
+    """
+
+    text: str
+    origin: dict[str, Any]
+    ids: NDArray[np.integer] | None = None
+    media: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return ":".join(str(value) for value in self.origin.values())
+
+
+def origin_of(file: InputFile, **place: Any) -> dict[str, Any]:
+    """Where in which file of which source."""
+    return {"source": file.source, "path": file.relative, **place}
+
+
+def whole(text: str, tally: Tally, where: str) -> str:
+    """Text that UTF-8 can carry: half a surrogate pair, which JSON can smuggle in, becomes U+FFFD and is
+    counted.
+    """
+    if text.isascii():  # known without looking
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        tally.add("changed.not_unicode", len(text), where)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def value_at(record: dict[str, Any], name: str) -> Any:
+    """The value of a field, or for "doc.body" that of the field `body` in the field `doc`; None without."""
+    if name in record:
+        return record[name]
+    value: Any = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def partitions(file: InputFile) -> dict[str, str]:
+    """What the folders say of a file in a table that is partitioned as Hive's are: lang=en/part-0.parquet."""
+    pairs = (part.partition("=") for part in as_text(file.path).split("/")[:-1])
+    named = {key: unquote(value) for key, equals, value in pairs if key and equals}
+    return {key: value for key, value in named.items() if value != "__HIVE_DEFAULT_PARTITION__"}
+
+
+def from_record(
+    record: dict[str, Any], file: InputFile, where: str, recipe: Recipe, tally: Tally, **place: Any
+) -> Document | None:
+    """The document of a record: its text, or the token ids that it holds instead; None, counted under
+    `where`, for one that has neither. Licence and language go into its origin.
+    """
+    origin, around = origin_of(file, **place), partitions(file)
+    for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
+        value = value_at(record, key)
+        value = around.get(key) if value is None else value
+        if value is not None:
+            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            origin[name] = value if isinstance(value, str) else str(value)
+    text = value_at(record, recipe.text_field)
+    if isinstance(text, bytes):
+        text = decoded(text, recipe, tally, where)
+        if text is None:
+            return None
+    if isinstance(text, str):
+        if too_long(text, recipe):
+            tally.add("removed.too_long_document", len(text), where)
+            return None
+        return Document(whole(text, tally, where), origin)
+    ids = value_at(record, recipe.ids_field) if text is None else None
+    if isinstance(ids, list):
+        return _from_ids(ids, value_at(record, "attention_mask"), Document("", origin), file, where, tally)
+    has = f"fields: {fields_of([*record, *around])}"
+    if text is not None or recipe.text_field in record:
+        has = f"{recipe.text_field} is {'null' if text is None else type(text).__name__}"
+    tally.add("removed.no_text_field", 0, f"{where} ({has})")
+    return None
+
+
+def fields_of(names: list[str]) -> str:
+    """The names of fields, for a message that stays a line."""
+    shown = ", ".join(sorted(str(name) for name in names)[:_MOST_FIELDS])
+    return shown + (f" and {len(names) - _MOST_FIELDS} more" if len(names) > _MOST_FIELDS else "")
+
+
+def too_long(text: str, recipe: Recipe) -> bool:
+    """Has the text more bytes of UTF-8 than a document may?"""
+    limit = recipe.max_document_bytes
+    if len(text) * 4 <= limit or (text.isascii() and len(text) <= limit):
+        return False
+    return len(text) > limit or len(text.encode("utf-8", "surrogatepass")) > limit
+
+
+def _from_ids(
+    values: list[Any], mask: Any, document: Document, file: InputFile, where: str, tally: Tally
+) -> Document | None:
+    """A row that was tokenised before: without its padding, and without the separator that closes it, which
+    a corpus keeps between its documents.
+    """
+    if file.tokens is None:
+        raise ValueError(
+            f"{where} holds token ids and no text: give the tokenizer that made them with --tokenizer FILE"
+        )
+    if not all(type(value) is int for value in values):
+        tally.add("removed.ids_not_integers", 0, where)
+        return None
+    try:
+        ids = np.array(values, np.int64)
+    except OverflowError:
+        tally.add("removed.ids_not_integers", 0, f"{where} (one is beyond 64 bits)")
+        return None
+    if isinstance(mask, list) and len(mask) == len(values) and not all(mask):
+        ids = ids[np.array(mask, bool)]
+        tally.add("changed.padding_taken_off", 0, where)
+    if ids.size and ids[-1] == file.tokens.separator:
+        ids = ids[:-1]
+        tally.add("changed.separator_taken_off", 0, where)
+    if (ids == file.tokens.separator).any():
+        tally.add("noted.separator_in_ids", 0, where)
+    document.ids = ids
+    return document

@@ -1,0 +1,165 @@
+"""Documents out of files of token ids: NumPy's `.npy`, nanoGPT's `.bin` (numbers and nothing else) and
+llm.c's (the same behind a header of 1024 bytes). The separator's id ends a document.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from data.opening import open_bytes
+from data.prepare.readers.document import Document, origin_of
+from data.prepare.recipe import Recipe
+from data.prepare.report.tally import Tally
+from data.prepare.sources.sources import InputFile, TokenIds
+from data.prepare.units import Piece
+
+_CHUNK_IDS = 1 << 20
+_SAMPLE_BYTES = 1 << 18
+# llm.c's and modded-nanogpt's first number → the type of the ids.
+_MAGIC = {20240520: "<u2", 20240801: "<u4"}
+_LLM_C_HEADER_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`count` numbers of `dtype` that begin at byte `begins`."""
+
+    dtype: np.dtype
+    begins: int
+    count: int
+
+
+def ids(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """The documents that begin in the piece. Raises ValueError, with the position, for an id that the
+    tokenizer does not have, and for a document longer than `max_document_bytes`.
+    """
+    file = piece.file
+    if file.tokens is None:
+        raise ValueError(
+            f"{file.path} holds token ids, by its name: give the tokenizer that made them with --tokenizer "
+            "FILE, or leave the file out with --exclude"
+        )
+    layout = layout_of(file, recipe)
+    item, whole = layout.dtype.itemsize, piece.end >= file.bytes
+    first = max(0, -(-(piece.start - layout.begins) // item))
+    end = layout.count if whole else max(0, -(-(piece.end - layout.begins) // item))
+    if first >= min(end, layout.count):  # the piece may end within the header
+        return
+    at = max(0, first - 1)  # the id before may be what ends the document before
+    begins = 0 if not first else -1
+    parts: list[np.ndarray] = []
+    held = 0
+    with open_bytes(file.path) as stream:
+        stream.seek(layout.begins + at * item)
+        while len(chunk := _read(stream, layout, at)):
+            _check(chunk, at, file, file.tokens, layout)
+            start = 0
+            for place in [*np.flatnonzero(chunk == file.tokens.separator).tolist(), len(chunk)]:
+                if begins >= 0:
+                    parts.append(chunk[start:place])
+                    held += place - start
+                    if held * item > recipe.max_document_bytes:
+                        raise ValueError(_too_long(file, begins, file.tokens, recipe))
+                if place == len(chunk):
+                    break
+                if held:
+                    yield _document(file, begins, parts)
+                begins, start, parts, held = at + place + 1, place + 1, [], 0
+                if begins >= end:
+                    return
+            at += len(chunk)
+    if held:
+        yield _document(file, begins, parts)
+
+
+def _read(stream: IO[bytes], layout: Layout, at: int) -> np.ndarray:
+    want = min(_CHUNK_IDS, layout.count - at)
+    raw = stream.read(want * layout.dtype.itemsize)
+    if len(raw) < want * layout.dtype.itemsize:
+        raise EOFError(f"{layout.count:,} ids were to come, and the file ends before: cut short?")
+    return np.frombuffer(raw, layout.dtype)
+
+
+def _document(file: InputFile, begins: int, parts: list[np.ndarray]) -> Document:
+    return Document("", origin_of(file, token=begins), np.concatenate(parts))
+
+
+def _check(chunk: np.ndarray, at: int, file: InputFile, tokens: TokenIds, layout: Layout) -> None:
+    wrong = np.flatnonzero((chunk >= tokens.vocab) | (chunk < 0))
+    if len(wrong):
+        raise ValueError(
+            f"{file.path}: the id at position {at + int(wrong[0]):,} is {int(chunk[wrong[0]])} (read as "
+            f"{layout.dtype.name}), and the tokenizer has {tokens.vocab:,}: give the tokenizer that made the "
+            "ids with --tokenizer, their type with --ids-dtype, or leave the file out with --exclude"
+        )
+
+
+def _too_long(file: InputFile, begins: int, tokens: TokenIds, recipe: Recipe) -> str:
+    return (
+        f"{file.path}: no separator (id {tokens.separator}) ends the document that begins at position "
+        f"{begins:,} within --max-document-bytes {recipe.max_document_bytes:,}: name the token that "
+        "does with --separator, or raise --max-document-bytes"
+    )
+
+
+def layout_of(file: InputFile, recipe: Recipe) -> Layout:
+    """What the file says of its numbers, or, of a `.bin` that says nothing, the widest type with which all
+    that is sampled are ids of the tokenizer: numbers of two bytes read as four would be far too large.
+    """
+    with open_bytes(file.path) as stream:
+        head = stream.read(_LLM_C_HEADER_BYTES)
+        if head.startswith(b"\x93NUMPY"):
+            stream.seek(0)
+            return _numpy_layout(stream, file)
+        size = stream.seek(0, 2)
+        numbers = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
+        if recipe.ids_dtype == "auto" and len(numbers) >= 3 and int(numbers[0]) in _MAGIC:
+            layout = Layout(np.dtype(_MAGIC[int(numbers[0])]), _LLM_C_HEADER_BYTES, int(numbers[2]))
+            if size != layout.begins + layout.count * layout.dtype.itemsize:
+                raise OSError(f"its header says {layout.count:,} ids, and the file has {size:,} bytes")
+            return layout
+        if recipe.ids_dtype != "auto":
+            dtype = np.dtype(recipe.ids_dtype).newbyteorder("<")
+        else:
+            assert file.tokens is not None
+            dtype = _widest(stream, size, file.tokens.vocab)
+    if size % dtype.itemsize:
+        raise ValueError(
+            f"{file.path} has {size:,} bytes, which are no whole number of {dtype.name}: give --ids-dtype, "
+            "or leave the file out with --exclude if it holds no token ids"
+        )
+    return Layout(dtype, 0, size // dtype.itemsize)
+
+
+def _numpy_layout(stream: IO[bytes], file: InputFile) -> Layout:
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(stream)
+    except ValueError as error:
+        raise OSError(f"not a .npy file: {error}") from None
+    if len(shape) != 1 or dtype.kind not in "iu":
+        raise ValueError(
+            f"{file.path} is {dtype}{list(shape)}, not a 1-D array of token ids: save the ids as one, or "
+            "leave it out with --exclude"
+        )
+    return Layout(dtype, stream.tell(), int(shape[0]))
+
+
+def _widest(stream: IO[bytes], size: int, vocab: int) -> np.dtype:
+    for dtype in (np.dtype("<i8"), np.dtype("<u4")):
+        if size % dtype.itemsize:
+            continue
+        good = True
+        for begin in {0, size // 2 // 8 * 8, max(0, (size - _SAMPLE_BYTES) // 8 * 8)}:
+            stream.seek(begin)
+            raw = stream.read(_SAMPLE_BYTES)
+            sample: Any = np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)
+            good = good and bool(((sample >= 0) & (sample < vocab)).all())
+        if good:
+            return dtype
+    return np.dtype("<u2")

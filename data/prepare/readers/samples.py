@@ -1,0 +1,141 @@
+"""Documents out of pictures and of WebDataset tars made by others, which are read strictly
+(`data.corpus.scan`).
+
+Members that could run code when decoded (pickles, `.pt`) are never opened, and no member's name becomes a
+path.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.mapped_file import map_file
+from data.corpus import scan
+from data.opening import open_bytes
+from data.prepare.readers.document import Document, origin_of, too_long, whole
+from data.prepare.readers.json_rows import is_too_deep
+from data.prepare.recipe import Recipe
+from data.prepare.report.tally import Tally
+from data.prepare.sources.decoding import decode
+from data.prepare.sources.sources import InputFile
+from data.prepare.units import Piece
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+_READ = ("txt", "text", "caption", "json", "npy", "cls", *IMAGES)
+
+
+def image(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A picture in a folder of its class; the text is the class."""
+    file = piece.file
+    with open_bytes(file.path) as stream:
+        raw = stream.read(recipe.max_document_bytes + 1)
+    if len(raw) > recipe.max_document_bytes:
+        tally.add("removed.too_long_document", file.bytes, file.relative)
+        return
+    parts = file.relative.split("/")
+    name = parts[-2] if len(parts) > 1 else file.source
+    extension = file.relative.rsplit(".", 1)[-1].lower()
+    yield Document(name, origin_of(file, **{"class": name}), media={extension: raw})
+
+
+def webdataset(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A document a sample."""
+    for key, size, members in _samples(piece.file, recipe.row_bytes):
+        where = f"{piece.file.relative}:{key}"
+        if size > recipe.row_bytes:
+            tally.add("removed.too_long_document", size, where)
+            continue
+        document = _sample_document(key, members, piece.file, recipe, tally)
+        if document is None:
+            continue
+        if too_long(document.text, recipe):
+            tally.add("removed.too_long_document", size, where)
+            continue
+        yield document
+
+
+def _sample_document(
+    key: str, members: dict[str, bytes], file: InputFile, recipe: Recipe, tally: Tally
+) -> Document | None:
+    document = Document("", origin_of(file, key=key))
+    size = sum(len(value) for value in members.values())
+    document.media = {extension: value for extension, value in members.items() if extension in IMAGES}
+    record: Any = {}
+    if "json" in members:
+        if is_too_deep(members["json"]):
+            tally.add("removed.nested_too_deeply", size, document.where)
+            return None
+        about = decode(members["json"], recipe, tally, document.where)
+        if about is None:
+            return None
+        try:
+            record = json.loads(about)
+        except ValueError:
+            tally.add("removed.not_json", size, document.where)
+            return None
+    if isinstance(record, dict):
+        for name, value in (("licence", recipe.licence_field), ("language", recipe.language_field)):
+            if isinstance(record.get(value), str):
+                document.origin[name] = record[value]
+    if "npy" in members and not document.media:
+        document.ids = _array(members["npy"], f"{file.path} sample {key}")
+        return document
+    for extension in ("txt", "text", "caption"):
+        if extension in members:
+            text = decode(members[extension], recipe, tally, document.where)
+            document.text = text or ""
+            return document if text is not None else None
+    if isinstance(record, dict) and isinstance(record.get(recipe.text_field), str):
+        document.text = whole(record[recipe.text_field], tally, document.where)
+        return document
+    if document.media and "cls" in members:
+        about = decode(members["cls"], recipe, tally, document.where)
+        if about is None:
+            return None
+        document.origin["class"] = document.text = about.strip()
+        return document
+    tally.add("removed.no_text_in_sample", size, f"{document.where} (members: {', '.join(sorted(members))})")
+    return None
+
+
+def _samples(file: InputFile, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:
+    """(key, size, extension → bytes), of what is read of a sample; of more than `limit` bytes the size alone.
+
+    A remote tar is fetched whole into a temporary file first. Raises RuntimeError or ValueError from
+    `data.corpus.scan`.
+    """
+    if "://" not in file.path:
+        yield from _mapped(Path(file.path), file.path, limit)
+        return
+    with tempfile.NamedTemporaryFile() as copy, open_bytes(file.path) as remote:
+        shutil.copyfileobj(remote, copy)
+        copy.flush()
+        yield from _mapped(Path(copy.name), file.path, limit)
+
+
+def _mapped(path: Path, where: str, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:
+    view = map_file(path)
+    for sample in scan.samples(view, where):
+        read = {extension: member for extension, member in sample.members.items() if extension in _READ}
+        size = sum(member.size for member in read.values())
+        if size > limit:
+            read = {}
+        yield sample.key, size, {name: bytes(view[m.offset : m.offset + m.size]) for name, m in read.items()}
+
+
+def _array(raw: bytes, where: str) -> NDArray[np.integer]:
+    """The token ids of a `.npy` member: 1-D, integers; a pickled array is refused."""
+    try:
+        ids = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+    except ValueError as error:
+        raise RuntimeError(f"{where}: .npy cannot be read: {error}") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise RuntimeError(f"{where}: .npy is {ids.dtype}{list(ids.shape)}, not a 1-D array of token ids")
+    return ids

@@ -1,0 +1,250 @@
+"""Documents out of tables: CSV, TSV, Parquet, and the Arrow files of a Hugging Face `datasets` folder."""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from data.opening import open_bytes
+from data.prepare.readers.document import Document, from_record, partitions
+from data.prepare.readers.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
+from data.prepare.recipe import Recipe
+from data.prepare.report.tally import Tally
+from data.prepare.sources.decoding import decoded_row, open_text
+from data.prepare.sources.looks import binary_format
+from data.prepare.sources.sources import InputFile
+from data.prepare.units import Piece
+
+_BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
+_SHARED_BYTES = 64 << 20  # of rows that share one value
+
+
+def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A document a row of CSV or TSV; other separators are found by the header."""
+    file, limit = piece.file, recipe.row_bytes
+    csv.field_size_limit(limit)
+    stream, head = open_text(file.path, recipe)
+    with stream:
+        if known := binary_format(head):
+            raise ValueError(f"{file.path} is no table of text: by its first bytes it is {known}")
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        bounded = _bounded(text, limit)
+        header = next(bounded, "")
+        if not header.strip():
+            tally.add("removed.empty", 0, file.relative)
+            return
+        delimiter = _delimiter(header, file, recipe)
+        lines = _Lines(itertools.chain([header], bounded))
+        rows = _rows_of(lines, delimiter)
+        number = -1
+        try:
+            # Counted nowhere: a header is no document.
+            names = decoded_row(next(rows), recipe, Tally(), f"{file.relative}, line 1")
+            if names is None:
+                raise ValueError(
+                    f"{file.path}: its header is not in the encoding {recipe.encoding}: name the file's with "
+                    "--encoding, or leave it out with --exclude"
+                )
+            _need_column(names, file, recipe)
+            for number, values in enumerate(rows):
+                where = f"{file.relative}, row {number}, ends in line {lines.number}"
+                if len(values) > len(names):
+                    tally.add("removed.too_many_columns", 0, f"{where}: {len(values)} for {len(names)}")
+                    continue
+                read = decoded_row(values, recipe, tally, where)
+                if read is None:
+                    continue
+                document = from_record(dict(zip(names, read)), file, where, recipe, tally, row=number)
+                if document is not None:
+                    yield document
+        except csv.Error as error:
+            raise OSError(f"row {number + 1}, near line {lines.number}: {error}") from None
+
+
+class _Lines:
+    """Lines on their way to a reader: `line` is the last, the `number`-th; `ended` once another was asked
+    for.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.line, self.number, self.ended = "", 0, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.ended = True
+        self.line = next(self._lines)
+        self.ended = False
+        self.number += 1
+        return self.line
+
+
+def _rows_of(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
+    """The rows, but for empty lines. `"quoted" words` in one line are a field; over several lines they are
+    an error, since a quote that was never meant to open a field would take the rows up to the next quote.
+    """
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        before = lines.number
+        try:
+            row = next(rows, None)
+        except csv.Error:
+            again = _Lines([lines.line])
+            row = next(csv.reader(again, delimiter=delimiter))
+            if lines.ended or lines.number > before + 1 or again.ended:
+                raise
+        if row is None:
+            return
+        if row:
+            yield row
+
+
+def _bounded(text: io.TextIOWrapper, limit: int) -> Iterator[str]:
+    while line := text.readline(limit):
+        if len(line) == limit and not line.endswith("\n"):
+            raise csv.Error(f"a line is longer than {limit:,} characters: raise --max-document-bytes")
+        yield line
+
+
+def _delimiter(header: str, file: InputFile, recipe: Recipe) -> str:
+    """The one that finds the text's column in the header, or else the most columns."""
+    usual = "\t" if file.kind == "tsv" else ","
+    found = {sign: next(csv.reader([header], delimiter=sign), []) for sign in (usual, ",", ";", "\t", "|")}
+    return max(found, key=lambda sign: (recipe.text_field in found[sign], len(found[sign])))
+
+
+def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
+    wanted = [name for name in (recipe.text_field, recipe.ids_field) if name in columns]
+    if not wanted:
+        raise ValueError(
+            f"{file.path} has no column {recipe.text_field!r}: give --text-field as one of "
+            f"{', '.join(columns)}{_from_folders(file)}"
+        )
+    if columns.count(wanted[0]) > 1:
+        raise ValueError(
+            f"{file.path} has {columns.count(wanted[0])} columns {wanted[0]!r}: name one otherwise"
+        )
+
+
+def _from_folders(file: InputFile) -> str:
+    names = list(partitions(file))
+    return f" (and its folders say {', '.join(names)})" if names else ""
+
+
+def parquet(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A document a row."""
+    import pyarrow.parquet
+
+    with open_bytes(piece.file.path) as stream, _damage():
+        table = pyarrow.parquet.ParquetFile(stream)
+        columns = _columns(table.schema_arrow, piece.file, recipe)
+        groups = list(range(piece.start, piece.end))
+        row = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
+        batches = table.iter_batches(
+            batch_size=_batch_rows(table.metadata, groups, columns, piece.file.path),
+            row_groups=groups,
+            columns=columns,
+        )
+        yield from _rows(batches, row, piece.file, recipe, tally)
+
+
+def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str) -> int:
+    """So many rows that they take some megabytes, also where many share one value that is kept once."""
+    with open_bytes(path) as pages:
+        shared = [
+            repeated_bytes(pages, column)
+            for group in groups
+            for place in range(metadata.num_columns)
+            if (column := metadata.row_group(group).column(place)).path_in_schema.split(".")[0] in columns
+            # Of a remote file the headers alone are as dear as the pages: where the footer tells of growth.
+            and ("://" not in path or _grows(column))
+        ]
+    most = min(_BATCH_ROWS, _SHARED_BYTES // max([1, *shared]))
+    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    size = sum(metadata.row_group(group).total_byte_size for group in groups)
+    return max(1, min(most, rows * _BATCH_BYTES // max(1, size)))
+
+
+def _grows(column: Any) -> bool:
+    return column.total_uncompressed_size > max(PAGE_BYTES, MOST_GROWTH * column.total_compressed_size)
+
+
+def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
+    """The columns to read, whole: of "doc.body" that is `doc`."""
+    names = [name for field in schema for name in _names(field)]
+    _need_column(names, file, recipe)
+    wanted = {name if name in schema.names else name.split(".")[0] for name in _wanted(names, recipe)}
+    return [name for name in schema.names if name in wanted]
+
+
+def _wanted(names: list[str], recipe: Recipe) -> list[str]:
+    text = [recipe.text_field] if recipe.text_field in names else [recipe.ids_field, "attention_mask"]
+    return [*text, recipe.licence_field, recipe.language_field]
+
+
+def _names(field: Any) -> list[str]:
+    """The column, and "doc.body" for what is in it."""
+    import pyarrow
+
+    if not pyarrow.types.is_struct(field.type):
+        return [field.name]
+    inside = [f"{field.name}.{name}" for part in field.type for name in _names(part)]
+    return [field.name, *inside]
+
+
+def _rows(
+    batches: Iterable[Any], row: int, file: InputFile, recipe: Recipe, tally: Tally
+) -> Iterator[Document]:
+    for batch in batches:
+        step = max(1, batch.num_rows * _BATCH_BYTES // max(1, batch.nbytes))
+        for start in range(0, batch.num_rows, step):
+            for record in _records(batch.slice(start, step)):
+                where = f"{file.relative}, row {row}"
+                document = from_record(record, file, where, recipe, tally, row=row)
+                row += 1
+                if document is not None:
+                    yield document
+
+
+def _records(batch: Any) -> list[dict[str, Any]]:
+    """The rows; where a text is not UTF-8, with all texts as bytes, which `from_record` judges."""
+    import pyarrow
+
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        raw = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+        columns = [column.cast(raw.get(column.type, column.type)) for column in batch.columns]
+        return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Arrow's errors are ValueErrors, but a damaged file is no mistake of the caller's."""
+    import pyarrow
+
+    try:
+        yield
+    except pyarrow.ArrowException as error:
+        raise OSError(str(error).splitlines()[0]) from None
+    except UnicodeDecodeError as error:  # in a field of a field
+        raise OSError(f"a text is not UTF-8: {error}") from None
+
+
+def arrow(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A Hugging Face `datasets` folder keeps Arrow's streaming format; Arrow's own file format is read as
+    well.
+    """
+    import pyarrow
+
+    with open_bytes(piece.file.path) as stream, _damage():
+        is_file = stream.read(6) == b"ARROW1"
+        stream.seek(0)
+        reader = pyarrow.ipc.open_file(stream) if is_file else pyarrow.ipc.open_stream(stream)
+        columns = _columns(reader.schema, piece.file, recipe)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+        yield from _rows((batch.select(columns) for batch in batches), 0, piece.file, recipe, tally)

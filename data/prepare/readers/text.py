@@ -1,0 +1,203 @@
+"""Documents out of text files, whole or split as the user says, and out of FASTA."""
+
+import codecs
+import re
+from collections.abc import Iterator
+from typing import IO
+
+from data.opening import bounded_line, line_after, open_bytes
+from data.prepare.readers.document import Document, origin_of
+from data.prepare.recipe import Recipe
+from data.prepare.report.tally import Tally
+from data.prepare.sources.decoding import decode, decoded, open_text
+from data.prepare.sources.looks import BOM, binary_format, looks_like_utf16
+from data.prepare.sources.sources import InputFile
+from data.prepare.units import Piece
+
+_CHUNK = 1 << 20
+
+
+def text_files(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """A document a file, unless the recipe splits."""
+    if recipe.is_splitting:
+        yield from _split(piece, recipe, tally)
+        return
+    file, limit = piece.file, recipe.max_document_bytes
+    with open_bytes(file.path) as stream:
+        raw = stream.read(limit + 1)
+    if len(raw) > limit and not binary_format(raw):  # a program is left out, however long
+        raise ValueError(too_long_file(file, f"more than {limit:,}", recipe))
+    text = decode(raw, recipe, tally, file.relative)
+    if text is None:
+        return
+    if file.relative.lower().endswith(".json"):
+        tally.add("noted.json_as_text", len(raw), file.relative)
+    elif text.startswith('{"') and "\n{" in text:
+        tally.add("noted.text_like_json_lines", len(raw), file.relative)
+    yield Document(text, origin_of(file))
+
+
+def too_long_file(file: InputFile, size: str, recipe: Recipe) -> str:
+    """What to do about a file that is one document, and longer than a document may be."""
+    return (
+        f"{file.path} is one document of {size} bytes, and --max-document-bytes is "
+        f"{recipe.max_document_bytes:,}: say how to split it with --split-at TEXT, --split-lines or "
+        "--split-characters N, raise --max-document-bytes (a worker takes some ten times as much memory), or "
+        "leave the file out with --exclude"
+    )
+
+
+def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    file = piece.file
+    stream, head = open_text(file.path, recipe)
+    with stream:
+        if binary_format(head) or b"\0" in head:
+            if not piece.start:
+                step = "removed.utf16_without_mark" if looks_like_utf16(head) else "removed.binary"
+                tally.add(step, file.bytes, file.relative)
+            return
+        if recipe.split_lines:
+            parts = _lines(stream, piece, recipe, tally)
+        elif recipe.split_at:
+            parts = _between(stream, piece, recipe, tally)
+        else:
+            parts = _lengths(stream, recipe.split_characters)
+        for offset, raw in parts:
+            raw = raw if offset else raw.removeprefix(BOM)
+            if raw and not raw.isspace():
+                text = decoded(raw, recipe, tally, f"{file.relative}, byte {offset}")
+                if text is not None:
+                    yield Document(text, origin_of(file, offset=offset))
+
+
+def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its end) of those that begin in the piece."""
+    file, limit = piece.file, recipe.max_document_bytes
+    at = line_after(stream, piece.start, piece.end) if piece.start else 0
+    while piece.end >= file.bytes or at < piece.end:
+        line, size = bounded_line(stream, limit + 2)
+        if not size:
+            return
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
+        if size > limit + 2 or len(text) > limit:
+            tally.add("removed.too_long_document", size, f"{file.relative}, byte {at}")
+        else:
+            yield at, text
+        at += size
+
+
+def _between(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """(offset, text between two separators) of those that begin in the piece. An end of a line in the
+    separator is either kind of end; a file without any separator is noted.
+    """
+    file, limit, separator = piece.file, recipe.max_document_bytes, recipe.separator_bytes
+    pattern, longest = re.escape(separator), len(separator)
+    if b"\r" not in separator:
+        pattern = pattern.replace(re.escape(b"\n"), rb"\r?\n")
+        longest += separator.count(b"\n")
+    sought = re.compile(pattern)
+    at = max(0, piece.start - longest)  # where the buffer begins in the file
+    if at:
+        stream.seek(at)
+    inside = not piece.start  # is the buffer's beginning that of a document of this piece?
+    buffer, searched, dropped, separators = bytearray(), 0, 0, 0
+    while True:
+        found = sought.search(buffer, searched)
+        if found is None:
+            searched = max(0, len(buffer) - longest + 1)
+            if not inside and at + dropped + searched >= piece.end:
+                return  # whatever begins from here on is a later piece's
+            chunk = stream.read(_CHUNK)
+            if not chunk:
+                break
+            # Nothing is wanted of what goes before a document or is beyond its limit, but what may begin a
+            # separator.
+            if not inside or len(buffer) > limit + longest:
+                dropped += searched
+                del buffer[:searched]
+                searched = 0
+            buffer += chunk
+            continue
+        begin, end, separators = found.start(), found.end(), separators + 1
+        del found  # it holds the buffer
+        if inside:
+            yield from _part(at, bytes(buffer[:begin]), dropped, limit, file, tally)
+        del buffer[:end]
+        at, searched, dropped = at + dropped + end, 0, 0
+        inside = at >= piece.start  # one that begins before is the piece before's
+        if at >= piece.end and piece.end < file.bytes:
+            return
+    if inside:
+        if not separators and not piece.start:
+            tally.add("noted.no_separator", file.bytes, file.relative)
+        yield from _part(at, bytes(buffer), dropped, limit, file, tally)
+
+
+def _part(
+    at: int, raw: bytes, dropped: int, limit: int, file: InputFile, tally: Tally
+) -> Iterator[tuple[int, bytes]]:
+    if len(raw) + dropped > limit:
+        tally.add("removed.too_long_document", len(raw) + dropped, f"{file.relative}, byte {at}")
+    else:
+        yield at, raw
+
+
+def _lengths(stream: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, at most `most` characters), cut after the last end of a line in them, or hard without one."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    waiting, offset, ended = "", 0, False
+    while not ended:
+        chunk = stream.read(_CHUNK)
+        ended = not chunk
+        waiting += decoder.decode(chunk, ended)
+        start = 0
+        while len(waiting) - start > most or (ended and start < len(waiting)):
+            end = min(start + most, len(waiting))
+            if not (ended and end == len(waiting)):
+                end = waiting.rfind("\n", start, end) + 1 or end
+            raw = waiting[start:end].encode("utf-8", "surrogateescape")
+            yield offset, raw
+            offset, start = offset + len(raw), end
+        waiting = waiting[start:]
+
+
+def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """Protein and genomic sequences: a document a record, its lines joined; a long one is cut every
+    `max_document_bytes`. What comes before the first ">" is counted."""
+    file, limit = piece.file, recipe.max_document_bytes
+    stream, _ = open_text(file.path, recipe)
+    with stream:
+        at = line_after(stream, piece.start, piece.end) if piece.start else 0
+        name, size, part, middle = "", 0, 0, False
+        lines: list[bytes] = []
+
+        def emit() -> Iterator[Document]:
+            origin = origin_of(file, record=name, **({"part": part} if part else {}))
+            text = decoded(b"".join(lines), recipe, tally, f"{file.relative}:{name}")
+            if text is not None:
+                yield Document(text, origin)
+
+        while name or at < piece.end or piece.end >= file.bytes:  # what begins later is a later piece's
+            line = stream.readline(limit)  # a line that is longer comes in parts, as its record does
+            offset, at, begins, middle = at, at + len(line), not middle, not line.endswith(b"\n")
+            line = line if offset else line.removeprefix(BOM)
+            if not line or (begins and line.startswith(b">")):
+                if name and lines:
+                    yield from emit()
+                elif name and not part:
+                    tally.add("removed.empty", 0, f"{file.relative}:{name}")
+                if not line or (offset >= piece.end and piece.end < file.bytes):
+                    return
+                title = decoded(line[1:].strip(), recipe, tally, f"{file.relative}, byte {offset}")
+                name, lines, size, part = title or "unnamed", [], 0, 0
+                continue
+            if not name:
+                if piece.start == 0 and line.strip():
+                    tally.add("removed.before_first_record", len(line), file.relative)
+                continue
+            lines.append(line.strip())
+            size += len(lines[-1])
+            if size >= limit:
+                tally.add("changed.cut_long_document", size, f"{file.relative}:{name}")
+                yield from emit()
+                lines, size, part = [], 0, part + 1

@@ -1,0 +1,1 @@
+"""What `prepare` counts and tells: the tally, the data card, the progress bar."""

@@ -1,0 +1,1 @@
+"""Which files the SOURCE arguments name, what kind each is, and how its bytes become text."""

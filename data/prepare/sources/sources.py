@@ -1,0 +1,239 @@
+"""Which files a list of SOURCE arguments names, and what each of them holds."""
+
+import fnmatch
+import glob
+import itertools
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from braceexpand import braceexpand
+
+from data.opening import open_bytes, store_options
+from data.prepare.recipe import Recipe
+from data.prepare.sources import folders_of_datasets
+from data.prepare.sources.decoding import open_text
+from data.prepare.sources.looks import BOM, HEAD, binary_format, is_plain_text, json_shape
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".bin": "ids",
+    ".npy": "ids",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".fasta": "fasta",
+    ".fa": "fasta",
+    ".faa": "fasta",
+    ".fna": "fasta",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"), "image"),
+}
+# Kinds that are read from beginning to end, so that they may be compressed.
+STREAMS = ("text", "jsonl", "json", "csv", "tsv", "fasta")
+STANDARD_INPUT = "-"
+
+
+class TokenIds(NamedTuple):
+    """The tokenizer that made the ids in a file: how many ids it has, and the one that ends a document."""
+
+    vocab: int
+    separator: int
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a source. `path` opens it; `relative` (below the source) is how the corpus calls it;
+    `tokens` is what is known of token ids that it may hold.
+    """
+
+    source: str
+    path: str
+    relative: str
+    kind: str
+    bytes: int
+    changed_ns: int = 0
+    tokens: TokenIds | None = None
+
+
+def expand(specs: list[str], recipe: Recipe, stdin_file: str = "", out: str = "") -> list[InputFile]:
+    """The files of folders, files, globs, brace ranges, `@list` files, URLs and `-` (which reads
+    `stdin_file`).
+
+    What lies in the folder `out`, which is being made, is no source. In an order that depends on names
+    alone. Raises ValueError for a source that is not there or holds nothing.
+    """
+    if not specs:
+        raise ValueError("no source: name at least one folder, file, glob or URL to prepare")
+    files: list[InputFile] = []
+    for spec in specs:
+        found = list(_files_of(spec, recipe, stdin_file, out))
+        if not found:
+            raise ValueError(
+                f"source {spec} holds no file to read (include={recipe.include}, exclude={recipe.exclude})"
+            )
+        files += found
+    return files
+
+
+def _files_of(spec: str, recipe: Recipe, stdin_file: str, out: str) -> Iterator[InputFile]:
+    if spec == STANDARD_INPUT:
+        kind = _by_content(stdin_file, "jsonl", recipe) if recipe.format == "auto" else recipe.format
+        yield InputFile("stdin", stdin_file, "stdin", kind, os.path.getsize(stdin_file))
+        return
+    if spec.startswith("@"):
+        if not os.path.isfile(spec[1:]):
+            raise ValueError(f"source list {spec[1:]} is not there")
+        with open(spec[1:], "rb") as lines:  # names of files need not be UTF-8
+            for line in lines:
+                if name := os.fsdecode(line.removeprefix(BOM).strip()):
+                    yield from _files_of(name, recipe, stdin_file, out)
+        return
+    for path in braceexpand(spec):
+        if "://" in path:
+            yield from _remote(path, recipe)
+        elif os.path.isdir(path):
+            yield from _folder(path, recipe, out)
+        elif os.path.isfile(path):
+            if not folders_of_datasets.documents(os.path.dirname(path), [os.path.basename(path)]):
+                raise ValueError(
+                    f"source {path} is none of the data of the dataset that is saved there: name the folder "
+                    f"{os.path.dirname(path) or '.'}"
+                )
+            yield _local(path, os.path.basename(path), _stem(path), recipe)
+        elif glob.has_magic(path):
+            yield from _glob(path, recipe)
+        else:
+            raise ValueError(f"source {path} is not there: give a folder, a file, a glob or a URL")
+
+
+def _glob(pattern: str, recipe: Recipe) -> Iterator[InputFile]:
+    root = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
+    found = sorted(glob.glob(pattern, recursive=True))
+    for parent, paths in itertools.groupby(found, os.path.dirname):
+        for name in folders_of_datasets.documents(parent, [os.path.basename(path) for path in paths]):
+            path = os.path.join(parent, name)
+            relative = os.path.relpath(path, root or ".")
+            if chosen(relative, recipe) and _is_file(path):
+                yield _local(path, relative, os.path.basename(root) or "files", recipe)
+
+
+def _folder(folder: str, recipe: Recipe, out: str) -> Iterator[InputFile]:
+    name = os.path.basename(os.path.abspath(folder))
+    if out and os.path.exists(out) and os.path.samefile(folder, out):
+        raise ValueError(f"source {folder} is --out itself: give the corpus a folder of its own")
+    paths = folders_of_datasets.documents_below(folder, out)
+    for path in sorted(paths, key=lambda path: PurePosixPath(path).parts):
+        relative = os.path.relpath(path, folder)
+        if chosen(relative, recipe) and _is_file(path):
+            yield _local(path, relative, name, recipe)
+
+
+def _is_file(path: str) -> bool:
+    if not os.path.exists(path):
+        raise ValueError(f"source {path} is a link to nothing: restore it, or leave it out with --exclude")
+    return os.path.isfile(path)
+
+
+def chosen(relative: str, recipe: Recipe) -> bool:
+    """Do `include` and `exclude` let this path in?"""
+    if recipe.include and not matches(relative, recipe.include):
+        return False
+    return not matches(relative, recipe.exclude)
+
+
+def matches(relative: str, patterns: list[str]) -> bool:
+    """Does the path, or for a pattern without "/" any part of it, match one of the glob patterns?"""
+    parts = PurePosixPath(relative).parts
+    return any(
+        fnmatch.fnmatchcase(relative, pattern)
+        or ("/" not in pattern and any(fnmatch.fnmatchcase(part, pattern) for part in parts))
+        for pattern in patterns
+    )
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).split(".")[0] or "file"
+
+
+def _local(path: str, relative: str, source: str, recipe: Recipe) -> InputFile:
+    status = os.stat(path)
+    kind = kind_of(path, recipe)
+    if recipe.format == "auto":
+        kind = _by_content(path, kind, recipe)
+    return InputFile(as_text(source), path, as_text(relative), kind, status.st_size, status.st_mtime_ns)
+
+
+def as_text(name: str) -> str:
+    """A name as a corpus holds it, in text: one that is not UTF-8 opens its file all the same."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _by_content(path: str, kind: str, recipe: Recipe) -> str:
+    """What a local file holds, where its name leaves it open: .json may be an array, lines or any text,
+    .jsonl an array, and .bin a text. What cannot be read here is for the reader to say.
+    """
+    if kind not in ("json", "jsonl", "ids") or _suffix(path) == ".npy":
+        return kind
+    try:
+        if kind == "ids":
+            with open_bytes(path) as stream:
+                head = stream.read(HEAD).removeprefix(BOM)
+            return "text" if is_plain_text(head) or binary_format(head) else kind
+        stream, head = open_text(path, recipe)
+        with stream:
+            if kind == "json":
+                shape = json_shape(stream, recipe.text_field, recipe.row_bytes)
+                return {"array": "json", "lines": "jsonl"}.get(shape, "text")
+        return "json" if re.match(rb"\s*\[\s*({|\n)", head.removeprefix(BOM)) else kind
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        return kind
+
+
+def _remote(url: str, recipe: Recipe) -> Iterator[InputFile]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.url_to_fs(url, **store_options(url))
+        names = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
+        above = re.split(r"[*?\[]", path.rstrip("/"))[0].rpartition("/")[0]
+        if names == [path] and not is_http(url) and filesystem.isdir(path):
+            names, above = sorted(filesystem.find(path)), path.rstrip("/")
+        for name in names:
+            relative = name.removeprefix(f"{above}/")
+            if chosen(relative, recipe):
+                size = int(filesystem.info(name).get("size") or 0)
+                kind = kind_of(relative, recipe)
+                yield InputFile(_stem(path), filesystem.unstrip_protocol(name), relative, kind, size)
+    except (ImportError, ValueError, FileNotFoundError) as error:
+        raise ValueError(_unreached(url, error)) from None
+    except Exception as error:  # each store has its own exceptions, botocore's no OSError among them
+        raise RuntimeError(_unreached(url, error)) from None
+
+
+def _unreached(url: str, error: Exception) -> str:
+    return f"source {url} cannot be reached: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def is_http(url: str) -> bool:
+    """Web servers have no folders, and not all of them send ranges; object stores do both."""
+    return url.startswith(("http://", "https://"))
+
+
+def kind_of(path: str, recipe: Recipe) -> str:
+    """What a file holds, by its name; a compression suffix is looked through."""
+    return SUFFIXES.get(_suffix(path), "text") if recipe.format == "auto" else recipe.format
+
+
+def _suffix(path: str) -> str:
+    stem, suffix = os.path.splitext(path.lower().split("?")[0])
+    return os.path.splitext(stem)[1] if suffix in COMPRESSED else suffix

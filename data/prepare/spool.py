@@ -1,0 +1,68 @@
+"""Cleaned documents between the two passes, when there are two: an Arrow stream a unit, compressed, read in
+order.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.prepare.readers.document import Document
+
+_SCHEMA = pa.schema(
+    [
+        ("text", pa.large_string()),
+        ("origin", pa.string()),
+        ("ids", pa.large_binary()),
+        ("media", pa.map_(pa.string(), pa.large_binary())),
+    ]
+)
+_BATCH_BYTES = 4 << 20
+
+
+class SpoolWriter:
+    """Writes documents to `path`; in batches of bounded size, so memory does not grow with the unit."""
+
+    def __init__(self, path: Path) -> None:
+        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+        self._stream = pa.ipc.new_stream(str(path), _SCHEMA, options=options)
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> "SpoolWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+        self._stream.close()
+
+    def add(self, document: Document) -> None:
+        """Appends one document."""
+        ids = document.ids.astype("<i8").tobytes() if document.ids is not None else None
+        media = sorted(document.media.items())
+        self._rows.append(
+            {"text": document.text, "origin": json.dumps(document.origin), "ids": ids, "media": media}
+        )
+        self._bytes += len(document.text) + len(ids or b"") + sum(len(value) for _, value in media)
+        if self._bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=_SCHEMA))
+        self._rows, self._bytes = [], 0
+
+
+def read(path: Path) -> Iterator[Document]:
+    """The documents of a spool, in order."""
+    with pa.ipc.open_stream(str(path)) as stream:
+        for batch in stream:
+            for row in batch.to_pylist():
+                ids = np.frombuffer(row["ids"], "<i8") if row["ids"] is not None else None
+                yield Document(row["text"], json.loads(row["origin"]), ids, dict(row["media"]))

@@ -1,0 +1,156 @@
+"""`germinal data inspect`: what is in a corpus, and what sequence N of a run is: a spike traced to its text.
+
+inspect(folder, seq_len=0)                      every corpus at `folder`; with seq_len also how it would pack
+sequence(cfg, number, seed=…, global_batch=…)   source, epoch, shard, documents and text of one sequence
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.config import DataConfig
+from data.corpus.corpus import Corpus, Era
+from data.corpus.manifest import OFFSET, TOKENS
+from data.corpus.scan import BLOCK, samples
+from data.corpus.verify import corpora_in
+from data.stream.pack import layout_lengths
+from data.stream.stream import Stream, open_storage
+
+_MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
+
+
+def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
+    """What is in the corpora at `folder` (or URL): {"corpora": [one dict each]}.
+
+    Raises ValueError when there is none, RuntimeError when a manifest or an index is damaged.
+    """
+    if seq_len > _MOST_SEQ_LEN:
+        raise ValueError(f"--seq-len {seq_len}: at most {_MOST_SEQ_LEN}")
+    return {"corpora": [_corpus(path, seq_len) for path in corpora_in(folder)]}
+
+
+def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> dict[str, Any]:
+    """What global sequence `number` of a run with this data section and seed is.
+
+    `pieces`: in order, each with the shard, the sample's key and JSON, which of its ids (`from_id`, `ids`)
+    and their text. Raises as `Stream.open` does; ValueError past the end of the data.
+    """
+    if number < 0:
+        raise ValueError(f"a sequence number is 0 or more, not {number}")
+    stream = Stream.open(cfg, seed=seed, global_batch=global_batch)
+    source, epoch, era, pieces = stream.find(number)
+    corpus = era.corpus
+    tokenizer = _tokenizer(corpus)
+    first, ids, _ = era.extents(pieces)
+    described = []
+    for document, view, begin, count in zip(
+        pieces.document.tolist(), era.views_of(pieces.document), first.tolist(), ids.tolist()
+    ):
+        shard, offset = int(era.shard[document]), int(era.offset[document])
+        width = corpus.dtype.itemsize
+        values = np.frombuffer(view[begin : begin + count * width], corpus.dtype).tolist()
+        key = corpus.sample_key(shard, offset)
+        described.append(
+            {
+                "shard": corpus.manifest.shards[shard].file,
+                "sample": key,
+                "document": int(era.place[document]),
+                "meta": _meta(corpus, shard, int(era.place[document]), key),
+                "from_id": (begin - offset) // width,
+                "ids": values,
+                "document_ids": int(era.tokens[document]),
+                "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,
+            }
+        )
+    rows = stream.read([number])
+    return {
+        "sequence": number,
+        "source": stream.names[source],
+        "corpus": corpus.storage.path,
+        "epoch": epoch,
+        "counted_targets": int((rows.targets >= 0).sum()),
+        "quarantined": stream.quarantined.get(number, []),
+        "pieces": described,
+    }
+
+
+def _corpus(path: str, seq_len: int) -> dict[str, Any]:
+    storage = open_storage(path)
+    manifest = storage.manifest()
+    report: dict[str, Any] = {
+        "path": path,
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "text_bytes": manifest.text_bytes,
+        "bytes_per_token": manifest.text_bytes / max(1, manifest.tokens),
+        "shards": len(manifest.shards),
+        "shard_bytes": sum(shard.bytes for shard in manifest.shards),
+        "dtype": manifest.dtype,
+        "block_documents": manifest.block_documents,
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": vars(manifest.tokenizer),
+        "prepare": dict(manifest.prepare),
+        "sources": list(manifest.sources),
+    }
+    if manifest.tokens:
+        corpus = Corpus(storage)
+        lengths, _ = corpus.lengths()
+        quantiles = np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest").tolist()
+        report["document_tokens"] = dict(zip(("least", "p10", "median", "p90", "most"), quantiles))
+        if seq_len:
+            report["packing"] = {
+                kind: _packing(corpus, lengths, kind, seq_len) for kind in ("cut", "best_fit")
+            }
+    return report
+
+
+def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
+    """Sequences an epoch has, the share of their inputs that is no padding, the share of documents cut."""
+    windows = corpus.block_windows(kind, seq_len)
+    layout = layout_lengths(lengths)
+    cut = 0
+    for block in range(len(windows)):
+        era = Era(corpus, np.array([block]), kind, seq_len)
+        pieces = era.packing.pieces(np.arange(era.packing.windows))
+        cut += int((np.bincount(pieces.document) > 1).sum())
+    total = int(windows.sum())
+    return {
+        "seq_len": seq_len,
+        "sequences": total,
+        "utilisation": float(layout.sum() / (total * seq_len)),
+        "documents_cut": cut / len(lengths),
+    }
+
+
+def _tokenizer(corpus: Corpus) -> Any:
+    """The corpus's tokenizer, or None where its file cannot be read as one."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(corpus.storage.tokenizer().decode())
+    except Exception:  # the library raises a bare Exception; ids without text are still an answer
+        return None
+
+
+def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | None:
+    """A sample's JSON, found between the ids of the documents before and after it, not in the whole shard."""
+    view, index = corpus.storage.open(shard).view, corpus.storage.index(shard)
+    begin, end = 0, corpus.manifest.shards[shard].bytes
+    if place:
+        before = int(index[OFFSET, place - 1] + index[TOKENS, place - 1] * corpus.dtype.itemsize)
+        begin = -(-before // BLOCK) * BLOCK
+    if place + 1 < index.shape[1]:
+        end = (int(index[OFFSET, place + 1]) - 1) // BLOCK * BLOCK - BLOCK
+    around = memoryview(bytes(view[begin:end]) + bytes(2 * BLOCK))
+    try:
+        for sample in samples(around, "shard"):
+            if sample.key == key:
+                member = sample.members["json"]
+                return json.loads(bytes(around[member.offset : member.offset + member.size]))
+    except (RuntimeError, ValueError, KeyError):
+        pass  # `data verify` is the one to complain; the rest of the answer stands
+    return None

@@ -1,0 +1,152 @@
+"""`germinal config`: every key of a run's config, as its field states it. `--markdown` is docs/config.md."""
+
+import argparse
+import inspect
+import re
+import typing
+from typing import Any
+
+from launch import tables
+from trainer.config import keys, schema
+from trainer.config.keys import Key
+from trainer.config.run_config import RunConfig
+
+BASE = Key(
+    "base",
+    str,
+    "",
+    "a config that is read first, by its path from this one: all but its name and run_dir; it may have a "
+    "base itself",
+    (),
+)
+COLUMNS = ("key", "what it may be", "default", "unit", "meaning")
+HEAD = """# Config keys
+
+Written by `germinal config --markdown > docs/config.md`; not by hand. `germinal config KEY` shows a section
+or one key.
+
+A config is a YAML file, and each `key=value` after it on the command line changes one key: `optim.lr=3e-4`,
+`data.sources[0].weight=2`. A text is kept as it is typed, `1.10` and `007` too; a number is decimal, with no
+leading 0. `${key}` stands for the value that another key is given, in quotes inside `{…}` and `[…]`, and
+`\\${` for those two characters.
+
+A value that a key cannot have, and keys that cannot go together, are one line and exit code 2 before any rank
+starts.
+"""
+
+
+def config(args: argparse.Namespace) -> int:
+    """Print all keys, those of a section, or one; as tables, as Markdown or as JSON."""
+    found = selected(args.key)
+    if args.json:
+        tables.document([described(key) for key in found])
+    elif args.markdown:
+        print(markdown(found), end="")
+    else:
+        for section, members in by_section(found):
+            title = f"{section}: {about(section)}" if section else "the run"
+            tables.rows(title, COLUMNS, [row(key) for key in members])
+    return 0
+
+
+def selected(name: str | None) -> list[Key]:
+    """The keys of a section, or the one of this name; all without one. ValueError with the nearest name."""
+    everything = [BASE, *keys.keys(RunConfig)]
+    if not name:
+        return everything
+    name = re.sub(r"\[\d*\]", "[]", name)
+    found = [key for key in everything if key.name == name]
+    found += [key for key in everything if key.name.startswith((f"{name}.", f"{name}[]."))]
+    if not found:
+        known = [BASE.name, *(key.replace("[0]", "[]") for key in schema.dotted_keys(RunConfig))]
+        raise ValueError(
+            f"{name}: no such key; {schema.nearest(name, known, known) or 'see `germinal config`'}"
+        )
+    return found
+
+
+def by_section(found: list[Key]) -> list[tuple[str, list[Key]]]:
+    """(dotted section, its keys), in the order of the source; "" is the top."""
+    sections: dict[str, list[Key]] = {}
+    for key in found:
+        sections.setdefault(key.name.rpartition(".")[0], []).append(key)
+    return list(sections.items())
+
+
+def about(section: str) -> str:
+    """The first paragraph of a section's docstring."""
+    at: Any = RunConfig
+    for part in section.split("."):
+        field = next(
+            f for f in at.__dataclass_fields__.values() if schema.yaml_key(f) == part.removesuffix("[]")
+        )
+        at = typing.get_type_hints(at)[field.name]
+        at = typing.get_args(at)[0] if part.endswith("[]") else at
+    return " ".join((inspect.getdoc(at) or "").split("\n\n")[0].split())
+
+
+def kind(key: Key) -> str:
+    """What a value of the key is: its type with its bounds, or the choices."""
+    several = typing.get_origin(key.hint) is list
+    if key.choices or key.forms:
+        one = " | ".join(map(str, key.choices or key.forms))
+        return f"list of {one}" if several else one
+    names: dict[Any, str] = {int: "integer", float: "number", bool: "true | false", str: "text"}
+    if several:
+        length = f"{key.length} " if key.length else ""
+        what = f"list of {length}{names.get(typing.get_args(key.hint)[0], 'mapping')}s"
+    elif typing.get_origin(key.hint) is dict:
+        what = "mapping of numbers"
+    else:
+        what = names[key.hint]
+    bounds = ", ".join(
+        f"{'' if bound.besides is None else f'{bound.besides:g} or '}{bound.sign} {bound.limit}"
+        for bound in key.bounds
+    )
+    return f"{what} {bounds}".strip() + (", not empty" if "not empty" in key.facts else "")
+
+
+def default(key: Key) -> str:
+    """The default as YAML has it."""
+    if key.name == "name":
+        return "the file's"
+    if key.must_be_given:
+        return "required"
+    return keys.text(key.default) if key.default not in ("", None) else "empty"
+
+
+def meaning(key: Key) -> str:
+    """What the key means, and what it needs or may not be combined with."""
+    rules = (f"{' or '.join(rule.of)}{': ' if rule.of else ''}{rule.text}" for rule in key.rules)
+    return ". ".join([key.meaning, *rules])
+
+
+def row(key: Key) -> tuple[str, ...]:
+    return key.name, kind(key), default(key), key.unit, meaning(key)
+
+
+def described(key: Key) -> dict[str, Any]:
+    """One key for scripts."""
+    return {
+        "key": key.name,
+        "type": kind(key),
+        "choices": list(key.choices or key.forms),
+        "required": key.must_be_given,
+        "default": None if key.must_be_given else key.default,
+        "unit": key.unit,
+        "meaning": key.meaning,
+        "rules": [f"{' or '.join(rule.of)}{': ' if rule.of else ''}{rule.text}" for rule in key.rules],
+    }
+
+
+def markdown(found: list[Key]) -> str:
+    """docs/config.md."""
+    lines = [HEAD]
+    for section, members in by_section(found):
+        lines += [f"## {section}\n\n{about(section)}\n" if section else "## The run\n"]
+        lines += [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
+        for key in members:
+            name, *cells = (cell.replace("|", "\\|") for cell in row(key))
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""How gradients are added up over ranks, scaled and divided."""

@@ -1,0 +1,1 @@
+"""Which rank does what: the sizes of the mesh axes, the cuts of the model, the process groups."""

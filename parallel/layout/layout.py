@@ -1,0 +1,234 @@
+"""The arithmetic of a layout: mesh sizes, divisibility, stage cuts. Pure, and torch-free to be quick."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from parallel.config import ParallelConfig, PipelineSchedule, Zero
+from parallel.layout.cuts import cut_blocks
+
+
+@dataclass(frozen=True)
+class ScheduleTraits:
+    """What a pipeline schedule asks of a layout; `upstream` is its class in torch.distributed.pipelining."""
+
+    upstream: str
+    stages_per_rank: int  # the default; single-stage schedules have 1 and admit no other
+    v_shaped: bool = False  # rank r holds stages r and 2·pp-1-r
+    splits_backward: bool = False  # zero-bubble: input and weight gradients apart
+
+
+SCHEDULES: dict[PipelineSchedule, ScheduleTraits] = {
+    "gpipe": ScheduleTraits("ScheduleGPipe", 1),
+    "1f1b": ScheduleTraits("Schedule1F1B", 1),
+    "interleaved_1f1b": ScheduleTraits("ScheduleInterleaved1F1B", 2),
+    "looped_bfs": ScheduleTraits("ScheduleLoopedBFS", 2),
+    "interleaved_zero_bubble": ScheduleTraits("ScheduleInterleavedZeroBubble", 2, splits_backward=True),
+    "zbv_zero_bubble": ScheduleTraits("ScheduleZBVZeroBubble", 2, v_shaped=True, splits_backward=True),
+    "dualpipe_v": ScheduleTraits("ScheduleDualPipeV", 2, v_shaped=True, splits_backward=True),
+}
+
+
+class Initializer(Protocol):
+    """How one parameter is drawn: `kind` is normal | trunc_normal | ones | zeros."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def std(self) -> float: ...
+
+
+class ModelPlan(Protocol):
+    """What a model declares about itself; restated here because `parallel` may not import `trainer`.
+
+    blocks: the ModuleDict of blocks, keyed "0", "1", …; keys survive stage cuts.
+    first, last: top-level modules that only the first, or last, stage keeps; elsewhere they are None.
+    tensor: (module name pattern, style); `*` stands for one component of a name. Styles:
+    parallel.transforms.tensor.
+    tied: pairs of parameter names that are one parameter, canonical name first.
+    init: (name, global shape) → how to draw it.
+    """
+
+    @property
+    def blocks(self) -> str: ...
+    @property
+    def first(self) -> tuple[str, ...]: ...
+    @property
+    def last(self) -> tuple[str, ...]: ...
+    @property
+    def tensor(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def tied(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def init(self) -> Callable[[str, tuple[int, ...]], Any]: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A resolved layout: every axis has its size, and their product is the world."""
+
+    world: int
+    dp_replicate: int
+    dp_shard: int
+    tp: int
+    pp: int
+    zero: Zero
+    schedule: PipelineSchedule
+    stages_per_rank: int
+    cp: int = 1
+
+    @property
+    def dp(self) -> int:
+        """Data ranks: how many ways the global batch is divided."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def stages(self) -> int:
+        return self.pp * self.stages_per_rank
+
+    def micro_batches(self, global_batch: int, micro_batch: int) -> int:
+        """Micro-batches of one data rank in one optimiser step."""
+        return global_batch // (self.dp * micro_batch)
+
+    def stages_of(self, pp_rank: int) -> tuple[int, ...]:
+        """Stage numbers a pipeline rank holds, in the order of the model."""
+        if self._v_shaped:
+            return (pp_rank, 2 * self.pp - 1 - pp_rank)
+        return tuple(range(pp_rank, self.stages, self.pp))
+
+    def pp_rank(self, rank: int) -> int:
+        """The pipeline rank of a rank of the world: pp is the outermost axis of the mesh."""
+        return rank // (self.world // self.pp)
+
+    def rank_of_stage(self, stage: int) -> int:
+        """Pipeline rank that holds a stage."""
+        if self._v_shaped:
+            return min(stage, 2 * self.pp - 1 - stage)
+        return stage % self.pp
+
+    @property
+    def _v_shaped(self) -> bool:
+        return self.pp > 1 and SCHEDULES[self.schedule].v_shaped
+
+    def __str__(self) -> str:
+        dp = f"dp{self.dp_replicate}x{self.dp_shard}" if self.dp_replicate > 1 else f"dp{self.dp_shard}"
+        pipeline = f" pp{self.pp} {self.schedule}" if self.pp > 1 else ""
+        context = f" cp{self.cp}" if self.cp > 1 else ""
+        return f"{dp} zero{self.zero}{context} tp{self.tp}{pipeline}"
+
+
+def resolve(cfg: ParallelConfig, world: int) -> Layout:
+    """Sizes of every mesh axis for `world` ranks. ValueError names the key and the arithmetic that fails."""
+    sizes = _fill_axes(cfg, world)
+    traits = SCHEDULES[cfg.schedule]
+    if sizes["pp"] == 1:
+        stages_per_rank = 1
+    else:
+        stages_per_rank = cfg.stages_per_rank or traits.stages_per_rank
+        _check_schedule(cfg, traits, stages_per_rank)
+    return Layout(world=world, zero=cfg.zero, schedule=cfg.schedule, stages_per_rank=stages_per_rank, **sizes)
+
+
+def _fill_axes(cfg: ParallelConfig, world: int) -> dict[str, int]:
+    sizes = {axis: getattr(cfg, axis) for axis in ("dp_replicate", "dp_shard", "cp", "tp", "pp")}
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ValueError(
+            f"parallel.{open_axes[0]} and parallel.{open_axes[1]} are both -1: only one can be what is left"
+        )
+    known = 1
+    for size in sizes.values():
+        known *= 1 if size == -1 else size
+    product = " · ".join(f"{axis} {size}" for axis, size in sizes.items() if size != -1)
+    if (open_axes and world % known == 0) or known == world:
+        return sizes | dict.fromkeys(open_axes, world // known)
+    asked = ", ".join(f"parallel.{axis}={size}" for axis, size in sizes.items() if size not in (-1, 1))
+    whole = world // known * known
+    if not open_axes:
+        ranks = f"{world} rank{'s' * (world > 1)}"
+        wrong = f"but the world has {ranks}: start with --nproc {known}, or set dp_shard to -1"
+    elif not whole:
+        here = "1 process" if world == 1 else f"{world} processes"
+        wrong = f"and this is {here}: start with --nproc {known}"
+    else:
+        wrong = (
+            f"which does not divide the world of {world} ranks: start with --nproc {whole} or {whole + known}"
+        )
+    raise ValueError(f"{asked}: {product} = {known}, {wrong}")
+
+
+def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank: int) -> None:
+    if traits.stages_per_rank == 1 and stages_per_rank != 1:
+        raise ValueError(
+            f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} holds one stage a rank; "
+            "leave it at 0, or set schedule to interleaved_1f1b"
+        )
+    if (traits.stages_per_rank > 1 and stages_per_rank < 2) or (traits.v_shaped and stages_per_rank != 2):
+        raise ValueError(f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} needs 2 stages a rank")
+
+
+def check_model(
+    layout: Layout, *, layers: int, heads: int, kv_heads: int, ffn_hidden: int, vocab: int, cut: str = "even"
+) -> None:
+    """ValueError with the arithmetic if a model of these sizes cannot be cut as the layout says."""
+    for key, size in (("heads", heads), ("kv_heads", kv_heads), ("ffn_hidden", ffn_hidden), ("vocab", vocab)):
+        if size % layout.tp:
+            raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={layout.tp}")
+    for key, size in (("heads", heads), ("kv_heads", kv_heads)):
+        if size % (layout.tp * layout.cp):
+            raise ValueError(
+                f"model.{key}={size} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}"
+            )
+    if layout.stages > layers:
+        raise ValueError(_too_many_stages(layout, layers))
+    cut_blocks(cut, [1.0] * layers, layout.stages)
+
+
+def _too_many_stages(layout: Layout, layers: int) -> str:
+    told = f"model.layers={layers} cannot fill {layout.stages} pipeline stages"
+    if layout.stages_per_rank == 1:
+        return f"{told}: lower parallel.pp"
+    told += (
+        f" (parallel.pp={layout.pp} · {layout.stages_per_rank} a rank, parallel.schedule={layout.schedule})"
+    )
+    remedies = [f"raise model.layers to {layout.stages} or more"]
+    if layout.pp <= layers:
+        remedies.append("set parallel.schedule to 1f1b, which has one stage a rank")
+    return f"{told}: lower parallel.pp, or {', or '.join(remedies)}"
+
+
+def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len: int) -> int:
+    """Micro-batches a data rank runs in one step; ValueError if the batch does not divide that way."""
+    per_round = layout.dp * micro_batch
+    if global_batch % per_round:
+        raise ValueError(
+            f"train.global_batch={global_batch} is not divisible by "
+            f"{layout.dp} data ranks · train.micro_batch={micro_batch} = {per_round}"
+        )
+    if seq_len % (layout.tp * layout.cp):
+        raise ValueError(
+            f"data.seq_len={seq_len} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}, "
+            "which share each sequence"
+        )
+    count = global_batch // per_round
+    if layout.pp > 1:
+        _check_micro_batches(layout, count, global_batch, micro_batch)
+    return count
+
+
+def _check_micro_batches(layout: Layout, count: int, global_batch: int, micro_batch: int) -> None:
+    per_round = f"{layout.dp} data ranks · train.micro_batch={micro_batch}"
+    arithmetic = f"train.global_batch={global_batch} / ({per_round}) = {count}"
+    needed = {"1f1b": layout.pp, "dualpipe_v": layout.stages}.get(layout.schedule, 1)
+    if count < needed:
+        raise ValueError(
+            f"parallel.schedule={layout.schedule} needs at least {needed} micro-batches a step, and "
+            f"{arithmetic}: lower train.micro_batch, or set schedule to gpipe"
+        )
+    if layout.schedule in ("interleaved_1f1b", "interleaved_zero_bubble"):
+        rounds = max(1, count // layout.pp)
+        if count % rounds:
+            raise ValueError(
+                f"parallel.schedule={layout.schedule} needs micro-batches in whole rounds of pp={layout.pp}, "
+                f"and {arithmetic}: change train.global_batch or train.micro_batch"
+            )

@@ -1,0 +1,1 @@
+"""Collectives inside autograd, and the count of what a step sends."""

@@ -1,0 +1,190 @@
+"""Pipeline parallelism: running torch's schedules over the stages that `stages` cuts.
+
+Imported only where there is a pipeline: torch's pipelining takes a good part of a second.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import pipelining
+
+from parallel.engine import ModelInputs
+from parallel.layout.layout import SCHEDULES, Layout
+from parallel.layout.mesh import Mesh
+from parallel.pipeline.forward_order import forward_order
+from parallel.pipeline.sends import Sends, arrivals
+from parallel.pipeline.stage import Stage
+from parallel.relied_on import insist
+from parallel.transforms.weight_gradients import WeightGradients, apart
+
+
+class Pipeline:
+    """The stages of one rank and the schedule that runs them.
+
+    first: the modules of the first stage on the meta device, for the shape of what passes between stages.
+    """
+
+    def __init__(
+        self,
+        stages: dict[int, nn.Module],
+        first: Sequence[nn.Module],
+        layout: Layout,
+        mesh: Mesh,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        assert mesh.pp.group is not None
+        self.stages = stages
+        self._first = first
+        self._layout = layout
+        self._group = mesh.pp.group
+        self._rank = mesh.pp.rank
+        self._tp = mesh.tp.size
+        self._device = device
+        self._dtype = dtype
+        self._schedules: dict[tuple[int, ...], tuple[Any, Sends]] = {}
+        self._weight_gradients: dict[int, WeightGradients] = {}
+        if SCHEDULES[layout.schedule].splits_backward:
+            self._weight_gradients = {number: apart(module) for number, module in stages.items()}
+        modules: list[Any] = [module for stage in stages.values() for module in stage.modules()]
+        self._heads = [
+            one for one in modules if hasattr(one, "one_gradient")
+        ]  # see trainer.models.layers.head
+        self._loss: Callable[[Tensor, int], Tensor] = _no_loss
+
+    @property
+    def has_first(self) -> bool:
+        return 0 in self.stages
+
+    @property
+    def has_last(self) -> bool:
+        return self._layout.stages - 1 in self.stages
+
+    def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
+        """Forward and backward of all micro-batches; gradients accumulate in the parameters.
+
+        loss: (last stage's output, number of the micro-batch) → what backward starts from, which is no view.
+        Called on the last stage.
+        """
+        count = len(inputs)
+        schedule, sends = self._schedule(inputs[0].x, count)
+        self._loss = loss
+        kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
+        x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
+        target = torch.arange(count) if self.has_last else None
+        with self._one_gradient_a_head():
+            schedule.step(*x, target=target, return_outputs=False, **kwargs)
+        sends.finish()
+        self._loss = _no_loss
+
+    @contextmanager
+    def _one_gradient_a_head(self) -> Iterator[None]:
+        """GPipe and looped BFS run all forwards first, and a head finds its weight's gradient in forward."""
+        # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see fsdp._fill.
+        zeros = self._layout.dp_replicate > 1 and self._layout.zero >= 2
+        with ExitStack() as heads:
+            for head in self._heads:
+                heads.enter_context(head.one_gradient(zeros=zeros))
+            yield
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Sequence[ModelInputs], take: Callable[[Tensor, int], None]) -> None:
+        """Forward of all micro-batches, in `forward_order`.
+
+        take: gets the last stage's output and the number of the micro-batch, in order, where that stage is.
+        """
+        layout, here = self._layout, self._rank
+        held: dict[tuple[int, int], Tensor] = {}  # by stage and micro-batch: inputs that are here or coming
+        coming: dict[tuple[int, int], Any] = {}
+        sent: list[tuple[Any, Tensor]] = []
+        for slot in forward_order(layout, len(inputs)):
+            if (mine := slot[here]) is not None:
+                stage, number = mine
+                if mine in coming:
+                    coming.pop(mine).wait()
+                x = inputs[number].x if stage == 0 else held.pop(mine)
+                output = self.stages[stage](x, **inputs[number].kwargs)
+                if stage + 1 == layout.stages:
+                    take(output, number)
+                else:
+                    held[stage + 1, number] = output.contiguous()
+            # Every two ranks agree on the order of all messages between them, as NCCL wants it, and a rank
+            # waits for no message of the slot it is in: nobody waits in a circle.
+            earlier, sent = sent, []
+            for source, done in enumerate(slot):
+                if done is None or done[0] + 1 == layout.stages:
+                    continue
+                following = (done[0] + 1, done[1])
+                target = layout.rank_of_stage(following[0])
+                if source == target:
+                    continue
+                if source == here:
+                    output = held.pop(following)
+                    sent.append((dist.isend(output, group=self._group, group_dst=target), output))
+                elif target == here:
+                    shape = self._boundary(inputs[done[1]].x)
+                    held[following] = torch.empty(shape, dtype=self._dtype, device=self._device)
+                    coming[following] = dist.irecv(held[following], group=self._group, group_src=source)
+            for work, _ in earlier:
+                work.wait()
+        for work, _ in sent:
+            work.wait()
+
+    def _boundary(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the hidden states between two stages on this rank, for the first stage's input x."""
+        hidden = torch.empty(x.shape, dtype=x.dtype, device="meta")
+        for module in self._first:
+            hidden = module(hidden)
+        batch, seq, *rest = hidden.shape
+        return (batch, seq // self._tp, *rest)
+
+    def _schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
+        key = (micro_batches, *x.shape)
+        if key not in self._schedules:
+            self._schedules[key] = self._make_schedule(x, micro_batches)
+        return self._schedules[key]
+
+    def _make_schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
+        # Shapes are given, so that no stage has to run forward and backward to find them out.
+        hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
+        result = torch.empty(len(x), device="meta", requires_grad=True)  # a loss a row
+        last = self._layout.stages - 1
+        traits = SCHEDULES[self._layout.schedule]
+        stages = []
+        for number, module in sorted(self.stages.items()):
+            stage = Stage(
+                module,
+                number,
+                self._layout.stages,
+                self._device,
+                input_args=(x.to("meta") if number == 0 else hidden,),
+                output_args=(result if number == last else hidden,),
+                group=self._group,
+            )
+            insist("torch", stage, "args_recv_info", "grad_recv_info")
+            stage.zero, stage.replicas = self._layout.zero, self._layout.dp_replicate > 1
+            if traits.splits_backward:
+                stage.weight_gradients = self._weight_gradients[number]
+            stages.append(stage)
+        several = traits.stages_per_rank > 1
+        schedule = getattr(pipelining.schedules, traits.upstream)(
+            stages if several else stages[0],
+            micro_batches,
+            loss_fn=lambda output, number: self._loss(output, int(number)),
+            scale_grads=False,
+        )
+        if not several:  # these wait for their sends themselves
+            return schedule, Sends({})
+        insist("torch", schedule, "pipeline_order_with_comms")
+        sends = Sends(arrivals(schedule.pipeline_order_with_comms)[self._rank])
+        for stage in stages:
+            stage.sends = sends
+        return schedule, sends
+
+
+def _no_loss(output: Tensor, number: int) -> Tensor:
+    raise AssertionError("a loss is only asked for while training")

@@ -1,0 +1,118 @@
+"""One model over many devices, in order: stage cut, fp8, TP, CP, recomputation, compile, FSDP, memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.precision import Precision
+from parallel.config import ParallelConfig
+from parallel.layout.layout import Layout, ModelPlan
+from parallel.layout.mesh import Mesh
+from parallel.pipeline.stages import cut, keep_stage, meta_copy
+from parallel.transforms import float8, pieces, recompute
+from parallel.transforms.context import context_parallel
+from parallel.transforms.initialize import initialize, to_device
+from parallel.transforms.tensor import tensor_parallel
+
+
+@dataclass(frozen=True)
+class Parallelized:
+    """What this rank holds.
+
+    stages: number → module. first: the first stage's modules, uncut, on the meta device.
+    """
+
+    stages: dict[int, nn.Module]
+    pieces: list[pieces.Piece]
+    first: list[nn.Module]
+
+
+def parallelize(
+    model_factory: Callable[[], nn.Module],
+    cfg: ParallelConfig,
+    layout: Layout,
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    precision: Precision,
+    fp8: str,
+    seed: int,
+) -> Parallelized:
+    """Build this rank's stages, sharded, in the device's memory and with their first values."""
+    stages: dict[int, nn.Module] = {}
+    held: list[pieces.Piece] = []
+    first: list[nn.Module] = []
+    for number in layout.stages_of(mesh.pp.rank):
+        with torch.device("meta"):
+            model = model_factory()
+        plan: ModelPlan = model.plan  # type: ignore[assignment]
+        if layout.pp > 1:
+            first = first or meta_copy(model, plan.first)
+            cuts = cut(model, plan, cfg.cut, layout.stages)
+            keep_stage(model, plan, number, cuts)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        float8.convert(model.get_submodule(plan.blocks), fp8, tp=mesh.tp.size)
+        tp_dims = tensor_parallel(model, plan, mesh.tp, asynchronous=cfg.async_tp)
+        context_parallel(model, plan, mesh.cp)
+        blocks: Any = model.get_submodule(plan.blocks)
+        recompute.apply_recompute(blocks, cfg.recompute)
+        if backend := recompute.compiler(cfg.compile, device):
+            recompute.apply_compile(model, blocks, backend)
+        if mesh.data is not None:
+            from parallel.transforms import fsdp
+
+            fsdp.shard(model, plan, mesh.data, zero=cfg.zero, precision=precision)
+        _materialize(model, plan, device)
+        if mesh.data is not None:
+            fsdp.settle(model)
+        stages[number] = model
+        held += _pieces(model, plan, shapes, tp_dims, mesh, across_stages=layout.stages > 1)
+        initialize(held[-len(shapes) :], plan, seed)
+    pieces.assign_owners(held, mesh)
+    return Parallelized(stages, held, first)
+
+
+def _materialize(model: nn.Module, plan: ModelPlan, device: torch.device) -> None:
+    assert not list(model.buffers()), "a buffer would be left undefined: compute it, or make it a parameter"
+    to_device(model, device)
+    for canonical, alias in plan.tied:  # moving from the meta device makes two of one
+        if (owner := _owner(model, canonical)) and (other := _owner(model, alias)):
+            other[0]._parameters[other[1]] = owner[0]._parameters[owner[1]]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str] | None:
+    path, _, own = name.rpartition(".")
+    module: Any = model
+    for part in path.split("."):
+        module = getattr(module, part)
+        if module is None:
+            return None
+    return module, own
+
+
+def _pieces(
+    model: nn.Module,
+    plan: ModelPlan,
+    shapes: dict[str, tuple[int, ...]],
+    tp_dims: dict[str, int],
+    mesh: Mesh,
+    *,
+    across_stages: bool,
+) -> list[pieces.Piece]:
+    canonical_of = {alias: canonical for canonical, alias in plan.tied}
+    names = {name for pair in plan.tied for name in pair}
+    return [
+        pieces.make_piece(
+            canonical_of.get(name, name),
+            parameter,
+            shapes[name],
+            tp_dims.get(name),
+            mesh,
+            tied=across_stages and name in names,
+            twin=across_stages and name in canonical_of,
+        )
+        for name, parameter in model.named_parameters()
+    ]

@@ -1,0 +1,1 @@
+"""What is done to a model, block by block, before it runs on many devices."""

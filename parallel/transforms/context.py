@@ -1,0 +1,79 @@
+"""Context parallelism: ranks share a sequence, and swap it for heads inside attention.
+
+DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv:2309.14509): between attentions a rank holds 1/cp of the
+tokens; inside, an all-to-all gives it all tokens of 1/cp of the heads. Every rank does the same work under
+a causal mask, and a message shrinks as cp grows. Towards parameters the cp ranks are data ranks: FSDP
+shards and sums over them too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.engine import ModelInputs
+from parallel.layout.layout import ModelPlan
+from parallel.layout.mesh import Axis
+from parallel.messages import collectives
+from parallel.messages.collectives import SEQUENCE
+from parallel.transforms.tensor import matches
+
+STYLE = "attention_core"
+"""Style of a module that maps (q, k, v, …), each [batch, heads, seq, head_dim], to the shape of q."""
+
+_HEADS, _TOKENS = 1, 2
+# Attention compares the documents of all tokens, so every rank needs all their numbers.
+_WHOLE = ("documents",)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a cp rank feeds its stages: its tokens, with their own positions."""
+
+    x: Tensor
+    kwargs: dict[str, Tensor]
+
+
+def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
+    """This rank's part of tensors [rows, seq, …] along the sequence; positions are made if there are none."""
+    if axis.size == 1:
+        return inputs
+    rows, seq = inputs.x.shape[:2]
+    kwargs = dict(inputs.kwargs)
+    kwargs.setdefault("positions", torch.arange(seq, device=inputs.x.device).expand(rows, seq))
+
+    def mine(whole: Tensor) -> Tensor:
+        part = whole.shape[SEQUENCE] // axis.size
+        return whole.narrow(SEQUENCE, axis.rank * part, part).contiguous()
+
+    return Slice(mine(inputs.x), {name: t if name in _WHOLE else mine(t) for name, t in kwargs.items()})
+
+
+def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:
+    """Swap sequence for heads around every attention. ValueError if the model declares none."""
+    if axis.group is None:
+        return
+    patterns = [pattern for pattern, style in plan.tensor if style == STYLE]
+    cores = [m for name, m in model.named_modules() if any(matches(p, name) for p in patterns)]
+    if not cores:
+        raise ValueError(
+            f"parallel.cp={axis.size}: this kind of model has no attention to share; set it to 1"
+        )
+    for core in cores:
+        _swap_around(core, axis.group)
+
+
+def _swap_around(core: nn.Module, group: dist.ProcessGroup) -> None:
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # Queries, keys and values in one message: small ones cost their number.
+        heads = collectives.exchange(args[:3], split=_HEADS, join=_TOKENS, beside=_HEADS, group=group)
+        return (*heads, *args[3:])
+
+    def after(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        (tokens,) = collectives.exchange([out], split=_TOKENS, join=_HEADS, beside=_HEADS, group=group)
+        return tokens
+
+    core.register_forward_pre_hook(before)
+    core.register_forward_hook(after)

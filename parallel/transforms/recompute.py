@@ -1,0 +1,72 @@
+"""Activation checkpointing and compilation, block by block. Neither changes a parameter's name."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from parallel.relied_on import borrow
+
+_aten = torch.ops.aten
+# What is dear to compute and cheap to keep: matrix products and attention.
+_KEPT = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_mm.default,
+    borrow("torch", "torch._higher_order_ops", "flex_attention"),
+}
+
+
+def parse(recompute: str) -> Callable[[int], str]:
+    """`parallel.recompute` → what block number n does: none, full or selective."""
+    kind, _, text = recompute.partition(":")
+    if kind == "every":
+        return lambda block: "full" if block % int(text) == 0 else "none"
+    return lambda block: recompute
+
+
+def apply_recompute(blocks: nn.ModuleDict, recompute: str) -> None:
+    """Keep only a block's input (full), or that and its matrix products (selective), for backward."""
+    choose = parse(recompute)
+    for key, block in blocks.items():
+        kind = choose(int(key))
+        if kind == "none":
+            continue
+        extra: dict[str, Any] = {}
+        if kind == "selective":
+            extra["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+        block.forward = functools.partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **extra
+        )
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    # Those of symmetric memory are products and messages in one: see `async_tensor`.
+    kept = operator in _KEPT or getattr(operator, "namespace", "") == "symm_mem"
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compiler(wanted: bool, device: torch.device) -> str | None:
+    """The torch.compile backend for `parallel.compile` on a device; None: eager."""
+    return "inductor" if wanted and device.type != "cpu" else None
+
+
+def apply_compile(model: nn.Module, blocks: nn.ModuleDict, backend: str) -> None:
+    """Compile each block's forward, recomputation included, and let the head fuse its passes over the logits.
+
+    One graph serves all blocks that recompute alike, as they differ only in their weights. What FSDP does
+    around a forward is in module hooks and stays outside. Shapes are compiled as they come: training has one,
+    and a second, in evaluation, must not make training's dynamic.
+    """
+    for block in blocks.values():
+        block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
+    for module in model.modules():
+        if hasattr(module, "compiler"):
+            module.compiler = backend  # type: ignore[assignment]  # see trainer.models.layers.head

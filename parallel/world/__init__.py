@@ -1,0 +1,1 @@
+"""Which ranks there are, where they meet, and who is still there."""

@@ -1,0 +1,327 @@
+"""`prepare` that is killed, runs out of room or is started twice: nothing looks whole that is not, and no
+byte changes.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.corpus import shards
+from data.prepare import planfile, prepare
+from prepared import by_webdataset, made, run, tree, write_texts
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> dict[str, str]:
+    return write_texts(tmp_path / "texts")
+
+
+class Killed(BaseException):
+    """Not an Exception, so that no handler of the program's can take it for one of its own."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, rename: int) -> Callable[[], bool]:
+    """The process "dies" just before its n-th rename; returns whether it got that far."""
+    real, count = os.replace, 0
+
+    def replace(source: object, target: object) -> None:
+        nonlocal count
+        count += 1
+        if count == rename:
+            raise Killed
+        real(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", replace)
+    return lambda: count >= rename
+
+
+def test_a_crash_before_any_rename_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is closed by one rename, so dying before each of them in turn is dying everywhere."""
+    write_texts(tmp_path / "texts", count=16)
+    settings = {"filters": ["gopher_repetition"], "deduplicate": "exact", "shard_bytes": 6 << 10}
+    run(tmp_path, "whole", **settings)
+    whole = tree(tmp_path / "whole")
+    rename, died = 0, True
+    while died:
+        rename += 1
+        out = f"crash{rename}"
+        with monkeypatch.context() as patch:
+            crashed = crash_at(patch, rename)
+            with contextlib.suppress(Killed):
+                run(tmp_path, out, **settings)
+            died = crashed()
+        if died:
+            train = tmp_path / out / "train"
+            if (train / "manifest.json").exists():
+                assert tree(tmp_path / out) == whole
+            run(tmp_path, out, **settings)
+        assert tree(tmp_path / out) == whole, f"after dying before rename {rename}"
+    assert rename > 30
+
+
+def test_finished_shards_are_not_done_again(
+    tmp_path: Path, texts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = shards.TokenShardWriter.close
+
+    def close(writer: shards.TokenShardWriter) -> object:
+        entry = real(writer)
+        made.append(entry.file)
+        if len(made) == 5:
+            raise Killed
+        return entry
+
+    monkeypatch.setattr(shards.TokenShardWriter, "close", close)
+    with pytest.raises(Killed):
+        run(tmp_path, "corpus")
+    run(tmp_path, "corpus")
+    assert len(set(made)) > 8
+    assert len(made) - len(set(made)) <= 2  # the two sides of the one unit that was open
+
+
+def test_one_long_stream_resumes_within_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed file is one unit however long it is; its finished shards are kept all the same."""
+    import gzip
+
+    texts = write_texts(tmp_path / "raw", count=80)
+    (tmp_path / "texts").mkdir()
+    with gzip.open(tmp_path / "texts/all.jsonl.gz", "wt") as file:
+        for number, text in enumerate(texts.values()):
+            file.write(json.dumps({"text": text}) + "\n" + ("not json\n" if number % 9 == 0 else ""))
+    whole = run(tmp_path, "whole")
+    assert whole.counts["removed.not_json"][0] == 9
+    made = []
+    real = shards.TokenShardWriter.close
+
+    def close(writer: shards.TokenShardWriter) -> object:
+        made.append(writer.path.name)
+        if len(made) == 6:
+            raise Killed
+        return real(writer)
+
+    monkeypatch.setattr(shards.TokenShardWriter, "close", close)
+    with pytest.raises(Killed):
+        run(tmp_path, "corpus")
+    resumed = run(tmp_path, "corpus")
+    assert tree(tmp_path / "corpus") == tree(tmp_path / "whole")
+    assert resumed.counts == whole.counts
+    assert len(made) - len(set(made)) <= 2
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from data.prepare import prepare
+from data.prepare.recipe import Recipe
+if __name__ == "__main__":
+    prepare([sys.argv[1]], Path(sys.argv[2]), train_tokenizer=500, heldout=0.1, workers=2, progress=False,
+            recipe=Recipe(shard_bytes=64 << 10, deduplicate="exact"))
+"""
+
+
+def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts", count=900)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def start(out: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, script, tmp_path / "texts", tmp_path / out],
+            stderr=subprocess.PIPE,
+            cwd=os.getcwd(),
+        )
+
+    def written(out: str) -> int:
+        """Bytes so far, of finished files and others."""
+        found = 0
+        for folder, _, names in os.walk(tmp_path / out):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                    found += os.stat(os.path.join(folder, name)).st_size
+        return found
+
+    assert start("whole").wait(240) == 0
+    whole, most = tree(tmp_path / "whole"), written("whole")
+    rng = random.Random(7)
+    killed = 0
+    for attempt in range(3):
+        process = start("killed")
+        # By how far it is and not by the clock: how long a start takes depends on what else runs.
+        at = written("killed") + most * rng.uniform(0.01, 0.3)
+        while process.poll() is None and written("killed") < at:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        if (tmp_path / "killed/train/manifest.json").exists():
+            assert tree(tmp_path / "killed") == whole, (
+                f"attempt {attempt} left a corpus that only looks whole"
+            )
+    assert killed
+    last = start("killed")
+    _, error = last.communicate(timeout=240)
+    assert last.returncode == 0, error.decode()
+    assert tree(tmp_path / "killed") == whole
+
+
+def test_a_second_run_does_nothing(tmp_path: Path, texts: dict) -> None:
+    first = run(tmp_path, "corpus")
+    left = tmp_path / "corpus/.prepare/survey/000000.arrow"  # as a kill after the last manifest may leave
+    left.parent.mkdir()
+    left.touch()
+    second = run(tmp_path, "corpus")
+    assert not left.parent.exists()
+    assert second.was_complete and not first.was_complete and not second.by_another_version
+    assert second.train == first.train
+
+
+def test_an_unfinished_prepare_of_another_version_is_refused_and_a_finished_one_is_not(
+    tmp_path: Path, texts: dict
+) -> None:
+    run(tmp_path, "corpus")
+    path = tmp_path / "corpus/.prepare/plan.json"
+    plan = json.loads(path.read_text())
+    del plan["version"]
+    path.write_text(json.dumps(plan))
+    again = run(tmp_path, "corpus")
+    assert again.was_complete and again.by_another_version
+    for older in ({}, {"version": planfile.VERSION - 1}):
+        path.write_text(json.dumps({**plan, **older, "complete": False}))
+        with pytest.raises(ValueError, match=r"begun by another version of this program: remove .*corpus"):
+            run(tmp_path, "corpus")
+    path.write_text(json.dumps({**plan, "version": planfile.VERSION, "complete": False}))
+    planfile.begin(path.parent, json.loads(path.read_text()), tmp_path / "corpus")
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, texts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", full)
+        with pytest.raises(RuntimeError, match="corpus: No space left on device: make room and run") as error:
+            prepare(
+                [str(tmp_path / "texts")], tmp_path / "corpus", tokenizer="bytes", workers=1, progress=False
+            )
+    one_line(error)
+    prepare([str(tmp_path / "texts")], tmp_path / "corpus", tokenizer="bytes", workers=1, progress=False)
+    assert len(by_webdataset(tmp_path / "corpus")) == len(texts)
+
+
+def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:
+    with (
+        planfile.lock(tmp_path / "corpus", tmp_path / "corpus/.prepare"),
+        pytest.raises(RuntimeError, match="another prepare is at work"),
+    ):
+        run(tmp_path, "corpus")
+
+
+def test_no_worker_outlives_a_killed_prepare(tmp_path: Path) -> None:
+    """A worker whose parent is gone would wait for work for ever."""
+    write_texts(tmp_path / "texts", count=900)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "texts", tmp_path / "out"], cwd=os.getcwd()
+    )
+    units = tmp_path / "out/.prepare/units"
+    deadline = time.monotonic() + 240
+    while not (units.exists() and any(units.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    family = descendants(process.pid)
+    assert len(family) >= 3  # the fork server and two workers
+    process.kill()
+    process.wait()
+    while any(map(alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, family))
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+# What is wrong, in one line
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_source_that_is_written_to_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a hook that stands for another program."""
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"text": "a line"}) + "\n")
+    os.utime(log, (1, 1))
+    code = f"def add(text):\n    with open({str(log)!r}, 'a') as log: log.write('{{}}\\n')\n    return text\n"
+    (tmp_path / "another_program.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        RuntimeError, match=r"log.jsonl was written to while it was read \(19 bytes before, 22"
+    ):
+        made(log, "bytes", tmp_path / "corpus", scrub_hook="another_program:add")
+    assert not (tmp_path / "corpus/manifest.json").exists()
+
+
+def test_a_prepare_that_came_to_nothing_does_not_refuse_the_corrected_command(tmp_path: Path) -> None:
+    lines = [json.dumps({"doc": {"body": f"document {number}"}}) for number in range(8)]
+    (tmp_path / "nested.jsonl").write_text("\n".join(lines))
+    source, out = tmp_path / "nested.jsonl", tmp_path / "corpus"
+    for field, settings in {
+        "text": {},
+        "doc": {"deduplicate": "exact"},  # a survey too
+        "doc.body": {"min_characters": 100},
+    }.items():
+        with pytest.raises(ValueError, match="no document is left of"):
+            made(source, "bytes", out, text_field=field, **settings)
+        assert not out.exists()
+    with pytest.raises(ValueError, match="no document of 8 is held out"):
+        made(source, "bytes", out, text_field="doc.body", heldout=1e-9)
+    assert made(source, "bytes", out, text_field="doc.body", heldout=0.4).train.documents > 0
+
+
+def test_only_work_that_is_worth_something_refuses_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, not ended: at the first field nothing was read, at the second something was."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"body": "one"}) + "\n")
+    source, out = tmp_path / "rows.jsonl", tmp_path / "corpus"
+    with monkeypatch.context() as patch:
+        patch.setattr("data.prepare.prepare.finish", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        for field in ("text", "body"):
+            with pytest.raises(Killed):
+                made(source, "bytes", out, text_field=field)
+    with pytest.raises(ValueError, match="holds an unfinished prepare with other settings"):
+        made(source, "bytes", out, text_field="body", min_characters=2)
+    assert made(source, "bytes", out, text_field="body").train.documents == 1

@@ -1,0 +1,310 @@
+"""The loader: one list of sequences for every layout; and held-out documents, each token once."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.config import DataConfig, Heldout, Source, Stage
+from data.corpus.corpus import ShardBytes
+from data.stream import loader as loader_module
+from data.stream.loader import HeldoutLoader, Loader
+from data.stream.stream import Stream
+from made_corpus import EOS, make_corpus, numbered_documents, random_documents
+
+GLOBAL_BATCH = 24
+STEPS = 14
+# (data ranks, micro-batch, prefetch, sequences planned at once)
+LAYOUTS = [
+    (1, 24, 1, 1),
+    (1, 1, 4, 1024),
+    (1, 8, 2, 90),
+    (2, 12, 1, 40),
+    (2, 3, 4, 1024),
+    (3, 4, 2, 1),
+    (4, 6, 8, 50),
+    (6, 2, 3, 1024),
+    (8, 3, 1, 60),
+    (24, 1, 4, 1024),
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Two corpora; the run passes an epoch of each and a change of weights."""
+    folder = tmp_path_factory.mktemp("corpora")
+    a = make_corpus(folder / "a", random_documents(60))
+    b = make_corpus(folder / "b", random_documents(40, seed=1), shard_documents=7)
+    return DataConfig(
+        [Source(str(a), 0.7, "a"), Source(str(b), 0.3, "b")],
+        seq_len=16,
+        shuffle_blocks=3,
+        document_mask=True,
+        stages=[Stage(7, {"b": 2.0})],
+    )
+
+
+def consumed(
+    cfg: DataConfig, layout: tuple[int, int, int, int], start: int, steps: int
+) -> list[tuple[int, int]]:
+    """(sequence, crc) of a run with this layout, in the order of the global batch."""
+    ranks, micro_batch, prefetch, _ = layout
+    stream = Stream.open(cfg, seed=3, global_batch=GLOBAL_BATCH)
+    found: list[list[tuple[int, int]]] = [[] for _ in range(steps)]
+    for rank in range(ranks):
+        loader = Loader(
+            stream,
+            rank=rank,
+            ranks=ranks,
+            global_batch=GLOBAL_BATCH,
+            micro_batch=micro_batch,
+            start=start,
+            prefetch=prefetch,
+        )
+        for step, batches in zip(range(steps), loader):
+            assert [batch.rows for batch in batches] == [micro_batch] * (GLOBAL_BATCH // ranks // micro_batch)
+            for batch in batches:
+                for row, sequence in enumerate(batch.sequences):
+                    raw = b"".join(
+                        batch.tensors[name][row].numpy().tobytes() for name in sorted(batch.tensors)
+                    )
+                    found[step].append((sequence, zlib.crc32(raw)))
+        loader.close()
+    return [pair for step in found for pair in step]
+
+
+def test_one_order_for_every_layout_over_an_epoch_and_a_weight_change(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream.open(config, seed=3, global_batch=GLOBAL_BATCH)
+    count = STEPS * GLOBAL_BATCH
+    epochs = np.array(stream.mixture.counts(count)) / list(stream.sequences_per_epoch.values())
+    assert (epochs > 1).all() and len(stream.mixture.segments) == 2
+    lists = []
+    for layout in LAYOUTS:
+        monkeypatch.setattr(loader_module, "GULP_ROWS", layout[3])
+        lists.append(consumed(config, layout, 0, STEPS))
+    assert [sequence for sequence, _ in lists[0]] == list(range(count))
+    assert all(found == lists[0] for found in lists)
+
+
+def test_rows_say_their_source_where_there_are_several(config: DataConfig) -> None:
+    stream = Stream.open(config, seed=3, global_batch=GLOBAL_BATCH)
+    loader = Loader(stream, rank=1, ranks=2, global_batch=GLOBAL_BATCH, micro_batch=3, start=GLOBAL_BATCH)
+    for micro, _ in zip((batch for step in loader for batch in step), range(12)):
+        expected, _ = stream.mixture.locate(np.array(micro.sequences))
+        assert micro.tensors["source"].tolist() == expected.tolist()
+    loader.close()
+    alone = DataConfig(config.sources[:1], seq_len=config.seq_len)
+    loader = Loader(
+        Stream.open(alone, seed=3, global_batch=4), rank=0, ranks=1, global_batch=4, micro_batch=4
+    )
+    assert "source" not in next(loader)[0].tensors
+    loader.close()
+
+
+def test_a_run_resumed_on_other_layouts_consumes_each_sequence_once(config: DataConfig) -> None:
+    whole = consumed(config, LAYOUTS[0], 0, 12)
+    pieces, start = [], 0
+    for layout, steps in zip(LAYOUTS[1:], (1, 3, 2, 4, 2)):
+        pieces += consumed(config, layout, start, steps)
+        start += steps * GLOBAL_BATCH
+    assert pieces == whole
+
+
+def test_rows_that_do_not_divide_are_refused(config: DataConfig) -> None:
+    stream = Stream.open(config, seed=0, global_batch=24)
+    with pytest.raises(ValueError, match="global_batch=24 is not a multiple of 5 data ranks"):
+        Loader(stream, rank=0, ranks=5, global_batch=24, micro_batch=1)
+
+
+def test_an_error_in_the_thread_is_raised_by_its_step(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream.open(config, seed=0, global_batch=4)
+    plan = Stream.plan
+
+    def failing(self: Stream, numbers: Any) -> Any:
+        if max(numbers) >= 40:
+            raise RuntimeError("sequence 40 is damaged")
+        return plan(self, numbers)
+
+    monkeypatch.setattr(Stream, "plan", failing)
+    loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=4)
+    for step in range(10):
+        assert next(loader)[0].sequences[0] == 4 * step
+    with pytest.raises(RuntimeError, match="sequence 40 is damaged"):
+        next(loader)
+    assert not list(loader)
+
+
+def test_closing_joins_the_thread_whatever_it_is_doing(config: DataConfig) -> None:
+    stream = Stream.open(config, seed=0, global_batch=4)
+    for consumed_steps in (0, 1, 30):
+        loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=2, prefetch=1)
+        for _ in zip(range(consumed_steps), loader):
+            pass
+        loader.close()
+        loader.close()
+        assert not any(thread.name == "data-loader" for thread in threading.enumerate())
+        assert not list(loader)
+
+
+def test_the_end_of_the_data_is_one_line_at_its_step(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([15] * 10))
+    stream = Stream.open(
+        DataConfig([Source(str(tmp_path), max_epochs=1)], seq_len=16), seed=0, global_batch=4
+    )
+    assert stream.length == 10
+    loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=4)
+    assert len([next(loader), next(loader)]) == 2
+    with pytest.raises(ValueError, match="past the end of the data"):
+        next(loader)
+
+
+# Held-out corpora.
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 70), max_size=12),
+    seq_len=st.integers(2, 24),
+    overlap=st.integers(0, 23),
+    ranks=st.integers(1, 4),
+    micro_batch=st.integers(1, 4),
+)
+def test_every_heldout_token_is_a_target_once_with_its_context(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    seq_len: int,
+    overlap: int,
+    ranks: int,
+    micro_batch: int,
+) -> None:
+    overlap %= seq_len
+    folder = tmp_path_factory.mktemp("heldout")
+    lengths = [*lengths, 3]
+    make_corpus(folder, numbered_documents(lengths), shard_documents=4)
+    ends = np.cumsum(lengths)
+    targets: list[int] = []
+    shapes, counts, sequences = set(), set(), []
+    for rank in range(ranks):
+        loader = HeldoutLoader(
+            Heldout(str(folder), "held"),
+            seq_len=seq_len,
+            rank=rank,
+            ranks=ranks,
+            micro_batch=micro_batch,
+            overlap=overlap,
+        )
+        batches = list(loader)
+        counts.add((len(batches), len(loader)))
+        for batch in batches:
+            sequences += batch.sequences
+            for tokens, wanted in zip(batch.tensors["tokens"].tolist(), batch.tensors["targets"].tolist()):
+                shapes.add((len(tokens), len(wanted), batch.rows))
+                counted = [column for column, target in enumerate(wanted) if target >= 0]
+                targets += [wanted[column] for column in counted]
+                for column in counted:
+                    token, target = tokens[column], wanted[column]
+                    assert target == token + 1 or token == EOS or (target == EOS and token in ends)
+                if counted and tokens[0] != EOS:
+                    assert counted[0] == overlap  # the rest of a window is context
+    ids = [target for target in targets if target != EOS]
+    assert sorted(ids) == list(range(1, sum(lengths) + 1))
+    assert targets.count(EOS) == sum(n > 0 for n in lengths)
+    assert shapes == {(seq_len, seq_len, micro_batch)} and len(counts) == 1
+    assert sorted(s for s in sequences if s >= 0) == list(range(loader.rows))
+    assert (loader.name, loader.documents, loader.text_bytes) == ("held", len(lengths), 3 * sum(lengths))
+
+
+def test_heldout_can_be_limited_and_read_again(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([5, 6, 7]))
+    loader = HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=2, max_documents=2)
+    assert (loader.documents, loader.text_bytes, loader.rows) == (2, 33, 2)
+    for _ in range(2):
+        assert [batch.sequences for batch in loader] == [(0, 1)]
+
+
+def test_heldout_damage_is_named(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([5, 6, 7]))
+    shard = tmp_path / "shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    raw[int(np.load(tmp_path / "shard-000000.idx.npy")[0, 1])] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(RuntimeError, match=r"shard-000000.tar: sample '00000001', byte \d+: .*checksum"):
+        list(HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=1))
+
+
+def test_heldout_damage_can_be_left_out_of_nats_and_bytes(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([5, 6, 17, 7]))
+    whole = HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=1)
+    text_bytes = whole.text_bytes
+    shard = tmp_path / "shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    raw[int(np.load(tmp_path / "shard-000000.idx.npy")[0, 2])] ^= 1
+    shard.write_bytes(raw)
+    loaders = [
+        HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=rank, ranks=2, micro_batch=1)
+        for rank in range(2)
+    ]
+    found = {number: damage for loader in loaders for number, damage in loader.damaged()}
+    assert {number: damage.sample for number, damage in found.items()} == {2: "00000002"}
+    for loader in loaders:
+        loader.leave_out(list(found))
+        assert (loader.documents, loader.text_bytes) == (3, text_bytes - 3 * 17)
+    targets = [batch.tensors["targets"] for loader in loaders for batch in loader]
+    assert sum(int((target != -100).sum()) for target in targets) == (5 + 6 + 7) + 3
+    assert len({len(loader) for loader in loaders}) == 1
+
+
+class Counted:
+    """A shard that counts the bytes taken from it."""
+
+    def __init__(self, opened: ShardBytes) -> None:
+        self.opened, self.taken, self.version = opened, 0, opened.version
+
+    @property
+    def view(self) -> Counted:
+        return self
+
+    def __getitem__(self, span: slice) -> Any:
+        self.taken += span.stop - span.start
+        return self.opened.view[span]
+
+
+def test_evaluation_takes_a_long_document_from_its_shard_twice_not_once_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to compare its checksum, once in rows: of 4 MiB of ids a row of 256 once took 4 MiB."""
+    ids, seq_len, overlap = 50_000, 64, 16
+    make_corpus(tmp_path, [np.arange(ids) % 49_999 + 1])
+    loader = HeldoutLoader(
+        Heldout(str(tmp_path)), seq_len=seq_len, rank=0, ranks=1, micro_batch=4, overlap=overlap
+    )
+    shard = Counted(loader.corpus.storage.open(0))
+    monkeypatch.setattr(loader.corpus.storage, "open", lambda _: shard)
+    targets = np.concatenate([batch.tensors["targets"].ravel() for batch in loader])
+    assert targets[targets >= 0].tolist() == [*(np.arange(ids) % 49_999 + 1).tolist(), EOS]
+    assert loader.rows > 1000
+    assert shard.taken <= 2 * (ids + loader.rows * (seq_len + 1 - (seq_len - overlap))) + 2 * ids
+
+
+def test_a_heldout_document_that_is_altered_between_two_rows_is_damage(tmp_path: Path) -> None:
+    make_corpus(tmp_path, [np.arange(1, 1001)])
+    rows = iter(HeldoutLoader(Heldout(str(tmp_path)), seq_len=8, rank=0, ranks=1, micro_batch=1))
+    next(rows)
+    time.sleep(0.02)  # the kernel's clock for time stamps ticks every few milliseconds
+    with (tmp_path / "shard-000000.tar").open("r+b") as file:
+        file.seek(int(np.load(tmp_path / "shard-000000.idx.npy")[0, 0]) + 1000)
+        file.write(b"\0\0")
+    with pytest.raises(RuntimeError, match="checksum"):
+        next(rows)

@@ -1,0 +1,59 @@
+"""`data inspect`: what a corpus is, and what sequence N is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from data.config import DataConfig, Source
+from data.stream.stream import Stream
+from data.stream.tracing import inspect, sequence
+from made_corpus import make_corpus, numbered_documents, random_documents
+
+
+def test_a_corpus_and_how_it_would_pack(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "c" / "train", numbered_documents([15, 31, 0, 40]), shard_documents=2)
+    make_corpus(tmp_path / "c" / "heldout", numbered_documents([5]))
+    report = inspect(tmp_path / "c", seq_len=16)
+    json.dumps(report)
+    heldout, train = report["corpora"]
+    assert (heldout["documents"], train["documents"], train["tokens"], train["shards"]) == (1, 4, 86, 2)
+    assert train["document_tokens"] == {"least": 0, "p10": 0, "median": 31, "p90": 40, "most": 40}
+    assert train["packing"]["cut"] == {
+        "seq_len": 16,
+        "sequences": 6,
+        "utilisation": 89 / 96,
+        "documents_cut": 0.5,
+    }
+    assert "packing" not in inspect(tmp_path / "c" / "train")["corpora"][0]
+    with pytest.raises(ValueError, match="no such folder"):
+        inspect(tmp_path / "nowhere")
+    for most in (1 << 31, (1 << 63) - 1):
+        with pytest.raises(ValueError, match=f"^--seq-len {most}: at most 2147483647$"):
+            inspect(tmp_path / "c", seq_len=most)
+
+
+def test_a_sequence_is_traced_to_its_documents_and_text(tmp_path: Path) -> None:
+    words = {f"w{i}": i for i in range(200)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0")).to_str().encode()
+    make_corpus(tmp_path / "a", numbered_documents([9] * 20), tokenizer=tokenizer, shard_documents=6)
+    make_corpus(tmp_path / "b", random_documents(9), tokenizer=tokenizer)
+    cfg = DataConfig([Source(str(tmp_path / "a"), name="a"), Source(str(tmp_path / "b"))], seq_len=16)
+    rows = Stream.open(cfg, seed=5, global_batch=4).read(range(60))
+    for number in range(60):
+        found = sequence(cfg, number, seed=5, global_batch=4)
+        json.dumps(found)
+        ids = [token for token in rows.tokens[number].tolist() if token]
+        told = [token for piece in found["pieces"] for token in piece["ids"]]
+        assert told[: len(ids)] == ids  # told has the last target besides
+        assert len(told) - len(ids) in (0, 1)
+        for piece in found["pieces"]:
+            assert piece["meta"]["path"] == f"doc/{int(piece['sample'])}"
+            if found["source"] == "a" and piece["ids"]:
+                assert piece["ids"][0] == 9 * int(piece["sample"]) + 1 + piece["from_id"]
+                assert piece["text"] == " ".join(f"w{i}" for i in piece["ids"])
+    with pytest.raises(ValueError, match="0 or more, not -1"):
+        sequence(cfg, -1, seed=5, global_batch=4)

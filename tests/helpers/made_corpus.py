@@ -1,0 +1,66 @@
+"""Corpora for tests, written through the same functions as `germinal prepare` uses, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.corpus.manifest import Manifest, TokenizerEntry, token_dtype, write_manifest
+from data.corpus.scan import index_shard
+
+EOS = 0
+
+
+def make_corpus(
+    folder: Path,
+    documents: Sequence[Sequence[int] | np.ndarray],
+    *,
+    shard_documents: int = 50,
+    block_documents: int = 8,
+    vocab: int = 50_000,
+    tokenizer: bytes = b"{}",
+) -> Path:
+    """A corpus of the given documents (ids ≥ 1; 0 is the separator); its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = token_dtype(vocab)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    shards = []
+    for number, first in enumerate(range(0, max(1, len(documents)), shard_documents)):
+        path = folder / f"shard-{number:06d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for place, ids in enumerate(documents[first : first + shard_documents], start=first):
+                payload = io.BytesIO()
+                np.save(payload, np.asarray(ids, dtype=dtype), allow_pickle=False)
+                meta = {"source": "made", "path": f"doc/{place}", "text_bytes": 3 * len(ids)}
+                _add(tar, f"{place:08d}.json", json.dumps(meta).encode())
+                _add(tar, f"{place:08d}.npy", payload.getvalue())
+        shards.append(index_shard(path, dtype=dtype, vocab=vocab))
+    entry = TokenizerEntry("tokenizer.json", hashlib.sha256(tokenizer).hexdigest(), vocab, EOS)
+    write_manifest(folder, Manifest(entry, dtype, block_documents, tuple(shards)))
+    return folder
+
+
+def random_documents(
+    count: int, *, longest: int = 60, seed: int = 0, vocab: int = 50_000
+) -> list[np.ndarray]:
+    """Documents of 0 to `longest` random ids, no id the separator."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 50_000, size=rng.integers(0, longest + 1)) for _ in range(count)]
+
+
+def numbered_documents(lengths: Sequence[int]) -> list[np.ndarray]:
+    """Documents whose ids are all different: 1, 2, 3, … across the whole corpus."""
+    ends = np.cumsum(lengths)
+    return [np.arange(end - n, end) + 1 for n, end in zip(lengths, ends)]
+
+
+def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(payload)
+    tar.addfile(info, io.BytesIO(payload))

@@ -1,0 +1,57 @@
+"""`germinal verify` on a pool of ranks: a recorded reference, a layout held against it, a planted fault."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.job import Job
+from parallel.world.runtime import Runtime
+from trainer.config import run_config as configs
+from trainer.verify.verify import compare, record
+
+Fault = Callable[[pytest.MonkeyPatch, int], None]
+
+
+def recorded(config: Path, overrides: Sequence[str], folder: Path, steps: int) -> Path:
+    """What one process does: `folder`."""
+    job = Job(str(config), tuple(overrides)).reference()
+    record(configs.load(job.config, job.overrides), runtime(0, 1), steps, folder)
+    return folder
+
+
+def compared(
+    context: Any, config: Path, overrides: Sequence[str], reference: Path, fault: Fault | None = None
+) -> dict[str, Any]:
+    """The report of a rank of a pool; its layout is in `overrides`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if fault is not None:
+            fault(patch, context.rank)
+        return compare(configs.load(config, overrides), runtime(context.rank, context.world), reference)
+
+
+def runtime(rank: int, world: int) -> Runtime:
+    return Runtime(rank, world, rank, torch.device("cpu"))
+
+
+class References:
+    """One process's run of each config and overrides that is asked for, recorded once."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._folder = tempfile.TemporaryDirectory(prefix="germinal-references-")
+        self._made: dict[tuple[Path, tuple[str, ...]], Path] = {}
+
+    def __call__(self, config: Path, overrides: Sequence[str]) -> Path:
+        key = config, tuple(overrides)
+        if key not in self._made:
+            folder = Path(self._folder.name) / str(len(self._made))
+            folder.mkdir()
+            self._made[key] = recorded(config, overrides, folder, self._steps)
+        return self._made[key]
+
+    def close(self) -> None:
+        self._folder.cleanup()

@@ -1,0 +1,357 @@
+"""YAML and key=value → RunConfig: what is accepted, and one line that helps for everything else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import strategies as st
+
+from trainer.config import run_config as config
+from trainer.config import schema, sections
+from trainer.config.run_config import RunConfig
+from trainer.optim.schedule import SCHEDULES
+
+YAML = """
+name: tiny
+model: {layers: 2, hidden: 64, heads: 4, vocab: 512}
+data:
+  sources: [{path: corpora/code, weight: 3}, {path: corpora/prose}]
+  heldout: [{path: corpora/held}]
+  seq_len: 64
+train: {steps: 10, global_batch: 8, micro_batch: 2}
+checkpoint: {every: 5, async: false}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(YAML)
+    return file
+
+
+def test_values_come_from_the_file_the_overrides_and_the_defaults(path: Path) -> None:
+    cfg = config.load(path, ["optim.lr=3e-4", "data.sources[1].weight=2", "train.steps=1e3"])
+    assert (cfg.model.layers, cfg.optim.lr, cfg.train.steps) == (2, 3e-4, 1000)
+    assert [source.weight for source in cfg.data.sources] == [3.0, 2.0]
+    assert cfg.checkpoint.asynchronous is False
+    assert cfg.optim.betas == [0.9, 0.95]
+    assert cfg.folder == Path("runs/tiny")
+
+
+def test_a_later_override_wins_and_a_mapping_is_merged(path: Path) -> None:
+    cfg = config.load(path, ["train={steps: 20}", "train.steps=30", "optim={lr: 1, clip: 0}"])
+    assert (cfg.train.steps, cfg.train.global_batch, cfg.optim.lr, cfg.optim.clip) == (30, 8, 1.0, 0.0)
+
+
+def test_the_name_defaults_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "from-file.yaml"
+    file.write_text(YAML.replace("name: tiny\n", ""))
+    assert config.load(file).name == "from-file"
+    assert config.load(file, ["run_dir=/somewhere"]).folder == Path("/somewhere")
+
+
+def test_a_base_is_read_first_and_may_have_a_base(path: Path) -> None:
+    child = path.with_name("child.yaml")
+    child.write_text("base: tiny.yaml\nname: child\ntrain: {steps: 99}\n")
+    cfg = config.load(child)
+    assert (cfg.name, cfg.train.steps, cfg.train.global_batch) == ("child", 99, 8)
+    grandchild = path.with_name("grandchild.yaml")
+    grandchild.write_text("base: child.yaml\nname: grandchild\n")
+    cfg = config.load(grandchild)
+    assert (cfg.name, cfg.train.steps, cfg.train.global_batch) == ("grandchild", 99, 8)
+
+
+def test_bases_that_lead_back_are_one_line(path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "a"), ("self", "self")):
+        path.with_name(f"{name}.yaml").write_text(f"base: {base}.yaml\n")
+    for name in ("a", "self"):
+        with pytest.raises(ValueError, match=r"lead back to themselves: \S+ → \S+") as caught:
+            config.load(path.with_name(f"{name}.yaml"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_base_is_found_from_its_own_file(path: Path) -> None:
+    folder = path.parent / "deeper"
+    folder.mkdir()
+    (folder / "middle.yaml").write_text("base: ../tiny.yaml\ntrain: {steps: 7}\n")
+    top = path.with_name("top.yaml")
+    top.write_text("base: deeper/middle.yaml\n")
+    assert config.load(top).train.steps == 7
+
+
+def test_a_base_hands_neither_its_name_nor_its_run_folder_down(path: Path) -> None:
+    path.write_text(YAML + "run_dir: /elsewhere/tiny\ntrack: {group: '${name}'}\n")
+    for name, base in (("child", "tiny"), ("grandchild", "child")):
+        file = path.with_name(f"{name}.yaml")
+        file.write_text(f"base: {base}.yaml\ntrain: {{steps: 99}}\n")
+        cfg = config.load(file)
+        assert (cfg.name, cfg.run_dir, cfg.track.group) == (name, f"runs/{name}", name)
+    assert config.load(file, ["name=other"]).run_dir == "runs/other"
+    assert config.load(path).run_dir == "/elsewhere/tiny"
+
+
+def test_interpolation_and_a_dump_that_reads_back(path: Path) -> None:
+    cfg = config.load(path, ["name=run-${train.steps}"])
+    assert cfg.name == "run-10"
+    again = path.with_name("dumped.yaml")
+    again.write_text(config.dump(cfg))
+    assert "async: false" in config.dump(cfg)
+    assert config.load(again) == cfg
+
+
+@pytest.mark.parametrize("lr", ["${train.steps}", "[1, ${train.steps}]"])
+def test_an_interpolation_in_braces_is_told_to_be_quoted(path: Path, lr: str) -> None:
+    file = path.with_name("braces.yaml")
+    file.write_text(f"base: {path.name}\noptim: {{lr: {lr}}}\n")
+    with pytest.raises(ValueError, match=r'braces.yaml, line 2: not YAML: .* quote it: "\$\{key\}"'):
+        config.load(file)
+
+
+TEXTS = st.text(st.sampled_from("\\${}.:a0?~")) | st.text()
+
+
+@hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@example(["def f(${seed}):", "\\\\${5}\\", "${", "1.10", "null", "yes", "", " a", "a\r\n\x85b", "\ufeff"])
+@given(st.lists(TEXTS.filter(lambda text: text != schema.MISSING), max_size=30))
+def test_any_text_is_read_back_as_it_was(path: Path, texts: list[str]) -> None:
+    cfg = config.load(path)
+    cfg.track.samples = texts
+    again = path.with_name("dumped.yaml")
+    again.write_text(config.dump(cfg), encoding="utf-8")
+    assert config.load(again) == cfg
+
+
+# What YAML 1.1 makes numbers, truths and dates of, in another spelling.
+TYPED = [
+    "2024_01",
+    "1.10",
+    "007",
+    "1e3",
+    "0x10",
+    "0b11",
+    "yes",
+    "2024-01-01",
+    "1_000.50",
+    "True",
+    "0o7",
+    "+5",
+]
+
+
+@pytest.mark.parametrize("text", [*TYPED, "12:30:00", ".inf", "="])
+def test_a_text_is_kept_as_it_is_typed(path: Path, text: str) -> None:
+    path.write_text(YAML + f"track: {{notes: {text}, samples: [{text}]}}\n")
+    for cfg in (config.load(path), config.load(path, [f"track={{notes: {text}, samples: [{text}]}}"])):
+        assert (cfg.track.notes, cfg.track.samples) == (text, [text])
+    assert config.load(path, [f"track.notes={text}"]).track.notes == text
+    if text in TYPED[:9]:
+        cfg = config.load(path, [f"name={text}", "track.group=${name}"])
+        assert (cfg.folder, cfg.track.group) == (Path("runs") / text, text)
+
+
+def test_a_number_may_be_typed_in_several_ways(path: Path) -> None:
+    for text, number in (("1_000", 1000), ("1e3", 1000), ("+5", 5), ("'7'", 7), ("2.0", 2), ("0", 0)):
+        assert config.load(path, [f"seed={text}"]).seed == number
+    path.write_text(YAML + "seed: 9223372036854775807\nparallel: {zero: 2.0, async_tp: off}\n")
+    cfg = config.load(path, ["optim.lr=.5E-03"])
+    assert (cfg.seed, cfg.parallel.zero, cfg.parallel.async_tp, cfg.optim.lr) == (2**63 - 1, 2, False, 5e-4)
+
+
+def test_an_environment_variable_is_read_once_and_its_value_kept(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(YAML + "run_dir: ${oc.env:GERMINAL_TEST_SCRATCH}/runs/tiny\n")
+    with pytest.raises(ValueError, match=r"^[^\n]*run_dir: [^\n]*GERMINAL_TEST_SCRATCH[^\n]*$"):
+        config.load(path)
+    monkeypatch.setenv("GERMINAL_TEST_SCRATCH", "/scratch")
+    cfg = config.load(path)
+    assert cfg.run_dir == "/scratch/runs/tiny"
+    monkeypatch.delenv("GERMINAL_TEST_SCRATCH")
+    (tmp_path / "dumped.yaml").write_text(config.dump(cfg))
+    assert config.load(tmp_path / "dumped.yaml") == cfg
+
+
+def test_the_settings_are_what_shapes_the_curve_and_nothing_else(path: Path) -> None:
+    plain = config.settings(config.load(path))
+    for same in (
+        "name=other",
+        "parallel.tp=2",
+        "train.micro_batch=4",
+        "checkpoint.every=7",
+        "data.ledger=true",
+    ):
+        assert config.settings(config.load(path, [same])) == plain, same
+    for other in ("optim.lr=2", "train.global_batch=4", "data.seq_len=32", "train.steps=9"):
+        assert config.settings(config.load(path, [other])) != plain, other
+
+
+# override → what the one line must say, in this order
+WRONG = {
+    "train.threads=1000000": ["train.threads=1000000", "at most 1024"],
+    "train.stpes=3": ["train.stpes=3", "unknown key", "did you mean train.steps?"],
+    "lr=3": ["lr=3", "did you mean optim.lr?"],
+    "optimizer.lr=3": ["optimizer.lr=3", "did you mean optim.lr?"],
+    "model.n_layers=3": ["model.n_layers=3", "did you mean model.layers?"],
+    "data.sources[0].wieght=3": ["data.sources[0].wieght=3", "did you mean data.sources[0].weight?"],
+    "checkpoint.asynchronous=true": ["did you mean checkpoint.async?"],
+    "nonsense=1": ["nonsense=1", "unknown key", "known here: name, model"],
+    "train.steps=many": ["train.steps='many'", "not an integer"],
+    "train.steps=1.5": ["train.steps=1.5", "not an integer"],
+    "train.steps=true": ["train.steps=true", "not an integer"],
+    "optim.lr=fast": ["optim.lr='fast'", "not a finite number"],
+    "optim.lr=.inf": ["optim.lr='.inf'", "not a finite number"],
+    "seed=010": ["seed=010", "not an integer", "without the first 0"],
+    "optim.lr=007.5": ["optim.lr='007.5'", "not a finite number"],
+    "seed=1:30": ["seed='1:30'", "not an integer"],
+    "seed=0x10": ["seed='0x10'", "not an integer"],
+    "seed=0b11": ["seed='0b11'", "not an integer"],
+    "parallel.zero=03": ["parallel.zero='03'", "not one of 0, 1, 2, 3"],
+    "seed=???": ["seed: missing", "give an integer"],
+    "track.samples=['???']": ["track.samples[0]: missing", "give a text"],
+    "track.project=!!int 5": ["track.project=5", "not a text", "quote it"],
+    "track.project=!!bool x": ["track.project=", "not YAML"],
+    "name=": ["name: has no value", "give a text"],
+    "data.ledger=3": ["data.ledger=3", "not true or false"],
+    "name=[a]": ["name=['a']", "not a text"],
+    "name=1_0/2": ["name='1_0/2'", "not a plain folder name"],
+    "data.sources=corpora/x": ["data.sources='corpora/x'", "not a list"],
+    "data.sources=[x]": ["data.sources[0]='x'", "not a mapping with the keys path, weight"],
+    "optim=3": ["optim=3", "not a mapping with the keys name, lr"],
+    "train.steps=": ["train.steps: has no value", "an integer"],
+    "model.vocab=???": ["model.vocab: missing", "give an integer"],
+    "seed=[": ["seed=[", "not YAML"],
+    "steps": ["'steps'", "not a key=value: write such as train.steps=100"],
+    "data.sources[7].weight=1": ["data.sources[7].weight=1", "no such element", "the whole list"],
+    "name=${nothing}": ["name", "'nothing' is not found", "give it there"],
+    "name=${oc.env:GERMINAL_NOT_SET}": ["name: the environment variable GERMINAL_NOT_SET is not set: set it"],
+    "optim.betas=[${seed}, 1]": ["expected ','", 'quote it: "${key}"'],
+    "model.kind=decodr": ["model.kind='decodr'", "did you mean decoder?"],
+    "objective.kind=causal": ["objective.kind='causal'", "did you mean causal_lm?"],
+    "optim.schedule=cosin": ["optim.schedule='cosin'", "did you mean cosine?"],
+    "optim.name=adam": ["optim.name='adam'", "did you mean adamw?"],
+    "train.precision=float16": ["train.precision='float16'", "fp32, bf16, fp16"],
+    "track.tools=[wandb,tensorbord]": ["track.tools[1]='tensorbord'", "did you mean tensorboard?"],
+    "train.steps=0": ["train.steps=0", "at least 1"],
+    "train.micro_batch=3": ["train.global_batch=8", "train.micro_batch=3", "2·3 + 2"],
+    "train.eval_every=-1": ["train.eval_every=-1", "0 or more"],
+    "optim.lr=0": ["optim.lr=0", "above 0"],
+    "optim.weight_decay=1e300": ["optim.weight_decay=1e+300", "at most 3.4e38"],
+    "optim.weight_decay=1e-60": ["optim.weight_decay=1e-60", "at least 1.2e-38, or 0"],
+    "model.init_std=1e300": ["model.init_std=1e+300", "at most 3.4e38"],
+    "model.norm_eps=1e-60": ["model.norm_eps=1e-60", "at least 1.2e-38"],
+    "model.rope_theta=1e300": ["model.rope_theta=1e+300", "at most 3.4e38"],
+    "model.hidden=1e12": ["model.hidden=1000000000000", "parameters", "64 bits"],
+    "optim.eps=0": ["optim.eps=0", "above 0"],
+    "optim.lr=1" + "0" * 400: ["optim.lr=1", "not a finite number"],
+    "train.global_batch=9223372036854775808": ["train.global_batch=9223372036854775808", "64 bits"],
+    "data.seq_len=1e30": ["data.seq_len=1e30", "64 bits"],
+    "data.seq_len=9223372036854775807": [
+        "train.global_batch=8",
+        "data.seq_len=9223372036854775807",
+        "64 bits",
+    ],
+    "train.eval_overlap=64": ["train.eval_overlap=64", "below data.seq_len=64"],
+    "optim.betas=[0.9]": ["optim.betas=[0.9]", "must have 2 values"],
+    "optim.min_lr_ratio=2": ["optim.min_lr_ratio=2", "at most 1"],
+    "checkpoint.keep=0": ["checkpoint.keep=0", "at least 1"],
+    "name=../escape": ["name='../escape'", "not a plain folder name"],
+    "data.sources=[]": ["data.sources"],
+    "data.seq_len=0": ["data.seq_len", "0"],
+    "model.heads=3": ["model.hidden", "64", "heads 3"],
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_mistake_is_one_line_that_helps(path: Path, override: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        config.load(path, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.search(".*".join(map(re.escape, WRONG[override])), message), message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: [", "line 2: not YAML"),
+        ("- a\n- b\n", "not a mapping"),
+        ("", "missing"),
+        ("name: a\nname: b\n", "line 2"),
+        ("name: x\n", "model: missing"),
+        ("base: nowhere.yaml\n", "nowhere.yaml: no such file"),
+        ("base: [a, b]\n", "at most one base"),
+        ("\xff\xfe", "not"),
+        ("null: 1\n", r"broken\.yaml: Incompatible key type"),
+        ("a: !!set {b}\n", r"broken\.yaml: Value 'set'"),
+        pytest.param("a: " + "[" * 3000 + "]" * 3000, r"broken\.yaml: nested too deeply", id="deep"),
+        pytest.param("seed: " + "9" * 5000, "seed=9+: not an integer", id="long"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=says) as caught:
+        config.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_its_neighbour(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tinny\.yaml: no such file; did you mean .*tiny\.yaml\?"):
+        config.load(path.with_name("tinny.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "world", "says"),
+    [
+        ("parallel.dp_shard=3", 4, "= 3, but the world has 4"),
+        ("parallel.tp=3", 3, "model.heads=4"),
+        ("parallel.pp=3", 3, "model.layers=2"),
+        ("train.micro_batch=8", 2, "train.global_batch=8"),
+    ],
+)
+def test_a_layout_that_cannot_be_shows_its_arithmetic(
+    path: Path, override: str, world: int, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        config.layout(config.load(path, [override]), world)
+
+
+def test_a_layout_is_resolved(path: Path) -> None:
+    assert config.layout(config.load(path, ["parallel.tp=2"]), 4).dp == 2
+
+
+def test_names_that_two_rooms_know_are_the_same() -> None:
+    assert get_args(sections.Schedule) == SCHEDULES
+
+
+def test_every_key_reads_back_under_its_own_name() -> None:
+    keys = schema.dotted_keys(RunConfig)
+    assert {"checkpoint.async", "data.sources[0].path", "model.layers", "optim.lr"} <= set(keys)
+
+
+@dataclass
+class Needs:
+    size: int = schema.MISSING  # type: ignore[assignment]
+    limit: float | None = None
+
+
+def test_a_value_that_must_be_given_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"needs\.size: missing; give an integer"):
+        schema.build(Needs, {}, "needs")
+    assert schema.build(Needs, {"size": 3, "limit": None}) == Needs(3, None)
+
+
+CONFIGS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_configs_of_the_house_are_right_and_named_after_their_file(file: Path) -> None:
+    cfg = config.load(file)
+    assert cfg.name == file.stem
+    for world in (1,) if file.stem == "quickstart" else (1, 8):  # the quickstart is one process's
+        config.layout(cfg, world)

@@ -1,0 +1,239 @@
+"""What a config dataclass says of its keys, as data: read by the checks and by `germinal config` alike.
+
+A field is `name: Annotated[TYPE, MEANING, FACT…] = DEFAULT`, all in plain text, so that data, parallel and
+the models state their keys without importing anything. The meaning is a phrase; a fact is one of
+
+    ≥ 1   > 0   ≤ 1024   < data.seq_len   a bound, of the value or of each element; the limit may be a key
+    -1 or ≥ 1                             the same, with one value besides
+    in steps                              the unit
+    not empty                             a text or a list must have something in it
+    2 values                              the length of a list
+    like none | every:N                   the forms of a text; N: a number of at least 1, N,N…: several
+    needs KEY=V or V                      refused unless; a KEY alone: that key is given
+    not with KEY=V and KEY=V (why)        refused if; the reason may follow, in brackets
+    V or V: needs …   V: not with …       the same, of these values of the key; else of all but the default
+
+What is stated is what is checked (`check`), and nothing else needs to check it.
+"""
+
+import dataclasses
+import difflib
+import operator
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from trainer.config import schema
+
+REQUIRED = dataclasses.MISSING  # the default of a key that has none
+
+_HOLDS = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
+_WORDS = {"≥": "at least", ">": "above", "≤": "at most", "<": "below"}
+_BOUND = re.compile(r"(?:(?P<besides>-?\d+) or )?(?P<sign>[≥>≤<]) (?P<limit>\S+)")
+_RULE = re.compile(
+    r"(?:(?P<of>[^:]+): )?(?P<verb>needs|not with) (?P<conditions>[^(]+?)(?: \((?P<why>.+)\))?"
+)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`besides`: the one value that need not keep it. `limit`: a number, or the key that holds it."""
+
+    sign: str
+    limit: str
+    besides: float | None
+
+    def broken(self, value: float, values: Mapping[str, Any]) -> str:
+        """What must be, where `value` is not; "" where it is."""
+        known = self.limit not in values
+        limit = float(self.limit) if known else values[self.limit]
+        if value == self.besides or _HOLDS[self.sign](value, limit):
+            return ""
+        if (self.sign, limit) == ("≥", 0):
+            return "must be 0 or more"
+        besides = "" if self.besides is None else f", or {self.besides:g}"
+        return f"must be {_WORDS[self.sign]} {self.limit if known else f'{self.limit}={limit}'}{besides}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`needs` or `not with` other keys. `of`: the key's values it is about; empty: all but the default.
+
+    `conditions`: (key, its values), all of which must hold; no values: the key must be given.
+    """
+
+    text: str
+    of: tuple[str, ...]
+    needs: bool
+    conditions: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def broken(self, key: "Key", value: Any, values: Mapping[str, Any]) -> str:
+        """What is wrong and what to do, where `key` having `value` breaks the rule; "" where it does not."""
+        concerned = text(value) in self.of if self.of else value != key.default
+        held = [_is(values[other], wanted) for other, wanted in self.conditions]
+        if not concerned or all(held) == self.needs:
+            return ""
+        back = f"set {key.name}={text(key.default)}"
+        if not self.needs:
+            return f"{self.text}: {back}, or change the other"
+        found = " and ".join(f"{other}={text(values[other])}" for other, _ in self.conditions)
+        return f"{self.text}, and {found}: set that, or {back}"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the config. `name`: dotted, `[]` for a list's elements. `default`: REQUIRED for none."""
+
+    name: str
+    hint: Any
+    default: Any
+    meaning: str
+    facts: tuple[str, ...]
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        return next((fact.removeprefix("in ") for fact in self.facts if fact.startswith("in ")), "")
+
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        found = (_BOUND.fullmatch(fact) for fact in self.facts)
+        return tuple(
+            Bound(m["sign"], m["limit"], float(m["besides"]) if m["besides"] else None) for m in found if m
+        )
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        return tuple(rule for fact in self.facts if (rule := _rule(fact)))
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What a text may look like; empty: anything."""
+        like = next((fact for fact in self.facts if fact.startswith("like ")), "")
+        return tuple(like.removeprefix("like ").split(" | ")) if like else ()
+
+    @property
+    def length(self) -> int | None:
+        """How many values a list must have."""
+        return next((int(f.split()[0]) for f in self.facts if re.fullmatch(r"\d+ values", f)), None)
+
+    @property
+    def must_be_given(self) -> bool:
+        return self.default is REQUIRED or (not self.default and "not empty" in self.facts)
+
+
+@cache
+def keys(cls: Any) -> tuple[Key, ...]:
+    """Every key of a dataclass tree but the sections themselves, in the order of the source.
+
+    As in `schema.build`, metadata may rename a key and give one dataclass for each `kind`; a key that several
+    kinds share is listed for the first.
+    """
+    found: dict[str, Key] = {}
+    for key in _keys(cls, ""):
+        found.setdefault(key.name, key)
+    return tuple(found.values())
+
+
+def _keys(cls: Any, at: str, kinds: tuple[str, ...] = ()) -> Iterator[Key]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        annotated = hints[field.name]
+        hint, *stated = typing.get_args(annotated) if hasattr(annotated, "__metadata__") else (annotated, "")
+        name = f"{at}{schema.yaml_key(field)}"
+        element = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
+        by_kind = field.metadata.get("kinds", {})
+        if by_kind or dataclasses.is_dataclass(hint):
+            for kind in by_kind.values() or [hint]:
+                yield from _keys(kind, f"{name}.", tuple(by_kind))
+            continue
+        default = field.default if field.default_factory is REQUIRED else field.default_factory()
+        literal = element if typing.get_origin(element) is typing.Literal else hint
+        choices = typing.get_args(literal) if typing.get_origin(literal) is typing.Literal else ()
+        choices = kinds if field.name == "kind" and kinds else choices
+        yield Key(name, hint, default, stated[0], tuple(stated[1:]), choices)
+        if dataclasses.is_dataclass(element):
+            yield from _keys(element, f"{name}[].")
+
+
+def check(cfg: Any) -> None:
+    """What the keys of a whole config state of themselves and of one another.
+
+    Raises:
+        ValueError: one line with the key, its value, what must be and, of several keys, what to change.
+    """
+    values = dict(_values(cfg))
+    whole: Any = type(cfg)
+    for key in keys(whole):
+        for at, value in _every(key.name, values):
+            if wrong := _wrong(key, value, values):
+                raise ValueError(f"{at}={text(value)}: {wrong}")
+            for rule in key.rules:
+                if wrong := rule.broken(key, value, values):
+                    raise ValueError(f"{at}={text(value)} {wrong}")
+
+
+def _wrong(key: Key, value: Any, values: Mapping[str, Any]) -> str:
+    """What a key's value must be and is not; "" where it is right."""
+    if not value and "not empty" in key.facts:
+        return f"must not be empty: {key.meaning}"
+    if key.length is not None and len(value) != key.length:
+        return f"must have {key.length} values"
+    if key.forms and not any(re.fullmatch(_pattern(form), value) for form in key.forms):
+        near = difflib.get_close_matches(value, key.forms, n=1)
+        return f"not one of {', '.join(key.forms)}" + (f"; did you mean {near[0]}?" if near else "")
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    broken = (bound.broken(part, values) for bound in key.bounds for part in parts)
+    return next(filter(None, broken), "")
+
+
+def _values(cfg: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything but sections; elements of a list of sections are `[0].`, `[1].` …"""
+    for field in dataclasses.fields(cfg):
+        name, value = f"{at}{schema.yaml_key(field)}", getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _values(value, f"{name}.")
+            continue
+        yield name, value
+        if isinstance(value, list):
+            for index, element in enumerate(value):
+                if dataclasses.is_dataclass(element):
+                    yield from _values(element, f"{name}[{index}].")
+
+
+def _every(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of a key whose name may go through a list."""
+    if "[]" not in name:
+        if name in values:  # another kind's key is not there
+            yield name, values[name]
+        return
+    pattern = re.compile(re.escape(name).replace(re.escape("[]"), r"\[\d+\]"))
+    yield from ((at, value) for at, value in values.items() if pattern.fullmatch(at))
+
+
+def _rule(fact: str) -> Rule | None:
+    if not (match := _RULE.fullmatch(fact)):
+        return None
+    terms = (term.partition("=") for term in match["conditions"].split(" and "))
+    conditions = tuple((key, tuple(wanted.split(" or ")) if equals else ()) for key, equals, wanted in terms)
+    of = tuple(match["of"].split(" or ")) if match["of"] else ()
+    return Rule(fact[match.start("verb") :], of, match["verb"] == "needs", conditions)
+
+
+def _is(value: Any, wanted: tuple[str, ...]) -> bool:
+    return text(value) in wanted if wanted else bool(value)
+
+
+def _pattern(form: str) -> str:
+    several = re.escape(form).replace(re.escape("N,N…"), "N(,N)*")
+    return several.replace("N", "0*[1-9][0-9]*")
+
+
+def text(value: Any) -> str:
+    """A value as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

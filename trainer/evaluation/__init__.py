@@ -1,0 +1,1 @@
+"""Held-out sets, evaluated inside a run."""

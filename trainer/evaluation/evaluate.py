@@ -1,0 +1,83 @@
+"""Held-out evaluation inside the run: loss in nats per token and, tokenizer-free, in bits per byte of
+text.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from data.stream.loader import HeldoutLoader
+from parallel.engine import Engine
+from trainer.ranks import Ranks
+
+# How many batches of a rank an evaluation goes on for after a request to stop, times the pipeline's length:
+# in a long one they take no more time, and with fewer it would be filling and draining most of the time.
+BATCHES = 16
+
+
+@dataclass(frozen=True)
+class HeldoutResult:
+    """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents
+    evaluated.
+    """
+
+    loss: float
+    bits_per_byte: float
+
+
+class Evaluator:
+    """Evaluates every held-out set on the engine, at the steps that `every` names and at the last.
+
+    The sets are cut by document, so the figure does not depend on the batch, the layout or the training
+    stream. `done`: the last step whose evaluation is in the record. `pp`: ranks of a pipeline. What one rank
+    cannot read is raised on all: see `Ranks.together`.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[HeldoutLoader],
+        *,
+        every: int,
+        done: int = 0,
+        pp: int = 1,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.sets = sets
+        self.every = every
+        self.done = done
+        self._together = BATCHES * pp
+        self._ranks = ranks or Ranks()
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether an evaluation follows this step and is not in the record; `every` 0: only at the last."""
+        now = last or (self.every > 0 and step % self.every == 0)
+        return bool(self.sets) and step > self.done and now
+
+    def __call__(
+        self, engine: Engine, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, HeldoutResult] | None:
+        """Name of each held-out set → its result; None where some rank was asked to stop meanwhile. The same
+        on every rank, which agree every `BATCHES` × pp batches.
+        """
+        results = {}
+        for heldout in self.sets:
+            loss_sum = count = 0.0
+            batches: Iterator[Any] = iter(heldout)
+            for _ in range(0, len(heldout), self._together):
+                read = self._ranks.together(partial(self._read, batches))
+                part = engine.evaluate(read, stop=stopping())
+                if part.stop:
+                    return None
+                loss_sum += part.loss_sum
+                count += part.count
+            results[heldout.name] = HeldoutResult(
+                loss=loss_sum / max(1.0, count),
+                bits_per_byte=loss_sum / math.log(2.0) / max(1, heldout.text_bytes),
+            )
+        return results
+
+    def _read(self, batches: Iterator[Any]) -> list[Any]:
+        return list(islice(batches, self._together))

@@ -1,0 +1,75 @@
+"""The held-out sets of a run, and what becomes of damage in them."""
+
+from data.stream.loader import HeldoutLoader
+from data.stream.stream import Stream, check_tokenizers
+from parallel.engine import Engine
+from trainer.config.run_config import RunConfig
+from trainer.ranks import Ranks
+from trainer.record.events import ON_EVERY_RANK, EventLog
+
+
+def open_heldout(
+    cfg: RunConfig,
+    engine: Engine,
+    stream: Stream,
+    *,
+    step: int,
+    events: EventLog,
+    ranks: Ranks,
+) -> list[HeldoutLoader]:
+    """Every held-out set of the config, for this data rank. Collective. ValueError where one was made with
+    another tokenizer than the training `stream`: its ids would be read as other words. One that is trained on
+    is an event at `step`: that may be meant.
+
+    Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
+    divided by, on every rank alike; it is an event at `step`.
+    """
+
+    def open_sets() -> list[HeldoutLoader]:
+        sets = [
+            HeldoutLoader(
+                entry,
+                seq_len=cfg.data.seq_len,
+                rank=engine.data_rank,
+                ranks=engine.data_ranks,
+                micro_batch=cfg.train.micro_batch,
+                overlap=cfg.train.eval_overlap,
+                max_documents=cfg.train.eval_documents,
+                cfg=cfg.data,
+            )
+            for entry in cfg.data.heldout
+        ]
+        for number, heldout in enumerate(sets):
+            check_tokenizers(f"data.heldout[{number}].path", heldout.corpus, stream.sources[0].corpus)
+        return sets
+
+    sets = ranks.together(open_sets)
+    trained_on = {
+        source.corpus.manifest.fingerprint: name for name, source in zip(stream.names, stream.sources)
+    }
+    for heldout in sets:
+        if (source := trained_on.get(heldout.corpus.manifest.fingerprint)) is not None:
+            reason = (
+                f"held-out {heldout.name} is the corpus of the source {source}: the model is trained on it"
+            )
+            events.event("heldout", step, reason)
+    if cfg.data.on_corrupt == "quarantine":
+        for heldout in sets:
+            # A node may have a copy of its own: what one rank cannot read, none may count.
+            everywhere = {
+                number: damage for found in ranks.gather(heldout.damaged()) for number, damage in found
+            }
+            heldout.leave_out(sorted(everywhere))
+            for _, damage in sorted(everywhere.items()):
+                reason = (
+                    f"shard {damage.shard}: sample {damage.sample!r}, byte {damage.offset}: damaged; "
+                    f"held-out {heldout.name} is evaluated without it"
+                )
+                events.event("quarantine", step, reason, heldout=heldout.name, **vars(damage))
+            if not heldout.rows:
+                nothing = RuntimeError(
+                    f"held-out {heldout.name}: every document is damaged: restore the corpus"
+                )
+                nothing.add_note(ON_EVERY_RANK)
+                raise nothing
+    return sets

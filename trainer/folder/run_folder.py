@@ -1,0 +1,142 @@
+"""Which run a path on the command line means, and the configs in its folder. No torch here.
+
+A run folder holds `config.yaml` and what only a run writes beside it: `events.jsonl` or a committed
+checkpoint. An ordinary folder that happens to hold a config.yaml is none.
+"""
+
+import difflib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from common.files import write_atomically
+from trainer.folder.fence import Look, unfenced
+
+CONFIG = "config.yaml"  # the resolved config that the run has
+CONFIGS = "configs"  # folder of those that it has had
+EVENTS = "events.jsonl"
+ID = ".id"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run's, wherever it was moved or copied to."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return (folder / EVENTS).is_file() or any(folder.glob("checkpoints/step-*/MANIFEST.json"))
+
+
+def config_file(path: str | Path) -> Path:
+    """The file that a CONFIG on the command line means: itself, or the config.yaml of a run folder.
+
+    ValueError, one line, for a folder that is not a run's, and for a path that is not there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if is_run(path):
+            return path / CONFIG
+        raise ValueError(_no_run(path))
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{path}: no such config file or run folder{_nearest(path)}")
+    return path
+
+
+def home(config: Path) -> Path | None:
+    """The run folder that wrote `config`, its config.yaml or one of its `configs/`; None for another file."""
+    for file in (config, config.resolve()):  # a link to a run's config means that run
+        folder = None
+        if file.name == CONFIG:
+            folder = file.parent
+        elif file.parent.name == CONFIGS and re.fullmatch(r"step-\d+\.yaml", file.name):
+            folder = file.parent.parent
+        if folder and is_run(folder):
+            return folder
+    return None
+
+
+def find(path: str | Path) -> Path:
+    """The folder of the run that a RUN on the command line means: a folder, or the config in it.
+
+    ValueError, one line, with the nearest name where there is no such folder. A folder that has lost its
+    config.yaml, but not its checkpoints, is a run's still.
+    """
+    path = Path(path)
+    if path.is_file():
+        if folder := home(path):
+            return folder
+        raise ValueError(f"{path} is a file in no run folder: give a run folder such as runs/{path.stem}")
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such run folder{_nearest(path)}")
+    if not is_run(path) and not (path / "checkpoints").is_dir():
+        raise ValueError(_no_run(path))
+    return path
+
+
+def identity(folder: Path, look: Look = unfenced) -> str:
+    """An id of the run for those who keep it elsewhere (wandb): the same wherever the folder is moved, and
+    another one in a copy.
+
+    Where the folder is not at the path that it had, it was moved; or else it is a copy, if at that path there
+    is still another folder with the same id.
+    """
+    here = str(folder.resolve())
+    found, before = _identity(folder)
+    if found and before == here:
+        return found
+    if not found or (_identity(Path(before))[0] == found and not folder.samefile(before)):
+        found = secrets.token_hex(8)
+    write_atomically(folder / ID, os.fsencode(f"{found} {here}\n"), look=look)
+    return found
+
+
+def _identity(folder: Path) -> tuple[str, str]:
+    """The id in a run folder, and the path that the folder had when it was written; empty without one."""
+    try:
+        found, _, path = os.fsdecode((folder / ID).read_bytes()).removesuffix("\n").partition(" ")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return "", ""
+    return found, path
+
+
+def _no_run(folder: Path) -> str:
+    if (folder / CONFIG).is_file():
+        return (
+            f"{folder} is no run folder: beside config.yaml it has neither events.jsonl nor a checkpoint; "
+            f"for a new run give {folder / CONFIG}"
+        )
+    above = [place for place in folder.parents if is_run(place)]
+    if above:  # its checkpoints/, or one of them
+        return f"{folder} is no run folder, but lies in one: give {above[0]}"
+    runs = sorted(entry for entry in folder.iterdir() if is_run(entry))
+    such = f"one of the {len(runs)} in it, such as {runs[0]}" if runs else "one such as runs/quickstart"
+    return f"{folder} is no run folder: it has no config.yaml; give {such}, or a config"
+
+
+def _nearest(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def write_config(folder: Path, config: bytes, step: int, look: Look = unfenced) -> None:
+    """Make `config` that of the run in `folder`, which has it from `step` on. Those that it has had stay in
+    `configs/`, each under the step that it began at.
+    """
+    own, past = folder / CONFIG, folder / CONFIGS
+    before = own.read_bytes() if own.is_file() else b""
+    if before and not past.exists():  # of a run that began before there was this folder
+        past.mkdir()
+        write_atomically(past / f"step-{0:09d}.yaml", before, look=look)
+    if config != before:
+        past.mkdir(exist_ok=True)
+        write_atomically(_place(past, step, config), config, look=look)
+    write_atomically(own, config, look=look)
+
+
+def _place(past: Path, step: int, config: bytes) -> Path:
+    """Where a config goes that the run has from `step` on: another one of the same step stays."""
+    path, number = past / f"step-{step:09d}.yaml", 1
+    while path.exists() and path.read_bytes() != config:
+        number += 1
+        path = past / f"step-{step:09d}-{number}.yaml"
+    return path

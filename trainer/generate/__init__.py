@@ -1,0 +1,1 @@
+"""A trained run continues a text."""

@@ -1,0 +1,24 @@
+"""One pre-norm transformer block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.layers.attention import Attention, LayerCache, Shared
+from trainer.models.layers.basic import FeedForward, RMSNorm
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x). [batch, seq, hidden] → the same."""
+
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(cfg.hidden, cfg.norm_eps)
+        self.attention = Attention(cfg)
+        self.mlp_norm = RMSNorm(cfg.hidden, cfg.norm_eps)
+        self.mlp = FeedForward(cfg.hidden, cfg.ffn_width)
+
+    def forward(self, x: Tensor, shared: Shared, past: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), shared, past)
+        return x + self.mlp(self.mlp_norm(x))

@@ -1,0 +1,173 @@
+"""Grouped-query self-attention with rotary positions, whole or document by document, cached or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.layers.basic import Linear, RMSNorm, rotate
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+class Shared:
+    """What all blocks of one forward share. No dataclass, tuple or dictionary: FSDP's mixed precision looks
+    into those, and would cast the tables, for every block anew.
+
+    rotary: (cos, sin) of the sequence's positions, float32, see `layers.RotaryTables`.
+    mask: None for plain causal attention; else FlexAttention's block mask, or an additive mask broadcastable
+        to [batch, heads, seq, keys].
+    """
+
+    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | BlockMask | None = None) -> None:
+        self.rotary = rotary
+        self.mask = mask
+
+
+class LayerCache:
+    """Keys and values of one layer's past tokens, each [batch, limit, kv_heads, head_dim]."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [batch, new, kv_heads, head_dim]; return everything so far."""
+        if self._keys is None or self._values is None:
+            shape = (keys.shape[0], self.limit, *keys.shape[2:])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        start, self.length = self.length, self.length + keys.shape[1]
+        self._keys[:, start : self.length] = keys
+        self._values[:, start : self.length] = values
+        return self._keys[:, : self.length], self._values[:, : self.length]
+
+
+class KVCache:
+    """The past of a whole decoder, for decoding token by token. Holds at most `limit` tokens a row."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._layers: dict[str, LayerCache] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens cached so far (of the first layer: between forwards all layers agree)."""
+        return next(iter(self._layers.values())).length if self._layers else 0
+
+    def layer(self, key: str) -> LayerCache:
+        return self._layers.setdefault(key, LayerCache(self.limit))
+
+
+class AttentionCore(nn.Module):
+    """`attend` as a module, so that a plan can name the place where every token meets every other."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        return attend(q, k, v, mask)
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ / √head_dim) v with fewer key-value heads than query heads (Ainslie et al. 2023,
+    arXiv:2305.13245). [batch, seq, hidden] → the same.
+
+    Head counts are read off the projections' outputs, never off the config: a projection that holds a part
+    of the heads makes an attention over that part.
+    """
+
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = cfg.head_dim
+        kv_width = cfg.key_value_heads * cfg.head_dim
+        self.wq = Linear(cfg.hidden, cfg.hidden, bias=False)
+        self.wk = Linear(cfg.hidden, kv_width, bias=False)
+        self.wv = Linear(cfg.hidden, kv_width, bias=False)
+        self.wo = Linear(cfg.hidden, cfg.hidden, bias=False)
+        self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.core = AttentionCore()
+
+    def forward(self, x: Tensor, shared: Shared, past: LayerCache | None = None) -> Tensor:
+        batch, seq, _ = x.shape
+        q = self.wq(x).view(batch, seq, -1, self.head_dim)
+        k = self.wk(x).view(batch, seq, -1, self.head_dim)
+        v = self.wv(x).view(batch, seq, -1, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *shared.rotary), rotate(k, *shared.rotary)
+        if past is not None:
+            k, v = past.extend(k, v)
+        y = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), shared.mask)
+        return self.wo(y.transpose(1, 2).reshape(batch, seq, -1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+    """q [batch, heads, seq, head_dim] over k, v [batch, kv_heads, keys, head_dim] → q's shape.
+
+    Without a mask it is causal; a single query (decoding) sees every key.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if mask is None or isinstance(mask, Tensor):
+        if grouped and q.is_cuda and q.dtype == torch.float32:
+            # The one CUDA kernel for float32 that does not hold all scores knows no groups.
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+            grouped = False
+        causal = mask is None and q.shape[2] > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return _flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
+
+
+def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
+    """Causal attention inside each document. `documents` [batch, seq]: equal numbers, same document.
+
+    On CUDA a block mask, so that FlexAttention skips the blocks between documents (Dong et al. 2024,
+    arXiv:2412.05496); elsewhere an additive mask [batch, 1, seq, seq] in `dtype`, made once for all layers.
+    """
+    if documents.is_cuda:
+        return document_block_mask(documents)
+    seq = documents.shape[1]
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    seen = same & torch.ones(seq, seq, dtype=torch.bool, device=documents.device).tril()
+    return torch.zeros(seen.shape, dtype=dtype, device=documents.device).masked_fill_(~seen, float("-inf"))
+
+
+def document_block_mask(documents: Tensor) -> BlockMask:
+    """The same mask for FlexAttention. Made once a micro-batch, for all blocks."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (documents[b, q] == documents[b, k])
+
+    batch, seq = documents.shape
+    # Uncompiled, it holds every one of batch · seq² answers at once.
+    make = _compiled(create_block_mask) if documents.is_cuda else create_block_mask
+    return make(visible, batch, None, seq, seq, device=documents.device)
+
+
+def resumed_mask(new: int, past: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive causal mask [new, past + new] of `new` > 1 tokens behind `past` cached ones."""
+    seen = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+
+
+def _flex_attention(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Uncompiled it holds the full score matrix: right, and only good for tests on a CPU. Inside a compiled
+    # block it is compiled with the block.
+    if q.is_cuda and not torch.compiler.is_compiling():
+        return _compiled(flex_attention)(q, *args, **kwargs)
+    return flex_attention(q, *args, **kwargs)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One compiled form for all blocks and models of the process; shapes are fixed, as training's are."""
+    return torch.compile(function, dynamic=False)

@@ -1,0 +1,31 @@
+"""What to say where a model's parameters find no memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.decoder.sizes import largest_key, parameters
+
+# torch's CPU allocator has no error of its own; these are its words (torch 2.11 to 2.13).
+WORDS = ("can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def allocating(cfg: DecoderConfig) -> Iterator[None]:
+    """Raise a want of memory as a RuntimeError of one line with the model's size and the key to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _wants_memory(error):
+            raise
+        number = parameters(cfg)
+        raise RuntimeError(
+            f"{largest_key(cfg)}: out of memory for a model of {number:,} parameters, {4 * number:,} bytes "
+            "in fp32, and gradients and the optimiser's state besides: lower it, or spread the model further"
+        ) from error
+
+
+def _wants_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return True
+    return any(words in str(error) for words in WORDS)

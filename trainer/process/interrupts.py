@@ -1,0 +1,135 @@
+"""What signals do to a process: leave at once while there is nothing to save, else save first.
+
+SIGINT is Ctrl-C; SIGTERM and SIGUSR1 are requests to stop (SLURM sends SIGTERM, SIGCONT, SIGTERM within 13 ms
+at a time limit, SIGUSR1 where it is told to warn). A request to stop may come any number of times. Of Ctrl-C
+the first saves and the second leaves at once.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from common.standard_error import say
+
+INTERRUPTED, STOPPED = 130, 75
+_ASKED = (signal.SIGTERM, signal.SIGUSR1)
+_ALL = (signal.SIGINT, *_ASKED)
+
+# A terminal and a launcher may both pass the same Ctrl-C on: closer together than this, two are one.
+ONE_PRESS_SECONDS = 0.5
+# How long a rank that was asked to stop while it starts tries to reach those that it has to tell.
+TELL_SECONDS = 120.0
+
+# Tells the other ranks that this one leaves, with its exit code and why.
+Tell = Callable[[int, str], None]
+
+
+class LeaveAtOnce:
+    """From `begin` on, a signal ends the process with a line and an exit code, until `end` or `ask`.
+
+    A KeyboardInterrupt raised while torch is imported comes out as a traceback, or as another error of
+    whatever caught it halfway. Before its first step a run has written nothing that it would have to finish.
+
+    `first_tell`: this process may be one of several that wait for each other. A request to stop then waits
+    until `tell` says how the others are told, for at most `TELL_SECONDS`.
+    """
+
+    def __init__(self, what: str, *, first_tell: bool = False) -> None:
+        self._what = what
+        self._before: dict[int, Any] = {}
+        self._tell: Tell | None = None if first_tell else _nobody
+        self._pending = 0  # a request to stop that waits for `tell`
+        self._request: Callable[[], None] | None = None
+        self._interrupted_at = 0.0
+        self._wake = -1  # descriptor into which the system's handler writes a signal's number
+        self.asked = 0  # the first signal since `ask`
+
+    def begin(self) -> "LeaveAtOnce":
+        for number in _ALL:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background job
+                self._before[number] = signal.signal(number, self._answer)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)  # see `hold`
+        return self
+
+    def listen(self) -> None:
+        """From here on a thread answers, for Python runs no handler while the process waits inside torch."""
+        ours, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in self._before:
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._listen, args=(ours,), name="signals", daemon=True).start()
+
+    def tell(self, tell: Tell) -> None:
+        """How the other ranks are told; leaves now if it was asked to meanwhile."""
+        self._tell = tell
+        if self._pending:
+            self._leave(self._pending)
+
+    def ask(self, request: Callable[[], None]) -> None:
+        """From here on there is something to save: a signal calls `request`, which must be quick, and a
+        second Ctrl-C ends the process.
+        """
+        self._request = request
+
+    def end(self) -> None:
+        """Give the signals back."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+        if self._wake >= 0:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wake)
+            self._wake = -1
+
+    def _listen(self, descriptor: int) -> None:
+        with open(descriptor, "rb", buffering=0) as numbers:
+            while arrived := numbers.read(64):
+                for number in arrived:
+                    if number in self._before:
+                        self._answer(number, None)
+
+    def _answer(self, number: int, frame: FrameType | None) -> None:
+        if self._request is None:
+            self._leave(number)
+            return
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if self._interrupted_at and now > self._interrupted_at + ONE_PRESS_SECONDS:
+                self._go(INTERRUPTED, "interrupted again: the same command goes on from the last checkpoint")
+            self._interrupted_at = self._interrupted_at or now
+        self.asked = self.asked or number
+        self._request()
+
+    def _leave(self, number: int) -> None:
+        interrupted = number == signal.SIGINT
+        if self._tell is None and not interrupted:
+            if not self._pending:
+                self._pending = number
+                late = threading.Timer(TELL_SECONDS, lambda: self._go(STOPPED, self._why(number)))
+                late.daemon = True
+                late.start()
+            return
+        self._go(INTERRUPTED if interrupted else STOPPED, self._why(number))
+
+    def _why(self, number: int) -> str:
+        why = "interrupted" if number == signal.SIGINT else "asked to stop"
+        return f"{why} before {self._what}: nothing was under way"
+
+    def _go(self, code: int, why: str) -> None:
+        say(f"error: {why}")
+        if self._tell is not None:
+            self._tell(code, why)
+        os._exit(code)
+
+
+def _nobody(code: int, why: str) -> None:
+    """`Tell` of a process that is alone."""
+
+
+def hold() -> None:
+    """Keep signals back until this process, or the program that replaces it, calls `LeaveAtOnce.begin`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)

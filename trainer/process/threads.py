@@ -1,0 +1,39 @@
+"""The CPU threads of a rank, set and said."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from parallel.world.runtime import Runtime
+from trainer.config.run_config import RunConfig
+from trainer.process import cores
+from trainer.ranks import Ranks
+
+
+def settle(cfg: RunConfig, runtime: Runtime, ranks: Ranks) -> None:
+    """Set this rank's threads: train.threads, else what the environment says, else what `cores.share` finds.
+    Collective.
+
+    Rank 0 says what was found; and where a run goes on with other threads than it began with, for on a CPU
+    its sums then come in another order.
+    """
+    everyones = ranks.gather(cores.Allotment.of_this_process())
+    threads = cores.Threads(cfg.train.threads, "train.threads")
+    if not cfg.train.threads and runtime.chooses_threads:
+        threads = cores.share(everyones, runtime.rank, folder=cfg.folder)
+        if runtime.is_writer:
+            print(f"{cfg.folder}: {threads}", file=sys.stderr, flush=True)
+    if threads.count:
+        torch.set_num_threads(threads.count)
+    else:
+        threads = cores.Threads(runtime.threads, "by the environment")
+    before = cores.begun_with(cfg.folder, runtime.world) if runtime.is_writer else 0
+    if before and before != threads.count and runtime.device.type == "cpu":
+        print(
+            f"{cfg.folder}: {threads}, but {before} at the last start: sums may differ in their last bits; "
+            f"train.threads={before} makes them the same",
+            file=sys.stderr,
+            flush=True,
+        )

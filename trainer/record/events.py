@@ -1,0 +1,48 @@
+"""`events.jsonl`: what happened to a run besides its steps, each with its reason."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.folder.fence import Look, unfenced
+from trainer.record.sinks import JsonlLog
+
+SHOWN = (
+    "fault",
+    "heldout",
+    "quarantine",
+    "resume",
+    "rewind",
+    "schedule",
+    "skip",
+    "tracker",
+)  # what a user at the terminal would want to know of
+
+# Notes on an error (`BaseException.add_note`), so that one fault is one event and one line: rank 0 has put it
+# into events.jsonl, and raises it too; every rank raises it, and rank 0 tells it; another rank tells it.
+TOLD = "told in events.jsonl"
+ON_EVERY_RANK = "raised on every rank"
+ELSEWHERE = "told by another rank"
+
+
+class EventLog(JsonlLog):
+    """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.
+
+    What went otherwise than planned, the kinds in `SHOWN`, is on standard error too, unless `shown` is False:
+    where the user is told in another way. Without a path (ranks that do not report), events are dropped. Safe
+    to call from several threads.
+    """
+
+    def __init__(self, path: Path | None, look: Look = unfenced, *, shown: bool = True) -> None:
+        super().__init__(path or Path(), look)
+        self._on = path is not None
+        self._shown = shown
+
+    def event(self, kind: str, step: int, reason: str, **fields: Any) -> None:
+        """Record that `kind` (one word, such as "resume" or "fault") happened at `step`, and why."""
+        if self._on:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self.write({"time": now, "kind": kind, "step": step, "reason": reason, **fields})
+            if self._shown and kind in SHOWN:
+                print(f"{kind} at step {step}: {reason}", file=sys.stderr, flush=True)

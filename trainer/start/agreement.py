@@ -1,0 +1,165 @@
+"""Before the first step: do all ranks run the same thing?
+
+Ranks may be started with other overrides, from another installation, or read a corpus from a disk of their
+own. Then they train to the end on nonsense, or wait for ever in a collective that the others never call. So
+what shapes the result is compared before the mesh is made, whose groups already depend on it.
+
+A rank sends one digest, and so holds one of each rank. Only where they differ do the values travel: some KB
+of rank 0 and of the first rank that differs.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.config import DataConfig
+from data.stream.stream import Stream, open_storage
+from trainer.config.run_config import OF_A_NODE, RunConfig
+from trainer.config.schema import plain
+from trainer.folder.fence import Fence
+from trainer.ranks import Ranks
+from trainer.record.events import ON_EVERY_RANK
+
+# The packages that a rank runs. `launch` only starts it.
+CODE = ("trainer", "parallel", "data", "common")
+SHOWN_DIGITS = 12  # of a hash
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Key → value, plain JSON: equal on all ranks of a run. `remedy`: what to do where they are not."""
+
+    values: dict[str, Any]
+    remedy: str
+
+
+def agree(ranks: Ranks, *facts: Facts) -> None:
+    """Return if all ranks have the same facts. Collective.
+
+    Raises:
+        ValueError: on every rank, one line with the first rank that differs from rank 0, the first such key
+            and both values.
+    """
+    values = {key: value for some in facts for key, value in some.values.items()}
+    digests = ranks.gather(hashlib.sha256(json.dumps(values).encode()).hexdigest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if not others:
+        return
+    first = others[0]
+    sent = ranks.gather(values if ranks.rank in (0, first) else None)
+    error = ValueError(_difference(facts, sent[0], sent[first], first))
+    error.add_note(ON_EVERY_RANK)
+    raise error
+
+
+def _difference(facts: tuple[Facts, ...], mine: dict[str, Any], theirs: dict[str, Any], rank: int) -> str:
+    """`mine`: rank 0's values; `theirs`: those of `rank`."""
+    absent = object()
+    keys = [key for key in mine | theirs if mine.get(key, absent) != theirs.get(key, absent)]
+    key, more = keys[0], f" ({len(keys) - 1} more differ)" if len(keys) > 1 else ""
+    found, expected = (_shown(values[key]) if key in values else "not there" for values in (theirs, mine))
+    remedy = next((some.remedy for some in facts if key in some.values), facts[0].remedy)
+    return (
+        f"rank {rank} does not run what rank 0 runs: {key} is {found}, on rank 0 {expected}{more}: {remedy}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def settings(cfg: RunConfig) -> Facts:
+    """Every key of the config, but those that a node may have of its own."""
+    values = {key: value for key, value in _flat(plain(cfg)) if not OF_A_NODE.fullmatch(key)}
+    return Facts(values, "start every rank with the same config and overrides")
+
+
+def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of each leaf; a list is one where nothing in it has keys."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{at}.{key}" if at else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(item, f"{at}[{number}]")
+    else:
+        yield at, value
+
+
+def program(cfg: RunConfig) -> Facts:
+    """Versions of what computes, and a hash of each of the project's own files."""
+    files = {f"the file {name}": digest[:SHOWN_DIGITS] for name, digest in _source_files().items()}
+    return Facts(_versions(cfg) | files, "install the same versions on every node")
+
+
+def software(cfg: RunConfig) -> dict[str, str]:
+    """What a checkpoint keeps of `program`: the versions, and one hash of all files."""
+    code = hashlib.sha256(json.dumps(_source_files()).encode()).hexdigest()
+    return {"code": code[:SHOWN_DIGITS], **_versions(cfg)}
+
+
+def _versions(cfg: RunConfig) -> dict[str, str]:
+    names = ["deepspeed", "accelerate"] if cfg.parallel.engine == "deepspeed" else []
+    names += ["torchao"] if cfg.train.fp8 != "none" else []
+    found = {"torch": str(torch.__version__)}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the engine says so
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@cache
+def _source_files() -> dict[str, str]:
+    """Name, such as trainer/run.py, → SHA-256 of each source file; read once, as it was at the start."""
+    found = {}
+    for package in CODE:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, package
+        root = Path(spec.submodule_search_locations[0])
+        for path in sorted(root.rglob("*.py")):
+            name = path.relative_to(root.parent).as_posix()
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def corpora(cfg: DataConfig, stream: Stream) -> Facts:
+    """What the stream and the held-out sets are made of, wherever they lie.
+
+    ValueError where a held-out set is missing, RuntimeError where a manifest or tokenizer is damaged.
+    """
+    storages = [(f"data.sources[{i}]", source.corpus.storage) for i, source in enumerate(stream.sources)]
+    for _, storage in storages:
+        storage.tokenizer()  # the file is what the manifest says
+    storages += [
+        (f"data.heldout[{i}]", open_storage(heldout.path, cfg.cache_dir, cfg.cache_bytes))
+        for i, heldout in enumerate(cfg.heldout)
+    ]
+    values = {}
+    for key, storage in storages:
+        manifest = storage.manifest()
+        values[f"{key}: the tokenizer's SHA-256"] = manifest.tokenizer.sha256[:SHOWN_DIGITS]
+        values[f"{key}: the corpus's fingerprint"] = manifest.fingerprint[:SHOWN_DIGITS]
+    values["the stream's fingerprint"] = stream.fingerprint[:SHOWN_DIGITS]
+    return Facts(values, "give every node the same copy")
+
+
+def place(folder: Path, fence: Fence, ranks: Ranks) -> Facts:
+    """Where the run folder is: equal for ranks that find rank 0's mark there, by whatever path. Collective.
+
+    `fence`: joined on every rank, so it knows the mark.
+    """
+    here = f"{folder.resolve()} on {socket.gethostname()}"
+    rank_0s = ranks.gather(here)[0]
+    return Facts(
+        {"run_dir": rank_0s if fence.held() else here}, "set run_dir to one folder that all nodes share"
+    )

@@ -1,0 +1,1 @@
+"""`germinal verify`: is this layout's run the run of one process?"""

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from prepare import texts, write_jsonl
 
-from data.prepare import prepare
+from data.prepare.prepare import prepare
 from data.stream.batch import Batch
 from data.tokenizer import tokenizer as tokenizers
 from parallel.world import runtime as runtimes

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.prepare import prepare
+from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.tokenizer import tokenizer as tokenizers
 from data.tokenizer.tokenizer import Encoder

@@ -1,1 +1,1 @@
-"""Corpora: making them (`prepare`), keeping them (`corpus`), reading them as training sequences (`stream`)."""
+"""Corpora: making them (`prepare`), keeping them (`corpus`), reading sequences out of them (`stream`)."""

@@ -105,7 +105,7 @@ def test_flipped_byte_in_a_shard(nproc: int, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, documents=20)
     shard = next((corpus / "train").glob("*.tar"))
     data = bytearray(shard.read_bytes())
-    at = data.corpus.index(b"NUMPY") + 200  # in the token ids of the first document
+    at = data.index(b"NUMPY") + 200  # in the token ids of the first document
     data[at] ^= 0x04
     shard.write_bytes(data)
     config = write_config(tmp_path, corpus)
@@ -132,7 +132,7 @@ def test_damage_in_held_out_is_left_out_under_quarantine(tmp_path: Path) -> None
     corpus = make_corpus(tmp_path, documents=60)
     shard = next((corpus / "heldout").glob("*.tar"))
     data = bytearray(shard.read_bytes())
-    data[data.corpus.index(b"NUMPY") + 200] ^= 0x04
+    data[data.index(b"NUMPY") + 200] ^= 0x04
     shard.write_bytes(data)
     changes = {"train__steps": 2, "train__eval_every": 1, "model__layers": 1}
     config = write_config(tmp_path, corpus, **changes)

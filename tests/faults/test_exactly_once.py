@@ -108,7 +108,7 @@ def damage(corpus: Path, place: int) -> tuple[str, str, int]:
     sample = list(samples(map_file(shard), str(shard)))[place]
     data = bytearray(shard.read_bytes())
     offset = sample.members["npy"].offset
-    begin = data.corpus.index(b"\n", data.corpus.index(b"NUMPY", offset)) + 1
+    begin = data.index(b"\n", data.index(b"NUMPY", offset)) + 1
     data[begin + 10] ^= 0x04
     shard.write_bytes(data)
     return str(shard), sample.key, begin

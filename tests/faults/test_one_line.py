@@ -48,7 +48,7 @@ def refused(config: Path, code: int, *overrides: str, own: Sequence[Mapping[str,
 
 def flip(shard: Path) -> None:
     data = bytearray(shard.read_bytes())
-    data[data.corpus.index(b"NUMPY") + 200] ^= 0x04  # in the token ids of the first document
+    data[data.index(b"NUMPY") + 200] ^= 0x04  # in the token ids of the first document
     shard.write_bytes(data)
 
 

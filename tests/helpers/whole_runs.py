@@ -39,7 +39,7 @@ WORDS = (
 
 def make_corpus(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:
     """folder/corpus with train and heldout, of made-up sentences, tokenised as bytes; returns its path."""
-    from data.prepare import prepare
+    from data.prepare.prepare import prepare
 
     draw = random.Random(seed)
     texts = folder / "texts.jsonl"

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from data.config import Heldout
-from data.corpus import remote, verify
+from data.corpus import remote
 from data.corpus.manifest import read_manifest
 from data.corpus.remote import RemoteStorage
+from data.corpus.verify import verify
 from data.stream.loader import HeldoutLoader
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, open_stream

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, Source
-from data.corpus import verify
 from data.corpus.manifest import MANIFEST, read_manifest
+from data.corpus.verify import verify
 from data.stream.stream import Stream
 from made_corpus import make_corpus, random_documents
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, Source
-from data.corpus import remote, verify
+from data.corpus import remote
 from data.corpus.manifest import read_manifest
-from data.prepare import prepare
+from data.corpus.verify import verify
+from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import expand
 from data.stream.stream import Stream

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data.prepare import prepare
+from data.prepare.prepare import prepare
 from data.tokenizer import tokenizer as tokenizers
 from prepared import by_webdataset, made, rows, texts_in
 

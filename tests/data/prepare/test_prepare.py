@@ -12,10 +12,11 @@ import webdataset
 from tokenizers import Tokenizer
 
 from common.mapped_file import map_file
-from data.corpus import scan, verify
+from data.corpus import scan
 from data.corpus.index import read_index
 from data.corpus.manifest import read_manifest
 from data.corpus.shards import TokenShardWriter
+from data.corpus.verify import verify
 from data.prepare.prepare import PrepareReport, prepare
 from data.prepare.recipe import Recipe
 from data.tokenizer import tokenizer as tokenizers

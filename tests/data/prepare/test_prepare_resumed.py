@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from data.corpus import shards
-from data.prepare import planfile, prepare
+from data.prepare import planfile
+from data.prepare.prepare import prepare
 from prepared import by_webdataset, made, run, tree, write_texts
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -126,7 +127,7 @@ def test_one_long_stream_resumes_within_itself(tmp_path: Path, monkeypatch: pyte
 SCRIPT = """
 import sys
 from pathlib import Path
-from data.prepare import prepare
+from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 if __name__ == "__main__":
     prepare([sys.argv[1]], Path(sys.argv[2]), train_tokenizer=500, heldout=0.1, workers=2, progress=False,

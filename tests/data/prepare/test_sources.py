@@ -22,7 +22,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.prepare import prepare, workers
+from data.prepare import workers
+from data.prepare.prepare import prepare
 from data.prepare.readers.document import Document
 from data.prepare.readers.readers import documents
 from data.prepare.recipe import Recipe

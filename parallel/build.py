@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from torch import nn
 
+from common.objective import Objective
 from common.precision import Precision
 from parallel.config import ParallelConfig
-from parallel.engine import Engine, Objective
+from parallel.engine import Engine
 from parallel.layout import layout as plan
 from parallel.layout.mesh import make_mesh
 from parallel.torch_engine.engine import OptimizerFactory, TorchEngine

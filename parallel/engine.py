@@ -1,6 +1,6 @@
 """What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,22 +19,6 @@ class Micro(Protocol):
     @property
     def sequences(self) -> tuple[int, ...]: ...
     def to(self, device: torch.device, non_blocking: bool = True) -> "Micro": ...
-
-
-class ModelInputs(Protocol):
-    """`x` goes into the first stage, `kwargs` into every stage."""
-
-    @property
-    def x(self) -> Tensor: ...
-    @property
-    def kwargs(self) -> dict[str, Tensor]: ...
-
-
-class Objective(Protocol):
-    """Law 3: what a micro-batch feeds the model; (losses, counts) of what came out, float32 [rows]."""
-
-    def inputs(self, batch_tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Any: ...
-    def loss(self, output: Tensor, inputs: Any) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.model_plan import ModelPlan
+from common.objective import ModelInputs, Objective
 from parallel.config import ParallelConfig
 from parallel.deepspeed_engine import start as deepspeed_start
 from parallel.deepspeed_engine.masters import Masters
 from parallel.deepspeed_engine.optim import Factory, FlatAdamW, from_factory
-from parallel.engine import Chunk, Evaluation, Micro, ModelInputs, Objective, StepResult
+from parallel.engine import Chunk, Evaluation, Micro, StepResult
 from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
-from parallel.layout.layout import Layout, ModelPlan
+from parallel.layout.layout import Layout
 from parallel.relied_on import insist
 from parallel.transforms.initialize import draw
 from parallel.transforms.recompute import apply_recompute

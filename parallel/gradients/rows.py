@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.model_plan import ModelPlan
 from parallel.gradients.replicas import BUCKET_BYTES, Arrivals, gradients, in_buckets, joined
-from parallel.layout.layout import ModelPlan
 from parallel.layout.mesh import Axis
 from parallel.transforms.pieces import Piece, shard_rows
 

@@ -1,8 +1,6 @@
 """The arithmetic of a layout: mesh sizes, divisibility, stage cuts. Pure, and torch-free to be quick."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from parallel.config import ParallelConfig, PipelineSchedule, Zero
 from parallel.layout.cuts import cut_blocks
@@ -27,40 +25,6 @@ SCHEDULES: dict[PipelineSchedule, ScheduleTraits] = {
     "zbv_zero_bubble": ScheduleTraits("ScheduleZBVZeroBubble", 2, v_shaped=True, splits_backward=True),
     "dualpipe_v": ScheduleTraits("ScheduleDualPipeV", 2, v_shaped=True, splits_backward=True),
 }
-
-
-class Initializer(Protocol):
-    """How one parameter is drawn: `kind` is normal | trunc_normal | ones | zeros."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def std(self) -> float: ...
-
-
-class ModelPlan(Protocol):
-    """What a model declares about itself; restated here because `parallel` may not import `trainer`.
-
-    blocks: the ModuleDict of blocks, keyed "0", "1", …; keys survive stage cuts.
-    first, last: top-level modules that only the first, or last, stage keeps; elsewhere they are None.
-    tensor: (module name pattern, style); `*` stands for one component of a name. Styles:
-    parallel.transforms.tensor.
-    tied: pairs of parameter names that are one parameter, canonical name first.
-    init: (name, global shape) → how to draw it.
-    """
-
-    @property
-    def blocks(self) -> str: ...
-    @property
-    def first(self) -> tuple[str, ...]: ...
-    @property
-    def last(self) -> tuple[str, ...]: ...
-    @property
-    def tensor(self) -> tuple[tuple[str, str], ...]: ...
-    @property
-    def tied(self) -> tuple[tuple[str, str], ...]: ...
-    @property
-    def init(self) -> Callable[[str, tuple[int, ...]], Any]: ...
 
 
 @dataclass(frozen=True)

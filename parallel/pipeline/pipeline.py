@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
-from parallel.engine import ModelInputs
+from common.objective import ModelInputs
 from parallel.layout.layout import SCHEDULES, Layout
 from parallel.layout.mesh import Mesh
 from parallel.pipeline.forward_order import forward_order

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from common.model_plan import ModelPlan
 from parallel.layout.cuts import cut_blocks
-from parallel.layout.layout import ModelPlan
 
 
 def cut(model: nn.Module, plan: ModelPlan, how: str, stages: int) -> list[range]:

@@ -9,15 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.precision import COMPUTE_DTYPE, Precision
+from common.objective import ModelInputs, Objective
+from common.precision import Precision, torch_dtype
 from parallel.engine import (
     Chunk,
     Evaluation,
     LocalOptimizer,
     LocalParameter,
     Micro,
-    ModelInputs,
-    Objective,
     StepResult,
 )
 from parallel.gradients.replicas import Reductions, Replicas
@@ -98,7 +97,7 @@ class TorchEngine:
         if layout.pp > 1:
             from parallel.pipeline import pipeline
 
-            dtype = COMPUTE_DTYPE[precision]
+            dtype = torch_dtype(precision)
             self._pipeline = pipeline.Pipeline(
                 parallelized.stages, parallelized.first, layout, mesh, device, dtype
             )

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.model_plan import ModelPlan
 from common.precision import Precision
 from parallel.config import ParallelConfig
-from parallel.layout.layout import Layout, ModelPlan
+from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
 from parallel.pipeline.stages import cut, keep_stage, meta_copy
 from parallel.transforms import float8, pieces, recompute

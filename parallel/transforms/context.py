@@ -6,15 +6,14 @@ a causal mask, and a message shrinks as cp grows. Towards parameters the cp rank
 shards and sums over them too.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.engine import ModelInputs
-from parallel.layout.layout import ModelPlan
+from common.model_plan import ModelPlan
+from common.objective import ModelInputs
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
@@ -26,14 +25,6 @@ STYLE = "attention_core"
 _HEADS, _TOKENS = 1, 2
 # Attention compares the documents of all tokens, so every rank needs all their numbers.
 _WHOLE = ("documents",)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What a cp rank feeds its stages: its tokens, with their own positions."""
-
-    x: Tensor
-    kwargs: dict[str, Tensor]
 
 
 def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
@@ -48,7 +39,7 @@ def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
         part = whole.shape[SEQUENCE] // axis.size
         return whole.narrow(SEQUENCE, axis.rank * part, part).contiguous()
 
-    return Slice(mine(inputs.x), {name: t if name in _WHOLE else mine(t) for name, t in kwargs.items()})
+    return ModelInputs(mine(inputs.x), {name: t if name in _WHOLE else mine(t) for name, t in kwargs.items()})
 
 
 def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from common.precision import COMPUTE_DTYPE, Precision
-from parallel.layout.layout import Layout, ModelPlan
+from common.model_plan import ModelPlan
+from common.precision import Precision, torch_dtype
+from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
 from parallel.messages.collectives import Reduction, start_reduce_scatter
 from parallel.relied_on import insist
@@ -31,7 +32,7 @@ def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, pre
     ValueError where torch has not, of what `after_backward` and `Sharded` use, all that is not public.
     """
     insist("torch", FSDPModule, "_get_fsdp_state", "_set_unshard_async_op", "set_custom_reduce_scatter")
-    dtype = COMPUTE_DTYPE[precision]
+    dtype = torch_dtype(precision)
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from parallel.layout.layout import ModelPlan
+from common.model_plan import ModelPlan
 from parallel.transforms.pieces import Piece
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.layout.layout import ModelPlan
+from common.model_plan import ModelPlan
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE

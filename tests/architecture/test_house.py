@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("trainer", "parallel", "data", "launch", "common")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 TORCH_FREE = [
+    "common.model_plan",
+    "common.objective",
+    "common.precision",
     "trainer.config.keys",
     "trainer.config.schema",
     "trainer.config.sections",
@@ -69,8 +72,8 @@ def test_the_torch_free_rooms_import_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "trainer/models").rglob("*.py")), ids=name)
-def test_model_files_import_torch_and_each_other_only(file: Path) -> None:
-    allowed = {"torch", *sys.stdlib_module_names}
+def test_model_files_import_torch_common_and_each_other_only(file: Path) -> None:
+    allowed = {"torch", "common", *sys.stdlib_module_names}
     foreign = {
         module
         for module in imports(tree(file))

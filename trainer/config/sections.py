@@ -6,10 +6,11 @@ A field states its key's meaning and limits in plain text; `trainer.config.keys`
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from common.precision import Precision
+
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StateType = Literal["fp32", "bf16"]
-Precision = Literal["fp32", "bf16", "fp16"]
 Float8 = Literal["none", "tensorwise", "rowwise"]
 # jsonl is always written; the others are Accelerate's trackers by their names there.
 Tool = Literal["jsonl", "wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.objectives.base import ModelInputs
-
-IGNORED = -100
+from common.objective import IGNORED, ModelInputs
 
 
 class CausalLM:

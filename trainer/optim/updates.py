@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from common.precision import torch_dtype
 from parallel.engine import LocalParameter
 from trainer.config.sections import OptimConfig
 from trainer.optim.rounding import Kernel, Rounding, rounded
 
-STATE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Elements whose bf16 moments exist in float32 at a time, while they are updated.
 SLICE_ELEMENTS = 1 << 24
 
@@ -63,7 +63,7 @@ def build_optimizer(
         betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.eps,
         momentum=cfg.momentum,
-        state_dtype=STATE_DTYPE[cfg.state_dtype],
+        state_dtype=torch_dtype(cfg.state_dtype),
         compiler=compiler,
     )
 

@@ -3,12 +3,12 @@
 import re
 from typing import Any
 
+from common.precision import ELEMENT_BYTES
 from parallel.engine import Engine
 from parallel.layout.layout import Layout
 from parallel.messages.comms import CommCounter, context_bytes, data_bytes, pipeline_bytes, tensor_bytes
 from trainer.config.run_config import RunConfig
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _BLOCK = re.compile(r"model\.\w+\.\d+\.")  # what a block's parameters begin with
 
 
@@ -45,7 +45,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
     if cfg.parallel.engine != "torch":
         return {}
     micro_batches = layout.micro_batches(cfg.train.global_batch, cfg.train.micro_batch)
-    element_bytes = BYTES[cfg.train.precision]
+    element_bytes = ELEMENT_BYTES[cfg.train.precision]
     each: dict[str, Any] = {"micro_batches": micro_batches, "element_bytes": element_bytes}
     held = [chunk for chunk in engine.chunks() if chunk.name.startswith("model.")]
     blocks = len({match[0] for chunk in held if (match := _BLOCK.match(chunk.name))})

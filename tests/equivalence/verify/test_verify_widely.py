@@ -6,12 +6,12 @@ Slow: each preset's own optimiser, schedule and masks, at a size for a CPU, unde
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import test_planted_faults as faults
 
-from common.precision import COMPUTE_DTYPE
+from common.precision import Precision
 from verifying import References, compared
 from whole_runs import make_corpus, write_config
 
@@ -60,7 +60,7 @@ FAULTS: list[tuple[Any, int, list[str]]] = [
     (faults.ranks_read_the_same_data, 2, ["parallel.zero=1"]),
 ]
 # Not among them: a mean of means, which is right where every row has as many targets, as here.
-PLANTED = [(*fault, precision) for fault in FAULTS for precision in COMPUTE_DTYPE] + [
+PLANTED = [(*fault, precision) for fault in FAULTS for precision in get_args(Precision)] + [
     # It moves the gradient norm by 6e-5, less than a rounding in 16 bits.
     (faults.replicated_parameters_counted_twice, 2, ["parallel.tp=2"], "fp32"),
 ]

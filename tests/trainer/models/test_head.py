@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.objective import IGNORED
 from ranks import RankContext, RankPools
 from trainer.models.layers import head
 from trainer.models.layers.head import LMHead, chunked_nll_sum
@@ -23,7 +24,7 @@ def case(rows: int, vocab: int, hidden: int = 24, dtype: torch.dtype = torch.flo
     states = torch.randn(rows, hidden, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(vocab, hidden, generator=generator, dtype=torch.float64).to(dtype)
     targets = torch.randint(vocab, (rows,), generator=generator)
-    targets[torch.rand(rows, generator=generator) < 0.3] = head.IGNORED
+    targets[torch.rand(rows, generator=generator) < 0.3] = IGNORED
     return states, weight, targets
 
 
@@ -53,10 +54,10 @@ def test_equals_the_plain_one_in_float64(rows: int, vocab: int, chunk: int) -> N
 
 def test_a_chunk_or_a_batch_without_targets_counts_nothing() -> None:
     states, weight, targets = case(32, 40)
-    targets[8:16] = head.IGNORED
+    targets[8:16] = IGNORED
     for ours, reference in zip(chunked(states, weight, targets, chunk=8), plain(states, weight, targets)):
         assert (ours - reference).abs().max() <= 1e-10
-    loss, states_grad, weight_grad = chunked(states, weight, torch.full_like(targets, head.IGNORED))
+    loss, states_grad, weight_grad = chunked(states, weight, torch.full_like(targets, IGNORED))
     assert loss == 0 and not states_grad.any() and not weight_grad.any()
 
 

@@ -6,12 +6,12 @@ import math
 
 from torch import Tensor, nn
 
+from common.model_plan import Init, ModelPlan
 from trainer.models.decoder.block import Block
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.layers.attention import KVCache, Shared, document_mask, resumed_mask
 from trainer.models.layers.basic import Embedding, RMSNorm, RotaryTables
 from trainer.models.layers.head import LMHead
-from trainer.models.plans import Init, ModelPlan
 
 
 class Decoder(nn.Module):

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.objective import IGNORED
 from trainer.models.layers.softmax import FusedSoftmax, Softmax, VocabShard
-
-IGNORED = -100
-"""A target that is not counted: PyTorch's own `ignore_index`."""
 
 VOCAB_BLOCK = 8192
 """Rows of the weight's gradient that exist twice while products of a coarser type are added up."""

@@ -1,0 +1,60 @@
+"""What a model declares about itself, for `parallel` to apply. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+InitKind = Literal["normal", "trunc_normal", "ones", "zeros"]
+
+
+@dataclass(frozen=True)
+class Init:
+    """How one parameter is drawn.
+
+    kind: the distribution; `trunc_normal` is cut at ±3 std.
+    std: standard deviation of `normal` and `trunc_normal`.
+    """
+
+    kind: InitKind
+    std: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """How a model may be cut into stages, sharded, initialised and decayed.
+
+    blocks: path of the `ModuleDict` of blocks, keyed "0", "1", …. Keys survive a stage cut, so parameters
+        keep their names.
+    first: top-level modules that only the first pipeline stage keeps. In other stages they are set to None,
+        and the model's `forward` skips them.
+    last: the same for the last stage.
+    tensor: (pattern of a module's name, in which `*` stands for one path component; style). Styles:
+        "vocab_embedding"  rows of the table are split over ranks; the output is the sum of the parts;
+        "column"           a linear layer split by output features;
+        "row"              a bias-free linear layer split by input features, which gives partial sums;
+        "sequence"         weights are whole on every rank, and each rank applies them to a part of the
+                           activations (some tokens, or some heads): gradients are summed over the ranks;
+        "gather"           the module's first argument arrives split along dim 1 and is gathered; in backward
+                           the ranks' gradients of it are partial sums;
+        "attention_core"   attention over (q, k, v, …), each [batch, heads, seq, head_dim]: a rank computes
+                           with its heads. Context parallelism swaps sequence for heads around it;
+        "vocab_head"       as "gather", and the rows of the output matrix are split over ranks. The module is
+                           told which rows it holds.
+    tied: (canonical name, alias) of parameters that are one tensor. Only the canonical name is saved.
+        Materialising a model from the meta device unties them: the caller has to tie them again.
+    init: (name, global shape) → how the parameter is drawn.
+    no_decay: (name, global shape) → whether the parameter is exempt from weight decay.
+
+    The plan describes one list of blocks with a beginning and an end. A model without a vocabulary leaves
+    out the vocabulary's styles.
+    """
+
+    blocks: str
+    first: tuple[str, ...]
+    last: tuple[str, ...]
+    tensor: tuple[tuple[str, str], ...]
+    tied: tuple[tuple[str, str], ...]
+    init: Callable[[str, tuple[int, ...]], Init]
+    no_decay: Callable[[str, tuple[int, ...]], bool]

@@ -29,12 +29,19 @@ CHUNK_TOKENS: Final = 1 << 17  # handed over at once: few switches of threads, a
 
 
 class Loader:
-    """Iterates over optimiser steps from `start` on: each item is this data rank's micro-batches of one step.
+    """Iterates over optimiser steps: each item is this data rank's micro-batches of one step.
 
     Rank r of n has rows [r·G/n, (r + 1)·G/n) of each global batch of G sequences, cut into micro-batches in
-    order; `start` is the global number of the first sequence, the whole position of a run. A thread reads at
-    least `prefetch` steps ahead; what fails there is raised by the step it belongs to. Close it when done.
-    Raises ValueError when the numbers do not divide.
+    order. A thread reads steps ahead; an error there is raised by the step that it belongs to. Close the
+    loader when done; `seek` opens a closed one again.
+
+    stream: the sequences; a thread of this loader reads them until it is closed.
+    rank, ranks: this data rank, and their number.
+    global_batch, micro_batch: sequences of a step of all ranks, and of one item of a step's list.
+    start: the global number of the first sequence: the whole position of a run.
+    prefetch: steps that are read ahead, at least.
+
+    Raises ValueError where `global_batch` is not a multiple of ranks × micro_batch.
     """
 
     def __init__(
@@ -55,15 +62,35 @@ class Loader:
             )
         assert 0 <= rank < ranks, (rank, ranks)
         self._stream = stream
-        self._rows = global_batch // ranks
-        self._first = start + rank * self._rows
+        self._rank, self._rows = rank, global_batch // ranks
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._gulp = max(1, GULP_ROWS // self._rows)
-        self._closed = threading.Event()
-        self._ready: deque[list[Batch]] = deque()
         self._chunk = max(1, CHUNK_TOKENS // (self._rows * stream.seq_len))
-        self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(-(-prefetch // self._chunk))
-        self._thread = threading.Thread(target=self._read_ahead, name="data-loader", daemon=True)
+        self._queued = -(-prefetch // self._chunk)
+        self._ready: deque[list[Batch]] = deque()
+        self._closed = threading.Event()
+        self._start(start)
+
+    def seek(self, sequence: int) -> None:
+        """Continue with global sequence `sequence`, as a loader that was made with this `start` does, whether
+        this one is closed or not.
+
+        Drops the steps that were read ahead, and empties `stream.quarantined`: it lists the damage in them,
+        which is found and listed again when their sequences are read again.
+        """
+        self.close()
+        self._stream.quarantined.clear()
+        self._closed.clear()
+        self._start(sequence)
+
+    def _start(self, sequence: int) -> None:
+        self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(self._queued)
+        self._thread = threading.Thread(
+            target=self._read_ahead,
+            args=(sequence + self._rank * self._rows,),
+            name="data-loader",
+            daemon=True,
+        )
         self._thread.start()
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -81,7 +108,7 @@ class Loader:
         return self._ready.popleft()
 
     def close(self) -> None:
-        """Stops the thread and waits for it. Harmless when called twice."""
+        """Stop the thread, wait for it and drop what it read ahead. A second call does nothing."""
         self._closed.set()
         self._ready.clear()
         while self._thread.is_alive():
@@ -90,18 +117,20 @@ class Loader:
             except queue.Empty:
                 self._thread.join(timeout=0.01)
 
-    def _read_ahead(self) -> None:
+    def _read_ahead(self, start: int) -> None:
+        """Queue the steps from this rank's row `start` on until the loader is closed. In the thread."""
         step, count = 0, 1  # the first step alone, so that it comes soon; then twice as many each time
+        most = self._gulp
         again = 0  # how often in a row a step had to be read again
         while not self._closed.is_set():
             try:
-                plan = self._plan(step, count)
+                plan = self._plan(start + step * self._global_batch, count)
             except Exception as error:
                 if count == 1:
                     self._queue.put(error)
                     return
                 # Some step of the gulp fails: deliver the ones before it, one at a time.
-                self._gulp = count = 1
+                most = count = 1
                 continue
             for first in range(0, count, self._chunk):
                 if self._closed.is_set():
@@ -123,11 +152,11 @@ class Loader:
                 self._queue.put(unsettled(f"data.sources {', '.join(self._stream.names)}"))
                 return
             step += count
-            count = min(2 * max(1, count), self._gulp)
+            count = min(2 * max(1, count), most)
 
-    def _plan(self, step: int, count: int) -> Plan:
-        """This rank's rows of steps [step, step + count)."""
-        firsts = self._first + np.arange(step, step + count) * self._global_batch
+    def _plan(self, start: int, count: int) -> Plan:
+        """This rank's rows of `count` steps, the first of which begins at sequence `start` on this rank."""
+        firsts = start + np.arange(count) * self._global_batch
         return self._stream.plan((firsts[:, None] + np.arange(self._rows)).ravel())
 
     def _batches(self, plan: Plan, first: int) -> list[Batch]:

@@ -158,6 +158,62 @@ def test_closing_joins_the_thread_whatever_it_is_doing(config: DataConfig) -> No
         assert not list(loader)
 
 
+def test_a_loader_that_is_moved_continues_as_a_new_one_there(config: DataConfig) -> None:
+    def steps(loader: Loader, count: int) -> list[list[tuple[tuple[int, ...], dict[str, list[Any]]]]]:
+        return [
+            [(batch.sequences, {name: t.tolist() for name, t in batch.tensors.items()}) for batch in step]
+            for _, step in zip(range(count), loader)
+        ]
+
+    stream = Stream.open(config, seed=0, global_batch=6)
+    layout: dict[str, Any] = {"rank": 1, "ranks": 2, "global_batch": 6, "micro_batch": 1, "prefetch": 1}
+    moved = Loader(stream, **layout)
+    for start, count, close_before in ((0, 3, False), (42, 40, False), (6, 2, True), (6, 1, False)):
+        if close_before:
+            moved.close()
+            assert not list(moved)
+        moved.seek(start)
+        new = Loader(stream, start=start, **layout)
+        assert steps(moved, count) == steps(new, count)
+        new.close()
+    moved.close()
+    assert not any(thread.name == "data-loader" for thread in threading.enumerate())
+
+
+def test_a_loader_that_failed_can_be_moved_and_fails_at_the_same_step_again(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([15] * 10))
+    stream = Stream.open(
+        DataConfig([Source(str(tmp_path), max_epochs=1)], seq_len=16), seed=0, global_batch=4
+    )
+    loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=4)
+    for start, whole_steps in ((0, 2), (4, 1)):
+        loader.seek(start)
+        assert [next(loader)[0].sequences[0] for _ in range(whole_steps)] == list(range(start, 8, 4))
+        with pytest.raises(ValueError, match="past the end of the data"):
+            next(loader)
+        assert not list(loader)
+
+
+def test_damage_read_ahead_is_listed_once_when_it_is_read_again(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([15] * 40))
+    shard = tmp_path / "shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    raw[int(np.load(tmp_path / "shard-000000.idx.npy")[0, 2])] ^= 1
+    shard.write_bytes(raw)
+    cfg = DataConfig([Source(str(tmp_path), max_epochs=1)], seq_len=16, on_corrupt="quarantine")
+    stream = Stream.open(cfg, seed=0, global_batch=4)
+    loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=4)
+    assert len([next(loader) for _ in range(10)]) == 10
+    listed = stream.quarantined
+    (damaged,), copy = listed, dict(listed)
+    loader.seek(damaged + 4)
+    next(loader)
+    assert stream.quarantined is listed and not listed  # what comes before is no longer listed
+    loader.seek(0)
+    assert len([next(loader) for _ in range(10)]) == 10 and listed == copy
+    loader.close()
+
+
 def test_the_end_of_the_data_is_one_line_at_its_step(tmp_path: Path) -> None:
     make_corpus(tmp_path, numbered_documents([15] * 10))
     stream = Stream.open(

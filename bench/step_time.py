@@ -50,7 +50,7 @@ from contenders import (
     WithAccelerate,
 )
 
-from launch.local.local import KEEP_MEMORY
+from launch.local.rank_commands import KEEP_MEMORY
 
 RESULTS = Path(__file__).parent / "results" / "step_time.json"
 CHECKED_STEPS, WARM_UP_ROUNDS, TOLERANCE = 4, 2, 1e-5

@@ -1,7 +1,11 @@
-"""What is to be run: a config, its overrides, how many ranks. Pure: nothing is executed here."""
+"""What is to be run: a config, its overrides, the number of ranks. Nothing is executed here."""
 
 import sys
 from dataclasses import dataclass, field, replace
+
+RANK = "trainer"  # modules of the trainer that `launch` starts as processes
+VERIFY = "trainer.verify.verify"
+GENERATE = "trainer.generate.generate"
 
 # One process whatever the config's layout: law 1 says that the result is the same.
 ONE_PROCESS = (
@@ -15,29 +19,36 @@ ONE_PROCESS = (
 
 @dataclass(frozen=True)
 class Job:
-    """A run of `nproc` ranks on this machine: `python -m MODULE [options] CONFIG [key=value…]` each.
+    """A run of several ranks: each is `python -m MODULE [options] CONFIG [key=value…]`.
 
-    threads: CPU threads of a rank; 0: as the environment says. See `trainer.process.cores`.
+    config: path of the YAML file or of the run folder.
+    overrides: key=value of the command line, in its order.
+    nproc: number of ranks.
+    module: the module that a rank runs.
+    options: arguments of the module before CONFIG.
+    threads: CPU threads of a rank (see `trainer.process.cores`); 0: as the environment says.
     """
 
     config: str
     overrides: tuple[str, ...] = ()
     nproc: int = 1
-    module: str = "trainer"
+    module: str = RANK
     options: tuple[str, ...] = ()
     threads: int = 0
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What follows the module."""
+        """The words after the module."""
         return (*self.options, self.config, *self.overrides)
 
     def alone(self) -> "Job":
-        """The same run in one process, whatever its layout."""
+        """Return the same run in one process, whatever its layout."""
         return replace(self, overrides=(*self.overrides, *ONE_PROCESS), nproc=1)
 
     def reference(self) -> "Job":
-        """What every layout is held against: one process of the torch engine, nothing recomputed."""
+        """Return the run that `verify` compares every layout with: one process of the torch engine that
+        recomputes, compiles and offloads nothing.
+        """
         plain = (
             *("parallel.engine=torch", "parallel.recompute=none", "parallel.compile=false"),
             *("parallel.offload_optimizer=none", "parallel.offload_parameters=none"),
@@ -46,17 +57,17 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Command:
-    """A process to start: its arguments, and what its environment has besides this one's."""
+class ProcessCommand:
+    """A process to start: its command line, and what is added to the environment of this process."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command line that runs `module` with the interpreter that runs this.
+    """Return the command line that runs `module` with the interpreter of this process.
 
     -P: the module is this installation's, also where the working directory has one of that name.
     """
-    start = () if module == "trainer" else ("trainer.process.entry",)
+    start = () if module == RANK else ("trainer.process.entry",)
     return (sys.executable, "-P", "-m", *start, module, *arguments)

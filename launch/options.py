@@ -1,18 +1,67 @@
-"""A dataclass of settings → command-line options, one a field: what can be asked for is written once."""
+"""Arguments that several commands share, their types, and a dataclass's fields as options."""
 
 import argparse
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.config.schema import INT64
 
+AddCommand = Callable[[str, str], argparse.ArgumentParser]
+"""(name, what the command is for) → a new parser for the arguments of that command."""
+
+CONFIG = (
+    "YAML file, or a run folder to go on with; paths in it are relative to the working directory, base: to "
+    "the file"
+)
+
+
+def command_adder(parser: argparse.ArgumentParser) -> AddCommand:
+    """Return a function that adds commands to `parser`."""
+    group = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, help=about, description=about)
+        sub.set_defaults(parser=sub)
+        return sub
+
+    return add
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that a `launch.job.Job` is made of: CONFIG, key=value and --nproc."""
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes one key of it")
+    parser.add_argument(
+        "--nproc", type=count, default=1, metavar="N", help="ranks on this machine (default 1)"
+    )
+    parser.set_defaults(rest="overrides")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the argument RUN."""
+    parser.add_argument("folder", metavar="RUN", help="run folder, or the config in it")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the flag --json."""
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output, nothing else"
+    )
+
 
 def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str, about: Mapping[str, str]) -> None:
-    """`--text-field TEXT` for a field `text_field`; a flag for a bool; may be repeated for a list.
+    """Add an option for each field of the dataclass `cls`.
 
-    `about`: what each field is, in a few words.
+    A field `text_field` becomes `--text-field TEXT`, a bool becomes a flag, and the option of a list may be
+    repeated.
+
+    Args:
+        parser: the parser of one command.
+        cls: the dataclass; `from_fields` makes one from the parsed options.
+        title: the heading above the options in the help.
+        about: field name → what the field is, in a few words.
     """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(cls)
@@ -32,14 +81,21 @@ def add_fields(parser: argparse.ArgumentParser, cls: Any, title: str, about: Map
             group.add_argument(option, type=kind, default=field.default, metavar=metavar, help=note)
 
 
+def from_fields(args: argparse.Namespace, cls: Any) -> Any:
+    """Return the dataclass that the options of `add_fields` describe."""
+    return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
 def integer(text: str) -> int:
-    """The type of an option that is an integer: one that numpy and torch can count with."""
+    """Type of an option: an integer that 64 bits hold, as numpy and torch need it."""
     value = int(text)
     if value not in INT64:
         raise argparse.ArgumentTypeError(f"{text} is an integer that 64 bits do not hold")
     return value
 
 
-def from_fields(args: argparse.Namespace, cls: Any) -> Any:
-    """The dataclass that the options of `add_fields` amount to."""
-    return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+def count(text: str) -> int:
+    """Type of an option: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return integer(text)

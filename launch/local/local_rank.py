@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from launch.job import Command
-from launch.local.voice import Voice, terminal_like_ours
+from launch.job import ProcessCommand
+from launch.local.rank_output import Voice, terminal_like_ours
 from trainer.process.interrupts import hold
 
 # Exit codes of a rank that was asked to stop. Once all have begun their first step, all leave with
@@ -30,7 +30,7 @@ class LocalRank:
     under_way: bool = False  # its first step is done, and so every rank has begun
 
     @classmethod
-    def start(cls, number: int, command: Command, *, marked: bool, tell_under_way: int) -> "LocalRank":
+    def start(cls, number: int, command: ProcessCommand, *, marked: bool, tell_under_way: int) -> "LocalRank":
         """Start `command` as rank `number`; its first step's end is told through `tell_under_way`."""
         live = number == 0 and os.isatty(2)
         ours, theirs = terminal_like_ours() if live else os.pipe()

@@ -12,16 +12,16 @@ import time
 from collections.abc import Sequence
 
 from common.standard_error import write
-from launch.job import Command
+from launch.job import ProcessCommand
 from launch.local.local_rank import STOPPED, LocalRank
-from launch.local.voice import SHOW_CURSOR, say
+from launch.local.rank_output import SHOW_CURSOR, say
 from trainer.process.interrupts import ONE_PRESS_SECONDS
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def supervise(
-    commands: Sequence[Command], *, grace_seconds: float = 10.0, stop_seconds: float = 600.0
+    commands: Sequence[ProcessCommand], *, grace_seconds: float = 10.0, stop_seconds: float = 600.0
 ) -> int:
     """Run `commands` as the ranks of one program until all have ended; returns the program's exit code.
 
@@ -69,7 +69,7 @@ class _Supervisor:
         handlers[signal.SIGCHLD] = lambda number, frame: None
         self.old_handlers = {number: signal.signal(number, handlers[number]) for number in handlers}
 
-    def start(self, number: int, command: Command, *, marked: bool) -> None:
+    def start(self, number: int, command: ProcessCommand, *, marked: bool) -> None:
         rank = LocalRank.start(number, command, marked=marked, tell_under_way=self.tell_under_way)
         self.ranks.append(rank)
         for descriptor in rank.descriptors:

@@ -14,10 +14,10 @@ import pytest
 
 from data.corpus.manifest import Manifest, TokenizerEntry, write_manifest
 from launch import cli
-from launch.commands import commands
-from launch.job import ONE_PROCESS, Command, Job, python
-from launch.local import submit
-from launch.local.local import KEEP_MEMORY, rank_commands
+from launch.checks import check_job
+from launch.job import ONE_PROCESS, Job, ProcessCommand, python
+from launch.local import run
+from launch.local.rank_commands import KEEP_MEMORY, rank_commands
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
 ASCII = {
@@ -199,19 +199,19 @@ def test_a_damaged_corpus_is_a_failure_not_a_mistake(
 
 def test_overrides_may_stand_on_both_sides_of_an_option(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     jobs: list[Job] = []
-    monkeypatch.setattr(submit, "run", lambda job: jobs.append(job) or 0)
+    monkeypatch.setattr(run, "run_job", lambda job: jobs.append(job) or 0)
     assert cli.main(["train", config, "seed=1", "--nproc", "2", "seed=2", "train.steps=9"]) == 0
     assert jobs == [Job(config, ("seed=1", "seed=2", "train.steps=9"), 2)]
 
 
 def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    started: list[Command] = []
-    monkeypatch.setattr(submit, "become", started.append)
+    started: list[ProcessCommand] = []
+    monkeypatch.setattr(run, "become", started.append)
     (tmp_path / "checkpoints").mkdir()
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
     options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
     assert started == [
-        Command(
+        ProcessCommand(
             (
                 sys.executable,
                 "-P",
@@ -229,7 +229,7 @@ def test_verify_records_in_one_process_and_compares_on_the_layout(
     monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     jobs: list[Job] = []
-    monkeypatch.setattr(submit, "wait", lambda job: jobs.append(job) or 0)
+    monkeypatch.setattr(run, "run_as_children", lambda job: jobs.append(job) or 0)
     assert cli.main(["verify", config, "parallel.tp=2", "--nproc", "4", "--steps", "3", "--json"]) == 0
     assert [(job.module, job.nproc) for job in jobs] == [
         ("trainer.verify.verify", 1),
@@ -245,7 +245,7 @@ def test_verify_records_in_one_process_and_compares_on_the_layout(
 
 def test_verify_stops_where_the_reference_fails(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     codes = [1]
-    monkeypatch.setattr(submit, "wait", lambda job: codes.pop())
+    monkeypatch.setattr(run, "run_as_children", lambda job: codes.pop())
     assert cli.main(["verify", config, "--nproc", "2"]) == 1
 
 
@@ -275,7 +275,7 @@ def test_the_ranks_meeting_place_is_gone_afterwards(
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with submit._meeting_place() as place:
+    with run._meeting_place() as place:
         # As a rank does: opened anew each time, in another process.
         write = f"open({place!r}, 'a').write('met')"
         subprocess.run([sys.executable, "-c", write], check=True, timeout=60)
@@ -291,9 +291,9 @@ def test_a_module_run_here_keeps_its_exit_code(
     monkeypatch.setattr(sys, "argv", ["germinal"])
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(int(sys.argv[1]))")
     (tmp_path / "breaks.py").write_text("1 / 0")
-    assert submit.run_here("leaves", "75") == 75
-    assert submit.run_here("leaves", "0") == 0
-    assert submit.run_here("breaks") == 1
+    assert run.run_module("leaves", "75") == 75
+    assert run.run_module("leaves", "0") == 0
+    assert run.run_module("breaks") == 1
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -345,7 +345,7 @@ def test_verify_refuses_fp8_and_its_reference_offloads_nothing(
     code, err = failure(capfd, "train", config, "parallel.offload_optimizer=cpu")
     assert code == 2 and "parallel.offload_optimizer=cpu" in err and "deepspeed" in err
     offloading = ("parallel.engine=deepspeed", "parallel.offload_optimizer=cpu")
-    commands.check(Job(config, offloading).reference())
+    check_job(Job(config, offloading).reference())
 
 
 def test_another_clone_in_the_working_directory_is_not_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from launch import cli
-from launch.commands import reference
+from launch.look import reference
 
 
 def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

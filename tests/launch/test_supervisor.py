@@ -13,11 +13,11 @@ import pytest
 # The parent: supervises one rank for each script that it is given.
 PARENT = """
 import sys
-from launch.job import Command
+from launch.job import ProcessCommand
 from launch.local.supervisor import supervise
 grace, stop, *scripts = sys.argv[1:]
 answers = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())\\n"
-ranks = [Command((sys.executable, "-c", answers + script)) for script in scripts]
+ranks = [ProcessCommand((sys.executable, "-c", answers + script)) for script in scripts]
 sys.exit(supervise(ranks, grace_seconds=float(grace), stop_seconds=float(stop)))
 """
 SLEEP = "import time; time.sleep(60)"

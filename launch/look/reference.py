@@ -6,7 +6,7 @@ import re
 import typing
 from typing import Any
 
-from launch import tables
+from launch import options, tables
 from trainer.config import keys, schema
 from trainer.config.keys import Key
 from trainer.config.run_config import RunConfig
@@ -33,6 +33,16 @@ leading 0. `${key}` stands for the value that another key is given, in quotes in
 A value that a key cannot have, and keys that cannot go together, are one line and exit code 2 before any rank
 starts.
 """
+
+
+def add_command(add: options.AddCommand) -> None:
+    parser = add("config", "every key of a config: type, choices, default, unit, meaning")
+    parser.add_argument(
+        "key", metavar="KEY", nargs="?", help="a section (optim) or a key (optim.lr); none: all"
+    )
+    parser.add_argument("--markdown", action="store_true", help="as docs/config.md")
+    options.add_json(parser)
+    parser.set_defaults(run=config)
 
 
 def config(args: argparse.Namespace) -> int:

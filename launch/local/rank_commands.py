@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from launch.job import Command, Job, python
+from launch.job import Job, ProcessCommand, python
 
 # glibc gives large blocks back to the kernel at every free, and each step then faults their pages in again:
 # keeping them took 11 % off a CPU step of the quickstart's model. Other allocators ignore these names.
@@ -13,7 +13,7 @@ KEEP_MEMORY = {
 }
 
 
-def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> list[Command]:
+def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> list[ProcessCommand]:
     """One command a rank, in rank order.
 
     Args:
@@ -34,5 +34,5 @@ def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> l
             env["GERMINAL_INIT"] = rendezvous
         if job.threads and "OMP_NUM_THREADS" not in environ:
             env["OMP_NUM_THREADS"] = str(job.threads)  # PyTorch alone would give every rank all cores
-        commands.append(Command(python(job.module, *job.arguments), env))
+        commands.append(ProcessCommand(python(job.module, *job.arguments), env))
     return commands

@@ -10,13 +10,13 @@ import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
-from launch.job import Command, Job
-from launch.local.local import rank_commands
+from launch.job import Job, ProcessCommand
+from launch.local.rank_commands import rank_commands
 from launch.local.supervisor import supervise
 from trainer.process.interrupts import hold
 
 
-def run(job: Job) -> int:
+def run_job(job: Job) -> int:
     """Run the job's ranks on this machine; returns the exit code.
 
     A single rank replaces this process: it has the terminal and the signals to itself, as if started by hand.
@@ -24,10 +24,10 @@ def run(job: Job) -> int:
     """
     if job.nproc == 1:
         become(*_commands(job))
-    return wait(job)
+    return run_as_children(job)
 
 
-def wait(job: Job) -> int:
+def run_as_children(job: Job) -> int:
     """Run the job's ranks on this machine as processes of their own; returns the exit code."""
     with _meeting_place() as file:
         return supervise(_commands(job, f"file://{file}"))
@@ -46,7 +46,7 @@ def _meeting_place() -> Iterator[str]:
             yield f"{folder}/rendezvous"
 
 
-def become(command: Command) -> NoReturn:
+def become(command: ProcessCommand) -> NoReturn:
     """Replace this process by `command`."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,10 +61,10 @@ def debug(job: Job) -> int:
     """
     (command,) = _commands(job)
     os.environ.update(command.env)
-    return run_here(job.module, *job.arguments)
+    return run_module(job.module, *job.arguments)
 
 
-def run_here(module: str, *arguments: str) -> int:
+def run_module(module: str, *arguments: str) -> int:
     """Run `module` in this process as `python -m` would; returns its exit code."""
     sys.argv = [module, *arguments]
     try:
@@ -79,5 +79,5 @@ def run_here(module: str, *arguments: str) -> int:
     return 0
 
 
-def _commands(job: Job, rendezvous: str = "") -> list[Command]:
+def _commands(job: Job, rendezvous: str = "") -> list[ProcessCommand]:
     return rank_commands(job, rendezvous=rendezvous, environ=os.environ)

@@ -1,12 +1,28 @@
-"""`germinal checkpoint`: what a run has saved, and whether every byte of it is as it was written."""
+"""`germinal checkpoint`: list the checkpoints of a run, and verify every byte of them."""
 
 import argparse
 import time
 from pathlib import Path
 from typing import Any
 
-from launch import tables
+from launch import options, tables
 from trainer.folder.run_folder import find
+
+
+def add_command(add: options.AddCommand) -> None:
+    parser = add("checkpoint", "list or verify the checkpoints of a run")
+    add = options.command_adder(parser)
+
+    sub = add("list", "step, size and age of every checkpoint")
+    options.add_run(sub)
+    options.add_json(sub)
+    sub.set_defaults(run=checkpoint_list)
+
+    sub = add("verify", "read every byte of every checkpoint; exit code 1 if one is wrong")
+    options.add_run(sub)
+    sub.add_argument("--step", type=options.count, metavar="N", help="only the checkpoint of this step")
+    options.add_json(sub)
+    sub.set_defaults(run=checkpoint_verify)
 
 
 def checkpoint_list(args: argparse.Namespace) -> int:

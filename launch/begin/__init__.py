@@ -1,0 +1,1 @@
+"""Commands that begin work: make a corpus, train, verify, generate."""

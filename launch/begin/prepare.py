@@ -1,0 +1,98 @@
+"""`germinal prepare`: make a corpus, and report what came in and what went out."""
+
+import argparse
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data.prepare.recipe import Recipe
+from launch import options, tables
+from launch.recipe_help import ABOUT
+
+
+def add_command(add: options.AddCommand) -> None:
+    parser = add("prepare", "make a corpus: text, code or JSONL → tokenised, indexed shards and a manifest")
+    parser.usage = "germinal prepare SOURCE… --out DIR (--tokenizer FILE | --train-tokenizer N) [options]"
+    parser.epilog = inspect.getdoc(Recipe)
+    source = "folder, file, glob, {a..b} range, @list, URL, or - for JSONL on standard input"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=source)
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the corpus, or DIR/train and DIR/heldout"
+    )
+    parser.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, or the word bytes")
+    parser.add_argument("--train-tokenizer", type=options.count, metavar="N", help="train one of N tokens")
+    parser.add_argument(
+        "--heldout", type=float, default=0.0, metavar="X", help="share kept for evaluation, by hash"
+    )
+    parser.add_argument(
+        "--workers", type=options.count, default=0, metavar="N", help="processes (default: one a core)"
+    )
+    options.add_json(parser)
+    options.add_fields(parser, Recipe, "reading, cleaning and writing", ABOUT)
+    parser.set_defaults(run=prepare, rest="sources")
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Make a corpus, and say what came in and what went out."""
+    from data.prepare.prepare import prepare
+    from data.prepare.report.steps import in_words
+
+    args.started()
+    report = prepare(
+        args.sources,
+        Path(args.out),
+        tokenizer=args.tokenizer,
+        train_tokenizer=args.train_tokenizer,
+        heldout=args.heldout,
+        workers=args.workers,
+        recipe=options.from_fields(args, Recipe),
+    )
+    if args.json:
+        tables.document(dataclasses.asdict(report) | {"out": args.out})
+        return 0
+    sides = [side for side in (report.train, report.heldout) if side]
+    columns = ("corpus", "documents", "tokens", "text bytes", "shards")
+    lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
+    done = "was there already, whole" if report.was_complete else "done"
+    if report.by_another_version:
+        done += " (made by another version, which may read the sources otherwise)"
+    tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
+    steps = [
+        (in_words(step, args.text_field), documents, size, "; ".join(report.examples.get(step, [])[:1]))
+        for step, (documents, size) in report.counts.items()
+        if documents
+    ]
+    files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
+    title = f"what came in, from files of kind {files}, and what went out"
+    tables.rows(title, ("step", "documents", "characters", "for example"), steps)
+    if report.heldout and report.heldout_by == "position":
+        print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
+    for line in _encodings(report.counts, report.examples):
+        print(line)
+    if "noted.ids_of_no_text" in report.counts:
+        print(
+            f"the ids of {report.counts['noted.ids_of_no_text'][0]:,} documents stand for no text by this "
+            f"tokenizer ({report.examples['noted.ids_of_no_text'][0]}): is it the one that made them?"
+        )
+    same, tried = report.round_trip
+    if same < tried:
+        print(
+            f"the tokenizer loses text: of {tried:,} documents tried, {tried - same:,} did not come back "
+            "from their ids byte for byte (white space, case or characters that it does not know)"
+        )
+    return 0
+
+
+def _encodings(counts: Mapping[str, tuple[int, int]], examples: Mapping[str, list[str]]) -> Iterator[str]:
+    """What to say loudly of documents that were not in the encoding they were read by."""
+    for step, what in (
+        ("changed.not_utf8", "documents are not UTF-8 and were read as Windows-1252"),
+        ("changed.broken_utf8", "documents are broken UTF-8, with U+FFFD for what could not be read"),
+        ("removed.undecodable", "documents were left out, for they are not in the encoding"),
+        ("removed.utf16_without_mark", "documents were left out, for they look like UTF-16"),
+    ):
+        if step in counts:
+            first = "".join(f" ({where})" for where in examples.get(step, [])[:1])
+            other = ", or leave them out with --undecodable skip" if step.startswith("changed") else ""
+            yield f"{counts[step][0]:,} {what}{first}: name their encoding with --encoding{other}"

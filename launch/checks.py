@@ -1,0 +1,41 @@
+"""What is checked of a job before any rank starts, without torch."""
+
+from typing import TYPE_CHECKING
+
+from launch.job import Job
+
+if TYPE_CHECKING:
+    from trainer.config.run_config import RunConfig
+
+
+def check_job(job: Job) -> "RunConfig":
+    """Return the job's config once its keys, its layout and its corpora on disk are known to fit together.
+
+    Raises ValueError where the config is wrong, RuntimeError where a corpus is damaged; one line each.
+    """
+    from trainer.config import run_config as config
+
+    cfg = config.load(job.config, job.overrides)
+    config.layout(cfg, job.nproc)
+    _check_vocabularies(cfg)
+    return cfg
+
+
+def _check_vocabularies(cfg: "RunConfig") -> None:
+    """Raise ValueError where a corpus's tokenizer has more tokens than the model's vocabulary."""
+    from data.corpus.manifest import read_manifest
+
+    paths = {f"data.sources[{index}].path": source.path for index, source in enumerate(cfg.data.sources)}
+    paths |= {f"data.heldout[{index}].path": corpus.path for index, corpus in enumerate(cfg.data.heldout)}
+    for key, path in paths.items():
+        if "://" in path:  # remote: the run itself looks
+            continue
+        try:
+            vocab = read_manifest(path).tokenizer.vocab
+        except ValueError as error:
+            raise ValueError(f"{key}={path!r}: {error}") from None
+        if vocab > cfg.model.vocab:
+            raise ValueError(
+                f"model.vocab={cfg.model.vocab}: the tokenizer of {path} has {vocab} tokens; "
+                f"set model.vocab to {vocab} or more"
+            )

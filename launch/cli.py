@@ -10,12 +10,12 @@ the run is held by another process: run again; 130 interrupted.
 
 import argparse
 import difflib
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from common.exit_codes import FAILED, INTERRUPTED, WRONG
+from common.standard_error import complain, nobody_reads
 from launch.begin import generate, prepare, train, verify
 from launch.look import checkpoint, corpus, plot, reference
 from launch.options import command_adder
@@ -54,19 +54,13 @@ def main(arguments: Sequence[str] | None = None, *, started: Callable[[], None] 
         args.started = started
         return args.run(args)
     except ValueError as error:
-        return _fail(error, 2)
+        return complain(error, WRONG)
     except BrokenPipeError:  # `germinal … | head` has closed standard output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return nobody_reads()
     except (RuntimeError, OSError) as error:
-        return _fail(error, 1)
+        return complain(error, FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-
-
-def _fail(error: object, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return code
+        return complain("interrupted", INTERRUPTED)
 
 
 def build_parser() -> argparse.ArgumentParser:

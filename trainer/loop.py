@@ -15,7 +15,7 @@ from trainer.config.run_config import RunConfig
 from trainer.evaluation.evaluate import Evaluator
 from trainer.metrics.meter import Meter
 from trainer.optim.schedule import learning_rate
-from trainer.record.events import ON_EVERY_RANK
+from trainer.ranks import on_every_rank
 from trainer.state import TrainState
 from trainer.steps import Steps
 
@@ -70,12 +70,12 @@ def train(
 
         empty = 0 if result.count else empty + 1
         if empty == MOST_EMPTY_STEPS or (state.step == steps and not state.tokens):
-            nothing = RuntimeError(
-                f"step {state.step}: no target was counted in {empty} steps, for all sequences are masked or "
-                "padding: see quarantine.jsonl and germinal data verify, and restore the corpus"
+            raise on_every_rank(
+                RuntimeError(
+                    f"step {state.step}: no target was counted in {empty} steps, for all sequences are "
+                    "masked or padding: see quarantine.jsonl and germinal data verify, and restore the corpus"
+                )
             )
-            nothing.add_note(ON_EVERY_RANK)
-            raise nothing
         stop = result.stop or not evaluate()
         if checkpointer.due(state.step) or state.step == steps or stop:
             checkpointer.save(state, engine)
@@ -98,13 +98,13 @@ def take_step(
     batches.hear(result.news)
     if result.fault:
         loss = result.loss_sum / max(1.0, result.count)
-        error = Diverged(
-            f"step {state.step + 1}, sequences {state.sequences} to "
-            f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
-            "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
+        raise on_every_rank(
+            Diverged(
+                f"step {state.step + 1}, sequences {state.sequences} to "
+                f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
+                "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
+            )
         )
-        error.add_note(ON_EVERY_RANK)
-        raise error
     state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
     return result
 

@@ -6,14 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from trainer.record.events import ELSEWHERE, ON_EVERY_RANK
+# Notes on an error (`BaseException.add_note`), so that one fault is one event and one line on standard error.
+ON_EVERY_RANK = "raised on every rank"  # rank 0 reports it
+TOLD = "told in events.jsonl"  # likewise, and rank 0 has written the event already
+ELSEWHERE = "told by another rank"  # the rank that found the fault reports it
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 _KINDS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
     "RuntimeError": RuntimeError,
     "BlockingIOError": BlockingIOError,
 }
+
+
+def on_every_rank(error: E) -> E:
+    """The error with the note ON_EVERY_RANK, for `raise on_every_rank(…)`."""
+    error.add_note(ON_EVERY_RANK)
+    return error
 
 
 def alone(value: Any) -> list[Any]:
@@ -68,7 +78,7 @@ class Ranks:
         where = "" if everyones else f"rank {failed[0]}: "
         raised = mine or _KINDS.get(kind, RuntimeError)(f"{where}{words}")
         if everyones or all(failure == told[0] for failure in told):
-            raised.add_note(ON_EVERY_RANK)
+            on_every_rank(raised)
         elif mine is None or told.index(told[self.rank]) < self.rank:
             raised.add_note(ELSEWHERE)
         raise raised

@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from common.exit_codes import ASKED_TO_STOP
 from launch.job import ProcessCommand
 from launch.local.rank_output import Voice, terminal_like_ours
 from trainer.process.interrupts import hold
-
-# Exit codes of a rank that was asked to stop. Once all have begun their first step, all leave with
-# them together; before that, one that leaves with them leaves the others waiting.
-STOPPED = (75, 130)
 
 
 @dataclass
@@ -58,7 +55,7 @@ class LocalRank:
     def left_alone(self) -> bool:
         """Whether it has failed, or has left while the others were not to leave with it."""
         code = self.process.returncode
-        return code not in (None, 0) and not (code in STOPPED and self.under_way)
+        return code not in (None, 0) and not (code in ASKED_TO_STOP and self.under_way)
 
     @property
     def failed_at(self) -> float:

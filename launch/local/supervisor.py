@@ -11,9 +11,10 @@ import socket
 import time
 from collections.abc import Sequence
 
+from common.exit_codes import ASKED_TO_STOP, DONE, INTERRUPTED, STOPPED
 from common.standard_error import write
 from launch.job import ProcessCommand
-from launch.local.local_rank import STOPPED, LocalRank
+from launch.local.local_rank import LocalRank
 from launch.local.rank_output import SHOW_CURSOR, say
 from trainer.process.interrupts import ONE_PRESS_SECONDS
 
@@ -170,7 +171,7 @@ class _Supervisor:
             name = signal.Signals(-code).name
             hint = " (out of memory? see the kernel's log)" if -code == signal.SIGKILL else ""
             say(f"error: rank {first.voice.number} was ended by {name}{hint}".encode())
-        elif not words and code not in STOPPED:
+        elif not words and code not in ASKED_TO_STOP:
             say(f"error: rank {first.voice.number} ended with exit code {code} and said nothing".encode())
         return 1 if code < 0 else code
 
@@ -189,7 +190,7 @@ class _Supervisor:
             return 1
         if number in FORWARDED and len(self.asked) < 2:
             say(f"error: {how} before the first step: nothing was under way".encode())
-            return 130 if asked == signal.SIGINT else 75
+            return INTERRUPTED if asked == signal.SIGINT else STOPPED
         say(f"error: {how}; the same command goes on from the last checkpoint".encode())
         return 128 + asked
 
@@ -201,7 +202,7 @@ class _Supervisor:
     def _kill_all(self) -> None:
         """End every rank that has not left by itself, and what it started."""
         for rank in self.ranks:
-            if rank.process.poll() not in (0, *STOPPED):
+            if rank.process.poll() not in (DONE, *ASKED_TO_STOP):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(rank.process.pid, signal.SIGKILL)
 

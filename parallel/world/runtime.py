@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed as dist
 
+from common.exit_codes import ASKED_TO_STOP, FAILED
 from parallel.world.presence import Left, Presence
 from parallel.world.rendezvous import address, compare_devices
 
@@ -33,8 +34,6 @@ _LAUNCHERS = (
 # Open MPI, deepspeed. A rank that was started by hand may outlive its shell.
 _PARENTS = ("GERMINAL_INIT", "TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "CROSS_RANK")
 _PARENT_SECONDS = 2.0
-_FAILED = 1
-STOPPED = (75, 130)  # exit codes of a rank that was asked to stop
 
 # How long a rank that hears of another's end may take to end by itself: running, and before its first step.
 GRACE_SECONDS = 10.0
@@ -97,7 +96,7 @@ class Runtime:
     def leaves(self, code: int, why: str = "") -> None:
         """Tell the other ranks that this one ends, with its exit code; `why` where it does so alone."""
         if self._presence is not None:
-            together = code == 0 or (code in STOPPED and self.is_under_way and not why)
+            together = code == 0 or (code in ASKED_TO_STOP and self.is_under_way and not why)
             self._presence.leave(code, why, agreed=together)
 
     def first_to_leave(self, patience_seconds: float = 1.0) -> Left | None:
@@ -121,9 +120,10 @@ class Runtime:
         """Another rank is gone: where all were to leave, this one does it by itself; else it follows."""
         if left.agreed:
             return
-        if left.code not in STOPPED:  # what fails here too, or for want of that rank, has words of its own
+        # What fails here too, or for want of that rank, has words of its own.
+        if left.code not in ASKED_TO_STOP:
             time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
-        code = _FAILED if left.code is None else left.code
+        code = FAILED if left.code is None else left.code
         self._words.acquire(timeout=WORDS_SECONDS)  # where this rank is just saying why
         # Where this rank has said why, it is closing what was open, which waits for ranks that are gone.
         if self.has_said_why or not self.tells_of(left):
@@ -136,7 +136,7 @@ class Runtime:
             time.sleep(_PARENT_SECONDS)
         _end(
             f"rank {self.rank}: its launcher (process {parent}) is gone, and so nobody watches over it",
-            _FAILED,
+            FAILED,
         )
 
     def stop(self, *, failed_with: int = 0) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.exit_codes import FAILED, WRONG
 from whole_runs import (
     GERMINAL,
     environment,
@@ -18,8 +19,6 @@ from whole_runs import (
     train,
     write_config,
 )
-
-WRONG, FAILED = 2, 1
 
 
 @pytest.fixture(scope="module")

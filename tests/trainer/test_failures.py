@@ -13,16 +13,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.exit_codes import DONE, FAILED, WRONG
 from data.config import DataConfig, Source
 from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
-from trainer.__main__ import DONE, FAILED, WRONG, fail, main
+from trainer.__main__ import main
 from trainer.config import run_config as config
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
 from trainer.models.decoder.config import DecoderConfig
 from trainer.process.disk import explained, explaining
-from trainer.record.events import ON_EVERY_RANK, TOLD
+from trainer.process.failures import Failures
+from trainer.ranks import ON_EVERY_RANK, TOLD
 from trainer.state import TrainState
 from whole_runs import events, make_corpus, train_here, write_config
 
@@ -49,13 +51,13 @@ def test_out_of_memory_or_of_disk_says_what_to_do(
     )
     cfg.folder.mkdir()
     fence = Fence(cfg.folder)
-    rank = Runtime(3, 4, 3, torch.device("cpu"))
-    assert fail(error, cfg, rank, fence) == FAILED
+    failures = Failures(cfg.folder, Runtime(3, 4, 3, torch.device("cpu")), fence)
+    assert failures.fail(error) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "traceback: " not in line, "the folder may be another's"
     assert not (cfg.folder / "faults").exists()
     fence.take()
-    assert fail(error, cfg, rank, fence) == FAILED
+    assert failures.fail(error) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: rank 3: ") and said in line and line.endswith("faults/rank-00003.txt)")
 

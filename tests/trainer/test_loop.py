@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from common.exit_codes import FAILED
 from data.corpus.manifest import read_manifest, write_manifest
 from data.corpus.scan import map_file, samples
 from data.stream.loader import HeldoutLoader
 from parallel.world import runtime as runtimes
 from trainer import loop
-from trainer.__main__ import FAILED, main
+from trainer.__main__ import main
 from trainer.config import run_config as configs
 from trainer.evaluation import evaluate
 from trainer.run import assemble

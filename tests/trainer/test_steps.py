@@ -10,8 +10,7 @@ import torch
 from checkpointed import Team
 from data.stream.batch import Batch
 from data.stream.rows import NOT_COUNTED
-from trainer.ranks import Ranks
-from trainer.record.events import ELSEWHERE, ON_EVERY_RANK
+from trainer.ranks import ELSEWHERE, ON_EVERY_RANK, Ranks
 from trainer.steps import Steps
 
 STEPS, ROWS, SEQ, EOS = 6, 2, 4, 0

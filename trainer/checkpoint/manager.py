@@ -23,9 +23,9 @@ from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
 from trainer.folder.fence import Look, unfenced
 from trainer.process.disk import explaining
-from trainer.ranks import Ranks, alone, one_line
+from trainer.ranks import TOLD, Ranks, alone, one_line
 from trainer.record.digest import LogDigest
-from trainer.record.events import TOLD, EventLog
+from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog
 from trainer.state import Identity, TrainState
 
@@ -293,5 +293,5 @@ def _explained(error: Exception, step: int, rank: int, world: int) -> Exception:
     where = f" on rank {rank}" if world > 1 and isinstance(error, OSError) else ""
     told = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
     told.__cause__ = error
-    told.add_note(TOLD)  # by rank 0, which hears of each rank's
+    told.add_note(TOLD)
     return told

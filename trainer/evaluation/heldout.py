@@ -4,8 +4,8 @@ from data.stream.loader import HeldoutLoader
 from data.stream.stream import Stream, check_tokenizers
 from parallel.engine import Engine
 from trainer.config.run_config import RunConfig
-from trainer.ranks import Ranks
-from trainer.record.events import ON_EVERY_RANK, EventLog
+from trainer.ranks import Ranks, on_every_rank
+from trainer.record.events import EventLog
 
 
 def open_heldout(
@@ -67,9 +67,7 @@ def open_heldout(
                 )
                 events.event("quarantine", step, reason, heldout=heldout.name, **vars(damage))
             if not heldout.rows:
-                nothing = RuntimeError(
-                    f"held-out {heldout.name}: every document is damaged: restore the corpus"
+                raise on_every_rank(
+                    RuntimeError(f"held-out {heldout.name}: every document is damaged: restore the corpus")
                 )
-                nothing.add_note(ON_EVERY_RANK)
-                raise nothing
     return sets

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 
+from common.exit_codes import DONE, FAILED, INTERRUPTED, WRONG
+from common.standard_error import complain, nobody_reads
 from data.tokenizer import tokenizer as tokenizers
 from parallel.engine import Chunk
 from parallel.transforms.initialize import to_device
-from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.store import load
 from trainer.config import run_config as configs
@@ -27,7 +28,7 @@ from trainer.config.schema import INT64
 from trainer.folder import run_folder
 from trainer.models.build import build_model
 from trainer.models.layers.attention import KVCache
-from trainer.process.interrupts import INTERRUPTED, LeaveAtOnce
+from trainer.process.interrupts import LeaveAtOnce
 
 
 @torch.inference_mode()

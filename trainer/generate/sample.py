@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.__main__ import DONE, FAILED, complain
+from common.exit_codes import DONE, FAILED
+from common.standard_error import complain
 from trainer.checkpoint import folder as checkpoints
 from trainer.config import run_config as configs
 from trainer.folder import run_folder

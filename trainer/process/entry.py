@@ -3,7 +3,8 @@
 import importlib
 import sys
 
-from common.standard_error import forgive
+from common.exit_codes import WRONG
+from common.standard_error import complain, forgive
 from trainer.process.ending import run_to_the_end
 from trainer.process.interrupts import LeaveAtOnce
 
@@ -15,8 +16,6 @@ def main(arguments: list[str]) -> int:
     try:
         command = importlib.import_module(module)
     except ValueError as error:  # a package lacks something: see `parallel.relied_on`
-        from trainer.__main__ import WRONG, complain
-
         return complain(error, WRONG)
     return command.main(rest, at_once)
 

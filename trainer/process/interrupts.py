@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from common.exit_codes import INTERRUPTED, STOPPED
 from common.standard_error import say
 
-INTERRUPTED, STOPPED = 130, 75
 _ASKED = (signal.SIGTERM, signal.SIGUSR1)
 _ALL = (signal.SIGINT, *_ASKED)
 

@@ -19,12 +19,6 @@ SHOWN = (
     "tracker",
 )  # what a user at the terminal would want to know of
 
-# Notes on an error (`BaseException.add_note`), so that one fault is one event and one line: rank 0 has put it
-# into events.jsonl, and raises it too; every rank raises it, and rank 0 tells it; another rank tells it.
-TOLD = "told in events.jsonl"
-ON_EVERY_RANK = "raised on every rank"
-ELSEWHERE = "told by another rank"
-
 
 class EventLog(JsonlLog):
     """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.

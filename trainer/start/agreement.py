@@ -27,8 +27,7 @@ from data.stream.stream import Stream, open_storage
 from trainer.config.run_config import OF_A_NODE, RunConfig
 from trainer.config.schema import plain
 from trainer.folder.fence import Fence
-from trainer.ranks import Ranks
-from trainer.record.events import ON_EVERY_RANK
+from trainer.ranks import Ranks, on_every_rank
 
 # The packages that a rank runs. `launch` only starts it.
 CODE = ("trainer", "parallel", "data", "common")
@@ -57,9 +56,7 @@ def agree(ranks: Ranks, *facts: Facts) -> None:
         return
     first = others[0]
     sent = ranks.gather(values if ranks.rank in (0, first) else None)
-    error = ValueError(_difference(facts, sent[0], sent[first], first))
-    error.add_note(ON_EVERY_RANK)
-    raise error
+    raise on_every_rank(ValueError(_difference(facts, sent[0], sent[first], first)))
 
 
 def _difference(facts: tuple[Facts, ...], mine: dict[str, Any], theirs: dict[str, Any], rank: int) -> str:

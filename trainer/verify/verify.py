@@ -17,11 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from common.exit_codes import DONE, FAILED, WRONG
+from common.standard_error import complain, nobody_reads
 from data.stream.loader import Loader
 from parallel.engine import Engine, StepResult
 from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
-from trainer.__main__ import DONE, FAILED, WRONG, complain, nobody_reads
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.store import write_part
 from trainer.config import run_config as configs

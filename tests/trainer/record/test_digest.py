@@ -64,7 +64,7 @@ def test_a_resume_parses_no_line_that_its_checkpoint_noted(
     parsed: list[int | None] = []
     for module in ("digest", "sinks"):
         monkeypatch.setattr(
-            f"trainer.metrics.{module}.step_of", lambda line: parsed.append(at := step_of(line)) or at
+            f"trainer.record.{module}.step_of", lambda line: parsed.append(at := step_of(line)) or at
         )
     assert train_here(config, "train.steps=41")
     assert 41 in parsed

@@ -1,0 +1,109 @@
+"""How a rank reports a failure: a line on standard error, an event, a traceback and an exit code.
+
+One fault often raises an error on several ranks. The notes on the error (`trainer.ranks`) say which rank
+reports it, so that a user reads one line.
+"""
+
+import contextlib
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.exit_codes import FAILED
+from common.standard_error import complain
+from parallel.world.runtime import Runtime
+from trainer.folder.fence import Fence
+from trainer.process.disk import explained
+from trainer.ranks import ELSEWHERE, ON_EVERY_RANK, TOLD
+from trainer.record.events import EventLog
+
+# How long a rank waits for the rank that is to report the error, before it reports the error itself.
+REPORT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Reports the failures of one rank.
+
+    folder: the run folder.
+    runtime: this rank, and what it learns of the end of others.
+    fence: this start's right to write to `folder`.
+    """
+
+    folder: Path
+    runtime: Runtime
+    fence: Fence
+
+    def report(self, error: Exception, code: int) -> int:
+        """Print the error, unless another rank reports it; return `code`."""
+        if not self._reported_elsewhere(error):
+            with self.runtime.saying_why():
+                complain(f"{self._where(error)}{error}", code)
+        return code
+
+    def fail_or_follow(self, error: Exception) -> int:
+        """Report a failure and return its exit code. Where the error is the effect of another rank's end,
+        report that end and return its exit code.
+        """
+        if self._reported_elsewhere(error):
+            return FAILED
+        left = self.runtime.first_to_leave() if isinstance(error, RuntimeError) else None
+        with self.runtime.saying_why():
+            if left is None:
+                return self.fail(error)
+            code = FAILED if left.code is None else left.code
+            return complain(left, code) if self.runtime.tells_of(left) else code
+
+    def fail(self, error: Exception) -> int:
+        """Print a failure as one line and write its traceback into the run folder, if this start may write
+        there; return the exit code.
+        """
+        what = explained(error, self.folder)
+        where = self._where(error)
+        if isinstance(error, MemoryError):  # often without a text
+            found = f"out of memory ({what})" if what else "out of memory"
+            what = f"{found}: lower data.seq_len, train.micro_batch or the model's sizes"
+        elif type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU: its text names none of our keys
+            what = f"{what}: lower train.micro_batch, set parallel.recompute=full or spread the model further"
+        trace = self.folder / "faults" / f"rank-{self.runtime.rank:05d}.txt"
+        try:
+            self.fence.look()
+            trace.parent.mkdir(exist_ok=True)
+            trace.write_text("".join(traceback.format_exception(error)))
+        except (OSError, RuntimeError):
+            return complain(f"{where}{what}", FAILED)
+        return complain(f"{where}{what} (traceback: {trace})", FAILED)
+
+    def record(self, error: Exception, step: int) -> None:
+        """Write the failure after `step` into events.jsonl, unless another rank or event reports it."""
+        notes = getattr(error, "__notes__", ())
+        if TOLD in notes or ELSEWHERE in notes or (ON_EVERY_RANK in notes and not self.runtime.is_writer):
+            return
+        with (
+            contextlib.suppress(OSError, RuntimeError),
+            contextlib.closing(
+                EventLog(self.folder / "events.jsonl", self.fence.look, shown=False)
+            ) as events,
+        ):
+            events.event("fault", step, " ".join(str(error).split()), rank=self.runtime.rank)
+
+    def _reported_elsewhere(self, error: Exception) -> bool:
+        """Whether another rank has reported this error and left. Wait for that rank where the notes say that
+        it reports the error.
+
+        False where the ranks do not learn of each other's end: their supervisor shows one error of all.
+        """
+        notes = getattr(error, "__notes__", ())
+        is_rank_0s = (TOLD in notes or ON_EVERY_RANK in notes) and not self.runtime.is_writer
+        if ELSEWHERE not in notes and not is_rank_0s:
+            return False
+        left = self.runtime.first_to_leave(REPORT_SECONDS)
+        # A rank without an exit code has died before it reported anything.
+        self.runtime.has_said_why = left is not None and left.code is not None
+        return bool(self.runtime.has_said_why)
+
+    def _where(self, error: Exception) -> str:
+        """The rank, of an error that only some ranks have and that does not name them yet."""
+        notes = getattr(error, "__notes__", ())
+        alone = self.runtime.world == 1 or not {TOLD, ON_EVERY_RANK, ELSEWHERE}.isdisjoint(notes)
+        return "" if alone else f"rank {self.runtime.rank}: "

@@ -41,7 +41,7 @@ class Heldout:
 
 
 @dataclass
-class Stage:
+class MixtureStage:
     """New weights from a step on."""
 
     from_step: Annotated[int, "the first step of the stage, after that of the stage before", "≥ 0"] = 0
@@ -69,7 +69,7 @@ class DataConfig:
         Packing,
         "cut: documents end to end, cut every seq_len; best_fit: whole documents, only those longer are cut",
     ] = "cut"
-    stages: Annotated[list[Stage], "new weights from a step on, in the order of their steps"] = field(
+    stages: Annotated[list[MixtureStage], "new weights from a step on, in the order of their steps"] = field(
         default_factory=list
     )
     temperature: Annotated[

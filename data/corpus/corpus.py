@@ -1,68 +1,37 @@
-"""An opened corpus: its manifest, its blocks of documents, and the bytes of its shards.
+"""A corpus that is open for reading: its manifest, its blocks of documents, the bytes of its shards.
+
+open_corpus(path, cfg)       a corpus at a path or URL, checked as far as can be done quickly
+open_storage(path)           only its files: for readers of the manifest alone
+corpora_in(folder)           which corpora are at a folder or URL
+check_tokenizers(key, a, b)  do the ids of two corpora mean the same?
 
 A *block* is up to `block_documents` neighbouring documents of one shard: the unit that packing stays inside
-and that is shuffled. An *era* is a run of shuffled blocks whose sequences are shuffled as one; it alone is
-in memory: a few numbers a document, whatever the size of the corpus.
+and that is shuffled.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Protocol
+from pathlib import Path
 
 import numpy as np
 
-from data.corpus.manifest import CRC, DTYPES, OFFSET, TEXT_BYTES, TOKENS, Manifest
+from data.config import DataConfig
+from data.corpus.local import LocalStorage
+from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, TOKENS, read_manifest
+from data.corpus.remote import RemoteStorage, is_remote, remote_corpus
 from data.corpus.scan import BLOCK
-from data.stream.pack import Pieces, count_windows, packing_of
-
-UNKNOWN, GOOD, DAMAGED = 0, 1, 2
-
-
-class ShardBytes(Protocol):
-    """The bytes of a shard: `view[a:b]` is bytes-like."""
-
-    @property
-    def view(self) -> Any: ...
-
-    def version(self) -> int:
-        """A number that grows when `view` may show other bytes than before. RuntimeError where the shard no
-        longer has its length.
-        """
-
-
-class Storage(Protocol):
-    """Where a corpus's bytes come from."""
-
-    path: str
-
-    def manifest(self) -> Manifest:
-        """The manifest. Raises ValueError when the folder is not a corpus."""
-
-    def tokenizer(self) -> bytes:
-        """The tokenizer's file. Raises RuntimeError where it is not the one that the corpus was made with."""
-
-    def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
-        """The index of documents [first, end) of a shard, uint64 [4, documents]: that of the manifest.
-        RuntimeError where it cannot be had.
-        """
-
-    def check_lengths(self) -> None:
-        """RuntimeError where a shard is not as long as the manifest says, as far as can be told quickly."""
-
-    def open(self, shard: int) -> ShardBytes:
-        """The bytes of a shard."""
-
-    def ahead(self, shards: Sequence[int]) -> None:
-        """These shards will be wanted soon."""
+from data.corpus.storage import Storage
 
 
 @dataclass(frozen=True)
-class Damage:
-    """A document whose bytes are not those the index was made from."""
+class DamagedDocument:
+    """A document whose ids do not have the checksum in the index.
+
+    shard: path or URL of its shard.
+    sample: its key in the shard.
+    offset: the first byte of its ids in the shard.
+    """
 
     shard: str
     sample: str
@@ -79,8 +48,13 @@ class Damage:
 class Corpus:
     """A corpus and its table of blocks.
 
-    Raises ValueError when the folder is not a corpus or has no token, RuntimeError when its manifest or an
-    index is damaged.
+    storage: its files.
+    manifest: what the corpus folder says of itself.
+    dtype, eos: type of the ids in the shards, and the id of the separator.
+    block_shard, block_first, block_documents: of each block the shard, the first document in that shard and
+        the number of documents, int64 [blocks].
+
+    Raises ValueError where no document has a token, RuntimeError where the manifest is damaged.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -101,30 +75,23 @@ class Corpus:
         table = np.array(spans, dtype=np.int64).reshape(-1, 3)
         self.block_shard, self.block_first, self.block_documents = table.T
 
-    def block_windows(self, packing: str, seq_len: int) -> np.ndarray:
-        """Sequences of each block, int64 [blocks]. Reads (and so checks) every index."""
-        counts = []
-        ends = np.searchsorted(self.block_shard, np.arange(len(self.manifest.shards) + 1))
-        for shard, (a, b) in enumerate(pairwise(ends.tolist())):
-            tokens = self.storage.index(shard)[TOKENS]
-            bounds = np.append(self.block_first[a:b], tokens.shape[0])
-            counts.append(count_windows(packing, tokens, bounds, seq_len))
-        return np.concatenate(counts)
-
     def lengths(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]."""
+        """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]. Reads every index."""
         shards = range(len(self.manifest.shards))
         parts = [self.storage.index(shard)[[TOKENS, TEXT_BYTES]] for shard in shards]
         both = np.concatenate(parts, axis=1)[:, :limit]
         return both[0].astype(np.int64), both[1].astype(np.int64)
 
-    def damage(self, shard: int, offset: int) -> Damage:
-        """What to say of the document whose raw ids start at `offset`, when they are damaged."""
-        path = f"{self.storage.path}/{self.manifest.shards[shard].file}"
-        return Damage(path, self.sample_key(shard, offset), offset)
+    def shard_path(self, shard: int) -> str:
+        """Path or URL of a shard, for messages."""
+        return f"{self.storage.path}/{self.manifest.shards[shard].file}"
+
+    def damaged_document(self, shard: int, offset: int) -> DamagedDocument:
+        """The report on the damaged document whose ids start at byte `offset` of a shard."""
+        return DamagedDocument(self.shard_path(shard), self.sample_key(shard, offset), offset)
 
     def sample_key(self, shard: int, offset: int) -> str:
-        """The key of the sample whose raw ids start at `offset`, from the tar header before them."""
+        """The key of the sample whose ids start at byte `offset`, from the tar header before them."""
         view = self.storage.open(shard).view
         # A .npy header is shorter than a tar block, so the member's data starts at the block before the ids.
         header = (offset - 1) // BLOCK * BLOCK - BLOCK
@@ -132,68 +99,53 @@ class Corpus:
         return name.decode("utf-8", "replace").partition(".npy")[0]
 
 
-class Era:
-    """A run of blocks whose sequences are shuffled as one: what reading them needs, in arrays by document."""
+def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0) -> Storage:
+    """The files of the corpus at a path or URL. Raises ValueError where there is none."""
+    return RemoteStorage(path, cache_dir, cache_bytes) if is_remote(path) else LocalStorage(path)
 
-    def __init__(self, corpus: Corpus, blocks: np.ndarray, packing: str, seq_len: int) -> None:
-        self.corpus = corpus
-        self.seq_len = seq_len
-        shards = corpus.block_shard[blocks].tolist()
-        firsts = corpus.block_first[blocks].tolist()
-        counts = corpus.block_documents[blocks].tolist()
-        self._shards = {shard: corpus.storage.open(shard) for shard in dict.fromkeys(shards)}
-        self._views = {shard: opened.view for shard, opened in self._shards.items()}
-        spans = [corpus.storage.index(s, first, first + n) for s, first, n in zip(shards, firsts, counts)]
-        index = np.concatenate(spans, axis=1).astype(np.int64)
-        self.shard = np.repeat(shards, counts)
-        self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
-        self.offset, self.tokens, self.crc = index[OFFSET], index[TOKENS], index[CRC]
-        self.state = np.zeros(len(self.shard), dtype=np.uint8)
-        self.checked = self.versions()  # the versions that `state` is of
-        bounds = np.concatenate(([0], np.cumsum(counts)))
-        self.packing = packing_of(packing, self.tokens, bounds, seq_len)
 
-    def check(self, documents: np.ndarray) -> np.ndarray:
-        """Which of these documents are damaged, bool [len(documents)]; each is hashed on its first use, and
-        again where its shard was written to since.
-        """
-        if (versions := self.versions()) != self.checked:
-            changed = [shard for shard, version in versions.items() if version != self.checked[shard]]
-            self.state[np.isin(self.shard, changed)] = UNKNOWN
-            self.checked = versions
-        todo = documents[self.state[documents] == UNKNOWN]
-        if todo.size:
-            todo = np.unique(todo)
-            begin = self.offset[todo]
-            end = begin + self.tokens[todo] * self.corpus.dtype.itemsize
-            views = self._views
-            crcs = [
-                zlib.crc32(views[shard][a:b])
-                for shard, a, b in zip(self.shard[todo].tolist(), begin.tolist(), end.tolist())
-            ]
-            self.state[todo] = np.where(np.array(crcs) == self.crc[todo], GOOD, DAMAGED)
-        return self.state[documents] == DAMAGED
+def open_corpus(path: str, cfg: DataConfig) -> Corpus:
+    """The corpus at a path or URL; `cfg` says where a remote one is cached.
 
-    def versions(self) -> dict[int, int]:
-        """Shard → version of its bytes, of every shard the era is made of."""
-        return {shard: opened.version() for shard, opened in self._shards.items()}
+    Raises ValueError where there is none or it is empty, RuntimeError where its manifest or the length of a
+    local shard is damaged.
+    """
+    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes))
+    corpus.storage.check_lengths()
+    return corpus
 
-    def damage(self, document: int) -> Damage:
-        """What to say of a damaged document."""
-        return self.corpus.damage(int(self.shard[document]), int(self.offset[document]))
 
-    def extents(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(first byte in its shard, ids, column) of the ids each piece brings, int64 [pieces].
+def corpora_in(folder: str | Path) -> list[str]:
+    """The corpus at `folder` or URL, or the corpora right below (train, heldout).
 
-        The column is one of seq_len + 1: the last one is only a target, and where a document goes on beyond
-        the window it holds the document's next id. What no piece brings is a separator.
-        """
-        reaches_end = pieces.column + pieces.length == self.seq_len
-        begin = np.maximum(pieces.skip - 1, 0)
-        end = np.minimum(pieces.skip + pieces.length - 1 + reaches_end, self.tokens[pieces.document])
-        first = self.offset[pieces.document] + begin * self.corpus.dtype.itemsize
-        return first, end - begin, pieces.column + (pieces.skip == 0)
+    Raises ValueError where there is none.
+    """
+    if is_remote(str(folder)):
+        return _corpora_at(str(folder).rstrip("/"))
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return [str(folder)]
+    found = sorted(str(path.parent) for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    if not found:
+        read_manifest(folder)  # raises the error that names what is missing
+    return found
 
-    def views_of(self, documents: np.ndarray) -> list[Any]:
-        """The bytes of the shard that each document is in."""
-        return [self._views[shard] for shard in self.shard[documents].tolist()]
+
+def _corpora_at(url: str) -> list[str]:
+    places = [url, f"{url}/heldout", f"{url}/train"]
+    found = [place for place in places if remote_corpus(place)]
+    if not found:
+        raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
+    return found[:1] if found[0] == url else found
+
+
+def check_tokenizers(key: str, a: Corpus, b: Corpus) -> None:
+    """Raise ValueError, naming the config's `key`, where the ids of two corpora do not mean the same."""
+    if a.manifest.ids != b.manifest.ids:
+        first, second = (
+            f"{sha256[:12]}, separator {eos}" for sha256, eos, _ in (a.manifest.ids, b.manifest.ids)
+        )
+        raise ValueError(
+            f"{key}: {a.storage.path} and {b.storage.path} were prepared with different tokenizers "
+            f"({first}; {second}); prepare one again with the other's --tokenizer"
+        )

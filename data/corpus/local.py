@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LocalStorage:
-    """A corpus folder, memory-mapped; see `data.corpus.corpus.Storage`. A shard or an index that is written
+    """A corpus folder, memory-mapped; see `data.corpus.storage.Storage`. A shard or an index that is written
     to or
     replaced during a run is noticed before a byte of what was written is used: indexes are held against the
     manifest as it was when the corpus was opened, and documents against their index.
@@ -72,7 +72,7 @@ class LocalStorage:
             self._open[shard] = opened
         return opened
 
-    def ahead(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """See `Storage`: the system's own read-ahead is enough."""
 
     def _unreadable(self, shard: int, error: OSError) -> RuntimeError:

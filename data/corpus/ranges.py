@@ -159,7 +159,7 @@ class RemoteDocuments:
 
 
 class RangeView:
-    """A remote shard that is sliced like bytes; see `data.corpus.corpus.ShardBytes`."""
+    """A remote shard that is sliced like bytes; see `data.corpus.storage.ShardBytes`."""
 
     def __init__(self, documents: RemoteDocuments, shard: int) -> None:
         self._documents, self._shard = documents, shard

@@ -32,7 +32,7 @@ from data.corpus.ranges import RemoteDocuments
 from data.opening import store_options
 
 if TYPE_CHECKING:
-    from data.corpus.corpus import ShardBytes
+    from data.corpus.storage import ShardBytes
 
 ATTEMPTS = 8
 FIRST_PAUSE_SECONDS = 0.25  # doubled each time: half a minute in all
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class RemoteStorage:
-    """A corpus at a URL; see `data.corpus.corpus.Storage`. Raises ValueError when there is no corpus."""
+    """A corpus at a URL; see `data.corpus.storage.Storage`. Raises ValueError when there is no corpus."""
 
     def __init__(self, url: str, cache_dir: str, cache_bytes: int) -> None:
         self.path = url.rstrip("/")
@@ -113,7 +113,7 @@ class RemoteStorage:
             found[entry.index_file] = _file_xxh3, entry.index_xxh3
         return found
 
-    def ahead(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """Fetches shards in the background, if there is a cache and half of it holds them."""
         entries = [self._manifest.shards[shard] for shard in shards]
         if self._cache is None or sum(entry.bytes for entry in entries) > self._cache.limit_bytes // 2:

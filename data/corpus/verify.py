@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.mapped_file import map_file
+from data.corpus.corpus import corpora_in
 from data.corpus.index import read_index
 from data.corpus.manifest import (
     CRC,
@@ -28,7 +29,7 @@ from data.corpus.manifest import (
     file_sha256,
     read_manifest,
 )
-from data.corpus.remote import RemoteStorage, is_remote, remote_corpus
+from data.corpus.remote import RemoteStorage, is_remote
 from data.corpus.scan import token_index
 
 
@@ -40,30 +41,6 @@ class Finding:
     problem: str
     sample: str = ""
     offset: int = -1
-
-
-def corpora_in(folder: str | Path) -> list[str]:
-    """The corpus at `folder` or URL, or the corpora right below it (train, heldout).
-
-    Raises ValueError when there is none.
-    """
-    if is_remote(str(folder)):
-        return _corpora_at(str(folder).rstrip("/"))
-    folder = Path(folder)
-    if (folder / MANIFEST).is_file():
-        return [str(folder)]
-    found = sorted(str(path.parent) for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
-    if not found:
-        read_manifest(folder)  # says what is missing
-    return found
-
-
-def _corpora_at(url: str) -> list[str]:
-    places = [url, f"{url}/heldout", f"{url}/train"]
-    found = [place for place in places if remote_corpus(place)]
-    if not found:
-        raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
-    return found[:1] if found[0] == url else found
 
 
 class _Local:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from data.config import DataConfig, Heldout
-from data.corpus.corpus import Damage
-from data.corpus.documents import Documents
+from data.corpus.corpus import DamagedDocument, open_corpus
+from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream.batch import Batch
+from data.stream.documents import Documents
 from data.stream.rows import NOT_COUNTED, Plan
-from data.stream.stream import PAUSE_SECONDS, TRIES, Stream, open_corpus, unsettled
+from data.stream.stream import Stream
 
 GULP_ROWS: Final = 4096  # sequences planned in one call: enough that its fixed cost does not show
 
@@ -144,12 +145,12 @@ class Loader:
                     return
                 if not holds:  # a shard was written to: what was just read of it may be anything
                     again, count = again + 1, first
-                    time.sleep(PAUSE_SECONDS)
+                    time.sleep(READ_AGAIN_PAUSE_SECONDS)
                     break
                 self._queue.put(ready)
                 again = 0
-            if again > TRIES:
-                self._queue.put(unsettled(f"data.sources {', '.join(self._stream.names)}"))
+            if again > READ_AGAIN:
+                self._queue.put(written_while_read(f"data.sources {', '.join(self._stream.names)}"))
                 return
             step += count
             count = min(2 * max(1, count), most)
@@ -217,7 +218,7 @@ class HeldoutLoader:
         self._windows_end = np.cumsum(windows)
         self.rows = int(self._windows_end[-1])
 
-    def damaged(self) -> list[tuple[int, Damage]]:
+    def damaged(self) -> list[tuple[int, DamagedDocument]]:
         """The damaged ones among the documents that this rank reads, by number. Reads them all."""
         mine = np.arange(self.rows) // self._micro_batch % self._ranks == self._rank
         numbers = np.unique(np.searchsorted(self._windows_end, np.flatnonzero(mine), side="right"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data.corpus.corpus import Era
+from data.stream.era import Era
 from data.stream.pack import Pieces
 
 NOT_COUNTED = -100

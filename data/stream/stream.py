@@ -23,17 +23,15 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig, check
-from data.corpus.corpus import Corpus, Era, Storage
-from data.corpus.local import LocalStorage
-from data.corpus.remote import RemoteStorage, is_remote
+from data.corpus.corpus import Corpus, check_tokenizers, open_corpus
+from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream import mixture
+from data.stream.era import Era, block_windows
 from data.stream.order import derive_key, permute
 from data.stream.pack import Pieces
 from data.stream.rows import Plan, Planner, SequenceRows
 
 ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run
-# How often sequences are read again because a shard was written to meanwhile, and the pause before.
-TRIES, PAUSE_SECONDS = 1000, 0.01
 ERAS_KEPT = 3  # of each source: an epoch's end, a step that straddles two eras, and one to spare
 
 
@@ -42,7 +40,7 @@ class Shuffled:
 
     def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
         self.corpus = corpus
-        self._windows = corpus.block_windows(cfg.packing, cfg.seq_len)
+        self._windows = block_windows(corpus, cfg.packing, cfg.seq_len)
         self.sequences = int(self._windows.sum())
         self._cfg, self._key = cfg, key
         self._epoch = lru_cache(maxsize=2)(self._shuffle_blocks)
@@ -76,7 +74,7 @@ class Shuffled:
         size = self._cfg.shuffle_blocks
         opened = Era(self.corpus, blocks[era * size : (era + 1) * size], self._cfg.packing, self._cfg.seq_len)
         following = blocks[(era + 1) * size : (era + 2) * size]
-        self.corpus.storage.ahead(np.unique(self.corpus.block_shard[following]).tolist())
+        self.corpus.storage.prefetch(np.unique(self.corpus.block_shard[following]).tolist())
         return opened
 
 
@@ -152,13 +150,13 @@ class Stream:
         Raises RuntimeError naming shard, sample and byte where a document is damaged (with
         on_corrupt=quarantine its sequences are masked instead); ValueError past the end of the data.
         """
-        for _ in range(TRIES):
+        for _ in range(READ_AGAIN):
             plan = self.plan(numbers)
             rows = plan.rows(0, len(numbers), document_mask=self.cfg.document_mask)
             if plan.holds():
                 return rows
-            time.sleep(PAUSE_SECONDS)
-        raise unsettled(f"data.sources {', '.join(self.names)}")
+            time.sleep(READ_AGAIN_PAUSE_SECONDS)
+        raise written_while_read(f"data.sources {', '.join(self.names)}")
 
     def plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
         """Where these sequences are; `Plan.rows` then makes any run of them, good only if `Plan.holds`
@@ -211,38 +209,6 @@ class Stream:
         cfg = self.cfg
         parts = [ORDER_VERSION, self.seed, cfg.seq_len, cfg.packing, cfg.shuffle_blocks, history]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def unsettled(what: str) -> RuntimeError:
-    """What to raise where `what`, a shard or shards, is written to faster than it can be read."""
-    return RuntimeError(
-        f"{what}: written to each of {TRIES} times that it was read: stop the program that writes; the same "
-        "command goes on"
-    )
-
-
-def open_corpus(path: str, cfg: DataConfig) -> Corpus:
-    """The corpus at a path or URL. Raises as `Corpus` does; sizes of local shards are checked at once."""
-    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes))
-    corpus.storage.check_lengths()
-    return corpus
-
-
-def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0) -> Storage:
-    """Where the bytes of the corpus at a path or URL come from. Raises ValueError when there is none."""
-    return RemoteStorage(path, cache_dir, cache_bytes) if is_remote(path) else LocalStorage(path)
-
-
-def check_tokenizers(key: str, a: Corpus, b: Corpus) -> None:
-    """ValueError naming the config's `key` where the ids of two corpora do not mean the same."""
-    if a.manifest.ids != b.manifest.ids:
-        first, second = (
-            f"{sha256[:12]}, separator {eos}" for sha256, eos, _ in (a.manifest.ids, b.manifest.ids)
-        )
-        raise ValueError(
-            f"{key}: {a.storage.path} and {b.storage.path} were prepared with different tokenizers "
-            f"({first}; {second}); prepare one again with the other's --tokenizer"
-        )
 
 
 def _stages(

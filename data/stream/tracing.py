@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus.corpus import Corpus, Era
+from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.scan import BLOCK, samples
-from data.corpus.verify import corpora_in
+from data.stream.era import Era, block_windows
 from data.stream.pack import layout_lengths
-from data.stream.stream import Stream, open_storage
+from data.stream.stream import Stream
 
 _MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
 
@@ -110,7 +110,7 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
 
 def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
     """Sequences an epoch has, the share of their inputs that is no padding, the share of documents cut."""
-    windows = corpus.block_windows(kind, seq_len)
+    windows = block_windows(corpus, kind, seq_len)
     layout = layout_lengths(lengths)
     cut = 0
     for block in range(len(windows)):

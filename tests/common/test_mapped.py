@@ -19,9 +19,10 @@ import pytest
 
 from common.mapped_file import MappedFile
 from data.config import DataConfig, Source
+from data.corpus.corpus import open_storage
 from data.corpus.manifest import read_manifest
 from data.stream.loader import Loader
-from data.stream.stream import Stream, open_storage
+from data.stream.stream import Stream
 from made_corpus import make_corpus, random_documents
 from whole_runs import GERMINAL, records, write_config
 

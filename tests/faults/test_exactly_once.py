@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.mapped_file import map_file
-from data.config import DataConfig, Source, Stage
+from data.config import DataConfig, MixtureStage, Source
 from data.corpus.scan import samples
 from data.stream.stream import Stream
 from whole_runs import (
@@ -41,7 +41,7 @@ def two_corpora(folder: Path) -> tuple[Path, Path]:
 def mixed(corpora: tuple[Path, Path], later: dict[str, float]) -> DataConfig:
     """Two sources, 3 : 1 at first; new weights from step CHANGE on, and `later`'s from step 30 on."""
     sources = [Source(str(corpora[0] / "train"), 3.0, "a"), Source(str(corpora[1] / "train"), 1.0, "b")]
-    stages = [Stage(CHANGE, {"a": 1.0, "b": 1.0}), Stage(30, later)]
+    stages = [MixtureStage(CHANGE, {"a": 1.0, "b": 1.0}), MixtureStage(30, later)]
     return DataConfig(sources=sources, stages=stages, seq_len=32, ledger=True)
 
 

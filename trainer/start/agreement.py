@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from data.config import DataConfig
-from data.stream.stream import Stream, open_storage
+from data.corpus.corpus import open_storage
+from data.stream.stream import Stream
 from trainer.config.run_config import OF_A_NODE, RunConfig
 from trainer.config.schema import plain
 from trainer.folder.fence import Fence

@@ -10,9 +10,9 @@ import pytest
 
 from data.config import DataConfig, Source
 from data.corpus import ranges
-from data.corpus.documents import Documents
 from data.corpus.manifest import read_manifest
 from data.corpus.verify import verify
+from data.stream.documents import Documents
 from data.stream.stream import Stream
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, everything, open_stream

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import DataConfig, Heldout, Source, Stage
-from data.corpus.corpus import ShardBytes
+from data.config import DataConfig, Heldout, MixtureStage, Source
+from data.corpus.storage import ShardBytes
 from data.stream import loader as loader_module
 from data.stream.loader import HeldoutLoader, Loader
 from data.stream.stream import Stream
@@ -48,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
         seq_len=16,
         shuffle_blocks=3,
         document_mask=True,
-        stages=[Stage(7, {"b": 2.0})],
+        stages=[MixtureStage(7, {"b": 2.0})],
     )
 
 

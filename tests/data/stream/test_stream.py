@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import DataConfig, Heldout, Source, Stage
-from data.corpus.corpus import Corpus, Era
+from data.config import DataConfig, Heldout, MixtureStage, Source
+from data.corpus.corpus import Corpus
 from data.stream import order
 from data.stream import stream as stream_module
+from data.stream.era import Era
 from data.stream.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
 
@@ -129,13 +130,13 @@ def test_weights_that_change_later_and_sources_that_come_later_keep_what_was_con
         make_corpus(tmp_path / name, random_documents(60, seed=i))
     a, b, c = (tmp_path / name for name in "abc")
     before = open_stream(a, b)
-    after = open_stream(a, b, stages=[Stage(20, {"b": 5.0})])
+    after = open_stream(a, b, stages=[MixtureStage(20, {"b": 5.0})])
     shutil.copytree(a, tmp_path / "moved")
     cfg = DataConfig(
         sources=[Source(str(tmp_path / "moved")), Source(str(b)), Source(str(c), weight=0.0, name="c")],
         seq_len=16,
         shuffle_blocks=3,
-        stages=[Stage(20, {"c": 2.0})],
+        stages=[MixtureStage(20, {"c": 2.0})],
     )
     added = Stream.open(cfg, seed=0, global_batch=8)
     kept = before.read(range(160)).tokens
@@ -289,8 +290,8 @@ def test_a_missing_an_empty_and_a_mismatched_corpus_are_one_line(tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stages": [Stage(5, {"zz": 1.0})]}, "no source is called 'zz'"),
-        ({"stages": [Stage(5), Stage(5)]}, "does not come after"),
+        ({"stages": [MixtureStage(5, {"zz": 1.0})]}, "no source is called 'zz'"),
+        ({"stages": [MixtureStage(5), MixtureStage(5)]}, "does not come after"),
         ({"sources": [Source("x"), Source("x")]}, "two sources called 'x'"),
         ({"heldout": [Heldout("x", "h"), Heldout("h")]}, "data.heldout has two sets called 'h'"),
     ],

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from data.corpus.corpus import Corpus, Damage, ShardBytes
-from data.stream.stream import PAUSE_SECONDS, TRIES, unsettled
+from data.corpus.corpus import Corpus, DamagedDocument
+from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, ShardBytes, written_while_read
 
 
 class Documents:
@@ -31,7 +31,7 @@ class Documents:
         shard, opened, offset, tokens, _ = self._find(number)
         width = self._corpus.dtype.itemsize
         end = tokens if end is None else min(end, tokens)
-        for _ in range(TRIES):
+        for _ in range(READ_AGAIN):
             version = opened.version()
             if self._checked != (number, version):
                 if damage := self.damage_of(number):
@@ -41,14 +41,14 @@ class Documents:
             ids = np.frombuffer(raw, dtype=self._corpus.dtype).astype(np.int64)
             if opened.version() == version:
                 return ids
-            time.sleep(PAUSE_SECONDS)
-        raise unsettled(f"{self._corpus.storage.path}/{self._corpus.manifest.shards[shard].file}")
+            time.sleep(READ_AGAIN_PAUSE_SECONDS)
+        raise written_while_read(self._corpus.shard_path(shard))
 
-    def damage_of(self, number: int) -> Damage | None:
+    def damage_of(self, number: int) -> DamagedDocument | None:
         """What is wrong with a document; None where nothing is."""
         shard, opened, offset, tokens, crc = self._find(number)
         raw = opened.view[offset : offset + tokens * self._corpus.dtype.itemsize]
-        return self._corpus.damage(shard, offset) if zlib.crc32(raw) != crc else None
+        return self._corpus.damaged_document(shard, offset) if zlib.crc32(raw) != crc else None
 
     def _find(self, number: int) -> tuple[int, ShardBytes, int, int, int]:
         """(shard, its bytes, first byte of the ids in it, ids, their CRC-32) of a document."""

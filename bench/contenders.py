@@ -20,7 +20,7 @@ from data.stream.batch import Batch
 from parallel.build import build_engine
 from parallel.config import ParallelConfig
 from parallel.layout.layout import resolve
-from parallel.transforms.initialize import draw
+from parallel.parameters.initialize import draw
 from parallel.world.runtime import Runtime
 from trainer.config.sections import OptimConfig
 from trainer.models.decoder.config import DecoderConfig

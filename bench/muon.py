@@ -6,12 +6,12 @@ median time of an update of either, and their ratio.
 """
 
 import argparse
-import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from parallel.build import build_engine
 from parallel.config import ParallelConfig
 from parallel.layout.layout import resolve
-from parallel.transforms.pieces import Piece
+from parallel.parameters.whole_matrices import WholeMatrices
 from parallel.world.runtime import Runtime
 from trainer.config.sections import OptimConfig
 from trainer.models.decoder.config import DecoderConfig
@@ -35,13 +35,13 @@ MODEL = DecoderConfig(layers=8, hidden=256, heads=4, kv_heads=4, ffn_hidden=768,
 
 
 def everywhere(
-    piece: Piece, parts: Iterable[Tensor], function: Callable[[Tensor], Tensor]
+    matrices: WholeMatrices, parts: Iterable[Tensor], function: Callable[[Tensor], Tensor]
 ) -> Iterator[Tensor]:
     """Every matrix whole on every rank, as without sharing."""
-    axis = piece.mesh.shard
+    axis = matrices.mesh.shard
     for part in parts:
-        assert axis.group is not None and part.shape[0] * axis.size == piece.shape[0]
-        whole = part.new_empty(piece.shape)
+        assert axis.group is not None and part.shape[0] * axis.size == matrices.shape[0]
+        whole = part.new_empty(matrices.shape)
         dist.all_gather(list(whole.chunk(axis.size)), part.contiguous(), group=axis.group)
         yield function(whole).chunk(axis.size)[axis.rank]
 
@@ -64,15 +64,14 @@ def work(rank: int, ranks: int, store: str, rounds: int) -> None:
         model_factory=lambda: Decoder(MODEL), objective=CausalLM(), optimizer_factory=optimizer,
         precision="fp32", clip=1.0, seed=0, micro_batch=1, global_batch=ranks, seq_len=32,
     )  # fmt: skip
-    for piece in engine._pieces:
-        piece.tensor.grad = torch.randn_like(piece.tensor)
+    for parameter in engine._parameters:
+        parameter.tensor.grad = torch.randn_like(parameter.tensor)
     # An optimiser calls the method that its members were given, so each way has members of its own.
     groups = [group for group in engine._optimizer.param_groups if group["kind"] == "muon"]
-    pieces = {piece.name: piece for piece in engine._pieces}
     ways = {
         "each by one": [group["members"] for group in groups],
         "all by all": [
-            [replace(m, spread=functools.partial(everywhere, pieces[m.name])) for m in group["members"]]
+            [replace(m, map_whole=partial(everywhere, m.map_whole.__self__)) for m in group["members"]]
             for group in groups
         ],
     }

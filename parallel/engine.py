@@ -23,21 +23,24 @@ class Micro(Protocol):
 
 @dataclass(frozen=True)
 class LocalParameter:
-    """One rank's piece of a parameter, as the optimiser factory gets it.
+    """One rank's part of a parameter, as the optimiser factory gets it.
 
-    tensor: the local piece, a plain tensor whose `.grad` holds the summed gradient at `step`. shape: global;
-    offset: the piece's in it.
-    lies: equal for parameters of one shape whose pieces lie alike on every rank. spread: tensors that lie as
-    this piece does, and a function of whole tensors → its results, in such pieces again; each is computed by
-    one data rank (collective). Only optimisers that look at whole matrices (Muon) ask for these two.
+    name: canonical, the same on every layout.
+    tensor: this rank's part, a plain tensor; its `.grad` holds the summed gradient at `step`.
+    shape: of the global tensor.
+    offset: of `tensor` in the global tensor.
+    placement: two parameters with equal placements have one shape and are cut at the same places, on every
+        rank. For optimisers of whole matrices (Muon), as is the next.
+    map_whole: (parts of tensors with this placement, a function of a whole tensor) → the same parts of the
+        function's results. Collective; one data rank computes each result.
     """
 
     name: str
     tensor: Tensor
     shape: tuple[int, ...]
     offset: tuple[int, ...]
-    lies: Hashable
-    spread: Callable[[Iterable[Tensor], Callable[[Tensor], Tensor]], Iterator[Tensor]]
+    placement: Hashable
+    map_whole: Callable[[Iterable[Tensor], Callable[[Tensor], Tensor]], Iterator[Tensor]]
 
 
 class LocalOptimizer(Protocol):

@@ -67,19 +67,19 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         return complain(error, WRONG)
     except RuntimeError as error:  # rank 0 did not come, or the meeting place is not there
         return complain(error, FAILED)
-    signals.tell(runtime.leaves)
+    signals.tell(runtime.announce_exit)
     fence = Fence(cfg.folder)
     failures = Failures(cfg.folder, runtime, fence)
     try:
         runtime.join()
     except ValueError as error:
         code = failures.report(on_every_rank(error), WRONG)
-        runtime.leaves(code)
+        runtime.announce_exit(code)
         return code
     except RuntimeError as error:  # others did not come
-        with runtime.saying_why():
+        with runtime.reporting():
             complain(error, FAILED)
-        runtime.leaves(FAILED)
+        runtime.announce_exit(FAILED)
         return FAILED
     code = DONE
     try:
@@ -96,7 +96,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         traceback.print_exception(bug)  # now, for `stop` may not come back
         code = FAILED
     finally:
-        runtime.leaves(code)
+        runtime.announce_exit(code)
         runtime.stop(failed_with=0 if code in (DONE, *ASKED_TO_STOP) else code)
     return code
 
@@ -135,7 +135,7 @@ def _train(  # type: ignore[no-untyped-def]
     starting.until("the first step", lambda: runtime.is_under_way)
     try:
         finished = run()
-        runtime.under_way()
+        runtime.mark_under_way()
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         failures.record(error, run.state.step)
         return failures.fail_or_follow(error)

@@ -208,7 +208,7 @@ def assemble(
 
     def stopping() -> bool:
         if state.step > first:
-            runtime.under_way()
+            runtime.mark_under_way()
         return runtime.stopping
 
     run = Run(

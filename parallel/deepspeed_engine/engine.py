@@ -20,8 +20,8 @@ from parallel.engine import Chunk, Evaluation, Micro, StepResult
 from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
+from parallel.parameters.initialize import draw
 from parallel.relied_on import insist
-from parallel.transforms.initialize import draw
 from parallel.transforms.recompute import apply_recompute
 from parallel.world.runtime import Runtime
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
 from parallel.gradients.replicas import BUCKET_BYTES, Arrivals, gradients, in_buckets, joined
+from parallel.layout.cuts import shard_rows
 from parallel.layout.mesh import Axis
-from parallel.transforms.pieces import Piece, shard_rows
+from parallel.parameters.sharded_parameter import ShardedParameter
 
 # Whole gradients that wait for others' rows, at most, besides one bucket's; and parameters that do.
 IN_FLIGHT_BYTES = 4 * BUCKET_BYTES
@@ -109,7 +110,8 @@ class Exchange:
 
 
 class Rows:
-    """`replicas.Reductions` over the rows in `piece.tensor`, on which the optimiser works; they move here.
+    """`replicas.Reductions` over the rows in `ShardedParameter.tensor`, which the optimiser updates; the rows
+    move to other memory here.
 
     Parameters are whole from the first forward after an update until backward has ended: gathered in the
     order of the model, and waited for by the module that needs them. Gradients add up whole, and beside the
@@ -118,14 +120,14 @@ class Rows:
 
     adds_up = True
 
-    def __init__(self, stages: Sequence[nn.Module], pieces: Sequence[Piece], axis: Axis) -> None:
-        piece_of = {piece.parameter: piece for piece in pieces}
-        groups = in_buckets(piece_of)
-        self._parameters = list(piece_of)
-        self._buckets = [Bucket(group, [piece_of[one].tensor for one in group], axis) for group in groups]
+    def __init__(self, stages: Sequence[nn.Module], sharded: Sequence[ShardedParameter], axis: Axis) -> None:
+        sharded_of = {one.module_parameter: one for one in sharded}
+        groups = in_buckets(sharded_of)
+        self._parameters = list(sharded_of)
+        self._buckets = [Bucket(group, [sharded_of[one].tensor for one in group], axis) for group in groups]
         for bucket in self._buckets:
             for parameter, shard in zip(bucket.parameters, bucket.shards, strict=True):
-                piece_of[parameter].tensor = shard
+                sharded_of[parameter].tensor = shard
         self._arrivals = Arrivals(groups[::-1], self._reduce)
         self._reducing: deque[Exchange] = deque()
         self._gathering: deque[Exchange] = deque()

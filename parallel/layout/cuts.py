@@ -63,3 +63,10 @@ def _cut_by_cost(costs: Sequence[float], stages: int, first: float, last: float)
         best = step
     bounds = best[layers][2]
     return [range(start, end) for start, end in pairwise(bounds)]
+
+
+def shard_rows(rows: int, rank: int, ranks: int) -> tuple[int, int]:
+    """(first row, number of rows) of a rank's shard, as torch.chunk and FSDP cut: the last gets fewer."""
+    chunk = -(-rows // ranks)
+    start = min(rank * chunk, rows)
+    return start, min(chunk, rows - start)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 
 from common.objective import ModelInputs
+from parallel.gradients.weight_gradients import WeightGradients, apart
 from parallel.layout.layout import SCHEDULES, Layout
 from parallel.layout.mesh import Mesh
 from parallel.pipeline.forward_order import forward_order
 from parallel.pipeline.sends import Sends, arrivals
 from parallel.pipeline.stage import Stage
 from parallel.relied_on import insist
-from parallel.transforms.weight_gradients import WeightGradients, apart
 
 
 class Pipeline:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 
+from parallel.gradients.weight_gradients import WeightGradients
 from parallel.pipeline.sends import Pass, Sends
 from parallel.relied_on import borrow, insist
 from parallel.transforms import fsdp
-from parallel.transforms.weight_gradients import WeightGradients
 
 stage_backward = borrow("torch", "torch.distributed.pipelining._backward", "stage_backward")
 insist(

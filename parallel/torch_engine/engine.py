@@ -25,10 +25,11 @@ from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh, end_to_end_group
+from parallel.parameters.ownership import counts_in_norm
+from parallel.parameters.sharded_parameter import ShardedParameter, local_of
+from parallel.parameters.whole_matrices import WholeMatrices
 from parallel.torch_engine.parallelize import Parallelized
-from parallel.transforms import pieces
 from parallel.transforms.context import slice_inputs
-from parallel.transforms.pieces import Piece
 
 if TYPE_CHECKING:
     from parallel.pipeline.pipeline import Pipeline
@@ -78,8 +79,8 @@ class TorchEngine:
         self._precision = precision
         self._objective = objective
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
-        self._pieces = parallelized.pieces
-        self._counted = [piece for piece in self._pieces if pieces.counted(piece, mesh)]
+        self._parameters = parallelized.parameters
+        self._counted = [one for one in self._parameters if counts_in_norm(one, mesh)]
         self._modules = list(parallelized.stages.values())
         # FSDP and torch's pipelining are imported where they are used: that takes a second, and one process
         # needs neither.
@@ -89,10 +90,10 @@ class TorchEngine:
 
             self._reductions = fsdp.Sharded(self._modules, layout, mesh, device)
         elif mesh.shard.group is not None:
-            self._reductions = Rows(self._modules, self._pieces, mesh.shard)
+            self._reductions = Rows(self._modules, self._parameters, mesh.shard)
         else:
-            self._reductions = Replicas([p.parameter for p in self._pieces], mesh.replicate.group)
-        self._addresses = [piece.tensor.data_ptr() for piece in self._pieces]
+            self._reductions = Replicas([p.module_parameter for p in self._parameters], mesh.replicate.group)
+        self._addresses = [parameter.tensor.data_ptr() for parameter in self._parameters]
         self._pipeline: Pipeline | None = None
         if layout.pp > 1:
             from parallel.pipeline import pipeline
@@ -102,15 +103,21 @@ class TorchEngine:
                 parallelized.stages, parallelized.first, layout, mesh, device, dtype
             )
         ends = layout.rank_of_stage(0), layout.rank_of_stage(layout.stages - 1)
-        # All ranks decide alike whether they make the group: a middle stage holds no tied piece, so it asks
-        # the plan.
+        # By the plan, so that all ranks decide alike: a middle stage holds no tied parameter.
         plan: Any = self._modules[0].plan
         across = bool(plan.tied) and ends[0] != ends[1]
         self._ends = end_to_end_group(mesh, *ends) if across else None
         self._optimizer: LocalOptimizer = optimizer_factory(
             [
-                LocalParameter(p.name, p.tensor, p.shape, p.offset, (p.shape, p.tp_dim), p.spread)
-                for p in self._pieces
+                LocalParameter(
+                    p.name,
+                    p.tensor,
+                    p.shape,
+                    p.offset,
+                    (p.shape, p.tp_dim),
+                    WholeMatrices(p.shape, p.tp_dim, mesh).map,
+                )
+                for p in self._parameters
             ]
         )
         self._divisor = torch.ones((), device=device)
@@ -208,23 +215,23 @@ class TorchEngine:
     @torch.no_grad()
     def _collect_gradients(self) -> None:
         self._take_gradients()
-        for piece in self._pieces:
-            if piece.tensor.grad is None:  # a parameter that nothing used
-                piece.tensor.grad = torch.zeros_like(piece.tensor)
+        for parameter in self._parameters:
+            if parameter.tensor.grad is None:  # a parameter that nothing used
+                parameter.tensor.grad = torch.zeros_like(parameter.tensor)
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
         """Wait for the reduced gradients of this rank's pieces, and add them to those it has."""
         self._reductions.finish()
         there, new = [], []
-        for piece in self._pieces:
-            if piece.tensor is piece.parameter or piece.parameter.grad is None:
+        for parameter in self._parameters:
+            if parameter.tensor is parameter.module_parameter or parameter.module_parameter.grad is None:
                 continue
-            grad, piece.parameter.grad = pieces.local_of(piece.parameter.grad), None
-            if piece.tensor.grad is None:
-                piece.tensor.grad = grad
+            grad, parameter.module_parameter.grad = local_of(parameter.module_parameter.grad), None
+            if parameter.tensor.grad is None:
+                parameter.tensor.grad = grad
             else:
-                there.append(piece.tensor.grad)
+                there.append(parameter.tensor.grad)
                 new.append(grad)
         if there:
             torch._foreach_add_(there, new)
@@ -232,16 +239,16 @@ class TorchEngine:
     def _sum_shared_gradients(self) -> None:
         """Partial gradients become whole: of parameters every tp rank has, and of tied ones in two stages."""
         if self._mesh.tp.group is not None:
-            grads = [_grad(piece) for piece in self._pieces if piece.tp_dim is None]
+            grads = [_grad(parameter) for parameter in self._parameters if parameter.tp_dim is None]
             flat = torch.cat([grad.flatten() for grad in grads])
             dist.all_reduce(flat, group=self._mesh.tp.group)
             torch._foreach_copy_(
                 grads, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in grads]), grads)]
             )
         tied: dict[str, list[Tensor]] = {}
-        for piece in self._pieces:
-            if piece.tied:
-                tied.setdefault(piece.name, []).append(_grad(piece))
+        for parameter in self._parameters:
+            if parameter.tied:
+                tied.setdefault(parameter.name, []).append(_grad(parameter))
         for _, grads in sorted(tied.items()):
             if len(grads) == 2:  # both ends of the pipeline are here
                 grads[0].add_(grads[1])
@@ -251,7 +258,7 @@ class TorchEngine:
 
     def _grad_squares(self) -> Tensor:
         """Σ gradient² over what this rank counts: float64, scaled as the gradients are."""
-        grads = [_grad(piece) for piece in self._counted]
+        grads = [_grad(parameter) for parameter in self._counted]
         if not grads:
             return torch.zeros((), dtype=torch.float64, device=self._device)
         return squares(grads)
@@ -276,16 +283,20 @@ class TorchEngine:
         self._optimizer.step()
 
     def _drop_gradients(self) -> None:
-        for piece in self._pieces:
-            piece.parameter.grad = None
-            if piece.tensor is not piece.parameter:
-                piece.tensor.grad = None
+        for parameter in self._parameters:
+            parameter.module_parameter.grad = None
+            if parameter.tensor is not parameter.module_parameter:
+                parameter.tensor.grad = None
 
     def _not_finite(self) -> str:
-        weights = [piece.name for piece in self._pieces if not bool(piece.tensor.isfinite().all())]
+        weights = [
+            parameter.name for parameter in self._parameters if not bool(parameter.tensor.isfinite().all())
+        ]
         if weights:
             return f"the weights are not finite (first in {weights[0]} on this rank)"
-        here = [piece.name for piece in self._pieces if not bool(_grad(piece).isfinite().all())]
+        here = [
+            parameter.name for parameter in self._parameters if not bool(_grad(parameter).isfinite().all())
+        ]
         alone = self._layout.world == 1
         where = f"first in {here[0]}{'' if alone else ' on this rank'}" if here else "on another rank"
         if alone and not here:
@@ -320,13 +331,13 @@ class TorchEngine:
         """Master weights and optimiser state, as live memory. Empty pieces are left out."""
         self._check_addresses()
         found = []
-        for piece in self._pieces:
-            if piece.tensor.numel() == 0:
+        for parameter in self._parameters:
+            if parameter.tensor.numel() == 0:
                 continue
-            found.append(pieces.chunk("model", piece, piece.tensor))
-            for key, state in self._optimizer.state[piece.tensor].items():
-                if isinstance(state, Tensor) and state.shape == piece.tensor.shape:
-                    found.append(pieces.chunk(f"optim.{key}", piece, state))
+            found.append(parameter.chunk("model", parameter.tensor))
+            for key, state in self._optimizer.state[parameter.tensor].items():
+                if isinstance(state, Tensor) and state.shape == parameter.tensor.shape:
+                    found.append(parameter.chunk(f"optim.{key}", state))
         return found
 
     def scalars(self) -> dict[str, Any]:
@@ -347,11 +358,13 @@ class TorchEngine:
 
     def _check_addresses(self) -> None:
         moved = [
-            p.name for p, was in zip(self._pieces, self._addresses) if was != p.address and p.tensor.numel()
+            p.name
+            for p, was in zip(self._parameters, self._addresses)
+            if was != p.address and p.tensor.numel()
         ]
         assert not moved, f"{moved[0]} lies elsewhere than when the engine was built"
 
 
-def _grad(piece: Piece) -> Tensor:
-    assert piece.tensor.grad is not None
-    return piece.tensor.grad
+def _grad(parameter: ShardedParameter) -> Tensor:
+    assert parameter.tensor.grad is not None
+    return parameter.tensor.grad

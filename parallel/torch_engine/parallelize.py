@@ -12,10 +12,12 @@ from common.precision import Precision
 from parallel.config import ParallelConfig
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
+from parallel.parameters.initialize import initialize, to_device
+from parallel.parameters.ownership import assign_owners
+from parallel.parameters.sharded_parameter import ShardedParameter, make_sharded_parameter
 from parallel.pipeline.stages import cut, keep_stage, meta_copy
-from parallel.transforms import float8, pieces, recompute
+from parallel.transforms import float8, recompute
 from parallel.transforms.context import context_parallel
-from parallel.transforms.initialize import initialize, to_device
 from parallel.transforms.tensor import tensor_parallel
 
 
@@ -27,7 +29,7 @@ class Parallelized:
     """
 
     stages: dict[int, nn.Module]
-    pieces: list[pieces.Piece]
+    parameters: list[ShardedParameter]
     first: list[nn.Module]
 
 
@@ -44,7 +46,7 @@ def parallelize(
 ) -> Parallelized:
     """Build this rank's stages, sharded, in the device's memory and with their first values."""
     stages: dict[int, nn.Module] = {}
-    held: list[pieces.Piece] = []
+    held: list[ShardedParameter] = []
     first: list[nn.Module] = []
     for number in layout.stages_of(mesh.pp.rank):
         with torch.device("meta"):
@@ -70,9 +72,10 @@ def parallelize(
         if mesh.data is not None:
             fsdp.settle(model)
         stages[number] = model
-        held += _pieces(model, plan, shapes, tp_dims, mesh, across_stages=layout.stages > 1)
-        initialize(held[-len(shapes) :], plan, seed)
-    pieces.assign_owners(held, mesh)
+        parameters = _sharded_parameters(model, plan, shapes, tp_dims, mesh, across_stages=layout.stages > 1)
+        initialize(parameters, plan, seed)
+        held += parameters
+    assign_owners(held, mesh)
     return Parallelized(stages, held, first)
 
 
@@ -94,7 +97,7 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str] | None:
     return module, own
 
 
-def _pieces(
+def _sharded_parameters(
     model: nn.Module,
     plan: ModelPlan,
     shapes: dict[str, tuple[int, ...]],
@@ -102,18 +105,18 @@ def _pieces(
     mesh: Mesh,
     *,
     across_stages: bool,
-) -> list[pieces.Piece]:
+) -> list[ShardedParameter]:
     canonical_of = {alias: canonical for canonical, alias in plan.tied}
     names = {name for pair in plan.tied for name in pair}
     return [
-        pieces.make_piece(
+        make_sharded_parameter(
             canonical_of.get(name, name),
             parameter,
             shapes[name],
             tp_dims.get(name),
             mesh,
             tied=across_stages and name in names,
-            twin=across_stages and name in canonical_of,
+            duplicate=across_stages and name in canonical_of,
         )
         for name, parameter in model.named_parameters()
     ]

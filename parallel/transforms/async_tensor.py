@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.gradients.weight_gradients import WeightGradients, weight_gradient
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
 from parallel.relied_on import borrow, insist
-from parallel.transforms.weight_gradients import WeightGradients, weight_gradient
 
 _CAPABILITY = (8, 0)  # what torch's own tests of the two operators ask for
 

@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from common.model_plan import ModelPlan
 from common.precision import Precision, torch_dtype
+from parallel.gradients.weight_gradients import Work
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
 from parallel.messages.collectives import Reduction, start_reduce_scatter
 from parallel.relied_on import insist
-from parallel.transforms.weight_gradients import Work
 
 # Reductions under way at a time on a CPU: each holds two copies of a module's whole gradients.
 IN_FLIGHT = 2

@@ -36,7 +36,7 @@ _IDLE, _INTERVAL, _COUNT = 15, 5, 3
 
 
 @dataclass(frozen=True)
-class Left:
+class Departure:
     """A rank that is gone. `code`: its exit code, None where it did not say. `agreed`: all were to leave."""
 
     rank: int
@@ -51,18 +51,18 @@ class Left:
 
 
 class Presence:
-    """This rank among `world`. `on_left` is called, in a thread of its own, for each rank that leaves."""
+    """This rank among `world`. `on_departure` is called in a thread of its own for each rank that leaves."""
 
-    def __init__(self, rank: int, world: int, on_left: Callable[[Left], None]) -> None:
+    def __init__(self, rank: int, world: int, on_departure: Callable[[Departure], None]) -> None:
         self._rank = rank
         self._world = world
-        self._on_left = on_left
+        self._on_left = on_departure
         self._lock = threading.Lock()
         self._peers: dict[int, socket.socket] = {}  # rank 0: of each other rank; else rank 0's
-        self._gone: dict[int, Left] = {}
+        self._gone: dict[int, Departure] = {}
         self.key = ""  # of this start of the ranks, once they have met
 
-    def host(self, store_host: str, store_port: int) -> str:
+    def listen(self, store_host: str, store_port: int) -> str:
         """Rank 0: begin to listen; returns what to announce in the store at that address, `PORT KEY ADDRESS`.
 
         ADDRESS is this machine's on the way to the store, which another machine may hold (torchrun's c10d
@@ -93,11 +93,13 @@ class Presence:
             # No way may lead from here to its own address; the store's host is often its own.
             for host in dict.fromkeys((*address, store_host)):
                 try:
-                    self._peers[0] = self._greet(host, int(port), is_current)
+                    self._peers[0] = self._connect(host, int(port), is_current)
                 except OSError as error:
                     reason = f"{host}:{port}: {error.strerror or error}"
                     continue
-                listener = threading.Thread(target=self._hear, args=(self._peers[0],), name="presence")
+                listener = threading.Thread(
+                    target=self._read_departures, args=(self._peers[0],), name="presence"
+                )
                 listener.daemon = True
                 listener.start()
                 return
@@ -108,7 +110,7 @@ class Presence:
                 )
             time.sleep(ANEW_SECONDS)
 
-    def _greet(self, host: str, port: int, is_current: Callable[[], bool]) -> socket.socket:
+    def _connect(self, host: str, port: int, is_current: Callable[[], bool]) -> socket.socket:
         """The connection to the rank 0 that listens there with our key. OSError where there is none, or where
         the announcement is no longer the current one before it has answered.
         """
@@ -136,7 +138,7 @@ class Presence:
 
     def leave(self, code: int, why: str, *, agreed: bool) -> None:
         """Tell the others. Rank 0, where it leaves alone, waits a while for those that have not come."""
-        left = Left(self._rank, code, why, agreed)
+        left = Departure(self._rank, code, why, agreed)
         self._pass_on(left)
         by = time.monotonic() + LATE_SECONDS
         while self._rank == 0 and not agreed and time.monotonic() < by:
@@ -145,7 +147,7 @@ class Presence:
                     return
             time.sleep(0.02)
 
-    def first(self, patience_seconds: float) -> Left | None:
+    def first_departure(self, patience_seconds: float) -> Departure | None:
         """Who was first to leave without the others, if that is known within `patience_seconds`."""
         by = time.monotonic() + patience_seconds
         while True:
@@ -155,7 +157,7 @@ class Presence:
                 return found[0] if found else None
             time.sleep(0.02)
 
-    def _pass_on(self, left: Left) -> bool:
+    def _pass_on(self, left: Departure) -> bool:
         """Note it, and tell every rank that this one is connected to; False where it was known."""
         with self._lock:
             if left.rank in self._gone:
@@ -165,15 +167,15 @@ class Presence:
                 _send(peer, vars(left))
         return True
 
-    def _heard(self, left: Left) -> None:
+    def _record_departure(self, left: Departure) -> None:
         if self._pass_on(left):
             threading.Thread(target=self._on_left, args=(left,), daemon=True).start()
 
-    def _hear(self, rank_0: socket.socket) -> None:
+    def _read_departures(self, rank_0: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError), rank_0.makefile("rb") as lines:
             for line in lines:
-                self._heard(Left(**json.loads(line)))
-        self._heard(Left(0))
+                self._record_departure(Departure(**json.loads(line)))
+        self._record_departure(Departure(0))
 
     def _serve(self, server: socket.socket) -> None:
         selector = selectors.DefaultSelector()
@@ -193,7 +195,7 @@ class Presence:
                     data = peer.recv(4096)
                     *lines, begun = (begun + data).split(b"\n")
                     for line in lines:
-                        rank = self._understood(peer, rank, json.loads(line))
+                        rank = self._handle(peer, rank, json.loads(line))
                 except (OSError, ValueError, KeyError, TypeError):  # gone; or nobody of ours
                     data = b""
                 heard[peer] = (rank, begun)
@@ -204,12 +206,12 @@ class Presence:
                     if rank > 0:
                         with self._lock:
                             self._peers.pop(rank, None)
-                        self._heard(Left(rank))
+                        self._record_departure(Departure(rank))
 
-    def _understood(self, peer: socket.socket, rank: int, message: dict[str, Any]) -> int:
+    def _handle(self, peer: socket.socket, rank: int, message: dict[str, Any]) -> int:
         """Act on one message; returns whose connection it is."""
         if rank > 0:
-            self._heard(Left(**message))
+            self._record_departure(Departure(**message))
             return rank
         if message["key"] != self.key:
             raise ValueError("not of this run")

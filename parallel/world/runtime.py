@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from common.exit_codes import ASKED_TO_STOP, FAILED
-from parallel.world.presence import Left, Presence
+from parallel.world.presence import Departure, Presence
 from parallel.world.rendezvous import address, compare_devices
 
 # (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
@@ -39,12 +39,12 @@ _PARENT_SECONDS = 2.0
 GRACE_SECONDS = 10.0
 START_GRACE_SECONDS = 2.0
 # How long a rank may take to write down why it ends.
-WORDS_SECONDS = 10.0
+REPORT_SECONDS = 10.0
 
 
 @dataclass
 class Runtime:
-    """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end. `has_said_why`: it
+    """One rank. `stopping`: it was asked to stop, and the loop saves at the step's end. `has_reported`: it
     has failed and its line is written, by itself or by another rank, so another rank's end is not to be told
     any more. `chooses_threads`: nobody has said how many CPU threads it computes with.
     """
@@ -55,8 +55,8 @@ class Runtime:
     device: torch.device
     stopping: bool = field(default=False)
     is_under_way: bool = field(default=False)
-    has_said_why: bool = field(default=False)
-    _words: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    has_reported: bool = field(default=False)
+    _report_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     chooses_threads: bool = field(default=False)
     _presence: Presence | None = field(default=None, repr=False)
     _supervisor: int = field(default=-1, repr=False)  # descriptor of its pipe
@@ -84,7 +84,7 @@ class Runtime:
         """Raise the flag `stopping`."""
         self.stopping = True
 
-    def under_way(self) -> None:
+    def mark_under_way(self) -> None:
         """The first step is done, so all ranks have begun: they leave together from here on."""
         if self.is_under_way:
             return
@@ -93,30 +93,30 @@ class Runtime:
             with contextlib.suppress(OSError):
                 os.write(self._supervisor, f"{self.rank}\n".encode())
 
-    def leaves(self, code: int, why: str = "") -> None:
+    def announce_exit(self, code: int, why: str = "") -> None:
         """Tell the other ranks that this one ends, with its exit code; `why` where it does so alone."""
         if self._presence is not None:
             together = code == 0 or (code in ASKED_TO_STOP and self.is_under_way and not why)
             self._presence.leave(code, why, agreed=together)
 
-    def first_to_leave(self, patience_seconds: float = 1.0) -> Left | None:
+    def first_departure(self, patience_seconds: float = 1.0) -> Departure | None:
         """The rank whose end is the cause, where an error here may be its effect."""
-        return self._presence.first(patience_seconds) if self._presence is not None else None
+        return self._presence.first_departure(patience_seconds) if self._presence is not None else None
 
-    def tells_of(self, left: Left) -> bool:
+    def should_report(self, left: Departure) -> bool:
         """Whether this rank is the one to say that another has left: each with an exit code has said why; of
         one that is gone without a word rank 0 says it, and of rank 0 every rank.
         """
         return left.code is None and 0 in (self.rank, left.rank)
 
     @contextlib.contextmanager
-    def saying_why(self) -> Iterator[None]:
+    def reporting(self) -> Iterator[None]:
         """What is written meanwhile is why this rank ends: no other thread ends it first, nor repeats it."""
-        with self._words:
+        with self._report_lock:
             yield
-            self.has_said_why = True
+            self.has_reported = True
 
-    def _left(self, left: Left) -> None:
+    def _follow(self, left: Departure) -> None:
         """Another rank is gone: where all were to leave, this one does it by itself; else it follows."""
         if left.agreed:
             return
@@ -124,9 +124,9 @@ class Runtime:
         if left.code not in ASKED_TO_STOP:
             time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
         code = FAILED if left.code is None else left.code
-        self._words.acquire(timeout=WORDS_SECONDS)  # where this rank is just saying why
+        self._report_lock.acquire(timeout=REPORT_SECONDS)  # where this rank is just saying why
         # Where this rank has said why, it is closing what was open, which waits for ranks that are gone.
-        if self.has_said_why or not self.tells_of(left):
+        if self.has_reported or not self.should_report(left):
             os._exit(code)
         _end(f"{left}", code)
 
@@ -215,9 +215,9 @@ def _reach(runtime: Runtime, init: str, timeout: timedelta, *, server: bool) -> 
         wait_for_workers=False,  # a rank that does not come is noticed below
         multi_tenant=True,
     )
-    presence = Presence(runtime.rank, runtime.world, runtime._left)
+    presence = Presence(runtime.rank, runtime.world, runtime._follow)
     if runtime.rank == 0:
-        tcp.set("germinal/presence", presence.host(at.hostname, at.port))
+        tcp.set("germinal/presence", presence.listen(at.hostname, at.port))
     else:
         presence.join(
             at.hostname,

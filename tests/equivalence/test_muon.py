@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.transforms.pieces import Piece
+from parallel.parameters.whole_matrices import WholeMatrices
 from runs import (
     Alone,
     Case,
@@ -52,17 +52,19 @@ def test_layout_leaves_no_trace(ranks: Any, world: int, parallel: dict[str, Any]
     assert distance(curves[0], reference(case)) < TOLERANCE
 
 
-def spread_one_too_far(context: Any, case: Case) -> list[tuple[float, float]]:
+def map_one_too_far(context: Any, case: Case) -> list[tuple[float, float]]:
     """A fault to find: a rank's rows of the next matrix instead of its own."""
-    right = Piece._spread_shards
+    right = WholeMatrices._map_shards
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Piece, "_spread_shards", lambda self, parts, f: right(self, [*parts[1:], parts[0]], f))
+        patch.setattr(
+            WholeMatrices, "_map_shards", lambda self, parts, f: right(self, [*parts[1:], parts[0]], f)
+        )
         return curve(context, case)
 
 
 def test_a_matrix_from_another_rank_is_noticed(ranks: Any) -> None:
     case = replace(case_of({"zero": 1}), steps=3)
-    assert distance(ranks(2).run(spread_one_too_far, case)[0], reference(case)) > TOLERANCE
+    assert distance(ranks(2).run(map_one_too_far, case)[0], reference(case)) > TOLERANCE
 
 
 def one_step(context: Any, case: Case) -> tuple[int, Any]:

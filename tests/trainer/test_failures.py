@@ -265,8 +265,8 @@ def test_a_rank_that_waited_for_others_in_vain_tells_those_that_came(
         raise RuntimeError("rank 2 of 3 did not come in time")
 
     monkeypatch.setattr(runtime, "join", in_vain)
-    monkeypatch.setattr(runtime, "leaves", told.append)
+    monkeypatch.setattr(runtime, "announce_exit", told.append)
     monkeypatch.setattr(runtimes, "meet", lambda: runtime)
     assert main([str(write_config(tmp_path, tmp_path))]) == FAILED
-    assert told == [FAILED] and runtime.has_said_why
+    assert told == [FAILED] and runtime.has_reported
     assert capsys.readouterr().err == "error: rank 2 of 3 did not come in time\n"

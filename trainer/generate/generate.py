@@ -19,7 +19,7 @@ from common.exit_codes import DONE, FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
 from data.tokenizer import tokenizer as tokenizers
 from parallel.engine import Chunk
-from parallel.transforms.initialize import to_device
+from parallel.parameters.initialize import to_device
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.store import load
 from trainer.config import run_config as configs

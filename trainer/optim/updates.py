@@ -205,10 +205,10 @@ class Updates:
     def _muon(self, group: dict[str, Any]) -> None:
         families: dict[Any, list[LocalParameter]] = {}
         for member in group["members"]:
-            families.setdefault(member.lies, []).append(member)
+            families.setdefault(member.placement, []).append(member)
         for members in families.values():
             directions = (self._muon_direction(member, group["momentum"]) for member in members)
-            for member, update in zip(members, members[0].spread(directions, orthogonalize)):
+            for member, update in zip(members, members[0].map_whole(directions, orthogonalize)):
                 size = group["lr"] * 0.2 * max(member.shape) ** 0.5
                 member.tensor.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
 

@@ -37,7 +37,7 @@ class Failures:
     def report(self, error: Exception, code: int) -> int:
         """Print the error, unless another rank reports it; return `code`."""
         if not self._reported_elsewhere(error):
-            with self.runtime.saying_why():
+            with self.runtime.reporting():
                 complain(f"{self._where(error)}{error}", code)
         return code
 
@@ -47,12 +47,12 @@ class Failures:
         """
         if self._reported_elsewhere(error):
             return FAILED
-        left = self.runtime.first_to_leave() if isinstance(error, RuntimeError) else None
-        with self.runtime.saying_why():
+        left = self.runtime.first_departure() if isinstance(error, RuntimeError) else None
+        with self.runtime.reporting():
             if left is None:
                 return self.fail(error)
             code = FAILED if left.code is None else left.code
-            return complain(left, code) if self.runtime.tells_of(left) else code
+            return complain(left, code) if self.runtime.should_report(left) else code
 
     def fail(self, error: Exception) -> int:
         """Print a failure as one line and write its traceback into the run folder, if this start may write
@@ -97,10 +97,10 @@ class Failures:
         is_rank_0s = (TOLD in notes or ON_EVERY_RANK in notes) and not self.runtime.is_writer
         if ELSEWHERE not in notes and not is_rank_0s:
             return False
-        left = self.runtime.first_to_leave(REPORT_SECONDS)
+        left = self.runtime.first_departure(REPORT_SECONDS)
         # A rank without an exit code has died before it reported anything.
-        self.runtime.has_said_why = left is not None and left.code is not None
-        return bool(self.runtime.has_said_why)
+        self.runtime.has_reported = left is not None and left.code is not None
+        return bool(self.runtime.has_reported)
 
     def _where(self, error: Exception) -> str:
         """The rank, of an error that only some ranks have and that does not name them yet."""

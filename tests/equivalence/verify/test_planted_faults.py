@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from parallel.gradients.weight_gradients import Product
 from parallel.torch_engine.engine import TorchEngine, Totals
-from parallel.transforms import pieces
-from parallel.transforms.weight_gradients import Product
 from runs import SEQ, Alone, Batch, Case, build, distance, reference, train
 
 FOUND = 1e-5  # what the layouts must stay below
@@ -62,9 +61,9 @@ def gradient_scaled_on_one_rank(patch: pytest.MonkeyPatch, rank: int) -> None:
     def collect(self: TorchEngine) -> None:
         true(self)
         if rank == 1:
-            for piece in self._pieces:
-                assert piece.tensor.grad is not None
-                piece.tensor.grad.mul_(1.01)
+            for parameter in self._parameters:
+                assert parameter.tensor.grad is not None
+                parameter.tensor.grad.mul_(1.01)
 
     patch.setattr(TorchEngine, "_collect_gradients", collect)
 
@@ -85,7 +84,7 @@ def replicated_gradients_left_partial(patch: pytest.MonkeyPatch, rank: int) -> N
 
 
 def replicated_parameters_counted_twice(patch: pytest.MonkeyPatch, rank: int) -> None:
-    patch.setattr(pieces, "counted", lambda piece, mesh: True)
+    patch.setattr("parallel.torch_engine.engine.counts_in_norm", lambda parameter, mesh: True)
 
 
 def micro_batch_counted_twice(patch: pytest.MonkeyPatch, rank: int) -> None:

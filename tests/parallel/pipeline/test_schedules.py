@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.config import ParallelConfig
+from parallel.gradients.weight_gradients import WeightGradients
 from parallel.layout.layout import SCHEDULES, resolve
 from parallel.layout.mesh import make_mesh
 from parallel.pipeline import pipeline
-from parallel.transforms.weight_gradients import WeightGradients
 
 # Of a rank's whole share of the model, for one micro-batch: forward, input gradients, weight gradients.
 FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT = 4.0, 4.0, 4.0

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from parallel.world.presence import Left, Presence
+from parallel.world.presence import Departure, Presence
 
 HOST = "127.0.0.1"
 PEER = """
@@ -19,7 +19,7 @@ import sys, time
 from parallel.world.presence import Presence
 rank, where = int(sys.argv[1]), sys.argv[2]
 presence, host = Presence(rank, 3, lambda left: None), "127.0.0.1"
-said = presence.host(host, 1) if rank == 0 else presence.join(host, lambda: where, patience_seconds=60)
+said = presence.listen(host, 1) if rank == 0 else presence.join(host, lambda: where, patience_seconds=60)
 print(said or "there", flush=True)
 time.sleep(60)
 """
@@ -31,7 +31,7 @@ def peer(rank: int, where: str = "") -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def heard(count: int, *lists: list[Left]) -> bool:
+def heard(count: int, *lists: list[Departure]) -> bool:
     deadline = time.monotonic() + 60
     while any(len(each) < count for each in lists) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -45,11 +45,11 @@ def join(presence: Presence, *announced: str, patience_seconds: float = 60.0) ->
 
 
 @pytest.fixture
-def three() -> tuple[list[Presence], list[list[Left]], Callable[[int], None], str]:
+def three() -> tuple[list[Presence], list[list[Departure]], Callable[[int], None], str]:
     """(three ranks, what each has heard, a function that lets one join, where); rank 0 is there."""
-    told: list[list[Left]] = [[], [], []]
+    told: list[list[Departure]] = [[], [], []]
     ranks = [Presence(rank, 3, told[rank].append) for rank in range(3)]
-    where = ranks[0].host(HOST, 1)
+    where = ranks[0].listen(HOST, 1)
     return ranks, told, lambda rank: join(ranks[rank], where), where
 
 
@@ -60,18 +60,18 @@ def test_a_killed_rank_is_heard_of_by_all(three: tuple) -> None:  # type: ignore
         assert process.stdout is not None and process.stdout.readline() == "there\n"
         process.kill()
         assert heard(1, told[0], told[2])
-    assert told[0] == told[2] == [Left(1)]
-    assert "rank 1 is gone without a word" in str(ranks[2].first(0.0))
+    assert told[0] == told[2] == [Departure(1)]
+    assert "rank 1 is gone without a word" in str(ranks[2].first_departure(0.0))
 
 
 def test_the_end_of_rank_0_is_heard_of_too() -> None:
-    told: list[Left] = []
+    told: list[Departure] = []
     with peer(0) as process:
         assert process.stdout is not None
         join(Presence(1, 3, told.append), process.stdout.readline())
         process.kill()
         assert heard(1, told)
-    assert told == [Left(0)]
+    assert told == [Departure(0)]
 
 
 def test_a_rank_that_leaves_in_words_is_heard_of_once_by_those_there_and_those_to_come(
@@ -80,12 +80,14 @@ def test_a_rank_that_leaves_in_words_is_heard_of_once_by_those_there_and_those_t
     ranks, told, join, _ = three
     join(1)
     ranks[1].leave(75, "asked to stop", agreed=False)
-    assert heard(1, told[0]) and ranks[1].first(0.0) is None, "it is no cause of its own"
+    assert heard(1, told[0]) and ranks[1].first_departure(0.0) is None, "it is no cause of its own"
     ranks[1]._peers[0].shutdown(socket.SHUT_RDWR)  # as its process's end does
     join(2)
     assert heard(1, told[2])
-    assert told[0] == told[2] == [Left(1, 75, "asked to stop")], "and not of the connection's end as well"
-    assert str(ranks[2].first(0.0)) == "rank 1: asked to stop"
+    assert told[0] == told[2] == [Departure(1, 75, "asked to stop")], (
+        "and the connection's end is not told besides"
+    )
+    assert str(ranks[2].first_departure(0.0)) == "rank 1: asked to stop"
 
 
 def test_a_rank_0_that_leaves_alone_waits_for_those_it_has_to_tell(three: tuple) -> None:  # type: ignore[type-arg]
@@ -97,7 +99,7 @@ def test_a_rank_0_that_leaves_alone_waits_for_those_it_has_to_tell(three: tuple)
         join(rank)
     leaving.join(timeout=60)
     assert not leaving.is_alive()
-    assert heard(1, told[1], told[2]) and told[1] == told[2] == [Left(0, 75, "asked to stop")]
+    assert heard(1, told[1], told[2]) and told[1] == told[2] == [Departure(0, 75, "asked to stop")]
 
 
 def test_ranks_that_leave_together_are_no_cause(three: tuple) -> None:  # type: ignore[type-arg]
@@ -106,7 +108,7 @@ def test_ranks_that_leave_together_are_no_cause(three: tuple) -> None:  # type: 
     join(2)
     ranks[1].leave(0, "", agreed=True)
     assert heard(1, told[0], told[2])
-    assert ranks[0].first(0.0) is None and ranks[2].first(0.0) is None
+    assert ranks[0].first_departure(0.0) is None and ranks[2].first_departure(0.0) is None
 
 
 def test_a_stranger_is_not_listened_to(three: tuple) -> None:  # type: ignore[type-arg]
@@ -145,7 +147,7 @@ def test_what_a_dead_start_announced_is_passed_over(there: str, three: tuple) ->
     with ExitStack() as stack:
         if there == "an earlier rank 0":  # which has a rank 1 already, and hears nothing of the later one
             earlier = [Presence(rank, 3, told[2].append) for rank in (0, 1)]
-            stale = earlier[0].host(HOST, 1)
+            stale = earlier[0].listen(HOST, 1)
             join(earlier[1], stale)
         elif there == "nobody":
             with listening(None) as port:
@@ -157,7 +159,7 @@ def test_what_a_dead_start_announced_is_passed_over(there: str, three: tuple) ->
         join(ranks[1], stale, stale, stale, where)
         assert ranks[1].key == ranks[0].key
         ranks[1].leave(1, "broken", agreed=False)
-        assert heard(1, told[0]) and told == [[Left(1, 1, "broken")], [], []]
+        assert heard(1, told[0]) and told == [[Departure(1, 1, "broken")], [], []]
 
 
 def test_a_rank_0_that_is_nowhere_is_an_error_in_time() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.world import rendezvous, runtime
-from parallel.world.presence import Left
+from parallel.world.presence import Departure
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_who_did_not_come_is_told(there: tuple[int, ...], said: str) -> None:
 
 
 def test_of_a_rank_that_is_gone_without_a_word_rank_0_tells_and_of_rank_0_every_rank() -> None:
-    def telling(left: Left) -> list[int]:
+    def telling(left: Departure) -> list[int]:
         ranks = [runtime.Runtime(rank, 4, rank, torch.device("cpu")) for rank in range(4)]
-        return [rank.rank for rank in ranks if rank.rank != left.rank and rank.tells_of(left)]
+        return [rank.rank for rank in ranks if rank.rank != left.rank and rank.should_report(left)]
 
-    assert telling(Left(2)) == [0]
-    assert telling(Left(0)) == [1, 2, 3]
-    assert telling(Left(2, 1)) == telling(Left(0, 75, "asked to stop")) == [], "it has said why"
+    assert telling(Departure(2)) == [0]
+    assert telling(Departure(0)) == [1, 2, 3]
+    assert telling(Departure(2, 1)) == telling(Departure(0, 75, "asked to stop")) == [], "it has said why"

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
-from parallel.transforms.pieces import Piece
+from parallel.parameters.sharded_parameter import ShardedParameter
 
 
 @torch.no_grad()
-def initialize(pieces: Iterable[Piece], plan: ModelPlan, seed: int) -> None:
-    """Fill the pieces' memory. One whole parameter exists at a time."""
-    for piece in pieces:
-        piece.tensor.copy_(piece.keep(draw(piece.name, piece.shape, plan, seed, piece.tensor.device)))
+def initialize(parameters: Iterable[ShardedParameter], plan: ModelPlan, seed: int) -> None:
+    """Fill this rank's part of each parameter. One whole parameter exists at a time."""
+    for parameter in parameters:
+        whole = draw(parameter.name, parameter.shape, plan, seed, parameter.tensor.device)
+        parameter.tensor.copy_(parameter.part_of(whole))
 
 
 def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: torch.device) -> Tensor:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from parallel.gradients.weight_gradients import Product, apart
 from parallel.transforms import fsdp
 from parallel.transforms.recompute import apply_recompute
-from parallel.transforms.weight_gradients import Product, apart
 from runs import Case, build, micro_batches
 from trainer.models.decoder.block import Block
 

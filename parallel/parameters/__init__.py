@@ -1,0 +1,1 @@
+"""Parameters as one rank holds them."""

@@ -1,4 +1,4 @@
-"""Writing small files so that a crash leaves the old content or the new, never a part of either."""
+"""Durable files: after a crash a file holds its old content or its new, never a part of either."""
 
 import os
 from collections.abc import Callable
@@ -15,14 +15,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """write(2) may write less than it was given; write the rest too."""
+    """Write all of `data`: one write(2) may write less than it was given."""
     view = memoryview(data)
     while view.nbytes:
         view = view[os.write(fd, view) :]
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Create `path`, its content on disk when this returns (its name in the folder is not yet)."""
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Create `path`; its content is on disk when this returns (its name in the folder is not yet)."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, data)
@@ -31,13 +31,21 @@ def write_durably(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def write_atomically(path: Path, data: bytes, *, look: Callable[[], None] = lambda: None) -> None:
-    """Create or replace `path` in one step, on disk when this returns. The draft is named `.tmp-…`.
+def write_atomically(
+    path: Path,
+    data: bytes | memoryview,
+    *,
+    draft: Path | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Create or replace `path` in one step; content and name are on disk when this returns.
 
-    `look` raises where this process may write no more (`trainer.folder.fence`); it is called before the
-    replacement.
+    draft: the file to write first, beside `path`. By default `.tmp-NAME-PID`, so that two processes may write
+        the same `path`. Where only one process writes at a time, give a fixed name: the next attempt then
+        overwrites the draft that a killed one left.
+    look: called before the replacement; raises where this process may write no more (`trainer.folder.fence`).
     """
-    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    draft = draft or path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         write_durably(draft, data)
         look()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from common.lock import locked
 from common.mapped_file import MappedFile
 from data.corpus.manifest import ShardEntry
 
@@ -18,6 +17,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
+        self._evicting = folder / "evict.lock"
         self._checked: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,8 @@ class ShardCache:
                 f"data.cache_bytes={self.limit_bytes} holds no shard of {entry.bytes} bytes; give it more, "
                 "or no data.cache_dir"
             )
-        with self._lock(f"{entry.sha256}.lock") as lock:
+        lock = self.folder / f"{entry.sha256}.lock"
+        with locked(lock):
             # When the shard was last used. Not by its own time stamp: its readers watch that for changes.
             os.utime(lock)
             opened = self._cached(entry)
@@ -44,7 +45,7 @@ class ShardCache:
                 try:
                     self._make_room(entry.bytes)
                     fetch(part)
-                    with self._lock("evict.lock"):  # or it might be evicted before it is mapped
+                    with locked(self._evicting):  # or it might be evicted before it is mapped
                         os.replace(part, self.folder / entry.sha256)
                         opened = MappedFile(self.folder / entry.sha256)
                 finally:
@@ -67,7 +68,7 @@ class ShardCache:
 
     def _make_room(self, size: int) -> None:
         """Evicts the least recently used shards until one of `size` bytes fits."""
-        with self._lock("evict.lock"):
+        with locked(self._evicting):
             files = [path for path in self.folder.iterdir() if path.suffix != ".lock"]
             found = {path: path.stat() for path in files if path.is_file()}
             total = sum(stat.st_size for stat in found.values())
@@ -82,11 +83,3 @@ class ShardCache:
         """When a file of the folder was last used, in nanoseconds."""
         lock = path.with_suffix(".lock")
         return lock.stat().st_mtime_ns if lock.exists() else 0
-
-    @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[Path]:
-        # flock: released by the system when its holder dies, so a killed rank leaves nobody waiting.
-        path = self.folder / name
-        with open(path, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield path

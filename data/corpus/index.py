@@ -8,13 +8,13 @@ Indexes(folder, shards)             those of a corpus that is read for hours, wh
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
+from common.files import write_atomically
 from common.mapped_file import MappedFile
 from data.corpus.manifest import INDEX_ROWS, MANIFEST, TEXT_BYTES, TOKENS, ShardEntry, index_name
 
@@ -28,13 +28,9 @@ def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
     """
     assert index.dtype == np.uint64 and index.ndim == 2 and index.shape[0] == INDEX_ROWS, index.shape
     path = shard.with_name(index_name(shard.name))
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(index), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = xxhash.xxh3_128(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(index), allow_pickle=False)
+    write_atomically(path, file.getbuffer(), draft=path.with_name(path.name + ".tmp"))
     return ShardEntry(
         file=shard.name,
         bytes=shard.stat().st_size,
@@ -42,7 +38,7 @@ def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
         documents=index.shape[1],
         tokens=int(index[TOKENS].sum()),
         text_bytes=int(index[TEXT_BYTES].sum()),
-        index_xxh3=digest,
+        index_xxh3=xxhash.xxh3_128(file.getbuffer()).hexdigest(),
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from common.files import write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = "germinal-corpus"
@@ -143,19 +144,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for key in _DERIVED:
         document[key] = getattr(manifest, key)
     document[_OWN_HASH] = _own_hash(json.loads(json.dumps(document)))
-    path = folder / MANIFEST
-    temporary = folder / (MANIFEST + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    raw = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+    write_atomically(folder / MANIFEST, raw, draft=folder / f"{MANIFEST}.tmp")
 
 
 def read_manifest(folder: Path | str) -> Manifest:

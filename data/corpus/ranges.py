@@ -9,7 +9,6 @@ against the hash it had when the whole document last agreed with the index.
 from __future__ import annotations
 
 import threading
-import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -18,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
+from common.retry import attempts
 from data.corpus.manifest import CRC, OFFSET, TOKENS
 
 PIECE_BYTES = 1 << 18
@@ -79,8 +79,7 @@ class RemoteDocuments:
         documents = range(int(table.group_starts[group]), int(table.group_starts[group + 1]))
         start, end = int(table.begin[documents[0]]), int(table.end[documents[-1]])
         wrong: set[int] = set(documents)  # every time so far
-        for arrival in range(2 * ARRIVALS):
-            _pause(arrival)
+        for arrival in attempts(2 * ARRIVALS, PAUSE_SECONDS):
             raw = self._fetch(table.shard, start, end)
             spans = ((d, int(table.begin[d]) - start, int(table.end[d]) - start) for d in documents)
             bad = {d for d, a, b in spans if zlib.crc32(raw[a:b]) != table.crc[d]}
@@ -117,8 +116,7 @@ class RemoteDocuments:
 
     def _check_large(self, table: _Table, document: int) -> None:
         """Read a large document once, part by part, and note the hash of each part."""
-        for arrival in range(ARRIVALS):
-            _pause(arrival)
+        for _ in attempts(ARRIVALS, PAUSE_SECONDS):
             crc, hashes = 0, []
             for part in range(table.parts(document)):
                 raw = self._fetch(table.shard, *table.span(document, part))
@@ -135,8 +133,7 @@ class RemoteDocuments:
         key = (table.shard, document, part)
         if (kept := self._recall(key)) is not None:
             return kept
-        for arrival in range(ARRIVALS):
-            _pause(arrival)
+        for _ in attempts(ARRIVALS, PAUSE_SECONDS):
             raw = self._fetch(table.shard, *table.span(document, part))
             if document in table.damaged or xxhash.xxh3_64_intdigest(raw) == table.hashes[document][part]:
                 return self._keep(key, raw)
@@ -213,8 +210,3 @@ class _Table:
         """The bytes [first, end) of a part."""
         first = int(self.begin[document]) + part * PIECE_BYTES
         return first, min(first + PIECE_BYTES, int(self.end[document]))
-
-
-def _pause(arrival: int) -> None:
-    if arrival:
-        time.sleep(PAUSE_SECONDS * 2 ** (arrival - 1))

@@ -16,7 +16,6 @@ import hashlib
 import io
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import xxhash
 
+from common.retry import attempts
 from data.corpus.cache import ShardCache
 from data.corpus.local import not_the_tokenizer
 from data.corpus.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256, parse_manifest
@@ -232,9 +232,7 @@ def _insist(what: str, action: Callable[[], T]) -> T:
     """The result of `action`, tried ATTEMPTS times; then RuntimeError, one line. What does not pass
     by itself is final: FileNotFoundError for a missing file, RuntimeError where access is refused.
     """
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+    for attempt in attempts(ATTEMPTS, FIRST_PAUSE_SECONDS):
         try:
             return action()
         except FileNotFoundError:
@@ -254,8 +252,9 @@ class Mismatch(RuntimeError):
 
 def _until_right(fetch: Callable[[], T]) -> T:
     """The result of `fetch`, called ARRIVALS times as long as it raises `Mismatch`."""
-    for arrival in range(ARRIVALS - 1):
-        with contextlib.suppress(Mismatch):
+    for _ in attempts(ARRIVALS, FIRST_PAUSE_SECONDS):
+        try:
             return fetch()
-        time.sleep(FIRST_PAUSE_SECONDS * 2**arrival)
-    return fetch()
+        except Mismatch as error:
+            last = error
+    raise last

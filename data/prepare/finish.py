@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.files import write_durably
 from data.corpus.manifest import (
     Manifest,
     ShardEntry,
@@ -17,7 +17,7 @@ from data.corpus.manifest import (
     write_manifest,
 )
 from data.prepare.encode import encoder
-from data.prepare.job import HELDOUT, TRAIN, Job, sync_file
+from data.prepare.job import HELDOUT, TRAIN, Job
 from data.prepare.planfile import NothingLeft
 from data.prepare.report.composition import Profile
 from data.prepare.report.datacard import write_datacard
@@ -97,8 +97,7 @@ def _manifest(
     tally: Tally,
     profile: Profile,
 ) -> Manifest:
-    shutil.copyfile(job.tokenizer, folder / "tokenizer.json")
-    sync_file(folder / "tokenizer.json")
+    write_durably(folder / "tokenizer.json", job.tokenizer.read_bytes())
     tokenizer = encoder(job.tokenizer, job.recipe.separator).tokenizer
     vocab = tokenizers.vocab_size(tokenizer)
     separator = tokenizers.separator_id(tokenizer, job.recipe.separator)

@@ -1,7 +1,6 @@
 """What the work on any unit needs to know, and what both passes over a unit share."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import xxhash
 
+from common.files import write_atomically
 from data.prepare.readers.document import Document
 from data.prepare.readers.readers import documents
 from data.prepare.recipe import Recipe
@@ -108,16 +108,5 @@ def content(document: Document) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """By rename, durable."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sync_file(path: Path) -> None:
-    """Makes a file that a library wrote durable."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Create or replace a JSON file in one step, durably."""
+    write_atomically(path, json.dumps(value).encode(), draft=path.with_name(f"{path.name}.tmp"))

@@ -1,7 +1,6 @@
 """What a folder in the making knows of the command that makes it: one at a time, and the same one again."""
 
 import contextlib
-import fcntl
 import filecmp
 import hashlib
 import json
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.lock import take_lock
 from data.corpus.manifest import MANIFEST, file_sha256
 from data.prepare import recipe as recipes
 from data.prepare.job import HELDOUT, TRAIN, write_json
@@ -35,24 +35,22 @@ def lock(out: Path, scratch: Path) -> Iterator[None]:
     """One `prepare` at a time in a folder; the lock goes with the process, however it ends."""
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        file = open(scratch / "lock", "w")  # noqa: SIM115 (open for as long as the lock is held)
+        descriptor = take_lock(scratch / "lock", patience_seconds=0.0)
+    except BlockingIOError:
+        raise RuntimeError(
+            f"another prepare is at work in {out}: wait for it, or give another --out"
+        ) from None
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written: {error.strerror}: give another folder") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"another prepare is at work in {out}: wait for it, or give another --out"
-            ) from None
-        try:
-            yield
-        finally:
-            if not (scratch / PLAN).exists():
-                # It ended before it began: a mistyped source leaves no folder behind.
-                shutil.rmtree(scratch)
-                with contextlib.suppress(OSError):
-                    out.rmdir()
+    try:
+        yield
+    finally:
+        if not (scratch / PLAN).exists():
+            # It ended before it began: a mistyped source leaves no folder behind.
+            shutil.rmtree(scratch)
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        os.close(descriptor)
 
 
 def spool_stdin(scratch: Path) -> str:

@@ -24,13 +24,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.files import write_atomically
 from data.corpus.manifest import MANIFEST, read_manifest
 from data.prepare import preconditions
 from data.prepare.cleaning import clean
 from data.prepare.cleaning.decontaminate import write_evaluation_runs
 from data.prepare.encode import cleaned_documents, encode_unit
 from data.prepare.finish import finish
-from data.prepare.job import HELDOUT, TRAIN, Job, is_heldout, sync_file, write_json
+from data.prepare.job import HELDOUT, TRAIN, Job, is_heldout, write_json
 from data.prepare.planfile import (
     PLAN,
     VERSION,
@@ -206,10 +207,8 @@ def _make_tokenizer(
     if job.recipe.template == "drop":
         made = tokenizers.without_template(made)
     tokenizers.separator_id(made, job.recipe.separator)
-    temporary = job.tokenizer.with_name("tokenizer.json.tmp")
-    made.save(str(temporary))
-    sync_file(temporary)
-    os.replace(temporary, job.tokenizer)
+    raw = made.to_str(pretty=True).encode()
+    write_atomically(job.tokenizer, raw, draft=job.tokenizer.with_name("tokenizer.json.tmp"))
 
 
 def _training_texts(job: Job, units: list[Unit], report: Callable[[int], None]) -> Iterator[str]:

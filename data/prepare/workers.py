@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,14 +12,15 @@ from multiprocessing.connection import wait as wait_connections
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from common.retry import attempts
 from data.prepare.units import Unit
 
 Report = Callable[[int], None]
 UnitFunction = Callable[[Any, Unit, Report], None]
 
 _POLL_SECONDS = 0.2
-# Before another attempt at a unit whose server failed.
-PAUSES_SECONDS = (1, 5, 25)
+# Of a unit whose server failed, with pauses of 1, 5 and 25 s.
+ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR = 4, 1.0, 5.0
 _done_bytes: Any = None
 _stop: Any = None
 
@@ -104,14 +104,14 @@ def _attempts(function: UnitFunction, job: Any, unit: Unit, report: Report) -> N
     """A unit that reads from a server is tried again: it keeps its finished shards, and a failure leaves no
     trace.
     """
-    for pause in PAUSES_SECONDS:
+    for _ in attempts(ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR):
         try:
             return function(job, unit, report)
         except RuntimeError as error:
             if not unit.is_remote or isinstance(error.__cause__, FileNotFoundError | ImportError):
                 raise
-            time.sleep(pause)
-    return function(job, unit, report)
+            last = error
+    raise last
 
 
 def _capped(report: Report, unit_bytes: int) -> Report:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import zlib
 from functools import lru_cache
 
 import numpy as np
 
+from common.retry import attempts
 from data.corpus.corpus import Corpus, DamagedDocument
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, ShardBytes, written_while_read
 
@@ -31,7 +31,7 @@ class Documents:
         shard, opened, offset, tokens, _ = self._find(number)
         width = self._corpus.dtype.itemsize
         end = tokens if end is None else min(end, tokens)
-        for _ in range(READ_AGAIN):
+        for _ in attempts(READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, 1.0):
             version = opened.version()
             if self._checked != (number, version):
                 if damage := self.damage_of(number):
@@ -41,7 +41,6 @@ class Documents:
             ids = np.frombuffer(raw, dtype=self._corpus.dtype).astype(np.int64)
             if opened.version() == version:
                 return ids
-            time.sleep(READ_AGAIN_PAUSE_SECONDS)
         raise written_while_read(self._corpus.shard_path(shard))
 
     def damage_of(self, number: int) -> DamagedDocument | None:

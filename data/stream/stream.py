@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from common.retry import attempts
 from data.config import DataConfig, check
 from data.corpus.corpus import Corpus, check_tokenizers, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
@@ -150,12 +150,11 @@ class Stream:
         Raises RuntimeError naming shard, sample and byte where a document is damaged (with
         on_corrupt=quarantine its sequences are masked instead); ValueError past the end of the data.
         """
-        for _ in range(READ_AGAIN):
+        for _ in attempts(READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, 1.0):
             plan = self.plan(numbers)
             rows = plan.rows(0, len(numbers), document_mask=self.cfg.document_mask)
             if plan.holds():
                 return rows
-            time.sleep(READ_AGAIN_PAUSE_SECONDS)
         raise written_while_read(f"data.sources {', '.join(self.names)}")
 
     def plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from common.lock import FolderLock
+from common.lock import FolderLock, locked
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
@@ -39,6 +40,20 @@ def test_a_filesystem_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.
     lock = FolderLock.take(tmp_path)
     assert "has no locks" in lock.unsupported
     lock.release()
+
+
+def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    hold = f"import time; from pathlib import Path; from common.lock import locked\nwith locked(Path({str(path)!r})): print('held', flush=True); time.sleep(60)"  # noqa: E501
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError), locked(path, patience_seconds=0.0):
+            pass
+        threading.Timer(0.1, other.kill).start()
+        with locked(path):
+            other.wait()
+    with locked(path, patience_seconds=0.0):
+        pass
 
 
 @pytest.mark.parametrize(

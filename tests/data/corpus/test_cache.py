@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_a_server_that_dies_and_comes_back(
         if len(pauses) == 3:
             server.start()
 
-    monkeypatch.setattr(remote.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert (epoch(stream) == epoch(open_stream(str(folder)))).all()
     assert len(pauses) >= 3
 
@@ -60,7 +61,7 @@ def test_a_server_that_stays_away_is_one_line(
     stream = open_stream(server.url)
     server.stop()
     pauses: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(
         RuntimeError, match=rf"shard-\d+.tar could not be read in {remote.ATTEMPTS} attempts: .*$"
     ):
@@ -80,7 +81,7 @@ def test_refused_access_is_final_and_retries_are_told(
 ) -> None:
     stream = open_stream(server.url)
     pauses: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     server.script += ["403"]
     with pytest.raises(RuntimeError, match=r"\.tar may not be read: .*403.*: check the URL"):
         stream.read([0])
@@ -99,7 +100,7 @@ def test_a_server_that_is_busy_or_away_at_the_start_is_not_taken_for_an_empty_on
     assert verify(server.url) == [] and not server.busy
     server.stop()
     pauses: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(
         RuntimeError, match=r"^http://\S+/corpus/manifest\.json could not be read in 8 attempts"
     ):

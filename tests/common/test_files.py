@@ -1,0 +1,28 @@
+"""A file that is replaced has its old content or its new, and no draft stays behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from common.files import write_atomically
+
+
+def test_a_failure_before_the_replacement_keeps_the_old_content_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"old")
+
+    def refuse() -> None:
+        assert set(os.listdir(tmp_path)) == {"a", f".tmp-a-{os.getpid()}"}
+        raise RuntimeError("left behind")
+
+    with pytest.raises(RuntimeError, match="left behind"):
+        write_atomically(path, b"new", look=refuse)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_draft_of_a_fixed_name_overwrites_what_a_killed_attempt_left(tmp_path: Path) -> None:
+    path, draft = tmp_path / "a", tmp_path / "a.tmp"
+    draft.write_bytes(b"half of a longer text")
+    write_atomically(path, b"whole", draft=draft)
+    assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["a"]

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from common.objective import Objective
 from trainer.config.sections import ObjectiveConfig
-from trainer.objectives.base import Objective
 from trainer.objectives.causal_lm import CausalLM
 
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {"causal_lm": lambda cfg: CausalLM()}

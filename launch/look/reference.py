@@ -84,7 +84,7 @@ def by_section(found: list[Key]) -> list[tuple[str, list[Key]]]:
 
 
 def about(section: str) -> str:
-    """The first paragraph of a section's docstring."""
+    """The first paragraph of a section's docstring; of the first kind's where a section has several kinds."""
     at: Any = RunConfig
     for part in section.split("."):
         field = next(
@@ -92,6 +92,7 @@ def about(section: str) -> str:
         )
         at = typing.get_type_hints(at)[field.name]
         at = typing.get_args(at)[0] if part.endswith("[]") else at
+        at = next(iter(field.metadata.get("kinds", {"": at}).values()))
     return " ".join((inspect.getdoc(at) or "").split("\n\n")[0].split())
 
 

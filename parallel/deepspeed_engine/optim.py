@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
+
+from parallel.fused_adamw import fused_adamw
 
 STATES = ("exp_avg", "exp_avg_sq")
 _SETTINGS = ("betas", "eps", "weight_decay")
@@ -56,24 +57,15 @@ class FlatAdamW(torch.optim.Optimizer):
             for tensor in tensors:
                 self.allocate(tensor)
             device = tensors[0].device
-            beta1, beta2 = group["betas"]
-            adamw(
+            fused_adamw(
                 tensors,
                 [tensor.grad for tensor in tensors],
                 [self.state[tensor]["exp_avg"] for tensor in tensors],
                 [self.state[tensor]["exp_avg_sq"] for tensor in tensors],
-                [],
                 [torch.full((), float(self.steps), device=device) for _ in tensors],
-                fused=True,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
                 lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-                grad_scale=divisor.to(device, torch.float32),
-                found_inf=None,
+                settings=group,
+                divisor=divisor.to(device, torch.float32),
             )
 
     def allocate(self, tensor: Tensor) -> None:

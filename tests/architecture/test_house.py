@@ -20,6 +20,7 @@ TORCH_FREE = [
     "trainer.config.keys",
     "trainer.config.schema",
     "trainer.config.sections",
+    "trainer.models.registry",
     "parallel.layout.layout",
     "data.prepare.recipe",
 ]

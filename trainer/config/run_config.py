@@ -16,14 +16,12 @@ from data.config import check as check_data
 from parallel.config import ParallelConfig
 from parallel.layout.layout import Layout, check_batch, check_model, resolve
 from trainer.config import keys, schema
-from trainer.config.sections import CheckpointConfig, ObjectiveConfig, OptimConfig, TrackConfig, TrainConfig
+from trainer.config.sections import CheckpointConfig, OptimConfig, TrackConfig, TrainConfig
 from trainer.folder import run_folder
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.sizes import largest_key, parameters
-
-# `kind` → the dataclass of its keys; without a kind, the first.
-MODELS: dict[str, Any] = {"decoder": DecoderConfig}
-OBJECTIVES: dict[str, Any] = {"causal_lm": ObjectiveConfig}
+from trainer.models.registry import MODELS
+from trainer.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
 
 
 @dataclass
@@ -33,7 +31,7 @@ class RunConfig:
     name: Annotated[str, "of the run: letters, digits, . _ -; left out: the file's own"]
     model: DecoderConfig = field(metadata={"kinds": MODELS})
     data: DataConfig
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata={"kinds": OBJECTIVES})
+    objective: ObjectiveConfig = field(default_factory=CausalLMConfig, metadata={"kinds": OBJECTIVES})
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

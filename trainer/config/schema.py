@@ -30,8 +30,8 @@ def build(cls: Any, values: Any, at: str = "", *, known: Sequence[str] = ()) -> 
     """An instance of the dataclass `cls` from a plain mapping; `at` is its dotted key, for messages.
 
     A field's YAML key is its name, or what its metadata calls `key` where Python reserves the name. Where the
-    metadata has `kinds` (name → dataclass), the value's own key `kind` chooses the class. `known`: keys from
-    elsewhere in the config that an unknown key may be a misspelling of.
+    metadata has `kinds` (name → dataclass), the value's own key `kind` chooses the class; without it, the
+    first. `known`: keys from elsewhere in the config that an unknown key may be a misspelling of.
 
     Raises:
         ValueError: an unknown key, a wrong type, a missing value; and whatever the class itself refuses.
@@ -85,8 +85,9 @@ def dotted_keys(cls: Any, at: str = "") -> list[str]:
     for field in dataclasses.fields(cls):
         hint, key = hints[field.name], _join(at, yaml_key(field))
         keys.append(key)
-        if dataclasses.is_dataclass(hint):
-            for kind in field.metadata.get("kinds", {"": hint}).values():
+        kinds = field.metadata.get("kinds")
+        if kinds or dataclasses.is_dataclass(hint):
+            for kind in (kinds or {"": hint}).values():
                 keys += dotted_keys(kind, key)
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             keys += dotted_keys(typing.get_args(hint)[0], f"{key}[0]")
@@ -116,8 +117,10 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) -> Any:
     kinds = field.metadata.get("kinds")
-    if not kinds or not isinstance(value, dict) or "kind" not in value:
+    if not kinds:
         return hint
+    if not isinstance(value, dict) or "kind" not in value:
+        return next(iter(kinds.values()))
     return kinds[_one_of(list(kinds), value["kind"], f"{at}.kind")]
 
 

@@ -17,13 +17,6 @@ Tool = Literal["jsonl", "wandb", "tensorboard", "mlflow", "comet_ml", "aim", "cl
 
 
 @dataclass
-class ObjectiveConfig:
-    """What is minimised."""
-
-    kind: Annotated[Literal["causal_lm"], "which objective; causal_lm: the next token"] = "causal_lm"
-
-
-@dataclass
 class OptimConfig:
     """The optimiser and its learning rate over the run."""
 

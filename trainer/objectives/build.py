@@ -1,14 +1,14 @@
-"""Config → objective. A registry is a dictionary."""
+"""Config → objective."""
 
-from collections.abc import Callable
+import pkgutil
+from typing import Any
 
 from common.objective import Objective
-from trainer.config.sections import ObjectiveConfig
-from trainer.objectives.causal_lm import CausalLM
-
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {"causal_lm": lambda cfg: CausalLM()}
+from trainer.objectives.config import ObjectiveConfig
 
 
 def build_objective(cfg: ObjectiveConfig) -> Objective:
-    """The objective of `cfg.kind`."""
-    return OBJECTIVES[cfg.kind](cfg)
+    """Return the objective that `cfg` describes."""
+    settings: dict[str, Any] = {name: value for name, value in vars(cfg).items() if name != "kind"}
+    objective: Objective = pkgutil.resolve_name(cfg.objective_class)(**settings)
+    return objective

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from common.precision import torch_dtype
 from parallel.engine import LocalParameter
+from parallel.fused_adamw import fused_adamw
 from trainer.config.sections import OptimConfig
 from trainer.optim.rounding import Kernel, Rounding, rounded
 
@@ -182,24 +182,15 @@ class Updates:
         exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
     ) -> None:
-        beta1, beta2 = group["betas"]
-        adamw(
+        fused_adamw(
             tensors,
             grads,
             exp_avgs,
             exp_avg_sqs,
-            [],
             steps,
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
             lr=group["lr"] * group["lr_ratio"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-            grad_scale=self.grad_scale,
-            found_inf=None,
+            settings=group,
+            divisor=self.grad_scale,
         )
 
     def _muon(self, group: dict[str, Any]) -> None:

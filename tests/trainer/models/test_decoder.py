@@ -224,7 +224,6 @@ def test_the_plan_names_what_is_there(cfg: DecoderConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "encoder"}, "model.kind: 'encoder'"),
         ({"heads": 5}, "model.hidden: 32 is not divisible by model.heads 5"),
         ({"kv_heads": 3}, "model.heads: 4 is not divisible by model.kv_heads 3"),
         ({"heads": 32}, "model.heads 32 = 1 a head"),

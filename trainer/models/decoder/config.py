@@ -6,7 +6,7 @@ A field states its key's meaning and limits in plain text; `trainer.config.keys`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 
 @dataclass
@@ -16,6 +16,8 @@ class DecoderConfig:
     `ffn_hidden` of 8/3 · hidden gives the three SwiGLU matrices the parameters of a classic 4 · hidden pair
     (Shazeer 2020, arXiv:2002.05202). `qk_norm` is Dehghani et al.'s (2023, arXiv:2302.05442).
     """
+
+    model_class: ClassVar[str] = "trainer.models.decoder.decoder:Decoder"  # imported when a model is built
 
     kind: Annotated[Literal["decoder"], "which model this is"] = "decoder"
     layers: Annotated[int, "blocks", "≥ 1"] = 4

@@ -1,0 +1,6 @@
+"""Which models there are. Imports no torch."""
+
+from trainer.models.decoder.config import DecoderConfig
+
+MODELS: dict[str, type[DecoderConfig]] = {"decoder": DecoderConfig}
+"""`model.kind` → the dataclass of its keys, which names the model's class. The first is the default."""

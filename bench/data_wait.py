@@ -56,14 +56,14 @@ class Timed:
 
     def __init__(self, inner: Steps) -> None:
         self.inner = inner
-        self.hear = inner.hear
+        self.exchange_next = inner.exchange_next
         self.waits: list[float] = []
         self.steps: list[float] = []
         self._returned = 0.0
 
     @property
-    def news(self) -> bool:
-        return self.inner.news
+    def needs_exchange(self) -> bool:
+        return self.inner.needs_exchange
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self

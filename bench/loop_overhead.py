@@ -113,7 +113,7 @@ class Ours:
         cfg.folder.mkdir()
         fence = Fence(cfg.folder)
         fence.take()
-        events = EventLog(cfg.folder / "events.jsonl", fence.look)
+        events = EventLog(cfg.folder / "events.jsonl", fence.check)
         self.meter = Meter.open(
             cfg,
             runtime=runtime,
@@ -126,7 +126,7 @@ class Ours:
         self.checkpointer = Checkpointer(
             cfg.folder, every=cfg.checkpoint.every, keep=1, asynchronous=True, identity=lambda position:
             Identity(), events=events, logs=self.meter.logs,
-            look=fence.look,
+            guard=fence.check,
         )  # fmt: skip
         self.meter.resume(self.state)
         stack.callback(self.meter.close)

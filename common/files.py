@@ -36,19 +36,19 @@ def write_atomically(
     data: bytes | memoryview,
     *,
     draft: Path | None = None,
-    look: Callable[[], None] = lambda: None,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
     """Create or replace `path` in one step; content and name are on disk when this returns.
 
     draft: the file to write first, beside `path`. By default `.tmp-NAME-PID`, so that two processes may write
         the same `path`. Where only one process writes at a time, give a fixed name: the next attempt then
         overwrites the draft that a killed one left.
-    look: called before the replacement; raises where this process may write no more (`trainer.folder.fence`).
+    guard: called before the replacement; raises where this process may write no more (`trainer.folder.fence`).
     """
     draft = draft or path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         write_durably(draft, data)
-        look()
+        guard()
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ class StepResult:
     loss_sum, count: over the global batch, so the loss is loss_sum / count.
     grad_norm: of the mean loss, before clipping. skipped: nothing was updated, because a gradient was not
     finite, or because no target was counted (count 0: there is no loss to follow, nor is anything decayed).
-    stop: some rank asked to stop. news: some rank has news for the others, to be exchanged before the next
+    stop: some rank asked to stop. exchange: some rank asks for an exchange between all ranks before the next
     step. loss_scale: fp16's at this step, else 1. fault: why a skipped step is more than an overflow that a
     lower loss scale mends; what to do about it is the loop's decision. sources: (loss_sum, count) of each
     data source, where the engine was built for several.
@@ -92,7 +92,7 @@ class StepResult:
     stop: bool
     loss_scale: float
     fault: str = ""
-    news: bool = False
+    exchange: bool = False
     sources: tuple[tuple[float, float], ...] = ()
 
 
@@ -115,11 +115,11 @@ class Engine(Protocol):
     @property
     def data_ranks(self) -> int: ...
     @property
-    def leads_data(self) -> bool:
+    def is_first_of_data_rank(self) -> bool:
         """Whether this rank speaks for its data rank: of the ranks that read the same rows, exactly one."""
 
     def step(
-        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, news: bool = False
+        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, exchange: bool = False
     ) -> StepResult: ...
     def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation: ...
     def chunks(self) -> list[Chunk]: ...

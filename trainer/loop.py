@@ -94,8 +94,8 @@ def take_step(
     stop: bool,
 ) -> StepResult:
     """The next step from `state`, which then counts it. Diverged where it is not finite."""
-    result = engine.step(micro_batches, lr=lr, stop=stop, news=batches.news)
-    batches.hear(result.news)
+    result = engine.step(micro_batches, lr=lr, stop=stop, exchange=batches.needs_exchange)
+    batches.exchange_next(result.exchange)
     if result.fault:
         loss = result.loss_sum / max(1.0, result.count)
         raise on_every_rank(

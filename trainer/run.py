@@ -172,7 +172,7 @@ def assemble(
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
 
-    events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None, fence.look)
+    events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None, fence.check)
     stack.callback(events.close)
     meter = Meter.open(
         cfg,
@@ -197,7 +197,7 @@ def assemble(
         rank=runtime.rank,
         world=runtime.world,
         gather=gather,
-        look=fence.look,
+        guard=fence.check,
     )
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")

@@ -51,7 +51,7 @@ class Steps:
         self._masks_alike = masks_alike
         self._eos = eos
         self._ahead: Sequence[Batch] | Exception | None = None
-        self._speak = True  # some rank has news of the step ahead
+        self._exchange_next = True  # some rank has news of the step ahead
 
     def __iter__(self) -> Iterator[Sequence[Batch]]:
         return self
@@ -62,24 +62,24 @@ class Steps:
             return next(self._batches)
         if self._ahead is None:
             self._ahead = self._read()
-        if self._speak:
+        if self._exchange_next:
             self._ranks.together(self._next)
             if self._masks_alike:
                 self._exchange()
-            self._speak = False
+            self._exchange_next = False
         step, self._ahead = self._next(), self._read()
         return step
 
     @property
-    def news(self) -> bool:
+    def needs_exchange(self) -> bool:
         """Whether this rank could not read the step ahead, or has masked a sequence of it."""
         if isinstance(self._ahead, Exception):
             return not isinstance(self._ahead, StopIteration)
         return bool(self._masks_alike and self._quarantined and self._masked())
 
-    def hear(self, news: bool) -> None:
+    def exchange_next(self, asked: bool) -> None:
         """Whether any rank has `news`, the same on every rank: the next step is spoken of."""
-        self._speak = news
+        self._exchange_next = asked
 
     def _read(self) -> Sequence[Batch] | Exception:
         try:

@@ -135,20 +135,20 @@ class DeepSpeedEngine:
         return self._runtime.world
 
     @property
-    def leads_data(self) -> bool:
+    def is_first_of_data_rank(self) -> bool:
         return True  # every rank is a data rank
 
     # -- one step -------------------------------------------------------------------------------------------
 
     def step(
-        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, news: bool = False
+        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, exchange: bool = False
     ) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         self._masters.forget()
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
-        asked, told, loss_sum, count, by_source = self._reduce(sums, stop, news)
+        asked, told, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)
         learnt = overflow or count > 0  # an empty batch says nothing of the loss scale
@@ -161,7 +161,7 @@ class DeepSpeedEngine:
             stop=asked > 0,
             loss_scale=loss_scale,
             fault=fault,
-            news=told > 0,
+            exchange=told > 0,
             sources=by_source,
         )
 
@@ -183,10 +183,12 @@ class DeepSpeedEngine:
         return self._objective.inputs(moved.tensors, moved.sequences), moved.tensors.get("source")
 
     def _reduce(
-        self, sums: Sums, stop: bool, news: bool = False
+        self, sums: Sums, stop: bool, exchange: bool = False
     ) -> tuple[float, float, float, float, BySource]:
-        """(ranks asked to stop, ranks with news, loss sum, count, these two by source), of all ranks."""
-        sums.others[0], sums.others[1] = float(stop), float(news)
+        """(ranks asked to stop, ranks that ask for an exchange, loss sum, count, these two by source) of all
+        ranks.
+        """
+        sums.others[0], sums.others[1] = float(stop), float(exchange)
         dist.all_reduce(sums.packed)
         asked, told, *rest = sums.packed.tolist()
         return asked, told, *unpack(rest)

@@ -43,7 +43,7 @@ class Mesh:
         return self.replicate.size * self.shard.size // self.cp.size
 
     @property
-    def leads_data(self) -> bool:
+    def is_first_of_data_rank(self) -> bool:
         """Whether this is the first of the ranks that read the same rows: one of them in every data rank."""
         return self.pp.rank == self.tp.rank == self.cp.rank == 0
 

@@ -44,7 +44,7 @@ class Totals:
 
     grad_squares: float
     stop: float
-    news: float
+    exchange: float
     loss_sum: float
     count: float
     sources: BySource
@@ -131,8 +131,8 @@ class TorchEngine:
         return self._mesh.data_ranks
 
     @property
-    def leads_data(self) -> bool:
-        return self._mesh.leads_data
+    def is_first_of_data_rank(self) -> bool:
+        return self._mesh.is_first_of_data_rank
 
     @property
     def axes(self) -> dict[str, str]:
@@ -140,7 +140,7 @@ class TorchEngine:
         return self._mesh.axes
 
     def step(
-        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, news: bool = False
+        self, batches: Sequence[Micro], *, lr: float, stop: bool = False, exchange: bool = False
     ) -> StepResult:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         normalisation = self._normalisation
@@ -148,7 +148,7 @@ class TorchEngine:
         sums = self._accumulate(batches, normalisation.loss_factor)
         self._collect_gradients()
         self._sum_shared_gradients()
-        totals = self._reduce(sums, self._grad_squares(), stop, news)
+        totals = self._reduce(sums, self._grad_squares(), stop, exchange)
         to_mean = normalisation.to_mean(totals.count)
         overflow = not math.isfinite(totals.grad_squares)
         skipped = overflow or totals.count == 0
@@ -166,7 +166,7 @@ class TorchEngine:
             stop=totals.stop > 0,
             loss_scale=loss_scale,
             fault=fault,
-            news=totals.news > 0,
+            exchange=totals.exchange > 0,
             sources=totals.sources,
         )
 
@@ -263,13 +263,13 @@ class TorchEngine:
             return torch.zeros((), dtype=torch.float64, device=self._device)
         return squares(grads)
 
-    def _reduce(self, sums: Sums, squares: Tensor, stop: bool, news: bool) -> Totals:
+    def _reduce(self, sums: Sums, squares: Tensor, stop: bool, exchange: bool) -> Totals:
         """The only blocking collective of a step: everything that all ranks must agree on, in one tensor."""
         if self._mesh.tp.rank > 0:
             sums.packed.zero_()  # every tp rank has computed the same loss, which counts once
         sums.others[0] = squares  # one that is not finite stays so in the sum
         sums.others[1] = float(stop)
-        sums.others[2] = float(news)
+        sums.others[2] = float(exchange)
         if self._layout.world > 1:
             dist.all_reduce(sums.packed)
         grad_squares, asked, told, *rest = sums.packed.tolist()

@@ -35,7 +35,7 @@ def batches(masked: dict[int, Any], damaged: Sequence[int]) -> Iterator[list[Bat
 @pytest.mark.parametrize(("damaged", "exchanges"), [({}, 1), ({1: [7]}, 2), ({0: [7], 1: [0, 7, 11]}, 3)])
 def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exchanges: int) -> None:
     team, spoken = Team(2), [0, 0]
-    news = [[False, False] for _ in range(STEPS)]
+    asked = [[False, False] for _ in range(STEPS)]
     barrier = threading.Barrier(2, timeout=20)
 
     def rank(number: int) -> tuple[list[list[int]], dict[int, Any]]:
@@ -58,9 +58,9 @@ def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exc
             counted = batch.tensors["targets"][:, 0] != NOT_COUNTED
             assert torch.equal(batch.tensors["tokens"][:, 0] != EOS, counted)
             seen.append(counted.tolist())
-            news[step][number] = steps.news  # what the engine's reduction carries
+            asked[step][number] = steps.needs_exchange  # what the engine's reduction carries
             barrier.wait()
-            steps.hear(any(news[step]))
+            steps.exchange_next(any(asked[step]))
         return seen, masked
 
     first, second = team.run(rank)
@@ -83,7 +83,7 @@ def test_alone_nothing_is_read_ahead() -> None:
             yield []
 
     steps = Steps(reading())
-    assert next(steps) == [] and read == [0] and not steps.news
+    assert next(steps) == [] and read == [0] and not steps.needs_exchange
 
 
 @pytest.mark.parametrize("failing", [(0, 1, 2), (1, 2), (2,)])
@@ -99,7 +99,7 @@ def test_an_error_belongs_to_its_step_on_every_rank_and_one_tells_it(failing: tu
     def rank(number: int) -> None:
         steps = Steps(reading(number), ranks=Ranks(number, 3, team.gather(number)))
         assert next(steps) == []
-        steps.hear(any(team.gather(number)(steps.news)))
+        steps.exchange_next(any(team.gather(number)(steps.needs_exchange)))
         next(steps)
 
     errors = team.run(rank)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trainer.checkpoint.folder import TMP, commit, step_folder
 from trainer.checkpoint.manifest import Part
-from trainer.folder.fence import Look
+from trainer.folder.fence import Guard
 
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 
@@ -24,12 +24,12 @@ POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the 
 class Attempt:
     """A save of `step` under `root` by rank `rank` of `world`, all sharing `nonce`.
 
-    `patience` is how many seconds rank 0 waits for the others. `look` raises where a later start of the run
+    `patience` is how many seconds rank 0 waits for the others. `guard` raises where a later start of the run
     writes here, and so does every method but `fail`.
     """
 
     def __init__(
-        self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float, look: Look
+        self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float, guard: Guard
     ) -> None:
         self.step = step
         self.final = step_folder(root, step)
@@ -37,11 +37,11 @@ class Attempt:
         self.rank = rank
         self.world = world
         self.patience_seconds = patience
-        self.look = look
+        self.guard = guard
 
     def begin(self) -> Path:
         """The folder to write this rank's files into."""
-        self.look()
+        self.guard()
         self.tmp.mkdir(exist_ok=True)
         return self.tmp
 
@@ -49,7 +49,7 @@ class Attempt:
         """Say that all of this rank's files are on disk. The word itself need not survive a power cut."""
         draft = self._name("part.json.draft")
         draft.write_text(json.dumps(part.to_json()))
-        self.look()
+        self.guard()
         os.replace(draft, self._name("part.json"))
 
     def await_others(self) -> None:
@@ -76,7 +76,7 @@ class Attempt:
             path = self._name("part.json", rank)
             parts.append(Part.from_json(json.loads(path.read_bytes())))
             path.unlink()
-        commit(self.tmp, self.final, parts, step=self.step, sequences=sequences, look=self.look)
+        commit(self.tmp, self.final, parts, step=self.step, sequences=sequences, guard=self.guard)
         return sum(entry.bytes for part in parts for entry in part.files.values())
 
     def fail(self, reason: str) -> None:
@@ -116,7 +116,7 @@ class Attempt:
                 raise RuntimeError(f"rank {int(failed[0][5:10])}: {reason}")
             if done(names):
                 return
-            self.look()  # a rank that was left behind waits for a rank 0 that is gone
+            self.guard()  # a rank that was left behind waits for a rank 0 that is gone
             if time.monotonic() > deadline:
                 others = (rank for rank in range(self.world) if rank != self.rank)
                 missing = [rank for rank in others if self._name("part.json", rank).name not in names]

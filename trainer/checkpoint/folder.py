@@ -24,7 +24,7 @@ import xxhash
 
 from common.files import fsync_folder, write_durably
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Part, encode, merge, read_manifest
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 
 STATE = "state.json"
 TMP = ".tmp-"
@@ -57,19 +57,19 @@ def check_names(root: Path) -> None:
 
 
 def commit(
-    tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequences: int, look: Look = unfenced
+    tmp: Path, final: Path, parts: Sequence[Part], *, step: int, sequences: int, guard: Guard = unfenced
 ) -> None:
     """Make the folder `tmp`, whose files are all on disk, the checkpoint `final`.
 
     RuntimeError where `final` exists (a step is never overwritten), the parts do not tile the tensors, or
-    `look` finds that a later start of the run writes here.
+    `guard` finds that a later start of the run writes here.
     """
     whole = merge(parts)
     write_durably(tmp / MANIFEST, encode(Manifest(whole.files, whole.tensors, step, sequences)))
     fsync_folder(tmp)
     if final.exists():
         raise RuntimeError(f"{final} exists already and is never overwritten: does another run write here?")
-    look()
+    guard()
     os.rename(tmp, final)
     fsync_folder(final.parent)
 

@@ -21,7 +21,7 @@ from trainer.checkpoint.resume import check_not_in_a_circle, damage, load_state,
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 from trainer.process.disk import explaining
 from trainer.ranks import TOLD, Ranks, alone, one_line
 from trainer.record.digest import LogDigest
@@ -40,7 +40,7 @@ class Checkpointer:
     (position in the stream → what a checkpoint made there shares with the runs that may load it): what comes
     after the position may still change. `gather` collects one small object of every rank, in rank order, on
     every rank (one process needs none); starting, resuming and going back use it, and saving coordinates
-    through the folder, where a rank waits for the others at most `patience_seconds`. `look` raises where a
+    through the folder, where a rank waits for the others at most `patience_seconds`. `guard` raises where a
     later start of the run writes here. `logs` are forced to disk before a checkpoint is, so that a resume
     finds every line up to its step; what they then hold is noted in it.
     """
@@ -61,7 +61,7 @@ class Checkpointer:
         world: int = 1,
         gather: Callable[[Any], list[Any]] = alone,
         patience_seconds: float = PATIENCE_SECONDS,
-        look: Look = unfenced,
+        guard: Guard = unfenced,
     ) -> None:
         self.root = run_dir / "checkpoints"
         self.every = every
@@ -73,9 +73,9 @@ class Checkpointer:
         self._digests = {log.path.name: LogDigest(log.path) for log in self.logs if log.path.name}
         self.ranks = Ranks(rank, world, gather)
         self.patience_seconds = patience_seconds
-        self.look = look
+        self.guard = guard
         self.retention = Retention(
-            self.root, keep=keep, keep_every=keep_every, decays=decays, tell=self._tell, look=look
+            self.root, keep=keep, keep_every=keep_every, decays=decays, tell=self._tell, guard=guard
         )
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()
@@ -160,7 +160,7 @@ class Checkpointer:
             events=self.events,
             logs=self._digests,
             ranks=self.ranks,
-            look=self.look,
+            guard=self.guard,
         )
         self._saved = self._resumed = state.step if state is not None else -1
         self._resumed_updates = engine.scalars()["updates"] if state is not None else -1
@@ -202,7 +202,7 @@ class Checkpointer:
 
     def _set_aside(self, first: int, failed: Sequence[int], reason: str) -> None:
         """The newest first: killed in between, the run finds the same to do again with fewer."""
-        self.look()
+        self.guard()
         names = [folders.aside(self.folder(step), DIVERGED).name for step in failed]
         self.events.event("fault", first, reason, set_aside=names)
         for step in failed:
@@ -213,7 +213,7 @@ class Checkpointer:
         with explaining(self.root.parent):
             self.root.mkdir(parents=True, exist_ok=True)
         folders.check_names(self.root)
-        self.look()
+        self.guard()
         if left := folders.clean(self.root):
             self.events.event("clean", 0, f"removed what unfinished saves left: {', '.join(left)}")
         return secrets.token_hex(8)
@@ -230,7 +230,7 @@ class Checkpointer:
             rank=rank,
             world=self.ranks.world,
             patience=self.patience_seconds,
-            look=self.look,
+            guard=self.guard,
         )
         try:
             with explaining(self.root.parent):

@@ -21,9 +21,12 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Where one piece of a tensor lies: entry `key` of safetensors file `file`, at `offset` in the global
-    tensor.
+class StoredChunk:
+    """A block of a global tensor, and where the checkpoint stores it.
+
+    file: name of the safetensors file.
+    key: the entry in that file.
+    shape, offset: size and first index of the block in each dim of the global tensor.
     """
 
     file: str
@@ -34,16 +37,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A global tensor: safetensors dtype name, shape, and the pieces that tile it."""
+    """A global tensor: safetensors dtype name, shape, and the stored chunks that tile it (`pieces` in JSON)."""
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[StoredChunk, ...]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank wrote: its files and its pieces. Crosses between ranks as JSON in the folder itself."""
+    """What one rank wrote: its files, and its chunks by tensor. Ranks pass it on as JSON in the folder
+    itself.
+    """
 
     files: dict[str, FileEntry]
     tensors: dict[str, TensorEntry]
@@ -59,7 +64,7 @@ class Part:
                 entry["dtype"],
                 tuple(entry["shape"]),
                 tuple(
-                    Piece(piece["file"], piece["key"], tuple(piece["shape"]), tuple(piece["offset"]))
+                    StoredChunk(piece["file"], piece["key"], tuple(piece["shape"]), tuple(piece["offset"]))
                     for piece in entry["pieces"]
                 ),
             )

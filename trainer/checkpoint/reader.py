@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.mapped_file import MappedFile
-from trainer.checkpoint.manifest import Manifest, Piece, read_manifest
+from trainer.checkpoint.manifest import Manifest, StoredChunk, read_manifest
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -61,21 +61,21 @@ class Reader:
         except (ValueError, struct.error):
             raise RuntimeError(f"{path}: not a safetensors file") from None
 
-    def piece(self, name: str, piece: Piece) -> Tensor:
-        """A piece of tensor `name`, aliasing the mapped file: copy from it, never write."""
-        if piece.file not in self._files:
-            self.open(piece.file)
-        file, base, header = self._files[piece.file]
+    def read(self, name: str, stored: StoredChunk) -> Tensor:
+        """Return one stored chunk of tensor `name`, aliasing the mapped file: copy from it, never write."""
+        if stored.file not in self._files:
+            self.open(stored.file)
+        file, base, header = self._files[stored.file]
         data = file.view
-        entry, dtype = header.get(piece.key), self.manifest.tensors[name].dtype
-        if entry is None or entry["dtype"] != dtype or tuple(entry["shape"]) != piece.shape:
+        entry, dtype = header.get(stored.key), self.manifest.tensors[name].dtype
+        if entry is None or entry["dtype"] != dtype or tuple(entry["shape"]) != stored.shape:
             raise RuntimeError(
-                f"{self.folder / piece.file}: entry {piece.key} is not what the manifest says: {entry}"
+                f"{self.folder / stored.file}: entry {stored.key} is not what the manifest says: {entry}"
             )
-        start, count = base + entry["data_offsets"][0], prod(piece.shape)
+        start, count = base + entry["data_offsets"][0], prod(stored.shape)
         if start + count * DTYPES[dtype].itemsize > len(data):
-            raise RuntimeError(f"{self.folder / piece.file}: entry {piece.key} leaves the file")
-        return torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start).view(piece.shape)
+            raise RuntimeError(f"{self.folder / stored.file}: entry {stored.key} leaves the file")
+        return torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start).view(stored.shape)
 
     def check(self) -> None:
         """RuntimeError where a file was written to since it was mapped: what was copied may be anything."""

@@ -10,7 +10,7 @@ from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import check_no_extra, load
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 from trainer.folder.run_folder import EVENTS
 from trainer.optim.schedule import decay_begins, decay_from, jump, of_settings
 from trainer.ranks import Ranks
@@ -28,7 +28,7 @@ def resume(
     events: EventLog,
     logs: Mapping[str, LogDigest],
     ranks: Ranks,
-    look: Look = unfenced,
+    guard: Guard = unfenced,
 ) -> TrainState | None:
     """Load the newest checkpoint under `root` that verifies into the engine; None where there is none. Rank
     0's `logs` then begin with what the checkpoint noted of them.
@@ -47,12 +47,12 @@ def resume(
     else:
         if not rejected:
             ranks.first(lambda: check_never_saved(root))
-        ranks.first(lambda: _set_aside(root, rejected, 0, events, look))
+        ranks.first(lambda: _set_aside(root, rejected, 0, events, guard))
         return None
     at = folders.step_folder(root, step)
     document = load_state(at, engine, identity, ranks)
     lost = ranks.first(lambda: differences(document.get("logs", {}), logs, step))
-    ranks.first(lambda: _set_aside(root, rejected, step, events, look))
+    ranks.first(lambda: _set_aside(root, rejected, step, events, guard))
     now, before = identity(document["state"]["sequences"]), document["identity"]
     changed = now.changes(before)
     why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"
@@ -170,10 +170,10 @@ def check_not_in_a_circle(at: Path, identity: Callable[[int], Identity], why: st
 
 
 def _set_aside(
-    root: Path, rejected: Sequence[tuple[int, str]], step: int, events: EventLog, look: Look
+    root: Path, rejected: Sequence[tuple[int, str]], step: int, events: EventLog, guard: Guard
 ) -> None:
     for bad, reason in rejected:
-        look()
+        guard()
         at = folders.step_folder(root, bad)
         what = f"went on from step {step}" if step else "none older verifies: started anew"
         events.event("fault", bad, f"{reason}; {what}", set_aside=folders.aside(at).name)

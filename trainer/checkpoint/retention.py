@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from trainer.checkpoint import folder as folders
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 from trainer.ranks import one_line
 
 
@@ -14,7 +14,7 @@ class Retention:
 
     What stays besides: the multiples of `keep_every` (0: none), and for each of `decays`, steps after which
     the learning rate begins to fall, the newest checkpoint that is not after it: from there the run can be
-    made longer. `tell` (kind, step, reason) writes an event; `look` raises where a later start of the run
+    made longer. `tell` (kind, step, reason) writes an event; `guard` raises where a later start of the run
     writes here.
     """
 
@@ -26,14 +26,14 @@ class Retention:
         keep_every: int,
         decays: Collection[int],
         tell: Callable[[str, int, str], None],
-        look: Look = unfenced,
+        guard: Guard = unfenced,
     ) -> None:
         self.root = root
         self.keep = keep
         self.keep_every = keep_every
         self.decays = frozenset(decays)
         self._tell = tell
-        self._look = look
+        self._guard = guard
         self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
 
     def is_milestone(self, step: int) -> bool:
@@ -51,7 +51,7 @@ class Retention:
                         kept += 1
                         decays -= before
                 elif not self.is_milestone(step):
-                    self._look()
+                    self._guard()
                     folders.delete(folders.step_folder(self.root, step))
         except (OSError, RuntimeError) as error:
             self._tell("fault", step, f"could not delete an old checkpoint: {one_line(error)}")

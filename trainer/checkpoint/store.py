@@ -23,7 +23,7 @@ from torch import Tensor
 from common.files import write_all
 from parallel.engine import Chunk
 from trainer.checkpoint.finite import is_finite
-from trainer.checkpoint.manifest import FileEntry, Manifest, Part, Piece, TensorEntry, read_manifest
+from trainer.checkpoint.manifest import FileEntry, Manifest, Part, StoredChunk, TensorEntry, read_manifest
 from trainer.checkpoint.reader import DTYPES, Reader
 
 WRITERS = 4  # threads, and so files, of one rank
@@ -57,11 +57,11 @@ def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
     tensors: dict[str, TensorEntry] = {}
     for name, group in zip(names, groups, strict=True):
         for chunk in group:
-            piece = Piece(name, _key(chunk), tuple(chunk.tensor.shape), tuple(chunk.offset))
+            stored = StoredChunk(name, _key(chunk), tuple(chunk.tensor.shape), tuple(chunk.offset))
             known = tensors.get(chunk.name)
             before = known.pieces if known else ()
             dtype = _dtype_name(chunk)
-            tensors[chunk.name] = TensorEntry(dtype, tuple(chunk.shape), (*before, piece))
+            tensors[chunk.name] = TensorEntry(dtype, tuple(chunk.shape), (*before, stored))
     return Part(dict(zip(names, entries, strict=True)), tensors)
 
 
@@ -148,29 +148,29 @@ def _slices(tensor: Tensor) -> Iterator[memoryview]:
 
 @dataclass(frozen=True)
 class _Overlap:
-    """The common block of a chunk and a piece, as slices of each."""
+    """The common block of a chunk and a stored chunk, as slices of each."""
 
     into: tuple[slice, ...]
     out: tuple[slice, ...]
     elements: int
 
 
-def _overlap(chunk: Chunk, piece: Piece) -> _Overlap | None:
+def _overlap(chunk: Chunk, stored: StoredChunk) -> _Overlap | None:
     into, out, elements = [], [], 1
-    for at, size, piece_at, piece_size in zip(
-        chunk.offset, chunk.tensor.shape, piece.offset, piece.shape, strict=True
+    for at, size, stored_at, stored_size in zip(
+        chunk.offset, chunk.tensor.shape, stored.offset, stored.shape, strict=True
     ):
-        low, high = max(at, piece_at), min(at + size, piece_at + piece_size)
+        low, high = max(at, stored_at), min(at + size, stored_at + stored_size)
         if low >= high:
             return None
         into.append(slice(low - at, high - at))
-        out.append(slice(low - piece_at, high - piece_at))
+        out.append(slice(low - stored_at, high - stored_at))
         elements *= high - low
     return _Overlap(tuple(into), tuple(out), elements)
 
 
 def load(folder: Path, chunks: Sequence[Chunk], manifest: Manifest | None = None) -> None:
-    """Fill every chunk's tensor from the pieces that overlap it, whatever layout wrote them.
+    """Fill every chunk's tensor from the stored chunks that overlap it, whatever layout wrote them.
 
     Every chunk is filled, owned or not. Verify first: this trusts the bytes. RuntimeError, one line, for a
     tensor that is missing or of another dtype or shape; all are looked at before the first byte is copied.
@@ -179,10 +179,10 @@ def load(folder: Path, chunks: Sequence[Chunk], manifest: Manifest | None = None
     for chunk in chunks:
         _check(folder, chunk, reader.manifest)
     wanted = {
-        piece.file
+        stored.file
         for chunk in chunks
-        for piece in reader.manifest.tensors[chunk.name].pieces
-        if _overlap(chunk, piece)
+        for stored in reader.manifest.tensors[chunk.name].pieces
+        if _overlap(chunk, stored)
     }
     for name in sorted(wanted):
         reader.open(name)
@@ -211,9 +211,9 @@ def _check(folder: Path, chunk: Chunk, manifest: Manifest) -> None:
 def _fill(reader: Reader, chunk: Chunk) -> None:
     filled = 0
     tensor = chunk.tensor.detach()
-    for piece in reader.manifest.tensors[chunk.name].pieces:
-        if overlap := _overlap(chunk, piece):
-            tensor[overlap.into].copy_(reader.piece(chunk.name, piece)[overlap.out])
+    for stored in reader.manifest.tensors[chunk.name].pieces:
+        if overlap := _overlap(chunk, stored):
+            tensor[overlap.into].copy_(reader.read(chunk.name, stored)[overlap.out])
             filled += overlap.elements
     if filled != tensor.numel():
         raise RuntimeError(
@@ -233,7 +233,9 @@ def check_no_extra(folder: Path, manifest: Manifest, names: Iterable[str]) -> No
 
 
 def read_tensor(folder: Path, name: str) -> Tensor:
-    """One whole tensor, joined from its pieces. RuntimeError where the checkpoint has none of that name."""
+    """Return one whole tensor, joined from its stored chunks. RuntimeError where the checkpoint has none of
+    that name.
+    """
     manifest = read_manifest(folder)
     entry = manifest.tensors.get(name)
     if entry is None:

@@ -3,14 +3,14 @@
 The folder's lock (`common.lock`) belongs to rank 0 alone, and not every shared filesystem has locks. A rank
 that was left behind, by a launcher or a rank 0 that died, must not write into the run of its successor. So
 every start takes the next epoch: its mark replaces the one in the run folder's `.epoch`. Every writer of the
-run looks whether the mark is still its own before each append and each rename.
+run checks that the mark is still its own before each append and each rename.
 
-What is promised: a process that has not yet looked when the next epoch is taken writes nothing more. One that
-stood still between its look and its write, some microseconds later, makes that one write: into a file that a
-resume has replaced (`sinks.truncate_after`), a folder that bears its own start's name (`checkpoint.attempt`),
-or not at all, for what a rename would replace is looked at once more. The look opens and reads the file,
-about 5 µs on a local disk, instead of asking for its attributes: NFS answers those from a cache for up to a
-minute, but asks the server at each open (close-to-open consistency, nfs(5)).
+What is promised: a process that has not yet checked when the next epoch is taken writes nothing more. A
+process that stood still between its check and its write, some microseconds later, makes that one write: into
+a file that a resume has replaced (`sinks.truncate_after`), into a folder that bears its own start's name
+(`checkpoint.attempt`), or not at all, for before a rename replaces a file the mark is checked once more. The
+check opens and reads the file, about 5 µs on a local disk, instead of asking for its attributes: NFS answers
+those from a cache for up to a minute, but asks the server at each open (close-to-open consistency, nfs(5)).
 """
 
 import os
@@ -24,12 +24,12 @@ from common.files import write_atomically
 
 EPOCH = ".epoch"
 
-# Returns where this process may write; RuntimeError, one line, where it may not.
-Look = Callable[[], None]
+# Returns None where this process may write into the run; raises RuntimeError, one line, where it may not.
+Guard = Callable[[], None]
 
 
 def unfenced() -> None:
-    """The look of a writer outside a run."""
+    """The guard of a writer outside a run: it may always write."""
 
 
 class Fence:
@@ -60,8 +60,10 @@ class Fence:
         """Whether this start's mark is in the folder."""
         return self._read() == self._mark != b""
 
-    def look(self) -> None:
-        """RuntimeError, one line, where a later start has taken the run, or this one has not yet."""
+    def check(self) -> None:
+        """The `Guard` of this start. RuntimeError where a later start has taken the run, or this one has not
+        yet.
+        """
         if (found := self._read()) == self._mark != b"":
             return
         if not self._mark:

@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 
 from common.files import write_atomically
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 
 CONFIG = "config.yaml"  # the resolved config that the run has
 CONFIGS = "configs"  # folder of those that it has had
@@ -72,7 +72,7 @@ def find(path: str | Path) -> Path:
     return path
 
 
-def identity(folder: Path, look: Look = unfenced) -> str:
+def identity(folder: Path, guard: Guard = unfenced) -> str:
     """An id of the run for those who keep it elsewhere (wandb): the same wherever the folder is moved, and
     another one in a copy.
 
@@ -85,7 +85,7 @@ def identity(folder: Path, look: Look = unfenced) -> str:
         return found
     if not found or (_identity(Path(before))[0] == found and not folder.samefile(before)):
         found = secrets.token_hex(8)
-    write_atomically(folder / ID, os.fsencode(f"{found} {here}\n"), look=look)
+    write_atomically(folder / ID, os.fsencode(f"{found} {here}\n"), guard=guard)
     return found
 
 
@@ -118,7 +118,7 @@ def _nearest(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
-def write_config(folder: Path, config: bytes, step: int, look: Look = unfenced) -> None:
+def write_config(folder: Path, config: bytes, step: int, guard: Guard = unfenced) -> None:
     """Make `config` that of the run in `folder`, which has it from `step` on. Those that it has had stay in
     `configs/`, each under the step that it began at.
     """
@@ -126,11 +126,11 @@ def write_config(folder: Path, config: bytes, step: int, look: Look = unfenced) 
     before = own.read_bytes() if own.is_file() else b""
     if before and not past.exists():  # of a run that began before there was this folder
         past.mkdir()
-        write_atomically(past / f"step-{0:09d}.yaml", before, look=look)
+        write_atomically(past / f"step-{0:09d}.yaml", before, guard=guard)
     if config != before:
         past.mkdir(exist_ok=True)
-        write_atomically(_place(past, step, config), config, look=look)
-    write_atomically(own, config, look=look)
+        write_atomically(_place(past, step, config), config, guard=guard)
+    write_atomically(own, config, guard=guard)
 
 
 def _place(past: Path, step: int, config: bytes) -> Path:

@@ -13,7 +13,7 @@ from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.config.schema import plain
 from trainer.config.sections import TrackConfig
-from trainer.folder.fence import Fence, Look, unfenced
+from trainer.folder.fence import Fence, Guard, unfenced
 from trainer.metrics.progress import Progress
 from trainer.metrics.samples import Samples
 from trainer.metrics.speed import Speed
@@ -34,7 +34,7 @@ class Meter:
 
     `quarantined`: the sequences masked because of damage, by number. Reading runs ahead of training: an entry
     is taken out, and written down by the rank that leads, with the step that its sequence belongs to.
-    `look` raises where a later start of the run writes the record. `logs` are what a checkpoint must find on
+    `guard` raises where a later start of the run writes the record. `logs` are what a checkpoint must find on
     disk (see `sinks` for the rule). A step's time runs from the end of the one before: waiting for data and a
     save's stall count, an evaluation does not.
     """
@@ -49,7 +49,7 @@ class Meter:
         data_rank: int | None,
         about: Mapping[str, Any],
         quarantined: Quarantined,
-        look: Look,
+        guard: Guard,
     ) -> None:
         self._cfg = cfg
         self._speed = speed
@@ -59,24 +59,24 @@ class Meter:
         self._quarantined = quarantined
         self._known: set[tuple[str, str]] = set()  # damaged samples, (shard, sample), that were reported
         self._about = about
-        self._look = look
-        self._metrics = JsonlLog(cfg.folder / "metrics.jsonl", look)
-        self._ledger = JsonlLog(cfg.folder / "ledger.jsonl", look)
-        self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl", look)
+        self._guard = guard
+        self._metrics = JsonlLog(cfg.folder / "metrics.jsonl", guard)
+        self._ledger = JsonlLog(cfg.folder / "ledger.jsonl", guard)
+        self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl", guard)
         self._record = (self._metrics, self._ledger, self._quarantine)  # reads as if never interrupted
         # Not the run's own, which only rank 0 writes: damage is seen by the rank that reads it.
-        self._damage = EventLog(cfg.folder / "events.jsonl", look)
+        self._damage = EventLog(cfg.folder / "events.jsonl", guard)
         self._progress = Progress(cfg.train.steps, shown=False)
         track = cfg.track if writes_metrics else TrackConfig()
         self._samples = Samples(
             cfg.folder,
             track.samples,
             track.sample_tokens,
-            JsonlLog(cfg.folder / "samples.jsonl", look),
-            EventLog(cfg.folder / "events.jsonl", look),
+            JsonlLog(cfg.folder / "samples.jsonl", guard),
+            EventLog(cfg.folder / "events.jsonl", guard),
         )
         self._trackers = Trackers(
-            track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events, look=look
+            track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events, guard=guard
         )
 
     @classmethod
@@ -98,7 +98,7 @@ class Meter:
             speed=Speed(flops_per_token=flops, devices=runtime.world, device=runtime.device),
             events=events,
             writes_metrics=runtime.is_writer,
-            data_rank=engine.data_rank if engine.leads_data else None,
+            data_rank=engine.data_rank if engine.is_first_of_data_rank else None,
             about={
                 "ranks": runtime.world,
                 "layout": str(layout),
@@ -107,7 +107,7 @@ class Meter:
                 **({"epoch": fence.epoch} if fence else {}),
             },
             quarantined=quarantined,
-            look=fence.look if fence else unfenced,
+            guard=fence.check if fence else unfenced,
         )
 
     @property
@@ -126,7 +126,7 @@ class Meter:
         self._progress.close()
         if self._writes:
             for log in self._record:
-                later, torn = truncate_after(log.path, state.step, self._look, known_bytes=known_bytes(log))
+                later, torn = truncate_after(log.path, state.step, self._guard, known_bytes=known_bytes(log))
                 if later or torn:
                     reason = f"{log.path.name}: dropped {later} lines of later steps and {torn} torn ones"
                     self._events.event("rewind", state.step, reason)

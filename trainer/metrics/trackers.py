@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from trainer.config.sections import TrackConfig
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 from trainer.folder.run_folder import identity
 from trainer.record.events import EventLog
 
@@ -42,7 +42,7 @@ class Trackers:
         run_dir: Path,
         config: Mapping[str, Any],
         events: EventLog,
-        look: Look = unfenced,
+        guard: Guard = unfenced,
     ) -> None:
         self._track = track
         self._tools = [tool for tool in track.tools if tool != "jsonl"]
@@ -50,7 +50,7 @@ class Trackers:
         self._run_dir = run_dir
         self._config = config
         self._events = events
-        self._look = look
+        self._guard = guard
         self._queue: queue.SimpleQueue[tuple[dict[str, Any], int] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         if self._tools:
@@ -71,17 +71,17 @@ class Trackers:
                 self._events.event("tracker", 0, reason)
 
     def _work(self) -> None:
-        started = {tool: self._guard(tool, 0, partial(self._start, tool)) for tool in self._tools}
+        started = {tool: self._attempt(tool, 0, partial(self._start, tool)) for tool in self._tools}
         running = {tool: tracker for tool, tracker in started.items() if tracker}
         while (item := self._queue.get()) is not None:
             values, step = item
             for tool, tracker in list(running.items()):
-                if not self._guard(tool, step, partial(tracker.log, values, step=step)):
+                if not self._attempt(tool, step, partial(tracker.log, values, step=step)):
                     del running[tool]
         for tool, tracker in running.items():
-            self._guard(tool, 0, tracker.finish)
+            self._attempt(tool, 0, tracker.finish)
 
-    def _guard(self, tool: str, step: int, action: Callable[[], Any]) -> Any:
+    def _attempt(self, tool: str, step: int, action: Callable[[], Any]) -> Any:
         """The action's result (True for none); False where it failed, which is an event."""
         try:
             result = action()
@@ -124,7 +124,7 @@ class Trackers:
         import wandb
 
         return {
-            "id": identity(self._run_dir, self._look),  # a resume goes on in the same wandb run
+            "id": identity(self._run_dir, self._guard),  # a resume goes on in the same wandb run
             "name": wandb.setup().settings.run_name or self._name,  # WANDB_NAME
             "dir": str(self._run_dir),
             "config": dict(self._config),

@@ -67,7 +67,7 @@ class Failures:
             what = f"{what}: lower train.micro_batch, set parallel.recompute=full or spread the model further"
         trace = self.folder / "faults" / f"rank-{self.runtime.rank:05d}.txt"
         try:
-            self.fence.look()
+            self.fence.check()
             trace.parent.mkdir(exist_ok=True)
             trace.write_text("".join(traceback.format_exception(error)))
         except (OSError, RuntimeError):
@@ -82,7 +82,7 @@ class Failures:
         with (
             contextlib.suppress(OSError, RuntimeError),
             contextlib.closing(
-                EventLog(self.folder / "events.jsonl", self.fence.look, shown=False)
+                EventLog(self.folder / "events.jsonl", self.fence.check, shown=False)
             ) as events,
         ):
             events.event("fault", step, " ".join(str(error).split()), rank=self.runtime.rank)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 from trainer.record.sinks import JsonlLog
 
 SHOWN = (
@@ -28,8 +28,8 @@ class EventLog(JsonlLog):
     to call from several threads.
     """
 
-    def __init__(self, path: Path | None, look: Look = unfenced, *, shown: bool = True) -> None:
-        super().__init__(path or Path(), look)
+    def __init__(self, path: Path | None, guard: Guard = unfenced, *, shown: bool = True) -> None:
+        super().__init__(path or Path(), guard)
         self._on = path is not None
         self._shown = shown
 

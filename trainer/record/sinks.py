@@ -2,9 +2,8 @@
 
 The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write`
 returns. So a killed process loses no line, several processes share a file without mixing their lines, and
-there is no buffer to flush; it costs some ten microseconds, the look at the run's epoch included
-(`trainer.folder.fence`). A power cut may lose what the kernel had not written yet, so the checkpointer calls
-`sync`
+there is no buffer to flush; it costs some ten microseconds, the check of the run's epoch included
+(`trainer.folder.fence`). A power cut may lose what the kernel had not written yet, so the checkpointer calls `sync`
 before it commits: lines up to a checkpoint's step are on disk whenever the checkpoint is. Later ones
 `truncate_after` drops at the resume, for they will be written again.
 """
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.files import fsync_folder
-from trainer.folder.fence import Look, unfenced
+from trainer.folder.fence import Guard, unfenced
 
 COPIED_BYTES = 4 << 20  # at a time
 LAST_BYTES = 64 << 10  # holds the lines of a step, as a rule
@@ -50,12 +49,12 @@ class JsonlLog:
     Opening late lets one rank repair the file (`truncate_after`) after the others built their logs: a
     descriptor opened before the rename would write into the file that the rename replaced.
 
-    `look` raises where this process may write no more.
+    `guard` raises where this process may write no more.
     """
 
-    def __init__(self, path: Path, look: Look = unfenced) -> None:
+    def __init__(self, path: Path, guard: Guard = unfenced) -> None:
         self.path = path
-        self._look = look
+        self._guard = guard
         self._fd = -1
         self._dirty = False
         self._gone = False
@@ -66,11 +65,11 @@ class JsonlLog:
         written, RuntimeError where a later start of the run writes it.
         """
         line = (encode(record) + "\n").encode()
-        self._look()
+        self._guard()
         with self._lock:
             if self._fd < 0 or not self._is_there():
                 self._open()
-                self._look()  # the file may be that of a start which has come since the first look
+                self._guard()  # the file may be that of a start which has come since the first check
             self._dirty = True
             if os.write(self._fd, line) != len(line):
                 raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
@@ -84,7 +83,7 @@ class JsonlLog:
                 self._dirty = False
                 os.fsync(self._fd)
             if self._fd >= 0 and not self._is_there():
-                self._look()
+                self._guard()
                 self._open()
             gone, self._gone = self._gone, False
             return gone
@@ -112,14 +111,16 @@ class JsonlLog:
             return False
 
 
-def truncate_after(path: Path, step: int, look: Look = unfenced, *, known_bytes: int = 0) -> tuple[int, int]:
-    """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Returns (later, torn) lines
-    dropped.
+def truncate_after(
+    path: Path, step: int, guard: Guard = unfenced, *, known_bytes: int = 0
+) -> tuple[int, int]:
+    """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Return how many (later,
+    torn) lines were dropped.
 
     The file is another one afterwards, also where nothing was dropped: a process of an earlier start that
     still has the old one open can add nothing to the record.
 
-    Of the lines, the first `known_bytes` are copied without a look at them: a checkpoint of `step` or before
+    Of the lines, the first `known_bytes` are copied without being read: a checkpoint of `step` or before
     has noted them (`digest`), and they are as they were.
 
     Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer
@@ -153,7 +154,7 @@ def truncate_after(path: Path, step: int, look: Look = unfenced, *, known_bytes:
         new.flush()
         os.fsync(new.fileno())
     try:
-        look()
+        guard()
     except RuntimeError:
         part.unlink()
         raise

@@ -61,7 +61,7 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
 
 
 def _tell(cfg: RunConfig, fence: Fence, kind: str, reason: str, step: int = 0) -> None:
-    with contextlib.closing(EventLog(cfg.folder / EVENTS, fence.look)) as events:
+    with contextlib.closing(EventLog(cfg.folder / EVENTS, fence.check)) as events:
         events.event(kind, step, reason)
 
 
@@ -90,8 +90,8 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
         own = cfg.folder / run_folder.CONFIG
         if own.is_file() and (changed := changes(own.read_bytes(), config)):
             _tell(cfg, fence, "config", f"not as it was: {', '.join(changed)}", step)
-        run_folder.write_config(cfg.folder, config, step, look=fence.look)
-        write_atomically(cfg.folder / "tokenizer.json", tokenizer, look=fence.look)
+        run_folder.write_config(cfg.folder, config, step, guard=fence.check)
+        write_atomically(cfg.folder / "tokenizer.json", tokenizer, guard=fence.check)
 
 
 def changes(before: bytes, now: bytes) -> list[str]:

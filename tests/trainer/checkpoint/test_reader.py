@@ -16,7 +16,7 @@ import torch
 
 from parallel.engine import Chunk
 from trainer.checkpoint import store
-from trainer.checkpoint.manifest import FileEntry, Manifest, Piece, TensorEntry
+from trainer.checkpoint.manifest import FileEntry, Manifest, StoredChunk, TensorEntry
 from trainer.checkpoint.reader import Reader
 
 LARGE = 1 << 30
@@ -28,8 +28,8 @@ def read_end(context: Any, folder: Path) -> list[float]:
     Linux counts private writable mappings into that limit (setrlimit(2), RLIMIT_DATA), as it does when it
     refuses one that is larger than the machine's memory.
     """
-    piece = Piece("f", "t", (LARGE // 4,), (0,))
-    entries = {"t": TensorEntry("F32", (LARGE // 4,), (piece,))}
+    stored = StoredChunk("f", "t", (LARGE // 4,), (0,))
+    entries = {"t": TensorEntry("F32", (LARGE // 4,), (stored,))}
     size = os.path.getsize(folder / "f")
     manifest = Manifest(step=1, sequences=8, files={"f": FileEntry(size, "")}, tensors=entries)
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -37,7 +37,7 @@ def read_end(context: Any, folder: Path) -> list[float]:
     used = 1024 * int(status.partition("VmData:")[2].split()[0])
     resource.setrlimit(resource.RLIMIT_DATA, (used + (64 << 20), before[1]))
     try:
-        return Reader(folder, manifest).piece("t", piece)[-2:].tolist()
+        return Reader(folder, manifest).read("t", stored)[-2:].tolist()
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
@@ -58,7 +58,7 @@ def small(folder: Path) -> Manifest:
     """A file of 4096 numbers, and the manifest that lists it."""
     text = json.dumps({"t": {"dtype": "F32", "shape": [4096], "data_offsets": [0, 4 * 4096]}}).encode()
     (folder / "f").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4 * 4096))
-    entries = {"t": TensorEntry("F32", (4096,), (Piece("f", "t", (4096,), (0,)),))}
+    entries = {"t": TensorEntry("F32", (4096,), (StoredChunk("f", "t", (4096,), (0,)),))}
     files = {"f": FileEntry((folder / "f").stat().st_size, "")}
     return Manifest(step=1, sequences=8, files=files, tensors=entries)
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -
     store.load(tmp_path, [chunk], manifest)
     assert not tensor.any()
     reader = Reader(tmp_path, manifest)
-    reader.piece("t", manifest.tensors["t"].pieces[0])
+    reader.read("t", manifest.tensors["t"].pieces[0])
     reader.check()
     time.sleep(0.02)  # the kernel's clock for time stamps ticks every few milliseconds
     with (tmp_path / "f").open("r+b") as file:
@@ -86,9 +86,9 @@ sys.path.insert(0, sys.argv[2])
 from test_reader import Reader, small
 folder = Path(sys.argv[1])
 manifest = small(folder)
-piece = Reader(folder, manifest).piece("t", manifest.tensors["t"].pieces[0])
+stored = Reader(folder, manifest).read("t", manifest.tensors["t"].pieces[0])
 os.truncate(folder / "f", 10)
-piece.sum()
+stored.sum()
 """
 
 

@@ -27,7 +27,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def attempt(folder: Path, fence: Fence, rank: int = 0) -> Attempt:
     root = folder / "checkpoints"
     root.mkdir(exist_ok=True)
-    return Attempt(root, 4, "nonce", rank=rank, world=2, patience=5.0, look=fence.look)
+    return Attempt(root, 4, "nonce", rank=rank, world=2, patience=5.0, guard=fence.check)
 
 
 def publish(folder: Path, fence: Fence) -> None:
@@ -41,14 +41,14 @@ def commit(folder: Path, fence: Fence) -> None:
     one.tmp.mkdir(exist_ok=True)
     if one.final.exists():
         one.final.rename(one.final.with_name("before"))
-    folders.commit(one.tmp, one.final, [], step=4, sequences=8, look=fence.look)
+    folders.commit(one.tmp, one.final, [], step=4, sequences=8, guard=fence.check)
 
 
 WRITERS: dict[str, Callable[[Path, Fence], object]] = {
-    "a log": lambda folder, fence: JsonlLog(folder / "ledger.jsonl", fence.look).write({"step": 1}),
-    "events": lambda folder, fence: EventLog(folder / "events.jsonl", fence.look).event("fault", 1, "late"),
-    "a log's repair": lambda folder, fence: truncate_after(folder / "metrics.jsonl", 0, fence.look),
-    "a file anew": lambda folder, fence: write_atomically(folder / "config.yaml", b"late", look=fence.look),
+    "a log": lambda folder, fence: JsonlLog(folder / "ledger.jsonl", fence.check).write({"step": 1}),
+    "events": lambda folder, fence: EventLog(folder / "events.jsonl", fence.check).event("fault", 1, "late"),
+    "a log's repair": lambda folder, fence: truncate_after(folder / "metrics.jsonl", 0, fence.check),
+    "a file anew": lambda folder, fence: write_atomically(folder / "config.yaml", b"late", guard=fence.check),
     "a save's begin": lambda folder, fence: attempt(folder, fence).begin(),
     "a save's part": publish,
     "a save's commit": commit,
@@ -77,9 +77,9 @@ def test_what_a_later_start_has_taken_is_not_written(tmp_path: Path, writer: str
 def test_ranks_share_the_epoch_that_rank_0_took(tmp_path: Path) -> None:
     first, peer = Fence(tmp_path), Fence(tmp_path)
     with pytest.raises(RuntimeError, match="not held by this start of the run yet"):
-        peer.look()
+        peer.check()
     peer.join(first.take())
-    peer.look()
+    peer.check()
     assert (first.epoch, peer.epoch) == (1, 1)
 
 
@@ -91,9 +91,9 @@ def test_two_that_take_the_same_number_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / EPOCH).unlink()
     other.take()
     assert one.epoch == other.epoch == 1 and taken != (tmp_path / EPOCH).read_bytes()
-    other.look()
+    other.check()
     with pytest.raises(RuntimeError, match="taken over"):
-        one.look()
+        one.check()
 
 
 @pytest.mark.parametrize("found", [b"", b"\xff\xfe nonsense", b"7", b"12345678901234567890 x process 1 on y"])
@@ -102,9 +102,9 @@ def test_a_damaged_mark_is_nobodys(tmp_path: Path, found: bytes) -> None:
     fence.take()
     (tmp_path / EPOCH).write_bytes(found)
     with pytest.raises(RuntimeError, match=r"taken over|is gone"):
-        fence.look()
+        fence.check()
     fence.take()
-    fence.look()
+    fence.check()
 
 
 def test_the_epoch_grows_whatever_it_was(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_folder_that_was_moved_is_written_no_more(tmp_path: Path) -> None:
     fence.take()
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     with pytest.raises(RuntimeError, match=r"run/\.epoch is gone, .*moved or removed"):
-        JsonlLog(tmp_path / "run" / "metrics.jsonl", fence.look).write({"step": 1})
+        JsonlLog(tmp_path / "run" / "metrics.jsonl", fence.check).write({"step": 1})
     assert os.listdir(tmp_path) == ["elsewhere"]
 
 

@@ -63,11 +63,11 @@ def meter(
     rank: int = 0,
     world: int = 1,
     data_rank: int = 0,
-    leads: bool = True,
+    first: bool = True,
     quarantined: dict[int, list[dict[str, Any]]] | None = None,
 ) -> Meter:
     runtime: Any = Runtime(rank, world, rank, torch.device("cpu"))
-    engine: Any = SimpleNamespace(data_rank=data_rank, leads_data=leads)
+    engine: Any = SimpleNamespace(data_rank=data_rank, is_first_of_data_rank=first)
     events = EventLog(cfg.folder / "events.jsonl" if rank == 0 else None)
     return Meter.open(
         cfg,
@@ -179,7 +179,7 @@ def test_quarantined_sequences_are_listed_with_the_step_that_has_them(tmp_path: 
     for rank, sequence in ((0, 1), (1, 2), (2, 0)):  # the third one's data rank is the first one's
         ahead = {sequence: [entry(sequence, "x"), entry(sequence, "y")], 99: [entry(99, "x")]}
         one, state = (
-            meter(cfg, rank, world=3, data_rank=rank % 2, leads=rank < 2, quarantined=ahead),
+            meter(cfg, rank, world=3, data_rank=rank % 2, first=rank < 2, quarantined=ahead),
             TrainState(),
         )
         one.resume(state)

@@ -102,13 +102,13 @@ def test_a_process_of_an_earlier_start_writes_into_no_record(
     """It has looked at the epoch, stands still, and goes on once the next start has taken the run."""
     path, fence = tmp_path / "ledger.jsonl", Fence(tmp_path)
     fence.take()
-    left_behind = JsonlLog(path, fence.look)
+    left_behind = JsonlLog(path, fence.check)
     left_behind.write({"step": 1})
     later = Fence(tmp_path)
 
     def next_start() -> None:
         later.take()
-        assert truncate_after(path, 1, later.look) == (0, 0)
+        assert truncate_after(path, 1, later.check) == (0, 0)
 
     if stands_still_before == "it writes":
         write = os.write

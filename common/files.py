@@ -43,7 +43,7 @@ def write_atomically(
     draft: the file to write first, beside `path`. By default `.tmp-NAME-PID`, so that two processes may write
         the same `path`. Where only one process writes at a time, give a fixed name: the next attempt then
         overwrites the draft that a killed one left.
-    guard: called before the replacement; raises where this process may write no more (`trainer.folder.fence`).
+    guard: called before the replacement; raises where this process must not write (`trainer.folder.fence`).
     """
     draft = draft or path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:

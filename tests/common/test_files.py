@@ -17,7 +17,7 @@ def test_a_failure_before_the_replacement_keeps_the_old_content_and_no_draft(tmp
         raise RuntimeError("left behind")
 
     with pytest.raises(RuntimeError, match="left behind"):
-        write_atomically(path, b"new", look=refuse)
+        write_atomically(path, b"new", guard=refuse)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
 
 

@@ -37,7 +37,7 @@ class StoredChunk:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A global tensor: safetensors dtype name, shape, and the stored chunks that tile it (`pieces` in JSON)."""
+    """A global tensor: its safetensors dtype, its shape, and the stored chunks that tile it (`pieces`)."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -3,9 +3,9 @@
 The rule of durability: every line is one write(2) on a descriptor opened with O_APPEND, made before `write`
 returns. So a killed process loses no line, several processes share a file without mixing their lines, and
 there is no buffer to flush; it costs some ten microseconds, the check of the run's epoch included
-(`trainer.folder.fence`). A power cut may lose what the kernel had not written yet, so the checkpointer calls `sync`
-before it commits: lines up to a checkpoint's step are on disk whenever the checkpoint is. Later ones
-`truncate_after` drops at the resume, for they will be written again.
+(`trainer.folder.fence`). A power cut may lose what the kernel had not written yet, so the checkpointer calls
+`sync` before it commits: lines up to a checkpoint's step are on disk whenever the checkpoint is. At the
+resume `truncate_after` drops later ones, for they will be written again.
 """
 
 import json

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, field, replace
 
 RANK = "trainer"  # modules of the trainer that `launch` starts as processes
-VERIFY = "trainer.verify.verify"
+VERIFY = "trainer.verify.command"
 GENERATE = "trainer.generate.generate"
 
 # One process whatever the config's layout: law 1 says that the result is the same.

@@ -17,7 +17,8 @@ from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
 from trainer.optim.updates import Updates, build_optimizer
-from trainer.verify import yardstick
+from trainer.verify.deviation import distance_and_scale, kind_of
+from trainer.verify.limits import floor
 
 VOCAB = 128
 SEQ = 32
@@ -173,17 +174,17 @@ def assert_one_state(
     Moments by their distance, for which see docs/verify.md; with the weights `first` that both began from,
     parameters by their update, where Adam may have turned a few steps around.
     """
-    floor = yardstick.floor("fp32")
+    floors = floor("fp32")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        update = yardstick.kind_of(name) == "model"
+        update = kind_of(name) == "model"
         if update and first is None:
             continue
         a, b = found[name].double(), tensor.double()
         if update and first is not None:
             a, b = a - first[name].double(), b - first[name].double()
-        off, _ = yardstick.distance_and_scale(a, b, base=float(b.norm()), update=update)
-        assert off <= (floor.update if update else floor.moment), f"{name} is off by {off:.1e}"
+        off, _ = distance_and_scale(a, b, base=float(b.norm()), update=update)
+        assert off <= (floors.update if update else floors.moment), f"{name} is off by {off:.1e}"
 
 
 @dataclass(frozen=True)

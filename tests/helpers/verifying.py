@@ -11,7 +11,8 @@ import torch
 from launch.job import Job
 from parallel.world.runtime import Runtime
 from trainer.config import run_config as configs
-from trainer.verify.verify import compare, record
+from trainer.verify.compare import compare
+from trainer.verify.reference import record
 
 Fault = Callable[[pytest.MonkeyPatch, int], None]
 

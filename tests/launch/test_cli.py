@@ -232,8 +232,8 @@ def test_verify_records_in_one_process_and_compares_on_the_layout(
     monkeypatch.setattr(run, "run_as_children", lambda job: jobs.append(job) or 0)
     assert cli.main(["verify", config, "parallel.tp=2", "--nproc", "4", "--steps", "3", "--json"]) == 0
     assert [(job.module, job.nproc) for job in jobs] == [
-        ("trainer.verify.verify", 1),
-        ("trainer.verify.verify", 4),
+        ("trainer.verify.command", 1),
+        ("trainer.verify.command", 4),
     ]
     record, compare = (job.options for job in jobs)
     assert record == ("--steps=3", "--json", "record", compare[-1])

@@ -69,7 +69,7 @@ sys.exit((rank if sys.argv[1].endswith(".yaml") else entry).main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    "room", [[], pytest.param(["trainer.verify.verify", "record", "."], marks=pytest.mark.slow)]
+    "room", [[], pytest.param(["trainer.verify.command", "record", "."], marks=pytest.mark.slow)]
 )
 def test_what_is_missing_at_import_is_one_line_too(tmp_path: Path, room: list[str]) -> None:
     config = write_config(tmp_path, tmp_path)

@@ -16,8 +16,9 @@ import torch
 
 from trainer.config import run_config as configs
 from trainer.process.interrupts import LeaveAtOnce
-from trainer.verify import verdict, verify, yardstick
-from trainer.verify.verify import record
+from trainer.verify import command, deviation
+from trainer.verify.reference import record
+from trainer.verify.report import make_report
 from verifying import References, compared, runtime
 from whole_runs import germinal, make_corpus, write_config
 
@@ -43,14 +44,14 @@ def references() -> Iterator[References]:
 
 def nan_on_one_rank(patch: pytest.MonkeyPatch, rank: int) -> None:
     """In a tensor that both ranks have, after the last step: no loss shows it."""
-    own = yardstick.measure
+    own = deviation.measure
 
-    def poisoned(engine: Any, root: Path, step: int, *rest: Any) -> list[yardstick.Measured]:
+    def poisoned(engine: Any, root: Path, step: int, *rest: Any) -> list[deviation.Deviation]:
         if rank == 1 and step == STEPS:
             next(c for c in engine.chunks() if c.name == "model.norm.weight").tensor.detach().fill_(math.nan)
         return own(engine, root, step, *rest)
 
-    patch.setattr(yardstick, "measure", poisoned)
+    patch.setattr(deviation, "measure", poisoned)
 
 
 ZERO_BUBBLE = ["parallel.pp=2", "parallel.zero=3", "parallel.schedule=interleaved_zero_bubble"]
@@ -129,9 +130,9 @@ def test_adams_turned_steps_are_left_out_and_nothing_else() -> None:
         layout = step.clone()
         for element, by in off.items():
             layout[element] += by
-        return yardstick.distance_and_scale(layout, step, base=float(step.norm()), update=True)[0]
+        return deviation.distance_and_scale(layout, step, base=float(step.norm()), update=True)[0]
 
-    turned = dict.fromkeys(range(yardstick.TURNED), -2e-3)
+    turned = dict.fromkeys(range(deviation.TURNED), -2e-3)
     assert distance(turned) == 0.0
     assert distance({**turned, 9: -2e-3}) > 0.1
     assert distance({3: -2.1e-3}) > 0.1
@@ -149,7 +150,7 @@ def report_of(config: Path, grad_norm: float, loss: float) -> dict[str, Any]:
     then = {"loss": 1.0, "grad_norm": math.inf, "count": 1.0}
     layout = then | {"grad_norm": grad_norm, "loss": loss}
     rows = [{"step": 1, "one_process": then, "layout": layout, "limit": 1e-3}]
-    return verdict.judge(configs.load(config), rows, [], 1) | {"comms": None}
+    return make_report(configs.load(config), rows, [], 1) | {"comms": None}
 
 
 def test_a_step_that_overflowed_on_both_sides_is_equal(config: Path) -> None:
@@ -167,10 +168,10 @@ def test_the_verdict_stands_whoever_reads_the_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     report = report_of(config, grad_norm=math.inf, loss=math.nan)
-    monkeypatch.setattr(verify, "compare", lambda *arguments, **options: report)
-    monkeypatch.setattr(verify.runtimes, "start", lambda: runtime(0, 1))
+    monkeypatch.setattr(command, "compare", lambda *arguments, **options: report)
+    monkeypatch.setattr(command.runtimes, "start", lambda: runtime(0, 1))
     arguments = [*options, "compare", str(tmp_path), str(config)]
-    assert verify.main(arguments, LeaveAtOnce("the end")) == 1
+    assert command.main(arguments, LeaveAtOnce("the end")) == 1
     shown = capsys.readouterr()
     if options:
         (step,) = json.loads(shown.out, parse_constant=pytest.fail)["steps"]
@@ -179,7 +180,7 @@ def test_the_verdict_stands_whoever_reads_the_report(
     os.close(reading)
     with open(writing, "w") as nobody:
         monkeypatch.setattr(sys, "stdout", nobody)
-        assert verify.main(arguments, LeaveAtOnce("the end")) == 1
+        assert command.main(arguments, LeaveAtOnce("the end")) == 1
     assert capsys.readouterr().err == shown.err and shown.err.startswith("error: not equal: step 1: loss")
 
 

@@ -1,4 +1,4 @@
-"""What `germinal verify` says of a layout: which differences are too large, the report, and how it reads."""
+"""The verdict of `germinal verify`: which differences are above their limit, as a document and as tables."""
 
 import dataclasses
 import math
@@ -6,15 +6,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from parallel.layout.layout import Layout
 from trainer.config import run_config as configs
 from trainer.config.run_config import RunConfig
-from trainer.verify import yardstick
+from trainer.verify.deviation import kind_of
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor after one step on one rank, against the reference; or with `whole_kind` the factor that all
-    its tensors of a kind have in common.
+    """One rank's tensor after one step, or the common factor of its tensors of one kind.
+
+    step: steps done; 0: the initial values.
+    name: the tensor's, or with `whole_kind` the kind's.
+    rank: the rank that measured the error.
+    error: the distance, or the absolute value of the common factor (see `trainer.verify.deviation`).
+    limit: the largest error that is no fault (see `trainer.verify.limits`).
+    whole_kind: this is a common factor.
     """
 
     step: int
@@ -26,24 +33,25 @@ class Difference:
 
     @property
     def severity(self) -> float:
-        """How many times over its limit; infinite where the error is not finite."""
+        """The error over its limit; infinite where the error is not finite."""
         if not math.isfinite(self.error):
             return math.inf
         return self.error / self.limit if self.limit else float(self.error > 0) * 1e30
 
     @property
     def is_moment(self) -> bool:
-        return yardstick.kind_of(self.name) != "model"
+        return kind_of(self.name) != "model"
 
     @property
     def what(self) -> str:
+        """What was compared, in a message."""
         if self.whole_kind:
             return "common factor"
         return "initial value" if self.step == 0 else "moment" if self.is_moment else "update"
 
 
 def worst(differences: Iterable[Difference]) -> list[Difference]:
-    """Of each tensor after each step, the rank that is farthest off."""
+    """Return the most severe difference of each tensor after each step, over all ranks."""
     found: dict[tuple[int, str], Difference] = {}
     for one in differences:
         key = (one.step, one.name)
@@ -52,33 +60,20 @@ def worst(differences: Iterable[Difference]) -> list[Difference]:
     return list(found.values())
 
 
-def judge(
+def make_report(
     cfg: RunConfig, rows: list[dict[str, Any]], tensors: Sequence[Difference], world: int
 ) -> dict[str, Any]:
-    """The report. `rows`: of each step {step, one_process, layout, limit}; errors are added to them."""
-    problems = []
-    for row in rows:
-        for key, limit in (("loss", row["limit"]), ("grad_norm", row["limit"]), ("count", 0.0)):
-            then, now = row["one_process"][key], row["layout"][key]
-            error = abs(now - then) / max(abs(then), 1e-30) if now != then else 0.0  # of two infinities too
-            row[f"{key}_error"] = error
-            if not error <= limit:
-                problems.append(
-                    f"step {row['step']}: {key} is {now:.8g}, one process has {then:.8g}: "
-                    f"{error:.2g} relative, {limit:.1e} allowed"
-                )
-    wrong = sorted((d for d in tensors if d.severity > 1.0), key=lambda d: (d.step, -d.severity))
+    """Return the report, a JSON document; `problems` is empty where the layout is equal.
+
+    Args:
+        cfg: of the layout.
+        rows: {step, one_process, layout, limit} of each step, to which the relative errors are added.
+        tensors: the worst differences.
+        world: number of ranks.
+    """
     layout = configs.layout(cfg, world)
-    if wrong:
-        first = wrong[0]
-        block = _block(first.name)
-        where = "" if block is None else f" (layer {block})"
-        count = len({d.name for d in wrong if not d.whole_kind})
-        problems.append(
-            f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
-            f"rank {layout.pp_rank(first.rank)}): its {first.what} is off by "
-            f"{first.error:.2g} relative, {first.limit:.1e} allowed; {count} tensors"
-        )
+    problems = [problem for row in rows for problem in _add_errors(row)]
+    problems += _first_to_diverge(tensors, layout)
     last = max((d.step for d in tensors), default=0)
     ending = [d for d in tensors if d.step == last]
     kinds = {
@@ -96,6 +91,37 @@ def judge(
     }
 
 
+def _add_errors(row: dict[str, Any]) -> list[str]:
+    """Add the relative errors of loss, gradient norm and count to a row; return those above the limit."""
+    problems = []
+    for key, limit in (("loss", row["limit"]), ("grad_norm", row["limit"]), ("count", 0.0)):
+        then, now = row["one_process"][key], row["layout"][key]
+        error = abs(now - then) / max(abs(then), 1e-30) if now != then else 0.0  # of two infinities too
+        row[f"{key}_error"] = error
+        if not error <= limit:
+            problems.append(
+                f"step {row['step']}: {key} is {now:.8g}, one process has {then:.8g}: "
+                f"{error:.2g} relative, {limit:.1e} allowed"
+            )
+    return problems
+
+
+def _first_to_diverge(tensors: Sequence[Difference], layout: Layout) -> list[str]:
+    """Name the most severe difference of the first step that has one above its limit."""
+    wrong = sorted((d for d in tensors if d.severity > 1.0), key=lambda d: (d.step, -d.severity))
+    if not wrong:
+        return []
+    first = wrong[0]
+    block = _block(first.name)
+    where = "" if block is None else f" (layer {block})"
+    count = len({d.name for d in wrong if not d.whole_kind})
+    return [
+        f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
+        f"rank {layout.pp_rank(first.rank)}): its {first.what} is off by "
+        f"{first.error:.2g} relative, {first.limit:.1e} allowed; {count} tensors"
+    ]
+
+
 def _most_severe(differences: Sequence[Difference]) -> dict[str, Any] | None:
     if not differences:
         return None
@@ -107,7 +133,7 @@ def _block(name: str) -> int | None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print the report for a reader."""
+    """Print the report as tables."""
     from rich.console import Console
     from rich.table import Table
 

@@ -103,7 +103,9 @@ class Germinal:
         )  # fmt: skip
 
     def step(self, number: int) -> float:
-        batches = [Batch({"tokens": x, "targets": y}, tuple(range(ROWS))) for x, y in self._data.step(number)]
+        batches = [
+            Batch({"tokens": x, "following": y}, tuple(range(ROWS))) for x, y in self._data.step(number)
+        ]
         result = self._engine.step(batches, lr=LR)
         return result.loss_sum / result.count
 

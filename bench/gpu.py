@@ -141,7 +141,7 @@ def batches_of(cfg: RunConfig, device: torch.device, seed: int) -> list[Batch]:
     found = []
     for number in range(cfg.train.global_batch // rows):
         tokens = torch.randint(cfg.model.vocab, (rows, seq + 1), generator=draw)
-        tensors = {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+        tensors = {"tokens": tokens[:, :-1].contiguous(), "following": tokens[:, 1:].contiguous()}
         found.append(Batch(tensors, tuple(range(number * rows, (number + 1) * rows))).to(device))
     return found
 

@@ -62,7 +62,7 @@ def make_batches(cfg: configs.RunConfig, count: int) -> list[list[Batch]]:
     batches = []
     for _ in range(count):
         tokens = torch.randint(cfg.model.vocab, (cfg.train.micro_batch, cfg.data.seq_len + 1), generator=draw)
-        rows = {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+        rows = {"tokens": tokens[:, :-1].contiguous(), "following": tokens[:, 1:].contiguous()}
         batches.append([Batch(rows, tuple(range(cfg.train.micro_batch)))])
     return batches
 
@@ -91,8 +91,8 @@ class Bare:
         for (batch,) in batches:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, self.cfg.optim, self.cfg.train.steps)
-            targets = batch.tensors["targets"]
-            loss = self.model(batch.tensors["tokens"], targets=targets).sum() / (targets != -100).sum()
+            targets = batch.tensors["following"]
+            loss = self.model(batch.tensors["tokens"], targets=targets).sum() / (targets >= 0).sum()
             loss.backward()
             clip_grad_norm_(self.model.parameters(), self.cfg.optim.clip)
             self.optimizer.step()

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.stream.rows import NOT_COUNTED
+from data.stream.rows import NO_TOKEN
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one data rank.
 
-    `tensors`, not to be written to: `tokens` and `targets`, int64 [rows, seq] (target -100: not counted;
-    views of one tensor, a column apart, wherever nothing is masked); under document_mask also
-    `positions` and `documents`, int64 [rows, seq]: the place inside the document, and which
-    document of the row; of a stream with several sources `source`, int64 [rows]: which one each row is from.
-    `sequences`: the rows' global sequence numbers; -1 marks a row that is only padding.
+    tensors: not to be written to, each int64:
+        tokens [rows, seq];
+        following [rows, seq]: the token that follows each one in its document, -1 where none does (padding, a
+            masked sequence) or where a held-out window repeats context. `tokens` and `following` are views of
+            one tensor, a column apart, wherever nothing is masked;
+        positions, documents [rows, seq], under document_mask: the place inside the document, and which
+            document of the row;
+        source [rows], of a stream with several sources: which one each row is from.
+    sequences: the rows' global sequence numbers; -1 marks a row that is only padding.
     """
 
     tensors: dict[str, Tensor]
@@ -37,7 +41,7 @@ class Batch:
             return self
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         tensors["tokens"][rows] = eos
-        tensors["targets"][rows] = NOT_COUNTED
+        tensors["following"][rows] = NO_TOKEN
         if "documents" in tensors:
             tensors["documents"][rows] = 0
             tensors["positions"][rows] = torch.arange(tensors["positions"].shape[1])

@@ -21,7 +21,7 @@ from data.corpus.corpus import DamagedDocument, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream.batch import Batch
 from data.stream.documents import Documents
-from data.stream.rows import NOT_COUNTED, Plan
+from data.stream.rows import NO_TOKEN, Plan
 from data.stream.stream import Stream
 
 GULP_ROWS: Final = 4096  # sequences planned in one call: enough that its fixed cost does not show
@@ -166,7 +166,7 @@ class Loader:
 
     def _batch(self, plan: Plan, begin: int) -> Batch:
         rows = plan.rows(begin, begin + self._micro_batch, document_mask=self._stream.cfg.document_mask)
-        arrays = {"tokens": rows.tokens, "targets": rows.targets}
+        arrays = {"tokens": rows.tokens, "following": rows.following}
         if rows.positions is not None and rows.documents is not None:
             arrays |= {"positions": rows.positions, "documents": rows.documents}
         if len(self._stream.sources) > 1:
@@ -180,9 +180,9 @@ class HeldoutLoader:
 
     A document is its separator, its ids and the separator that ends it, as in training, cut into windows of
     `seq_len`; every id and the end are a target exactly once. A window after the first begins with `overlap`
-    ids that the one before ended with, as context only (not counted). A row holds one document; short ones
-    end in padding. All ranks give the same number of batches of one shape: the last ones are filled with
-    padding rows (sequence -1, nothing counted).
+    ids that the one before ended with, as context only: `following` is -1 there. A row holds one document;
+    short ones end in padding. All ranks give the same number of batches of one shape: the last ones are
+    filled with padding rows (sequence -1, nothing counted).
 
     `cfg`: where a remote corpus is cached (`cache_dir`).
     `name`; `documents` (limited by `max_documents`, 0: all); `text_bytes`, the UTF-8 bytes of their text:
@@ -245,7 +245,7 @@ class HeldoutLoader:
     def _batch(self, numbers: np.ndarray) -> Batch:
         seq_len, eos = self._seq_len, self.corpus.eos
         tokens = np.full((len(numbers), seq_len), eos, dtype=np.int64)
-        targets = np.full((len(numbers), seq_len), NOT_COUNTED, dtype=np.int64)
+        following = np.full((len(numbers), seq_len), NO_TOKEN, dtype=np.int64)
         real = numbers < self.rows
         documents = np.searchsorted(self._windows_end, numbers, side="right")
         for row, (number, document) in enumerate(zip(numbers[real].tolist(), documents[real].tolist())):
@@ -254,8 +254,8 @@ class HeldoutLoader:
             ids = self._window(document, begin, begin + seq_len + 1)
             context = self._overlap if number > before else 0
             tokens[row, : len(ids) - 1] = ids[:-1]
-            targets[row, context : len(ids) - 1] = ids[context + 1 :]
-        named = {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+            following[row, context : len(ids) - 1] = ids[context + 1 :]
+        named = {"tokens": torch.from_numpy(tokens), "following": torch.from_numpy(following)}
         return Batch(named, tuple(np.where(real, numbers, -1).tolist()))
 
     def _window(self, document: int, begin: int, end: int) -> np.ndarray:

@@ -17,21 +17,25 @@ import numpy as np
 from data.stream.era import Era
 from data.stream.pack import Pieces
 
-NOT_COUNTED = -100
+NO_TOKEN = -1
+"""What `following` holds where no token follows."""
 
 
 @dataclass(frozen=True)
 class SequenceRows:
-    """Sequences as arrays. `tokens`, `targets`: int64 [rows, seq_len]; a target of -100 is not counted. They
-    may be views of one array, a column apart: not to be written to.
+    """Sequences as arrays, each int64.
 
-    `positions` and `documents` (with document_mask, else None): int64 [rows, seq_len], the place inside the
-    document and which document of the row; the padding is a document of its own.
+    numbers [rows]: global sequence numbers.
+    tokens, following [rows, seq_len]: `following` is the token that follows each one in its document,
+        NO_TOKEN where none does (padding, a masked sequence). Not to be written to: they may be views of one
+        array, a column apart.
+    positions, documents [rows, seq_len]: with document_mask, else None: the place inside the document, and
+        which document of the row; the padding is a document of its own.
     """
 
     numbers: np.ndarray
     tokens: np.ndarray
-    targets: np.ndarray
+    following: np.ndarray
     positions: np.ndarray | None
     documents: np.ndarray | None
 
@@ -77,7 +81,7 @@ class Planner:
         counted = np.bincount(row, length, rows).astype(np.int64)
         masked = np.unique(np.concatenate(self._masked)) if self._masked else np.zeros(0, np.int64)
         counted[masked] = 0
-        # A document's rest may follow another one's end: that end's target is the separator all the same.
+        # A document's rest may stand behind another one's end, which a separator follows all the same.
         broken = (skip > 0) & (column > 0)
         return Plan(
             numbers=self.numbers,
@@ -108,9 +112,9 @@ class Plan:
     `span`: the separators since the piece before, the piece's first byte and its end in the shard, int64
     [3, pieces]; `begin`, `end`: its place among the ids of all rows. `pointers`: row r has pieces
     [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the pieces' first inputs;
-    `separated`, inputs whose target is a separator though another document's inside follows. `counted`:
-    counted targets of each row, `short` the rows with fewer than seq_len; `masked`: rows emptied by damage.
-    `eras`: those that the pieces are of, each with the versions of its shards that were checked.
+    `separated`, inputs that a separator follows though the next column is inside another document. `counted`:
+    inputs of each row that a token follows, `short` the rows with fewer than seq_len; `masked`: rows emptied
+    by damage. `eras`: those that the pieces are of, each with the versions of its shards that were checked.
     """
 
     numbers: np.ndarray
@@ -152,25 +156,25 @@ class Plan:
         ids = np.frombuffer(raw, self.dtype).reshape(end - begin, columns)
         if self.masked.size:
             ids[_within(self.masked, begin, end)] = self.eos
-        # Converting is half of the work: once, for the inputs and the targets alike.
+        # Converting is half of the work: once, for the tokens and what follows them.
         wide = ids.astype(np.int64)
-        tokens, targets = wide[:, :-1], wide[:, 1:]
+        tokens, following = wide[:, :-1], wide[:, 1:]
         counted = self.counted[begin:end]
         separated = _within(self.separated, begin * self.seq_len, end * self.seq_len)
         short = _within(self.short, begin, end)
         if separated.size or short.size:  # few micro-batches, where documents are cut
-            targets = targets.copy()
-            targets.ravel()[separated] = self.eos
+            following = following.copy()
+            following.ravel()[separated] = self.eos
             for row in short.tolist():
-                targets[row, counted[row] :] = NOT_COUNTED
+                following[row, counted[row] :] = NO_TOKEN
         numbers = self.numbers[begin:end]
         if not document_mask:
-            return SequenceRows(numbers, tokens, targets, None, None)
+            return SequenceRows(numbers, tokens, following, None, None)
         starts = self.starts[a:b] - begin * self.seq_len
         positions, documents = _documents(starts, counted, self.seq_len)
         masked = _within(self.masked, begin, end)
         positions[masked], documents[masked] = np.arange(self.seq_len), 0
-        return SequenceRows(numbers, tokens, targets, positions, documents)
+        return SequenceRows(numbers, tokens, following, positions, documents)
 
 
 class _Separators(dict[int, bytes]):

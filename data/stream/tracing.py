@@ -72,7 +72,7 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
         "source": stream.names[source],
         "corpus": corpus.storage.path,
         "epoch": epoch,
-        "counted_targets": int((rows.targets >= 0).sum()),
+        "counted_targets": int((rows.following >= 0).sum()),
         "quarantined": stream.quarantined.get(number, []),
         "pieces": described,
     }

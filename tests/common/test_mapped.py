@@ -121,7 +121,7 @@ def test_altered_documents_never_become_tokens(tmp_path: Path) -> None:
     whole = shard.read_bytes()
     stream = open_stream(tmp_path / "corpus")
     numbers = range(sum(stream.sequences_per_epoch.values()))
-    true = stream.read(numbers).targets
+    true = stream.read(numbers).following
     plan = stream.plan(numbers)  # everything is checked
     time.sleep(0.02)
     damage(shard, index)
@@ -129,12 +129,12 @@ def test_altered_documents_never_become_tokens(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=rf"{entry.file}: sample '\d+', byte \d+: .*checksum"):
         stream.read(numbers)
     masked = open_stream(tmp_path / "corpus", on_corrupt="quarantine")
-    assert masked.read(numbers).targets.tolist() != true.tolist() and masked.quarantined
+    assert masked.read(numbers).following.tolist() != true.tolist() and masked.quarantined
     shard.write_bytes(whole)
-    assert (stream.read(numbers).targets == true).all()  # restored: it goes on
+    assert (stream.read(numbers).following == true).all()  # restored: it goes on
     time.sleep(0.02)
     os.utime(shard)
-    assert (stream.read(numbers).targets == true).all()  # touched only
+    assert (stream.read(numbers).following == true).all()  # touched only
     os.truncate(shard, entry.bytes // 2)
     with pytest.raises(RuntimeError, match=rf"{entry.file} had \d+ bytes when it was opened and has \d+ now"):
         stream.read(numbers)
@@ -177,9 +177,9 @@ def test_a_corpus_that_is_renamed_over_itself_goes_on(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "corpus", tmp_path / "copy")
     stream = open_stream(tmp_path / "corpus")
     numbers = range(sum(stream.sequences_per_epoch.values()))
-    true = stream.read(numbers).targets
+    true = stream.read(numbers).following
     replaced(tmp_path / "corpus", tmp_path / "copy", "shard-*")
-    assert (stream.read(numbers).targets == true).all()
+    assert (stream.read(numbers).following == true).all()
 
 
 def test_an_index_that_is_cut_short_or_altered_is_noticed_when_it_is_next_read(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_loader_delivers_the_same_steps_while_a_shard_is_touched(tmp_path: Pat
         for _, micro in zip(range(60), loader):
             if touching:
                 os.utime(shard)
-            found.append(micro[0].tensors["targets"].tolist())
+            found.append(micro[0].tensors["following"].tolist())
         loader.close()
         return found
 

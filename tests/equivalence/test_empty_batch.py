@@ -18,8 +18,10 @@ def train_around(context: Any, case: Case, empty: bool) -> tuple[list[Any], dict
         for step in range(4):
             batches = micro_batches(case, step, engine.data_rank, engine.data_ranks)
             if step == EMPTY_STEP and empty:
-                masked = torch.full((case.micro_batch, SEQ), -100)
-                nothing = [Batch({**batch.tensors, "targets": masked}, batch.sequences) for batch in batches]
+                masked = torch.full((case.micro_batch, SEQ), -1)
+                nothing = [
+                    Batch({**batch.tensors, "following": masked}, batch.sequences) for batch in batches
+                ]
                 results.append(engine.step(nothing, lr=case.lr))
             results.append(engine.step(batches, lr=case.lr))
         return results, engine.scalars(), [chunk.tensor.clone() for chunk in engine.chunks()]

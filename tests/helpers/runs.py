@@ -55,15 +55,15 @@ class Case:
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
-    """Global sequence `number`: noisy counting, so that it can be learnt; targets masked unevenly."""
+    """Global sequence `number`: noisy counting, so that it can be learnt; what follows is masked unevenly."""
     draw = torch.Generator().manual_seed(7919 * number + 1)
     start = int(torch.randint(VOCAB, (1,), generator=draw))
     tokens = (start + 3 * torch.arange(SEQ + 1)) % VOCAB
     noise = torch.randint(VOCAB, (SEQ + 1,), generator=draw)
     tokens = torch.where(torch.rand(SEQ + 1, generator=draw) < 0.2, noise, tokens)
-    targets = tokens[1:].clone()
-    targets[int(SEQ * (0.05 + 0.95 * torch.rand(1, generator=draw) ** 2)) :] = -100
-    row = {"tokens": tokens[:-1], "targets": targets}
+    following = tokens[1:].clone()
+    following[int(SEQ * (0.05 + 0.95 * torch.rand(1, generator=draw) ** 2)) :] = -1
+    row = {"tokens": tokens[:-1], "following": following}
     if documents:
         starts = torch.rand(SEQ, generator=draw) < 0.15
         row["documents"] = starts.cumsum(0)

@@ -111,7 +111,7 @@ def open_stream(path: str, **settings: Any) -> Stream:
 
 
 def epoch(stream: Stream) -> np.ndarray:
-    return stream.read(range(sum(stream.sequences_per_epoch.values()))).targets
+    return stream.read(range(sum(stream.sequences_per_epoch.values()))).following
 
 
 def everything(folder: Path, which: Callable[[int], bool]) -> dict[str, Callable[[int], bool]]:

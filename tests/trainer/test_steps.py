@@ -9,7 +9,7 @@ import torch
 
 from checkpointed import Team
 from data.stream.batch import Batch
-from data.stream.rows import NOT_COUNTED
+from data.stream.rows import NO_TOKEN
 from trainer.ranks import ELSEWHERE, ON_EVERY_RANK, Ranks
 from trainer.steps import Steps
 
@@ -24,7 +24,7 @@ def batches(masked: dict[int, Any], damaged: Sequence[int]) -> Iterator[list[Bat
     """As a loader does, which lists what is damaged when it has read it."""
     for step in range(STEPS):
         numbers = tuple(range(step * ROWS, (step + 1) * ROWS))
-        tensors = {name: torch.ones(ROWS, SEQ, dtype=torch.int64) for name in ("tokens", "targets")}
+        tensors = {name: torch.ones(ROWS, SEQ, dtype=torch.int64) for name in ("tokens", "following")}
         batch = Batch(tensors, numbers)
         for number in set(numbers) & set(damaged):
             masked[number] = [entry(number)]
@@ -55,7 +55,7 @@ def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exc
         )
         seen = []
         for step, (batch,) in enumerate(steps):
-            counted = batch.tensors["targets"][:, 0] != NOT_COUNTED
+            counted = batch.tensors["following"][:, 0] != NO_TOKEN
             assert torch.equal(batch.tensors["tokens"][:, 0] != EOS, counted)
             seen.append(counted.tolist())
             asked[step][number] = steps.needs_exchange  # what the engine's reduction carries

@@ -11,12 +11,18 @@ from common.objective import IGNORED, ModelInputs
 
 
 class CausalLM:
-    """The model itself sums the negative log-likelihood, so that no stage ever holds or sends full logits."""
+    """The target of each token is the token that follows it.
+
+    The model itself sums the negative log-likelihood, so that no stage ever holds or sends full logits.
+    """
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
-        kwargs = {name: tensor for name, tensor in tensors.items() if name not in ("tokens", "source")}
+        """Feed `tokens`, and `following` as `targets`: IGNORED where no token follows (-1)."""
+        following = tensors["following"]
+        kwargs = {name: tensors[name] for name in ("positions", "documents") if name in tensors}
+        kwargs["targets"] = following.masked_fill(following < 0, IGNORED)
         return ModelInputs(tensors["tokens"], kwargs)
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Each row's summed nats over the targets that count, and their number."""
+        """Return each row's summed nats over the targets that count, and their number."""
         return output, (inputs.kwargs["targets"] != IGNORED).sum(dim=1).to(torch.float32)

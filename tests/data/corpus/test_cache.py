@@ -197,7 +197,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, folder: Path, server: Ser
 def test_heldout_is_read_remotely(folder: Path, server: Server) -> None:
     def batches(path: str) -> list[list[int]]:
         loader = HeldoutLoader(Heldout(path), seq_len=32, rank=0, ranks=1, micro_batch=4)
-        return [row for batch in loader for row in batch.tensors["targets"].tolist()]
+        return [row for batch in loader for row in batch.tensors["following"].tolist()]
 
     assert batches(server.url) == batches(str(folder))
 

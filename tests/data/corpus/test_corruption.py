@@ -71,7 +71,9 @@ def damage(folder: Path, kind: str, rng: random.Random) -> None:
 
 def crcs(rows_of: Stream, numbers: range) -> set[str]:
     rows = rows_of.read(numbers)
-    return {hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest() for a, b in zip(rows.tokens, rows.targets)}
+    return {
+        hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest() for a, b in zip(rows.tokens, rows.following)
+    }
 
 
 def open_stream(folder: Path, on_corrupt: str = "stop") -> Stream:
@@ -165,11 +167,11 @@ def test_quarantine_masks_in_place_and_shifts_nothing(tmp_path: Path, corpus: Pa
     whole, stream = open_stream(corpus), open_stream(folder, "quarantine")
     count = 2 * sum(whole.sequences_per_epoch.values())
     true, rows = whole.read(range(count)), stream.read(range(count))
-    masked = (rows.targets == -100).all(axis=1)
+    masked = (rows.following == -1).all(axis=1)
     assert 0 < masked.sum() < count
     assert (rows.tokens[masked] == stream.eos).all()
     assert (rows.tokens[~masked] == true.tokens[~masked]).all()
-    assert (rows.targets[~masked] == true.targets[~masked]).all()
+    assert (rows.following[~masked] == true.following[~masked]).all()
     assert set(stream.quarantined) == set(np.flatnonzero(masked).tolist())
     entries = [(number, entry) for number, found in stream.quarantined.items() for entry in found]
     assert all(entry["sequence"] == number for number, entry in entries)
@@ -177,5 +179,5 @@ def test_quarantine_masks_in_place_and_shifts_nothing(tmp_path: Path, corpus: Pa
     listed = dict(stream.quarantined)
     one_by_one = open_stream(folder, "quarantine")
     for number in reversed(range(count)):
-        assert (one_by_one.read([number]).targets == rows.targets[number]).all()
+        assert (one_by_one.read([number]).following == rows.following[number]).all()
     assert one_by_one.quarantined == listed

@@ -41,10 +41,10 @@ def test_every_arrival_of_a_document_is_checked(
     """Nothing is kept, so each read asks again: for small documents together, for large ones in parts."""
     monkeypatch.setattr(ranges, "KEPT_BYTES", 0)
     monkeypatch.setattr(ranges, "PIECE_BYTES", piece_bytes)
-    true = open_stream(str(folder)).read(range(12)).targets
+    true = open_stream(str(folder)).read(range(12)).following
     server.flips |= everything(folder, lambda arrival: arrival % 2 == 0)  # right first, then flipped, …
     stream = open_stream(server.url)
-    assert (stream.read(range(12)).targets == true).all()
+    assert (stream.read(range(12)).following == true).all()
     assert min(server.asked[key] for key in server.asked if key[0].endswith(".tar")) > 1
     server.flips |= everything(folder, lambda arrival: True)
     with pytest.raises(RuntimeError, match=r"shard http://\S+: the document at byte \d+ came right before"):
@@ -106,7 +106,7 @@ def test_what_is_read_again_later_is_checked_again(tmp_path: Path) -> None:
         for first in range(0, length, 100):
             remote.read(range(first, min(first + 100, length)))
         server.flips |= everything(folder, lambda arrival: arrival == 1)
-        assert (remote.read(range(4)).targets == local.read(range(4)).targets).all()
+        assert (remote.read(range(4)).following == local.read(range(4)).following).all()
         assert server.asked, "nothing was asked for again: the corpus fits into what is kept"
     finally:
         server.stop()

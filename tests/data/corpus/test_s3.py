@@ -91,7 +91,7 @@ def open_stream(path: str, **settings: Any) -> Stream:
 
 
 def epoch(stream: Stream) -> np.ndarray:
-    return stream.read(range(sum(stream.sequences_per_epoch.values()))).targets
+    return stream.read(range(sum(stream.sequences_per_epoch.values()))).following
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -113,7 +113,7 @@ def test_the_stream_is_the_local_one_and_outlives_the_server(
     waiting.start()
     assert (epoch(stream) == epoch(local)).all()
     waiting.join()
-    assert (first.targets == local.read([0]).targets).all()
+    assert (first.following == local.read([0]).following).all()
 
 
 def test_a_shard_that_changes_under_the_run_is_found(tmp_path: Path, store: Store) -> None:

@@ -265,7 +265,7 @@ def test_every_heldout_token_is_a_target_once_with_its_context(
         counts.add((len(batches), len(loader)))
         for batch in batches:
             sequences += batch.sequences
-            for tokens, wanted in zip(batch.tensors["tokens"].tolist(), batch.tensors["targets"].tolist()):
+            for tokens, wanted in zip(batch.tensors["tokens"].tolist(), batch.tensors["following"].tolist()):
                 shapes.add((len(tokens), len(wanted), batch.rows))
                 counted = [column for column, target in enumerate(wanted) if target >= 0]
                 targets += [wanted[column] for column in counted]
@@ -317,8 +317,8 @@ def test_heldout_damage_can_be_left_out_of_nats_and_bytes(tmp_path: Path) -> Non
     for loader in loaders:
         loader.leave_out(list(found))
         assert (loader.documents, loader.text_bytes) == (3, text_bytes - 3 * 17)
-    targets = [batch.tensors["targets"] for loader in loaders for batch in loader]
-    assert sum(int((target != -100).sum()) for target in targets) == (5 + 6 + 7) + 3
+    targets = [batch.tensors["following"] for loader in loaders for batch in loader]
+    assert sum(int((target != -1).sum()) for target in targets) == (5 + 6 + 7) + 3
     assert len({len(loader) for loader in loaders}) == 1
 
 
@@ -348,7 +348,7 @@ def test_evaluation_takes_a_long_document_from_its_shard_twice_not_once_a_row(
     )
     shard = Counted(loader.corpus.storage.open(0))
     monkeypatch.setattr(loader.corpus.storage, "open", lambda _: shard)
-    targets = np.concatenate([batch.tensors["targets"].ravel() for batch in loader])
+    targets = np.concatenate([batch.tensors["following"].ravel() for batch in loader])
     assert targets[targets >= 0].tolist() == [*(np.arange(ids) % 49_999 + 1).tolist(), EOS]
     assert loader.rows > 1000
     assert shard.taken <= 2 * (ids + loader.rows * (seq_len + 1 - (seq_len - overlap))) + 2 * ids

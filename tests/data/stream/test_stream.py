@@ -59,7 +59,7 @@ def test_every_token_is_a_target_once_an_epoch(
     epoch = epoch_of(stream)
     for first in (0, epoch, 7 * epoch):
         rows = stream.read(range(first, first + epoch))
-        counted = rows.targets[rows.targets >= 0]
+        counted = rows.following[rows.following >= 0]
         ids = counted[counted != EOS]
         assert sorted(ids.tolist()) == list(range(1, sum(lengths) + 1))
         assert (counted == EOS).sum() == sum(n > 0 for n in lengths)  # every document's end
@@ -74,7 +74,7 @@ def numbered_ends(lengths: list[int]) -> set[int]:
 def check_neighbours(rows: Any, ends: set[int]) -> None:
     """A counted target is what follows its input in the document; positions and documents agree."""
     for tokens, targets, positions, documents in zip(
-        rows.tokens, rows.targets, rows.positions, rows.documents
+        rows.tokens, rows.following, rows.positions, rows.documents
     ):
         for column in np.flatnonzero(targets >= 0).tolist():
             token, target = int(tokens[column]), int(targets[column])
@@ -94,7 +94,7 @@ def test_documents_and_positions_by_hand(tmp_path: Path) -> None:
     make_corpus(tmp_path, [[1, 2, 3], [], [4, 5]])
     rows = open_stream(tmp_path, seq_len=10, document_mask=True).read([0])
     assert rows.tokens.tolist() == [[0, 1, 2, 3, 0, 4, 5, 0, 0, 0]]
-    assert rows.targets.tolist() == [[1, 2, 3, 0, 4, 5, 0, -100, -100, -100]]
+    assert rows.following.tolist() == [[1, 2, 3, 0, 4, 5, 0, -1, -1, -1]]
     assert rows.positions is not None and rows.documents is not None
     assert rows.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 2]]
     assert rows.documents.tolist() == [[0, 0, 0, 0, 1, 1, 1, 2, 2, 2]]
@@ -110,7 +110,7 @@ def test_a_sequence_does_not_depend_on_how_it_is_asked_for(tmp_path: Path) -> No
     again = open_stream(tmp_path / "a", tmp_path / "b", document_mask=True, packing="best_fit")
     for part in np.array_split(numbers, 17):
         rows = again.read(part)
-        for name in ("tokens", "targets", "positions", "documents"):
+        for name in ("tokens", "following", "positions", "documents"):
             assert (getattr(rows, name) == getattr(whole, name)[part]).all()
 
 
@@ -170,7 +170,7 @@ def test_max_epochs_bounds_a_source_and_ends_the_stream(tmp_path: Path) -> None:
     cfg = DataConfig([Source(str(tmp_path), max_epochs=2)], seq_len=16)
     stream = Stream.open(cfg, seed=0, global_batch=4)
     assert stream.length == 2 * epoch_of(stream)
-    ids = stream.read(range(stream.length)).targets
+    ids = stream.read(range(stream.length)).following
     assert (np.bincount(ids[ids > 0])[1:] == 2).all()
     with pytest.raises(ValueError, match="past the end of the data"):
         stream.read([stream.length])

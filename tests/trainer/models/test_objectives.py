@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.objective import IGNORED
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
@@ -14,19 +15,19 @@ VOCAB = 31
 def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCAB, (4, 12), generator=generator)
-    targets = torch.randint(VOCAB, (4, 12), generator=generator)
+    following = torch.randint(VOCAB, (4, 12), generator=generator)
     for row, length in enumerate(
         (12, 1, 5, 0)
     ):  # uneven: a mean of means would differ; one row counts nothing
-        targets[row, length:] = -100
-    return {"tokens": tokens, "targets": targets}
+        following[row, length:] = -1
+    return {"tokens": tokens, "following": following}
 
 
 def summed(model: Decoder, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     inputs = CausalLM().inputs(tensors, tuple(range(len(tensors["tokens"]))))
     losses, counts = CausalLM().loss(model(inputs.x, **inputs.kwargs), inputs)
     assert losses.shape == counts.shape == (len(tensors["tokens"]),)
-    assert counts.tolist() == [(row != -100).sum() for row in tensors["targets"]]
+    assert counts.tolist() == [(row >= 0).sum() for row in tensors["following"]]
     return losses.sum(), counts.sum()
 
 
@@ -34,7 +35,8 @@ def test_the_loss_is_cross_entropy_over_the_targets_that_count() -> None:
     torch.manual_seed(0)
     model, tensors = Decoder(DecoderConfig(layers=1, hidden=16, heads=2, vocab=VOCAB)), batch()
     total, count = summed(model, tensors)
-    expected = F.cross_entropy(model(tensors["tokens"]).flatten(0, 1), tensors["targets"].flatten())
+    logits = model(tensors["tokens"]).flatten(0, 1)
+    expected = F.cross_entropy(logits, tensors["following"].flatten(), ignore_index=-1)
     assert (total.dtype, count.dtype, total.shape, count.shape) == (torch.float32, torch.float32, (), ())
     assert count == 18
     assert torch.allclose(total / count, expected)
@@ -54,7 +56,16 @@ def test_sums_and_counts_of_micro_batches_add_up() -> None:
 
 
 def test_documents_and_positions_reach_the_model() -> None:
-    tensors = batch() | {"documents": torch.zeros(4, 12), "positions": torch.zeros(4, 12)}
+    tensors = batch() | {name: torch.zeros(4, 12) for name in ("documents", "positions", "source")}
     inputs = CausalLM().inputs(tensors, (0, 1, 2, 3))
     assert inputs.x is tensors["tokens"]
     assert set(inputs.kwargs) == {"targets", "documents", "positions"}
+
+
+def test_a_target_is_what_follows_and_is_ignored_where_nothing_does() -> None:
+    tensors = batch()
+    before = tensors["following"].clone()
+    targets = CausalLM().inputs(tensors, (0, 1, 2, 3)).kwargs["targets"]
+    assert torch.equal(tensors["following"], before), "the batch is not to be written to"
+    assert torch.equal(targets[before >= 0], before[before >= 0])
+    assert (targets[before < 0] == IGNORED).all() and (before < 0).any()

@@ -17,7 +17,8 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.attempt import Attempt
 from trainer.checkpoint.folder import DIVERGED, STATE
 from trainer.checkpoint.manifest import FileEntry, digest
-from trainer.checkpoint.resume import check_not_in_a_circle, damage, load_state, resume
+from trainer.checkpoint.newest import damage
+from trainer.checkpoint.resume import check_not_in_a_circle, load_state, resume
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part

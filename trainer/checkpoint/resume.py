@@ -9,6 +9,7 @@ from typing import Any
 from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.newest import newest
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.folder.fence import Guard, unfenced
 from trainer.folder.run_folder import EVENTS
@@ -38,13 +39,9 @@ def resume(
     changed or a tensor does not fit; ValueError where the config describes another run (model, seed). Each
     names what is wrong.
     """
-    rejected: list[tuple[int, str]] = []
-    for step in ranks.first(lambda: folders.steps(root)):
-        reason = damage(folders.step_folder(root, step), ranks)
-        if not reason:
-            break
-        rejected.append((step, reason))
-    else:
+    found = newest(root, ranks)
+    step, rejected = found.step, found.passed_over
+    if step is None:
         if not rejected:
             ranks.first(lambda: check_never_saved(root))
         ranks.first(lambda: _set_aside(root, rejected, 0, events, guard))
@@ -117,18 +114,6 @@ def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str
         f"{told}; to go on from before the decay instead, copy the run folder, remove the checkpoints after "
         f"{folders.step_folder(root, earlier[0]).name} in the copy, and train the copy"
     )
-
-
-def damage(at: Path, ranks: Ranks) -> str:
-    """What is wrong with a checkpoint, "" where nothing is. The ranks share the reading, and hold one
-    verdict.
-    """
-    try:
-        folders.verify(at, share=(ranks.rank, ranks.world))
-        reason = ""
-    except RuntimeError as error:
-        reason = str(error)
-    return next(filter(None, ranks.gather(reason)), "")
 
 
 def load_state(at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from data.tokenizer import tokenizer as tokenizers
 from parallel.engine import Chunk
 from parallel.parameters.initialize import to_device
 from trainer.checkpoint import folder as checkpoints
+from trainer.checkpoint.newest import newest
 from trainer.checkpoint.store import load
 from trainer.config import run_config as configs
 from trainer.config.run_config import RunConfig
@@ -170,17 +171,13 @@ def load_tokenizer(path: Path, trained_with: dict[str, Any]) -> Tokenizer:
 def newest_checkpoint(run: Path) -> Path:
     """The newest checkpoint that verifies; which ones were passed over is said on standard error."""
     root = run / "checkpoints"
-    steps = checkpoints.steps(root)
-    for step in steps:
-        folder = checkpoints.step_folder(root, step)
-        try:
-            checkpoints.verify(folder)
-        except RuntimeError as error:
-            print(f"passed over step {step}: {error}", file=sys.stderr)
-        else:
-            return folder
-    found = f"none of its {len(steps)} verifies" if steps else f"{root} holds none"
-    raise RuntimeError(f"{run} has no checkpoint to generate from: {found}; train it first")
+    found = newest(root)
+    for step, reason in found.passed_over:
+        print(f"passed over step {step}: {reason}", file=sys.stderr)
+    if found.step is not None:
+        return checkpoints.step_folder(root, found.step)
+    why = f"none of its {len(found.passed_over)} verifies" if found.passed_over else f"{root} holds none"
+    raise RuntimeError(f"{run} has no checkpoint to generate from: {why}; train it first")
 
 
 def checkpoint_of(run: Path, step: int) -> Path:

@@ -1,0 +1,46 @@
+"""Which of a run's checkpoints to read: the newest that verifies. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoint import folder as folders
+from trainer.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that verifies.
+
+    step: its step; None where no checkpoint verifies.
+    passed_over: (step, reason) of each newer checkpoint that does not verify, newest first.
+    """
+
+    step: int | None
+    passed_over: list[tuple[int, str]]
+
+
+def newest(root: Path, ranks: Ranks | None = None) -> Found:
+    """Find the newest checkpoint under `root` that verifies. Collective where there are `ranks`: they share
+    the
+    reading, and all return the same.
+    """
+    ranks = ranks or Ranks()
+    passed_over: list[tuple[int, str]] = []
+    for step in ranks.first(lambda: folders.steps(root)):
+        reason = damage(folders.step_folder(root, step), ranks)
+        if not reason:
+            return Found(step, passed_over)
+        passed_over.append((step, reason))
+    return Found(None, passed_over)
+
+
+def damage(folder: Path, ranks: Ranks) -> str:
+    """Return what is wrong with a checkpoint, on every rank the same; "" where it verifies. Collective: each
+    rank reads its share of the files.
+    """
+    try:
+        folders.verify(folder, share=(ranks.rank, ranks.world))
+        reason = ""
+    except RuntimeError as error:
+        reason = str(error)
+    return next(filter(None, ranks.gather(reason)), "")

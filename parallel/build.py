@@ -7,10 +7,10 @@ from torch import nn
 from common.objective import Objective
 from common.precision import Precision
 from parallel.config import ParallelConfig
-from parallel.engine import Engine
+from parallel.engine import Engine, OptimizerFactory
 from parallel.layout import layout as plan
 from parallel.layout.mesh import make_mesh
-from parallel.torch_engine.engine import OptimizerFactory, TorchEngine
+from parallel.torch_engine.engine import TorchEngine
 from parallel.torch_engine.parallelize import parallelize
 from parallel.transforms import async_tensor, float8, kernels
 from parallel.world.runtime import Runtime
@@ -78,6 +78,7 @@ def build_engine(
         optimizer_factory,
         layout=layout,
         mesh=mesh,
+        rank=runtime.rank,
         device=runtime.device,
         precision=precision,
         clip=clip,

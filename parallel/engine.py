@@ -1,6 +1,18 @@
-"""What the training loop sees of parallelism: an engine that steps, evaluates and names its pieces."""
+"""What the training loop sees of parallelism: an engine that steps, evaluates and lists its chunks.
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+One rank's part of a tensor has three types, from the inside out:
+
+    ShardedParameter   (parallel.parameters) all that the torch engine knows of a parameter on this rank: the
+                       module's parameter, the memory that is updated, and how both are cut
+      LocalParameter   what an optimiser needs of it: the memory, and where in the global tensor it is
+      Chunk            what a checkpoint needs of it: a named block of memory, and which rank saves it
+
+The torch engine makes one LocalParameter of each ShardedParameter when it is built. For a checkpoint it makes
+Chunks of each: one of the weights, and one of every tensor of optimiser state. The DeepSpeed engine has no
+ShardedParameters; it makes the other two from DeepSpeed's own tensors.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,9 +21,11 @@ from torch import Tensor
 
 
 class Micro(Protocol):
-    """One micro-batch: named tensors whose dim 0 is the row, and the rows' global sequence numbers.
+    """One micro-batch.
 
-    tensors["source"], int64 [rows], where an engine adds up losses by source: which one each row is from.
+    tensors: by name; dim 0 is the row. "source", int64 [rows]: the data source of each row, where the engine
+        adds up losses by source.
+    sequences: the rows' global sequence numbers.
     """
 
     @property
@@ -44,10 +58,12 @@ class LocalParameter:
 
 
 class LocalOptimizer(Protocol):
-    """What an engine asks of an optimiser over `LocalParameter`s.
+    """What an engine needs of an optimiser over `LocalParameter`s.
 
-    grad_scale: gradients are divided by it inside `step`. steps: updates done, settable. state: by parameter
-    tensor, every tensor shaped as its parameter, there from the start.
+    param_groups: as torch's; the engine sets "lr".
+    state: parameter tensor → state by name, tensors of the parameter's shape that exist from the start.
+    grad_scale: `step` divides gradients by this number.
+    steps: updates done; can be set.
     """
 
     param_groups: list[dict[str, Any]]
@@ -58,11 +74,19 @@ class LocalOptimizer(Protocol):
     def step(self) -> Any: ...
 
 
+OptimizerFactory = Callable[[list[LocalParameter]], Any]
+"""Returns a `LocalOptimizer`; loosely typed, so that a torch Optimizer passes for one."""
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """One rank's piece of one named global tensor; the unit of the checkpoint format.
+    """One rank's block of one named global tensor; the unit of the checkpoint format.
 
-    `tensor` aliases the live memory: loading writes into it. Exactly one rank owns each piece.
+    name: PREFIX.NAME; the prefix is `model` or `optim.STATE`.
+    tensor: the block, an alias of the live memory: loading writes into it.
+    shape: of the global tensor.
+    offset: of the block in the global tensor.
+    owned: this rank saves the block. Exactly one rank owns each block.
     """
 
     name: str
@@ -76,13 +100,17 @@ class Chunk:
 class StepResult:
     """One optimiser step, the same on every rank.
 
-    loss_sum, count: over the global batch, so the loss is loss_sum / count.
-    grad_norm: of the mean loss, before clipping. skipped: nothing was updated, because a gradient was not
-    finite, or because no target was counted (count 0: there is no loss to follow, nor is anything decayed).
-    stop: some rank asked to stop. exchange: some rank asks for an exchange between all ranks before the next
-    step. loss_scale: fp16's at this step, else 1. fault: why a skipped step is more than an overflow that a
-    lower loss scale mends; what to do about it is the loop's decision. sources: (loss_sum, count) of each
-    data source, where the engine was built for several.
+    loss_sum: over the global batch, in nats.
+    count: targets counted in the global batch; the loss is loss_sum / count.
+    grad_norm: of the mean loss, before clipping.
+    skipped: nothing was updated: a gradient was not finite, or no target was counted (with count 0 there is
+        no loss to follow, and nothing is decayed either).
+    stop: some rank was asked to stop.
+    loss_scale: fp16's at this step, else 1.
+    fault: why a skipped step is more than an overflow that a lower loss scale cures; empty otherwise. The
+        loop decides what to do about a fault.
+    exchange: some rank asks for an exchange between all ranks before the next step.
+    sources: (loss_sum, count) of each data source, where the engine was built for several.
     """
 
     loss_sum: float
@@ -98,8 +126,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The sum of losses over what was evaluated, how many targets it is over, and whether some rank asked to
-    stop; the same on every rank.
+    """A pass over evaluation batches, the same on every rank.
+
+    loss_sum: over all targets that were evaluated, in nats.
+    count: the number of these targets.
+    stop: some rank was asked to stop.
     """
 
     loss_sum: float
@@ -111,20 +142,42 @@ class Engine(Protocol):
     """One model on many devices. Every method is collective: all ranks call it in the same order."""
 
     @property
-    def data_rank(self) -> int: ...
+    def data_rank(self) -> int:
+        """Which part of the global batch this rank reads."""
+
     @property
-    def data_ranks(self) -> int: ...
+    def data_ranks(self) -> int:
+        """The number of parts that the global batch is divided into."""
+
     @property
     def is_first_of_data_rank(self) -> bool:
-        """Whether this rank speaks for its data rank: of the ranks that read the same rows, exactly one."""
+        """Whether this rank records what its data rank reads: one of the ranks that read the same rows."""
+
+    @property
+    def axes(self) -> Mapping[str, str]:
+        """Name of a process group → its mesh axis, for `messages.comms.CommCounter`. Empty: not known."""
 
     def step(
         self, batches: Sequence[Micro], *, lr: float, stop: bool = False, exchange: bool = False
-    ) -> StepResult: ...
-    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation: ...
-    def chunks(self) -> list[Chunk]: ...
-    def scalars(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides: `updates`, those made so far, and what the engine needs."""
+    ) -> StepResult:
+        """Forward, backward and update over the global batch.
 
-    def load(self, scalars: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
+        batches: this data rank's micro-batches of it.
+        lr: the learning rate of this step.
+        stop, exchange: of this rank; the result has them of all ranks.
+        """
+
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
+        """Forward over the batches of all data ranks, each of which must have equally many."""
+
+    def chunks(self) -> list[Chunk]:
+        """Weights and optimiser state of this rank."""
+
+    def scalars(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides chunks: `updates`, the number of updates, and the engine's own."""
+
+    def load(self, scalars: dict[str, Any]) -> None:
+        """Continue from saved `scalars`, once the chunks have been filled with the saved ones."""
+
+    def close(self) -> None:
+        """Release the model. The process group is the runtime's."""

@@ -15,8 +15,8 @@ from common.objective import ModelInputs, Objective
 from parallel.config import ParallelConfig
 from parallel.deepspeed_engine import start as deepspeed_start
 from parallel.deepspeed_engine.masters import Masters
-from parallel.deepspeed_engine.optim import Factory, FlatAdamW, from_factory
-from parallel.engine import Chunk, Evaluation, Micro, StepResult
+from parallel.deepspeed_engine.optim import FlatAdamW, from_factory
+from parallel.engine import Chunk, Evaluation, Micro, OptimizerFactory, StepResult
 from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
@@ -33,7 +33,7 @@ def build_deepspeed_engine(
     cfg: ParallelConfig,
     model_factory: Callable[[], nn.Module],
     objective: Objective,
-    optimizer_factory: Factory,
+    optimizer_factory: OptimizerFactory,
     precision: str,
     clip: float,
     seed: int,
@@ -84,6 +84,7 @@ def build_deepspeed_engine(
         optimizer,
         masters,
         objective,
+        layout=layout,
         runtime=runtime,
         precision=precision,
         clip=clip,
@@ -109,6 +110,7 @@ class DeepSpeedEngine:
         masters: Masters,
         objective: Objective,
         *,
+        layout: Layout,
         runtime: Runtime,
         precision: str,
         clip: float,
@@ -120,6 +122,7 @@ class DeepSpeedEngine:
         self._optimizer = optimizer
         self._masters = masters
         self._objective = objective
+        self._layout = layout
         self._runtime = runtime
         self._sources = sources
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
@@ -128,15 +131,19 @@ class DeepSpeedEngine:
 
     @property
     def data_rank(self) -> int:
-        return self._runtime.rank
+        return self._layout.data_rank(self._runtime.rank)
 
     @property
     def data_ranks(self) -> int:
-        return self._runtime.world
+        return self._layout.dp
 
     @property
     def is_first_of_data_rank(self) -> bool:
-        return True  # every rank is a data rank
+        return self._layout.is_first_of_data_rank(self._runtime.rank)
+
+    @property
+    def axes(self) -> dict[str, str]:
+        return {}  # DeepSpeed's groups are its own
 
     # -- one step -------------------------------------------------------------------------------------------
 

@@ -1,29 +1,16 @@
 """AdamW over the flat tensors that DeepSpeed makes of parameters: the torch engine's kernel and curve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from parallel.engine import LocalParameter, OptimizerFactory
 from parallel.fused_adamw import fused_adamw
 
 STATES = ("exp_avg", "exp_avg_sq")
 _SETTINGS = ("betas", "eps", "weight_decay")
-
-Factory = Callable[[list[Any]], Any]
-"""list[LocalParameter] → LocalOptimizer; see `engine`."""
-
-
-@dataclass(frozen=True)
-class _Shadow:
-    """A `LocalParameter` without memory: only to ask which group it belongs to."""
-
-    name: str
-    tensor: Tensor
-    shape: tuple[int, ...]
-    offset: tuple[int, ...] = ()
 
 
 class FlatAdamW(torch.optim.Optimizer):
@@ -75,19 +62,35 @@ class FlatAdamW(torch.optim.Optimizer):
                 self.state[tensor][name] = torch.zeros_like(tensor, requires_grad=False)
 
 
-def from_factory(factory: Factory, parameters: dict[str, tuple[nn.Parameter, tuple[int, ...]]]) -> FlatAdamW:
-    """FlatAdamW with the groups that the factory makes of parameters: name → (parameter, global shape).
+def from_factory(
+    factory: OptimizerFactory, parameters: dict[str, tuple[nn.Parameter, tuple[int, ...]]]
+) -> FlatAdamW:
+    """Return a FlatAdamW with the parameter groups that the factory makes.
 
-    The factory is asked on the meta device, where its state costs nothing. Muon is not for it: that
-    looks at whole matrices, where DeepSpeed has flat ones.
+    parameters: name → (parameter, global shape).
+
+    The factory gets tensors on the meta device, where its state costs nothing. Muon is not possible: it needs
+    whole matrices, and DeepSpeed's are flat.
     """
-    shadows = [
-        _Shadow(name, torch.empty(shape, device="meta"), shape) for name, (_, shape) in parameters.items()
+    on_meta = [
+        LocalParameter(
+            name=name,
+            tensor=torch.empty(shape, device="meta"),
+            shape=shape,
+            offset=(0,) * len(shape),
+            placement=shape,
+            map_whole=_no_whole_matrices,
+        )
+        for name, (_, shape) in parameters.items()
     ]
-    name_of = {id(shadow.tensor): shadow.name for shadow in shadows}
+    name_of = {id(one.tensor): one.name for one in on_meta}
     groups: list[dict[str, Any]] = []
-    for group in factory(shadows).param_groups:
+    for group in factory(on_meta).param_groups:
         assert group.get("kind", "adamw") == "adamw"
         members = [parameters[name_of[id(tensor)]][0] for tensor in group["params"]]
         groups.append({"params": members, **{key: group[key] for key in _SETTINGS}})
     return FlatAdamW(groups)
+
+
+def _no_whole_matrices(parts: Any, function: Any) -> Any:
+    raise AssertionError("Muon is refused with the DeepSpeed engine")

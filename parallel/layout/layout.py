@@ -1,4 +1,4 @@
-"""The arithmetic of a layout: mesh sizes, divisibility, stage cuts. Pure, and torch-free to be quick."""
+"""The arithmetic of a layout: sizes of the mesh axes, which rank is where, what must divide. Torch-free."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,18 @@ from parallel.layout.cuts import cut_blocks
 
 @dataclass(frozen=True)
 class ScheduleTraits:
-    """What a pipeline schedule asks of a layout; `upstream` is its class in torch.distributed.pipelining."""
+    """What a pipeline schedule needs of a layout.
+
+    upstream: its class in torch.distributed.pipelining.
+    stages_per_rank: the default; a schedule with 1 runs with no other number.
+    v_shaped: pipeline rank r holds stages r and 2·pp-1-r.
+    splits_backward: input gradients and weight gradients are computed apart (zero bubble).
+    """
 
     upstream: str
-    stages_per_rank: int  # the default; single-stage schedules have 1 and admit no other
-    v_shaped: bool = False  # rank r holds stages r and 2·pp-1-r
-    splits_backward: bool = False  # zero-bubble: input and weight gradients apart
+    stages_per_rank: int
+    v_shaped: bool = False
+    splits_backward: bool = False
 
 
 SCHEDULES: dict[PipelineSchedule, ScheduleTraits] = {
@@ -28,8 +34,23 @@ SCHEDULES: dict[PipelineSchedule, ScheduleTraits] = {
 
 
 @dataclass(frozen=True)
+class Place:
+    """A rank's index on every axis of the mesh, from the outermost axis to the innermost."""
+
+    pp: int
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+
+
+@dataclass(frozen=True)
 class Layout:
-    """A resolved layout: every axis has its size, and their product is the world."""
+    """A resolved layout: every axis has its size, and their product is the world.
+
+    Rank arithmetic has its home here: nothing else computes a rank from sizes. Ranks are numbered row by
+    row over the axes of `Place`, tp fastest; `mesh` has a picture.
+    """
 
     world: int
     dp_replicate: int
@@ -50,22 +71,44 @@ class Layout:
     def stages(self) -> int:
         return self.pp * self.stages_per_rank
 
+    def place_of(self, rank: int) -> Place:
+        """The indices of a rank of the world."""
+        indices: list[int] = []
+        for size in (self.tp, self.cp, self.dp_shard, self.dp_replicate, self.pp):
+            rank, index = divmod(rank, size)
+            indices.append(index)
+        return Place(*reversed(indices))
+
+    def rank_at(self, place: Place) -> int:
+        """The rank of the world that has these indices."""
+        rank = place.pp
+        rank = rank * self.dp_replicate + place.dp_replicate
+        rank = rank * self.dp_shard + place.dp_shard
+        rank = rank * self.cp + place.cp
+        return rank * self.tp + place.tp
+
+    def data_rank(self, rank: int) -> int:
+        """Which part of the global batch a rank of the world reads: 0 … dp - 1."""
+        place = self.place_of(rank)
+        return place.dp_replicate * self.dp_shard + place.dp_shard
+
+    def is_first_of_data_rank(self, rank: int) -> bool:
+        """Whether a rank is the first of those that read the same rows: one in every data rank."""
+        place = self.place_of(rank)
+        return place.pp == place.cp == place.tp == 0
+
     def micro_batches(self, global_batch: int, micro_batch: int) -> int:
         """Micro-batches of one data rank in one optimiser step."""
         return global_batch // (self.dp * micro_batch)
 
-    def stages_of(self, pp_rank: int) -> tuple[int, ...]:
-        """Stage numbers a pipeline rank holds, in the order of the model."""
+    def stages_of(self, pp_index: int) -> tuple[int, ...]:
+        """The numbers of the stages that a pipeline rank holds, in the order of the model."""
         if self._v_shaped:
-            return (pp_rank, 2 * self.pp - 1 - pp_rank)
-        return tuple(range(pp_rank, self.stages, self.pp))
+            return (pp_index, 2 * self.pp - 1 - pp_index)
+        return tuple(range(pp_index, self.stages, self.pp))
 
-    def pp_rank(self, rank: int) -> int:
-        """The pipeline rank of a rank of the world: pp is the outermost axis of the mesh."""
-        return rank // (self.world // self.pp)
-
-    def rank_of_stage(self, stage: int) -> int:
-        """Pipeline rank that holds a stage."""
+    def pp_index_of(self, stage: int) -> int:
+        """The pipeline rank that holds a stage."""
         if self._v_shaped:
             return min(stage, 2 * self.pp - 1 - stage)
         return stage % self.pp

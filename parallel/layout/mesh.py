@@ -1,6 +1,21 @@
-"""The device mesh of a layout: pp × dp_replicate × dp_shard × cp × tp, a tp group's ranks side by side."""
+"""The process groups of a layout: one for each axis that has more than one rank.
 
-from dataclasses import dataclass
+The axes are pp × dp_replicate × dp_shard × cp × tp, from the outermost to the innermost, so the ranks of a tp
+group are neighbours. `Layout` computes which rank is where. The 16 ranks of pp 2 × dp_shard 2 × cp 2 × tp 2:
+
+                          pp 0              pp 1
+                      tp 0   tp 1       tp 0   tp 1
+    dp 0   cp 0         0      1          8      9
+           cp 1         2      3         10     11       the sequences of cp 0, other tokens
+    dp 1   cp 0         4      5         12     13
+           cp 1         6      7         14     15
+
+    groups of rank 0:   tp {0, 1}   cp {0, 2}   pp {0, 8}   dp_shard {0, 2, 4, 6}, as ZeRO shards over cp too
+
+Groups made by a mesh of torch's have torch's default time-out, not the one of the world's group.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -11,7 +26,12 @@ from parallel.layout.layout import Layout
 
 @dataclass(frozen=True)
 class Axis:
-    """This rank's place on one mesh axis. `group` is None where the axis has one rank: nothing to send."""
+    """This rank on one mesh axis.
+
+    rank: its index, 0 … size - 1.
+    size: the number of ranks.
+    group: None where the axis has one rank, and so nothing is sent.
+    """
 
     rank: int
     size: int
@@ -20,11 +40,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place in the layout.
+    """This rank on all axes of a layout.
 
-    replicate and shard are the data axes as ZeRO sees them: with zero=0 every data rank is a replica. Both
-    count the ranks of cp, which hold different tokens just as data ranks do. `data` is the mesh that FSDP
-    takes, None where FSDP has nothing to do: see `rows` for shards without it.
+    pp, tp, cp: the axes of `Layout`.
+    replicate, shard: the data axes as ZeRO uses them. With zero=0 every data rank is a replica. The ranks of
+        cp are among them: they hold different tokens, as data ranks do.
+    data: the mesh for FSDP; None where FSDP is not used (see `gradients.rows` for shards without FSDP).
     """
 
     pp: Axis
@@ -35,21 +56,8 @@ class Mesh:
     data: DeviceMesh | None
 
     @property
-    def data_rank(self) -> int:
-        return (self.replicate.rank * self.shard.size + self.shard.rank) // self.cp.size
-
-    @property
-    def data_ranks(self) -> int:
-        return self.replicate.size * self.shard.size // self.cp.size
-
-    @property
-    def is_first_of_data_rank(self) -> bool:
-        """Whether this is the first of the ranks that read the same rows: one of them in every data rank."""
-        return self.pp.rank == self.tp.rank == self.cp.rank == 0
-
-    @property
     def axes(self) -> dict[str, str]:
-        """Process group name → the axis it belongs to."""
+        """Name of a process group → the mesh axis that it belongs to."""
         named = {
             "pp": self.pp,
             "dp_replicate": self.replicate,
@@ -64,10 +72,10 @@ _ALONE = Axis(0, 1, None)
 
 
 def make_mesh(layout: Layout, device: torch.device, *, fsdp: bool) -> Mesh:
-    """Groups for every axis of the layout. Collective.
+    """Make the groups of every axis of the layout. Collective.
 
-    fsdp: whether FSDP is wanted, which over a single data rank it is for its mixed precision. A single
-    process gets a group, of one, only then.
+    fsdp: whether the model is wrapped with FSDP. That happens over a single data rank too, for FSDP's mixed
+    precision; only then does a single process get a group, of one rank.
     """
     if layout.world == 1 and not fsdp:
         return Mesh(_ALONE, _ALONE, _ALONE, _ALONE, _ALONE, None)
@@ -80,7 +88,7 @@ def make_mesh(layout: Layout, device: torch.device, *, fsdp: bool) -> Mesh:
     names = ("pp", "dp_replicate", "dp_shard", "tp")
     mesh = init_device_mesh(device.type, (layout.pp, replicate, shard, layout.tp), mesh_dim_names=names)
     context = _ALONE
-    if layout.cp > 1:  # the same ranks, cut along the last part of the data axes
+    if layout.cp > 1:  # the innermost part of the data axes
         sizes = (layout.pp, layout.dp, layout.cp, layout.tp)
         context = _axis(init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))["cp"])
     data = None
@@ -94,16 +102,18 @@ def _axis(mesh: DeviceMesh) -> Axis:
     return Axis(mesh.get_local_rank(), mesh.size(), mesh.get_group() if mesh.size() > 1 else None)
 
 
-def end_to_end_group(mesh: Mesh, first: int, last: int) -> dist.ProcessGroup | None:
-    """The group of two that holds this rank's twin in the first and last pipeline rank, for tied embeddings.
+def end_to_end_group(layout: Layout, first: int, last: int) -> dist.ProcessGroup | None:
+    """The group of the two ranks that hold this rank's tied parameters: in pipeline ranks `first` and `last`.
 
-    Collective over the world, because groups are made by all. None on the ranks of stages between.
+    Collective over the world, because all ranks take part in making a group. None on the ranks of other
+    pipeline ranks.
     """
-    assert mesh.pp.group is not None
-    members = dist.get_process_group_ranks(mesh.pp.group)
-    pairs: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(pairs, [members[first], members[last]])
+    places = [layout.place_of(rank) for rank in range(layout.world)]
     group, _ = dist.new_subgroups_by_enumeration(
-        [list(pair) for pair in sorted({tuple(pair) for pair in pairs})]
+        [
+            sorted(layout.rank_at(replace(place, pp=end)) for end in (first, last))
+            for place in places
+            if place.pp == 0
+        ]
     )
-    return group if mesh.pp.rank in (first, last) else None
+    return group if places[dist.get_rank()].pp in (first, last) else None

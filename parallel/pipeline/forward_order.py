@@ -17,7 +17,7 @@ def forward_order(layout: Layout, count: int) -> list[Slot]:
     overtaken by those behind it, and no rank's inputs pile up.
     """
     ready: list[list[tuple[int, int]]] = [[] for _ in range(layout.pp)]
-    ready[layout.rank_of_stage(0)] = [(0, number) for number in range(count)]
+    ready[layout.pp_index_of(0)] = [(0, number) for number in range(count)]
     slots = []
     while any(ready):
         # By falling stage: a heap's first is the smallest.
@@ -25,6 +25,6 @@ def forward_order(layout: Layout, count: int) -> list[Slot]:
         slot: Slot = [None if one is None else (-one[0], one[1]) for one in taken]
         for one in slot:
             if one is not None and one[0] + 1 < layout.stages:
-                heappush(ready[layout.rank_of_stage(one[0] + 1)], (-one[0] - 1, one[1]))
+                heappush(ready[layout.pp_index_of(one[0] + 1)], (-one[0] - 1, one[1]))
         slots.append(slot)
     return slots

@@ -119,7 +119,7 @@ class Pipeline:
                 if done is None or done[0] + 1 == layout.stages:
                     continue
                 following = (done[0] + 1, done[1])
-                target = layout.rank_of_stage(following[0])
+                target = layout.pp_index_of(following[0])
                 if source == target:
                     continue
                 if source == here:

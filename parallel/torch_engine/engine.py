@@ -17,6 +17,7 @@ from parallel.engine import (
     LocalOptimizer,
     LocalParameter,
     Micro,
+    OptimizerFactory,
     StepResult,
 )
 from parallel.gradients.replicas import Reductions, Replicas
@@ -33,9 +34,6 @@ from parallel.transforms.context import slice_inputs
 
 if TYPE_CHECKING:
     from parallel.pipeline.pipeline import Pipeline
-
-OptimizerFactory = Callable[[list[LocalParameter]], Any]
-"""Returns a `LocalOptimizer`; loosely typed, so that a torch Optimizer passes for one."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class TorchEngine:
         *,
         layout: Layout,
         mesh: Mesh,
+        rank: int,
         device: torch.device,
         precision: Precision,
         clip: float,
@@ -73,6 +72,7 @@ class TorchEngine:
         sources: int = 0,
     ) -> None:
         self._layout = layout
+        self._rank = rank
         self._sources = sources
         self._mesh = mesh
         self._device = device
@@ -102,11 +102,11 @@ class TorchEngine:
             self._pipeline = pipeline.Pipeline(
                 parallelized.stages, parallelized.first, layout, mesh, device, dtype
             )
-        ends = layout.rank_of_stage(0), layout.rank_of_stage(layout.stages - 1)
+        ends = layout.pp_index_of(0), layout.pp_index_of(layout.stages - 1)
         # By the plan, so that all ranks decide alike: a middle stage holds no tied parameter.
         plan: Any = self._modules[0].plan
         across = bool(plan.tied) and ends[0] != ends[1]
-        self._ends = end_to_end_group(mesh, *ends) if across else None
+        self._ends = end_to_end_group(layout, *ends) if across else None
         self._optimizer: LocalOptimizer = optimizer_factory(
             [
                 LocalParameter(
@@ -124,19 +124,18 @@ class TorchEngine:
 
     @property
     def data_rank(self) -> int:
-        return self._mesh.data_rank
+        return self._layout.data_rank(self._rank)
 
     @property
     def data_ranks(self) -> int:
-        return self._mesh.data_ranks
+        return self._layout.dp
 
     @property
     def is_first_of_data_rank(self) -> bool:
-        return self._mesh.is_first_of_data_rank
+        return self._layout.is_first_of_data_rank(self._rank)
 
     @property
     def axes(self) -> dict[str, str]:
-        """Process group name → mesh axis, for `comms.CommCounter`."""
         return self._mesh.axes
 
     def step(

@@ -117,7 +117,7 @@ def _first_to_diverge(tensors: Sequence[Difference], layout: Layout) -> list[str
     count = len({d.name for d in wrong if not d.whole_kind})
     return [
         f"step {first.step}: {first.name}{where} diverges first, on rank {first.rank} (pipeline "
-        f"rank {layout.pp_rank(first.rank)}): its {first.what} is off by "
+        f"rank {layout.place_of(first.rank).pp}): its {first.what} is off by "
         f"{first.error:.2g} relative, {first.limit:.1e} allowed; {count} tensors"
     ]
 

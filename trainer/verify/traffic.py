@@ -13,8 +13,8 @@ _BLOCK = re.compile(r"model\.\w+\.\d+\.")  # what a block's parameters begin wit
 
 
 def counter(engine: Engine) -> CommCounter:
-    """Counts while it is entered; the torch engine tells which group is which axis."""
-    return CommCounter(getattr(engine, "axes", {}))
+    """A context manager that counts what is sent; the engine says which group belongs to which axis."""
+    return CommCounter(engine.axes)
 
 
 def rows(
@@ -49,7 +49,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
     each: dict[str, Any] = {"micro_batches": micro_batches, "element_bytes": element_bytes}
     held = [chunk for chunk in engine.chunks() if chunk.name.startswith("model.")]
     blocks = len({match[0] for chunk in held if (match := _BLOCK.match(chunk.name))})
-    stages = layout.stages_of(layout.pp_rank(rank))
+    stages = layout.stages_of(layout.place_of(rank).pp)
     hidden_states = cfg.train.micro_batch * cfg.data.seq_len // layout.cp * cfg.model.hidden
     wanted: dict[str, float] = {}
     if layout.dp * layout.cp > 1:

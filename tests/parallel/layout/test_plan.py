@@ -30,7 +30,7 @@ def test_minus_one_is_what_is_left() -> None:
 def test_without_a_pipeline_no_schedule_cuts(schedule: str) -> None:
     """`verify`'s one process has the user's schedule and no pipeline."""
     layout = resolve(ParallelConfig(schedule=schedule), 1)
-    assert layout.stages == 1 and layout.stages_of(0) == (0,) and layout.rank_of_stage(0) == 0
+    assert layout.stages == 1 and layout.stages_of(0) == (0,) and layout.pp_index_of(0) == 0
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_every_stage_has_one_rank(schedule: str, pp: int) -> None:
     layout = resolve(ParallelConfig(pp=pp, schedule=schedule), pp)
     for rank in range(pp):
         for stage in layout.stages_of(rank):
-            assert layout.rank_of_stage(stage) == rank
+            assert layout.pp_index_of(stage) == rank
     assert sorted(s for rank in range(pp) for s in layout.stages_of(rank)) == list(range(layout.stages))
 
 

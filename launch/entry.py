@@ -1,4 +1,4 @@
-"""What the command `germinal` starts: Ctrl-C is one line from the first moment on."""
+"""What the command `germinal` starts: it answers Ctrl-C in one line from the first moment on."""
 
 import io
 import sys
@@ -8,10 +8,10 @@ from trainer.process.interrupts import LeaveAtOnce
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     at_once = LeaveAtOnce("the command began").begin()
     forgive()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal's encoding may not hold what is said
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal's encoding may lack characters of the output
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     from launch import cli
 

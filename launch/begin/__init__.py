@@ -1,1 +1,7 @@
-"""Commands that begin work: make a corpus, train, verify, generate."""
+"""Commands that begin work, a file each: its arguments (`add_command`), then what it does.
+
+prepare.py    make a corpus, in this process and its workers
+train.py      check a job, then start its ranks on this machine
+verify.py     one process as the reference, then the layout, compared
+generate.py   become the process that continues a text
+"""

@@ -6,61 +6,88 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from common.exit_codes import ASKED_TO_STOP
 from launch.job import ProcessCommand
-from launch.local.rank_output import Voice, terminal_like_ours
+from launch.local.rank_output import RankOutput, open_terminal
 from trainer.process.interrupts import hold
 
 
 @dataclass
 class LocalRank:
-    """One rank: its process, and what it says. `descriptors`: of what it prints, to be read from."""
+    """One rank of this machine.
+
+    process: the rank's process.
+    output: passes on what the process prints.
+    descriptors: to read the process's output from.
+    ended_at: when the process was seen to have ended (`time.monotonic`); 0.0 while it runs.
+    under_way: the rank's first step is done, and so every rank has begun.
+    """
 
     process: "subprocess.Popen[bytes]"
-    voice: Voice
-    descriptors: list[int] = field(default_factory=list)
+    output: RankOutput
+    descriptors: list[int]
     ended_at: float = 0.0
-    under_way: bool = False  # its first step is done, and so every rank has begun
+    under_way: bool = False
 
     @classmethod
-    def start(cls, number: int, command: ProcessCommand, *, marked: bool, tell_under_way: int) -> "LocalRank":
-        """Start `command` as rank `number`; its first step's end is told through `tell_under_way`."""
-        live = number == 0 and os.isatty(2)
-        ours, theirs = terminal_like_ours() if live else os.pipe()
+    def start(
+        cls, number: int, command: ProcessCommand, *, prefixed: bool, under_way_pipe: int
+    ) -> "LocalRank":
+        """Start a rank.
+
+        Args:
+            number: the rank.
+            command: its process.
+            prefixed: whether `[rank N]` stands before its lines.
+            under_way_pipe: descriptor on which the rank writes its number when its first step is done.
+        """
+        has_terminal = number == 0 and os.isatty(2)
+        ours, theirs = open_terminal() if has_terminal else os.pipe()
         process = subprocess.Popen(
             command.argv,
-            env=os.environ | command.env | {"GERMINAL_UNDER_WAY": str(tell_under_way)},
-            pass_fds=(tell_under_way,),
+            env=os.environ | command.env | {"GERMINAL_UNDER_WAY": str(under_way_pipe)},
+            pass_fds=(under_way_pipe,),
             stdin=subprocess.DEVNULL,
             stdout=None if number == 0 else subprocess.PIPE,
             stderr=theirs,
             process_group=0,  # Ctrl-C reaches the supervisor only, which passes it on once
-            preexec_fn=partial(_become_a_rank, os.getpid()),
+            preexec_fn=partial(_prepare_child, os.getpid()),
         )
         os.close(theirs)
-        rank = cls(process, Voice(number, marked=marked), [ours])
-        rank.voice.errors, rank.voice.live = ours, ours if live else -1
+        descriptors = [ours]
         if process.stdout is not None:
-            rank.descriptors.append(os.dup(process.stdout.fileno()))
+            descriptors.append(os.dup(process.stdout.fileno()))
             process.stdout.close()
-        for descriptor in rank.descriptors:
+        for descriptor in descriptors:
             os.set_blocking(descriptor, False)
-        return rank
+        output = RankOutput(number, prefixed=prefixed, errors=ours, terminal=ours if has_terminal else -1)
+        return cls(process, output, descriptors)
 
     @property
-    def left_alone(self) -> bool:
-        """Whether it has failed, or has left while the others were not to leave with it."""
+    def number(self) -> int:
+        return self.output.number
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the rank has ended in a way that ends the others too.
+
+        It failed; or it was asked to stop and left before all were under way, so the others wait for it.
+        """
         code = self.process.returncode
         return code not in (None, 0) and not (code in ASKED_TO_STOP and self.under_way)
 
     @property
     def failed_at(self) -> float:
-        """When its last words began, or it ended without any."""
-        return self.voice.began_at or self.ended_at
+        """When the rank's error began, or when it ended without one."""
+        return self.output.held_since or self.ended_at
 
     @property
     def is_stopped(self) -> bool:
@@ -71,8 +98,8 @@ class LocalRank:
         return False
 
 
-def _become_a_rank(parent: int) -> None:
-    """In the child, before it becomes the rank: hold signals until the rank answers them.
+def _prepare_child(parent: int) -> None:
+    """In the child, before it becomes the rank: hold signals back until the rank handles them.
 
     Otherwise a Ctrl-C while Python itself starts is a traceback. On Linux, the kernel kills the rank when
     `parent` dies.

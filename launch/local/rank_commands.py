@@ -1,4 +1,4 @@
-"""A job → the command of each of its ranks on this machine. Pure."""
+"""Job → the command of each of its ranks on this machine. Nothing is executed here."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ KEEP_MEMORY = {
 
 
 def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> list[ProcessCommand]:
-    """One command a rank, in rank order.
+    """Return one command a rank, in rank order.
 
     Args:
         rendezvous: address at which the ranks meet, file:// or tcp://; unused by a single rank.
@@ -33,6 +33,6 @@ def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> l
         if job.nproc > 1:
             env["GERMINAL_INIT"] = rendezvous
         if job.threads and "OMP_NUM_THREADS" not in environ:
-            env["OMP_NUM_THREADS"] = str(job.threads)  # PyTorch alone would give every rank all cores
+            env["OMP_NUM_THREADS"] = str(job.threads)  # PyTorch's default is all cores for every rank
         commands.append(ProcessCommand(python(job.module, *job.arguments), env))
     return commands

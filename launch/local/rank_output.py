@@ -1,4 +1,4 @@
-"""What a rank says, as the user sees it: lines behind its number, a live progress line, one error of many."""
+"""What a rank prints, as the user sees it: prefixed lines, a live progress line, one error of many."""
 
 import os
 import termios
@@ -6,27 +6,37 @@ import time
 
 from common.standard_error import write
 
-# A line that starts so begins a rank's last words. Every rank that follows a failed one has some; one speaks.
-LAST_WORDS = (b"error: ", b"Traceback (most recent call last)")
+# A line that starts so may begin a rank's final error. Every rank that fails after another has an error too;
+# only that of the first rank to fail is shown.
+ERROR_BEGINNINGS = (b"error: ", b"Traceback (most recent call last)")
 CLEAR_LINE = b"\r\x1b[2K"
 SHOW_CURSOR = b"\x1b[?25h"
 
 
-class Voice:
-    """Passes on what one rank writes, but holds its last words back until it is known who failed first."""
+class RankOutput:
+    """Passes on what one rank prints, but holds its error back until it is known which rank failed first.
 
-    def __init__(self, number: int, *, marked: bool) -> None:
+    number: the rank.
+    prefixed: whether `[rank N]` stands before the rank's lines.
+    errors: descriptor of the rank's standard error.
+    terminal: the same descriptor where it is a terminal, on which the rank may draw a progress line; else -1.
+    held_back: lines from the beginning of an error on, not shown yet.
+    held_since: when the first of them came (`time.monotonic`); 0.0 where there is none.
+    showed_error: an error was shown that was not the rank's end, and nothing is held back any more.
+    """
+
+    def __init__(self, number: int, *, prefixed: bool, errors: int, terminal: int) -> None:
         self.number = number
-        self.marked = marked  # whether `[rank N]` stands before its lines
-        self.last_words: list[bytes] = []
-        self.began_at = 0.0  # when its last words began
-        self.spoken = False  # they were not its last: they have been shown, and it goes on
-        self.errors = -1  # descriptor of its standard error
-        self.live = -1  # the same, where that is a terminal: it may draw a progress line
-        self._tails: dict[int, bytes] = {}
+        self.prefixed = prefixed
+        self.errors = errors
+        self.terminal = terminal
+        self.held_back: list[bytes] = []
+        self.held_since = 0.0
+        self.showed_error = False
+        self._tails: dict[int, bytes] = {}  # descriptor → the begun line that has no end yet
 
     def read(self, descriptor: int) -> bool:
-        """Pass on all that has come; False at its end."""
+        """Pass on all that has come on a non-blocking descriptor; return False at the end of the output."""
         while True:
             try:
                 chunk = os.read(descriptor, 1 << 16)
@@ -38,42 +48,42 @@ class Voice:
             if not chunk:
                 return False
 
-    def speak(self) -> None:
-        """Show the last words."""
-        for line in self.last_words:
-            say(line if line.startswith(b"error: ") else self._marked(line))
+    def show_held_back(self) -> None:
+        """Show the lines that are held back."""
+        for line in self.held_back:
+            show_line(line if line.startswith(b"error: ") else self._prefix(line))
 
-    def resume(self) -> None:
-        """It said something like an error and lived on: show it, and hold nothing back from now on."""
-        self.speak()
-        self.spoken, self.last_words, self.began_at = True, [], 0.0
+    def stop_holding_back(self) -> None:
+        """Show the lines that are held back, and each later line as it comes: the rank runs on."""
+        self.show_held_back()
+        self.showed_error, self.held_back, self.held_since = True, [], 0.0
 
     def _pass_on(self, descriptor: int, chunk: bytes) -> None:
         *lines, tail = (self._tails.get(descriptor, b"") + chunk).split(b"\n")
         if not chunk and tail:  # the end: what is left of a line counts as one
             lines, tail = [tail], b""
         for line in lines:
-            begins = line.startswith(LAST_WORDS) and not self.spoken
-            if descriptor == self.errors and (self.last_words or begins):
-                self.began_at = self.began_at or time.monotonic()
-                self.last_words.append(line)
-            elif descriptor == self.live:
+            begins_error = line.startswith(ERROR_BEGINNINGS) and not self.showed_error
+            if descriptor == self.errors and (self.held_back or begins_error):
+                self.held_since = self.held_since or time.monotonic()
+                self.held_back.append(line)
+            elif descriptor == self.terminal:
                 write(line + b"\n")
             else:
-                say(self._marked(line))
-        # A progress line has no end to wait for; what may become last words has.
-        may_be_last = any(words.startswith(tail[: len(words)]) for words in LAST_WORDS)
-        if descriptor == self.live and not self.last_words and not may_be_last:
+                show_line(self._prefix(line))
+        # A progress line has no end to wait for; the beginning of an error has.
+        may_be_error = any(beginning.startswith(tail[: len(beginning)]) for beginning in ERROR_BEGINNINGS)
+        if descriptor == self.terminal and not self.held_back and not may_be_error:
             write(tail)
             tail = b""
         self._tails[descriptor] = tail
 
-    def _marked(self, line: bytes) -> bytes:
-        return f"[rank {self.number}] ".encode() + line if self.marked else line
+    def _prefix(self, line: bytes) -> bytes:
+        return f"[rank {self.number}] ".encode() + line if self.prefixed else line
 
 
-def terminal_like_ours() -> tuple[int, int]:
-    """(our end, the rank's end) of a new terminal as wide as ours, which hands bytes on as they are."""
+def open_terminal() -> tuple[int, int]:
+    """Open a terminal as wide as this process's, which passes bytes on unchanged: (our end, the rank's)."""
     ours, theirs = os.openpty()
     attributes = termios.tcgetattr(theirs)
     attributes[1] &= ~termios.OPOST
@@ -82,6 +92,6 @@ def terminal_like_ours() -> tuple[int, int]:
     return ours, theirs
 
 
-def say(line: bytes) -> None:
-    """One line on standard error; on a terminal, in the place of a progress line that may be there."""
+def show_line(line: bytes) -> None:
+    """Write one line to standard error; on a terminal, in the place of a progress line that may be there."""
     write((CLEAR_LINE if os.isatty(2) else b"") + line + b"\n")

@@ -1,4 +1,4 @@
-"""Executes a job: the rest of `launch` only says what would be run."""
+"""Runs a job on this machine, at once."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ from trainer.process.interrupts import hold
 
 
 def run_job(job: Job) -> int:
-    """Run the job's ranks on this machine; returns the exit code.
+    """Run the job's ranks; return the exit code.
 
     A single rank replaces this process: it has the terminal and the signals to itself, as if started by hand.
-    Several meet at a file that no other run can know of, and are supervised.
+    Several ranks are supervised by this process.
     """
     if job.nproc == 1:
         become(*_commands(job))
@@ -28,15 +28,16 @@ def run_job(job: Job) -> int:
 
 
 def run_as_children(job: Job) -> int:
-    """Run the job's ranks on this machine as processes of their own; returns the exit code."""
-    with _meeting_place() as file:
+    """Run the job's ranks as children of this process; return the exit code."""
+    with _rendezvous_file() as file:
         return supervise(_commands(job, f"file://{file}"))
 
 
 @contextlib.contextmanager
-def _meeting_place() -> Iterator[str]:
-    """A file that no other run can know of, and on Linux one without a name: it ends with this process,
-    however that ends.
+def _rendezvous_file() -> Iterator[str]:
+    """Make a file for the ranks to meet at, which no other run can find; its path.
+
+    On Linux the file has no name: it ends with this process, however this process ends.
     """
     if sys.platform == "linux":
         with open(os.memfd_create("rendezvous"), "rb") as file:
@@ -50,7 +51,7 @@ def become(command: ProcessCommand) -> NoReturn:
     """Replace this process by `command`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    hold()  # what comes while the program changes is for the next one
+    hold()  # a signal that comes while the program changes is for the next program
     os.execve(command.argv[0], command.argv, os.environ | command.env)
 
 
@@ -65,7 +66,7 @@ def debug(job: Job) -> int:
 
 
 def run_module(module: str, *arguments: str) -> int:
-    """Run `module` in this process as `python -m` would; returns its exit code."""
+    """Run `module` in this process as `python -m` would; return its exit code."""
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,1 +1,7 @@
-"""Commands that look at what is there and change nothing."""
+"""Commands that show what is there, a file each: its arguments (`add_command`), then what it does.
+
+corpus.py       `germinal data`: what is in a corpus, what a sequence of a run is, is every byte right
+checkpoint.py   `germinal checkpoint`: the checkpoints of a run, and is every byte of them right
+reference.py    `germinal config`: every key of a config
+plot.py         `germinal plot`: curves of runs as a picture
+"""

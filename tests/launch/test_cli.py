@@ -275,7 +275,7 @@ def test_the_ranks_meeting_place_is_gone_afterwards(
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with run._meeting_place() as place:
+    with run._rendezvous_file() as place:
         # As a rank does: opened anew each time, in another process.
         write = f"open({place!r}, 'a').write('met')"
         subprocess.run([sys.executable, "-c", write], check=True, timeout=60)

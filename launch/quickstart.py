@@ -1,8 +1,8 @@
 """`make quickstart`: from Python's own source files to a small trained language model, on a CPU, in minutes.
 
-It runs the commands that a user would type (`prepare`, `train`, `generate`) and shows each of them; what it
-adds is the corpus, the comparison with three compressors, and the closing table. Running it again goes on
-where it was, and repeats nothing that is done.
+It runs the commands that a user would type (`prepare`, `train`, `generate`) and shows each of them. It adds
+the choice of the corpus, the comparison with three compressors, and the closing table. Running it again goes
+on where it was, and repeats nothing that is done.
 """
 
 import bz2
@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common.exit_codes import FAILED
+from common.standard_error import complain
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart.yaml"
 CORPUS = "corpora/stdlib"
@@ -26,7 +29,7 @@ PROMPT = 'def read_lines(path):\n    """'
 
 VOCAB = 4096
 HELDOUT_SHARE = 0.08
-# What is not the library itself, which not every machine has; and the two packages of generated tables, whose
+# Tests and installed packages, which not every machine has; and the two packages of generated tables, whose
 # files are near-copies of each other: a model that saw most of them would look better on the rest than it is.
 LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data")
 SPLIT_RULE = (
@@ -42,7 +45,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def main() -> int:
-    """Run the whole quickstart; returns the exit code, which is that of the first command that failed."""
+    """Run the whole quickstart; return the exit code, which is that of the first command that failed."""
     began = time.monotonic()
     library = Path(sysconfig.get_path("stdlib"))
     options = ["--include", "*.py", *(word for name in LEFT_OUT for word in ("--exclude", name))]
@@ -55,30 +58,26 @@ def main() -> int:
     picture = run / "loss.png"
     steps, heldout = read_metrics(run / "metrics.jsonl")
     if heldout is None:
-        return fail(f"{RUN}/metrics.jsonl holds no evaluation; remove {RUN} and run make quickstart again")
+        return complain(
+            f"{RUN}/metrics.jsonl holds no evaluation; remove {RUN} and run make quickstart again", FAILED
+        )
     baselines = bits_per_byte_compressed(heldout_texts(ROOT / CORPUS / "heldout", library))
     if code := germinal("generate", RUN, "--prompt", PROMPT, "--max-tokens", "160"):
         return code
     closing_table(steps, heldout, baselines, seconds=time.monotonic() - began)
     print(f"run folder  {RUN}/   loss curve  {picture.relative_to(ROOT)}   samples  germinal generate {RUN}")
     better = [name for name, bits in baselines.items() if bits <= heldout]
-    return fail(f"the model does not beat {', '.join(better)} on held-out files") if better else 0
+    return complain(f"the model does not beat {', '.join(better)} on held-out files", FAILED) if better else 0
 
 
 def germinal(*arguments: str) -> int:
-    """Show a command as a user would type it, and run it with this interpreter; returns its exit code."""
+    """Show a command as a user would type it, and run it with this interpreter; return its exit code."""
     print(f"\n$ germinal {shlex.join(arguments)}", flush=True)
     return subprocess.run((sys.executable, "-m", "launch.cli", *arguments), cwd=ROOT, check=False).returncode
 
 
-def fail(reason: str) -> int:
-    """One line on standard error, and the exit code of a failure."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
-    return 1
-
-
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], float | None]:
-    """The logged steps of a run, and the bits per byte of its newest evaluation, if there is one."""
+    """Return the logged steps of a run, and the bits per byte of its newest evaluation, if there is one."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     evaluations = [record["eval"] for record in records if "eval" in record]
     newest = next(iter(evaluations[-1].values()))["bits_per_byte"] if evaluations else None
@@ -86,7 +85,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], float | None]:
 
 
 def heldout_texts(corpus: Path, library: Path) -> list[bytes]:
-    """The source files that `prepare` held out, as the corpus's shards name them."""
+    """Read the source files that `prepare` held out, as the corpus's shards name them."""
     texts = []
     for shard in sorted(corpus.glob("shard-*.tar")):
         with tarfile.open(shard, "r:") as tar:
@@ -98,9 +97,9 @@ def heldout_texts(corpus: Path, library: Path) -> list[bytes]:
 
 
 def bits_per_byte_compressed(texts: Sequence[bytes]) -> dict[str, float]:
-    """Compressor → bits it needs per byte of `texts`, each compressed on its own, headers included.
+    """Return compressor → bits per byte of `texts`, each text compressed on its own, headers included.
 
-    That is the model's own task: it too meets every file alone and without having seen it.
+    The model has the same task: every file alone, and never seen before.
     """
     total_bytes = sum(map(len, texts))
     return {
@@ -112,7 +111,7 @@ def bits_per_byte_compressed(texts: Sequence[bytes]) -> dict[str, float]:
 def closing_table(
     steps: Sequence[dict[str, float]], heldout: float, baselines: dict[str, float], *, seconds: float
 ) -> None:
-    """What was done, and what it is worth, on one screen."""
+    """Print the steps trained and how the model compares with the compressors, on one screen."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

@@ -7,12 +7,12 @@ from typing import Any
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
-    """A table of two columns: what, and how much."""
+    """Print a table of two columns: names and values."""
     rows(title, ("", ""), values.items(), header=False)
 
 
 def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, header: bool = True) -> None:
-    """A table. Numbers go to the right, with thousands apart."""
+    """Print a table. Columns of numbers are aligned on the right; thousands are separated."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -25,12 +25,12 @@ def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, 
     for line in lines:
         table.add_row(*(shown(cell) for cell in line))
     print(title)
-    # Into a pipe or a file nothing is folded at the width of a screen that is not there.
+    # Output to a pipe or a file is not folded at the width of a terminal.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def shown(value: Any) -> str:
-    """A cell: 1234567 → 1,234,567; None → -."""
+    """Format a cell: 1234567 → 1,234,567; None → -."""
     if value is None:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -39,7 +39,7 @@ def shown(value: Any) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people: 1536 → 1.5 KiB."""
+    """Format a number of bytes: 1536 → 1.5 KiB."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:
@@ -49,5 +49,5 @@ def size(count: int) -> str:
 
 
 def document(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     print(json.dumps(value, indent=1, ensure_ascii=False, default=str))  # str: paths

@@ -4,11 +4,16 @@ import argparse
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.prepare.recipe import Recipe
 from launch import options, tables
 from launch.recipe_help import ABOUT
+
+if TYPE_CHECKING:
+    from data.prepare.prepare import PrepareReport
 
 
 def add_command(add: options.AddCommand) -> None:
@@ -34,9 +39,8 @@ def add_command(add: options.AddCommand) -> None:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Make a corpus, and say what came in and what went out."""
+    """Make a corpus, and print what came in and what went out."""
     from data.prepare.prepare import prepare
-    from data.prepare.report.steps import in_words
 
     args.started()
     report = prepare(
@@ -51,41 +55,41 @@ def prepare(args: argparse.Namespace) -> int:
     if args.json:
         tables.document(dataclasses.asdict(report) | {"out": args.out})
         return 0
+    _show_corpora(report, args.out)
+    _show_steps(report, args.text_field)
+    if report.heldout and report.heldout_by == "position":
+        print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
+    for line in chain(_encodings(report.counts, report.examples), _tokenizer_losses(report)):
+        print(line)
+    return 0
+
+
+def _show_corpora(report: "PrepareReport", out: str) -> None:
     sides = [side for side in (report.train, report.heldout) if side]
     columns = ("corpus", "documents", "tokens", "text bytes", "shards")
     lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
     done = "was there already, whole" if report.was_complete else "done"
     if report.by_another_version:
         done += " (made by another version, which may read the sources otherwise)"
-    tables.rows(f"{args.out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
+    tables.rows(f"{out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
+
+
+def _show_steps(report: "PrepareReport", text_field: str) -> None:
+    """Print how many documents were read, changed, removed and written, and why."""
+    from data.prepare.report.steps import in_words
+
     steps = [
-        (in_words(step, args.text_field), documents, size, "; ".join(report.examples.get(step, [])[:1]))
+        (in_words(step, text_field), documents, size, "; ".join(report.examples.get(step, [])[:1]))
         for step, (documents, size) in report.counts.items()
         if documents
     ]
     files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
     title = f"what came in, from files of kind {files}, and what went out"
     tables.rows(title, ("step", "documents", "characters", "for example"), steps)
-    if report.heldout and report.heldout_by == "position":
-        print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
-    for line in _encodings(report.counts, report.examples):
-        print(line)
-    if "noted.ids_of_no_text" in report.counts:
-        print(
-            f"the ids of {report.counts['noted.ids_of_no_text'][0]:,} documents stand for no text by this "
-            f"tokenizer ({report.examples['noted.ids_of_no_text'][0]}): is it the one that made them?"
-        )
-    same, tried = report.round_trip
-    if same < tried:
-        print(
-            f"the tokenizer loses text: of {tried:,} documents tried, {tried - same:,} did not come back "
-            "from their ids byte for byte (white space, case or characters that it does not know)"
-        )
-    return 0
 
 
 def _encodings(counts: Mapping[str, tuple[int, int]], examples: Mapping[str, list[str]]) -> Iterator[str]:
-    """What to say loudly of documents that were not in the encoding they were read by."""
+    """Warn of documents that are not in the encoding by which they were read."""
     for step, what in (
         ("changed.not_utf8", "documents are not UTF-8 and were read as Windows-1252"),
         ("changed.broken_utf8", "documents are broken UTF-8, with U+FFFD for what could not be read"),
@@ -96,3 +100,18 @@ def _encodings(counts: Mapping[str, tuple[int, int]], examples: Mapping[str, lis
             first = "".join(f" ({where})" for where in examples.get(step, [])[:1])
             other = ", or leave them out with --undecodable skip" if step.startswith("changed") else ""
             yield f"{counts[step][0]:,} {what}{first}: name their encoding with --encoding{other}"
+
+
+def _tokenizer_losses(report: "PrepareReport") -> Iterator[str]:
+    """Warn of ids without a text, and of text that does not come back from its ids."""
+    if "noted.ids_of_no_text" in report.counts:
+        yield (
+            f"the ids of {report.counts['noted.ids_of_no_text'][0]:,} documents stand for no text by this "
+            f"tokenizer ({report.examples['noted.ids_of_no_text'][0]}): is it the one that made them?"
+        )
+    same, tried = report.round_trip
+    if same < tried:
+        yield (
+            f"the tokenizer loses text: of {tried:,} documents tried, {tried - same:,} did not come back "
+            "from their ids byte for byte (white space, case or characters that it does not know)"
+        )

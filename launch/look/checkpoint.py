@@ -26,7 +26,7 @@ def add_command(add: options.AddCommand) -> None:
 
 
 def checkpoint_list(args: argparse.Namespace) -> int:
-    """Every committed checkpoint, newest first; reads manifests only."""
+    """List every committed checkpoint, newest first; reads manifests only."""
     from trainer.checkpoint.folder import manifest_of, step_folder
     from trainer.checkpoint.manifest import MANIFEST
 
@@ -56,7 +56,7 @@ def checkpoint_list(args: argparse.Namespace) -> int:
 
 
 def checkpoint_verify(args: argparse.Namespace) -> int:
-    """Read every byte of every checkpoint, or of the one at `--step`; 1 if one is not as it was written."""
+    """Read every byte of every checkpoint, or of the one at `--step`; return 1 if one is not as written."""
     from trainer.checkpoint.folder import step_folder, verify
 
     steps = _steps(args.folder)

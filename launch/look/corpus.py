@@ -33,9 +33,9 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def data_inspect(args: argparse.Namespace) -> int:
-    """What is in a corpus; with `--sequence N`, what that sequence of a run is."""
+    """Show what is in a corpus; with `--sequence N`, what that sequence of a run is."""
     if args.sequence is not None:
-        return _sequence(args)
+        return _show_sequence(args)
     from data.stream.tracing import inspect
 
     report = inspect(args.folder, args.seq_len or 0)
@@ -60,7 +60,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sequence(args: argparse.Namespace) -> int:
+def _show_sequence(args: argparse.Namespace) -> int:
     from data.stream.tracing import sequence
     from trainer.config import run_config as config
     from trainer.folder import run_folder
@@ -105,7 +105,7 @@ def _origin(meta: dict[str, Any] | None) -> str:
 
 
 def data_verify(args: argparse.Namespace) -> int:
-    """Read every byte and every sample; 1 if anything is not what the manifest says."""
+    """Read every byte and every sample; return 1 if anything is not what the manifest says."""
     from data.corpus.verify import verify
 
     findings = verify(args.folder)

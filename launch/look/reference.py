@@ -1,4 +1,7 @@
-"""`germinal config`: every key of a run's config, as its field states it. `--markdown` is docs/config.md."""
+"""`germinal config`: every key of a run's config, from the fields that declare them.
+
+`--markdown` writes docs/config.md.
+"""
 
 import argparse
 import inspect
@@ -60,7 +63,7 @@ def config(args: argparse.Namespace) -> int:
 
 
 def selected(name: str | None) -> list[Key]:
-    """The keys of a section, or the one of this name; all without one. ValueError with the nearest name."""
+    """Return the keys of a section, the key of this name, or all keys; ValueError with the nearest name."""
     everything = [BASE, *keys.keys(RunConfig)]
     if not name:
         return everything
@@ -76,7 +79,7 @@ def selected(name: str | None) -> list[Key]:
 
 
 def by_section(found: list[Key]) -> list[tuple[str, list[Key]]]:
-    """(dotted section, its keys), in the order of the source; "" is the top."""
+    """Return (dotted section, its keys) in the order of declaration; "" is the top level."""
     sections: dict[str, list[Key]] = {}
     for key in found:
         sections.setdefault(key.name.rpartition(".")[0], []).append(key)
@@ -84,7 +87,7 @@ def by_section(found: list[Key]) -> list[tuple[str, list[Key]]]:
 
 
 def about(section: str) -> str:
-    """The first paragraph of a section's docstring; of the first kind's where a section has several kinds."""
+    """Return the first paragraph of a section's docstring, of its first kind where it has several."""
     at: Any = RunConfig
     for part in section.split("."):
         field = next(
@@ -97,7 +100,7 @@ def about(section: str) -> str:
 
 
 def kind(key: Key) -> str:
-    """What a value of the key is: its type with its bounds, or the choices."""
+    """Say what a value of the key may be: its type with its bounds, or the choices."""
     several = typing.get_origin(key.hint) is list
     if key.choices or key.forms:
         one = " | ".join(map(str, key.choices or key.forms))
@@ -118,7 +121,7 @@ def kind(key: Key) -> str:
 
 
 def default(key: Key) -> str:
-    """The default as YAML has it."""
+    """Return the default as YAML."""
     if key.name == "name":
         return "the file's"
     if key.must_be_given:
@@ -127,7 +130,7 @@ def default(key: Key) -> str:
 
 
 def meaning(key: Key) -> str:
-    """What the key means, and what it needs or may not be combined with."""
+    """Say what the key means, what it needs and what it may not be combined with."""
     rules = (f"{' or '.join(rule.of)}{': ' if rule.of else ''}{rule.text}" for rule in key.rules)
     return ". ".join([key.meaning, *rules])
 
@@ -137,7 +140,7 @@ def row(key: Key) -> tuple[str, ...]:
 
 
 def described(key: Key) -> dict[str, Any]:
-    """One key for scripts."""
+    """Return one key as JSON, for scripts."""
     return {
         "key": key.name,
         "type": kind(key),
@@ -151,7 +154,7 @@ def described(key: Key) -> dict[str, Any]:
 
 
 def markdown(found: list[Key]) -> str:
-    """docs/config.md."""
+    """Return the keys as Markdown, as in docs/config.md."""
     lines = [HEAD]
     for section, members in by_section(found):
         lines += [f"## {section}\n\n{about(section)}\n" if section else "## The run\n"]

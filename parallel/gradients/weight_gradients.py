@@ -1,10 +1,15 @@
-"""Weight gradients apart from input gradients, for schedules that split backward (zero bubble).
+"""Weight gradients computed apart from input gradients, for schedules that split backward (zero bubble).
 
-A stage's backward runs once, whole, but for the products that make its linear layers' weight gradients:
-those are put off (Qi et al. 2023, arXiv:2401.10241) until the schedule has nothing more urgent. What a layer
-needs for it, its input and its output's gradient, lives until then, as do the stage's own, which torch's
-pipelining keeps; the weight may be gone. torch's own stages run autograd over again for each group of
-weights, and recompute a checkpointed block for each as well.
+A stage's backward runs once and whole, except for the matrix products that give its linear layers' weight
+gradients. These are deferred (Qi et al. 2023, arXiv:2401.10241) until the schedule has nothing more urgent:
+
+    backward of the stage   input gradients, sent to the previous stage; [rows, inputs] of each layer are kept
+    …                       other stages' forwards and backwards on this rank
+    deferred work           rowsᵀ · inputs of each layer, then FSDP's reduction
+
+The input of a layer and the gradient of its output live until its deferred product is computed. So do the
+stage's own input and output gradient, which torch's pipelining keeps; the gathered weight may be dropped.
+torch's own stages run autograd again for each group of weights, and recompute a checkpointed block for each.
 """
 
 import functools
@@ -18,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Work(Protocol):
-    """What is put off."""
+class DeferredWork(Protocol):
+    """Work of a backward that can be done later; `weight` is the parameter whose gradient it computes."""
 
     @property
     def weight(self) -> nn.Parameter | None: ...
@@ -28,7 +33,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """rowsᵀ · inputs, of rows [n, out] and inputs [n, in], for `weight.grad`."""
+    """rowsᵀ · inputs, of rows [n, out] and inputs [n, in], added to `weight.grad`."""
 
     weight: nn.Parameter
     rows: Tensor
@@ -43,45 +48,51 @@ class Product:
             self.weight.grad += gradient
 
 
-class WeightGradients:
-    """Where the layers of one stage leave what can wait."""
+class DeferredGradients:
+    """Collects the deferred work of one stage's layers while `collected` is entered."""
 
     def __init__(self) -> None:
-        self._open: list[Work] | None = None
+        self._open: list[DeferredWork] | None = None
 
     @contextmanager
-    def collected(self) -> Iterator[list[Work]]:
-        """What backward puts off meanwhile. Each is to be run once, in any order."""
-        found: list[Work] = []
+    def collected(self) -> Iterator[list[DeferredWork]]:
+        """A list that fills with deferred work. Each is to be run once, in any order."""
+        found: list[DeferredWork] = []
         self._open = found
         try:
             yield found
         finally:
             self._open = None
 
-    def put_off(self, work: Work) -> bool:
-        """Whether `work` was taken; if not, it is to be done now."""
+    def defer(self, work: DeferredWork) -> bool:
+        """Take `work` and return True; False outside `collected`, where the work is to be done at once."""
         if self._open is None:
             return False
         self._open.append(work)
         return True
 
 
-def apart(stage: nn.Module) -> WeightGradients:
-    """Let the linear layers of a stage put off their weights' gradients. Layers in fp8 do not."""
-    gradients = WeightGradients()
+class DefersWeightGradients(nn.Module):
+    """A layer with autograd functions of its own, which defer to `deferred` where it is set."""
+
+    deferred: DeferredGradients | None = None
+
+
+def defer_weight_gradients(stage: nn.Module) -> DeferredGradients:
+    """Let the linear layers of a stage defer their weights' gradients. Layers in fp8 do not."""
+    deferred = DeferredGradients()
     for module in stage.modules():
-        if hasattr(module, "weight_gradients"):  # as those of `async_tensor` have
-            module.weight_gradients = gradients  # type: ignore[assignment]
+        if isinstance(module, DefersWeightGradients):
+            module.deferred = deferred
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-            module.forward = functools.partial(_linear, module, gradients)  # type: ignore[method-assign]
-    return gradients
+            module.forward = functools.partial(_linear, module, deferred)  # type: ignore[method-assign]
+    return deferred
 
 
-def _linear(module: nn.Linear, gradients: WeightGradients, x: Tensor) -> Tensor:
+def _linear(module: nn.Linear, deferred: DeferredGradients, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return F.linear(x, module.weight, module.bias)
-    return _Linear.apply(x, module.weight, module.bias, gradients)
+    return _Linear.apply(x, module.weight, module.bias, deferred)
 
 
 class _Linear(torch.autograd.Function):
@@ -89,11 +100,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, gradients: WeightGradients
+        ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, deferred: DeferredGradients
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         # The leaf itself, whose .grad it is: under FSDP the gathered parameter, which outlives its memory.
-        ctx.weight, ctx.gradients = weight, gradients
+        ctx.weight, ctx.deferred = weight, deferred
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -105,14 +116,14 @@ class _Linear(torch.autograd.Function):
         bias_grad = rows.sum(dim=0) if wants_bias else None
         weight_grad = None
         if wants_weight:
-            weight_grad = weight_gradient(ctx.weight, rows, x.flatten(0, -2), ctx.gradients)
+            weight_grad = weight_gradient(ctx.weight, rows, x.flatten(0, -2), ctx.deferred)
         return x_grad, weight_grad, bias_grad, None
 
 
 def weight_gradient(
-    weight: nn.Parameter, rows: Tensor, inputs: Tensor, gradients: WeightGradients | None
+    weight: nn.Parameter, rows: Tensor, inputs: Tensor, deferred: DeferredGradients | None
 ) -> Tensor | None:
-    """rowsᵀ · inputs, of rows [n, out] and inputs [n, in]; None where it is put off."""
-    if gradients is not None and gradients.put_off(Product(weight, rows, inputs)):
+    """rowsᵀ · inputs, of rows [n, out] and inputs [n, in]; None where the product is deferred."""
+    if deferred is not None and deferred.defer(Product(weight, rows, inputs)):
         return None
     return rows.T @ inputs

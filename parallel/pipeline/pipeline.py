@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 
 from common.objective import ModelInputs
-from parallel.gradients.weight_gradients import WeightGradients, apart
+from parallel.gradients.weight_gradients import DeferredGradients, defer_weight_gradients
 from parallel.layout.layout import SCHEDULES, Layout
 from parallel.layout.mesh import Mesh
 from parallel.pipeline.forward_order import forward_order
@@ -47,9 +47,9 @@ class Pipeline:
         self._device = device
         self._dtype = dtype
         self._schedules: dict[tuple[int, ...], tuple[Any, Sends]] = {}
-        self._weight_gradients: dict[int, WeightGradients] = {}
+        self._deferred: dict[int, DeferredGradients] = {}
         if SCHEDULES[layout.schedule].splits_backward:
-            self._weight_gradients = {number: apart(module) for number, module in stages.items()}
+            self._deferred = {number: defer_weight_gradients(module) for number, module in stages.items()}
         modules: list[Any] = [module for stage in stages.values() for module in stage.modules()]
         self._heads = [
             one for one in modules if hasattr(one, "one_gradient")
@@ -84,7 +84,8 @@ class Pipeline:
     @contextmanager
     def _one_gradient_a_head(self) -> Iterator[None]:
         """GPipe and looped BFS run all forwards first, and a head finds its weight's gradient in forward."""
-        # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see fsdp._fill.
+        # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see
+        # `ParameterGroup.fill_with_zeros`.
         zeros = self._layout.dp_replicate > 1 and self._layout.zero >= 2
         with ExitStack() as heads:
             for head in self._heads:
@@ -164,11 +165,11 @@ class Pipeline:
                 input_args=(x.to("meta") if number == 0 else hidden,),
                 output_args=(result if number == last else hidden,),
                 group=self._group,
+                zero=self._layout.zero,
+                replicas=self._layout.dp_replicate > 1,
+                deferred=self._deferred.get(number),
             )
             insist("torch", stage, "args_recv_info", "grad_recv_info")
-            stage.zero, stage.replicas = self._layout.zero, self._layout.dp_replicate > 1
-            if traits.splits_backward:
-                stage.weight_gradients = self._weight_gradients[number]
             stages.append(stage)
         several = traits.stages_per_rank > 1
         schedule = getattr(pipelining.schedules, traits.upstream)(
@@ -182,7 +183,7 @@ class Pipeline:
         insist("torch", schedule, "pipeline_order_with_comms")
         sends = Sends(arrivals(schedule.pipeline_order_with_comms)[self._rank])
         for stage in stages:
-            stage.sends = sends
+            stage.send_by(sends)
         return schedule, sends
 
 

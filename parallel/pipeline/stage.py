@@ -1,10 +1,10 @@
-"""One stage of a pipeline as torch's schedules drive it, where torch's own does not do.
+"""One stage of a pipeline, driven by torch's schedules.
 
 Imported only where there is a pipeline: torch's pipelining takes a good part of a second.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 
-from parallel.gradients.weight_gradients import WeightGradients
+from parallel.gradients import fsdp
+from parallel.gradients.weight_gradients import DeferredGradients, DeferredWork
 from parallel.pipeline.sends import Pass, Sends
 from parallel.relied_on import borrow, insist
-from parallel.transforms import fsdp
 
 stage_backward = borrow("torch", "torch.distributed.pipelining._backward", "stage_backward")
 insist(
@@ -27,16 +27,31 @@ insist("torch", PipelineStage, "forward_one_chunk", "backward_one_chunk")
 
 
 class Stage(PipelineStage):
-    """A stage that reduces gradients as its ZeRO stage says, where torch's own reduces once, whatever it is;
-    splits backward, where its schedule does, by putting products off; has memory for what it receives from
-    the receive on until that is used, where torch's own has it for every micro-batch and for good; and, given
-    `sends`, for what it sends until that is received, where torch's schedules keep it to the step's end.
+    """torch's stage with four differences.
+
+    - Gradients are reduced as the ZeRO stage demands; torch's stage always reduces them once.
+    - Backward is split by deferring weight gradients, where the schedule splits backward.
+    - A received message has memory from its receive until it is used; torch's stage has memory for all
+      micro-batches, for good.
+    - A sent message has memory until it is received (`send_by`); torch's schedules keep it to the step's end.
+
+    zero: the ZeRO stage.
+    replicas: whether shards have replicas (HSDP).
+    deferred: what defers the weight gradients; None where the schedule does not split backward.
     """
 
-    zero = 1
-    replicas = False
-    weight_gradients = WeightGradients()
-    sends: Sends | None = None
+    def __init__(
+        self, *args: Any, zero: int, replicas: bool, deferred: DeferredGradients | None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._zero = zero
+        self._replicas = replicas
+        self._deferred = deferred
+        self._sends: Sends | None = None
+
+    def send_by(self, sends: Sends) -> None:
+        """Hand every message to `sends` from now on, in the schedule's place."""
+        self._sends = sends
 
     def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
         with self._without_memory():
@@ -48,7 +63,7 @@ class Stage(PipelineStage):
 
     @contextmanager
     def _without_memory(self) -> Iterator[None]:
-        """Let buffers be made on the meta device. Shapes are given, so nothing else is made in there."""
+        """Have torch make its buffers on the meta device. Shapes are given, so it makes nothing else."""
         device, self.device = self.device, torch.device("meta")
         try:
             yield
@@ -77,17 +92,17 @@ class Stage(PipelineStage):
         return self._send(Pass(True, self.stage_index, bwd_chunk_id), super().get_bwd_send_ops(bwd_chunk_id))
 
     def _send(self, sent: Pass, operations: list[dist.P2POp]) -> list[dist.P2POp]:
-        """What is left for the schedule to send."""
-        if self.sends is None:
+        """Start the sends, and return those that are left to the schedule."""
+        if self._sends is None:
             return operations
-        self.sends.start(sent, operations)
+        self._sends.start(sent, operations)
         return []
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        if self.sends is not None:
-            self.sends.release(Pass(False, self.stage_index, fwd_chunk_id))
+        if self._sends is not None:
+            self._sends.release(Pass(False, self.stage_index, fwd_chunk_id))
         output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-        if not self.is_first:  # from here on it is backward's
+        if not self.is_first:  # backward has its own reference to what was received
             _take_back(self.args_recv_info[fwd_chunk_id])
         return output
 
@@ -98,13 +113,13 @@ class Stage(PipelineStage):
         full_backward: bool = True,
         last_backward: bool = False,
     ) -> None:
-        if self.sends is not None:
-            self.sends.release(Pass(True, self.stage_index, bwd_chunk_id))
+        if self._sends is not None:
+            self._sends.release(Pass(True, self.stage_index, bwd_chunk_id))
         super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
         if not self.is_last:
             _take_back(self.grad_recv_info[bwd_chunk_id])
         elif loss is not None:
-            loss.detach_()  # the schedule keeps it, and by it the stage's input
+            loss.detach_()  # the schedule keeps the loss, and through its graph the stage's input
 
     def backward_maybe_with_nosync(
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
@@ -114,36 +129,46 @@ class Stage(PipelineStage):
         if backward_type == "weight":
             works = bwd_kwargs["param_groups"]
             if sharded:
-                # No schedule runs a whole backward between a micro-batch's two parts: gradients of two types
-                # would meet.
-                fsdp.after_backward(module, works, zero=self.zero, last=last_backward, replicas=self.replicas)
+                # No schedule runs a whole backward between the two parts of a micro-batch's: gradients of two
+                # types would be added up.
+                fsdp.after_backward(
+                    module, works, zero=self._zero, last=last_backward, replicas=self._replicas
+                )
             while works:
                 works.pop().run()
             return (), None
-        if backward_type == "full" and (self.zero < 2 or not sharded):
+        if backward_type == "full" and (self._zero < 2 or not sharded):
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         if sharded:
-            fsdp.before_backward(module, zero=self.zero, last=last_backward)
+            fsdp.before_backward(module, zero=self._zero, last=last_backward)
             # The schedule's own last action waits for the reductions and reshards.
             module.set_is_last_backward(False)
-            module.set_reshard_after_backward(self.zero == 3)
-            if backward_type == "input":  # reduced when the weights' gradients have come
+            module.set_reshard_after_backward(self._zero == 3)
+            if backward_type == "input":  # reduced once the weight gradients are computed
                 module.set_requires_gradient_sync(False)
         output, output_grads = bwd_kwargs["stage_output"], bwd_kwargs["output_grads"]
         if output_grads is None and isinstance(output, tuple):
-            (output,) = output  # the loss, which "input" puts into a tuple and `stage_backward` wants bare
-        with self.weight_gradients.collected() if backward_type == "input" else nullcontext() as put_off:
+            (output,) = output  # the loss: "input" comes with a tuple, and `stage_backward` takes a tensor
+        with self._collected(backward_type) as works:
             grads = stage_backward(output, output_grads, bwd_kwargs["input_values"])
-        return grads, put_off
+        return grads, works
+
+    def _collected(self, backward_type: str) -> AbstractContextManager[list[DeferredWork] | None]:
+        """What backward defers: under a schedule that splits backward, the weight gradients."""
+        if backward_type != "input":
+            return nullcontext()
+        assert self._deferred is not None, "a schedule that splits backward"
+        return self._deferred.collected()
 
 
 def _lend(infos: Sequence[Any], device: torch.device) -> None:
-    """Give what is about to be received memory of its own."""
+    """Allocate memory for a message that is about to be received."""
     for info in infos:
         info.buffer = torch.empty_like(info.buffer, device=device, requires_grad=info.buffer.requires_grad)
 
 
 def _take_back(infos: Sequence[Any]) -> None:
+    """Drop torch's reference to the memory of a received message."""
     for info in infos:
         shape = info.buffer.detach()
         info.buffer = torch.empty_like(shape, device="meta", requires_grad=info.buffer.requires_grad)

@@ -86,7 +86,7 @@ class TorchEngine:
         # needs neither.
         self._reductions: Reductions
         if mesh.data is not None:
-            from parallel.transforms import fsdp
+            from parallel.gradients import fsdp
 
             self._reductions = fsdp.Sharded(self._modules, layout, mesh, device)
         elif mesh.shard.group is not None:

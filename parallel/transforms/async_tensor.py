@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.gradients.weight_gradients import WeightGradients, weight_gradient
+from parallel.gradients.weight_gradients import DeferredGradients, DefersWeightGradients, weight_gradient
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
@@ -73,30 +73,28 @@ class Gathered:
         return self.whole.shape
 
 
-class ColumnLinear(nn.Module):
+class ColumnLinear(DefersWeightGradients):
     """A column-parallel layer, the `number`-th of its module, whose gathered input brings the product."""
 
     def __init__(self, layer: nn.Linear, number: int) -> None:
         super().__init__()
         self.weight, self.bias, self.number = layer.weight, layer.bias, number
-        self.weight_gradients: WeightGradients | None = None
 
     def forward(self, x: Gathered) -> Tensor:
         product = x.products[self.number]
         return product if self.bias is None else product + self.bias
 
 
-class RowLinear(nn.Module):
+class RowLinear(DefersWeightGradients):
     """A row-parallel layer: its product, summed over ranks and scattered along seq."""
 
     def __init__(self, layer: nn.Linear, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.weight, self.group = layer.weight, group
-        self.weight_gradients: WeightGradients | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return _ProductScatter.apply(x, self.weight, self.weight_gradients, self.group)
+            return _ProductScatter.apply(x, self.weight, self.deferred, self.group)
         return product_scatter(x, self.weight.T, self.group)
 
 
@@ -109,7 +107,7 @@ def gather(module: nn.Module, group: dist.ProcessGroup) -> None:
             return collectives.gather(args[0], SEQUENCE, group), *args[1:]
         weights = [column.weight for column in columns]
         if torch.is_grad_enabled():
-            x, *products = _GatherProducts.apply(args[0], columns[0].weight_gradients, group, *weights)
+            x, *products = _GatherProducts.apply(args[0], columns[0].deferred, group, *weights)
         else:  # torch.compile cannot trace a Function there
             x, products = gather_products(args[0], [weight.T for weight in weights], group)
         return Gathered(x, tuple(products)), *args[1:]
@@ -124,13 +122,13 @@ class _GatherProducts(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        gradients: WeightGradients | None,
+        deferred: DeferredGradients | None,
         group: dist.ProcessGroup,
         *weights: nn.Parameter,
     ) -> tuple[Tensor, ...]:
         whole, products = gather_products(x, [weight.T for weight in weights], group)
         ctx.save_for_backward(whole, *weights)
-        ctx.weights, ctx.gradients, ctx.group = weights, gradients, group
+        ctx.weights, ctx.deferred, ctx.group = weights, deferred, group
         ctx.set_materialize_grads(False)  # nobody need ask for the gathered input's own
         return whole, *products
 
@@ -147,7 +145,7 @@ class _GatherProducts(torch.autograd.Function):
                 x_grad = x_grad + collectives.scatter_sum(direct, SEQUENCE, ctx.group)
         inputs = whole.flatten(0, -2)
         weight_grads = [
-            weight_gradient(weight, grad.flatten(0, -2), inputs, ctx.gradients) if wanted else None
+            weight_gradient(weight, grad.flatten(0, -2), inputs, ctx.deferred) if wanted else None
             for weight, grad, wanted in zip(ctx.weights, found, ctx.needs_input_grad[3:])
         ]
         return x_grad, None, None, *weight_grads
@@ -158,10 +156,14 @@ class _ProductScatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: nn.Parameter, gradients: WeightGradients | None, group: dist.ProcessGroup
+        ctx: Any,
+        x: Tensor,
+        weight: nn.Parameter,
+        deferred: DeferredGradients | None,
+        group: dist.ProcessGroup,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.weight, ctx.gradients, ctx.group = weight, gradients, group
+        ctx.weight, ctx.deferred, ctx.group = weight, deferred, group
         return product_scatter(x, weight.T, group)
 
     @staticmethod
@@ -170,7 +172,7 @@ class _ProductScatter(torch.autograd.Function):
         whole, (x_grad,) = gather_products(grads[0], [weight], ctx.group)
         weight_grad = None
         if ctx.needs_input_grad[1]:
-            weight_grad = weight_gradient(ctx.weight, whole.flatten(0, -2), x.flatten(0, -2), ctx.gradients)
+            weight_grad = weight_gradient(ctx.weight, whole.flatten(0, -2), x.flatten(0, -2), ctx.deferred)
         return x_grad, weight_grad, None, None
 
 

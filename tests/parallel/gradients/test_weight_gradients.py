@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from parallel.gradients.weight_gradients import Product, apart
-from parallel.transforms import fsdp
+from parallel.gradients.fsdp_groups import groups_of, groups_of_state
+from parallel.gradients.weight_gradients import Product, defer_weight_gradients
 from parallel.transforms.recompute import apply_recompute
 from runs import Case, build, micro_batches
 from trainer.models.decoder.block import Block
@@ -37,10 +37,10 @@ def gradients(stack: nn.Module) -> list[torch.Tensor | None]:
 
 @pytest.mark.parametrize("recompute", ["none", "full", "selective"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_what_is_put_off_comes_to_the_same(recompute: str, bias: bool) -> None:
+def test_what_is_deferred_comes_to_the_same(recompute: str, bias: bool) -> None:
     whole, split = Stack(recompute, bias), Stack(recompute, bias)
-    put_off = []
-    store = apart(split)
+    deferred = []
+    store = defer_weight_gradients(split)
     for number in range(2):  # two micro-batches, whose weights' gradients come in the other order
         torch.manual_seed(number)
         x = torch.randn(4, 5, 6)
@@ -49,11 +49,11 @@ def test_what_is_put_off_comes_to_the_same(recompute: str, bias: bool) -> None:
         with store.collected() as works:
             split(ours).square().sum().backward()
         assert ours.grad is not None and torch.allclose(ours.grad, theirs.grad, rtol=1e-6)
-        put_off.append(works)
+        deferred.append(works)
     assert all(
         (parameter.grad is None) == name.endswith("weight") for name, parameter in split.named_parameters()
     )
-    for works in reversed(put_off):
+    for works in reversed(deferred):
         assert len(works) == 6
         for work in works:
             work.run()
@@ -61,9 +61,9 @@ def test_what_is_put_off_comes_to_the_same(recompute: str, bias: bool) -> None:
         assert ours is not None and theirs is not None and torch.allclose(ours, theirs, rtol=1e-5)
 
 
-def test_outside_a_split_backward_nothing_is_put_off() -> None:
+def test_outside_a_split_backward_nothing_is_deferred() -> None:
     stack = Stack("none", bias=False)
-    apart(stack)
+    defer_weight_gradients(stack)
     stack(torch.randn(2, 6)).sum().backward()
     assert all(gradient is not None for gradient in gradients(stack))
 
@@ -71,7 +71,7 @@ def test_outside_a_split_backward_nothing_is_put_off() -> None:
 def test_a_frozen_weight_gets_no_gradient() -> None:
     stack = Stack("none", bias=False)
     frozen = next(stack.parameters()).requires_grad_(False)
-    with apart(stack).collected() as works:
+    with defer_weight_gradients(stack).collected() as works:
         stack(torch.randn(2, 6, requires_grad=True)).sum().backward()
     assert len(works) == 5 and frozen.grad is None
 
@@ -103,13 +103,11 @@ def test_a_block_is_recomputed_once_a_micro_batch(ranks: Any, schedule: str) -> 
 
 
 def whole_gradients(context: Any, schedule: str, zero: int) -> tuple[int, int]:
-    """(most bytes of gradients that are not sharded, at any put-off product; those of one block in fp32)."""
+    """(most bytes of gradients that are not sharded, at any deferred product; those of one block in fp32)."""
     parallel = {"pp": 2, "dp_shard": 2, "schedule": schedule, "zero": zero}
     case = Case(parallel=parallel, model={"layers": 16}, global_batch=8)
     engine: Any = build(case, context.rank, context.world)
-    states = [m._get_fsdp_state() for stage in engine._modules for m in fsdp.fsdp_modules(stage)]
-    groups = [group for state in dict.fromkeys(states) for group in fsdp._groups(state)]
-    parameters = [one for group in groups for one in group.fsdp_params]
+    groups = [group for stage in engine._modules for group in groups_of(stage)]
     most = 0
     with pytest.MonkeyPatch.context() as patch:
         own = Product.run
@@ -117,8 +115,9 @@ def whole_gradients(context: Any, schedule: str, zero: int) -> tuple[int, int]:
         def counted(self: Product) -> None:
             nonlocal most
             own(self)
-            held = [(one.unsharded_param.grad, one.unsharded_accumulated_grad) for one in parameters]
-            most = max(most, sum(grad.nbytes for pair in held for grad in pair if grad is not None))
+            held = [grad for group in groups for grad in group.accumulated]
+            held += [parameter.grad for group in groups for parameter in group.gathered]
+            most = max(most, sum(grad.nbytes for grad in held if grad is not None))
 
         patch.setattr(Product, "run", counted)
         engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-3)
@@ -128,7 +127,7 @@ def whole_gradients(context: Any, schedule: str, zero: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("schedule", "zero"), [("interleaved_zero_bubble", 2), ("zbv_zero_bubble", 3)])
 def test_no_rank_holds_a_stages_whole_gradients(ranks: Any, schedule: str, zero: int) -> None:
-    """Four blocks a stage; what is not put off (norms, embedding and head) waits beside the block at hand."""
+    """Four blocks a stage; gradients not deferred (norms, embedding, head) wait beside one block's."""
     for most, block in ranks(4).run(whole_gradients, schedule, zero):
         ends = 2 * 4 * 128 * 32
         assert 0 < most <= 1.5 * block + ends
@@ -154,6 +153,6 @@ def test_micro_batches_are_added_up_in_float32(ranks: Any) -> None:
 
 def test_groups_of_a_state_are_found_under_either_name() -> None:
     """torch 2.11 has one group a state, later releases a list."""
-    assert fsdp._groups(SimpleNamespace(_fsdp_param_groups=[1, 2])) == [1, 2]
-    assert fsdp._groups(SimpleNamespace(_fsdp_param_group=3)) == [3]
-    assert fsdp._groups(SimpleNamespace(_fsdp_param_group=None)) == []
+    assert groups_of_state(SimpleNamespace(_fsdp_param_groups=[1, 2])) == [1, 2]
+    assert groups_of_state(SimpleNamespace(_fsdp_param_group=3)) == [3]
+    assert groups_of_state(SimpleNamespace(_fsdp_param_group=None)) == []

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from parallel.gradients import replicas
+from parallel.gradients import fsdp, replicas
 from parallel.messages.comms import CommCounter, Traffic, data_bytes, tensor_bytes
 from parallel.torch_engine.engine import TorchEngine
-from parallel.transforms import fsdp
 from runs import SEQ, Case, build, micro_batches
 
 MODEL = {"hidden": 64, "ffn_hidden": 128, "heads": 4, "kv_heads": 4, "layers": 4, "vocab": 128}

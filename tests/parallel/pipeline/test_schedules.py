@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.config import ParallelConfig
-from parallel.gradients.weight_gradients import WeightGradients
+from parallel.gradients.weight_gradients import DeferredGradients
 from parallel.layout.layout import SCHEDULES, resolve
 from parallel.layout.mesh import make_mesh
 from parallel.pipeline import pipeline
@@ -101,7 +101,7 @@ class _Weight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, duration: float, clock: Clock, gradients: WeightGradients
+        ctx: Any, weight: Tensor, duration: float, clock: Clock, gradients: DeferredGradients
     ) -> Tensor:
         ctx.duration, ctx.clock, ctx.gradients = duration, clock, gradients
         return weight.clone()
@@ -109,7 +109,7 @@ class _Weight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         work = Waiting(ctx.clock, ctx.duration)
-        if not ctx.gradients.put_off(work):
+        if not ctx.gradients.defer(work):
             work.run()
         return torch.zeros_like(grads[0]), None, None, None
 
@@ -136,7 +136,7 @@ class ClockedStage(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.share, self.last, self.splits, self.clock = share, last, splits, clock
-        self.gradients = WeightGradients()
+        self.gradients = DeferredGradients()
 
     def forward(self, x: Tensor) -> Tensor:
         anchor = (
@@ -197,7 +197,7 @@ def pipeline_of(context: Any, schedule: str, clock: Clock) -> pipeline.Pipeline:
         for number in layout.stages_of(mesh.pp.rank)
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "apart", lambda stage: stage.gradients)
+        patch.setattr(pipeline, "defer_weight_gradients", lambda stage: stage.gradients)
         return pipeline.Pipeline(stages, [], layout, mesh, torch.device("cpu"), torch.float32)
 
 

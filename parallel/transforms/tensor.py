@@ -3,10 +3,20 @@
 Between blocks a rank holds [batch, seq/tp, hidden]; inside attention and feed-forward all of seq and 1/tp
 of the heads or channels (Korthikanti et al. 2022, arXiv:2205.05198). Weights become plain local tensors and
 the communication sits in module hooks, not in DTensor dispatch: that costs nothing per operator in eager
-mode, and what FSDP shards afterwards is an ordinary tensor.
+mode, and FSDP afterwards shards ordinary tensors.
+
+    block's input   [batch, seq/tp, hidden]
+      gather          all-gather along seq         → [batch, seq, hidden]
+      column          query, key, value; gate, up  → [batch, seq, channels/tp]
+      …               heads or channels apart, no message
+      row             output, down                 → a partial sum of [batch, seq, hidden]
+                      reduce-scatter along seq     → [batch, seq/tp, hidden]
+
+In backward an all-gather becomes a reduce-scatter, and the other way round.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +32,7 @@ from parallel.transforms import async_tensor
 
 
 class VocabEmbedding(nn.Module):
-    """Embedding of a rank's rows of the vocabulary: tokens [batch, seq] → [batch, seq/tp, hidden]."""
+    """This rank's rows of an embedding table: tokens [batch, seq] → [batch, seq/tp, hidden]."""
 
     def __init__(self, weight: nn.Parameter, axis: Axis) -> None:
         super().__init__()
@@ -38,24 +48,54 @@ class VocabEmbedding(nn.Module):
         return collectives.reduce_scatter(rows * mine.unsqueeze(-1).to(rows.dtype), SEQUENCE, self.group)
 
 
+@dataclass(frozen=True)
+class _Target:
+    """A module to which a style of the plan is applied.
+
+    model: the whole model of this stage.
+    name: the module's path in it.
+    module: the module itself.
+    axis: of tensor parallelism.
+    cut: weights that have been cut by rows so far; tied modules share one.
+    """
+
+    model: nn.Module
+    name: str
+    module: nn.Module
+    axis: Axis
+    cut: set[nn.Parameter]
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        assert self.axis.group is not None
+        return self.axis.group
+
+    def replace_by(self, module: nn.Module) -> None:
+        parent, _, own = self.name.rpartition(".")
+        setattr(self.model.get_submodule(parent), own, module)
+
+
 def tensor_parallel(
     model: nn.Module, plan: ModelPlan, axis: Axis, *, asynchronous: bool = False
 ) -> dict[str, int]:
-    """Cut `model`, still on the meta device, to this rank's part. Returns parameter name → sharded dimension.
+    """Cut `model`, still on the meta device, to this rank's part. Return parameter name → sharded dim.
 
-    Parameters that are not in it are whole on every tp rank and act on a share of the sequence or of the
-    heads: their gradients are partial sums, which the engine adds up over tp. Every parameter must be under
-    a rule of the plan. asynchronous: see `async_tensor`.
+    Parameters that are not in the result are whole on every tp rank and act on a part of the sequence or of
+    the heads: their gradients are partial sums, which the engine adds up over tp. Every parameter must be
+    under a rule of the plan.
+
+    asynchronous: see `async_tensor`.
     """
     if axis.group is None:
         return {}
     styles = _ASYNCHRONOUS if asynchronous else _STYLES
     sharded: dict[str, int] = {}
     covered: set[str] = set()
+    cut: set[nn.Parameter] = set()
     for name, module in list(model.named_modules()):
         for pattern, style in plan.tensor:
             if matches(pattern, name):
-                dims = styles[style](model, name, module, axis)
+                dims = styles[style](_Target(model, name, module, axis, cut))
                 covered.update(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
                 sharded.update({f"{name}.{own}": dim for own, dim in dims.items()})
     bare = [name for name, _ in model.named_parameters() if name not in covered]
@@ -69,110 +109,105 @@ def matches(pattern: str, name: str) -> bool:
     return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts))
 
 
-def _cut(module: nn.Module, name: str, dim: int, axis: Axis) -> None:
-    whole = getattr(module, name)
-    assert whole.is_meta and whole.shape[dim] % axis.size == 0, (
-        f"{name} {tuple(whole.shape)} over tp={axis.size}"
+def _cut(at: _Target, name: str, dim: int) -> nn.Parameter:
+    whole = getattr(at.module, name)
+    assert whole.is_meta and whole.shape[dim] % at.axis.size == 0, (
+        f"{name} {tuple(whole.shape)} over tp={at.axis.size}"
     )
     shape = list(whole.shape)
-    shape[dim] //= axis.size
-    setattr(module, name, nn.Parameter(whole.new_empty(shape)))
+    shape[dim] //= at.axis.size
+    part = nn.Parameter(whole.new_empty(shape))
+    setattr(at.module, name, part)
+    return part
 
 
-def _column(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    """[out, in] by rows: whole input, a share of the output channels."""
-    dims = {own: 0 for own, _ in module.named_parameters(recurse=False)}
+def _column(at: _Target) -> dict[str, int]:
+    """[out, in] cut by rows: whole input, a part of the output channels."""
+    dims = {own: 0 for own, _ in at.module.named_parameters(recurse=False)}
     for own, dim in dims.items():
-        _cut(module, own, dim, axis)
+        _cut(at, own, dim)
     return dims
 
 
-def _row(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    """[out, in] by columns: a share of the input channels, partial outputs summed and scattered along seq."""
-    dims, group = _cut_columns(name, module, axis)
-    module.register_forward_hook(lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group))
+def _row(at: _Target) -> dict[str, int]:
+    """[out, in] cut by columns: a part of the input channels. Outputs are summed and scattered along seq."""
+    dims, group = _cut_columns(at), at.group
+    at.module.register_forward_hook(
+        lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group)
+    )
     return dims
 
 
-def _cut_columns(name: str, module: nn.Module, axis: Axis) -> tuple[dict[str, int], dist.ProcessGroup]:
-    assert getattr(module, "bias", None) is None, f"{name}: a bias would be added tp times"
-    _cut(module, "weight", 1, axis)
-    assert axis.group is not None
-    return {"weight": 1}, axis.group
+def _cut_columns(at: _Target) -> dict[str, int]:
+    bias = at.module._parameters.get("bias")
+    assert bias is None, f"{at.name}: a bias would be added tp times"
+    _cut(at, "weight", 1)
+    return {"weight": 1}
 
 
-def _gather(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
+def _gather(at: _Target) -> dict[str, int]:
     """The module's first argument, hidden states, is gathered along seq."""
-    group = axis.group
-    assert group is not None
+    group = at.group
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (collectives.gather(args[0], SEQUENCE, group), *args[1:])
 
-    module.register_forward_pre_hook(hook)
+    at.module.register_forward_pre_hook(hook)
     return {}
 
 
-def _sequence(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    """Works on its share of the sequence or of the heads as it is."""
+def _sequence(at: _Target) -> dict[str, int]:
+    """The module works on its part of the sequence, or of the heads, without a change."""
     return {}
 
 
-def _vocab_embedding(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    _cut_shared(model, module, axis)
-    _replace(model, name, VocabEmbedding(module.weight, axis))  # type: ignore[arg-type]
+def _vocab_embedding(at: _Target) -> dict[str, int]:
+    at.replace_by(VocabEmbedding(_cut_rows(at), at.axis))
     return {"weight": 0}
 
 
-def _vocab_head(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    _gather(model, name, module, axis)
-    _cut_shared(model, module, axis)
-    assert axis.group is not None
-    rows = module.weight.shape[0]  # type: ignore[union-attr,index]
-    module.shard = (axis.group, axis.rank * rows)  # type: ignore[assignment]  # see trainer.models.layers.head
+def _vocab_head(at: _Target) -> dict[str, int]:
+    _gather(at)
+    rows = _cut_rows(at).shape[0]
+    at.module.shard = (at.group, at.axis.rank * rows)  # type: ignore[assignment]  # see trainer.models.layers.head
     return {"weight": 0}
 
 
-def _cut_shared(model: nn.Module, module: nn.Module, axis: Axis) -> None:
-    """Cut `module.weight` by rows, once, and leave it shared with the modules that share it."""
-    whole = module.weight
-    if getattr(whole, "_cut_by_rows", False):
-        return
-    _cut(module, "weight", 0, axis)
-    module.weight._cut_by_rows = True  # type: ignore[union-attr]
-    for other in model.modules():
-        if other is not module and other._parameters.get("weight") is whole:
-            other.weight = module.weight
+def _cut_rows(at: _Target) -> nn.Parameter:
+    """Cut the module's weight by rows, unless that has been done, for all modules that share the weight."""
+    whole: Any = at.module.weight
+    if whole in at.cut:
+        return whole
+    part = _cut(at, "weight", 0)
+    for other in at.model.modules():
+        if other is not at.module and other._parameters.get("weight") is whole:
+            other.weight = part
+    at.cut.add(part)
+    return part
 
 
-def _async_column(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    assert isinstance(module, nn.Linear)
-    dims = _column(model, name, module, axis)
-    siblings = model.get_submodule(name.rpartition(".")[0]).children()
+def _async_column(at: _Target) -> dict[str, int]:
+    assert isinstance(at.module, nn.Linear)
+    dims = _column(at)
+    siblings = at.model.get_submodule(at.name.rpartition(".")[0]).children()
     number = sum(isinstance(other, async_tensor.ColumnLinear) for other in siblings)
-    _replace(model, name, async_tensor.ColumnLinear(module, number))
+    at.replace_by(async_tensor.ColumnLinear(at.module, number))
     return dims
 
 
-def _async_row(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    assert isinstance(module, nn.Linear)
-    dims, group = _cut_columns(name, module, axis)
-    _replace(model, name, async_tensor.RowLinear(module, group))
+def _async_row(at: _Target) -> dict[str, int]:
+    assert isinstance(at.module, nn.Linear)
+    dims = _cut_columns(at)
+    at.replace_by(async_tensor.RowLinear(at.module, at.group))
     return dims
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
-
-
-def _async_gather(model: nn.Module, name: str, module: nn.Module, axis: Axis) -> dict[str, int]:
-    assert axis.group is not None
-    async_tensor.gather(module, axis.group)
+def _async_gather(at: _Target) -> dict[str, int]:
+    async_tensor.gather(at.module, at.group)
     return {}
 
 
-_STYLES: Mapping[str, Callable[[nn.Module, str, nn.Module, Axis], dict[str, int]]] = {
+_STYLES: Mapping[str, Callable[[_Target], dict[str, int]]] = {
     "column": _column,
     "row": _row,
     "gather": _gather,

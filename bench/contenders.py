@@ -72,7 +72,7 @@ class Data:
 def make_model() -> Decoder:
     model = Decoder(MODEL)
     for name, parameter in model.named_parameters():
-        parameter.copy_(draw(name, tuple(parameter.shape), model.plan, 0, CPU))
+        parameter.copy_(draw(name, tuple(parameter.shape), MODEL.plan(), 0, CPU))
     return model
 
 
@@ -93,7 +93,7 @@ class Germinal:
         self._engine = build_engine(
             layout=resolve(cfg, place.ranks), cfg=cfg,
             runtime=Runtime(place.rank, place.ranks, place.rank, CPU),
-            model_factory=lambda: Decoder(MODEL), objective=CausalLM(),
+            plan=MODEL.plan(), model_factory=lambda: Decoder(MODEL), objective=CausalLM(),
             optimizer_factory=lambda parameters: build_optimizer(
                 parameters, OptimConfig(lr=LR, betas=list(BETAS), weight_decay=DECAY),
                 no_decay=lambda _, shape: len(shape) == 1, hidden_matrix=lambda *_: False,

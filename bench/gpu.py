@@ -5,7 +5,7 @@ runs use, each with the largest micro-batch that fits, and writes bench/results/
 needs torch and the core dependencies, torchao for fp8, and no network. A case that does not fit, or cannot
 be had, is a line with its reason. `--smoke` does the same with toys, on a CPU as well.
 
-FLOPs are the model's, by PaLM's convention (trainer/models/decoder/sizes.py): 6 a parameter of every matrix
+FLOPs are the model's, by PaLM's convention (trainer/models/decoder/config.py): 6 a parameter of every matrix
 that is multiplied and a token, 12 · layers · hidden · seq for attention with all of seq², and recomputation
 not counted. MFU is given against the H100's dense bf16 peak on paper, 989 TFLOP/s, and against 794.5, the
 best that a real matrix product reaches there; fp8 is held against the same bf16 figures.
@@ -38,7 +38,6 @@ from trainer.config import run_config as configs
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import OptimConfig, TrainConfig
 from trainer.models.decoder.config import DecoderConfig
-from trainer.models.decoder.sizes import flops_per_token, parameters
 from trainer.run import make_engine
 
 PEAK_ON_PAPER, PEAK_REAL = 989e12, 794.5e12
@@ -131,7 +130,7 @@ def config_of(size: Size, fp8: str, micro_batch: int, accumulate: int, *, compil
 def state_bytes(size: Size) -> int:
     """Float32 weights and gradients, two moments, and the bf16 weights where they stay gathered."""
     each = 8 + 2 * (2 if size.state_dtype == "bf16" else 4) + (0 if size.zero == 3 else 2)
-    return each * parameters(size.model)
+    return each * size.model.parameters().total
 
 
 def batches_of(cfg: RunConfig, device: torch.device, seed: int) -> list[Batch]:
@@ -149,7 +148,7 @@ def batches_of(cfg: RunConfig, device: torch.device, seed: int) -> list[Batch]:
 def measure(size: Size, fp8: str, runtime: Runtime, *, steps: int, accumulate: int) -> Result:
     """The largest micro-batch that fits, found by halving, and what it reaches."""
     on_gpu = runtime.device.type == "cuda"
-    result = Result(size.name, fp8 if fp8 != "none" else "bf16", parameters=parameters(size.model))
+    result = Result(size.name, fp8 if fp8 != "none" else "bf16", parameters=size.model.parameters().total)
     result.seq_len, result.recompute, result.compiled = size.seq_len, size.recompute, on_gpu
     result.accumulated = accumulate
     if on_gpu and (need := state_bytes(size)) > (free := torch.cuda.mem_get_info(runtime.device)[0]):
@@ -215,7 +214,8 @@ def fill(result: Result, cfg: RunConfig, runtime: Runtime, steps: int) -> None:
         result.micro_batch = cfg.train.micro_batch
         result.step_seconds = statistics.median(seconds)
         result.tokens_per_second = cfg.train.global_batch * cfg.data.seq_len / result.step_seconds
-        flops = result.tokens_per_second * flops_per_token(cfg.model, cfg.data.seq_len)
+        flops_per_token = cfg.model.training_flops(cfg.data.seq_len).total / cfg.data.seq_len
+        flops = result.tokens_per_second * flops_per_token
         result.tflops = flops / 1e12
         result.mfu_paper, result.mfu_real = flops / PEAK_ON_PAPER, flops / PEAK_REAL
         try:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from torch import nn
 
+from common.model_plan import ModelPlan
 from common.objective import Objective
 from common.precision import Precision
 from parallel.config import ParallelConfig
 from parallel.engine import Engine, OptimizerFactory
-from parallel.layout import layout as plan
+from parallel.layout.layout import Layout, check_batch
 from parallel.layout.mesh import make_mesh
 from parallel.torch_engine.engine import TorchEngine
 from parallel.torch_engine.parallelize import parallelize
@@ -18,9 +19,10 @@ from parallel.world.runtime import Runtime
 
 def build_engine(
     *,
-    layout: plan.Layout,
+    layout: Layout,
     runtime: Runtime,
     cfg: ParallelConfig,
+    plan: ModelPlan,
     model_factory: Callable[[], nn.Module],
     objective: Objective,
     optimizer_factory: OptimizerFactory,
@@ -35,10 +37,14 @@ def build_engine(
 ) -> Engine:
     """The model on this rank's devices, with its optimiser. Collective.
 
-    clip: the largest global gradient norm, 0 for none. fp8: see `float8`. sources: how many data sources'
-    losses a step adds up apart, 0: none. ValueError if the batch or a setting does not fit the layout.
+    plan: what the model declares about itself.
+    clip: the largest global gradient norm, 0 for none.
+    fp8: see `float8`.
+    sources: how many data sources' losses a step adds up apart; 0: none.
+
+    ValueError if the batch or a setting does not fit the layout.
     """
-    plan.check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
+    check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
     if cfg.engine == "deepspeed":
         # Importing it costs most of a second and needs an extra: only who asks for it pays.
         from parallel.deepspeed_engine.engine import build_deepspeed_engine
@@ -47,6 +53,7 @@ def build_engine(
             layout=layout,
             runtime=runtime,
             cfg=cfg,
+            plan=plan,
             model_factory=model_factory,
             objective=objective,
             optimizer_factory=optimizer_factory,
@@ -70,9 +77,10 @@ def build_engine(
     if cfg.async_tp:
         async_tensor.check(runtime.device, mesh.tp)
     parallelized = parallelize(
-        model_factory, cfg, layout, mesh, runtime.device, precision=precision, fp8=fp8, seed=seed
+        plan, model_factory, cfg, layout, mesh, runtime.device, precision=precision, fp8=fp8, seed=seed
     )
     return TorchEngine(
+        plan,
         parallelized,
         objective,
         optimizer_factory,

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from data.stream.loader import Loader
@@ -258,8 +257,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     """The engine of the config's model, objective and optimiser on this layout, with freshly drawn
     weights.
     """
-    with torch.device("meta"):
-        plan: Any = build_model(cfg.model).plan
+    plan = cfg.model.plan()
 
     def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
@@ -278,6 +276,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
             layout=layout,
             runtime=runtime,
             cfg=cfg.parallel,
+            plan=plan,
             model_factory=lambda: build_model(cfg.model),
             objective=build_objective(cfg.objective),
             optimizer_factory=optimizer,

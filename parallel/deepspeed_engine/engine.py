@@ -31,6 +31,7 @@ def build_deepspeed_engine(
     layout: Layout,
     runtime: Runtime,
     cfg: ParallelConfig,
+    plan: ModelPlan,
     model_factory: Callable[[], nn.Module],
     objective: Objective,
     optimizer_factory: OptimizerFactory,
@@ -50,7 +51,6 @@ def build_deepspeed_engine(
     deepspeed_start.check(cfg)
     with torch.device("meta"):
         shadow = model_factory()
-    plan: ModelPlan = shadow.plan  # type: ignore[assignment]
     shapes = {name: tuple(parameter.shape) for name, parameter in shadow.named_parameters()}
     canonical = {alias: name for name, alias in plan.tied}
     names = {name: canonical.get(name, name) for name in shapes}

@@ -120,7 +120,9 @@ class Rows:
 
     adds_up = True
 
-    def __init__(self, stages: Sequence[nn.Module], sharded: Sequence[ShardedParameter], axis: Axis) -> None:
+    def __init__(
+        self, plan: ModelPlan, stages: Sequence[nn.Module], sharded: Sequence[ShardedParameter], axis: Axis
+    ) -> None:
         sharded_of = {one.module_parameter: one for one in sharded}
         groups = in_buckets(sharded_of)
         self._parameters = list(sharded_of)
@@ -134,7 +136,7 @@ class Rows:
         self._waiting: deque[Bucket] = deque()  # to be gathered after those
         self._gathered = True  # as they were made, of no value yet
         self.changed()
-        for module in (unit for stage in stages for unit in _units(stage)):
+        for module in (unit for stage in stages for unit in _units(stage, plan)):
             held = set(module.parameters())
             needed = [bucket for bucket in self._buckets if not held.isdisjoint(bucket.parameters)]
             module.register_forward_pre_hook(partial(self._before_forward, needed))
@@ -202,9 +204,8 @@ class Rows:
             ahead += bucket.nbytes
 
 
-def _units(stage: nn.Module) -> list[nn.Module]:
+def _units(stage: nn.Module, plan: ModelPlan) -> list[nn.Module]:
     """What asks for its parameters together: blocks, and the modules at the ends."""
-    plan: ModelPlan = stage.plan  # type: ignore[assignment]
     ends = [getattr(stage, name) for name in (*plan.first, *plan.last)]
     units = [*stage.get_submodule(plan.blocks).children(), *(end for end in ends if end is not None)]
     held = {parameter for unit in units for parameter in unit.parameters()}

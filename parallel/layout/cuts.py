@@ -5,48 +5,56 @@ from itertools import pairwise
 
 
 def cut_blocks(
-    cut: str, costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0
+    cut: str,
+    costs: Sequence[float],
+    stages: int,
+    *,
+    first: float = 0.0,
+    last: float = 0.0,
+    key: str = "blocks",
 ) -> list[range]:
-    """Blocks of each stage, in order.
+    """Return the blocks of each stage, in order; ValueError where they cannot be cut so.
 
-    costs: one for each block; `first` and `last` are what the first and last stage carry besides
-    (embedding, head).
-    cut: "even" (ValueError unless the blocks divide), "cost" (the smallest possible largest stage, every
-    stage at least one block), or the number of blocks of each stage, "3,5".
+    cut: "even" (the blocks must divide), "cost" (the smallest possible largest stage, every stage at least
+        one block), or the number of blocks of each stage, "3,5".
+    costs: one for each block.
+    stages: how many.
+    first, last: what the first and last stage cost besides (embedding, head).
+    key: the config key that says how many blocks there are, for messages.
     """
-    layers = len(costs)
+    blocks = len(costs)
     if stages == 1:  # as in `verify`'s one process, whatever the cut
-        return [range(layers)]
+        return [range(blocks)]
     if cut == "cost":
-        return _cut_by_cost(costs, stages, first, last)
+        return _cut_by_cost(costs, stages, first, last, key)
     if cut == "even":
-        if layers % stages:
+        if blocks % stages:
             raise ValueError(
-                f"model.layers={layers} is not divisible by {stages} pipeline stages: set parallel.cut "
+                f"{key}={blocks} is not divisible by {stages} pipeline stages: set parallel.cut "
                 "to cost, or change parallel.pp"
             )
-        counts = [layers // stages] * stages
+        counts = [blocks // stages] * stages
     else:
-        counts = _counts(cut, layers, stages)
+        counts = _counts(cut, blocks, stages, key)
     starts = [sum(counts[:stage]) for stage in range(stages)]
     return [range(start, start + count) for start, count in zip(starts, counts)]
 
 
-def _counts(cut: str, layers: int, stages: int) -> list[int]:
+def _counts(cut: str, blocks: int, stages: int, key: str) -> list[int]:
     counts = [int(part) for part in cut.split(",")]
-    if len(counts) != stages or sum(counts) != layers:
+    if len(counts) != stages or sum(counts) != blocks:
         raise ValueError(
-            f"parallel.cut={cut}: needs {stages} numbers that sum to model.layers={layers}, "
+            f"parallel.cut={cut}: needs {stages} numbers that sum to {key}={blocks}, "
             f"and these {len(counts)} sum to {sum(counts)}"
         )
     return counts
 
 
-def _cut_by_cost(costs: Sequence[float], stages: int, first: float, last: float) -> list[range]:
+def _cut_by_cost(costs: Sequence[float], stages: int, first: float, last: float, key: str) -> list[range]:
     """Contiguous partition with the smallest largest stage; among those, the smallest sum of squares."""
-    layers = len(costs)
-    if stages > layers:
-        raise ValueError(f"model.layers={layers} cannot fill {stages} pipeline stages")
+    blocks = len(costs)
+    if stages > blocks:
+        raise ValueError(f"{key}={blocks} cannot fill {stages} pipeline stages")
     prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
@@ -55,13 +63,13 @@ def _cut_by_cost(costs: Sequence[float], stages: int, first: float, last: float)
         extra = (first if stage == 0 else 0.0) + (last if stage == stages - 1 else 0.0)
         step: dict[int, tuple[float, float, tuple[int, ...]]] = {}
         for start, (largest, squares, bounds) in best.items():
-            for end in range(start + 1, layers - (stages - stage - 1) + 1):
+            for end in range(start + 1, blocks - (stages - stage - 1) + 1):
                 load = prefix[end] - prefix[start] + extra
                 candidate = (max(largest, load), squares + load * load, (*bounds, end))
                 if end not in step or candidate < step[end]:
                     step[end] = candidate
         best = step
-    bounds = best[layers][2]
+    bounds = best[blocks][2]
     return [range(start, end) for start, end in pairwise(bounds)]
 
 

@@ -174,32 +174,27 @@ def _check_schedule(cfg: ParallelConfig, traits: ScheduleTraits, stages_per_rank
         raise ValueError(f"parallel.stages_per_rank={stages_per_rank}: {cfg.schedule} needs 2 stages a rank")
 
 
-def check_model(
-    layout: Layout, *, layers: int, heads: int, kv_heads: int, ffn_hidden: int, vocab: int, cut: str = "even"
-) -> None:
-    """ValueError with the arithmetic if a model of these sizes cannot be cut as the layout says."""
-    for key, size in (("heads", heads), ("kv_heads", kv_heads), ("ffn_hidden", ffn_hidden), ("vocab", vocab)):
-        if size % layout.tp:
-            raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={layout.tp}")
-    for key, size in (("heads", heads), ("kv_heads", kv_heads)):
-        if size % (layout.tp * layout.cp):
-            raise ValueError(
-                f"model.{key}={size} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}"
-            )
-    if layout.stages > layers:
-        raise ValueError(_too_many_stages(layout, layers))
-    cut_blocks(cut, [1.0] * layers, layout.stages)
+def check_stages(layout: Layout, *, blocks: int, key: str, cut: str) -> None:
+    """Raise a ValueError with the arithmetic where a list of blocks cannot be cut into the layout's stages.
+
+    blocks: how many there are.
+    key: the config key that says so.
+    cut: `parallel.cut`; see `cut_blocks`.
+    """
+    if layout.stages > blocks:
+        raise ValueError(_too_many_stages(layout, blocks, key))
+    cut_blocks(cut, [1.0] * blocks, layout.stages, key=key)
 
 
-def _too_many_stages(layout: Layout, layers: int) -> str:
-    told = f"model.layers={layers} cannot fill {layout.stages} pipeline stages"
+def _too_many_stages(layout: Layout, blocks: int, key: str) -> str:
+    told = f"{key}={blocks} cannot fill {layout.stages} pipeline stages"
     if layout.stages_per_rank == 1:
         return f"{told}: lower parallel.pp"
     told += (
         f" (parallel.pp={layout.pp} · {layout.stages_per_rank} a rank, parallel.schedule={layout.schedule})"
     )
-    remedies = [f"raise model.layers to {layout.stages} or more"]
-    if layout.pp <= layers:
+    remedies = [f"raise {key} to {layout.stages} or more"]
+    if layout.pp <= blocks:
         remedies.append("set parallel.schedule to 1f1b, which has one stage a rank")
     return f"{told}: lower parallel.pp, or {', or '.join(remedies)}"
 

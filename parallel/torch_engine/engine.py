@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.model_plan import ModelPlan
 from common.objective import ModelInputs, Objective
 from common.precision import Precision, torch_dtype
 from parallel.engine import (
@@ -58,6 +59,7 @@ class TorchEngine:
 
     def __init__(
         self,
+        plan: ModelPlan,
         parallelized: Parallelized,
         objective: Objective,
         optimizer_factory: OptimizerFactory,
@@ -90,7 +92,7 @@ class TorchEngine:
 
             self._reductions = fsdp.Sharded(self._modules, layout, mesh, device)
         elif mesh.shard.group is not None:
-            self._reductions = Rows(self._modules, self._parameters, mesh.shard)
+            self._reductions = Rows(plan, self._modules, self._parameters, mesh.shard)
         else:
             self._reductions = Replicas([p.module_parameter for p in self._parameters], mesh.replicate.group)
         self._addresses = [parameter.tensor.data_ptr() for parameter in self._parameters]
@@ -104,7 +106,6 @@ class TorchEngine:
             )
         ends = layout.pp_index_of(0), layout.pp_index_of(layout.stages - 1)
         # By the plan, so that all ranks decide alike: a middle stage holds no tied parameter.
-        plan: Any = self._modules[0].plan
         across = bool(plan.tied) and ends[0] != ends[1]
         self._ends = end_to_end_group(layout, *ends) if across else None
         self._optimizer: LocalOptimizer = optimizer_factory(

@@ -34,6 +34,7 @@ class Parallelized:
 
 
 def parallelize(
+    plan: ModelPlan,
     model_factory: Callable[[], nn.Module],
     cfg: ParallelConfig,
     layout: Layout,
@@ -51,7 +52,6 @@ def parallelize(
     for number in layout.stages_of(mesh.pp.rank):
         with torch.device("meta"):
             model = model_factory()
-        plan: ModelPlan = model.plan  # type: ignore[assignment]
         if layout.pp > 1:
             first = first or meta_copy(model, plan.first)
             cuts = cut(model, plan, cfg.cut, layout.stages)

@@ -21,13 +21,14 @@ TORCH_FREE = [
     "trainer.config.schema",
     "trainer.config.sections",
     "trainer.models.registry",
+    "trainer.models.decoder.plan",
     "parallel.layout.layout",
     "data.prepare.recipe",
 ]
 TORCH_FREE += [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for file in FILES
-    if file.name in ("config.py", "sizes.py") or ("launch" in file.parts[-3:] and file.name != "__init__.py")
+    if file.name == "config.py" or ("launch" in file.parts[-3:] and file.name != "__init__.py")
 ]
 HEAVY = (
     "torch",

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 import runs
+from common.model_plan import ModelPlan
 from ranks import RankFailure
 from runs import Case, curve, distance, reference
-from trainer.models.decoder.decoder import Decoder
+from trainer.models.decoder.config import DecoderConfig
 
 
 def faulty_curve(context: Any, case: Case) -> list[tuple[float, float]]:
@@ -52,12 +53,11 @@ def test_model_without_such_a_module_is_refused(ranks: Any) -> None:
 
 def plain_curve(context: Any, case: Case) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "Decoder", PlainDecoder)
+        patch.setattr(runs, "DecoderConfig", PlainConfig)
         return curve(context, case)
 
 
-class PlainDecoder(Decoder):
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        rules = tuple(rule for rule in self.plan.tensor if rule[1] != "attention_core")
-        self.plan = replace(self.plan, tensor=rules)
+class PlainConfig(DecoderConfig):
+    def plan(self) -> ModelPlan:
+        plan = super().plan()
+        return replace(plan, tensor=tuple(rule for rule in plan.tensor if rule[1] != "attention_core"))

@@ -17,7 +17,7 @@ from common.precision import Precision
 from data.config import DataConfig, Source
 from parallel.config import Engine, ParallelConfig
 from parallel.deepspeed_engine.start import check as check_deepspeed
-from parallel.layout.layout import SCHEDULES, check_batch, check_model, resolve
+from parallel.layout.layout import SCHEDULES, check_batch, check_stages, resolve
 from runs import SEQ, VOCAB, Case, curve, reference
 from trainer.config import keys
 from trainer.config.run_config import RunConfig
@@ -135,14 +135,15 @@ class Combination:
     def refusal(self) -> str:
         """Why it is not offered; "" where it is."""
         case, cfg = self.case(), ParallelConfig(**self.parallel)
-        model = {name: case.model[name] for name in ("layers", "heads", "kv_heads", "ffn_hidden")}
+        model = DecoderConfig(**case.model, vocab=VOCAB)
         train = TrainConfig(precision=self.precision)  # type: ignore[arg-type]
         try:
             keys.check(
                 RunConfig("run", DecoderConfig(), DataConfig([Source("x")]), train=train, parallel=cfg)
             )
             layout = resolve(cfg, self.world)
-            check_model(layout, **model, vocab=VOCAB)
+            model.check_layout(tp=layout.tp, cp=layout.cp)
+            check_stages(layout, blocks=model.layers, key="model.layers", cut="even")
             check_batch(layout, global_batch=GLOBAL_BATCH, micro_batch=case.micro_batch, seq_len=SEQ)
             if cfg.engine == "deepspeed":
                 check_deepspeed(cfg)

@@ -105,6 +105,7 @@ def build(case: Case, rank: int, world: int) -> Engine:
         layout=resolve(cfg, world),
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
         cfg=cfg,
+        plan=model.plan(),
         model_factory=lambda: Decoder(model),
         objective=CausalLM(),
         optimizer_factory=functools.partial(optimizer, case.optimizer, state_dtype=case.state_dtype),

@@ -14,12 +14,11 @@ from typing import Annotated, Any
 from data.config import DataConfig
 from data.config import check as check_data
 from parallel.config import ParallelConfig
-from parallel.layout.layout import Layout, check_batch, check_model, resolve
+from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.sections import CheckpointConfig, OptimConfig, TrackConfig, TrainConfig
 from trainer.folder import run_folder
-from trainer.models.decoder.config import DecoderConfig
-from trainer.models.decoder.sizes import largest_key, parameters
+from trainer.models.config import ModelConfig
 from trainer.models.registry import MODELS
 from trainer.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
 
@@ -29,7 +28,7 @@ class RunConfig:
     """One run, whole. Read-only by convention once loaded."""
 
     name: Annotated[str, "of the run: letters, digits, . _ -; left out: the file's own"]
-    model: DecoderConfig = field(metadata={"kinds": MODELS})
+    model: ModelConfig = field(metadata={"kinds": MODELS})
     data: DataConfig
     objective: ObjectiveConfig = field(default_factory=CausalLMConfig, metadata={"kinds": OBJECTIVES})
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -135,10 +134,11 @@ def check(cfg: RunConfig) -> None:
             f"train.global_batch={train.global_batch}, data.seq_len={cfg.data.seq_len}: more tokens "
             "in a step than 64 bits count"
         )
-    if 4 * parameters(cfg.model) not in schema.INT64:
+    parameters = cfg.model.parameters().total
+    if 4 * parameters not in schema.INT64:
         raise ValueError(
-            f"{largest_key(cfg.model)}, model.layers={cfg.model.layers}: a model of "
-            f"{parameters(cfg.model):.3g} parameters, more bytes than 64 bits count: lower one of the two"
+            f"{', '.join(cfg.model.sizes_to_lower())}: a model of {parameters:.3g} parameters, more bytes "
+            "than 64 bits count: lower one of the two"
         )
 
 
@@ -149,16 +149,9 @@ def layout(cfg: RunConfig, world: int) -> Layout:
         ValueError: one line with the arithmetic that fails.
     """
     found = resolve(cfg.parallel, world)
-    model = cfg.model
-    check_model(
-        found,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.key_value_heads,
-        ffn_hidden=model.ffn_width,
-        vocab=model.vocab,
-        cut=cfg.parallel.cut,
-    )
+    cfg.model.check_layout(tp=found.tp, cp=found.cp)
+    for key, blocks in cfg.model.block_counts().items():
+        check_stages(found, blocks=blocks, key=key, cut=cfg.parallel.cut)
     check_batch(
         found,
         global_batch=cfg.train.global_batch,

@@ -225,8 +225,7 @@ def load_model(cfg: RunConfig, folder: Path, device: str = "") -> nn.Module:
     with torch.device("meta"):
         model = build_model(cfg.model)
     to_device(model, torch.device("cpu"))
-    plan: Any = model.plan
-    aliases = {alias: canonical for canonical, alias in plan.tied}
+    aliases = {alias: canonical for canonical, alias in cfg.model.plan().tied}
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
     load(folder, [_whole(f"model.{name}", tensor) for name, tensor in state.items()])
     for alias, canonical in aliases.items():

@@ -18,7 +18,6 @@ from trainer.metrics.progress import Progress
 from trainer.metrics.samples import Samples
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
-from trainer.models.decoder.sizes import flops_per_token
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog, records_of, truncate_after
 from trainer.state import TrainState
@@ -92,7 +91,7 @@ class Meter:
         fence: Fence | None = None,
     ) -> "Meter":
         """The meter of this rank of the run that `cfg` describes."""
-        flops = flops_per_token(cfg.model, cfg.data.seq_len)
+        flops = cfg.model.training_flops(cfg.data.seq_len).total / cfg.data.seq_len
         return cls(
             cfg,
             speed=Speed(flops_per_token=flops, devices=runtime.world, device=runtime.device),

@@ -6,10 +6,10 @@ import pkgutil
 
 from torch import nn
 
-from trainer.models.decoder.config import DecoderConfig
+from trainer.models.config import ModelConfig
 
 
-def build_model(cfg: DecoderConfig) -> nn.Module:
+def build_model(cfg: ModelConfig) -> nn.Module:
     """Return the model that `cfg` describes, on the current default device (`with torch.device("meta"):`).
 
     Parameters hold torch's default values: the engine draws them by the model's plan.

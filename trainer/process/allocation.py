@@ -3,25 +3,25 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from trainer.models.decoder.config import DecoderConfig
-from trainer.models.decoder.sizes import largest_key, parameters
+from trainer.models.config import ModelConfig
 
 # torch's CPU allocator has no error of its own; these are its words (torch 2.11 to 2.13).
 WORDS = ("can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def allocating(cfg: DecoderConfig) -> Iterator[None]:
+def allocating(cfg: ModelConfig) -> Iterator[None]:
     """Raise a want of memory as a RuntimeError of one line with the model's size and the key to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _wants_memory(error):
             raise
-        number = parameters(cfg)
+        parameters = cfg.parameters().total
         raise RuntimeError(
-            f"{largest_key(cfg)}: out of memory for a model of {number:,} parameters, {4 * number:,} bytes "
-            "in fp32, and gradients and the optimiser's state besides: lower it, or spread the model further"
+            f"{cfg.sizes_to_lower()[0]}: out of memory for a model of {parameters:,} parameters, "
+            f"{4 * parameters:,} bytes in fp32, and gradients and the optimiser's state besides: lower it, "
+            "or spread the model further"
         ) from error
 
 

@@ -8,6 +8,7 @@ import pytest
 from parallel.config import ParallelConfig
 from parallel.layout.layout import resolve
 from runs import SEQ, Case, build, micro_batches
+from trainer.models.decoder.config import DecoderConfig
 from trainer.verify import traffic
 
 MODEL = {"layers": 4, "hidden": 64, "heads": 4, "kv_heads": 4, "ffn_hidden": 128}
@@ -25,7 +26,7 @@ def sent(context: Any, case: Case) -> dict[str, tuple[float, float]]:
         step(1)
     cfg: Any = SimpleNamespace(
         parallel=ParallelConfig(**case.parallel),
-        model=SimpleNamespace(hidden=64, heads=4, key_value_heads=MODEL["kv_heads"]),
+        model=DecoderConfig(**MODEL),
         train=SimpleNamespace(
             precision=case.precision, global_batch=case.global_batch, micro_batch=case.micro_batch
         ),

@@ -101,7 +101,7 @@ def test_two_halves_chained_are_the_whole(cfg: DecoderConfig) -> None:
     parts = dict(first.named_parameters()) | dict(second.named_parameters())
     for name, parameter in whole.named_parameters():
         gradient = parts[name].grad
-        if (name, "head.weight") in whole.plan.tied:
+        if (name, "head.weight") in cfg.plan().tied:
             gradient = parts[name].grad + parts["head.weight"].grad
         assert torch.allclose(gradient, parameter.grad, rtol=1e-9, atol=1e-12), name
 
@@ -201,7 +201,7 @@ def test_bfloat16_weights_give_the_loss_of_float32() -> None:
 def test_the_plan_names_what_is_there(cfg: DecoderConfig) -> None:
     with torch.device("meta"):
         model = Decoder(cfg)
-    plan, modules = model.plan, dict(model.named_modules())
+    plan, modules = cfg.plan(), dict(model.named_modules())
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     assert all(p.device.type == "meta" for p in model.parameters())
     for pattern, _ in plan.tensor:

@@ -15,7 +15,12 @@ class Block(nn.Module):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(cfg.hidden, cfg.norm_eps)
-        self.attention = Attention(cfg)
+        self.attention = Attention(
+            hidden=cfg.hidden,
+            head_dim=cfg.head_dim,
+            kv_heads=cfg.key_value_heads,
+            qk_norm_eps=cfg.norm_eps if cfg.qk_norm else None,
+        )
         self.mlp_norm = RMSNorm(cfg.hidden, cfg.norm_eps)
         self.mlp = FeedForward(cfg.hidden, cfg.ffn_width)
 

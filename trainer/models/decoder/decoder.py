@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
-from common.model_plan import Init, ModelPlan
 from trainer.models.decoder.block import Block
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.layers.attention import KVCache, Shared, document_mask, resumed_mask
@@ -19,14 +16,13 @@ class Decoder(nn.Module):
 
     A pipeline stage is this module with `embed`, `norm`, `head` set to None and keys of `layers` deleted:
     what is left still runs, and its state_dict keeps the whole model's names. Parameters are left as torch's
-    constructors make them: whoever builds the model draws them by `plan.init`.
+    constructors make them: the engine draws them by the config's `plan().init`.
     """
 
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
         cfg.check()
         self.cfg = cfg
-        self.plan = decoder_plan(cfg)
         self.embed: Embedding | None = Embedding(cfg.vocab, cfg.hidden)
         self.layers = nn.ModuleDict({str(layer): Block(cfg) for layer in range(cfg.layers)})
         self.norm: RMSNorm | None = RMSNorm(cfg.hidden, cfg.norm_eps)
@@ -77,44 +73,3 @@ class Decoder(nn.Module):
             assert cache is None, "a cache holds one document a row"
             return Shared(rotary, document_mask(documents, x.dtype))
         return Shared(rotary, resumed_mask(seq, past, x.dtype, x.device) if past and seq > 1 else None)
-
-
-def decoder_plan(cfg: DecoderConfig) -> ModelPlan:
-    """How a Decoder is cut, sharded and drawn.
-
-    Every matrix is normal with std 0.02 (`init_std`), and the projections that add to the residual stream are
-    smaller by √(2 · layers), so that its variance does not grow with depth: GPT-2 (Radford et al. 2019,
-    section 2.3). Norms start at one. Weight decay spares everything of one dimension.
-    """
-    residual_std = cfg.init_std / math.sqrt(2 * cfg.layers)
-
-    def init(name: str, shape: tuple[int, ...]) -> Init:
-        if len(shape) == 1:
-            return Init("ones")
-        return Init("normal", residual_std if name.endswith((".wo.weight", ".w2.weight")) else cfg.init_std)
-
-    qk_norms = ("q_norm", "k_norm") if cfg.qk_norm else ()
-    return ModelPlan(
-        blocks="layers",
-        first=("embed",),
-        last=("norm", "head"),
-        tensor=(
-            ("embed", "vocab_embedding"),
-            ("layers.*.attention_norm", "sequence"),
-            ("layers.*.attention", "gather"),
-            *((f"layers.*.attention.{name}", "column") for name in ("wq", "wk", "wv")),
-            *((f"layers.*.attention.{name}", "sequence") for name in qk_norms),
-            ("layers.*.attention.core", "attention_core"),
-            ("layers.*.attention.wo", "row"),
-            ("layers.*.mlp_norm", "sequence"),
-            ("layers.*.mlp", "gather"),
-            ("layers.*.mlp.w1", "column"),
-            ("layers.*.mlp.w3", "column"),
-            ("layers.*.mlp.w2", "row"),
-            ("norm", "sequence"),
-            ("head", "vocab_head"),
-        ),
-        tied=(("embed.weight", "head.weight"),) if cfg.tie_embeddings else (),
-        init=init,
-        no_decay=lambda name, shape: len(shape) == 1,
-    )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.models.decoder.config import DecoderConfig
 from trainer.models.layers.basic import Linear, RMSNorm, rotate
 
 if TYPE_CHECKING:
@@ -78,20 +77,24 @@ class Attention(nn.Module):
     """softmax(q kᵀ / √head_dim) v with fewer key-value heads than query heads (Ainslie et al. 2023,
     arXiv:2305.13245). [batch, seq, hidden] → the same.
 
-    Head counts are read off the projections' outputs, never off the config: a projection that holds a part
+    hidden: width; heads · head_dim.
+    head_dim: width of a head.
+    kv_heads: key-value heads.
+    qk_norm_eps: normalise queries and keys, head by head, with this epsilon; None: do not.
+
+    Head counts are read off the projections' outputs, never off the arguments: a projection that holds a part
     of the heads makes an attention over that part.
     """
 
-    def __init__(self, cfg: DecoderConfig) -> None:
+    def __init__(self, *, hidden: int, head_dim: int, kv_heads: int, qk_norm_eps: float | None) -> None:
         super().__init__()
-        self.head_dim = cfg.head_dim
-        kv_width = cfg.key_value_heads * cfg.head_dim
-        self.wq = Linear(cfg.hidden, cfg.hidden, bias=False)
-        self.wk = Linear(cfg.hidden, kv_width, bias=False)
-        self.wv = Linear(cfg.hidden, kv_width, bias=False)
-        self.wo = Linear(cfg.hidden, cfg.hidden, bias=False)
-        self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
-        self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.head_dim = head_dim
+        self.wq = Linear(hidden, hidden, bias=False)
+        self.wk = Linear(hidden, kv_heads * head_dim, bias=False)
+        self.wv = Linear(hidden, kv_heads * head_dim, bias=False)
+        self.wo = Linear(hidden, hidden, bias=False)
+        self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
+        self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.core = AttentionCore()
 
     def forward(self, x: Tensor, shared: Shared, past: LayerCache | None = None) -> Tensor:

@@ -1,0 +1,91 @@
+"""What the config of every model answers, without building the model. Imports no torch.
+
+The rest of the project knows a model by this interface: which tokens it takes, how large it is, what a step
+of it costs, which layouts it fits and how `parallel` cuts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from common.model_plan import ModelPlan
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A number for each part of a model that a pipeline can cut between.
+
+    first: what comes before the blocks (an embedding), on the first stage.
+    block: one block.
+    blocks: the number of blocks.
+    last: what comes after the blocks (a head), on the last stage.
+    """
+
+    first: int
+    block: int
+    blocks: int
+    last: int
+
+    @property
+    def total(self) -> int:
+        return self.first + self.blocks * self.block + self.last
+
+
+class ModelConfig(Protocol):
+    """The config of a model: a dataclass of its keys, with the model's facts as methods.
+
+    A field states its key's meaning and limits in plain text; `trainer.config.keys` parses and checks them.
+
+    model_class: "module:Class" of the torch module, imported when a model is built. Its one argument is the
+        config.
+    kind: the value of `model.kind` that chooses this config.
+    vocab: number of token ids that the model takes; 0 for a model that takes no tokens.
+    """
+
+    model_class: ClassVar[str]
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def vocab(self) -> int: ...
+
+    def check(self) -> None:
+        """Raise a ValueError of one line that names the first key that does not go with another."""
+
+    def check_layout(self, *, tp: int, cp: int) -> None:
+        """Raise a ValueError with the arithmetic where the model cannot be split over tp · cp ranks."""
+
+    def plan(self) -> ModelPlan:
+        """Return how the model is cut, sharded and initialised."""
+        ...
+
+    def block_counts(self) -> Mapping[str, int]:
+        """Return the length of each list of blocks that a pipeline cuts, by the key that sets it."""
+        ...
+
+    def parameters(self) -> Parts:
+        """Return the number of parameters, tied ones once."""
+        ...
+
+    def sizes_to_lower(self) -> tuple[str, ...]:
+        """Return `model.KEY=VALUE` of the keys to lower for a smaller model, the most effective first."""
+        ...
+
+    def training_flops(self, seq_len: int) -> Parts:
+        """Return the floating-point operations of forward and backward for one row of a batch.
+
+        A row is a sequence of `seq_len` tokens, or whatever else one row of this model's batches is (an
+        image). A multiply-add is 2 operations, backward is twice the forward, and what is computed again
+        (recomputation) is not counted. A forward alone is a third.
+        """
+        ...
+
+    def hidden_elements(self, seq_len: int) -> int:
+        """Return the elements of the hidden state between two blocks, for one row of a batch."""
+        ...
+
+    def attention_elements(self, seq_len: int) -> int:
+        """Return the elements of queries, keys, values and result of one block's attention, for one row."""
+        ...

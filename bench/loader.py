@@ -280,7 +280,7 @@ def _resume(folder: Path, seq_len: int) -> dict[int, float]:
     for _, (start, values) in itertools.product(range(ROUNDS), times.items()):
         for source in stream.sources:  # as after a start: no era is open
             source.era.cache_clear()
-            source._epoch.cache_clear()
+            source.order._epoch.cache_clear()
         begin = time.perf_counter()
         loader = Loader(stream, rank=0, ranks=1, global_batch=32, micro_batch=8, start=start)
         next(loader)

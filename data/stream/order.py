@@ -1,14 +1,28 @@
-"""Permutations without tables: a key and a place give the shuffled place.
+"""The order of one source's sequences, as a pure function, by permutations without tables.
+
+    permute(places, size, key)   the shuffled places
+    ShuffledOrder.locate(n)      which window of which blocks the n-th sequence of a source is
+
+The blocks of an epoch are shuffled, every `shuffle_blocks` of them are an *era*, and the windows of an era
+are shuffled as one:
+
+    blocks in the order of the epoch    7  2  9 | 0  4  1 | 3  8  5 | 6
+    (here shuffle_blocks is 3)           era 0    era 1     era 2     era 3
+
+    windows of era 1, block by block    0a 0b 4a 4b 4c 1a
+    in the order of the epoch           4c 0a 1a 4a 0b 4b     sequences 9 to 14, where era 0 has nine
 
 A Feistel network is a bijection whatever its round function; six rounds of splitmix64's finaliser mix well
 enough for shuffling (Luby and Rackoff 1988 prove four for a random function; splitmix64: Steele, Lea and
-Flood, OOPSLA 2014). It permutes a power of two; a place that leaves the domain walks on along its cycle
+Flood, OOPSLA 2014). The network permutes a power of two; a place that leaves the domain is permuted again
 until it is back inside (Black and Rogaway 2002), so any size has an exact permutation.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +30,48 @@ SMALL = 64  # up to this size a table is cheap, and better mixed than halves of 
 ROUNDS = 6  # even, so that halves of unequal width end where they began
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
+
+
+class ShuffledOrder:
+    """The order of one source's sequences, epoch after epoch.
+
+    windows: sequences of each block of the corpus, int64 [blocks].
+    shuffle_blocks: blocks of an era.
+    key: different keys give unrelated orders.
+    """
+
+    def __init__(self, windows: np.ndarray, shuffle_blocks: int, key: int) -> None:
+        self._windows, self._shuffle_blocks, self._key = windows, shuffle_blocks, key
+        self.sequences = int(windows.sum())  # of an epoch
+        self._epoch = lru_cache(maxsize=2)(self._shuffle_blocks_of)
+
+    def locate(self, ordinals: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Where sequences of the source are, by their number in it, int64 [n]: for each era that has some,
+        (epoch, era, which of `ordinals`, their windows of the era).
+        """
+        epochs, places = np.divmod(ordinals, self.sequences)
+        for epoch in np.unique(epochs).tolist():
+            _, bounds = self._epoch(epoch)
+            mine = np.flatnonzero(epochs == epoch)
+            eras = np.searchsorted(bounds, places[mine], side="right") - 1
+            for era in np.unique(eras).tolist():
+                which = mine[eras == era]
+                size = int(bounds[era + 1] - bounds[era])
+                key = derive_key(self._key, "windows", epoch, era)
+                yield epoch, era, which, permute(places[which] - bounds[era], size, key)
+
+    def blocks(self, epoch: int, era: int) -> np.ndarray:
+        """The blocks that an era is made of, in order; none after the epoch's last era."""
+        blocks, _ = self._epoch(epoch)
+        return blocks[era * self._shuffle_blocks : (era + 1) * self._shuffle_blocks]
+
+    def _shuffle_blocks_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the blocks in this epoch's order, the first sequence of each era and the end)."""
+        count, size = len(self._windows), self._shuffle_blocks
+        blocks = permute(np.arange(count), count, derive_key(self._key, "blocks", epoch))
+        ends = np.cumsum(self._windows[blocks])
+        last = np.minimum(np.arange(1, -(-count // size) + 1) * size, count)
+        return blocks, np.concatenate(([0], ends[last - 1]))
 
 
 def derive_key(*parts: int | str) -> int:

@@ -2,14 +2,20 @@
 
 A document of n ids is laid out as a separator and its ids: n + 1 inputs, whose targets are its ids and, at
 the last, the separator that ends it. So every id is a target exactly once, and so is every document's end.
-Empty documents take no room. Windows of `seq_len` inputs never cross a block; what is left of a block's
-windows is padding.
+Empty documents take no room. A *window* is `seq_len` inputs, and becomes one sequence. Windows never cross a
+block; what is left of a block's windows is padding. A *fragment* is the part of a document that one window
+holds.
 
-Two ways, each giving a window's *pieces* (which part of which document lies in which columns):
+PACKINGS has the ways to pack (`data.packing`):
 - cut: documents end to end, cut every seq_len inputs. Only a block's last window has padding.
 - best_fit: a document longer than a window is cut into full windows and a rest; rests and short documents go,
   longest first, each into the fullest window that still holds it (best-fit decreasing; Ding et al. 2024,
   arXiv:2404.10830). Few documents are cut; windows may end in padding.
+
+    a block of documents A (5 inputs), B (2), C (4), D (3), and seq_len 6 (. is padding)
+
+    cut         AAAAAB  BCCCCD  DD....
+    best_fit    AAAAA.  CCCCBB  DDD...
 """
 
 from __future__ import annotations
@@ -21,11 +27,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Parts of documents in windows; int64 arrays of one length, ordered by row, then column.
+class Fragments:
+    """Parts of documents in windows; int64 [fragments] each, ordered by row, then column.
 
-    A piece's inputs are places [skip, skip + length) of its document's layout (place 0 is the separator,
-    place p the id p - 1), and lie in columns [column, column + length) of its row.
+    row: the window that holds the fragment, as a place in the list of windows that was asked for.
+    column: the first of the window's inputs that the fragment takes.
+    document: the fragment's document, as a place in the lengths that were packed.
+    skip: the document's inputs before the fragment; 0 where it begins with the document's separator, else
+        with the document's id `skip - 1`.
+    length: inputs of the fragment.
     """
 
     row: np.ndarray
@@ -36,38 +46,43 @@ class Pieces:
 
 
 class Packing(Protocol):
-    """The windows of a run of blocks, one block's after another."""
+    """The windows of a run of blocks, one block's after another. `windows`: their number.
+
+    lengths: inputs of each document, int64 [documents].
+    first: block b holds documents [first[b], first[b + 1]), int64 [blocks + 1].
+    seq_len: inputs of a window.
+    """
 
     windows: int
 
-    def pieces(self, windows: np.ndarray) -> Pieces:
-        """The pieces of the given windows; row i is windows[i]."""
+    def __init__(self, lengths: np.ndarray, first: np.ndarray, seq_len: int) -> None: ...
+
+    @staticmethod
+    def count(lengths: np.ndarray, first: np.ndarray, seq_len: int) -> np.ndarray:
+        """Windows of each block, int64 [blocks], without packing them where that can be told sooner."""
+
+    def fragments(self, windows: np.ndarray) -> Fragments:
+        """The fragments in the given windows; row i is windows[i]."""
 
 
 def layout_lengths(tokens: np.ndarray) -> np.ndarray:
-    """Inputs each document takes: one more than its ids; none if it is empty."""
+    """Inputs that documents of `tokens` ids take: one more than their ids; none where they are empty."""
     tokens = tokens.astype(np.int64)
     return tokens + (tokens > 0)
 
 
 def count_windows(packing: str, tokens: np.ndarray, first: np.ndarray, seq_len: int) -> np.ndarray:
     """Windows of each block, int64 [blocks]; block b holds documents [first[b], first[b + 1])."""
-    lengths = layout_lengths(tokens)
-    if packing == "best_fit":
-        spans = zip(first[:-1].tolist(), first[1:].tolist())
-        return np.array([_best_fit_count(lengths[a:b], seq_len) for a, b in spans], dtype=np.int64)
-    ends = np.concatenate(([0], np.cumsum(lengths)))
-    return -(-np.diff(ends[first]) // seq_len)
+    return PACKINGS[packing].count(layout_lengths(tokens), first, seq_len)
 
 
 def packing_of(packing: str, tokens: np.ndarray, first: np.ndarray, seq_len: int) -> Packing:
     """The windows of the blocks [first[b], first[b + 1]) of documents with `tokens` ids each."""
-    kind = BestFit if packing == "best_fit" else Cut
-    return kind(layout_lengths(tokens), first, seq_len)
+    return PACKINGS[packing](layout_lengths(tokens), first, seq_len)
 
 
 class Cut:
-    """Documents end to end, cut every seq_len inputs."""
+    """Documents end to end, cut every seq_len inputs; see `Packing`."""
 
     def __init__(self, lengths: np.ndarray, first: np.ndarray, seq_len: int) -> None:
         ends = np.concatenate(([0], np.cumsum(lengths)))
@@ -80,7 +95,13 @@ class Cut:
         self._lengths = lengths
         self._starts = ends[:-1] + np.repeat(shift, np.diff(first))
 
-    def pieces(self, windows: np.ndarray) -> Pieces:
+    @staticmethod
+    def count(lengths: np.ndarray, first: np.ndarray, seq_len: int) -> np.ndarray:
+        """See `Packing`."""
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        return -(-np.diff(ends[first]) // seq_len)
+
+    def fragments(self, windows: np.ndarray) -> Fragments:
         """See `Packing`."""
         begin = windows.astype(np.int64) * self.seq_len
         first = np.searchsorted(self._starts, begin, side="right") - 1
@@ -93,22 +114,28 @@ class Cut:
         if length.size and length.min() <= 0:  # empty documents, and a block's end before its padding
             keep = length > 0
             row, column, document, skip, length = (x[keep] for x in (row, column, document, skip, length))
-        return Pieces(row, column, document, skip, length)
+        return Fragments(row, column, document, skip, length)
 
 
 class BestFit:
-    """Whole documents where they fit; each block is packed when one of its windows is first asked for."""
+    """Whole documents where they fit; see `Packing`. A block is packed when one of its windows is first
+    read.
+    """
 
     def __init__(self, lengths: np.ndarray, first: np.ndarray, seq_len: int) -> None:
-        spans = zip(first[:-1].tolist(), first[1:].tolist())
-        counts = [_best_fit_count(lengths[a:b], seq_len) for a, b in spans]
-        self._ends = np.cumsum(counts)
-        self.windows = int(self._ends[-1]) if counts else 0
+        self._ends = np.cumsum(self.count(lengths, first, seq_len))
+        self.windows = int(self._ends[-1]) if len(self._ends) else 0
         self.seq_len = seq_len
         self._lengths, self._first = lengths, first
-        self._packed: dict[int, tuple[np.ndarray, Pieces]] = {}
+        self._packed: dict[int, tuple[np.ndarray, Fragments]] = {}
 
-    def pieces(self, windows: np.ndarray) -> Pieces:
+    @staticmethod
+    def count(lengths: np.ndarray, first: np.ndarray, seq_len: int) -> np.ndarray:
+        """See `Packing`."""
+        spans = zip(first[:-1].tolist(), first[1:].tolist())
+        return np.array([_best_fit_count(lengths[a:b], seq_len) for a, b in spans], dtype=np.int64)
+
+    def fragments(self, windows: np.ndarray) -> Fragments:
         """See `Packing`."""
         blocks = np.searchsorted(self._ends, windows, side="right")
         parts = []
@@ -122,39 +149,44 @@ class BestFit:
                 (rows[which], packed.column[index], document, packed.skip[index], packed.length[index])
             )
         if not parts:
-            return Pieces(*(np.zeros(0, dtype=np.int64) for _ in range(5)))
+            return Fragments(*(np.zeros(0, dtype=np.int64) for _ in range(5)))
         columns = [np.concatenate(column) for column in zip(*parts)]
         order = np.argsort(columns[0], kind="stable")
-        return Pieces(*(column[order] for column in columns))
+        return Fragments(*(column[order] for column in columns))
 
-    def _block(self, block: int) -> tuple[np.ndarray, Pieces]:
+    def _block(self, block: int) -> tuple[np.ndarray, Fragments]:
         if block not in self._packed:
             span = self._lengths[self._first[block] : self._first[block + 1]]
             self._packed[block] = _best_fit(span, self.seq_len)
         return self._packed[block]
 
 
-def _best_fit(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, Pieces]:
-    """(pointers, pieces) of one block: window w has pieces [pointers[w], pointers[w + 1])."""
+PACKINGS: dict[str, type[Packing]] = {"cut": Cut, "best_fit": BestFit}
+
+
+def _best_fit(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, Fragments]:
+    """(pointers, fragments) of one block: window w has fragments [pointers[w], pointers[w + 1])."""
     full, rest = np.divmod(lengths, seq_len)
     document, ordinal = _expand(np.zeros_like(full), full)
     window = np.arange(len(document))
-    pieces = [(window, np.zeros_like(window), document, ordinal * seq_len, np.full_like(window, seq_len))]
+    parts = [(window, np.zeros_like(window), document, ordinal * seq_len, np.full_like(window, seq_len))]
     rests = np.flatnonzero(rest)
     rests = rests[np.argsort(-rest[rests], kind="stable")]
     windows, columns = _place(rest[rests].tolist(), seq_len)
     skips = full[rests] * seq_len
-    pieces.append(
+    parts.append(
         (np.array(windows, np.int64) + len(window), np.array(columns, np.int64), rests, skips, rest[rests])
     )
-    row, column, document, skip, length = (np.concatenate(x) for x in zip(*pieces))
+    row, column, document, skip, length = (np.concatenate(x) for x in zip(*parts))
     order = np.lexsort((column, row))
     pointers = np.concatenate(([0], np.cumsum(np.bincount(row)))).astype(np.int64)
-    return pointers, Pieces(row[order], column[order], document[order], skip[order], length[order])
+    return pointers, Fragments(row[order], column[order], document[order], skip[order], length[order])
 
 
 def _place(sizes: list[int], seq_len: int) -> tuple[list[int], list[int]]:
-    """(window, column) of each size, descending: into the fullest open window with room, else a new one."""
+    """The window and the column of each of `sizes`, which descend. Each goes into the fullest window that has
+    room for it, else into a new one.
+    """
     room: dict[int, list[int]] = {}  # room left → windows
     open_ = 0  # bit r is set where some window has room r
     windows, columns = [], []
@@ -179,6 +211,7 @@ def _place(sizes: list[int], seq_len: int) -> tuple[list[int], list[int]]:
 
 
 def _best_fit_count(lengths: np.ndarray, seq_len: int) -> int:
+    """Windows of one block."""
     full, rest = np.divmod(lengths, seq_len)
     windows, _ = _place(np.sort(rest[rest > 0])[::-1].tolist(), seq_len)
     return int(full.sum()) + (max(windows) + 1 if windows else 0)

@@ -1,21 +1,21 @@
-"""Sequences as arrays, made in two steps: a plan for many (whole-array arithmetic, once), then the rows.
+"""Sequences as arrays, made in two steps: where the ids of many rows are, then the rows a few at a time.
 
-A plan is dear to start and cheap a row; making rows is the reverse, and is fastest in pieces that stay in the
-processor's cache. So the loader plans far ahead and makes one micro-batch at a time.
+The first step is whole-array arithmetic: dear to start and cheap a row. Making rows is the reverse, and is
+fastest a few at a time, which stay in the processor's cache. So the loader locates many steps ahead and makes
+one micro-batch at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.stream.era import Era
-from data.stream.pack import Pieces
+from data.stream.era import IdSpans
 
 NO_TOKEN = -1
 """What `following` holds where no token follows."""
@@ -40,81 +40,40 @@ class SequenceRows:
     documents: np.ndarray | None
 
 
-class Planner:
-    """Collects the pieces of a list of sequences, era by era, in any order; then `plan()`."""
+class Part(NamedTuple):
+    """Some rows of a list of sequences, all of one era.
 
-    def __init__(self, numbers: np.ndarray, seq_len: int, eos: int, dtype: np.dtype) -> None:
-        self.numbers, self.seq_len, self.eos, self.dtype = numbers, seq_len, eos, dtype
-        self._arrays: list[tuple[np.ndarray, ...]] = []
-        self._views: list[Any] = []
-        self._masked: list[np.ndarray] = []
-        self._source = np.zeros(len(numbers), dtype=np.int64)
-        self._eras: list[tuple[Era, dict[int, int]]] = []
+    rows: which ones; row i of `spans` is row rows[i] of the list, int64.
+    source: the source of the sequences.
+    spans: where their ids are.
+    """
 
-    def add(self, era: Era, pieces: Pieces, rows: np.ndarray, source: int) -> None:
-        """The pieces of some rows, which are of one source; row i of `pieces` is row rows[i] of the plan."""
-        self._source[rows] = source
-        self._arrays.append(
-            (rows[pieces.row], pieces.column, pieces.length, pieces.skip, *era.extents(pieces))
-        )
-        self._views += era.views_of(pieces.document)
-        self._eras.append((era, era.checked))
-
-    def mask(self, rows: np.ndarray) -> None:
-        """These rows are damaged: they become separators of which none is counted."""
-        self._masked.append(rows)
-
-    def plan(self) -> Plan:
-        """The plan of all rows."""
-        arrays, views = [np.concatenate(columns) for columns in zip(*self._arrays)], self._views
-        if len(self._arrays) > 1:
-            order = np.argsort(arrays[0], kind="stable")
-            arrays, views = [array[order] for array in arrays], [views[i] for i in order.tolist()]
-        row, column, length, skip, first, ids, at = arrays
-        width, columns = self.dtype.itemsize, self.seq_len + 1
-        rows = len(self.numbers)
-        pointers = np.searchsorted(row, np.arange(rows + 1))
-        # Separators before each piece, since the piece before it ended.
-        start = row * columns + at
-        gap = np.diff(start, prepend=0)
-        gap[1:] -= ids[:-1]
-        counted = np.bincount(row, length, rows).astype(np.int64)
-        masked = np.unique(np.concatenate(self._masked)) if self._masked else np.zeros(0, np.int64)
-        counted[masked] = 0
-        # A document's rest may stand behind another one's end, which a separator follows all the same.
-        broken = (skip > 0) & (column > 0)
-        return Plan(
-            numbers=self.numbers,
-            source=self._source,
-            seq_len=self.seq_len,
-            eos=self.eos,
-            dtype=self.dtype,
-            views=views,
-            span=np.stack((gap, first, first + ids * width)),
-            begin=start,
-            end=start + ids,
-            pointers=pointers,
-            starts=row * self.seq_len + column,
-            counted=counted,
-            short=np.flatnonzero(counted < self.seq_len),
-            masked=masked,
-            separated=(row * self.seq_len + column - 1)[broken],
-            eras=self._eras,
-        )
+    rows: np.ndarray
+    source: int
+    spans: IdSpans
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where the ids of some sequences are. Made by `Planner`.
+class LocatedRows:
+    """Where the ids of some sequences are; made by `join`, read by `rows`.
 
-    A row is seq_len + 1 ids: its pieces' and, around them, separators. `source`: which source each row is
-    from, int64 [rows]. `views`: the shard of each piece;
-    `span`: the separators since the piece before, the piece's first byte and its end in the shard, int64
-    [3, pieces]; `begin`, `end`: its place among the ids of all rows. `pointers`: row r has pieces
-    [pointers[r], pointers[r + 1]). As row · seq_len + column: `starts`, the pieces' first inputs;
-    `separated`, inputs that a separator follows though the next column is inside another document. `counted`:
-    inputs of each row that a token follows, `short` the rows with fewer than seq_len; `masked`: rows emptied
-    by damage. `eras`: those that the pieces are of, each with the versions of its shards that were checked.
+    A row is seq_len + 1 ids: those of its fragments and, around them, separators. Fragments are in the order
+    of the rows, arrays are int64.
+
+    numbers, source: global number and source of each row, [rows].
+    seq_len, eos, dtype: inputs of a row; the separator; type of the ids in the shards.
+    views: the shard of each fragment, as bytes, [fragments].
+    reads: three rows [3, fragments]: separators between the fragment before and this one, the first byte of
+        the ids in the shard, and the byte after them.
+    begin, end: the fragment's place among the ids of all rows, [fragments].
+    pointers: row r has fragments [pointers[r], pointers[r + 1]), [rows + 1].
+    starts: the fragment's first input, as row · seq_len + column, [fragments].
+    inputs: inputs of each row that a token follows: 0 where it is masked, [rows].
+    short: rows with fewer than seq_len inputs.
+    masked: rows that hold a damaged document.
+    separated: inputs, as row · seq_len + column, that end a document where the next column is inside another
+        document (one that was cut): a separator follows them, and is not among the ids.
+    unchanged_parts: for each era, whether its shards are as they were when its documents were checked.
     """
 
     numbers: np.ndarray
@@ -123,30 +82,84 @@ class Plan:
     eos: int
     dtype: np.dtype
     views: list[Any]
-    span: np.ndarray
+    reads: np.ndarray
     begin: np.ndarray
     end: np.ndarray
     pointers: np.ndarray
     starts: np.ndarray
-    counted: np.ndarray
+    inputs: np.ndarray
     short: np.ndarray
     masked: np.ndarray
     separated: np.ndarray
-    eras: list[tuple[Era, dict[int, int]]]
+    unchanged_parts: list[Callable[[], bool]]
 
-    def holds(self) -> bool:
-        """Whether the shards are still as they were when their documents were checked: if so, all rows made
-        before this call are what was checked. RuntimeError where a shard has another length now.
+    @classmethod
+    def join(
+        cls,
+        numbers: np.ndarray,
+        parts: Sequence[Part],
+        *,
+        seq_len: int,
+        eos: int,
+        dtype: np.dtype,
+    ) -> LocatedRows:
+        """The rows of the sequences `numbers`, int64 [rows], from parts that hold each of them once."""
+        rows = len(numbers)
+        source = np.zeros(rows, dtype=np.int64)
+        arrays, views, damaged = [], [], []
+        for part in parts:
+            spans, found = part.spans, part.spans.fragments
+            source[part.rows] = part.source
+            row = part.rows[found.row]
+            arrays.append(
+                (row, found.column, found.length, found.skip, spans.first_byte, spans.ids, spans.column)
+            )
+            views += spans.views
+            damaged.append(row[spans.damaged])
+        columns = [np.concatenate(column) for column in zip(*arrays)]
+        if len(parts) > 1:
+            order = np.argsort(columns[0], kind="stable")
+            columns, views = [column[order] for column in columns], [views[i] for i in order.tolist()]
+        row, column, length, skip, first_byte, ids, at = columns
+        begin = row * (seq_len + 1) + at
+        gap = np.diff(begin, prepend=0)
+        gap[1:] -= ids[:-1]
+        masked = np.unique(np.concatenate(damaged))
+        inputs = np.bincount(row, length, rows).astype(np.int64)
+        inputs[masked] = 0
+        cut_behind_another = (skip > 0) & (column > 0)
+        return cls(
+            numbers=numbers,
+            source=source,
+            seq_len=seq_len,
+            eos=eos,
+            dtype=dtype,
+            views=views,
+            reads=np.stack((gap, first_byte, first_byte + ids * dtype.itemsize)),
+            begin=begin,
+            end=begin + ids,
+            pointers=np.searchsorted(row, np.arange(rows + 1)),
+            starts=row * seq_len + column,
+            inputs=inputs,
+            short=np.flatnonzero(inputs < seq_len),
+            masked=masked,
+            separated=(row * seq_len + column - 1)[cut_behind_another],
+            unchanged_parts=[part.spans.unchanged for part in parts],
+        )
+
+    def unchanged(self) -> bool:
+        """Whether the shards are as they were when their documents were checked. If so, all rows that were
+        made before this call are made of checked bytes. RuntimeError where a shard has another length now.
         """
-        return all(era.versions() == checked for era, checked in self.eras)
+        return all(unchanged() for unchanged in self.unchanged_parts)
 
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
         """Rows [begin, end) as arrays."""
         a, b = self.pointers[begin], self.pointers[end]
         columns = self.seq_len + 1
         fill = _Separators(self.eos, self.dtype)
-        gap, first, last = self.span[:, a:b].tolist()
-        gap[0] = int(self.begin[a]) - begin * columns  # not since the row before
+        gap, first, last = self.reads[:, a:b].tolist()
+        gap[0] = int(self.begin[a]) - begin * columns  # since the start of this row, not since the one before
         # One join in C of all ids and the separators between. The slices live for this call only: thousands
         # of them kept for later would have Python's garbage collector walk the whole process again and again.
         ids_of = map(getitem, self.views[a:b], map(slice, first, last))
@@ -159,19 +172,19 @@ class Plan:
         # Converting is half of the work: once, for the tokens and what follows them.
         wide = ids.astype(np.int64)
         tokens, following = wide[:, :-1], wide[:, 1:]
-        counted = self.counted[begin:end]
+        inputs = self.inputs[begin:end]
         separated = _within(self.separated, begin * self.seq_len, end * self.seq_len)
         short = _within(self.short, begin, end)
         if separated.size or short.size:  # few micro-batches, where documents are cut
             following = following.copy()
             following.ravel()[separated] = self.eos
             for row in short.tolist():
-                following[row, counted[row] :] = NO_TOKEN
+                following[row, inputs[row] :] = NO_TOKEN
         numbers = self.numbers[begin:end]
         if not document_mask:
             return SequenceRows(numbers, tokens, following, None, None)
         starts = self.starts[a:b] - begin * self.seq_len
-        positions, documents = _documents(starts, counted, self.seq_len)
+        positions, documents = _documents(starts, inputs, self.seq_len)
         masked = _within(self.masked, begin, end)
         positions[masked], documents[masked] = np.arange(self.seq_len), 0
         return SequenceRows(numbers, tokens, following, positions, documents)
@@ -189,16 +202,21 @@ class _Separators(dict[int, bytes]):
 
 
 def _within(values: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """The values in [begin, end), less `begin`."""
     return values[(values >= begin) & (values < end)] - begin
 
 
-def _documents(starts: np.ndarray, counted: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, documents), int64 [rows, seq_len], from where pieces start (row · seq_len + column)."""
-    rows = len(counted)
+def _documents(starts: np.ndarray, inputs: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, documents), int64 [rows, seq_len].
+
+    starts: first inputs of the fragments, as row · seq_len + column.
+    inputs: of each row, those before its padding, int64 [rows].
+    """
+    rows = len(inputs)
     marks = np.zeros((rows, seq_len), dtype=np.int64)
     marks.ravel()[starts] = 1
-    padded = np.flatnonzero(counted < seq_len)
-    marks[padded, counted[padded]] = 1
+    padded = np.flatnonzero(inputs < seq_len)
+    marks[padded, inputs[padded]] = 1
     marks[:, 0] = 1
     columns = np.arange(seq_len)
     begin = np.maximum.accumulate(marks * columns, axis=1)

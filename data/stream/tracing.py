@@ -17,7 +17,7 @@ from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.scan import BLOCK, samples
 from data.stream.era import Era, block_windows
-from data.stream.pack import layout_lengths
+from data.stream.pack import PACKINGS, layout_lengths
 from data.stream.stream import Stream
 
 _MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
@@ -42,13 +42,12 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
     if number < 0:
         raise ValueError(f"a sequence number is 0 or more, not {number}")
     stream = Stream.open(cfg, seed=seed, global_batch=global_batch)
-    source, epoch, era, pieces = stream.find(number)
+    source, epoch, era, spans = stream.find(number)
     corpus = era.corpus
     tokenizer = _tokenizer(corpus)
-    first, ids, _ = era.extents(pieces)
     described = []
     for document, view, begin, count in zip(
-        pieces.document.tolist(), era.views_of(pieces.document), first.tolist(), ids.tolist()
+        spans.fragments.document.tolist(), spans.views, spans.first_byte.tolist(), spans.ids.tolist()
     ):
         shard, offset = int(era.shard[document]), int(era.offset[document])
         width = corpus.dtype.itemsize
@@ -102,9 +101,7 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
         quantiles = np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest").tolist()
         report["document_tokens"] = dict(zip(("least", "p10", "median", "p90", "most"), quantiles))
         if seq_len:
-            report["packing"] = {
-                kind: _packing(corpus, lengths, kind, seq_len) for kind in ("cut", "best_fit")
-            }
+            report["packing"] = {kind: _packing(corpus, lengths, kind, seq_len) for kind in PACKINGS}
     return report
 
 
@@ -115,8 +112,8 @@ def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> di
     cut = 0
     for block in range(len(windows)):
         era = Era(corpus, np.array([block]), kind, seq_len)
-        pieces = era.packing.pieces(np.arange(era.packing.windows))
-        cut += int((np.bincount(pieces.document) > 1).sum())
+        fragments = era.packing.fragments(np.arange(era.packing.windows))
+        cut += int((np.bincount(fragments.document) > 1).sum())
     total = int(windows.sum())
     return {
         "seq_len": seq_len,

@@ -12,7 +12,7 @@ import pytest
 from common.exit_codes import FAILED
 from data.corpus.manifest import read_manifest, write_manifest
 from data.corpus.scan import map_file, samples
-from data.stream.loader import HeldoutLoader
+from data.stream.heldout import HeldoutLoader
 from parallel.world import runtime as runtimes
 from trainer import loop
 from trainer.__main__ import main

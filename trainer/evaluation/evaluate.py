@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from data.stream.loader import HeldoutLoader
+from data.stream.heldout import HeldoutLoader
 from parallel.engine import Engine
 from trainer.ranks import Ranks
 

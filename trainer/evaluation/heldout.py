@@ -1,7 +1,7 @@
 """The held-out sets of a run, and what becomes of damage in them."""
 
 from data.corpus.corpus import check_tokenizers
-from data.stream.loader import HeldoutLoader
+from data.stream.heldout import HeldoutLoader
 from data.stream.stream import Stream
 from parallel.engine import Engine
 from trainer.config.run_config import RunConfig

@@ -17,7 +17,7 @@ from data.corpus import remote
 from data.corpus.manifest import read_manifest
 from data.corpus.remote import RemoteStorage
 from data.corpus.verify import verify
-from data.stream.loader import HeldoutLoader
+from data.stream.heldout import HeldoutLoader
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, open_stream
 from whole_runs import records, train, write_config
@@ -152,8 +152,8 @@ def test_the_next_era_is_fetched_ahead(tmp_path: Path, folder: Path, server: Ser
     storage: Any = source.corpus.storage
     storage._fetcher.join(timeout=30)
     entries = read_manifest(folder).shards
-    blocks, _ = source._epoch(0)
-    wanted = set(source.corpus.block_shard[blocks[:4]].tolist())  # two eras of two blocks
+    blocks = np.concatenate([source.order.blocks(0, era) for era in range(2)])
+    wanted = set(source.corpus.block_shard[blocks].tolist())  # of two blocks each
     have = {path.name for path in (tmp_path / "cache").iterdir() if not path.suffix}
     assert have == {entries[shard].sha256 for shard in wanted}
 

@@ -12,7 +12,7 @@ from data.config import DataConfig, Source
 from data.corpus import ranges
 from data.corpus.manifest import read_manifest
 from data.corpus.verify import verify
-from data.stream.documents import Documents
+from data.stream.heldout import DocumentReader
 from data.stream.stream import Stream
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, everything, open_stream
@@ -67,7 +67,7 @@ def test_documents_without_tokens_ask_the_server_for_nothing(
     """They lie in a piece of their own, and alone in a shard."""
     long = np.arange(ranges.PIECE_BYTES) % 49_999 + 1  # too long for a piece with others
     make_corpus(folder, [[], [], long, [], [5, 6], [], [], []], shard_documents=5)
-    documents = Documents(open_stream(server.url).sources[0].corpus)
+    documents = DocumentReader(open_stream(server.url).sources[0].corpus)
     for number in (0, 1, 3, 5, 6, 7):
         assert documents.ids(number).tolist() == []
     assert not any(name.endswith(".tar") for name in server.requests)

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from data.config import DataConfig, Heldout, MixtureStage, Source
 from data.corpus.storage import ShardBytes
 from data.stream import loader as loader_module
-from data.stream.loader import HeldoutLoader, Loader
+from data.stream.heldout import HeldoutLoader
+from data.stream.loader import Loader
 from data.stream.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
 
 GLOBAL_BATCH = 24
 STEPS = 14
-# (data ranks, micro-batch, prefetch, sequences planned at once)
+# (data ranks, micro-batch, prefetch, sequences located at once)
 LAYOUTS = [
     (1, 24, 1, 1),
     (1, 1, 4, 1024),
@@ -130,14 +131,14 @@ def test_an_error_in_the_thread_is_raised_by_its_step(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Stream.open(config, seed=0, global_batch=4)
-    plan = Stream.plan
+    locate = Stream.locate
 
     def failing(self: Stream, numbers: Any) -> Any:
         if max(numbers) >= 40:
             raise RuntimeError("sequence 40 is damaged")
-        return plan(self, numbers)
+        return locate(self, numbers)
 
-    monkeypatch.setattr(Stream, "plan", failing)
+    monkeypatch.setattr(Stream, "locate", failing)
     loader = Loader(stream, rank=0, ranks=1, global_batch=4, micro_batch=4)
     for step in range(10):
         assert next(loader)[0].sequences[0] == 4 * step

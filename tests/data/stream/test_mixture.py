@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream.mixture import Mixture, build, integer_weights
+from data.stream.mixture import Mixture, build
+from data.stream.weights import integer_weights
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0, 3.0, 7.5]), min_size=1, max_size=5).filter(any)
 
@@ -18,10 +19,10 @@ def sources_of(mixture: Mixture, count: int) -> np.ndarray:
 
 @settings(max_examples=40, deadline=None)
 @given(weights=WEIGHTS, key=st.integers(0, 2**64 - 1))
-def test_every_block_is_within_one_sequence_of_its_quota(weights: list[float], key: int) -> None:
+def test_every_period_is_within_one_sequence_of_its_quota(weights: list[float], key: int) -> None:
     mixture = build([(0, weights)], [None] * len(weights), key)
-    block = mixture.segments[0].block
-    for number in (block, 2 * block, 3 * block, 1000 * block, 10**9 * block):
+    period = mixture.segments[0].period
+    for number in (period, 2 * period, 3 * period, 1000 * period, 10**9 * period):
         exact = number * np.array(weights) / sum(weights)
         assert abs(np.array(mixture.counts(number)) - exact).max() <= 1
         assert sum(mixture.counts(number)) == number
@@ -38,9 +39,9 @@ def test_each_source_gives_its_sequences_in_order(
     limits: list[int | None] = [100 * (i + 1) if caps else None for i in range(len(weights))]
     mixture = build([(0, weights), (start, later)], limits, 7)
     count = 6000 if mixture.length is None else mixture.length
-    sources, ranks = mixture.locate(np.arange(count))
+    sources, ordinals = mixture.locate(np.arange(count))
     for i, limit in enumerate(limits):
-        mine = ranks[sources == i]
+        mine = ordinals[sources == i]
         assert (mine == np.arange(len(mine))).all()
         assert limit is None or len(mine) <= limit
     for number in {0, 1, start, start + 1, count // 3, count - 1} & set(range(count)):
@@ -76,9 +77,9 @@ def test_when_all_have_run_out_the_stream_ends_in_one_line() -> None:
         mixture.locate(np.array([40]))
 
 
-def test_sources_are_shuffled_inside_a_block() -> None:
+def test_sources_are_shuffled_inside_a_period() -> None:
     sources = sources_of(build([(0, [0.5, 0.5])], [None, None], 3), 64 * 1024).reshape(-1, 64)
-    # Of 64 drawn from a shuffled block of 1024 halves: hypergeometric, standard deviation 3.87.
+    # Of 64 drawn from a shuffled period of 1024 halves: hypergeometric, standard deviation 3.87.
     shares = (sources == 0).sum(axis=1)
     assert shares.mean() == 32 and abs(shares.std() / 3.87 - 1) < 0.05
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream.pack import Packing, Pieces, count_windows, packing_of
+from data.stream.pack import Fragments, Packing, count_windows, packing_of
 
 LENGTHS = st.lists(st.one_of(st.integers(0, 30), st.just(0), st.integers(100, 400)), min_size=1, max_size=40)
 
@@ -16,13 +16,13 @@ def blocks_of(count: int, size: int) -> np.ndarray:
     return np.append(np.arange(0, count, size), count)
 
 
-def rows_of(pieces: Pieces) -> list[tuple[int, ...]]:
-    columns = (pieces.row, pieces.column, pieces.document, pieces.skip, pieces.length)
+def rows_of(fragments: Fragments) -> list[tuple[int, ...]]:
+    columns = (fragments.row, fragments.column, fragments.document, fragments.skip, fragments.length)
     return list(zip(*(column.tolist() for column in columns)))
 
 
 def everything(packing: Packing) -> list[tuple[int, ...]]:
-    return rows_of(packing.pieces(np.arange(packing.windows)))
+    return rows_of(packing.fragments(np.arange(packing.windows)))
 
 
 @pytest.mark.parametrize("kind", ["cut", "best_fit"])
@@ -56,13 +56,13 @@ def test_a_window_does_not_depend_on_what_else_is_asked(lengths: list[int], seq_
     for kind in ("cut", "best_fit"):
         packing = packing_of(kind, tokens, first, seq_len)
         order = np.random.default_rng(0).permutation(packing.windows)
-        shuffled = rows_of(packing.pieces(order))
+        shuffled = rows_of(packing.fragments(order))
         restored = sorted((int(order[row]), *rest) for row, *rest in shuffled)
         assert restored == sorted(everything(packing))
 
 
 def naive_best_fit(lengths: list[int], seq_len: int) -> int:
-    """Windows of best-fit decreasing, by looking at every window for every piece."""
+    """Windows of best-fit decreasing, by looking at every window for every rest."""
     full = sum((n + 1) // seq_len for n in lengths if n)
     rooms: list[int] = []
     for rest in sorted(((n + 1) % seq_len for n in lengths if n), reverse=True):

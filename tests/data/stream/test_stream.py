@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from data.config import DataConfig, Heldout, MixtureStage, Source
 from data.corpus.corpus import Corpus
 from data.stream import order
-from data.stream import stream as stream_module
 from data.stream.era import Era
 from data.stream.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
@@ -218,7 +217,7 @@ def test_an_epoch_is_shuffled_like_an_ideal_permutation(tmp_path: Path) -> None:
 
 def test_a_shuffle_that_is_none_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_corpus(tmp_path, numbered_documents([30] * 1500), shard_documents=400, block_documents=64)
-    monkeypatch.setattr(stream_module, "permute", lambda places, size, key: places)
+    monkeypatch.setattr(order, "permute", lambda places, size, key: places)
     correlation, spread = shuffle_quality(open_stream(tmp_path))
     assert correlation > 0.9 and spread > 2
 
@@ -256,7 +255,7 @@ def test_opening_a_far_position_takes_no_more_work_than_a_near_one(
         opened.append(len(blocks))
         init(self, corpus, blocks, *rest)
 
-    monkeypatch.setattr(stream_module, "permute", counting)
+    monkeypatch.setattr(order, "permute", counting)
     monkeypatch.setattr(Era, "__init__", counting_init)
     costs = []
     for start in (10**3, 10**7, 10**12):

@@ -153,7 +153,7 @@ class Stream:
                 yield epoch, era, Part(mine[which], source, era.spans(windows))
 
     def _damaged(self, numbers: np.ndarray, era: Era, part: Part) -> None:
-        """Raise the error on the first damaged document; under data.on_corrupt=quarantine list all of them."""
+        """Raise the error on the first damaged document; under on_corrupt=quarantine list all."""
         fragments, damaged = part.spans.fragments, part.spans.damaged
         documents = fragments.document[damaged].tolist()
         if self.cfg.on_corrupt == "stop":

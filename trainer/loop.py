@@ -1,8 +1,8 @@
 """The training loop. Read this file first: everything else is called from here.
 
 One step: the engine turns this data rank's micro-batches into one optimiser update of the whole model,
-whatever the layout; the meter writes it down; the checkpointer saves when it is time. No rank, mesh axis or
-file format is visible here.
+whatever the layout; the meter writes the step down; `decide` says what follows. No rank, mesh axis or file
+format is visible here.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from data.stream.batch import Batch
 from parallel.engine import Engine, StepResult
 from trainer.checkpoint.manager import Checkpointer
 from trainer.config.run_config import RunConfig
+from trainer.decide import SAVE_AND_STOP, Decision, History, Then, decide
 from trainer.evaluation.evaluate import Evaluator
 from trainer.metrics.meter import Meter
 from trainer.optim.schedule import learning_rate
@@ -19,12 +20,7 @@ from trainer.ranks import on_every_rank
 from trainer.state import TrainState
 from trainer.steps import Steps
 
-MOST_EMPTY_STEPS = 100  # in a row: what comes after so many is no use waiting for
 MOST_SKIPPED_STEPS = 100  # fp16's loss scale has fallen from 2^16 to its least by then
-
-
-class Diverged(RuntimeError):
-    """A step that is not finite; nothing was updated."""
 
 
 def train(
@@ -37,50 +33,66 @@ def train(
     *,
     evaluator: Evaluator,
     stopping: Callable[[], bool],
-) -> bool:
-    """Trains from `state` to `cfg.train.steps`; returns whether it got there.
+) -> Decision:
+    """Train from `state` to `cfg.train.steps`; return the decision that ended the training.
 
-    False means that some rank was asked to stop (a preemption signal): the state is saved, and running the
-    same command again continues. The request travels with the step's one reduction, so all ranks leave
-    together.
+    DONE: the last step is done, and its state saved. STOP: some rank was asked to stop (a preemption signal);
+    the state is saved, and running the same command again continues. The request travels with the step's one
+    reduction, so all ranks leave together. REWIND: the first update after the resume is not finite, and
+    nothing was changed; going back to an older checkpoint is left to the caller.
+
+    engine: holds the model as it is at `state`.
+    batches: the steps from `state` on.
+    state: counts each step that is made.
+    stopping: whether this rank was asked to stop.
 
     Raises:
-        Diverged: a gradient that is not finite, with the step and its sequences.
-        RuntimeError: nothing to train on.
+        RuntimeError: a later gradient is not finite, with the step and its sequences; or nothing to train on.
     """
     steps = cfg.train.steps
+    history = History()
+
+    def evaluation_due() -> bool:
+        return evaluator.due(state.step, last=state.step == steps)
 
     def evaluate() -> bool:
-        """The evaluation that is due, if one is; False where a request to stop cut it short."""
-        if evaluator.due(state.step, last=state.step == steps):
-            results = evaluator(engine, stopping)
-            if results is None:
-                return False
+        """Return whether the evaluation was finished; False where a request to stop cut it short."""
+        results = evaluator(engine, stopping)
+        if results is not None:
             meter.evaluation(state, results)
-        return True
+        return results is not None
 
-    empty = 0
-    stop = not evaluate()  # the run that was resumed may have been stopped in the middle of one
-    for micro_batches in islice(batches, max(0, steps - state.step)):  # not one more: the data may end there
-        if stop:
-            break
+    decision = Decision(Then.GO_ON if state.step < steps else Then.DONE)
+    if evaluation_due() and not evaluate():  # the run that was resumed was stopped in the middle of one
+        return Decision(Then.STOP)
+
+    remaining = max(0, steps - state.step)
+    for micro_batches in islice(batches, remaining):  # not one more: the data may end there
         lr = learning_rate(state.step, cfg.optim, steps)
         result = take_step(engine, batches, micro_batches, state, cfg, lr=lr, stop=stopping())
-        meter.step(state, result, lr=lr, micro_batches=micro_batches)
+        history.add(result)
+        if not result.fault:
+            meter.step(state, result, lr=lr, micro_batches=micro_batches)
 
-        empty = 0 if result.count else empty + 1
-        if empty == MOST_EMPTY_STEPS or (state.step == steps and not state.tokens):
-            raise on_every_rank(
-                RuntimeError(
-                    f"step {state.step}: no target was counted in {empty} steps, for all sequences are "
-                    "masked or padding: see quarantine.jsonl and germinal data verify, and restore the corpus"
-                )
-            )
-        stop = result.stop or not evaluate()
-        if checkpointer.due(state.step) or state.step == steps or stop:
+        decision = decide(
+            result,
+            state,
+            history,
+            steps=steps,
+            global_batch=cfg.train.global_batch,
+            evaluation_due=evaluation_due(),
+            checkpoint_due=checkpointer.due(state.step),
+        )
+        if decision.then is Then.FAIL:
+            raise on_every_rank(RuntimeError(decision.why))
+        if decision.evaluate and not evaluate():
+            decision = SAVE_AND_STOP
+        if decision.save:
             checkpointer.save(state, engine)
+        if decision.then is not Then.GO_ON:
+            break
     checkpointer.wait()
-    return state.step >= steps and not stop
+    return decision
 
 
 def take_step(
@@ -93,19 +105,11 @@ def take_step(
     lr: float,
     stop: bool,
 ) -> StepResult:
-    """The next step from `state`, which then counts it. Diverged where it is not finite."""
+    """Take the next step from `state`, which then counts it, unless the step has a fault."""
     result = engine.step(micro_batches, lr=lr, stop=stop, exchange=batches.needs_exchange)
     batches.exchange_next(result.exchange)
-    if result.fault:
-        loss = result.loss_sum / max(1.0, result.count)
-        raise on_every_rank(
-            Diverged(
-                f"step {state.step + 1}, sequences {state.sequences} to "
-                f"{state.sequences + cfg.train.global_batch - 1}: {result.fault}, loss {loss:.4g}: nothing "
-                "was updated; lower optim.lr, or see the text with germinal data inspect --sequence"
-            )
-        )
-    state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
+    if not result.fault:
+        state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
     return result
 
 
@@ -116,9 +120,8 @@ def allows_a_step(engine: Engine, batches: Steps, state: TrainState, cfg: RunCon
     """
     for micro_batches in islice(batches, min(MOST_SKIPPED_STEPS, max(0, cfg.train.steps - state.step))):
         lr = learning_rate(state.step, cfg.optim, cfg.train.steps)
-        try:
-            result = take_step(engine, batches, micro_batches, state, cfg, lr=lr, stop=False)
-        except Diverged:
+        result = take_step(engine, batches, micro_batches, state, cfg, lr=lr, stop=False)
+        if result.fault:
             return False
         if not result.skipped:
             break

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -22,17 +22,18 @@ from trainer.checkpoint.manager import Checkpointer
 from trainer.config import run_config as configs
 from trainer.config.run_config import RunConfig
 from trainer.config.schema import plain
+from trainer.decide import Decision, Then
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import open_heldout
 from trainer.folder.fence import Fence
-from trainer.loop import Diverged, allows_a_step, train
+from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
 from trainer.optim.updates import Updates, build_optimizer
 from trainer.process import threads
 from trainer.process.allocation import allocating
-from trainer.ranks import Ranks
+from trainer.ranks import Ranks, on_every_rank
 from trainer.record.events import EventLog
 from trainer.start.agreement import agree, corpora, place, program, settings, software
 from trainer.start.claim import check_length, decays, describe, take_folder
@@ -42,95 +43,84 @@ from trainer.steps import Steps
 
 @dataclass
 class Run:
-    """A run that is ready to go: what `trainer.loop.train` takes, wired together. `stack` closes what the run
-    opens.
+    """A run that is ready to go: what `trainer.loop.train` takes, wired together, at the position `state`.
+
+    cfg: the run's config.
+    engine: holds the model and the optimiser as they are at `state`.
+    stream: the sequences of the corpora, by number.
+    loader: reads this data rank's part of `stream`, ahead of the steps.
+    steps: the micro-batches of each step, as the ranks agree on them.
+    state: how far the run has come.
+    checkpointer, meter, evaluator: save, record and evaluate.
+    stopping: whether this rank was asked to stop.
+    ranks: this rank among all.
     """
 
     cfg: RunConfig
     engine: Engine
     stream: Stream
+    loader: Loader
+    steps: Steps
     state: TrainState
     checkpointer: Checkpointer
     meter: Meter
     evaluator: Evaluator
     stopping: Callable[[], bool]
     ranks: Ranks
-    stack: ExitStack
-    loader: Loader = field(init=False)
-    steps: Steps = field(init=False)
 
     def __call__(self) -> bool:
-        """Train to the last step and close the record; False where the run was asked to stop before: see
+        """Train to the last step and close the record; return False where the run was asked to stop before:
+        see
         `left_at`.
 
-        Where the checkpoint that it went on from allows no step, because what comes of it is not finite, it
-        goes back to an older one, and so on until there is none.
+        Where no step can be made from the checkpoint that the run was resumed from, because what comes of it
+        is
+        not finite, go back to an older checkpoint, and so on until there is none: RuntimeError.
         """
-        finished = self._train()
-        if finished:
-            self.meter.finish(self.state)
-        return finished
+        while (end := self._train()).then is Then.REWIND:
+            found = self.checkpointer.go_back(self.engine, end.why, self._allows_a_step)
+            if found is None:
+                raise on_every_rank(RuntimeError(end.why))
+            self.rewind(found)
+        if end.then is not Then.DONE:
+            return False
+        self.meter.finish(self.state)
+        return True
 
-    def _train(self) -> bool:
-        while True:
-            updates = self.engine.scalars()["updates"]
-            try:
-                return train(
-                    self.engine,
-                    self.steps,
-                    self.state,
-                    self.checkpointer,
-                    self.meter,
-                    self.cfg,
-                    evaluator=self.evaluator,
-                    stopping=self.stopping,
-                )
-            except Diverged as fault:
-                if self.engine.scalars()["updates"] != updates or not self._go_back(str(fault)):
-                    raise
+    def _train(self) -> Decision:
+        return train(
+            self.engine,
+            self.steps,
+            self.state,
+            self.checkpointer,
+            self.meter,
+            self.cfg,
+            evaluator=self.evaluator,
+            stopping=self.stopping,
+        )
 
     def begin(self) -> None:
-        """Take up the record and the stream at `state`. Collective."""
+        """Continue the record at `state`: drop the lines of later steps. Collective."""
         evaluated = gather(
             self.ranks.together(
                 lambda: self.meter.resume(self.state, known_bytes=self.checkpointer.known_bytes)
             )
         )[0]
         self.evaluator.done = self.state.step if evaluated else 0
-        self._read_from(self.state)
 
-    def _read_from(self, state: TrainState) -> None:
-        self.stream.quarantined.clear()  # what was read ahead is read again
-        self.loader = Loader(
-            self.stream,
-            rank=self.engine.data_rank,
-            ranks=self.engine.data_ranks,
-            global_batch=self.cfg.train.global_batch,
-            micro_batch=self.cfg.train.micro_batch,
-            start=state.sequences,
-            prefetch=self.cfg.data.prefetch,
-        )
-        self.stack.callback(self.loader.close)
-        self.steps = Steps(
-            self.loader,
-            quarantined=self.stream.quarantined,
-            ranks=self.ranks,
-            masks_alike=self.cfg.data.on_corrupt == "quarantine"
-            and self.engine.data_ranks < self.ranks.world,
-            eos=self.stream.eos,
-        )
-
-    def _go_back(self, why: str) -> bool:
-        found = self.checkpointer.go_back(self.engine, why, self._allows_a_step)
-        if found is None:
-            return False
-        self.state.step, self.state.sequences, self.state.tokens = found.step, found.sequences, found.tokens
+    def rewind(self, state: TrainState) -> None:
+        """Move the run to `state`, which the engine already holds: record and stream follow. Collective."""
+        self.state.move_to(state)
         self.begin()
-        return True
+        self._seek(state)
+
+    def _seek(self, state: TrainState) -> None:
+        """Read on from `state`: drop what was read ahead."""
+        self.loader.seek(state.sequences)
+        self.steps.restart()
 
     def _allows_a_step(self, state: TrainState) -> bool:
-        self.loader.close()
-        self._read_from(state)
+        self._seek(state)
         try:
             return allows_a_step(self.engine, self.steps, state, self.cfg)
         finally:
@@ -210,17 +200,34 @@ def assemble(
             runtime.mark_under_way()
         return runtime.stopping
 
+    loader = Loader(
+        stream,
+        rank=engine.data_rank,
+        ranks=engine.data_ranks,
+        global_batch=cfg.train.global_batch,
+        micro_batch=cfg.train.micro_batch,
+        start=state.sequences,
+        prefetch=cfg.data.prefetch,
+    )
+    stack.callback(loader.close)
     run = Run(
         cfg=cfg,
         engine=engine,
         stream=stream,
+        loader=loader,
+        steps=Steps(
+            loader,
+            quarantined=stream.quarantined,
+            ranks=ranks,
+            masks_alike=cfg.data.on_corrupt == "quarantine" and engine.data_ranks < ranks.world,
+            eos=stream.eos,
+        ),
         state=state,
         checkpointer=checkpointer,
         meter=meter,
         evaluator=Evaluator(heldout, every=cfg.train.eval_every, pp=layout.pp, ranks=ranks),
         stopping=stopping,
         ranks=ranks,
-        stack=stack,
     )
     run.begin()
     # Only now: a config that the checkpoint refuses must not take the place of the run's own. And after the

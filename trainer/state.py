@@ -23,6 +23,10 @@ class TrainState:
         self.sequences += sequences
         self.tokens += tokens
 
+    def move_to(self, other: "TrainState") -> None:
+        """Become equal to `other`: whoever holds this object sees the new position."""
+        self.step, self.sequences, self.tokens = other.step, other.sequences, other.tokens
+
     def to_json(self) -> dict[str, int]:
         return asdict(self)
 

@@ -81,6 +81,11 @@ class Steps:
         """Whether any rank has `news`, the same on every rank: the next step is spoken of."""
         self._exchange_next = asked
 
+    def restart(self) -> None:
+        """Forget the step that was read ahead, and exchange before the next: `batches` was moved elsewhere."""
+        self._ahead = None
+        self._exchange_next = True
+
     def _read(self) -> Sequence[Batch] | Exception:
         try:
             return next(self._batches)

@@ -14,7 +14,7 @@ from data.corpus.manifest import read_manifest, write_manifest
 from data.corpus.scan import map_file, samples
 from data.stream.heldout import HeldoutLoader
 from parallel.world import runtime as runtimes
-from trainer import loop
+from trainer import decide
 from trainer.__main__ import main
 from trainer.config import run_config as configs
 from trainer.evaluation import evaluate
@@ -145,7 +145,7 @@ def ruin(corpus: Path) -> None:
 def test_a_run_that_finds_nothing_to_train_on_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, after: int
 ) -> None:
-    monkeypatch.setattr(loop, "MOST_EMPTY_STEPS", 3)
+    monkeypatch.setattr(decide, "MOST_EMPTY_STEPS", 3)
     corpus = make_corpus(tmp_path, documents=20)
     changes = {"train__steps": steps, "train__eval_every": 0, "checkpoint__every": 0, "model__layers": 1}
     config = write_config(tmp_path, corpus, data__on_corrupt="quarantine", **changes)

@@ -1,19 +1,25 @@
-"""The steps that a rank trains on, with what its peers and it agree on because of damage.
+"""The steps that a rank trains on, masked and ended alike on all ranks that read the same sequences.
 
 The peers of a data rank (its tp, pp and cp ranks) each read the same sequences, maybe from a copy on a disk
-of their own. A document that is damaged in one copy masks its sequences on the rank that reads the copy. They
-have to be masked on its peers as well, or these train on another input than it does. Where damage ends the
-run, all ranks are to leave at the same step, and one of those that found it is to say it.
+of their own. A document that is damaged in one copy masks its sequences on the rank that reads this copy. Its
+peers have to mask them as well, or they train on another input. Where damage ends the run, all ranks are to
+leave at the same step, and one rank that found the damage is to report it.
 
-A rank that finds nothing cannot know what its peers find, so they have to speak of every step; but not by a
-collective of its own. A rank reads one step ahead of the one it trains on, and the step's one reduction
-carries, beside the request to stop, whether any rank could not read the next step, or has masked a sequence
-of it that it has not told of. Where one has, and only there, all ranks exchange what they failed at and
-masked before they take that step. The exchange is in the main thread, between two steps, so collectives keep
-their order under every backend. The first step has none before it, and is always spoken of.
+A rank that finds nothing cannot know what its peers find, so the ranks have to exchange something at every
+step; but not by a collective of its own. A rank reads one step ahead of the step that it trains on, and the
+step's one reduction carries, beside the request to stop, whether any rank could not read the next step, or
+has masked a sequence of it and not exchanged that yet. Where one has, and only there, all ranks exchange
+their failures and masked sequences before they take that step:
+
+    train on step 3, having read step 4     reduction: gradients' norm, loss, …, stop?, exchange?
+    exchange? on some rank                  gather: failed reads, masked sequences of step 4
+    train on step 4, having read step 5
+
+The exchange is in the main thread, between two steps, so collectives keep their order under every backend.
+The first step has none before it, and the ranks always exchange before it.
 
 Sequences belong to one data rank each. Data ranks whose copies differ therefore mask what their own copies
-cannot give: the list says on which ranks.
+cannot give; quarantine.jsonl lists the ranks.
 """
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -28,12 +34,16 @@ Quarantined = MutableMapping[int, list[dict[str, Any]]]
 
 
 class Steps:
-    """Iterates over the micro-batches of each step, `batches`, as the peers agree on them.
+    """Iterates over the micro-batches of each step, as the peers agree on them.
 
-    `quarantined` is what this rank's reader masked, and holds what its peers did as soon as that is known.
-    `ranks`: alone, nothing is read ahead. `masks_alike`: other ranks read the same sequences, and mask what
-    is damaged. `eos`: see `Batch.masked`. What fails in reading is raised by the step it belongs to, on every
-    rank: see `Ranks.together`.
+    batches: the micro-batches of each step, as this rank reads them.
+    quarantined: the damage in what this rank's reader masked; after an exchange, in what its peers masked
+    too.
+    ranks: this rank among all; alone, nothing is read ahead.
+    masks_alike: other ranks read the same sequences, and mask the damaged ones.
+    eos: id of the separator, which masked sequences are filled with; see `Batch.masked`.
+
+    What fails in reading is raised by the step that it belongs to, on every rank: see `Ranks.together`.
     """
 
     def __init__(
@@ -51,13 +61,13 @@ class Steps:
         self._masks_alike = masks_alike
         self._eos = eos
         self._ahead: Sequence[Batch] | Exception | None = None
-        self._exchange_next = True  # some rank has news of the step ahead
+        self._exchange_next = True  # before the step ahead, as some rank asked
 
     def __iter__(self) -> Iterator[Sequence[Batch]]:
         return self
 
     def __next__(self) -> Sequence[Batch]:
-        """The next step. Collective where `hear` was told of news."""
+        """Return the next step. Collective where some rank asked for an exchange."""
         if self._ranks.world == 1:
             return next(self._batches)
         if self._ahead is None:
@@ -78,11 +88,11 @@ class Steps:
         return bool(self._masks_alike and self._quarantined and self._masked())
 
     def exchange_next(self, asked: bool) -> None:
-        """Whether any rank has `news`, the same on every rank: the next step is spoken of."""
+        """Exchange before the next step, if `asked`: whether any rank `needs_exchange`, the same on all."""
         self._exchange_next = asked
 
     def restart(self) -> None:
-        """Forget the step that was read ahead, and exchange before the next: `batches` was moved elsewhere."""
+        """Begin anew, after `batches` was moved: forget the step read ahead, exchange before the next."""
         self._ahead = None
         self._exchange_next = True
 
@@ -93,7 +103,7 @@ class Steps:
             return error
 
     def _next(self) -> Sequence[Batch]:
-        """The step ahead, or what failed in reading it."""
+        """Return the step ahead, or raise what failed in reading it."""
         if isinstance(self._ahead, Exception):
             raise self._ahead
         assert self._ahead is not None
@@ -104,19 +114,19 @@ class Steps:
         return {number: self._quarantined[number] for number in numbers if number in self._quarantined}
 
     def _exchange(self) -> None:
-        told = self._ranks.gather(self._masked())
-        if not any(told):
+        by_rank = self._ranks.gather(self._masked())
+        if not any(by_rank):
             return
         ahead = self._next()
         for number in (number for batch in ahead for number in batch.sequences):
-            found = [(rank, entry) for rank, masked in enumerate(told) for entry in masked.get(number, ())]
+            found = [(rank, entry) for rank, masked in enumerate(by_rank) for entry in masked.get(number, ())]
             if found:
                 self._quarantined[number] = _merged(found)
         self._ahead = [batch.masked(self._quarantined.keys(), eos=self._eos) for batch in ahead]
 
 
 def _merged(found: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each damage once, with the `ranks` that found it. They may have the shard in folders of other names."""
+    """List each damage once, with the `ranks` that found it. Their folders of the shard may differ in name."""
     merged: dict[tuple[str, str, int], dict[str, Any]] = {}
     for rank, entry in found:
         key = (PurePosixPath(entry["shard"]).name, entry["sample"], entry["offset"])

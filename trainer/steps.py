@@ -37,8 +37,8 @@ class Steps:
     """Iterates over the micro-batches of each step, as the peers agree on them.
 
     batches: the micro-batches of each step, as this rank reads them.
-    quarantined: the damage in what this rank's reader masked; after an exchange, in what its peers masked
-    too.
+    quarantined: the damage in what this rank's reader masked; after an exchange, also in what its
+        peers masked.
     ranks: this rank among all; alone, nothing is read ahead.
     masks_alike: other ranks read the same sequences, and mask the damaged ones.
     eos: id of the separator, which masked sequences are filled with; see `Batch.masked`.
@@ -126,7 +126,7 @@ class Steps:
 
 
 def _merged(found: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """List each damage once, with the `ranks` that found it. Their folders of the shard may differ in name."""
+    """List each damage once, with the `ranks` that found it, maybe in folders of different names."""
     merged: dict[tuple[str, str, int], dict[str, Any]] = {}
     for rank, entry in found:
         key = (PurePosixPath(entry["shard"]).name, entry["sample"], entry["offset"])

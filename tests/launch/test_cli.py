@@ -217,7 +217,7 @@ def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
                 "-P",
                 "-m",
                 "trainer.process.entry",
-                "trainer.generate.generate",
+                "trainer.generate.command",
                 str(tmp_path),
                 *options,
             )

@@ -1,8 +1,8 @@
 """Texts that a run writes while it trains: what its checkpoints make of given prompts, in `samples.jsonl`.
 
-A process of its own, `trainer.generate.sample`, reads a committed checkpoint and continues the prompts on a
-CPU: so a sample knows no layout, and leaves no trace in the run. The whole model has to fit into that
-process.
+A process of its own, `trainer.generate.training_samples`, reads a committed checkpoint and continues the
+prompts on a CPU: so a sample knows no layout, and leaves no trace in the run. The whole model has to fit into
+that process.
 """
 
 import json
@@ -19,6 +19,7 @@ from trainer.record.sinks import JsonlLog
 
 Say = Callable[[str], None]
 
+PROCESS = "trainer.generate.training_samples"
 LAST_SECONDS = 300.0  # how long the end of a run waits for a sample; until then it holds its machine
 
 
@@ -70,7 +71,7 @@ class Samples:
         arguments = [str(self._run), str(step), str(self._tokens), *self._prompts]
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trainer.process.entry", "trainer.generate.sample", *arguments],
+                [sys.executable, "-P", "-m", "trainer.process.entry", PROCESS, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

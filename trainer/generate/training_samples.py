@@ -1,7 +1,6 @@
-"""Continue prompts with a checkpoint: `python -m trainer.generate.sample RUN STEP TOKENS PROMPT…`, a JSON
-object each.
+"""The process that `trainer.metrics.samples` starts: a checkpoint of a training run continues given prompts.
 
-For `trainer.metrics.samples`; people use `germinal generate`.
+`python -m trainer.process.entry trainer.generate.training_samples RUN STEP TOKENS PROMPT…`
 """
 
 import json
@@ -16,14 +15,15 @@ from common.standard_error import complain
 from trainer.checkpoint import folder as checkpoints
 from trainer.config import run_config as configs
 from trainer.folder import run_folder
-from trainer.generate.generate import load_checkpoint, write_after
+from trainer.generate.text import continue_prompt
 from trainer.process.interrupts import LeaveAtOnce
+from trainer.trained.trained_model import load_checkpoint
 
 NICE = 10  # training comes first
 
 
 def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
-    """Print {step, prompt, text} for each prompt; returns the exit code."""
+    """Print a JSON object {step, prompt, text} for each prompt; return the exit code."""
     run, step, tokens, *prompts = arguments
     os.nice(NICE)
     torch.set_num_threads(1)
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
         cfg = configs.load(Path(run) / run_folder.CONFIG)
         folder = checkpoints.step_folder(Path(run) / "checkpoints", int(step))
         checkpoints.verify(folder)
-        loaded = load_checkpoint(cfg, Path(run), folder, device="cpu")
+        trained = load_checkpoint(cfg, Path(run), folder, device="cpu")
         for prompt in prompts:
-            text = "".join(write_after(loaded, prompt, max_tokens=int(tokens)))
+            text = "".join(continue_prompt(trained, prompt, max_tokens=int(tokens)))
             print(json.dumps({"step": int(step), "prompt": prompt, "text": text}), flush=True)
     except (ValueError, RuntimeError, OSError) as error:
         return complain(error, FAILED)

@@ -25,7 +25,8 @@ from torch import nn
 from parallel.config import ParallelConfig
 from parallel.layout.layout import Layout
 from parallel.relied_on import borrow, insist
-from parallel.world.runtime import Runtime, environment
+from parallel.world.environment import environment
+from parallel.world.runtime import Runtime
 
 _NEEDED = ("deepspeed", "accelerate", "transformers")
 _REDUCE_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates one such buffer, or two where it overlaps

@@ -1,17 +1,25 @@
-"""Which ranks are still there: every rank holds a connection to rank 0, and the end of a process ends it.
+"""Which ranks are still there: every rank keeps a connection to rank 0, and a process that ends closes it.
 
-Ranks wait for each other: to meet, for a collective, for a save's commit. One that has left without the
-others would be waited for until a time-out of minutes. Here the kernel tells: a connection ends with its
-process, however that dies (keep-alive probes find a machine that is gone), and a rank that leaves in words
-says which. Rank 0 passes it on, and what follows is each rank's own: it leaves too. There is no heartbeat, so
-a rank that is busy, or stopped in a debugger, is never taken for dead. Imports no torch.
+Ranks wait for each other: at the rendezvous, in a collective, at the commit of a save. If one rank ends
+without the others, they would wait until a time-out of minutes. Here the kernel reports the end: a connection
+is closed with its process, however the process dies; keep-alive probes find a machine that is lost. A rank
+that ends in order sends its exit code first. Rank 0 forwards what it learns, and every rank then ends too:
 
-Rank 0 announces where it listens in the store at which the ranks meet. That may be a launcher's, which
-outlives the ranks: torchrun starts them again beside what the dead ones left in it. So the announcement has a
-key of its own at each start, a rank takes it for the present one only when rank 0 answers with that key, and
-what else the ranks put into the store goes under it.
+    rank 2          rank 0          rank 1
+      | killed
+      x - closed - - >|
+                      | Departure(2) - >|
+                      | on_departure    | on_departure, in a thread of its own
 
-Under `germinal train` ranks have no need of it, for its supervisor is the parent of all.
+There is no heartbeat, so a rank that is busy, or stopped in a debugger, is never taken for dead. Imports no
+torch.
+
+Rank 0 announces its address in the store at which the ranks meet. The store may be a launcher's and outlive
+the ranks: torchrun starts them again with what the dead ranks left in it. So every start has a key of its own
+in the announcement. A rank accepts an announcement only when a rank 0 answers there with that key; the ranks
+keep everything else in the store under that key.
+
+Under `germinal train` the supervisor is the parent of all ranks, and presence is not used.
 """
 
 import contextlib
@@ -24,20 +32,26 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 CONNECT_SECONDS = 10.0
-# How long to wait for an answer, or after none came, before the announcement is read anew.
-ANEW_SECONDS = 0.2
-# How long a rank 0 that leaves alone waits for those that are still on their way, to tell them.
+# How long to wait for an answer, and after a failed attempt, before the announcement is read again.
+RETRY_SECONDS = 0.2
+# How long a rank 0 that leaves alone waits for ranks that have not connected yet, to tell them.
 LATE_SECONDS = 60.0
-# Probes after that many seconds of silence, every so many, and the connection's end after so many lost.
+# Keep-alive probes: seconds of silence before the first, seconds between two, and how many may be lost.
 _IDLE, _INTERVAL, _COUNT = 15, 5, 3
 
 
 @dataclass(frozen=True)
 class Departure:
-    """A rank that is gone. `code`: its exit code, None where it did not say. `agreed`: all were to leave."""
+    """The end of a rank.
+
+    rank: which one.
+    code: its exit code; None where it died without sending one.
+    why: the reason that it sent.
+    agreed: all ranks were to leave together, so that no rank has to act on this one's end.
+    """
 
     rank: int
     code: int | None = None
@@ -60,13 +74,13 @@ class Presence:
         self._lock = threading.Lock()
         self._peers: dict[int, socket.socket] = {}  # rank 0: of each other rank; else rank 0's
         self._gone: dict[int, Departure] = {}
-        self.key = ""  # of this start of the ranks, once they have met
+        self.key = ""  # of this start of the ranks; known after `listen` or `join`
 
     def listen(self, store_host: str, store_port: int) -> str:
-        """Rank 0: begin to listen; returns what to announce in the store at that address, `PORT KEY ADDRESS`.
+        """On rank 0: begin to listen. Return the announcement for the store: `PORT KEY ADDRESS`.
 
-        ADDRESS is this machine's on the way to the store, which another machine may hold (torchrun's c10d
-        rendezvous); absent where that way does not leave this machine.
+        ADDRESS is this machine's, as seen from the store, which another machine may hold (torchrun's c10d
+        rendezvous). Absent where the store is on this machine.
         """
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         server = socket.create_server(
@@ -77,10 +91,11 @@ class Presence:
         return f"{server.getsockname()[1]} {self.key} {_own_address(store_host, store_port)}".rstrip()
 
     def join(self, store_host: str, announced: Callable[[], str], *, patience_seconds: float) -> None:
-        """The other ranks: connect to rank 0 of this start.
+        """On the other ranks: connect to rank 0 of this start.
 
-        `announced` reads what stands in the store, which may be of a start before this one until rank 0 of
-        this one has come. RuntimeError where no rank 0 that was announced has answered in time.
+        announced: reads the announcement in the store. Until rank 0 of this start has come, it may be that of
+            an earlier start.
+        patience_seconds: RuntimeError where no announced rank 0 has answered by then.
         """
         deadline = time.monotonic() + patience_seconds
         while True:
@@ -90,7 +105,7 @@ class Presence:
             def is_current(where: str = where) -> bool:
                 return time.monotonic() < deadline and announced() == where
 
-            # No way may lead from here to its own address; the store's host is often its own.
+            # The announced address may be out of reach from here; the store's host often is rank 0's machine.
             for host in dict.fromkeys((*address, store_host)):
                 try:
                     self._peers[0] = self._connect(host, int(port), is_current)
@@ -108,22 +123,23 @@ class Presence:
                     f"rank {self._rank} has not reached rank 0 within {patience_seconds:g} s: {reason}: was "
                     "it started, and may the ranks' machines connect to each other at any port?"
                 )
-            time.sleep(ANEW_SECONDS)
+            time.sleep(RETRY_SECONDS)
 
     def _connect(self, host: str, port: int, is_current: Callable[[], bool]) -> socket.socket:
-        """The connection to the rank 0 that listens there with our key. OSError where there is none, or where
-        the announcement is no longer the current one before it has answered.
+        """Return a connection to the rank 0 that listens there with our key.
+
+        OSError where there is none, or where the announcement changes before it has answered.
         """
         rank_0 = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
         try:
             _send(rank_0, {"rank": self._rank, "key": self.key})
-            rank_0.settimeout(ANEW_SECONDS)
+            rank_0.settimeout(RETRY_SECONDS)
             expected, answer = _line({"rank": 0, "key": self.key}), b""
             while answer != expected:
                 try:
                     received = rank_0.recv(len(expected) - len(answer))
                 except TimeoutError:
-                    # Not to be left for being slow: rank 0 would take that for the end of this rank.
+                    # Do not hang up because rank 0 is slow: it would take that for the end of this rank.
                     if not is_current():
                         raise
                     continue
@@ -137,7 +153,7 @@ class Presence:
         return rank_0
 
     def leave(self, code: int, why: str, *, agreed: bool) -> None:
-        """Tell the others. Rank 0, where it leaves alone, waits a while for those that have not come."""
+        """Tell the other ranks. Where rank 0 leaves alone, wait a while for ranks that have not connected."""
         left = Departure(self._rank, code, why, agreed)
         self._pass_on(left)
         by = time.monotonic() + LATE_SECONDS
@@ -148,7 +164,7 @@ class Presence:
             time.sleep(0.02)
 
     def first_departure(self, patience_seconds: float) -> Departure | None:
-        """Who was first to leave without the others, if that is known within `patience_seconds`."""
+        """The first rank that left without the others; None if none is known within `patience_seconds`."""
         by = time.monotonic() + patience_seconds
         while True:
             with self._lock:
@@ -158,7 +174,7 @@ class Presence:
             time.sleep(0.02)
 
     def _pass_on(self, left: Departure) -> bool:
-        """Note it, and tell every rank that this one is connected to; False where it was known."""
+        """Record a departure and send it to the connected ranks. Return False where it was known."""
         with self._lock:
             if left.rank in self._gone:
                 return False
@@ -180,28 +196,29 @@ class Presence:
     def _serve(self, server: socket.socket) -> None:
         selector = selectors.DefaultSelector()
         selector.register(server, selectors.EVENT_READ)
-        heard: dict[socket.socket, tuple[int, bytes]] = {}  # the rank, -1 before it says so; a line's begin
+        # Connection → (its rank, -1 until its first message; the beginning of an incomplete line).
+        connections: dict[socket.socket, tuple[int, bytes]] = {}
         while True:
             for key, _ in selector.select():
                 if key.fileobj is server:
                     peer, _ = server.accept()
                     _keep_alive(peer)
-                    heard[peer] = (-1, b"")
+                    connections[peer] = (-1, b"")
                     selector.register(peer, selectors.EVENT_READ)
                     continue
-                peer = key.fileobj  # type: ignore[assignment]
-                rank, begun = heard[peer]
+                peer = cast(socket.socket, key.fileobj)
+                rank, incomplete = connections[peer]
                 try:
                     data = peer.recv(4096)
-                    *lines, begun = (begun + data).split(b"\n")
+                    *lines, incomplete = (incomplete + data).split(b"\n")
                     for line in lines:
                         rank = self._handle(peer, rank, json.loads(line))
-                except (OSError, ValueError, KeyError, TypeError):  # gone; or nobody of ours
+                except (OSError, ValueError, KeyError, TypeError):  # closed; or not one of our ranks
                     data = b""
-                heard[peer] = (rank, begun)
-                if not data or len(begun) > 1 << 16:
+                connections[peer] = (rank, incomplete)
+                if not data or len(incomplete) > 1 << 16:
                     selector.unregister(peer)
-                    del heard[peer]
+                    del connections[peer]
                     peer.close()
                     if rank > 0:
                         with self._lock:
@@ -209,7 +226,7 @@ class Presence:
                         self._record_departure(Departure(rank))
 
     def _handle(self, peer: socket.socket, rank: int, message: dict[str, Any]) -> int:
-        """Act on one message; returns whose connection it is."""
+        """Act on one message. Return the rank of the connection."""
         if rank > 0:
             self._record_departure(Departure(**message))
             return rank
@@ -230,16 +247,16 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # it has left, and its own connection tells so
+    with contextlib.suppress(OSError):  # the peer has ended, which its connection reports
         peer.sendall(_line(message))
 
 
 def _own_address(host: str, port: int) -> str:
-    """Of this machine, on the way to `host`; empty where that is this machine by a loopback address."""
+    """This machine's address on the way to `host`; empty where `host` is a loopback address."""
     with contextlib.suppress(OSError):
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
             with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-                probe.connect(address)  # of a datagram socket: nothing is sent, a route is looked up
+                probe.connect(address)  # on a datagram socket this sends nothing and only looks up a route
                 own = str(probe.getsockname()[0])
                 return "" if ipaddress.ip_address(own).is_loopback else own
     return ""

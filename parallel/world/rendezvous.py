@@ -1,4 +1,4 @@
-"""Where the ranks of a run meet, by the variables of whoever launched them. Imports no torch."""
+"""Where the ranks of a run meet, and whether they fit together. Imports no torch."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,12 @@ if TYPE_CHECKING:
 
 
 def address(environ: Mapping[str, str], world: int, *, by_srun: bool) -> str:
-    """tcp://HOST:PORT, by the launcher's variables in `environ`; with `by_srun` also by those of its step.
+    """tcp://HOST:PORT from MASTER_ADDR and MASTER_PORT in `environ`; with `by_srun` also from a SLURM step.
 
-    ValueError where they do not, or MASTER_PORT is no port.
+    Of a SLURM step the host is the first node, on which srun starts rank 0. The port is one of 10000 to 29999
+    (below the ports that the system hands out), made from the numbers of the job and the step.
+
+    ValueError where the variables are not there, or MASTER_PORT is no port.
     """
     known = _slurm_address(environ) if by_srun else {}
     known |= {key: environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in environ}
@@ -30,14 +33,14 @@ def address(environ: Mapping[str, str], world: int, *, by_srun: bool) -> str:
 
 
 def compare_devices(store: "Store", rank: int, world: int, device: str) -> None:
-    """Return if all ranks compute on the same kind of device, such as cuda. Collective, by the store alone.
+    """Return if all ranks compute on one kind of device, such as cuda. Collective, through the store alone.
 
-    It comes before the process group is made: a rank on a GPU reduces on NCCL, one on a CPU on gloo, and they
-    would wait for each other until a time-out. Rank 0 looks at all, the others read what it found.
+    To be called before the process group is made: a rank on a GPU reduces by NCCL, a rank on a CPU by gloo,
+    and they would wait for each other until a time-out. Rank 0 compares all; the others read the result.
 
     Raises:
-        ValueError: on every rank, one line with the first that differs from rank 0 and both kinds.
-        RuntimeError: some did not come before the store's time-out; rank 0 says which.
+        ValueError: on every rank, one line with the first rank that differs from rank 0, and both kinds.
+        RuntimeError: some ranks did not come before the store's time-out; rank 0 names the first.
     """
     store.set(f"device/{rank}", device)
     if rank == 0:
@@ -66,7 +69,7 @@ def compare_devices(store: "Store", rank: int, world: int, device: str) -> None:
 
 
 def _slurm_address(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where the ranks of a SLURM step meet; nothing outside a step, as in a batch script without srun."""
+    """MASTER_ADDR and MASTER_PORT of a SLURM step; empty outside one, as in a batch script without srun."""
     step = environ.get("SLURM_STEP_ID")
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     if step is None or not nodes:

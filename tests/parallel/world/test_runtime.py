@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 from parallel.world import rendezvous, runtime
+from parallel.world.device import device_of
+from parallel.world.launcher import identity
 from parallel.world.presence import Departure
 
 
@@ -23,7 +25,7 @@ from parallel.world.presence import Departure
     ],
 )
 def test_identity(env: dict[str, str], expected: tuple[int, int, int]) -> None:
-    assert runtime._identity(env) == expected
+    assert identity(env) == expected
 
 
 def test_a_single_process_joins_nothing() -> None:
@@ -125,11 +127,11 @@ def test_a_task_of_srun_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
-    assert runtime._device(srun, 1) == torch.device("cuda", 0) and taken == [torch.device("cuda", 0)]
+    assert device_of(srun, 1) == torch.device("cuda", 0) and taken == [torch.device("cuda", 0)]
     with pytest.raises(ValueError, match="local rank 1 has no GPU: this machine has 1"):
-        runtime._device(srun | {"RANK": "1", "WORLD_SIZE": "2"}, 1)
+        device_of(srun | {"RANK": "1", "WORLD_SIZE": "2"}, 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert runtime._device(srun, 1) == torch.device("cuda", 1)
+    assert device_of(srun, 1) == torch.device("cuda", 1)
 
 
 def test_ranks_see_nothing_of_what_a_dead_start_left_in_a_launchers_store() -> None:

@@ -1,0 +1,71 @@
+"""A job on this machine: the command of each rank, where ranks meet, a module in this process."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from command_line import ASCII
+from launch.job import Job, python
+from launch.local import run
+from launch.local.rank_commands import KEEP_MEMORY, rank_commands
+
+
+def test_every_rank_is_told_who_it_is() -> None:
+    job = Job("c.yaml", ("seed=1",), 4, threads=2)
+    ranks = rank_commands(job, rendezvous="file:///tmp/x", environ={})
+    assert [command.env["RANK"] for command in ranks] == ["0", "1", "2", "3"]
+    assert all(
+        command.argv == (sys.executable, "-P", "-m", "trainer", "c.yaml", "seed=1") for command in ranks
+    )
+    assert all(command.env["WORLD_SIZE"] == command.env["LOCAL_WORLD_SIZE"] == "4" for command in ranks)
+    assert all(command.env["GERMINAL_INIT"] == "file:///tmp/x" for command in ranks)
+    assert all(command.env["OMP_NUM_THREADS"] == "2" for command in ranks)
+
+
+def test_threads_that_the_user_set_are_left_and_one_rank_gets_no_rendezvous() -> None:
+    many = rank_commands(Job("c", (), 2, threads=4), rendezvous="file:///x", environ={"OMP_NUM_THREADS": "3"})
+    assert "OMP_NUM_THREADS" not in many[0].env
+    (single,) = rank_commands(Job("c"), rendezvous="", environ={"SLURM_NTASKS": "8"})
+    who = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert single.env == who | KEEP_MEMORY
+
+
+@pytest.mark.parametrize(("platform", "left_by_a_kill"), [("linux", 0), ("darwin", 1)])
+def test_the_ranks_meeting_place_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, left_by_a_kill: int
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with run._rendezvous_file() as place:
+        # As a rank does: opened anew each time, in another process.
+        write = f"open({place!r}, 'a').write('met')"
+        subprocess.run([sys.executable, "-c", write], check=True, timeout=60)
+        assert Path(place).read_text() == "met"
+        assert len(list(tmp_path.iterdir())) == left_by_a_kill
+    assert not Path(place).exists() and not list(tmp_path.iterdir())
+
+
+def test_a_module_run_here_keeps_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["germinal"])
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(int(sys.argv[1]))")
+    (tmp_path / "breaks.py").write_text("1 / 0")
+    assert run.run_module("leaves", "75") == 75
+    assert run.run_module("leaves", "0") == 0
+    assert run.run_module("breaks") == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_another_clone_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('another clone')")
+    done = subprocess.run(
+        python("trainer", "--help"), cwd=tmp_path, env=ASCII, capture_output=True, encoding="utf-8"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m trainer CONFIG [key=value…]")

@@ -38,6 +38,7 @@ from common.files import write_all
 from parallel.engine import Chunk
 from trainer.checkpoint.manager import Checkpointer
 from trainer.checkpoint.store import WRITERS
+from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 from trainer.state import Identity, TrainState
 
@@ -133,9 +134,7 @@ def work(rank: int, args: argparse.Namespace, folder: Path) -> None:
             asynchronous=asynchronous,
             identity=lambda position: Identity(),
             events=EventLog(None),
-            rank=rank,
-            world=args.ranks,
-            gather=gather,
+            ranks=Ranks(rank, args.ranks, gather),
         )
 
     ours = checkpointer("germinal", False)

@@ -38,7 +38,7 @@ from trainer.config import run_config as configs
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import OptimConfig, TrainConfig
 from trainer.models.decoder.config import DecoderConfig
-from trainer.run import make_engine
+from trainer.start.engine import make_engine
 
 PEAK_ON_PAPER, PEAK_REAL = 989e12, 794.5e12
 GIB = 1 << 30

@@ -37,7 +37,7 @@ from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.optim.schedule import learning_rate
 from trainer.record.events import EventLog
-from trainer.run import make_engine
+from trainer.start.engine import make_engine
 from trainer.state import Identity, TrainState
 from trainer.steps import Steps
 

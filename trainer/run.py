@@ -1,5 +1,8 @@
-"""The composition root: the only file that sees every room. It builds a run from its config and starts the
-loop.
+"""The composition root, the only file that imports from every room: builds a run from its config, and starts
+the loop.
+
+Read `Run` for what a run consists of and how it goes back to an older checkpoint, `assemble` for the order in
+which its parts are made.
 """
 
 from __future__ import annotations
@@ -13,31 +16,24 @@ import torch.distributed as dist
 
 from data.stream.loader import Loader
 from data.stream.stream import Stream
-from parallel.build import build_engine
-from parallel.engine import Engine, LocalParameter
-from parallel.layout.layout import Layout
-from parallel.transforms.recompute import compiler
+from parallel.engine import Engine
 from parallel.world.runtime import Runtime
 from trainer.checkpoint.manager import Checkpointer
-from trainer.config import run_config as configs
 from trainer.config.run_config import RunConfig
-from trainer.config.schema import plain
 from trainer.decide import Decision, Then
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import open_heldout
 from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter
-from trainer.models.build import build_model
-from trainer.objectives.build import build_objective
-from trainer.optim.updates import Updates, build_optimizer
 from trainer.process import threads
-from trainer.process.allocation import allocating
 from trainer.ranks import Ranks, on_every_rank
 from trainer.record.events import EventLog
-from trainer.start.agreement import agree, corpora, place, program, settings, software
+from trainer.start.agreement import agree, place
 from trainer.start.claim import check_length, decays, describe, take_folder
-from trainer.state import Identity, TrainState
+from trainer.start.engine import make_engine
+from trainer.start.opening import identity, open_alike
+from trainer.state import TrainState
 from trainer.steps import Steps
 
 
@@ -127,7 +123,7 @@ class Run:
             self.loader.close()
 
     def left_at(self) -> str:
-        """Where a run that was asked to stop is saved, and what to do, for its user."""
+        """Return a line for the user of a run that was asked to stop: where it is saved, and what to do."""
         at = self.checkpointer.folder(self.state.step)
         return f"stopped: saved at step {self.state.step}: {at}; the same command goes on"
 
@@ -140,10 +136,15 @@ def assemble(
     fence: Fence | None = None,
     doing: Callable[[str], None] = lambda what: None,
 ) -> Run:
-    """Build every part of the run and go on from its newest checkpoint, if it has one.
+    """Build every part of the run, and load its newest checkpoint, if it has one. Collective: every rank
+    calls
+    it with the same config.
 
-    `stack` closes what was opened; `doing` is told what takes time; `fence`, of the run's folder, is this
-    start's from here on. Collective: every rank calls it with the same config.
+    cfg: the run's config.
+    runtime: this rank, which has joined the others.
+    stack: closes what was opened.
+    fence: of the run's folder; from here on this start's right to write there.
+    doing: called with a description of what comes next, where that takes long.
 
     Raises:
         ValueError: the config asks for what cannot be (corpus, layout, another run's checkpoints).
@@ -183,9 +184,7 @@ def assemble(
         identity=lambda position: identity(cfg, stream, position),
         events=events,
         logs=meter.logs,
-        rank=runtime.rank,
-        world=runtime.world,
-        gather=gather,
+        ranks=ranks,
         guard=fence.check,
     )
     stack.callback(checkpointer.close)
@@ -200,28 +199,14 @@ def assemble(
             runtime.mark_under_way()
         return runtime.stopping
 
-    loader = Loader(
-        stream,
-        rank=engine.data_rank,
-        ranks=engine.data_ranks,
-        global_batch=cfg.train.global_batch,
-        micro_batch=cfg.train.micro_batch,
-        start=state.sequences,
-        prefetch=cfg.data.prefetch,
-    )
+    loader, steps = open_steps(cfg, engine, stream, state, ranks)
     stack.callback(loader.close)
     run = Run(
         cfg=cfg,
         engine=engine,
         stream=stream,
         loader=loader,
-        steps=Steps(
-            loader,
-            quarantined=stream.quarantined,
-            ranks=ranks,
-            masks_alike=cfg.data.on_corrupt == "quarantine" and engine.data_ranks < ranks.world,
-            eos=stream.eos,
-        ),
+        steps=steps,
         state=state,
         checkpointer=checkpointer,
         meter=meter,
@@ -236,84 +221,33 @@ def assemble(
     return run
 
 
-def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
-    """The layout and the stream of the run, once all ranks are known to have the same. Collective: the first
-    that a rank calls after it has joined.
-
-    ValueError where they have not; or where the layout or a corpus cannot be had, on every rank.
+def open_steps(
+    cfg: RunConfig, engine: Engine, stream: Stream, state: TrainState, ranks: Ranks
+) -> tuple[Loader, Steps]:
+    """Begin to read this data rank's part of the stream from `state` on; return the reader, and its steps as
+    the ranks agree on them.
     """
-    agree(ranks, program(cfg), settings(cfg))
-    layout = ranks.together(lambda: configs.layout(cfg, ranks.world))
-    stream = ranks.together(lambda: open_stream(cfg))
-    agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
-    return layout, stream
-
-
-def open_stream(cfg: RunConfig) -> Stream:
-    """The stream of the config's sources; ValueError where the model's vocabulary cannot hold its tokens."""
-    stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
-    if stream.vocab > cfg.model.vocab:
-        raise ValueError(
-            f"model.vocab={cfg.model.vocab} is smaller than the corpus's tokenizer, {stream.vocab} tokens: "
-            f"set model.vocab to at least {stream.vocab}"
-        )
-    return stream
-
-
-def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
-    """The engine of the config's model, objective and optimiser on this layout, with freshly drawn
-    weights.
-    """
-    plan = cfg.model.plan()
-
-    def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
-
-    def optimizer(parameters: list[LocalParameter]) -> Updates:
-        return build_optimizer(
-            parameters,
-            cfg.optim,
-            no_decay=plan.no_decay,
-            hidden_matrix=hidden_matrix,
-            compiler=compiler(cfg.parallel.compile, runtime.device),
-        )
-
-    with allocating(cfg.model):
-        return build_engine(
-            layout=layout,
-            runtime=runtime,
-            cfg=cfg.parallel,
-            plan=plan,
-            model_factory=lambda: build_model(cfg.model),
-            objective=build_objective(cfg.objective),
-            optimizer_factory=optimizer,
-            precision=cfg.train.precision,
-            fp8=cfg.train.fp8,
-            clip=cfg.optim.clip,
-            seed=cfg.seed,
-            micro_batch=cfg.train.micro_batch,
-            global_batch=cfg.train.global_batch,
-            seq_len=cfg.data.seq_len,
-            sources=len(cfg.data.sources) if len(cfg.data.sources) > 1 else 0,
-        )
-
-
-def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
-    """What a checkpoint made at `position` of the stream must share with this run to be loaded by it."""
-    entry = stream.sources[0].corpus.manifest.tokenizer
-    template = all(source.corpus.manifest.has_template for source in stream.sources)
-    return Identity(
-        data=stream.fingerprint_at(position),
-        seed=cfg.seed,
-        model=plain(cfg.model),
-        settings=configs.settings(cfg),
-        tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
-        software=software(cfg),
+    loader = Loader(
+        stream,
+        rank=engine.data_rank,
+        ranks=engine.data_ranks,
+        global_batch=cfg.train.global_batch,
+        micro_batch=cfg.train.micro_batch,
+        start=state.sequences,
+        prefetch=cfg.data.prefetch,
     )
+    steps = Steps(
+        loader,
+        quarantined=stream.quarantined,
+        ranks=ranks,
+        masks_alike=cfg.data.on_corrupt == "quarantine" and engine.data_ranks < ranks.world,
+        eos=stream.eos,
+    )
+    return loader, steps
 
 
 def gather(value: Any) -> list[Any]:
-    """One small object of every rank, in rank order, on every rank."""
+    """Collect a small object of every rank, in rank order, on every rank. Collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

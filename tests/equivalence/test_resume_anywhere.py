@@ -14,7 +14,7 @@ from torch import Tensor
 from parallel.engine import Engine
 from runs import Alone, Case, State, assemble, assert_one_state, build, distance, reference, state_of, train
 from trainer.checkpoint.manager import Checkpointer
-from trainer.ranks import alone
+from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 from trainer.state import Identity, TrainState
 
@@ -61,9 +61,7 @@ def opened(context: Any, case: Case, folder: Path) -> Iterator[tuple[Engine, Che
         asynchronous=False,
         identity=lambda sequences: Identity(data="corpus", seed=1),
         events=EventLog(None),
-        rank=context.rank,
-        world=context.world,
-        gather=gather if context.world > 1 else alone,
+        ranks=Ranks(context.rank, context.world, gather) if context.world > 1 else Ranks(),
         patience_seconds=30,
     )
     try:

@@ -12,6 +12,7 @@ import torch
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manager import Checkpointer
+from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 from trainer.state import Identity, TrainState
 
@@ -86,11 +87,11 @@ class Team:
 def make(
     run_dir: Path, rank: int = 0, team: Team | None = None, identity: Identity | None = None, **options: Any
 ) -> Checkpointer:
-    ranks: dict[str, Any] = {"rank": rank, "world": team.world, "gather": team.gather(rank)} if team else {}
+    ranks = Ranks(rank, team.world, team.gather(rank)) if team else Ranks()
     settings: dict[str, Any] = {"every": 1, "keep": 0, "asynchronous": False, "patience_seconds": 20}
     settings["identity"] = lambda position: identity or Identity()
     events = EventLog(run_dir / "events.jsonl" if rank == 0 else None)
-    return Checkpointer(run_dir, **{**settings, "events": events, **ranks, **options})
+    return Checkpointer(run_dir, **{**settings, "events": events, "ranks": ranks, **options})
 
 
 def save(checkpointer: Checkpointer, engine: FakeEngine, step: int) -> None:

@@ -15,16 +15,16 @@ from common.files import write_durably
 from parallel.engine import Chunk, Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.attempt import Attempt
-from trainer.checkpoint.folder import DIVERGED, STATE
+from trainer.checkpoint.folder import STATE
+from trainer.checkpoint.go_back import go_back
 from trainer.checkpoint.manifest import FileEntry, digest
-from trainer.checkpoint.newest import damage
-from trainer.checkpoint.resume import check_not_in_a_circle, load_state, resume
+from trainer.checkpoint.resume import resume
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
 from trainer.folder.fence import Guard, unfenced
 from trainer.process.disk import explaining
-from trainer.ranks import TOLD, Ranks, alone, one_line
+from trainer.ranks import TOLD, Ranks, one_line
 from trainer.record.digest import LogDigest
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog
@@ -36,14 +36,20 @@ PATIENCE_SECONDS = 1800.0
 class Checkpointer:
     """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
 
-    All ranks call every method in the same order, but for `due`, `folder` and `known_bytes`. `every` 0 saves
-    only when told; `keep`, `keep_every` and `decays` say which checkpoints stay: see `Retention`. `identity`
-    (position in the stream → what a checkpoint made there shares with the runs that may load it): what comes
-    after the position may still change. `gather` collects one small object of every rank, in rank order, on
-    every rank (one process needs none); starting, resuming and going back use it, and saving coordinates
-    through the folder, where a rank waits for the others at most `patience_seconds`. `guard` raises where a
-    later start of the run writes here. `logs` are forced to disk before a checkpoint is, so that a resume
-    finds every line up to its step; what they then hold is noted in it.
+    All ranks call every method in the same order, but for `due`, `folder` and `known_bytes`.
+
+    every: steps between two saves; 0: save only when `save` is called.
+    keep, keep_every, decays: which checkpoints stay: see `Retention`.
+    asynchronous: copy the state, return, and write in the background.
+    identity: position in the stream → what a checkpoint made there shares with the runs that may load it;
+        what comes after the position may still change.
+    events: the run's event log.
+    logs: forced to disk before a checkpoint is, so that a resume finds every line up to the checkpoint's
+        step; the checkpoint notes their length and hash.
+    ranks: this rank among all. Starting, resuming and going back use its collectives; saving goes through
+        the folder alone (`attempt`).
+    patience_seconds: how long a save waits for the other ranks' files.
+    guard: raises where a later start of the run writes here.
     """
 
     def __init__(
@@ -58,9 +64,7 @@ class Checkpointer:
         identity: Callable[[int], Identity],
         events: EventLog,
         logs: Sequence[JsonlLog] = (),
-        rank: int = 0,
-        world: int = 1,
-        gather: Callable[[Any], list[Any]] = alone,
+        ranks: Ranks | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         guard: Guard = unfenced,
     ) -> None:
@@ -72,7 +76,7 @@ class Checkpointer:
         self.logs = (*logs, events)
         # An event log without a path drops its events.
         self._digests = {log.path.name: LogDigest(log.path) for log in self.logs if log.path.name}
-        self.ranks = Ranks(rank, world, gather)
+        self.ranks = ranks or Ranks()
         self.patience_seconds = patience_seconds
         self.guard = guard
         self.retention = Retention(
@@ -170,44 +174,22 @@ class Checkpointer:
     def go_back(
         self, engine: Engine, why: str, allows_a_step: Callable[[TrainState], bool]
     ) -> TrainState | None:
-        """Go on from the newest older checkpoint from which a step can be made, for none can be made from the
-        one that was resumed: `why`. None where there is no such one.
-
-        `allows_a_step` (state): whether it can, by making it with the engine, which holds that state. Until
-        one is found nothing in the run folder changes: a run that is killed meanwhile finds what was there.
-        Then the newer ones are set aside.
-
-        RuntimeError, one line, where the run has gone back from this step before and has come to it again
-        with the settings that it has now: it would only do so once more.
+        """Go on from an older checkpoint than the resumed one, from which no step can be made: `why`. None
+        where there is none that helps. See `trainer.checkpoint.go_back.go_back`.
         """
         self.wait()
-        first = self._resumed
-        steps = self.ranks.first(lambda: folders.steps(self.root))
-        if first < 0:
-            return None
-        self.ranks.first(lambda: check_not_in_a_circle(self.folder(first), self.identity, why))
-        failed = [step for step in steps if step >= first]
-        for step in (step for step in steps if step < first):
-            at = self.folder(step)
-            if damage(at, self.ranks):  # which the resume below says, and sets it aside
-                continue
-            document = load_state(at, engine, self.identity, self.ranks)
-            if allows_a_step(TrainState.from_json(document["state"])):
-                break
-            failed.append(step)
-        else:
-            return None
-        reason = f"no step can be made from this checkpoint ({why}): went back to step {step}"
-        self.ranks.first(lambda: self._set_aside(first, failed, reason))
-        return self.resume(engine)
-
-    def _set_aside(self, first: int, failed: Sequence[int], reason: str) -> None:
-        """The newest first: killed in between, the run finds the same to do again with fewer."""
-        self.guard()
-        names = [folders.aside(self.folder(step), DIVERGED).name for step in failed]
-        self.events.event("fault", first, reason, set_aside=names)
-        for step in failed:
-            folders.set_aside(self.folder(step), DIVERGED)
+        found = go_back(
+            self.root,
+            engine,
+            resumed=self._resumed,
+            why=why,
+            allows_a_step=allows_a_step,
+            identity=self.identity,
+            events=self.events,
+            ranks=self.ranks,
+            guard=self.guard,
+        )
+        return self.resume(engine) if found else None
 
     def _open(self) -> str:
         """Rank 0, at the start: make the folder, remove what dead attempts left; the nonce of this start."""

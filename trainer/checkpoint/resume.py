@@ -139,21 +139,6 @@ def _read_state(at: Path, identity: Callable[[int], Identity]) -> dict[str, Any]
     return document
 
 
-def check_not_in_a_circle(at: Path, identity: Callable[[int], Identity], why: str) -> None:
-    """RuntimeError, one line, where no step can be made from the checkpoint `at`, `why`, none could before
-    from one of the same step, and nothing is set otherwise now than when it was saved. Not where `at` has
-    been deleted since, as old: steps that are skipped, without an update, are saved too.
-    """
-    if not folders.has_diverged_before(at) or not at.exists():
-        return
-    document = json.loads((at / folders.STATE).read_bytes())
-    if not identity(document["state"]["sequences"]).changes(document["identity"]):
-        raise RuntimeError(
-            f"{why}; {at} was made anew from an older checkpoint with the same settings, and ends the same "
-            "way: change one, and the run goes back again"
-        )
-
-
 def _set_aside(
     root: Path, rejected: Sequence[tuple[int, str]], step: int, events: EventLog, guard: Guard
 ) -> None:

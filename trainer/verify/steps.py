@@ -12,7 +12,9 @@ from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.optim.schedule import learning_rate
 from trainer.ranks import Ranks
-from trainer.run import gather, make_engine, open_alike
+from trainer.run import gather
+from trainer.start.engine import make_engine
+from trainer.start.opening import open_alike
 
 
 @dataclass(frozen=True)

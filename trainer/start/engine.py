@@ -1,0 +1,50 @@
+"""The engine of a run: its model, objective and optimiser on its layout."""
+
+from parallel.build import build_engine
+from parallel.engine import Engine, LocalParameter
+from parallel.layout.layout import Layout
+from parallel.transforms.recompute import compiler
+from parallel.world.runtime import Runtime
+from trainer.config.run_config import RunConfig
+from trainer.models.build import build_model
+from trainer.objectives.build import build_objective
+from trainer.optim.updates import Updates, build_optimizer
+from trainer.process.allocation import allocating
+
+
+def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
+    """Build the engine of the config's model, objective and optimiser on this layout, with new random
+    weights.
+    """
+    plan = cfg.model.plan()
+
+    def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
+
+    def optimizer(parameters: list[LocalParameter]) -> Updates:
+        return build_optimizer(
+            parameters,
+            cfg.optim,
+            no_decay=plan.no_decay,
+            hidden_matrix=hidden_matrix,
+            compiler=compiler(cfg.parallel.compile, runtime.device),
+        )
+
+    with allocating(cfg.model):
+        return build_engine(
+            layout=layout,
+            runtime=runtime,
+            cfg=cfg.parallel,
+            plan=plan,
+            model_factory=lambda: build_model(cfg.model),
+            objective=build_objective(cfg.objective),
+            optimizer_factory=optimizer,
+            precision=cfg.train.precision,
+            fp8=cfg.train.fp8,
+            clip=cfg.optim.clip,
+            seed=cfg.seed,
+            micro_batch=cfg.train.micro_batch,
+            global_batch=cfg.train.global_batch,
+            seq_len=cfg.data.seq_len,
+            sources=len(cfg.data.sources) if len(cfg.data.sources) > 1 else 0,
+        )

@@ -1,0 +1,50 @@
+"""What a run reads, opened on every rank and known to be the same on all."""
+
+from data.stream.stream import Stream
+from parallel.layout.layout import Layout
+from trainer.config import run_config as configs
+from trainer.config.run_config import RunConfig
+from trainer.config.schema import plain
+from trainer.ranks import Ranks
+from trainer.start.agreement import agree, corpora, program, settings, software
+from trainer.state import Identity
+
+
+def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
+    """Return the layout and the stream of the run, once all ranks are known to have the same. Collective: the
+    first collective that a rank calls after it has joined.
+
+    ValueError where they differ; or where the layout or a corpus cannot be had, on every rank.
+    """
+    agree(ranks, program(cfg), settings(cfg))
+    layout = ranks.together(lambda: configs.layout(cfg, ranks.world))
+    stream = ranks.together(lambda: open_stream(cfg))
+    agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
+    return layout, stream
+
+
+def open_stream(cfg: RunConfig) -> Stream:
+    """Open the stream of the config's sources. ValueError where the model's vocabulary cannot hold its
+    tokens.
+    """
+    stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
+    if stream.vocab > cfg.model.vocab:
+        raise ValueError(
+            f"model.vocab={cfg.model.vocab} is smaller than the corpus's tokenizer, {stream.vocab} tokens: "
+            f"set model.vocab to at least {stream.vocab}"
+        )
+    return stream
+
+
+def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
+    """Return what a checkpoint made at `position` of the stream must share with a run that loads it."""
+    entry = stream.sources[0].corpus.manifest.tokenizer
+    template = all(source.corpus.manifest.has_template for source in stream.sources)
+    return Identity(
+        data=stream.fingerprint_at(position),
+        seed=cfg.seed,
+        model=plain(cfg.model),
+        settings=configs.settings(cfg),
+        tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
+        software=software(cfg),
+    )

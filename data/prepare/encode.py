@@ -1,4 +1,10 @@
-"""The work on one unit: read, clean, leave out duplicates, tokenise, write shards."""
+"""The work on one unit: read, clean, leave out duplicates, tokenise, write shards.
+
+    unit → documents → batches of 512 KiB of text → token ids → OUT/.prepare/units/NNNNNN-SSSS.train.tar
+                                                              → …/NNNNNN-SSSS.heldout.tar
+
+NNNNNN is the unit, SSSS a segment: the shards of both sides that are closed together, when either is full.
+"""
 
 import functools
 import json
@@ -12,55 +18,50 @@ from numpy.typing import NDArray
 
 from data.corpus.shards import TokenShardWriter
 from data.prepare.cleaning import clean
-from data.prepare.job import HELDOUT, TRAIN, Job, is_heldout, unit_documents, write_json
-from data.prepare.readers.document import Document
+from data.prepare.document import Document
+from data.prepare.preparation import HELDOUT, TRAIN, Preparation, is_heldout, unit_documents, write_json
 from data.prepare.report.composition import Profile
-from data.prepare.report.tally import Tally
 from data.prepare.survey import surviving
-from data.prepare.units import Unit
-from data.prepare.workers import Report
+from data.prepare.tally import Tally
+from data.prepare.units import Advance, Unit
 from data.tokenizer.tokenizer import Encoder, load, separator_id
 
 
-def cleaned_documents(job: Job, unit: Unit) -> Iterator[Document]:
-    """The documents of a unit that will be in the corpus, to train a tokenizer on."""
-    if job.surveyed:
-        for _, document in surviving(job, unit):
+def cleaned_documents(preparation: Preparation, unit: Unit) -> Iterator[Document]:
+    """Yield the documents of a unit that will be in the corpus, to train a tokenizer on them."""
+    if preparation.surveyed:
+        for _, document in surviving(preparation, unit):
             yield document
         return
-    keep, tally = clean.cleaner(job.recipe, job.evaluation), Tally()
-    for document in unit_documents(job, unit, tally):
+    keep, tally = clean.cleaner(preparation.recipe, preparation.evaluation), Tally()
+    for document in unit_documents(preparation, unit, tally):
         if keep(document, tally):
             yield document
 
 
-def encode_unit(job: Job, unit: Unit, report: Report) -> None:
-    """Writes the shards of one unit, and its record last. Finished shards of a killed attempt are kept."""
-    record = job.record(unit, "units")
+def encode_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
+    """Write the shards of one unit, and its record last. Finished segments of a killed attempt are kept."""
+    record = preparation.record(unit, "units")
     if record.exists():
-        report(-1)
+        advance(-1)
         return
-    segments = _Segments(job, unit)
+    segments = _Segments(preparation, unit)
     tally = Tally()
-    keep = clean.cleaner(job.recipe, job.evaluation)
-    if job.surveyed:
-        stream = surviving(job, unit)
+    keep = clean.cleaner(preparation.recipe, preparation.evaluation)
+    if preparation.surveyed:
+        stream = surviving(preparation, unit)
     else:
-        stream = enumerate(unit_documents(job, unit, tally))
-    reading = True
+        stream = enumerate(unit_documents(preparation, unit, tally))
     for ordinal, document in stream:
         size = len(document.text)
-        report(size)
+        advance(size)
         if ordinal < segments.first:
             continue
-        if reading:
-            # What was counted on the way here belongs to segments that are finished.
-            reading = False
-            if segments.first:
-                tally.clear()
+        if ordinal == segments.first and segments.records:
+            tally.clear()  # of what readers counted up to here: the finished segments' records hold that
         if segments.full:
             segments.seal(ordinal, tally)
-        if not job.surveyed:
+        if not preparation.surveyed:
             tally.add("read", size)
             if not keep(document, tally):
                 continue
@@ -69,7 +70,7 @@ def encode_unit(job: Job, unit: Unit, report: Report) -> None:
             tally.add("noted.ids_of_no_text", 0, document.where)
     segments.seal(-1, tally)
     write_json(record, {"segments": segments.records})
-    report(-1)
+    advance(-1)
 
 
 _ENCODED_AT_ONCE_BYTES = 1 << 19
@@ -77,17 +78,22 @@ _LOOKED_AT_IDS = 1024
 
 
 class _Segments:
-    """The shards of one unit, train and held-out side by side; both are sealed when either is full."""
+    """The segments of one unit: shards of the training and the held-out side, closed together when either is
+    full.
 
-    def __init__(self, job: Job, unit: Unit) -> None:
-        self.job = job
+    encoder: of the corpus's tokenizer.
+    records: of the finished segments, those of a killed attempt included.
+    first: the ordinal, within the unit, of the first document that is in no finished segment.
+    """
+
+    def __init__(self, preparation: Preparation, unit: Unit) -> None:
+        self.preparation = preparation
         self.unit = unit
-        self.encoder = encoder(job.tokenizer, job.recipe.separator)
+        self.encoder = _encoder_of(preparation.tokenizer, preparation.recipe.separator)
         self._begin()
         self.records: list[dict[str, Any]] = []
         while (path := self._path("json")).exists():
             self.records.append(json.loads(path.read_text()))
-        # The first document that is not in a finished segment.
         self.first: int = self.records[-1]["next"] if self.records else 0
 
     def _begin(self) -> None:
@@ -98,16 +104,16 @@ class _Segments:
         self.waiting_bytes = 0
 
     def _path(self, suffix: str) -> Path:
-        return self.job.scratch / "units" / f"{self.unit.number:06d}-{len(self.records):04d}.{suffix}"
+        return self.preparation.scratch / "units" / f"{self.unit.number:06d}-{len(self.records):04d}.{suffix}"
 
     @property
     def full(self) -> bool:
-        """Is it time for the next shard?"""
-        return any(size >= self.job.recipe.shard_bytes for size in self.filled.values())
+        """Has a side as much text as a shard holds?"""
+        return any(size >= self.preparation.recipe.shard_bytes for size in self.filled.values())
 
     def add(self, ordinal: int, document: Document) -> None:
-        """Takes a document for the shard of its side."""
-        side = HELDOUT if is_heldout(document, self.job) else TRAIN
+        """Add a document to the shard of its side. `ordinal`: its number within the unit."""
+        side = HELDOUT if is_heldout(document, self.preparation) else TRAIN
         text_bytes = text_bytes_of(document, self.encoder)
         self.filled[side] += text_bytes
         self.waiting.append((side, ordinal, document, text_bytes))
@@ -116,14 +122,14 @@ class _Segments:
             self._write()
 
     def _write(self) -> None:
-        """Tokenises what is waiting, then writes it: turn by turn, the two would take the cache from each
-        other.
+        """Tokenise all waiting documents, then write them all: document by document, each of the two would
+        evict the other's data from the processor's cache.
         """
         ids = [
             document.ids if document.ids is not None else self.encoder(document.text)
             for _, _, document, _ in self.waiting
         ]
-        self._try_round_trip(ids)
+        self._check_round_trip(ids)
         for tokens, (side, ordinal, document, text_bytes) in zip(ids, self.waiting):
             if side not in self.writers:
                 self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
@@ -132,14 +138,17 @@ class _Segments:
             self.profiles[side].add(document.origin, text_bytes, len(tokens))
         self.waiting, self.waiting_bytes = [], 0
 
-    def _try_round_trip(self, ids: list[Any]) -> None:
-        """Whether a tokenizer loses something is found on one document of every batch, at little cost."""
+    def _check_round_trip(self, ids: list[Any]) -> None:
+        """Decode one document of the batch again, to find a tokenizer that loses text, at little cost."""
         if self.waiting and self.waiting[0][2].ids is None:
             side, _, document, text_bytes = self.waiting[0]
-            self.profiles[side].tried(self.encoder.gives_back(document.text, ids[0]), text_bytes, len(ids[0]))
+            came_back = self.encoder.gives_back(document.text, ids[0])
+            self.profiles[side].count_round_trip(came_back, text_bytes, len(ids[0]))
 
     def seal(self, following: int, tally: Tally) -> None:
-        """Closes the shards and records the segment; `following` is the first document after it."""
+        """Close the shards and record the segment. `following`: the ordinal of the first document after the
+        segment; −1 where the unit ends.
+        """
         self._write()
         record = {
             "next": following,
@@ -155,7 +164,10 @@ class _Segments:
 
 
 def text_bytes_of(document: Document, encode: Encoder) -> int:
-    """UTF-8 bytes of the text; for ids that were given, of the text they stand for."""
+    """UTF-8 bytes of the document's text; for given ids, of the text that they stand for.
+
+    Raises ValueError for an id that the tokenizer does not have.
+    """
     if document.ids is None:
         return len(document.text) if document.text.isascii() else len(document.text.encode())
     largest, least = (int(document.ids.max()), int(document.ids.min())) if document.ids.size else (0, 0)
@@ -170,17 +182,17 @@ def text_bytes_of(document: Document, encode: Encoder) -> int:
 
 
 def _is_no_text(ids: NDArray[np.integer], encode: Encoder) -> bool:
-    """Is more than a tenth of what the first ids stand for no text, as by another tokenizer than theirs?"""
+    """Do the first ids decode to more than a tenth of U+FFFD, as those of another tokenizer do?"""
     text = encode.tokenizer.decode(ids[:_LOOKED_AT_IDS].tolist(), skip_special_tokens=False)
     return bool(text.count("\ufffd") * 10 > len(text))
 
 
-def encoder(path: Path, separator: str) -> Encoder:
-    """The encoder of a tokenizer file: one for each process, since loading takes long."""
-    return _encoder(path, separator, path.stat().st_mtime_ns, path.stat().st_ino)
+def _encoder_of(path: Path, separator: str) -> Encoder:
+    """The encoder of a tokenizer file, kept for the process's next units: loading takes long."""
+    return _load_encoder(path, separator, path.stat().st_mtime_ns, path.stat().st_ino)
 
 
 @functools.lru_cache(1)
-def _encoder(path: Path, separator: str, changed_ns: int, inode: int) -> Encoder:
+def _load_encoder(path: Path, separator: str, changed_ns: int, inode: int) -> Encoder:
     tokenizer = load(path)
     return Encoder(tokenizer, separator_id(tokenizer, separator))

@@ -1,4 +1,4 @@
-"""The end of `prepare`: shards into place under their final numbers, the data card, the manifests last."""
+"""The end of `prepare`: move the shards into place, write the data card, then the manifests."""
 
 import json
 import os
@@ -16,44 +16,63 @@ from data.corpus.manifest import (
     token_dtype,
     write_manifest,
 )
-from data.prepare.encode import encoder
-from data.prepare.job import HELDOUT, TRAIN, Job
-from data.prepare.planfile import NothingLeft
+from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, Preparation
 from data.prepare.report.composition import Profile
 from data.prepare.report.datacard import write_datacard
-from data.prepare.report.steps import count_lines, in_words
-from data.prepare.report.tally import Tally
+from data.prepare.report.line_numbers import number_lines_by_file
+from data.prepare.report.step_names import in_words
 from data.prepare.survey import tally_of
+from data.prepare.tally import Tally
 from data.prepare.units import Unit
 from data.tokenizer import tokenizer as tokenizers
 
 
-def finish(job: Job, units: list[Unit], out: Path, settings: dict[str, Any], split: bool) -> None:
-    """Moves the shards into place under their final numbers and closes each side with its manifest, train
-    last. Raises `NothingLeft` where a side has no document.
+def finish(
+    preparation: Preparation, units: list[Unit], out: Path, settings: dict[str, Any], split: bool
+) -> None:
+    """Move the shards into place under their final numbers; close each side with its manifest, train last.
+
+    preparation: the preparation; the records of all units are there.
+    units: all units, in order.
+    out: the folder of the corpus.
+    settings: the command's settings, for the manifest and the data card.
+    split: into the sides OUT/train and OUT/heldout, or one side in OUT?
+
+    Raises NothingLeft where a side has no document, before any shard is moved.
     """
-    records = [json.loads(job.record(unit, "units").read_text()) for unit in units]
+    records = [json.loads(preparation.record(unit, "units").read_text()) for unit in units]
     segments = [segment for record in records for segment in record["segments"]]
-    tally = tally_of(job, units)
+    tally = tally_of(preparation, units)
     for segment in segments:
         tally.merge(segment["tally"])
-    count_lines(tally, units)
+    number_lines_by_file(tally, units)
     sides = {
         side: [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
         for side in ((HELDOUT, TRAIN) if split else (TRAIN,))
     }
-    for side, shards in sides.items():  # before any shard is moved
+    for side, shards in sides.items():
         if not shards:
-            raise NothingLeft(_nothing_left(side, tally, job.recipe.text_field))
+            raise NothingLeft(_nothing_left(side, tally, preparation.recipe.text_field))
+    tokenizer = _tokenizer_entry(preparation)
     manifests: dict[Path, Manifest] = {}
     for side, shards in sides.items():
         folder = out / side if split else out
         profile = Profile()
         for segment in segments:
             profile.merge(segment["profiles"][side])
+        about = {"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()}
         folder.mkdir(exist_ok=True)
-        placed = [_place(job, entry, folder, number) for number, entry in enumerate(shards)]
-        manifests[folder] = _manifest(job, folder, placed, settings, side, tally, profile)
+        write_durably(folder / tokenizer.file, preparation.tokenizer.read_bytes())
+        manifests[folder] = Manifest(
+            tokenizer=tokenizer,
+            dtype=token_dtype(tokenizer.vocab),
+            block_documents=preparation.recipe.block_documents,
+            shards=tuple(_place(preparation, entry, folder, n) for n, entry in enumerate(shards)),
+            prepare=about,
+            sources=[
+                {"name": name, "documents": n} for name, (n, _, _) in about["profile"]["source"].items()
+            ],
+        )
     write_datacard(out, settings, tally, {folder.name: manifest for folder, manifest in manifests.items()})
     for folder, manifest in manifests.items():
         write_manifest(folder, manifest)
@@ -76,11 +95,11 @@ def _nothing_left(side: str, tally: Tally, text_field: str) -> str:
     return f"no document is left of {read} that were read{why}: check the sources and the steps"
 
 
-def _place(job: Job, entry: ShardEntry, folder: Path, number: int) -> ShardEntry:
-    """Renames a shard and its index; done already where a killed attempt got to."""
+def _place(preparation: Preparation, entry: ShardEntry, folder: Path, number: int) -> ShardEntry:
+    """Rename a shard and its index into `folder`, unless a killed attempt has; return the new entry."""
     placed = replace(entry, file=f"shard-{number:06d}.tar")
     for old, new in ((entry.file, placed.file), (index_name(entry.file), index_name(placed.file))):
-        source = job.scratch / "units" / old
+        source = preparation.scratch / "units" / old
         if source.exists():
             os.replace(source, folder / new)
         elif not (folder / new).exists():
@@ -88,24 +107,11 @@ def _place(job: Job, entry: ShardEntry, folder: Path, number: int) -> ShardEntry
     return placed
 
 
-def _manifest(
-    job: Job,
-    folder: Path,
-    shards: list[ShardEntry],
-    settings: dict[str, Any],
-    side: str,
-    tally: Tally,
-    profile: Profile,
-) -> Manifest:
-    write_durably(folder / "tokenizer.json", job.tokenizer.read_bytes())
-    tokenizer = encoder(job.tokenizer, job.recipe.separator).tokenizer
-    vocab = tokenizers.vocab_size(tokenizer)
-    separator = tokenizers.separator_id(tokenizer, job.recipe.separator)
-    return Manifest(
-        tokenizer=TokenizerEntry("tokenizer.json", file_sha256(job.tokenizer), vocab, separator),
-        dtype=token_dtype(vocab),
-        block_documents=job.recipe.block_documents,
-        shards=tuple(shards),
-        prepare={"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()},
-        sources=[{"name": name, "documents": n} for name, (n, _, _) in profile.as_dict()["source"].items()],
+def _tokenizer_entry(preparation: Preparation) -> TokenizerEntry:
+    tokenizer = tokenizers.load(preparation.tokenizer)
+    return TokenizerEntry(
+        file="tokenizer.json",
+        sha256=file_sha256(preparation.tokenizer),
+        vocab=tokenizers.vocab_size(tokenizer),
+        eos=tokenizers.separator_id(tokenizer, preparation.recipe.separator),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.opening import naming, open_bytes
 from data.prepare import recipe as recipes
-from data.prepare.job import is_heldout_identity
+from data.prepare.preparation import is_heldout_identity
 from data.prepare.readers.text import too_long_file
 from data.prepare.recipe import Recipe
 from data.prepare.sources import folders_of_datasets

@@ -1,6 +1,4 @@
-"""Cleaned documents between the two passes, when there are two: an Arrow stream a unit, compressed, read in
-order.
-"""
+"""Spools: the cleaned documents of a unit between the two passes, as one compressed Arrow stream."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.prepare.readers.document import Document
+from data.prepare.document import Document
 
 _SCHEMA = pa.schema(
     [
@@ -25,7 +23,7 @@ _BATCH_BYTES = 4 << 20
 
 
 class SpoolWriter:
-    """Writes documents to `path`; in batches of bounded size, so memory does not grow with the unit."""
+    """Write documents to `path` in batches of bounded size, so that memory does not grow with the unit."""
 
     def __init__(self, path: Path) -> None:
         options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
@@ -43,7 +41,7 @@ class SpoolWriter:
         self._stream.close()
 
     def add(self, document: Document) -> None:
-        """Appends one document."""
+        """Append one document."""
         ids = document.ids.astype("<i8").tobytes() if document.ids is not None else None
         media = sorted(document.media.items())
         self._rows.append(
@@ -60,7 +58,7 @@ class SpoolWriter:
 
 
 def read(path: Path) -> Iterator[Document]:
-    """The documents of a spool, in order."""
+    """Yield the documents of a spool in order."""
     with pa.ipc.open_stream(str(path)) as stream:
         for batch in stream:
             for row in batch.to_pylist():

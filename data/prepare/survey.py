@@ -1,6 +1,10 @@
-"""The first of two passes, where cleaning or deduplication asks for one: clean, fingerprint, put by.
+"""The survey: the first of two passes, where deduplication or the training of a tokenizer needs one.
 
-A corpus is cleaned once, on all cores, into a spool; what says whether documents are the same lies beside it.
+    unit → cleaned documents → OUT/.prepare/survey/NNNNNN.arrow        the spool
+                             → …/NNNNNN.content.npy, NNNNNN.minhash.npy  what tells duplicates
+    all units → find_duplicates → …/NNNNNN.keep.npy                      which documents stay
+
+The corpus is cleaned once, on all cores; the second pass (`data.prepare.encode`) reads the spools.
 """
 
 import json
@@ -12,71 +16,71 @@ import xxhash
 
 from data.prepare import spool
 from data.prepare.cleaning import clean, dedup
-from data.prepare.job import Job, content, unit_documents, write_json
-from data.prepare.readers.document import Document
-from data.prepare.report.tally import Tally
-from data.prepare.units import Unit
-from data.prepare.workers import Report
+from data.prepare.document import Document
+from data.prepare.preparation import Preparation, unit_documents, write_json
+from data.prepare.tally import Tally
+from data.prepare.units import Advance, Unit
 
 
-def survey_unit(job: Job, unit: Unit, report: Report) -> None:
-    """Cleans one unit into its spool; its record comes last."""
-    record = job.record(unit, "survey")
+def survey_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
+    """Clean one unit into its spool and store what tells its duplicates; write its record last."""
+    record = preparation.record(unit, "survey")
     if record.exists():
-        report(-1)
+        advance(-1)
         return
-    near = dedup.bands(job.recipe.near_threshold) if job.recipe.deduplicate == "near" else (0, 0)
+    near = (
+        dedup.bands(preparation.recipe.near_threshold) if preparation.recipe.deduplicate == "near" else (0, 0)
+    )
     contents: list[tuple[int, int, int]] = []
     minhashes: list[np.ndarray] = []
     nothing = np.zeros(near[0] * near[1], np.uint32)
     tally = Tally()
-    keep = clean.cleaner(job.recipe, job.evaluation)
+    keep = clean.cleaner(preparation.recipe, preparation.evaluation)
     with spool.SpoolWriter(record.with_suffix(".arrow")) as kept:
-        for document in unit_documents(job, unit, tally):
+        for document in unit_documents(preparation, unit, tally):
             size = len(document.text)
-            report(size)
+            advance(size)
             tally.add("read", size)
             if not keep(document, tally):
                 continue
             kept.add(document)
-            high, low = divmod(xxhash.xxh3_128_intdigest(content(document)), 1 << 64)
+            high, low = divmod(xxhash.xxh3_128_intdigest(document.content), 1 << 64)
             contents.append((high, low, len(document.text)))
             if len(nothing):
-                is_text = document.ids is None and not document.media
-                found = dedup.signature(document.text, len(nothing)) if is_text else None
+                found = dedup.signature(document.text, len(nothing)) if document.is_text else None
                 minhashes.append(nothing if found is None else found)
     columns = np.array(contents, np.uint64).reshape(-1, 3).T
     np.save(record.with_suffix(".content.npy"), np.ascontiguousarray(columns), allow_pickle=False)
     np.save(record.with_suffix(".minhash.npy"), np.array(minhashes, np.uint32).reshape(-1, len(nothing) or 1))
     write_json(record, {"tally": tally.as_dict()})
-    report(-1)
+    advance(-1)
 
 
-def find_duplicates(job: Job, units: list[Unit]) -> None:
-    """Decides over the whole corpus which documents go; nothing to do for a run that got past it before."""
-    survey = job.scratch / "survey"
-    if job.recipe.deduplicate and not (survey / "duplicates.json").exists():
-        threshold = job.recipe.near_threshold if job.recipe.deduplicate == "near" else None
+def find_duplicates(preparation: Preparation, units: list[Unit]) -> None:
+    """Decide over the whole corpus which documents are left out as duplicates, if no attempt has yet."""
+    survey = preparation.scratch / "survey"
+    if preparation.recipe.deduplicate and not (survey / "duplicates.json").exists():
+        threshold = preparation.recipe.near_threshold if preparation.recipe.deduplicate == "near" else None
         dedup.write_tally(survey, dedup.find(survey, [unit.number for unit in units], threshold))
 
 
-def surviving(job: Job, unit: Unit) -> Iterator[tuple[int, Document]]:
-    """(place in the spool, document) of what is left of a unit after both passes."""
-    record = job.record(unit, "survey")
+def surviving(preparation: Preparation, unit: Unit) -> Iterator[tuple[int, Document]]:
+    """Yield (place in the spool, document) of a unit's documents that are no duplicates."""
+    record = preparation.record(unit, "survey")
     keep = record.with_suffix(".keep.npy")
-    verdicts = np.load(keep) if job.recipe.deduplicate else None
+    verdicts = np.load(keep) if preparation.recipe.deduplicate else None
     for place, document in enumerate(spool.read(record.with_suffix(".arrow"))):
         if verdicts is None or verdicts[place] == dedup.KEPT:
             yield place, document
 
 
-def tally_of(job: Job, units: list[Unit]) -> Tally:
-    """All that the survey counted, in the order of the corpus."""
+def tally_of(preparation: Preparation, units: list[Unit]) -> Tally:
+    """The counts of the whole survey, in the order of the corpus."""
     tally = Tally()
-    if job.surveyed:
+    if preparation.surveyed:
         for unit in units:
-            tally.merge(json.loads(job.record(unit, "survey").read_text())["tally"])
-        found: Path = job.scratch / "survey" / "duplicates.json"
+            tally.merge(json.loads(preparation.record(unit, "survey").read_text())["tally"])
+        found: Path = preparation.scratch / "survey" / "duplicates.json"
         if found.exists():
             tally.merge(json.loads(found.read_text()))
     return tally

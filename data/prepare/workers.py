@@ -1,4 +1,8 @@
-"""Runs one function over many units in worker processes, with progress, and leaves none behind."""
+"""Call one function for many units in worker processes of this machine, with progress.
+
+No worker outlives the call or a parent that is killed. This file does not import what is done to a unit, and
+the work on a unit does not import what runs it.
+"""
 
 import multiprocessing
 import os
@@ -13,42 +17,50 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from common.retry import attempts
-from data.prepare.units import Unit
+from data.prepare.units import Advance, Unit
 
-Report = Callable[[int], None]
-UnitFunction = Callable[[Any, Unit, Report], None]
+# (preparation, unit, advance): works on one unit; a second call for the same unit goes on after a failure.
+UnitFunction = Callable[[Any, Unit, Advance], None]
 
 _POLL_SECONDS = 0.2
-# Of a unit whose server failed, with pauses of 1, 5 and 25 s.
+# For a unit whose server fails: pauses of 1, 5 and 25 s.
 ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR = 4, 1.0, 5.0
 _done_bytes: Any = None
 _stop: Any = None
 
 
 class _Stopped(Exception):
-    """Another unit failed; this one's work is thrown away."""
+    """Raised in the other workers when the work on one unit has failed."""
 
 
-def run_units(function: UnitFunction, job: Any, units: Sequence[Unit], workers: int, report: Report) -> None:
-    """Calls `function(job, unit, report)` for every unit; with one worker, in this process.
+def run_units(
+    function: UnitFunction, preparation: Any, units: Sequence[Unit], workers: int, advance: Advance
+) -> None:
+    """Call `function(preparation, unit, advance)` for every unit, in any order.
 
-    Raises what the first unit that failed raised; RuntimeError when a worker was killed from outside.
+    function: importable by name, for it is pickled.
+    preparation: what the function needs to know of the whole; pickled as well.
+    units: the units.
+    workers: number of processes; with 1, this process does the work.
+    advance: called in this process with the bytes of input that are done.
+
+    Raises the exception of the first unit that failed; RuntimeError where a worker was killed from outside.
     """
     if workers <= 1 or len(units) <= 1:
         for unit in units:
-            _attempts(function, job, unit, _capped(report, unit.bytes))
+            _attempts(function, preparation, unit, _capped(advance, unit.bytes))
         return
     context = _context()
     done_bytes, stop = context.Value("q", 0), context.Value("b", 0)
     pool = ProcessPoolExecutor(min(workers, len(units)), context, _begin, (done_bytes, stop))
     try:
-        futures = {pool.submit(_call, function, job, unit) for unit in units}
+        futures = {pool.submit(_call, function, preparation, unit) for unit in units}
         reported = 0
         while futures:
             finished, futures = wait(futures, _POLL_SECONDS, FIRST_EXCEPTION)
             for future in finished:
                 future.result()
-            report(done_bytes.value - reported)
+            advance(done_bytes.value - reported)
             reported = done_bytes.value
     except BrokenProcessPool:
         raise RuntimeError(
@@ -60,8 +72,8 @@ def run_units(function: UnitFunction, job: Any, units: Sequence[Unit], workers: 
 
 
 def _context() -> ForkServerContext:
-    """The fork server imports the packages once and its children begin with them; it is itself a fresh
-    process, so nothing of this one's threads is forked.
+    """The fork server's context: a fresh process imports the packages once and is then forked, so that no
+    worker inherits this process's threads.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.prepare.encode", "webdataset"])
@@ -69,7 +81,7 @@ def _context() -> ForkServerContext:
 
 
 def warm_up(workers: int) -> None:
-    """Starts the fork server and its imports now, beside whatever this process does before the first unit."""
+    """Start the fork server and its imports now, while this process still prepares the first unit."""
     if workers > 1:
         _context()
         forkserver.ensure_running()
@@ -78,35 +90,35 @@ def warm_up(workers: int) -> None:
 def _begin(done_bytes: Any, stop: Any) -> None:
     global _done_bytes, _stop
     _done_bytes, _stop = done_bytes, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C and stops the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and stops the workers
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_with(sentinel: int) -> None:
-    """A worker must not outlive a parent that was killed: it would wait for work for ever."""
+    """End this worker when its parent has ended: it would wait for work for ever."""
     wait_connections([sentinel])
     os._exit(1)
 
 
-def _call(function: UnitFunction, job: Any, unit: Unit) -> None:
+def _call(function: UnitFunction, preparation: Any, unit: Unit) -> None:
     def count(size_bytes: int) -> None:
         if _stop.value:
             raise _Stopped
         with _done_bytes.get_lock():
             _done_bytes.value += size_bytes
 
-    _attempts(function, job, unit, _capped(count, unit.bytes))
+    _attempts(function, preparation, unit, _capped(count, unit.bytes))
 
 
-def _attempts(function: UnitFunction, job: Any, unit: Unit, report: Report) -> None:
-    """A unit that reads from a server is tried again: it keeps its finished shards, and a failure leaves no
-    trace.
+def _attempts(function: UnitFunction, preparation: Any, unit: Unit, advance: Advance) -> None:
+    """Call `function`, several times for a unit that reads from a server: it keeps its finished shards, and a
+    failed attempt changes nothing else.
     """
     for _ in attempts(ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR):
         try:
-            return function(job, unit, report)
+            return function(preparation, unit, advance)
         except RuntimeError as error:
             if not unit.is_remote or isinstance(error.__cause__, FileNotFoundError | ImportError):
                 raise
@@ -114,14 +126,14 @@ def _attempts(function: UnitFunction, job: Any, unit: Unit, report: Report) -> N
     raise last
 
 
-def _capped(report: Report, unit_bytes: int) -> Report:
-    """Reports no more than the unit's bytes: what is read of a compressed file is more than the file."""
+def _capped(advance: Advance, unit_bytes: int) -> Advance:
+    """`advance` for one unit, never beyond the unit's bytes: a compressed file holds more text than bytes."""
     left = unit_bytes
 
     def count(size_bytes: int) -> None:
         nonlocal left
         size_bytes = left if size_bytes < 0 else min(size_bytes, left)
         left -= size_bytes
-        report(size_bytes)
+        advance(size_bytes)
 
     return count

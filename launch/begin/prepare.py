@@ -13,7 +13,7 @@ from launch import options, tables
 from launch.recipe_help import ABOUT
 
 if TYPE_CHECKING:
-    from data.prepare.prepare import PrepareReport
+    from data.prepare.report.outcome import PrepareReport
 
 
 def add_command(add: options.AddCommand) -> None:
@@ -76,16 +76,16 @@ def _show_corpora(report: "PrepareReport", out: str) -> None:
 
 def _show_steps(report: "PrepareReport", text_field: str) -> None:
     """Print how many documents were read, changed, removed and written, and why."""
-    from data.prepare.report.steps import in_words
+    from data.prepare.report.step_names import in_words, unit_of
 
     steps = [
-        (in_words(step, text_field), documents, size, "; ".join(report.examples.get(step, [])[:1]))
+        (in_words(step, text_field), documents, size, unit_of(step), *report.examples.get(step, [""])[:1])
         for step, (documents, size) in report.counts.items()
         if documents
     ]
     files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
     title = f"what came in, from files of kind {files}, and what went out"
-    tables.rows(title, ("step", "documents", "characters", "for example"), steps)
+    tables.rows(title, ("step", "documents", "size", "unit", "for example"), steps)
 
 
 def _encodings(counts: Mapping[str, tuple[int, int]], examples: Mapping[str, list[str]]) -> Iterator[str]:

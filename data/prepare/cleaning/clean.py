@@ -1,7 +1,14 @@
-"""The cleaning of one document: each step optional, in one fixed order, counted in the tally."""
+"""The cleaning of one document: the steps that a recipe asks for, in one fixed order, counted in the tally.
+
+    licence → encoding → normal form → length → quality filters → language → scrub hook → decontamination
+
+A step changes the document in place and returns whether it is kept. A document that a step does not keep goes
+through no further step.
+"""
 
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,24 +17,35 @@ import numpy as np
 
 from data.prepare.cleaning import quality
 from data.prepare.cleaning.decontaminate import is_contaminated
+from data.prepare.cleaning.hooks import load_hook
 from data.prepare.cleaning.words import Hashes
-from data.prepare.readers.document import Document
+from data.prepare.document import Document
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
-from data.scrub import hook
+from data.prepare.tally import Tally
 
-Step = Callable[[Document, Tally], bool]
+Keep = Callable[[Document, Tally], bool]
 
 
-def steps(recipe: Recipe, evaluation: Path) -> list[Step]:
-    """The steps that the recipe asks for: each changes a document in place and says whether it is kept.
+@dataclass(frozen=True)
+class CleaningStep:
+    """One step of the cleaning.
 
-    `evaluation`: where `data.prepare.cleaning.decontaminate` has stored the n-grams to keep out. Raises
-    ValueError for a hook or a library that is not there.
+    keep: changes a document in place, counts the change, and returns whether the document is kept.
+    of_text: does the step work on the text? If so, documents that are not text alone pass without it.
     """
-    chosen: list[Step] = []
-    if recipe.licences:
-        chosen.append(partial(_licence, recipe))
+
+    keep: Keep
+    of_text: bool = True
+
+
+def cleaning_steps(recipe: Recipe, evaluation: Path) -> list[CleaningStep]:
+    """The steps that the recipe asks for, in order.
+
+    evaluation: the file in which `data.prepare.cleaning.decontaminate` has stored the n-grams to keep out.
+
+    Raises ValueError for a hook or a library that is not there.
+    """
+    chosen: list[Keep] = []
     if recipe.fix_encoding:
         chosen.append(_fix_encoding())
     if recipe.normal_form:
@@ -38,22 +56,23 @@ def steps(recipe: Recipe, evaluation: Path) -> list[Step]:
     if recipe.language_hook or recipe.languages:
         chosen.append(_language(recipe))
     if recipe.scrub_hook:
-        chosen.append(partial(_scrub, hook("scrub_hook", recipe.scrub_hook)))
+        chosen.append(partial(_scrub, load_hook("scrub_hook", recipe.scrub_hook)))
     if recipe.decontaminate:
         chosen.append(_contamination(recipe, evaluation))
-    return chosen
+    licences = [CleaningStep(partial(_licence, recipe), of_text=False)] if recipe.licences else []
+    return licences + [CleaningStep(keep) for keep in chosen]
 
 
-def cleaner(recipe: Recipe, evaluation: Path) -> Step:
-    """All steps as one. Licences are looked at in every document, texts only in those that are text alone:
-    ids that were given, and captions and classes of pictures, are taken as they are.
+def cleaner(recipe: Recipe, evaluation: Path) -> Keep:
+    """All steps of `cleaning_steps` as one function, which also leaves out what is empty after them.
+
+    Given ids, and captions and classes of pictures, are taken as they are: only their licence is checked.
     """
-    chosen = steps(recipe, evaluation)
+    chosen = cleaning_steps(recipe, evaluation)
 
     def keep(document: Document, tally: Tally) -> bool:
-        is_text = document.ids is None and not document.media
         for step in chosen:
-            if (is_text or getattr(step, "func", None) is _licence) and not step(document, tally):
+            if (document.is_text or not step.of_text) and not step.keep(document, tally):
                 return False
         empty = not document.text.strip() if document.ids is None else not document.ids.size
         if empty and not document.media:
@@ -83,12 +102,12 @@ def _licence(recipe: Recipe, document: Document, tally: Tally) -> bool:
     return True
 
 
-def _fix_encoding() -> Step:
+def _fix_encoding() -> Keep:
     try:
         import ftfy
     except ImportError:
         raise ValueError("--fix-encoding needs ftfy, which is not installed: pip install ftfy") from None
-    # Only what makes mojibake right again: no curly quotes straightened, no markup unescaped in code.
+    # Only what undoes a wrong decoding: no curly quotes straightened, no markup unescaped in code.
     config = ftfy.TextFixerConfig(
         unescape_html=False,
         uncurl_quotes=False,
@@ -139,15 +158,15 @@ def _c4(document: Document, tally: Tally) -> bool:
     return True
 
 
-_FILTERS: dict[str, Step] = {
+_FILTERS: dict[str, Keep] = {
     "c4": _c4,
     "gopher_quality": _gopher_quality,
     "gopher_repetition": _gopher_repetition,
 }
 
 
-def _language(recipe: Recipe) -> Step:
-    detect = hook("language_hook", recipe.language_hook) if recipe.language_hook else None
+def _language(recipe: Recipe) -> Keep:
+    detect = load_hook("language_hook", recipe.language_hook) if recipe.language_hook else None
 
     def keep(document: Document, tally: Tally) -> bool:
         if detect is not None:
@@ -165,8 +184,8 @@ def _scrub(scrub: Callable[[str], str], document: Document, tally: Tally) -> boo
     return True
 
 
-def _contamination(recipe: Recipe, evaluation: Path) -> Step:
-    every: Hashes | None = None
+def _contamination(recipe: Recipe, evaluation: Path) -> Keep:
+    every: Hashes | None = None  # opened at the first document: the file is not there before
 
     def keep(document: Document, tally: Tally) -> bool:
         nonlocal every

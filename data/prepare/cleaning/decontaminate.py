@@ -13,10 +13,10 @@ import numpy as np
 from data.opening import open_bytes
 from data.prepare.cleaning.words import Hashes, hashes, plain_words, runs
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.decoding import decode
 from data.prepare.sources.looks import BOM
 from data.prepare.sources.sources import expand
+from data.prepare.tally import Tally
 
 
 def write_evaluation_runs(recipe: Recipe, path: Path) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.prepare.cleaning.words import Hashes, hashes, mixed, plain_words, runs
-from data.prepare.report.tally import Tally
+from data.prepare.tally import Tally
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128

@@ -9,11 +9,12 @@ from typing import IO, Any
 import numpy as np
 
 from data.opening import open_bytes
-from data.prepare.readers.document import Document, origin_of
+from data.prepare.document import Document
+from data.prepare.readers.records import origin_of
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.sources import InputFile, TokenIds
-from data.prepare.units import Piece
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange
 
 _CHUNK_IDS = 1 << 20
 _SAMPLE_BYTES = 1 << 18
@@ -31,21 +32,21 @@ class Layout:
     count: int
 
 
-def ids(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """The documents that begin in the piece. Raises ValueError, with the position, for an id that the
+def id_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """The documents that begin in the file_range. Raises ValueError, with the position, for an id that the
     tokenizer does not have, and for a document longer than `max_document_bytes`.
     """
-    file = piece.file
+    file = file_range.file
     if file.tokens is None:
         raise ValueError(
             f"{file.path} holds token ids, by its name: give the tokenizer that made them with --tokenizer "
             "FILE, or leave the file out with --exclude"
         )
     layout = layout_of(file, recipe)
-    item, whole = layout.dtype.itemsize, piece.end >= file.bytes
-    first = max(0, -(-(piece.start - layout.begins) // item))
-    end = layout.count if whole else max(0, -(-(piece.end - layout.begins) // item))
-    if first >= min(end, layout.count):  # the piece may end within the header
+    item, whole = layout.dtype.itemsize, file_range.end >= file.bytes
+    first = max(0, -(-(file_range.start - layout.begins) // item))
+    end = layout.count if whole else max(0, -(-(file_range.end - layout.begins) // item))
+    if first >= min(end, layout.count):  # the file_range may end within the header
         return
     at = max(0, first - 1)  # the id before may be what ends the document before
     begins = 0 if not first else -1

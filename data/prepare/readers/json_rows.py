@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from data.opening import bounded_line, line_after
-from data.prepare.readers.document import Document, from_record, origin_of, too_long, whole
+from data.prepare.document import Document
+from data.prepare.readers.records import from_record, origin_of, too_long, whole
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.decoding import decoded, open_text
 from data.prepare.sources.looks import BOM, binary_format, json_shape
 from data.prepare.sources.sources import InputFile
-from data.prepare.units import Piece
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange
 
 # Far below what the parser's recursion bears, so that it does not depend on who calls it.
 MOST_DEPTH = 500
@@ -27,16 +28,16 @@ _REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 
 
-def lines(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def lines(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a line."""
-    file, limit = piece.file, recipe.row_bytes
+    file, limit = file_range.file, recipe.row_bytes
     stream, _ = open_text(file.path, recipe)
     with stream:
         # The place of a line is its offset in the (decompressed) file, known without reading what comes
         # before it.
-        at = line_after(stream, piece.start, piece.end) if piece.start else 0
-        whole_file, number = piece.end >= file.bytes, 0
-        while whole_file or at < piece.end:
+        at = line_after(stream, file_range.start, file_range.end) if file_range.start else 0
+        whole_file, number = file_range.end >= file.bytes, 0
+        while whole_file or at < file_range.end:
             line, size = bounded_line(stream, limit)
             if not size:
                 break
@@ -44,8 +45,8 @@ def lines(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
                 _refuse_other_formats(file, line)
             offset, at, number = at, at + size, number + 1
             where = f"{file.relative}, line {number}"
-            if piece.start:
-                where += f" after byte {piece.start}"
+            if file_range.start:
+                where += f" after byte {file_range.start}"
             if size > limit:
                 tally.add("removed.too_long_document", size, where)
                 continue
@@ -64,14 +65,14 @@ def _refuse_other_formats(file: InputFile, head: bytes) -> None:
         raise ValueError(f"{file.path} is a JSON array, not lines: name it .json or give --format json")
 
 
-def array(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def array(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document an element; a file that turns out to hold lines of JSON is read as such."""
-    file = piece.file
+    file = file_range.file
     stream, _ = open_text(file.path, recipe)
     with stream:
         shape = json_shape(stream, recipe.text_field, recipe.row_bytes)
     if shape == "lines":
-        yield from lines(piece, recipe, tally)
+        yield from lines(file_range, recipe, tally)
         return
     if shape == "text":
         raise ValueError(

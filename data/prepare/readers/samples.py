@@ -19,21 +19,22 @@ from numpy.typing import NDArray
 from common.mapped_file import map_file
 from data.corpus import scan
 from data.opening import open_bytes
-from data.prepare.readers.document import Document, origin_of, too_long, whole
+from data.prepare.document import Document
 from data.prepare.readers.json_rows import is_too_deep
+from data.prepare.readers.records import origin_of, too_long, whole
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.decoding import decode
 from data.prepare.sources.sources import InputFile
-from data.prepare.units import Piece
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _READ = ("txt", "text", "caption", "json", "npy", "cls", *IMAGES)
 
 
-def image(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def image(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A picture in a folder of its class; the text is the class."""
-    file = piece.file
+    file = file_range.file
     with open_bytes(file.path) as stream:
         raw = stream.read(recipe.max_document_bytes + 1)
     if len(raw) > recipe.max_document_bytes:
@@ -45,14 +46,14 @@ def image(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     yield Document(name, origin_of(file, **{"class": name}), media={extension: raw})
 
 
-def webdataset(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def webdataset(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a sample."""
-    for key, size, members in _samples(piece.file, recipe.row_bytes):
-        where = f"{piece.file.relative}:{key}"
+    for key, size, members in _samples(file_range.file, recipe.row_bytes):
+        where = f"{file_range.file.relative}:{key}"
         if size > recipe.row_bytes:
             tally.add("removed.too_long_document", size, where)
             continue
-        document = _sample_document(key, members, piece.file, recipe, tally)
+        document = _sample_document(key, members, file_range.file, recipe, tally)
         if document is None:
             continue
         if too_long(document.text, recipe):

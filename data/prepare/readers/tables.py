@@ -8,22 +8,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from data.opening import open_bytes
-from data.prepare.readers.document import Document, from_record, partitions
+from data.prepare.document import Document
 from data.prepare.readers.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
+from data.prepare.readers.records import from_record, partitions
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.decoding import decoded_row, open_text
 from data.prepare.sources.looks import binary_format
 from data.prepare.sources.sources import InputFile
-from data.prepare.units import Piece
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange
 
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
 _SHARED_BYTES = 64 << 20  # of rows that share one value
 
 
-def separated(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def separated(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a row of CSV or TSV; other separators are found by the header."""
-    file, limit = piece.file, recipe.row_bytes
+    file, limit = file_range.file, recipe.row_bytes
     csv.field_size_limit(limit)
     stream, head = open_text(file.path, recipe)
     with stream:
@@ -135,21 +136,21 @@ def _from_folders(file: InputFile) -> str:
     return f" (and its folders say {', '.join(names)})" if names else ""
 
 
-def parquet(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a row."""
     import pyarrow.parquet
 
-    with open_bytes(piece.file.path) as stream, _damage():
+    with open_bytes(file_range.file.path) as stream, _damage():
         table = pyarrow.parquet.ParquetFile(stream)
-        columns = _columns(table.schema_arrow, piece.file, recipe)
-        groups = list(range(piece.start, piece.end))
-        row = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
+        columns = _columns(table.schema_arrow, file_range.file, recipe)
+        groups = list(range(file_range.start, file_range.end))
+        row = sum(table.metadata.row_group(group).num_rows for group in range(file_range.start))
         batches = table.iter_batches(
-            batch_size=_batch_rows(table.metadata, groups, columns, piece.file.path),
+            batch_size=_batch_rows(table.metadata, groups, columns, file_range.file.path),
             row_groups=groups,
             columns=columns,
         )
-        yield from _rows(batches, row, piece.file, recipe, tally)
+        yield from _rows(batches, row, file_range.file, recipe, tally)
 
 
 def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str) -> int:
@@ -235,16 +236,16 @@ def _damage() -> Iterator[None]:
         raise OSError(f"a text is not UTF-8: {error}") from None
 
 
-def arrow(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def arrow(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A Hugging Face `datasets` folder keeps Arrow's streaming format; Arrow's own file format is read as
     well.
     """
     import pyarrow
 
-    with open_bytes(piece.file.path) as stream, _damage():
+    with open_bytes(file_range.file.path) as stream, _damage():
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         reader = pyarrow.ipc.open_file(stream) if is_file else pyarrow.ipc.open_stream(stream)
-        columns = _columns(reader.schema, piece.file, recipe)
+        columns = _columns(reader.schema, file_range.file, recipe)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
-        yield from _rows((batch.select(columns) for batch in batches), 0, piece.file, recipe, tally)
+        yield from _rows((batch.select(columns) for batch in batches), 0, file_range.file, recipe, tally)

@@ -6,23 +6,24 @@ from collections.abc import Iterator
 from typing import IO
 
 from data.opening import bounded_line, line_after, open_bytes
-from data.prepare.readers.document import Document, origin_of
+from data.prepare.document import Document
+from data.prepare.readers.records import origin_of
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.decoding import decode, decoded, open_text
 from data.prepare.sources.looks import BOM, binary_format, looks_like_utf16
 from data.prepare.sources.sources import InputFile
-from data.prepare.units import Piece
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange
 
 _CHUNK = 1 << 20
 
 
-def text_files(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def text_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """A document a file, unless the recipe splits."""
     if recipe.is_splitting:
-        yield from _split(piece, recipe, tally)
+        yield from _split(file_range, recipe, tally)
         return
-    file, limit = piece.file, recipe.max_document_bytes
+    file, limit = file_range.file, recipe.max_document_bytes
     with open_bytes(file.path) as stream:
         raw = stream.read(limit + 1)
     if len(raw) > limit and not binary_format(raw):  # a program is left out, however long
@@ -47,19 +48,19 @@ def too_long_file(file: InputFile, size: str, recipe: Recipe) -> str:
     )
 
 
-def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    file = piece.file
+def _split(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    file = file_range.file
     stream, head = open_text(file.path, recipe)
     with stream:
         if binary_format(head) or b"\0" in head:
-            if not piece.start:
+            if not file_range.start:
                 step = "removed.utf16_without_mark" if looks_like_utf16(head) else "removed.binary"
                 tally.add(step, file.bytes, file.relative)
             return
         if recipe.split_lines:
-            parts = _lines(stream, piece, recipe, tally)
+            parts = _lines(stream, file_range, recipe, tally)
         elif recipe.split_at:
-            parts = _between(stream, piece, recipe, tally)
+            parts = _between(stream, file_range, recipe, tally)
         else:
             parts = _lengths(stream, recipe.split_characters)
         for offset, raw in parts:
@@ -70,11 +71,13 @@ def _split(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
                     yield Document(text, origin_of(file, offset=offset))
 
 
-def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """(offset, line without its end) of those that begin in the piece."""
-    file, limit = piece.file, recipe.max_document_bytes
-    at = line_after(stream, piece.start, piece.end) if piece.start else 0
-    while piece.end >= file.bytes or at < piece.end:
+def _lines(
+    stream: IO[bytes], file_range: FileRange, recipe: Recipe, tally: Tally
+) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its end) of those that begin in the file_range."""
+    file, limit = file_range.file, recipe.max_document_bytes
+    at = line_after(stream, file_range.start, file_range.end) if file_range.start else 0
+    while file_range.end >= file.bytes or at < file_range.end:
         line, size = bounded_line(stream, limit + 2)
         if not size:
             return
@@ -86,27 +89,29 @@ def _lines(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Ite
         at += size
 
 
-def _between(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """(offset, text between two separators) of those that begin in the piece. An end of a line in the
+def _between(
+    stream: IO[bytes], file_range: FileRange, recipe: Recipe, tally: Tally
+) -> Iterator[tuple[int, bytes]]:
+    """(offset, text between two separators) of those that begin in the file_range. An end of a line in the
     separator is either kind of end; a file without any separator is noted.
     """
-    file, limit, separator = piece.file, recipe.max_document_bytes, recipe.separator_bytes
+    file, limit, separator = file_range.file, recipe.max_document_bytes, recipe.separator_bytes
     pattern, longest = re.escape(separator), len(separator)
     if b"\r" not in separator:
         pattern = pattern.replace(re.escape(b"\n"), rb"\r?\n")
         longest += separator.count(b"\n")
     sought = re.compile(pattern)
-    at = max(0, piece.start - longest)  # where the buffer begins in the file
+    at = max(0, file_range.start - longest)  # where the buffer begins in the file
     if at:
         stream.seek(at)
-    inside = not piece.start  # is the buffer's beginning that of a document of this piece?
+    inside = not file_range.start  # is the buffer's beginning that of a document of this file_range?
     buffer, searched, dropped, separators = bytearray(), 0, 0, 0
     while True:
         found = sought.search(buffer, searched)
         if found is None:
             searched = max(0, len(buffer) - longest + 1)
-            if not inside and at + dropped + searched >= piece.end:
-                return  # whatever begins from here on is a later piece's
+            if not inside and at + dropped + searched >= file_range.end:
+                return  # whatever begins from here on is a later file_range's
             chunk = stream.read(_CHUNK)
             if not chunk:
                 break
@@ -124,11 +129,11 @@ def _between(stream: IO[bytes], piece: Piece, recipe: Recipe, tally: Tally) -> I
             yield from _part(at, bytes(buffer[:begin]), dropped, limit, file, tally)
         del buffer[:end]
         at, searched, dropped = at + dropped + end, 0, 0
-        inside = at >= piece.start  # one that begins before is the piece before's
-        if at >= piece.end and piece.end < file.bytes:
+        inside = at >= file_range.start  # one that begins before is the file_range before's
+        if at >= file_range.end and file_range.end < file.bytes:
             return
     if inside:
-        if not separators and not piece.start:
+        if not separators and not file_range.start:
             tally.add("noted.no_separator", file.bytes, file.relative)
         yield from _part(at, bytes(buffer), dropped, limit, file, tally)
 
@@ -161,13 +166,13 @@ def _lengths(stream: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
         waiting = waiting[start:]
 
 
-def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+def fasta(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """Protein and genomic sequences: a document a record, its lines joined; a long one is cut every
     `max_document_bytes`. What comes before the first ">" is counted."""
-    file, limit = piece.file, recipe.max_document_bytes
+    file, limit = file_range.file, recipe.max_document_bytes
     stream, _ = open_text(file.path, recipe)
     with stream:
-        at = line_after(stream, piece.start, piece.end) if piece.start else 0
+        at = line_after(stream, file_range.start, file_range.end) if file_range.start else 0
         name, size, part, middle = "", 0, 0, False
         lines: list[bytes] = []
 
@@ -177,7 +182,9 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
             if text is not None:
                 yield Document(text, origin)
 
-        while name or at < piece.end or piece.end >= file.bytes:  # what begins later is a later piece's
+        while (
+            name or at < file_range.end or file_range.end >= file.bytes
+        ):  # what begins later is a later file_range's
             line = stream.readline(limit)  # a line that is longer comes in parts, as its record does
             offset, at, begins, middle = at, at + len(line), not middle, not line.endswith(b"\n")
             line = line if offset else line.removeprefix(BOM)
@@ -186,13 +193,13 @@ def fasta(piece: Piece, recipe: Recipe, tally: Tally) -> Iterator[Document]:
                     yield from emit()
                 elif name and not part:
                     tally.add("removed.empty", 0, f"{file.relative}:{name}")
-                if not line or (offset >= piece.end and piece.end < file.bytes):
+                if not line or (offset >= file_range.end and file_range.end < file.bytes):
                     return
                 title = decoded(line[1:].strip(), recipe, tally, f"{file.relative}, byte {offset}")
                 name, lines, size, part = title or "unnamed", [], 0, 0
                 continue
             if not name:
-                if piece.start == 0 and line.strip():
+                if file_range.start == 0 and line.strip():
                     tally.add("removed.before_first_record", len(line), file.relative)
                 continue
             lines.append(line.strip())

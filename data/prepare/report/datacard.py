@@ -1,6 +1,7 @@
-"""The data card: what came in, what went out at each step and why, and what the corpus is made of.
+"""The data card: what was read, what each step left out or changed, and what the corpus is made of.
 
 `datacard.json` for programs, `datacard.md` for people, and histograms of length and language as pictures.
+In `datacard.json` the key "characters" of a step holds its size in the unit of `step_names.unit_of`.
 """
 
 import json
@@ -10,13 +11,13 @@ from typing import Any
 
 from data.corpus.manifest import Manifest
 from data.prepare.report.composition import Profile
-from data.prepare.report.steps import in_words
-from data.prepare.report.tally import Tally
+from data.prepare.report.step_names import in_words, unit_of
+from data.prepare.tally import Tally
 
 LENGTHS_PNG = "datacard-lengths.png"
 LANGUAGES_PNG = "datacard-languages.png"
 _MOST_ROWS = 30
-# The rules by their source, for whoever reads the card.
+# Where the rules come from, by a part of the step's name.
 CITED = {
     "c4": "C4: Raffel et al. 2020, arXiv:1910.10683, section 2.2",
     "gopher_quality": "Gopher: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1",
@@ -29,7 +30,13 @@ CITED = {
 def write_datacard(
     out: Path, settings: Mapping[str, Any], tally: Tally, sides: Mapping[str, Manifest]
 ) -> None:
-    """Writes the card of a corpus into `out`. `sides`: name of the folder → its manifest."""
+    """Write the card of a corpus.
+
+    out: the folder to write into.
+    settings: the command's settings.
+    tally: what was read, left out and changed.
+    sides: name of each side's folder → its manifest.
+    """
     profile = Profile()
     for manifest in sides.values():
         profile.merge(manifest.prepare["profile"])
@@ -114,10 +121,10 @@ def _markdown(card: Mapping[str, Any], pictures: list[str]) -> str:
     ]
     field = card["settings"]["text_field"]
     rows = [
-        (in_words(name, field), n, size, "; ".join(f"`{where}`" for where in places))
+        (in_words(name, field), n, size, unit_of(name), "; ".join(f"`{where}`" for where in places))
         for name, n, size, places in steps
     ]
-    lines += _table(("step", "documents", "characters", "for example"), rows) if rows else ["Nothing.", ""]
+    lines += _table(("step", "documents", "size", "unit", "for example"), rows) if rows else ["Nothing.", ""]
     named = {part for name, *_ in steps for part in name.split(".")}
     cited = [text for key, text in CITED.items() if key in named or key in card["settings"]["filters"]]
     lines += [*(f"- {text}" for text in cited), ""] if cited else []
@@ -142,7 +149,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _draw(out: Path, made_of: Mapping[str, Mapping[str, list[int]]]) -> list[str]:
-    """Draws the histograms; returns the files' names."""
+    """Draw the histograms; return the files' names."""
     lengths = sorted((int(power), counts) for power, counts in made_of["tokens_log2"].items())
     powers = list(range(max(0, lengths[0][0]), lengths[-1][0] + 1)) if lengths else []
     documents = [dict(lengths).get(power, [0])[0] for power in powers]
@@ -163,7 +170,7 @@ def _draw(out: Path, made_of: Mapping[str, Mapping[str, list[int]]]) -> list[str
 
 
 def _bars(path: Path, label: str, names: list[str], series: Mapping[str, list[int]]) -> None:
-    """One panel a series over the same names. Drawn without pyplot, so nothing of the caller's is touched."""
+    """Draw one panel for each series over the same names; without pyplot, which has state of the caller's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -177,6 +184,5 @@ def _bars(path: Path, label: str, names: list[str], series: Mapping[str, list[in
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(label)
-    figure.savefig(
-        path, dpi=100, metadata={"Software": None}
-    )  # without the library's version: the same bytes
+    # Without the library's version in it the same figures give the same bytes.
+    figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The progress bar of `prepare`: phase, share done, rate, time left; on standard error."""
+"""The progress bar of `prepare`, on standard error: phase, share done, rate, time left."""
 
 import time
 from types import TracebackType
@@ -19,13 +19,13 @@ _MOVE_SECONDS = 0.1
 
 
 class Progress:
-    """One bar a phase. Where standard error is no terminal, one line a phase once it is done."""
+    """One bar for each phase. Where standard error is no terminal, one line for each phase at its end."""
 
     def __init__(self, shown: bool) -> None:
         self._console = Console(stderr=True, quiet=not shown)
         self._bar = Bar(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-            BarColumn(),  # the only one to give way on a narrow terminal
+            BarColumn(),  # the only column that shrinks on a narrow terminal
             DownloadColumn(table_column=Column(no_wrap=True)),
             TransferSpeedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left", table_column=Column(no_wrap=True)),
@@ -50,15 +50,15 @@ class Progress:
         self._bar.stop()
 
     def phase(self, name: str, total_bytes: int) -> None:
-        """Begins a phase of `total_bytes` of input."""
+        """Begin a phase of `total_bytes` of input."""
         self._end_phase()
         self._name, self._bytes, self._began = name, 0, time.monotonic()
         self._task = self._bar.add_task(name, total=total_bytes)
 
     def advance(self, size_bytes: int) -> None:
-        """Counts input as worked off."""
+        """Count `size_bytes` of input as done."""
         self._bytes += size_bytes
-        # The bar takes longer to move than a short document to tokenise, and nobody sees it move more often.
+        # Drawing the bar takes longer than tokenising a short document.
         now = time.monotonic()
         if self._task is not None and now - self._moved > _MOVE_SECONDS:
             self._moved = now

@@ -10,8 +10,8 @@ from typing import IO, Any
 
 from data.opening import naming, open_bytes
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.looks import BOM, HEAD, binary_format, looks_like_utf16
+from data.prepare.tally import Tally
 
 _MARKS = (
     (b"\xff\xfe\0\0", "utf-32"),

@@ -18,12 +18,12 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data.corpus.manifest import read_manifest
-from data.prepare.readers.readers import documents
+from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
-from data.prepare.report.steps import count_lines
-from data.prepare.report.tally import Tally
+from data.prepare.report.line_numbers import number_lines_by_file
 from data.prepare.sources.sources import InputFile
-from data.prepare.units import Piece, Unit
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange, Unit
 from data.tokenizer import tokenizer as tokenizers
 from launch import cli
 from prepared import by_webdataset, made, rows, texts_in
@@ -49,16 +49,16 @@ def test_a_decompression_bomb_takes_no_memory_and_the_rows_after_it_are_read(
     assert path.stat().st_size < 300_000
     code = (
         "import sys\n"
-        "from data.prepare.readers.readers import documents; from data.prepare.recipe import Recipe\n"
+        "from data.prepare.readers.dispatch import documents; from data.prepare.recipe import Recipe\n"
         "from data.prepare.sources.sources import expand\n"
-        "from data.prepare.report.tally import Tally; from data.prepare.units import plan_units\n"
+        "from data.prepare.tally import Tally; from data.prepare.units import cut_into_units\n"
         "recipe, tally = Recipe(max_document_bytes=1 << 20), Tally()\n"
         "import pyarrow\n"
         # Of this program alone: ru_maxrss begins with what the process had that started it.
         "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "began = peak()\n"
-        "(unit,) = plan_units(expand(sys.argv[1:], recipe), 1 << 30, recipe)\n"
-        "print([d.text for d in documents(unit.pieces[0], recipe, tally)], tally.examples)\n"
+        "(unit,) = cut_into_units(expand(sys.argv[1:], recipe), 1 << 30, recipe)\n"
+        "print([d.text for d in documents(unit.ranges[0], recipe, tally)], tally.examples)\n"
         "assert peak() - began < 48 << 10, f'{peak() - began} KiB more'\n"
     )
     said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
@@ -93,11 +93,11 @@ def test_a_line_of_one_of_two_files_of_one_name_is_not_made_up(tmp_path: Path) -
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.jsonl").write_bytes(line * 100)
         file = InputFile(folder, str(tmp_path / folder / "x.jsonl"), "x.jsonl", "jsonl", 700)
-        pieces.append(Piece(file, 70, 700))
+        pieces.append(FileRange(file, 70, 700))
     tally.add("removed.not_json", where="x.jsonl, line 3 after byte 70: why")
-    count_lines(tally, [Unit(0, tuple(pieces))])
+    number_lines_by_file(tally, [Unit(0, tuple(pieces))])
     assert tally.examples["removed.not_json"] == ["x.jsonl, line 3 after byte 70: why"]
-    count_lines(tally, [Unit(0, tuple(pieces[:1]))])
+    number_lines_by_file(tally, [Unit(0, tuple(pieces[:1]))])
     assert tally.examples["removed.not_json"] == ["x.jsonl, line 13: why"]
 
 
@@ -110,7 +110,7 @@ def test_a_row_whose_letters_are_escaped_may_be_three_times_its_text(tmp_path: P
     )
     (tmp_path / "a.jsonl").write_bytes(raw)
     file = InputFile("a", str(tmp_path / "a.jsonl"), "a.jsonl", "jsonl", len(raw))
-    found = [len(document.text) for document in documents(Piece(file, 0, len(raw)), recipe, tally)]
+    found = [len(document.text) for document in documents(FileRange(file, 0, len(raw)), recipe, tally)]
     assert found == [1 << 20] and tally.examples == {"removed.too_long_document": ["a.jsonl, line 2"]}
 
 
@@ -200,8 +200,10 @@ def test_the_terminal_tells_in_words_what_was_lost(tmp_path: Path, capsys: pytes
     tokenizer = llama_like(tmp_path / "tokenizer.json")
     assert cli.main([*arguments, "--tokenizer", str(tokenizer), "--text-field", "raw content"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "left out: no text in the field 'raw content' 1 0 a.jsonl, line 2 (fields: other)" in said
-    assert "left out: not JSON 1 6 a.jsonl, line 3, column 2: Unterminated string" in said
+    assert (
+        "left out: no text in the field 'raw content' 1 0 characters a.jsonl, line 2 (fields: other)" in said
+    )
+    assert "left out: not JSON 1 6 bytes a.jsonl, line 3, column 2: Unterminated string" in said
     assert "the tokenizer loses text: of 1 documents tried, 1 did not come back" in said
     card = (tmp_path / "out/datacard.md").read_text()
     assert "no text in the field 'raw content'" in card and "no_raw" not in card

@@ -9,9 +9,9 @@ import pytest
 
 from data.prepare.cleaning import clean, quality
 from data.prepare.cleaning.decontaminate import is_contaminated, write_evaluation_runs
-from data.prepare.readers.document import Document
+from data.prepare.document import Document
 from data.prepare.recipe import Recipe, check
-from data.prepare.report.tally import Tally
+from data.prepare.tally import Tally
 
 RNG = random.Random(0)
 COMMON = "the of and to in have with that be is".split()  # noqa: SIM905 (reads better)

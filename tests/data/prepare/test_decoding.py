@@ -14,11 +14,11 @@ import pytest
 import webdataset
 
 from data.prepare.cleaning.decontaminate import write_evaluation_runs
-from data.prepare.readers.readers import documents
+from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.sources import expand
-from data.prepare.units import plan_units
+from data.prepare.tally import Tally
+from data.prepare.units import cut_into_units
 from launch import cli
 from prepared import by_webdataset, made, rows, texts_in
 
@@ -43,8 +43,8 @@ def read(path: Path, unit_bytes: int = 1 << 30, **recipe: object) -> tuple[list[
     """The texts of a file that is read in pieces of `unit_bytes`, and what was counted."""
     chosen = Recipe(split_at="<s>", **recipe)  # type: ignore[arg-type]
     tally = Tally()
-    units = plan_units(expand([str(path)], chosen), unit_bytes, chosen)
-    found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, chosen, tally)]
+    units = cut_into_units(expand([str(path)], chosen), unit_bytes, chosen)
+    found = [d.text for unit in units for part in unit.ranges for d in documents(part, chosen, tally)]
     return found, {step: count[0] for step, count in tally.counts.items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from data.corpus.manifest import read_manifest
 from data.prepare.cleaning import dedup
-from data.prepare.job import HELDOUT, TRAIN
+from data.prepare.preparation import HELDOUT, TRAIN
 from data.prepare.prepare import PrepareReport, prepare
 from data.prepare.recipe import Recipe
 
@@ -143,7 +143,7 @@ def test_the_data_card_says_what_went_and_why(tmp_path: Path) -> None:
     page = (out / "datacard.md").read_text()
     assert set(card["made_of"]["round_trip"]) == {"same"}
     assert "documents tried came back from their ids byte for byte" in page
-    assert "| left out: shorter than --min-characters | 1 | 5 | `in:in.jsonl:" in page
+    assert "| left out: shorter than --min-characters | 1 | 5 | characters | `in:in.jsonl:" in page
     assert "| MIT | 30 |" in page and "| de | 60 |" in page
     for name in ("datacard-lengths.png", "datacard-languages.png"):
         assert f"]({name})" in page

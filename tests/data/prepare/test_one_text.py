@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import zstandard
 
-from data.prepare.readers.readers import documents
+from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.sources import expand
-from data.prepare.units import plan_units
+from data.prepare.tally import Tally
+from data.prepare.units import cut_into_units
 from prepared import made, rows, texts_in
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -26,8 +26,8 @@ def test_a_file_of_five_megabytes_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "in/a.txt").write_text(text)
     (tmp_path / "in/b.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
     recipe = Recipe()
-    units = plan_units(expand([str(tmp_path / "in")], recipe), 1 << 20, recipe)
-    found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, recipe, Tally())]
+    units = cut_into_units(expand([str(tmp_path / "in")], recipe), 1 << 20, recipe)
+    found = [d.text for unit in units for part in unit.ranges for d in documents(part, recipe, Tally())]
     assert found == [text, text]
 
 
@@ -55,9 +55,9 @@ def test_a_file_is_split_as_asked_whatever_its_name_and_however_it_is_cut(
         pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
         (tmp_path / name).write_bytes(pack(raw))
         for unit_bytes in range(1, len(raw) + 1, 3):
-            units = plan_units(expand([str(tmp_path / name)], recipe), unit_bytes, recipe)
-            pieces = [piece for unit in units for piece in unit.pieces]
-            assert [d.text for piece in pieces for d in documents(piece, recipe, Tally())] == texts
+            units = cut_into_units(expand([str(tmp_path / name)], recipe), unit_bytes, recipe)
+            pieces = [part for unit in units for part in unit.ranges]
+            assert [d.text for part in pieces for d in documents(part, recipe, Tally())] == texts
 
 
 def test_an_end_of_a_line_in_the_separator_is_either_kind(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_an_end_of_a_line_in_the_separator_is_either_kind(tmp_path: Path) -> Non
     ):
         recipe = Recipe(split_at=separator)
         for unit_bytes in range(1, len(raw) + 1):
-            units = plan_units(expand([str(tmp_path / "a.txt")], recipe), unit_bytes, recipe)
-            pieces = [piece for unit in units for piece in unit.pieces]
-            assert [d.text for piece in pieces for d in documents(piece, recipe, Tally())] == texts
+            units = cut_into_units(expand([str(tmp_path / "a.txt")], recipe), unit_bytes, recipe)
+            pieces = [part for unit in units for part in unit.ranges]
+            assert [d.text for part in pieces for d in documents(part, recipe, Tally())] == texts
 
 
 MIB = 1 << 20
@@ -106,13 +106,16 @@ def test_what_is_longer_than_a_piece_is_not_read_to_its_end_for_each_piece(
     found = []
     for unit_bytes in (16 * MIB + 99, MIB):
         units, tally, taken = (
-            plan_units(expand([str(tmp_path / name)], chosen), unit_bytes, chosen),
+            cut_into_units(expand([str(tmp_path / name)], chosen), unit_bytes, chosen),
             Tally(),
             0,
         )
-        pieces = [piece for unit in units for piece in unit.pieces]
+        pieces = [part for unit in units for part in unit.ranges]
         found.append(
-            ([len(d.text) for piece in pieces for d in documents(piece, chosen, tally)], tally.counts)
+            (
+                [len(d.text) for part in pieces for d in documents(part, chosen, tally)],
+                tally.counts,
+            )
         )
     assert found[0] == found[1] and len(pieces) == 17 - (len(raw) <= 16 * MIB)
     assert len(raw) <= taken < 4 * len(raw)
@@ -124,8 +127,8 @@ def test_a_separator_that_never_occurs_is_told(tmp_path: Path) -> None:
     (tmp_path / "in/b.txt").write_text("one\n<p>\ntwo\n" * 1000)
     for unit_bytes in (100, 1 << 20):
         recipe, tally = Recipe(split_at="<s>"), Tally()
-        units = plan_units(expand([str(tmp_path / "in")], recipe), unit_bytes, recipe)
-        found = [d.text for unit in units for piece in unit.pieces for d in documents(piece, recipe, tally)]
+        units = cut_into_units(expand([str(tmp_path / "in")], recipe), unit_bytes, recipe)
+        found = [d.text for unit in units for part in unit.ranges for d in documents(part, recipe, tally)]
         assert len(found) == 3
         assert tally.examples == {"noted.no_separator": ["b.txt"]}
 

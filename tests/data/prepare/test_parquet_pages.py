@@ -20,15 +20,15 @@ from data.prepare.readers.parquet_pages import repeated_bytes
 
 READ = """
 import sys, pyarrow.parquet
-from data.prepare.readers.readers import documents; from data.prepare.recipe import Recipe
+from data.prepare.readers.dispatch import documents; from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import expand
-from data.prepare.report.tally import Tally; from data.prepare.units import plan_units
+from data.prepare.tally import Tally; from data.prepare.units import cut_into_units
 recipe = Recipe()
-(unit,) = plan_units(expand(sys.argv[1:], recipe), 1 << 40, recipe)
+(unit,) = cut_into_units(expand(sys.argv[1:], recipe), 1 << 40, recipe)
 peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
 began, count = peak(), 0
 try:
-    for document in documents(unit.pieces[0], recipe, Tally()):
+    for document in documents(unit.ranges[0], recipe, Tally()):
         count += 1
     print(count)
 except RuntimeError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from data.corpus import shards
-from data.prepare import planfile
+from data.prepare import command_record
 from data.prepare.prepare import prepare
 from prepared import by_webdataset, made, run, tree, write_texts
 
@@ -200,12 +200,12 @@ def test_an_unfinished_prepare_of_another_version_is_refused_and_a_finished_one_
     path.write_text(json.dumps(plan))
     again = run(tmp_path, "corpus")
     assert again.was_complete and again.by_another_version
-    for older in ({}, {"version": planfile.VERSION - 1}):
+    for older in ({}, {"version": command_record.VERSION - 1}):
         path.write_text(json.dumps({**plan, **older, "complete": False}))
         with pytest.raises(ValueError, match=r"begun by another version of this program: remove .*corpus"):
             run(tmp_path, "corpus")
-    path.write_text(json.dumps({**plan, "version": planfile.VERSION, "complete": False}))
-    planfile.begin(path.parent, json.loads(path.read_text()), tmp_path / "corpus")
+    path.write_text(json.dumps({**plan, "version": command_record.VERSION, "complete": False}))
+    command_record.begin(path.parent, json.loads(path.read_text()), tmp_path / "corpus")
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 
 def test_two_at_once_are_refused(tmp_path: Path, texts: dict) -> None:
     with (
-        planfile.lock(tmp_path / "corpus", tmp_path / "corpus/.prepare"),
+        command_record.hold_folder(tmp_path / "corpus", tmp_path / "corpus/.prepare"),
         pytest.raises(RuntimeError, match="another prepare is at work"),
     ):
         run(tmp_path, "corpus")

@@ -22,13 +22,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.prepare.document import Document
 from data.prepare.prepare import prepare
-from data.prepare.readers.document import Document
-from data.prepare.readers.readers import documents
+from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.sources import InputFile, expand
-from data.prepare.units import plan_units
+from data.prepare.tally import Tally
+from data.prepare.units import cut_into_units
 
 TEXTS = ["plain", "two\nlines\n", "ünï\tcödé 東京 🌱", 'quote " and , comma', "x" * 3000, " ", "last"]
 
@@ -39,8 +39,8 @@ def read(
     """All documents of the sources, read unit by unit, and what was counted."""
     chosen = Recipe(**recipe)  # type: ignore[arg-type]
     tally = Tally()
-    units = plan_units(expand([str(spec) for spec in specs], chosen), unit_bytes, chosen)
-    return [d for unit in units for piece in unit.pieces for d in documents(piece, chosen, tally)], tally
+    units = cut_into_units(expand([str(spec) for spec in specs], chosen), unit_bytes, chosen)
+    return [d for unit in units for part in unit.ranges for d in documents(part, chosen, tally)], tally
 
 
 def texts_of(found: list[Document]) -> list[str]:
@@ -151,7 +151,7 @@ def test_parquet_is_cut_by_row_groups(tmp_path: Path) -> None:
     texts = [f"row {number}" for number in range(1000)]
     table = pa.table({"text": texts, "language": ["de"] * 1000, "n": range(1000)})
     pa.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=100)
-    units = plan_units(expand([str(tmp_path / "a.parquet")], Recipe()), 2000, Recipe())
+    units = cut_into_units(expand([str(tmp_path / "a.parquet")], Recipe()), 2000, Recipe())
     assert len(units) > 3
     found, _ = read([tmp_path / "a.parquet"], 2000)
     assert texts_of(found) == texts
@@ -437,8 +437,8 @@ def test_files_side_by_side_and_cut(tmp_path: Path) -> None:
     for n, size in enumerate([10, 10, 95, 250, 10]):
         (tmp_path / f"{n}").write_bytes(bytes(size))
         files.append(InputFile("s", str(tmp_path / f"{n}"), f"{n}", "jsonl", size))
-    units = plan_units(files, 100, Recipe())
-    assert [[(p.file.relative, p.start, p.end) for p in unit.pieces] for unit in units] == [
+    units = cut_into_units(files, 100, Recipe())
+    assert [[(p.file.relative, p.start, p.end) for p in unit.ranges] for unit in units] == [
         [("0", 0, 10), ("1", 0, 10)],
         [("2", 0, 95)],
         [("3", 0, 100)],

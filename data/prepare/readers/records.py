@@ -1,48 +1,29 @@
-"""One document on its way from a source into a corpus, and how records become its text."""
+"""How a record (a row of a table, a JSON object) becomes a document: text, or ids; licence and language."""
 
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from numpy.typing import NDArray
 
+from data.prepare.document import Document
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.decoding import decoded
 from data.prepare.sources.sources import InputFile, as_text
+from data.prepare.tally import Tally
 
 _MOST_FIELDS = 12
 
 
-@dataclass(slots=True)
-class Document:
-    """One document. `origin` (source, path, and the place in it) goes into the corpus with it; `ids` are
-    given for data that was tokenised before; `media` are members (extension → bytes) that travel beside the
-    text.
-    """
-
-    text: str
-    origin: dict[str, Any]
-    ids: NDArray[np.integer] | None = None
-    media: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def where(self) -> str:
-        """For people."""
-        return ":".join(str(value) for value in self.origin.values())
-
-
 def origin_of(file: InputFile, **place: Any) -> dict[str, Any]:
-    """Where in which file of which source."""
+    """The origin of a document: source, path below the source, and the place in the file."""
     return {"source": file.source, "path": file.relative, **place}
 
 
 def whole(text: str, tally: Tally, where: str) -> str:
-    """Text that UTF-8 can carry: half a surrogate pair, which JSON can smuggle in, becomes U+FFFD and is
+    """The text as UTF-8 can hold it: half of a surrogate pair, which JSON allows, becomes U+FFFD and is
     counted.
     """
-    if text.isascii():  # known without looking
+    if text.isascii():  # Python knows this without a scan
         return text
     try:
         text.encode()
@@ -53,7 +34,9 @@ def whole(text: str, tally: Tally, where: str) -> str:
 
 
 def value_at(record: dict[str, Any], name: str) -> Any:
-    """The value of a field, or for "doc.body" that of the field `body` in the field `doc`; None without."""
+    """The value of the field `name`; for "doc.body" also of the field `body` in the field `doc`. None where
+    there is none.
+    """
     if name in record:
         return record[name]
     value: Any = record
@@ -63,7 +46,7 @@ def value_at(record: dict[str, Any], name: str) -> Any:
 
 
 def partitions(file: InputFile) -> dict[str, str]:
-    """What the folders say of a file in a table that is partitioned as Hive's are: lang=en/part-0.parquet."""
+    """The fields that a file's folders state, as in a table partitioned by Hive: lang=en/part-0.parquet."""
     pairs = (part.partition("=") for part in as_text(file.path).split("/")[:-1])
     named = {key: unquote(value) for key, equals, value in pairs if key and equals}
     return {key: value for key, value in named.items() if value != "__HIVE_DEFAULT_PARTITION__"}
@@ -72,8 +55,9 @@ def partitions(file: InputFile) -> dict[str, str]:
 def from_record(
     record: dict[str, Any], file: InputFile, where: str, recipe: Recipe, tally: Tally, **place: Any
 ) -> Document | None:
-    """The document of a record: its text, or the token ids that it holds instead; None, counted under
-    `where`, for one that has neither. Licence and language go into its origin.
+    """The document of a record: its text, or the token ids that it holds instead.
+
+    None, counted under `where`, for a record that has neither. Licence and language go into the origin.
     """
     origin, around = origin_of(file, **place), partitions(file)
     for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
@@ -103,13 +87,13 @@ def from_record(
 
 
 def fields_of(names: list[str]) -> str:
-    """The names of fields, for a message that stays a line."""
+    """The names of fields, cut so that a message stays one line."""
     shown = ", ".join(sorted(str(name) for name in names)[:_MOST_FIELDS])
     return shown + (f" and {len(names) - _MOST_FIELDS} more" if len(names) > _MOST_FIELDS else "")
 
 
 def too_long(text: str, recipe: Recipe) -> bool:
-    """Has the text more bytes of UTF-8 than a document may?"""
+    """Has the text more bytes of UTF-8 than `max_document_bytes`?"""
     limit = recipe.max_document_bytes
     if len(text) * 4 <= limit or (text.isascii() and len(text) <= limit):
         return False
@@ -119,8 +103,10 @@ def too_long(text: str, recipe: Recipe) -> bool:
 def _from_ids(
     values: list[Any], mask: Any, document: Document, file: InputFile, where: str, tally: Tally
 ) -> Document | None:
-    """A row that was tokenised before: without its padding, and without the separator that closes it, which
-    a corpus keeps between its documents.
+    """Give `document` the ids of a row that was tokenised before, without its padding.
+
+    The separator at the end of the row is taken off as well: a corpus keeps it between its documents. Raises
+    ValueError where no tokenizer is given.
     """
     if file.tokens is None:
         raise ValueError(

@@ -1,4 +1,6 @@
-"""What the work on any unit needs to know, and what both passes over a unit share."""
+"""What the work on any unit needs to know, and what both passes over a unit share: its documents, and which
+side of the corpus a document is on.
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,21 +11,29 @@ from typing import Any
 import xxhash
 
 from common.files import write_atomically
-from data.prepare.readers.document import Document
-from data.prepare.readers.readers import documents
+from data.prepare.document import Document
+from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
-from data.prepare.report.tally import Tally
 from data.prepare.sources.sources import InputFile, matches
+from data.prepare.tally import Tally
 from data.prepare.units import Unit
 
 # The two sides of a corpus.
 TRAIN, HELDOUT = "train", "heldout"
 
 
+class NothingLeft(ValueError):
+    """A side of the corpus has no document: the same command on the same files would always end so."""
+
+
 @dataclass(frozen=True)
-class Job:
-    """`scratch`: the folder of unfinished work. `surveyed`: a first pass cleans the documents into a
-    spool.
+class Preparation:
+    """One `prepare` as the work on its units sees it; small, since every worker gets a copy.
+
+    scratch: the folder of unfinished work, OUT/.prepare.
+    recipe: the settings.
+    heldout: the share of documents that is held out, in [0, 1).
+    surveyed: are the units cleaned into spools by a first pass (`data.prepare.survey`)?
     """
 
     scratch: Path
@@ -33,27 +43,29 @@ class Job:
 
     @property
     def tokenizer(self) -> Path:
-        """Where the corpus's tokenizer lies while the corpus is made."""
+        """The corpus's tokenizer.json while the corpus is made."""
         return self.scratch / "tokenizer.json"
 
     @property
     def evaluation(self) -> Path:
-        """The n-grams of the evaluation files that the corpus must not share."""
+        """The n-grams of the evaluation files, which the corpus must not share."""
         return self.scratch / "evaluation.npy"
 
     def record(self, unit: Unit, phase: str) -> Path:
-        """The file that says that a phase of a unit is done."""
+        """The file that is there once a phase ("survey" or "units") of a unit is done."""
         return self.scratch / phase / f"{unit.number:06d}.json"
 
 
-def unit_documents(job: Job, unit: Unit, tally: Tally) -> Iterator[Document]:
-    """All documents of a unit as its files hold them; where the end of a file is held out, a document that
-    is the whole file comes as the part before and the part that is.
+def unit_documents(preparation: Preparation, unit: Unit, tally: Tally) -> Iterator[Document]:
+    """All documents of a unit, as the files hold them.
+
+    Where the end of each file is held out, a document that is the whole file is cut in two: the part before
+    that end, and the end.
     """
-    for piece in unit.pieces:
-        for document in documents(piece, job.recipe, tally):
-            if job.recipe.heldout_by == "position" and job.heldout:
-                yield from _by_position(document, piece.file, job.heldout)
+    for part in unit.ranges:
+        for document in documents(part, preparation.recipe, tally):
+            if preparation.recipe.heldout_by == "position" and preparation.heldout:
+                yield from _by_position(document, part.file, preparation.heldout)
             else:
                 yield document
 
@@ -66,7 +78,7 @@ def _by_position(document: Document, file: InputFile, share: float) -> Iterator[
         return
     text = document.text
     cut = round(len(text) * (1 - share))
-    # Where a line begins near there, or else a word: the first after, or else the last before.
+    # Cut where a line begins near there, else where a word does: the first after `cut`, else the last before.
     near = range(max(1, cut - (len(text) - cut) // 2), min(len(text), cut + (len(text) - cut) // 2 + 1))
     places = [
         place
@@ -80,33 +92,29 @@ def _by_position(document: Document, file: InputFile, share: float) -> Iterator[
             yield Document(part, document.origin | more)
 
 
-def is_heldout(document: Document, job: Job) -> bool:
-    """A pure function of the document (or the file it is in), so it holds whatever else the corpus has."""
-    recipe = job.recipe
+def is_heldout(document: Document, preparation: Preparation) -> bool:
+    """Is the document on the held-out side? A pure function of the document, or of the file it is in: what
+    else the corpus holds does not matter.
+    """
+    recipe = preparation.recipe
     if recipe.heldout_match:
         return matches(document.origin["path"], recipe.heldout_match)
-    if not job.heldout:
+    if not preparation.heldout:
         return False
     if recipe.heldout_by == "position":
         return document.origin.get("side") == HELDOUT
     if recipe.heldout_by == "file":
         identity = f"{document.origin['source']}/{document.origin['path']}".encode()
     else:
-        identity = content(document)
-    return is_heldout_identity(identity, job.heldout)
+        identity = document.content
+    return is_heldout_identity(identity, preparation.heldout)
 
 
 def is_heldout_identity(identity: bytes, share: float) -> bool:
-    """Is a document, or a file, of this identity among the share that is held out?"""
+    """Is a document or file with these identifying bytes among the share that is held out?"""
     return xxhash.xxh3_64_intdigest(identity, seed=1) < share * 2**64
 
 
-def content(document: Document) -> bytes:
-    """What makes two documents the same one."""
-    given = document.ids.astype("<i8").tobytes() if document.ids is not None else document.text.encode()
-    return given + b"".join(document.media[extension] for extension in sorted(document.media))
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Create or replace a JSON file in one step, durably."""
+    """Create or replace a JSON file of the scratch folder in one step, durably."""
     write_atomically(path, json.dumps(value).encode(), draft=path.with_name(f"{path.name}.tmp"))

@@ -1,14 +1,4 @@
-"""The steps that a corpus's tally counts, in words."""
-
-import re
-from collections.abc import Sequence
-
-from data.opening import open_bytes
-from data.prepare.report.tally import Tally
-from data.prepare.units import Unit
-
-_LINE = re.compile(r"(.*), line (\d+) after byte (\d+)(.*)", re.DOTALL)
-_CHUNK = 1 << 20
+"""The steps that a tally counts, for people: their names in words, and the unit of their sizes."""
 
 _WORDS = {
     "removed.binary": "left out: binary, no text",
@@ -53,9 +43,30 @@ _LEFT_OUT = {
     "removed.language.": "left out: language ",
 }
 
+# Steps that a reader counts in bytes of the source: there is no text yet, or it was cut as bytes.
+_IN_BYTES = (
+    "removed.binary",
+    "removed.utf16_without_mark",
+    "removed.undecodable",
+    "removed.not_json",
+    "removed.not_a_json_object",
+    "removed.nested_too_deeply",
+    "removed.no_text_in_sample",
+    "removed.before_first_record",
+    "changed.not_utf8",
+    "changed.broken_utf8",
+    "changed.cut_long_document",
+    "noted.json_as_text",
+    "noted.text_like_json_lines",
+    "noted.no_separator",
+)
+
 
 def in_words(step: str, text_field: str) -> str:
-    """ "removed.empty" → "left out: nothing in it"."""
+    """The step in words: "removed.empty" → "left out: nothing in it".
+
+    text_field: the recipe's, which one step names.
+    """
     if step == "removed.no_text_field":
         return f"left out: no text in the field {text_field!r}"
     for prefix, words in _LEFT_OUT.items():
@@ -64,27 +75,12 @@ def in_words(step: str, text_field: str) -> str:
     return _WORDS.get(step, step.replace(".", ": ").replace("_", " "))
 
 
-def count_lines(tally: Tally, units: Sequence[Unit]) -> None:
-    """Makes the line of a file out of the line of a piece, in the few examples that a tally keeps. A file on
-    a server would be fetched again for it, and of two files of one name nobody knows which it was.
+def unit_of(step: str) -> str:
+    """The unit of a step's size in a tally: characters of text, or bytes of the source.
+
+    A document that is too long is counted in bytes by the readers that see bytes, and in characters where a
+    record's text was decoded already.
     """
-    pieces: dict[tuple[str, int], list[str]] = {}
-    for piece in (piece for unit in units for piece in unit.pieces if piece.start):
-        pieces.setdefault((piece.file.relative, piece.start), []).append(piece.file.path)
-    for examples in tally.examples.values():
-        for place, example in enumerate(examples):
-            found = _LINE.fullmatch(example)
-            paths = pieces.get((found[1], int(found[3])), []) if found else []
-            if found and len(paths) == 1 and "://" not in paths[0]:
-                line = _line_of(paths[0], int(found[3])) + int(found[2])
-                examples[place] = f"{found[1]}, line {line}{found[4]}"
-
-
-def _line_of(path: str, offset: int) -> int:
-    """How many lines begin before the first that begins at `offset` or later."""
-    with open_bytes(path) as stream:
-        left, lines = offset - 1, 1
-        while left and (chunk := stream.read(min(left, _CHUNK))):
-            lines += chunk.count(b"\n")
-            left -= len(chunk)
-        return lines
+    if step == "removed.too_long_document":
+        return "bytes or characters"
+    return "bytes" if step in _IN_BYTES else "characters"

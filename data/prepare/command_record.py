@@ -1,4 +1,8 @@
-"""What a folder in the making knows of the command that makes it: one at a time, and the same one again."""
+"""The record of a command in the folder that it makes (OUT/.prepare/plan.json), and what follows from it.
+
+One `prepare` works in a folder at a time. The same command over the same files goes on where it was killed,
+or finds that the corpus is there; another command is refused, unless nothing would be lost.
+"""
 
 import contextlib
 import filecmp
@@ -14,16 +18,16 @@ from typing import Any
 from common.lock import take_lock
 from data.corpus.manifest import MANIFEST, file_sha256
 from data.prepare import recipe as recipes
-from data.prepare.job import HELDOUT, TRAIN, write_json
+from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, write_json
 from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import InputFile, as_text, kind_of
 from data.tokenizer import tokenizer as tokenizers
 
-PLAN = "plan.json"
-# Of how sources are cut into units, read and encoded. It goes up with any change to these: units that an
-# older version finished and units of this one would not be the parts of one corpus.
+COMMAND = "plan.json"
+# The version of how sources are cut into units, read and encoded. Any change to these raises it: units that
+# an older version finished and units of this one would not be parts of one corpus.
 VERSION = 3
-# Kinds that the first version did not know by a file's name.
+# Kinds of file that the first version took for text.
 _ONCE_TEXT = {"json": "text", "ids": "text"}
 _WRITTEN = (MANIFEST, "tokenizer.json", "shard-*.tar", "shard-*.idx.npy")
 _SIDES = {False: ("",), True: (f"{TRAIN}/", f"{HELDOUT}/")}
@@ -31,8 +35,11 @@ _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 
 @contextlib.contextmanager
-def lock(out: Path, scratch: Path) -> Iterator[None]:
-    """One `prepare` at a time in a folder; the lock goes with the process, however it ends."""
+def hold_folder(out: Path, scratch: Path) -> Iterator[None]:
+    """Hold the folder for one `prepare` at a time; the kernel frees it when the process ends.
+
+    Raises RuntimeError where another process holds the folder, ValueError where it cannot be written.
+    """
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         descriptor = take_lock(scratch / "lock", patience_seconds=0.0)
@@ -45,8 +52,8 @@ def lock(out: Path, scratch: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (scratch / PLAN).exists():
-            # It ended before it began: a mistyped source leaves no folder behind.
+        if not (scratch / COMMAND).exists():
+            # The command was refused: a mistyped source leaves no folder behind.
             shutil.rmtree(scratch)
             with contextlib.suppress(OSError):
                 out.rmdir()
@@ -54,15 +61,16 @@ def lock(out: Path, scratch: Path) -> Iterator[None]:
 
 
 def spool_stdin(scratch: Path) -> str:
-    """Standard input as a file, since it is read more than once; a resumed run must be given the same
-    again.
+    """Store standard input as a file, since it is read more than once; return the file's path.
+
+    A killed command must be given the same input again.
     """
     path = scratch / "stdin.jsonl"
     temporary = path.with_name("stdin.jsonl.tmp")
     with open(temporary, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
     if path.exists() and filecmp.cmp(path, temporary, shallow=False):
-        temporary.unlink()  # the one there keeps its time, which the plan has recorded
+        temporary.unlink()  # the file that is there keeps its time, which is part of `input_hash`
     else:
         os.replace(temporary, path)
     return str(path)
@@ -75,7 +83,14 @@ def settings_of(
     heldout: float,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """All that decides what comes out; how many workers do it is not among it."""
+    """All settings that decide which bytes come out; the number of workers is not one of them.
+
+    sources: as in the command.
+    tokenizer: a path, or the name of one that is built.
+    train_tokenizer: tokens of one that is trained.
+    heldout: share that is held out.
+    recipe: all other settings.
+    """
     path = Path(tokenizer) if tokenizer is not None and tokenizer not in tokenizers.BUILT else None
     settings = {
         "sources": list(sources),
@@ -89,20 +104,21 @@ def settings_of(
 
 
 def _as_text(value: Any) -> Any:
-    """A setting as a corpus holds it; it may name files."""
+    """A setting as a corpus stores it: as text, also where it names a file whose name is not UTF-8."""
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     return as_text(value) if isinstance(value, str) else value
 
 
 def input_hash(files: list[InputFile]) -> str:
-    """Changes when any file is added, taken away or written to."""
+    """A hash that changes when any file is added, removed or written to."""
     return _hash_of((file.source, file.relative, file.bytes, file.changed_ns) for file in files)
 
 
 def check_unchanged(files: list[InputFile], out: Path) -> None:
-    """RuntimeError where a local file is not as it was found at the beginning. One that is gone was read
-    before, or its reader has said so.
+    """Raise RuntimeError where a local file was written to since `files` was made.
+
+    A file that is gone is no error here: it was read before, or its reader has raised.
     """
     for file in files:
         with contextlib.suppress(FileNotFoundError):
@@ -114,8 +130,10 @@ def check_unchanged(files: list[InputFile], out: Path) -> None:
 
 
 def _earlier_hashes(files: list[InputFile], recipe: Recipe) -> list[str]:
-    """What earlier versions took for the hash of these files: it had their kinds in it, remote files had no
-    folders, and the first version went by a file's name alone, and took JSON and token ids for text.
+    """`input_hash` of these files as earlier versions computed it.
+
+    The file's kind was part of it, and a remote file had no folders. The first version took the kind from the
+    name alone, and JSON and token ids for text.
     """
     names = [f.relative.rpartition("/")[2] if "://" in f.path else f.relative for f in files]
     by_name = [_ONCE_TEXT.get(kind := kind_of(file.path, recipe), kind) for file in files]
@@ -135,8 +153,13 @@ def _hash_of(facts: Iterable[tuple[str | int, ...]]) -> str:
 def is_finished(
     scratch: Path, out: Path, asked: Sequence[dict[str, Any]], files: list[InputFile], recipe: Recipe
 ) -> bool:
-    """Is the corpus in `out` whole, and made by one of the settings `asked` of these files, in whatever
-    version of this program?
+    """Is the corpus in `out` whole, and made of these files, by whatever version of this program?
+
+    scratch: the folder with the record.
+    out: the folder of the corpus.
+    asked: the settings to compare; one of these must be the record's.
+    files: the files of the sources.
+    recipe: decides how earlier versions hashed the files.
     """
     old = _read(scratch)
     if not old or not old["complete"] or not is_whole(out):
@@ -146,7 +169,7 @@ def is_finished(
 
 
 def is_older(scratch: Path) -> bool:
-    """Was the corpus made by another version of this program, which may read sources otherwise?"""
+    """Was the corpus made by another version of this program, which may read sources in another way?"""
     return _read(scratch).get("version") != VERSION
 
 
@@ -155,25 +178,28 @@ def is_whole(out: Path) -> bool:
     return (out / MANIFEST).exists() or (out / TRAIN / MANIFEST).exists()
 
 
-def begin(scratch: Path, plan: dict[str, Any], out: Path) -> None:
-    """Writes the plan, or goes on with the same one. Raises ValueError where what is there was begun with
-    something else.
+def begin(scratch: Path, command: dict[str, Any], out: Path) -> None:
+    """Record the command, or go on with what the same command has begun.
+
+    command: `version`, `settings`, `input` (a hash of the files) and `complete`, as in the file.
+
+    Raises ValueError where the folder holds a corpus, or the unfinished work of another command.
     """
     old = _read(scratch)
     if not old and is_whole(out):
         raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
     if not old:
-        _check_free(out, plan["settings"])
-        write_json(scratch / PLAN, plan)
+        _check_free(out, command["settings"])
+        write_json(scratch / COMMAND, command)
         return
     begun = any((scratch / name).exists() for name in _MADE)
-    other_version = old.get("version") != plan["version"]
-    changed = _changed(old, plan["settings"])
-    if not changed and old["input"] != plan["input"]:
+    other_version = old.get("version") != command["version"]
+    changed = _changed(old, command["settings"])
+    if not changed and old["input"] != command["input"]:
         changed = ["the source files themselves"]
     if (changed or other_version or not begun) and not old["complete"] and not _holds_work(scratch):
         _discard(scratch)
-        write_json(scratch / PLAN, plan)
+        write_json(scratch / COMMAND, command)
         return
     if begun and not (old["complete"] and is_whole(out)) and other_version:
         raise ValueError(
@@ -189,20 +215,18 @@ def begin(scratch: Path, plan: dict[str, Any], out: Path) -> None:
 
 
 def _check_free(out: Path, settings: dict[str, Any]) -> None:
-    """ValueError where a file of somebody else's has a name that a corpus in `out` would write."""
+    """Raise ValueError where `out` holds a file that no `prepare` wrote and the corpus would overwrite."""
     split = settings["heldout"] or settings["heldout_match"]
     patterns = ["datacard*", *(f"{side}{name}" for side in _SIDES[bool(split)] for name in _WRITTEN)]
     for found in (found for pattern in patterns for found in sorted(out.glob(pattern))):
         raise ValueError(f"--out {out}: {found} is there, and would be written over: give another --out")
 
 
-class NothingLeft(ValueError):
-    """A side of the corpus has no document: the same command on the same files would always end so."""
-
-
 @contextlib.contextmanager
 def given_up(scratch: Path) -> Iterator[None]:
-    """After a ValueError, nothing is kept that only refuses the corrected command."""
+    """After a ValueError inside the `with` block, discard the record if it would only refuse the corrected
+    command.
+    """
     try:
         yield
     except ValueError as error:
@@ -212,8 +236,9 @@ def given_up(scratch: Path) -> Iterator[None]:
 
 
 def _holds_work(scratch: Path) -> bool:
-    """Was anything made that another command would have to make again: documents that were read, or a
-    tokenizer that was trained? Records of units without a document and a copied tokenizer are no work.
+    """Is there work that would be lost with the record: documents that were read, or a trained tokenizer?
+
+    Records of units without a document, and a copied tokenizer, are no work.
     """
     trained = _read(scratch).get("settings", {}).get("train_tokenizer") is not None
     if trained and (scratch / "tokenizer.json").exists():
@@ -226,8 +251,8 @@ def _holds_work(scratch: Path) -> bool:
 
 
 def _discard(scratch: Path) -> None:
-    """Removes the plan, first, and all that was made by it."""
-    (scratch / PLAN).unlink(missing_ok=True)
+    """Remove the record, first, and everything that its command made."""
+    (scratch / COMMAND).unlink(missing_ok=True)
     for name in _MADE:
         path = scratch / name
         if path.is_dir():
@@ -237,11 +262,11 @@ def _discard(scratch: Path) -> None:
 
 
 def _read(scratch: Path) -> dict[str, Any]:
-    """The plan that is there, or nothing."""
-    path = scratch / PLAN
+    """The record that is there; empty without one."""
+    path = scratch / COMMAND
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _changed(old: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """Settings that are not those of an old plan; one that came later was what it is by default."""
+    """Settings that differ from those of an older record; what it does not have was the default then."""
     return recipes.differences({**recipes.as_dict(Recipe()), **old["settings"]}, settings)

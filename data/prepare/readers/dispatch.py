@@ -1,0 +1,54 @@
+"""Documents out of every kind of file that `prepare` reads, as a stream that never holds a whole file.
+
+What cannot be read as a document is counted in the tally, never dropped in silence; a damaged file stops
+the run.
+"""
+
+import csv
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+
+from data.prepare.document import Document
+from data.prepare.readers import ids, json_rows, samples, tables, text
+from data.prepare.recipe import Recipe
+from data.prepare.tally import Tally
+from data.prepare.units import FileRange
+
+READERS: dict[str, Callable[[FileRange, Recipe, Tally], Iterator[Document]]] = {
+    "text": text.text_file,
+    "jsonl": json_rows.lines,
+    "json": json_rows.array,
+    "ids": ids.id_file,
+    "fasta": text.fasta,
+    "csv": tables.separated,
+    "tsv": tables.separated,
+    "parquet": tables.parquet,
+    "arrow": tables.arrow,
+    "image": samples.image,
+    "webdataset": samples.webdataset,
+}
+
+# What the standard library and Arrow raise for a damaged or broken off file.
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, csv.Error, OSError, ImportError)
+
+
+def documents(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
+    """All documents that begin in the file_range, in order. Raises RuntimeError naming the file where it is
+    damaged.
+    """
+    try:
+        yield from READERS[file_range.file.kind](file_range, recipe, tally)
+    except DAMAGE as error:
+        raise unreadable(file_range, error) from error
+    except (RuntimeError, ValueError):
+        raise
+    except Exception as error:
+        if "://" not in file_range.file.path:
+            raise  # a mistake of ours, with its traceback
+        raise unreadable(file_range, error) from error  # network libraries have errors of their own
+
+
+def unreadable(file_range: FileRange, error: Exception) -> RuntimeError:
+    """One line about a file that is damaged, gone or cut off."""
+    return RuntimeError(f"{file_range.file.path} cannot be read: {type(error).__name__}: {error}")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.models.layers.head import chunked_nll_sum
+from trainer.models.layers.cross_entropy import chunked_nll_sum
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 RESULTS = Path(__file__).parent / "results"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
+from common.module_interfaces import BuffersGradient
 from common.objective import ModelInputs
 from parallel.gradients.weight_gradients import DeferredGradients, defer_weight_gradients
 from parallel.layout.layout import SCHEDULES, Layout
@@ -50,10 +51,8 @@ class Pipeline:
         self._deferred: dict[int, DeferredGradients] = {}
         if SCHEDULES[layout.schedule].splits_backward:
             self._deferred = {number: defer_weight_gradients(module) for number, module in stages.items()}
-        modules: list[Any] = [module for stage in stages.values() for module in stage.modules()]
-        self._heads = [
-            one for one in modules if hasattr(one, "one_gradient")
-        ]  # see trainer.models.layers.head
+        modules = [module for stage in stages.values() for module in stage.modules()]
+        self._heads = [module for module in modules if isinstance(module, BuffersGradient)]
         self._loss: Callable[[Tensor, int], Tensor] = _no_loss
 
     @property
@@ -76,20 +75,20 @@ class Pipeline:
         kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
         x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
         target = torch.arange(count) if self.has_last else None
-        with self._one_gradient_a_head():
+        with self._one_buffer_in_each_head():
             schedule.step(*x, target=target, return_outputs=False, **kwargs)
         sends.finish()
         self._loss = _no_loss
 
     @contextmanager
-    def _one_gradient_a_head(self) -> Iterator[None]:
+    def _one_buffer_in_each_head(self) -> Iterator[None]:
         """GPipe and looped BFS run all forwards first, and a head finds its weight's gradient in forward."""
         # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see
         # `ParameterGroup.fill_with_zeros`.
         zeros = self._layout.dp_replicate > 1 and self._layout.zero >= 2
         with ExitStack() as heads:
             for head in self._heads:
-                heads.enter_context(head.one_gradient(zeros=zeros))
+                heads.enter_context(head.one_gradient_buffer(zeros=zeros))
             yield
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from common.module_interfaces import FusesKernels
 from parallel.relied_on import borrow
 
 _aten = torch.ops.aten
@@ -68,5 +69,5 @@ def apply_compile(model: nn.Module, blocks: nn.ModuleDict, backend: str) -> None
     for block in blocks.values():
         block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
     for module in model.modules():
-        if hasattr(module, "compiler"):
-            module.compiler = backend  # type: ignore[assignment]  # see trainer.models.layers.head
+        if isinstance(module, FusesKernels):
+            module.set_compiler(backend)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
+from common.module_interfaces import VocabParallel, VocabShard
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
@@ -169,7 +170,10 @@ def _vocab_embedding(at: _Target) -> dict[str, int]:
 def _vocab_head(at: _Target) -> dict[str, int]:
     _gather(at)
     rows = _cut_rows(at).shape[0]
-    at.module.shard = (at.group, at.axis.rank * rows)  # type: ignore[assignment]  # see trainer.models.layers.head
+    assert isinstance(at.module, VocabParallel), (
+        f"{at.name}: {type(at.module).__name__} takes no vocabulary shard"
+    )
+    at.module.set_vocab_shard(VocabShard(at.group, first_row=at.axis.rank * rows))
     return {"weight": 0}
 
 

@@ -15,6 +15,7 @@ PACKAGES = ("trainer", "parallel", "data", "launch", "common")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 TORCH_FREE = [
     "common.model_plan",
+    "common.module_interfaces",
     "common.objective",
     "common.precision",
     "trainer.config.keys",

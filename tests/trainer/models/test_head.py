@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.module_interfaces import BuffersGradient, FusesKernels, VocabParallel, VocabShard
 from common.objective import IGNORED
 from ranks import RankContext, RankPools
-from trainer.models.layers import head
-from trainer.models.layers.head import LMHead, chunked_nll_sum
+from trainer.models.layers import cross_entropy
+from trainer.models.layers.cross_entropy import chunked_nll_sum
+from trainer.models.layers.head import LMHead
 
 Case = tuple[Tensor, Tensor, Tensor]
 Result = tuple[Tensor, Tensor, Tensor]
@@ -111,9 +113,11 @@ def test_the_sum_is_float32_and_gradients_have_the_type_of_what_they_are_of() ->
 def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     states, weight, targets = case(8, 10)
     wanted: list[tuple[bool, bool]] = []
-    forward = head._forward
+    forward = cross_entropy._losses_and_gradients
     monkeypatch.setattr(
-        head, "_forward", lambda *a: (wanted.append((a[-2], a[-1] is not None)), forward(*a))[1]
+        cross_entropy,
+        "_losses_and_gradients",
+        lambda *a: (wanted.append((a[-2], a[-1] is not None)), forward(*a))[1],
     )
     with torch.no_grad():
         chunked_nll_sum(states.requires_grad_(), weight.requires_grad_(), targets)
@@ -142,7 +146,7 @@ def test_forwards_that_wait_share_one_buffer_and_the_last_backward_gives_it_away
     module = LMHead(24, 101).double()
     batches = [case(9, 101, seed=seed) for seed in range(3)]
     expected = sum(plain(states, module.weight.detach(), targets)[2] for states, _, targets in batches)
-    with module.one_gradient():
+    with module.one_gradient_buffer(zeros=False):
         losses = [module(states[None], targets[None]) for states, _, targets in batches]
         buffers = {loss.grad_fn.next_functions[1][0].gradients for loss in losses}
         assert len(buffers) == 1
@@ -154,7 +158,7 @@ def test_forwards_that_wait_share_one_buffer_and_the_last_backward_gives_it_away
 
 def test_factors_that_differ_make_no_gradient() -> None:
     module = LMHead(24, 101)
-    with module.one_gradient():
+    with module.one_gradient_buffer(zeros=False):
         losses = [module(torch.randn(1, 5, 24), torch.zeros(1, 5, dtype=torch.long)) for _ in range(2)]
         losses[0].sum().backward()
         (2 * losses[1]).sum().backward()
@@ -163,7 +167,7 @@ def test_factors_that_differ_make_no_gradient() -> None:
 
 def test_a_forward_without_its_backward_is_noticed() -> None:
     module = LMHead(24, 101)
-    with pytest.raises(AssertionError, match="without its backward"), module.one_gradient():
+    with pytest.raises(AssertionError, match="without its backward"), module.one_gradient_buffer(zeros=False):
         module(torch.randn(1, 5, 24), torch.zeros(1, 5, dtype=torch.long))
 
 
@@ -188,6 +192,13 @@ def test_no_tensor_comes_near_the_full_logits() -> None:
     with LargestOutput() as theirs:
         plain(*given)
     assert ours.elements <= theirs.elements / 8 and theirs.elements == 2048 * 32768
+
+
+def test_the_head_has_the_interfaces_that_parallel_looks_for() -> None:
+    """Without one of them the head would be left whole, uncompiled or with a buffer for each micro-batch."""
+    for interface in (VocabParallel, FusesKernels, BuffersGradient):
+        assert isinstance(LMHead(8, 12), interface)
+        assert not isinstance(torch.nn.Linear(8, 12), interface)
 
 
 def test_the_head_without_targets_gives_logits() -> None:
@@ -220,11 +231,14 @@ def split_vocabulary(context: RankContext, cuts: list[int], chunk: int, fault: b
     mine = weight[first:last].clone().requires_grad_()
     group = dist.group.WORLD
     assert group is not None
-    loss = chunked_nll_sum(states, mine, targets, chunk=chunk, shard=(group, first + fault))
+    shard = VocabShard(group, first + fault)
+    loss = chunked_nll_sum(states, mine, targets, chunk=chunk, shard=shard)
     (0.37 * loss).sum().backward()
     assert states.grad is not None and mine.grad is not None
     with torch.no_grad():
-        assert torch.equal(chunked_nll_sum(states, mine, targets, shard=(group, first + fault)), loss)
+        assert torch.equal(
+            chunked_nll_sum(states, mine, targets, shard=VocabShard(group, first + fault)), loss
+        )
     return [loss.detach()[0], states.grad, mine.grad]
 
 

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-VocabShard = tuple[dist.ProcessGroup, int]
-"""Where a split vocabulary lies: the ranks that hold it, and the first row that is here."""
+from common.module_interfaces import VocabShard
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Softmax:
         mass = exponentials.sum(dim=1)
         if shard is None:
             return cls(exponentials, peak, peak, mass, at_target)
-        return cls(exponentials, peak, *_over_shards(peak, mass, at_target, shard[0]))
+        return cls(exponentials, peak, *_over_shards(peak, mass, at_target, shard.group))
 
     def nll(self) -> Tensor:
         """-log softmax[target], [rows], in nats."""
@@ -70,7 +69,7 @@ class FusedSoftmax:
     ) -> FusedSoftmax:
         peak, mass, at_target = _compiled(_numbers, compiler)(logits, columns, here)
         if shard is not None:
-            peak, mass, at_target = _over_shards(peak, mass, at_target, shard[0])
+            peak, mass, at_target = _over_shards(peak, mass, at_target, shard.group)
         return cls(logits, peak, mass, at_target, compiler)
 
     def nll(self) -> Tensor:

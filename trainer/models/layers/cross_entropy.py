@@ -1,0 +1,157 @@
+"""Cross-entropy of hidden states and an output matrix, a chunk of logits at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.module_interfaces import VocabShard
+from common.objective import IGNORED
+from trainer.models.layers.known_gradients import GradientSum, HiddenGradient, WeightGradient
+from trainer.models.layers.softmax import FusedSoftmax, Softmax
+
+VOCAB_BLOCK = 8192
+"""Rows of the vocabulary whose gradient is computed at a time, where it is added to a total of a finer dtype:
+so many rows exist twice, once in each dtype.
+"""
+
+
+def chunked_nll_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    sequences: int = 1,
+    chunk: int = 0,
+    shard: VocabShard | None = None,
+    compiler: str | None = None,
+    gradients: GradientSum | None = None,
+) -> Tensor:
+    """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [sequences], float32.
+
+    hidden: [rows, hidden], the rows of so many sequences of one length, one after another.
+    weight: [vocab, hidden].
+    targets: [rows] int64, IGNORED for rows that are not counted.
+    sequences: number of sequences, each of which gets a sum.
+    chunk: rows of logits that exist at a time; 0: chosen by size.
+    shard: which rows of the vocabulary `weight` holds; None: all.
+    compiler: torch.compile backend for two fused kernels, which read a chunk's logits in the dtype of the
+        matrix product, so that no float32 copy of them exists; None: eager operators on such a copy.
+    gradients: sums the weight's gradient over several calls; None: this call's alone.
+
+    The softmax is computed in float32 (float64 for float64 arguments), the weight's gradient is added up in
+    float32. Gradients are those of the total over the sequences: backward has to bring one factor for all of
+    them, else they are NaN. So forward knows them up to that factor, and computes them chunk by chunk: three
+    matrix products in all, as without chunks. Backward may run once. Without grad, none of this is computed.
+
+    With `shard`, every rank of its group passes the same `hidden` and `targets`. Every rank then returns the
+    same, whole sum; the gradient of `weight` is this rank's rows of the whole gradient; the gradient of
+    `hidden` is a *partial* one, whose sum over the group is the whole gradient. That holds where every rank
+    runs backward with the same factor. One small all-gather a chunk, and no message in backward.
+    """
+    chunk = chunk or _rows_at_a_time(weight, hidden.shape[0], fused=compiler is not None)
+    grad = torch.is_grad_enabled()
+    weight_grad = None
+    if grad and weight.requires_grad:
+        gradients = gradients or GradientSum()
+        weight_grad = gradients.buffer(weight)
+    with torch.no_grad():
+        wants_hidden = grad and hidden.requires_grad
+        losses, hidden_grad = _losses_and_gradients(
+            hidden, weight, targets, chunk, shard, compiler, wants_hidden, weight_grad
+        )
+        total = losses.view(sequences, -1).sum(dim=1)
+    # Two nodes, not one with two inputs: backward may be run for either alone.
+    if hidden_grad is not None:
+        total = HiddenGradient.apply(hidden, total, hidden_grad)
+    if weight_grad is not None:
+        total = total + WeightGradient.apply(weight, torch.zeros_like(total), gradients)
+    return total
+
+
+def _losses_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int,
+    shard: VocabShard | None,
+    compiler: str | None,
+    wants_hidden: bool,
+    weight_grad: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the losses [rows] and, with `wants_hidden`, the gradient of `hidden`.
+
+    weight_grad: what the gradient of `weight` is added to; None: it is not computed.
+    """
+    vocab, rows = weight.shape[0], hidden.shape[0]
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    losses = torch.empty(rows, dtype=exact, device=hidden.device)
+    hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+    # Fresh pages for every chunk would cost more than the products: all chunks work in the same two.
+    products = hidden.new_empty(min(chunk, rows), vocab)
+    same = exact == products.dtype or compiler is not None
+    logits = products if same else products.new_empty(products.shape, dtype=exact)
+    local_targets = targets if shard is None else targets - shard.first_row
+    counted = targets != IGNORED
+    here = counted & (local_targets >= 0) & (local_targets < vocab)
+    columns = local_targets.clamp(0, vocab - 1)[:, None]
+    for start in range(0, rows, chunk):
+        part = slice(start, start + chunk)
+        product = products[: len(hidden[part])]
+        torch.mm(hidden[part], weight.T, out=product)
+        exact_product = product if logits is products else logits[: len(product)].copy_(product)
+        softmax: Softmax | FusedSoftmax
+        if compiler is None:
+            softmax = Softmax.of(exact_product, columns[part], here[part], shard)
+        else:
+            softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler)
+        losses[part] = softmax.nll() * counted[part]
+        if hidden_grad is None and weight_grad is None:
+            continue
+        gradient = softmax.nll_gradient(columns[part], here[part], counted[part])
+        if gradient.dtype != weight.dtype:
+            gradient = product.copy_(gradient)
+        if hidden_grad is not None:
+            torch.mm(gradient, weight, out=hidden_grad[part])
+        if weight_grad is not None:
+            _accumulate(weight_grad, gradient, hidden[part])
+    return losses, hidden_grad
+
+
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [vocab, hidden] += gradientᵀ hidden; `total` may be of a finer dtype than the factors."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, hidden)
+        return
+    for rows, columns in zip(total.split(VOCAB_BLOCK), gradient.split(VOCAB_BLOCK, dim=1)):
+        rows += _exact_product(columns.T, hidden) if gradient.dtype == torch.float16 else columns.T @ hidden
+
+
+def _exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left · right in float32, of two float16 matrices.
+
+    In float16 a sum over many rows overflows here, before backward applies the loss scale.
+    """
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()  # no CPU kernel gives a product of another type than its factors'
+
+
+def _rows_at_a_time(weight: Tensor, rows: int, *, fused: bool) -> int:
+    """Return how many rows' logits stay in a CPU's cache, or keep a GPU busy.
+
+    Chunks are of one size, as far as can be: fused kernels are compiled for each size. Half-precision
+    products are added up outside the matrix product, which pays with more rows at a time. On a CPU the
+    weight's gradient leaves the cache once a chunk, which does not pay with few rows: a chunk of logits may
+    be a quarter of the gradient's size, and peak memory stays far below that of the full logits.
+    """
+    element_bytes = weight.element_size() if fused else 4
+    vocab, hidden = weight.shape
+    if weight.is_cuda:
+        most = (512 << 20) // (element_bytes * vocab)
+    else:
+        budget_bytes = 16 << 20 if weight.element_size() >= 4 else 32 << 20
+        most = max(budget_bytes // (element_bytes * vocab), hidden // 4)
+    most = max(64, most // 64 * 64)
+    chunks = max(1, -(-rows // most))
+    return -(-rows // (64 * chunks)) * 64

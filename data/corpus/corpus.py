@@ -19,7 +19,8 @@ import numpy as np
 from data.config import DataConfig
 from data.corpus.local import LocalStorage
 from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, TOKENS, read_manifest
-from data.corpus.remote import RemoteStorage, is_remote, remote_corpus
+from data.corpus.remote.fetching import is_remote
+from data.corpus.remote.remote_storage import RemoteStorage, remote_corpus
 from data.corpus.scan import BLOCK
 from data.corpus.storage import Storage
 

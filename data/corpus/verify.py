@@ -29,7 +29,8 @@ from data.corpus.manifest import (
     file_sha256,
     read_manifest,
 )
-from data.corpus.remote import RemoteStorage, is_remote
+from data.corpus.remote.fetching import is_remote
+from data.corpus.remote.remote_storage import RemoteStorage
 from data.corpus.scan import token_index
 
 

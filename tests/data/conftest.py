@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.corpus import ranges, remote
+from data.corpus.remote import fetching
 from data.prepare.report import datacard
 from made_corpus import make_corpus, random_documents
 from served import Server
@@ -23,8 +23,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The server, with readers that pause for milliseconds before they ask again."""
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(ranges, "PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(fetching, "FIRST_PAUSE_SECONDS", 0.005)
     server = Server(folder.parent)
     yield server
     server.stop()

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from data.config import Heldout
-from data.corpus import remote
 from data.corpus.manifest import read_manifest
-from data.corpus.remote import RemoteStorage
+from data.corpus.remote import fetching
+from data.corpus.remote.remote_storage import RemoteStorage
 from data.corpus.verify import verify
 from data.stream.heldout import HeldoutLoader
 from made_corpus import make_corpus, random_documents
@@ -63,7 +63,7 @@ def test_a_server_that_stays_away_is_one_line(
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(
-        RuntimeError, match=rf"shard-\d+.tar could not be read in {remote.ATTEMPTS} attempts: .*$"
+        RuntimeError, match=rf"shard-\d+.tar could not be read in {fetching.ATTEMPTS} attempts: .*$"
     ):
         epoch(stream)
     assert all(b == 2 * a for a, b in pairwise(pauses))
@@ -71,7 +71,7 @@ def test_a_server_that_stays_away_is_one_line(
 
 
 def test_a_slow_file_has_no_limit_but_a_silent_server_has(server: Server) -> None:
-    filesystem, _ = remote._open_filesystem(server.url)
+    filesystem, _ = fetching.open_filesystem(server.url)
     timeout = filesystem.client_kwargs["timeout"]
     assert timeout.total is None and timeout.sock_connect and timeout.sock_read
 

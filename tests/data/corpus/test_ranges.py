@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, Source
-from data.corpus import ranges
 from data.corpus.manifest import read_manifest
+from data.corpus.remote import ranges
 from data.corpus.verify import verify
 from data.stream.heldout import DocumentReader
 from data.stream.stream import Stream
@@ -34,13 +34,13 @@ def test_bytes_that_come_wrong_are_asked_for_again(
     assert set(server.asked.values()) == {2}
 
 
-@pytest.mark.parametrize("piece_bytes", [1 << 18, 64])
+@pytest.mark.parametrize("request_bytes", [1 << 18, 64])
 def test_every_arrival_of_a_document_is_checked(
-    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, request_bytes: int
 ) -> None:
     """Nothing is kept, so each read asks again: for small documents together, for large ones in parts."""
     monkeypatch.setattr(ranges, "KEPT_BYTES", 0)
-    monkeypatch.setattr(ranges, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(ranges, "REQUEST_BYTES", request_bytes)
     true = open_stream(str(folder)).read(range(12)).following
     server.flips |= everything(folder, lambda arrival: arrival % 2 == 0)  # right first, then flipped, …
     stream = open_stream(server.url)
@@ -64,8 +64,8 @@ def test_verify_calls_nothing_damaged_that_came_wrong_once(folder: Path, server:
 def test_documents_without_tokens_ask_the_server_for_nothing(
     tmp_path: Path, folder: Path, server: Server
 ) -> None:
-    """They lie in a piece of their own, and alone in a shard."""
-    long = np.arange(ranges.PIECE_BYTES) % 49_999 + 1  # too long for a piece with others
+    """They are in a group of their own, and alone in a shard."""
+    long = np.arange(ranges.REQUEST_BYTES) % 49_999 + 1  # too long for a group
     make_corpus(folder, [[], [], long, [], [5, 6], [], [], []], shard_documents=5)
     documents = DocumentReader(open_stream(server.url).sources[0].corpus)
     for number in (0, 1, 3, 5, 6, 7):

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, Source
-from data.corpus import remote
 from data.corpus.manifest import read_manifest
+from data.corpus.remote import fetching
 from data.corpus.verify import verify
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
@@ -73,7 +73,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         ("AWS_MAX_ATTEMPTS", "1"),
     ):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(fetching, "FIRST_PAUSE_SECONDS", 0.05)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     store = Store()
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)

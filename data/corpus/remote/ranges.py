@@ -1,9 +1,13 @@
 """Reading documents of a remote shard by range, each checked whenever its bytes arrive.
 
-Bytes are fetched in *pieces*: neighbouring small documents together, large ones cut up. What was fetched is
-kept for a while, up to a limit. A piece that has to be fetched again is checked again, for a server, a proxy
-or a line may change bytes at any time: the small documents in it against the index, a part of a large one
-against the hash it had when the whole document last agreed with the index.
+A request fetches about REQUEST_BYTES: a *group* of neighbouring small documents, or a *part* of a large one.
+
+    documents    |a|b|c|   d   |            e             |f|g|
+    requests     |group 0|     |part 0 | part 1 | part 2  |group|     (d is a group by itself)
+
+What was fetched is kept for a while, up to KEPT_BYTES. What has to be fetched again is checked again, for a
+server, a proxy or a line may change bytes at any time: the documents of a group against the index, a part
+of a large document against the hash it had when the whole document last agreed with the index.
 """
 
 from __future__ import annotations
@@ -17,20 +21,20 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
-from common.retry import attempts
 from data.corpus.manifest import CRC, OFFSET, TOKENS
+from data.corpus.remote.fetching import ARRIVALS, arrivals
 
-PIECE_BYTES = 1 << 18
-KEPT_BYTES = 1 << 26  # of each corpus, beside the one that was fetched last
-ARRIVALS = 3  # how often a piece is asked for before what it holds is called damaged
-PAUSE_SECONDS = 0.25  # before the second time; doubled before each further one
+REQUEST_BYTES = 1 << 18
+KEPT_BYTES = 1 << 26  # of each corpus, beside the group or part that was fetched last
 
 
 class RemoteDocuments:
     """The documents of a corpus's remote shards.
 
-    `fetch`: (shard, first byte, end) → the bytes, by one request, tried again where it fails. `index`: shard
-    → its index. `token_bytes`: of one id. `name`: shard → what messages call it.
+    fetch: (shard, first byte, end) → the bytes, by one request, tried again where it fails.
+    index: shard → its index, uint64 [4, documents].
+    token_bytes: bytes of one id.
+    name: shard → its path or URL, for messages.
     """
 
     def __init__(
@@ -53,18 +57,18 @@ class RemoteDocuments:
     def read(self, shard: int, begin: int, end: int) -> bytes:
         """The bytes [begin, end) of a shard.
 
-        Inside a document they are checked: a document that was right once raises RuntimeError where it stays
-        wrong now; one that was never right is handed over as it comes, for the caller has its checksum too.
-        Other bytes (a tar header) are fetched as they are.
+        Bytes inside a document are checked. Where a document was right before and stays wrong now, raises
+        RuntimeError. A document that was never right is returned as it arrives: the caller checks it too, and
+        reports it. Bytes outside documents (a tar header) are fetched without a check.
         """
-        if begin == end:  # a document without tokens; no request asks for nothing
+        if begin == end:  # a document without tokens needs no request
             return b""
         table = self._tables(shard)
         document = table.document_at(begin, end)
         if document is None:
             return self._fetch(shard, begin, end)
         first = int(table.begin[document])
-        if table.end[document] - first > PIECE_BYTES:
+        if table.end[document] - first > REQUEST_BYTES:
             return self._read_large(table, document, begin, end)
         group = int(table.group[document])
         raw = self._recall((shard, group)) or self._keep((shard, group), self._fetch_group(table, group))
@@ -75,11 +79,11 @@ class RemoteDocuments:
         return _Table(shard, self._index(shard), self._token_bytes)
 
     def _fetch_group(self, table: _Table, group: int) -> bytes:
-        """A run of small documents, none of them wrong but those that never came right."""
+        """The bytes of a group. A document in them is wrong only where it was wrong in each arrival so far."""
         documents = range(int(table.group_starts[group]), int(table.group_starts[group + 1]))
         start, end = int(table.begin[documents[0]]), int(table.end[documents[-1]])
-        wrong: set[int] = set(documents)  # every time so far
-        for arrival in attempts(2 * ARRIVALS, PAUSE_SECONDS):
+        wrong: set[int] = set(documents)  # in every arrival so far
+        for arrival in arrivals(2 * ARRIVALS):
             raw = self._fetch(table.shard, start, end)
             spans = ((d, int(table.begin[d]) - start, int(table.end[d]) - start) for d in documents)
             bad = {d for d, a, b in spans if zlib.crc32(raw[a:b]) != table.crc[d]}
@@ -98,7 +102,7 @@ class RemoteDocuments:
         return raw
 
     def _changed(self, table: _Table, document: int) -> RuntimeError:
-        """What to raise where a document that was right comes wrong."""
+        """The error for a document that was right before and is wrong now."""
         return RuntimeError(
             f"shard {self._name(table.shard)}: the document at byte {table.begin[document]} came right "
             f"before and came wrong {ARRIVALS} times now: the file was changed or damaged during the run; "
@@ -109,14 +113,14 @@ class RemoteDocuments:
         first = int(table.begin[document])
         if document not in table.hashes:
             self._check_large(table, document)
-        parts = range((begin - first) // PIECE_BYTES, (max(begin, end - 1) - first) // PIECE_BYTES + 1)
+        parts = range((begin - first) // REQUEST_BYTES, (max(begin, end - 1) - first) // REQUEST_BYTES + 1)
         raw = b"".join(self._part(table, document, part) for part in parts)
-        start = first + parts[0] * PIECE_BYTES
+        start = first + parts[0] * REQUEST_BYTES
         return raw[begin - start : end - start]
 
     def _check_large(self, table: _Table, document: int) -> None:
-        """Read a large document once, part by part, and note the hash of each part."""
-        for _ in attempts(ARRIVALS, PAUSE_SECONDS):
+        """Fetch a large document once, part by part, and note the hash of each part."""
+        for _ in arrivals():
             crc, hashes = 0, []
             for part in range(table.parts(document)):
                 raw = self._fetch(table.shard, *table.span(document, part))
@@ -133,7 +137,7 @@ class RemoteDocuments:
         key = (table.shard, document, part)
         if (kept := self._recall(key)) is not None:
             return kept
-        for _ in attempts(ARRIVALS, PAUSE_SECONDS):
+        for _ in arrivals():
             raw = self._fetch(table.shard, *table.span(document, part))
             if document in table.damaged or xxhash.xxh3_64_intdigest(raw) == table.hashes[document][part]:
                 return self._keep(key, raw)
@@ -163,11 +167,11 @@ class RangeView:
 
     @property
     def view(self) -> RangeView:
-        """Itself."""
+        """The shard itself: slicing it fetches the bytes."""
         return self
 
     def version(self) -> int:
-        """Always the same: bytes are checked when they arrive, and those that change raise."""
+        """Always 0: bytes are checked when they arrive, and a document that changed raises."""
         return 0
 
     def __getitem__(self, span: slice) -> memoryview:
@@ -175,11 +179,15 @@ class RangeView:
 
 
 class _Table:
-    """Where the documents of a shard are, in which piece each small one lies, and what is known of them.
+    """Where the documents of a shard are, how requests group them, and which of them were right.
 
-    `group`: document → its piece; `group_starts`: piece → its first document, and the end. `arrived`: which
-    pieces came before; `damaged`: documents that never came right; `hashes`: those of a large document's
-    parts.
+    shard: its number.
+    begin, end, crc: bytes [begin, end) of each document's ids, and their CRC-32, int64 [documents].
+    group: the group of each document, int64 [documents]; a large one is alone in its group.
+    group_starts: the first document of each group, and the end, int64 [groups + 1].
+    arrived: which groups were fetched before, bool [groups].
+    damaged: documents that were wrong in every arrival.
+    hashes: large document → xxh3_64 of each of its parts, when it last agreed with the index.
     """
 
     def __init__(self, shard: int, index: np.ndarray, token_bytes: int) -> None:
@@ -187,8 +195,8 @@ class _Table:
         self.begin = index[OFFSET].astype(np.int64)
         self.end = self.begin + index[TOKENS].astype(np.int64) * token_bytes
         self.crc = index[CRC].astype(np.int64)
-        cell = self.begin // PIECE_BYTES
-        large = self.end - self.begin > PIECE_BYTES
+        cell = self.begin // REQUEST_BYTES
+        large = self.end - self.begin > REQUEST_BYTES
         starts = np.ones(len(cell), dtype=bool)
         starts[1:] = (np.diff(cell) > 0) | large[1:] | large[:-1]
         self.group = np.cumsum(starts) - 1
@@ -198,15 +206,15 @@ class _Table:
         self.hashes: dict[int, np.ndarray] = {}
 
     def document_at(self, begin: int, end: int) -> int | None:
-        """The document that the bytes [begin, end) are part of; None where they are not of one."""
+        """The document that bytes [begin, end) are inside; None where they are not inside a document."""
         document = int(np.searchsorted(self.begin, begin, side="right")) - 1
         return document if document >= 0 and end <= self.end[document] else None
 
     def parts(self, document: int) -> int:
-        """How many parts a large document is cut into."""
-        return -(-int(self.end[document] - self.begin[document]) // PIECE_BYTES)
+        """How many parts a large document has."""
+        return -(-int(self.end[document] - self.begin[document]) // REQUEST_BYTES)
 
     def span(self, document: int, part: int) -> tuple[int, int]:
         """The bytes [first, end) of a part."""
-        first = int(self.begin[document]) + part * PIECE_BYTES
-        return first, min(first + PIECE_BYTES, int(self.end[document]))
+        first = int(self.begin[document]) + part * REQUEST_BYTES
+        return first, min(first + REQUEST_BYTES, int(self.end[document]))

@@ -1,4 +1,10 @@
-"""A folder of remote shards' copies, bounded, shared by all processes of a machine."""
+"""A folder with copies of remote shards, bounded in size, shared by all processes of a machine.
+
+DIR/SHA256        a shard, under its hash
+DIR/SHA256.part   a shard that is being fetched
+DIR/SHA256.lock   held while a process fetches or maps the shard; its time says when it was last used
+DIR/evict.lock    held while shards are evicted or come into place
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,9 @@ from data.corpus.manifest import ShardEntry
 
 
 class ShardCache:
-    """A folder of shards under their hashes, at most `limit_bytes`, shared by processes by file locks."""
+    """The folder `folder`, which holds at most `limit_bytes` of shards. Raises ValueError where it cannot be
+    made.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
@@ -25,10 +33,12 @@ class ShardCache:
             raise ValueError(f"data.cache_dir={folder} cannot be made: {error.strerror}") from None
 
     def open(self, entry: ShardEntry, fetch: Callable[[Path], None]) -> MappedFile:
-        """A shard, mapped; `fetch` writes it to a path when it is not there.
+        """A shard, mapped; `fetch` writes it to a path where the folder does not have it.
 
-        Whichever process comes first fetches, the others wait for it. A shard that is evicted while it is
-        mapped stays readable: its room is freed when the last mapping goes.
+        The first process that needs a shard fetches it, the others wait for that. A shard that is evicted
+        while it is mapped stays readable: its room is freed when the last mapping goes.
+
+        Raises ValueError where the shard is larger than the folder may become.
         """
         if entry.bytes > self.limit_bytes:
             raise ValueError(
@@ -37,7 +47,7 @@ class ShardCache:
             )
         lock = self.folder / f"{entry.sha256}.lock"
         with locked(lock):
-            # When the shard was last used. Not by its own time stamp: its readers watch that for changes.
+            # When the shard was last used. Not by the shard's own time: its readers watch that for changes.
             os.utime(lock)
             opened = self._cached(entry)
             if opened is None:
@@ -54,7 +64,7 @@ class ShardCache:
             return opened
 
     def _cached(self, entry: ShardEntry) -> MappedFile | None:
-        """The cached copy, hashed when this process first meets it; None if it is missing or damaged."""
+        """The cached copy, hashed when this process first opens it; None where it is missing or damaged."""
         path = self.folder / entry.sha256
         try:
             found = MappedFile(path)
@@ -67,7 +77,7 @@ class ShardCache:
         return found if len(found.view) == entry.bytes else None
 
     def _make_room(self, size: int) -> None:
-        """Evicts the least recently used shards until one of `size` bytes fits."""
+        """Evict the least recently used shards until one of `size` bytes fits."""
         with locked(self._evicting):
             files = [path for path in self.folder.iterdir() if path.suffix != ".lock"]
             found = {path: path.stat() for path in files if path.is_file()}

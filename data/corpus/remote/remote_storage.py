@@ -1,0 +1,202 @@
+"""A corpus on a remote store, read through a cache of whole shards or by range.
+
+With `data.cache_dir`, a shard is fetched whole into that folder (`cache`), and the shards of the next era are
+fetched ahead. Without it, documents are fetched by range as they are read (`ranges`). Everything that arrives
+is checked against the manifest or an index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from data.corpus.local import not_the_tokenizer
+from data.corpus.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256, parse_manifest
+from data.corpus.remote.cache import ShardCache
+from data.corpus.remote.fetching import WrongBytes, fetch, fetch_existing, fetch_right, open_filesystem
+from data.corpus.remote.ranges import RemoteDocuments
+
+if TYPE_CHECKING:
+    from data.corpus.storage import ShardBytes
+
+
+class RemoteStorage:
+    """A corpus at a URL; see `data.corpus.storage.Storage`.
+
+    url: where its manifest.json is.
+    cache_dir: the folder of whole shards; "": documents are fetched by range.
+    cache_bytes: the most that the folder may hold.
+
+    Raises ValueError where there is no corpus.
+    """
+
+    def __init__(self, url: str, cache_dir: str, cache_bytes: int) -> None:
+        self.path = url.rstrip("/")
+        self._fs, self._root = open_filesystem(self.path)
+        self._cache = ShardCache(Path(cache_dir), cache_bytes) if cache_dir else None
+        self._fetcher = threading.Thread()
+        manifest = _read_manifest(self.path, self._fs, self._root)
+        if manifest is None:
+            raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
+        self._manifest = manifest
+        self._indexes = lru_cache(maxsize=None)(self._fetch_index)
+        width = DTYPES[manifest.dtype].itemsize
+        self._documents = RemoteDocuments(self._fetch_range, self.index, width, self._name)
+
+    def manifest(self) -> Manifest:
+        """See `Storage`."""
+        return self._manifest
+
+    def tokenizer(self) -> bytes:
+        """See `Storage`."""
+        entry = self._manifest.tokenizer
+
+        def read() -> bytes:
+            raw = self._read(entry.file)
+            if (found := hashlib.sha256(raw).hexdigest()) != entry.sha256:
+                raise WrongBytes(f"{self.path}/{not_the_tokenizer(entry.file, found, entry.sha256)}")
+            return raw
+
+        return fetch_right(read)
+
+    def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
+        """See `Storage`; all indexes that were read stay in memory."""
+        return self._indexes(shard)[:, first:end]
+
+    def open(self, shard: int) -> ShardBytes:
+        """See `Storage`: the cached copy, mapped; or a view that fetches what is sliced from it."""
+        entry = self._manifest.shards[shard]
+        if self._cache is None:
+            return self._documents.open(shard)
+        return self._cache.open(entry, self._shard_to(entry))
+
+    def check_lengths(self) -> None:
+        """See `Storage`: sends no request; the length of each answer is checked."""
+
+    def download(self, file: str, target: Path) -> None:
+        """Write a file of the corpus to `target`: as the manifest says if it arrives so within ARRIVALS, else
+        as it arrived last. Raises FileNotFoundError where it is missing.
+        """
+
+        def download() -> None:
+            fetch(f"{self.path}/{file}", lambda: self._fs.get_file(f"{self._root}/{file}", str(target)))
+            hash_of, expected = self._hashes[file]
+            if hash_of(target) != expected:
+                raise WrongBytes(file)
+
+        with contextlib.suppress(WrongBytes):
+            fetch_right(download)
+
+    @cached_property
+    def _hashes(self) -> dict[str, tuple[Callable[[Path], str], str]]:
+        """File of the corpus → (its hash function, its hash in the manifest)."""
+        tokenizer = self._manifest.tokenizer
+        found: dict[str, tuple[Callable[[Path], str], str]]
+        found = {tokenizer.file: (file_sha256, tokenizer.sha256)}
+        for entry in self._manifest.shards:
+            found[entry.file] = file_sha256, entry.sha256
+            found[entry.index_file] = _file_xxh3, entry.index_xxh3
+        return found
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """See `Storage`: in a thread, where there is a cache and half of it holds these shards."""
+        entries = [self._manifest.shards[shard] for shard in shards]
+        if self._cache is None or sum(entry.bytes for entry in entries) > self._cache.limit_bytes // 2:
+            return
+        if not self._fetcher.is_alive():
+            arguments = (self._cache, entries)
+            # A daemon: a run that ends does not wait for shards it will not read.
+            self._fetcher = threading.Thread(target=self._fetch_all, args=arguments, daemon=True)
+            self._fetcher.start()
+
+    def _fetch_all(self, cache: ShardCache, entries: Sequence[ShardEntry]) -> None:
+        with contextlib.suppress(Exception):  # the run fails with the same error when it reads the shard
+            for entry in entries:
+                cache.open(entry, self._shard_to(entry))
+
+    def _shard_to(self, entry: ShardEntry) -> Callable[[Path], None]:
+        """A function that writes a shard, with the SHA-256 in the manifest, to a path."""
+        name = f"shard {self.path}/{entry.file}"
+
+        def download(target: Path) -> None:
+            def once() -> None:
+                self._fs.get_file(f"{self._root}/{entry.file}", str(target))
+                if target.stat().st_size != entry.bytes:
+                    raise OSError(f"{target.stat().st_size} of {entry.bytes} bytes came")
+
+            fetch_existing(name, once)
+            if file_sha256(target) != entry.sha256:
+                raise WrongBytes(
+                    f"{name} does not have the SHA-256 in {MANIFEST}: changed or damaged; restore it or run "
+                    "`germinal prepare` again"
+                )
+
+        return lambda target: fetch_right(lambda: download(target))
+
+    def _fetch_index(self, shard: int) -> np.ndarray:
+        entry = self._manifest.shards[shard]
+
+        def read() -> bytes:
+            raw = self._read(entry.index_file)
+            if xxhash.xxh3_128(raw).hexdigest() != entry.index_xxh3:
+                raise WrongBytes(
+                    f"index {self.path}/{entry.index_file} is not the one in {MANIFEST} (hash differs): "
+                    "damaged or out of date; restore it or run `germinal prepare` again"
+                )
+            return raw
+
+        return np.load(io.BytesIO(fetch_right(read)), allow_pickle=False)
+
+    def _fetch_range(self, shard: int, begin: int, end: int) -> bytes:
+        def once() -> bytes:
+            raw = self._fs.cat_file(f"{self._root}/{self._manifest.shards[shard].file}", start=begin, end=end)
+            if len(raw) != end - begin:
+                raise OSError(
+                    f"{len(raw)} bytes came for bytes {begin} to {end}: no range requests, or cut short?"
+                )
+            return raw
+
+        return fetch_existing(f"shard {self._name(shard)}", once)
+
+    def _name(self, shard: int) -> str:
+        return f"{self.path}/{self._manifest.shards[shard].file}"
+
+    def _read(self, file: str) -> bytes:
+        return fetch_existing(f"{self.path}/{file}", lambda: self._fs.cat_file(f"{self._root}/{file}"))
+
+
+def _file_xxh3(path: Path) -> str:
+    return xxhash.xxh3_128(path.read_bytes()).hexdigest()
+
+
+def remote_corpus(url: str) -> bool:
+    """Whether there is a corpus at a URL. Raises RuntimeError where the store does not answer."""
+    return _read_manifest(url, *open_filesystem(url)) is not None
+
+
+def _read_manifest(url: str, fs: Any, root: str) -> Manifest | None:
+    """The manifest of the corpus at a URL, None where there is none.
+
+    Not by `fs.exists`: fsspec says that a file does not exist where the web server is down or overloaded.
+    """
+
+    def read() -> Manifest:
+        text = fetch(f"{url}/{MANIFEST}", lambda: fs.cat_file(f"{root}/{MANIFEST}"))
+        try:
+            return parse_manifest(text, f"{url}/{MANIFEST}")
+        except RuntimeError as error:  # damaged, maybe only on its way here
+            raise WrongBytes(str(error)) from None
+
+    try:
+        return fetch_right(read)
+    except FileNotFoundError:
+        return None

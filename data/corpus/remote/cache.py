@@ -47,7 +47,7 @@ class ShardCache:
             )
         lock = self.folder / f"{entry.sha256}.lock"
         with locked(lock):
-            # When the shard was last used. Not by the shard's own time: its readers watch that for changes.
+            # When the shard was last used. The shard's own time will not do: readers watch it for changes.
             os.utime(lock)
             opened = self._cached(entry)
             if opened is None:

@@ -79,7 +79,7 @@ class RemoteDocuments:
         return _Table(shard, self._index(shard), self._token_bytes)
 
     def _fetch_group(self, table: _Table, group: int) -> bytes:
-        """The bytes of a group. A document in them is wrong only where it was wrong in each arrival so far."""
+        """The bytes of a group. Only documents that were wrong in each arrival so far are wrong in them."""
         documents = range(int(table.group_starts[group]), int(table.group_starts[group + 1]))
         start, end = int(table.begin[documents[0]]), int(table.end[documents[-1]])
         wrong: set[int] = set(documents)  # in every arrival so far

@@ -1,1 +1,5 @@
-"""The folder of a run: what is in it, and who may write there."""
+"""The folder of a run.
+
+run_folder.py   which run a path on the command line means; the configs and the id in its folder
+fence.py        of two starts of one run only the later may write: every writer checks `.epoch` first
+"""

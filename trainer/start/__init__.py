@@ -1,1 +1,7 @@
-"""What must hold before the first step of a start."""
+"""Before the first step. `trainer.run.assemble` calls these in this order:
+
+opening.py     layout and stream, opened on every rank; the identity that checkpoints keep
+agreement.py   do all ranks have the same config, code, corpora and run folder?
+claim.py       the run folder is taken by this start, and the run described in it
+engine.py      the engine of the config's model, objective and optimiser
+"""

@@ -47,7 +47,7 @@ def build_engine(
     check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
     if cfg.engine == "deepspeed":
         # Importing it costs most of a second and needs an extra: only who asks for it pays.
-        from parallel.deepspeed_engine.engine import build_deepspeed_engine
+        from parallel.deepspeed_engine.build import build_deepspeed_engine
 
         return build_deepspeed_engine(
             layout=layout,

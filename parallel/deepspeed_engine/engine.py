@@ -1,6 +1,5 @@
 """The DeepSpeed engine: ZeRO 0-3 and offloading, driven through Accelerate; the torch engine's result."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -8,99 +7,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.model_plan import ModelPlan
 from common.objective import ModelInputs, Objective
-from parallel.config import ParallelConfig
 from parallel.deepspeed_engine import start as deepspeed_start
 from parallel.deepspeed_engine.masters import Masters
-from parallel.deepspeed_engine.optim import FlatAdamW, from_factory
-from parallel.engine import Chunk, Evaluation, Micro, OptimizerFactory, StepResult
+from parallel.deepspeed_engine.optim import FlatAdamW
+from parallel.engine import Chunk, Evaluation, Micro, StepResult
 from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
-from parallel.parameters.initialize import draw
 from parallel.relied_on import insist
-from parallel.transforms.recompute import apply_recompute
 from parallel.world.runtime import Runtime
-
-
-def build_deepspeed_engine(
-    *,
-    layout: Layout,
-    runtime: Runtime,
-    cfg: ParallelConfig,
-    plan: ModelPlan,
-    model_factory: Callable[[], nn.Module],
-    objective: Objective,
-    optimizer_factory: OptimizerFactory,
-    precision: str,
-    clip: float,
-    seed: int,
-    micro_batch: int,
-    global_batch: int,
-    seq_len: int,
-    sources: int = 0,
-) -> "DeepSpeedEngine":
-    """As `build.build_engine`. Collective. ValueError for what the engine does not do, each with the remedy.
-
-    With ZeRO-1 and above, weights, moments and accumulated gradients are float32 whatever `precision` is, as
-    on the torch engine. Without ZeRO, DeepSpeed adds gradients up in `precision` and offers nothing else.
-    """
-    deepspeed_start.check(cfg)
-    with torch.device("meta"):
-        shadow = model_factory()
-    shapes = {name: tuple(parameter.shape) for name, parameter in shadow.named_parameters()}
-    canonical = {alias: name for name, alias in plan.tied}
-    names = {name: canonical.get(name, name) for name in shapes}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(deepspeed_start.world(runtime))
-        swap = stack.enter_context(deepspeed_start.swap_folder(cfg, runtime.rank))
-        config = deepspeed_start.deepspeed_config(
-            cfg,
-            layout,
-            swap=swap,
-            precision=precision,
-            micro_batch=micro_batch,
-            micro_batches=layout.micro_batches(global_batch, micro_batch),
-            elements=sum(map(math.prod, shapes.values())),
-            largest=max(map(math.prod, shapes.values())),
-        )
-        with deepspeed_start.quiet():
-            model = deepspeed_start.build_model(model_factory, config, runtime.device)
-            apply_recompute(model.get_submodule(plan.blocks), cfg.recompute)  # type: ignore[arg-type]
-            parameters = {names[name]: (value, shapes[name]) for name, value in model.named_parameters()}
-            optimizer = from_factory(optimizer_factory, parameters)
-            engine = deepspeed_start.prepare(model, optimizer, config)
-        # Only now: masters that DeepSpeed makes of weights already cast to bf16 are not the torch engine's.
-        masters = Masters(engine, optimizer, names)
-        for master in masters.each(write=True):
-            master.fill(draw(master.name, master.shape, plan, seed, runtime.device))
-        masters.publish()
-        leave = stack.pop_all().close
-    return DeepSpeedEngine(
-        engine,
-        optimizer,
-        masters,
-        objective,
-        layout=layout,
-        runtime=runtime,
-        precision=precision,
-        clip=clip,
-        nominal_count=global_batch * seq_len,
-        sources=sources,
-        leave=leave,
-    )
 
 
 class DeepSpeedEngine:
     """See `engine.Engine`; the arithmetic is `TorchEngine`'s.
 
-    DeepSpeed averages gradients over ranks, and would over micro-batches. Here a micro-batch's loss is taken
-    ranks × loss scale / nominal times and not divided by their number, so that the optimiser is handed the
-    sum of loss × loss scale / nominal; `FlatAdamW` divides it by the true count, and clips. DeepSpeed's own
-    clipping and loss scaling are off, for they know of no count.
+    DeepSpeed averages gradients over ranks, and over micro-batches by default. Here every micro-batch's loss
+    is multiplied by ranks × loss scale / nominal and not divided by the number of micro-batches. So the
+    gradient that the optimiser gets is that of the sum of loss × loss scale / nominal; `FlatAdamW` divides
+    it by the true count, and clips. DeepSpeed's own clipping and loss scaling are off: they have no count.
     """
 
     def __init__(
@@ -158,7 +85,7 @@ class DeepSpeedEngine:
         asked, told, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)
-        learnt = overflow or count > 0  # an empty batch says nothing of the loss scale
+        learnt = overflow or count > 0  # an empty batch shows nothing about the loss scale
         fault = "the gradient is not finite" if learnt and normalisation.update(overflow=overflow) else ""
         return StepResult(
             loss_sum=loss_sum,
@@ -173,7 +100,7 @@ class DeepSpeedEngine:
         )
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Sums:
-        """Backward of factor × loss over the micro-batches, reduced at the last. This rank's sums."""
+        """Run forward and backward of factor × loss over the micro-batches. Return this rank's sums."""
         sums = Sums(self._sources, 2, self._runtime.device)
         self._engine.train()
         for number, batch in enumerate(batches):
@@ -185,7 +112,7 @@ class DeepSpeedEngine:
         return sums
 
     def _inputs(self, batch: Micro) -> tuple[ModelInputs, Tensor | None]:
-        """What the model is fed, and the data source of each row where that is known."""
+        """(the model's inputs, the data source of each row where that is known)."""
         moved = batch.to(self._runtime.device)
         return self._objective.inputs(moved.tensors, moved.sequences), moved.tensors.get("source")
 
@@ -201,13 +128,14 @@ class DeepSpeedEngine:
         return asked, told, *unpack(rest)
 
     def _update(self, lr: float, to_mean: float) -> bool:
-        """The update with gradients × `to_mean`, clipped. True: skipped, because a gradient was not finite or
-        `to_mean` is 0.
+        """Update with gradients × `to_mean`, clipped.
+
+        Return whether the update was skipped, because a gradient was not finite or `to_mean` is 0.
         """
         self._grad_norm = math.inf
 
         @functools.cache
-        def divisor() -> Tensor | None:  # DeepSpeed calls for it once a group, when it has the norm
+        def divisor() -> Tensor | None:  # called once a group, when DeepSpeed has computed the norm
             norm = self._grad_norm = self._norm() * to_mean
             if not math.isfinite(norm) or not to_mean:
                 return None
@@ -223,7 +151,7 @@ class DeepSpeedEngine:
         return skipped
 
     def _norm(self) -> float:
-        """Of the gradients as DeepSpeed holds them, over all ranks."""
+        """The norm over all ranks of the gradients as DeepSpeed holds them."""
         if self._engine.optimizer is not self._optimizer:
             insist("deepspeed", self._engine.optimizer, "_global_grad_norm")
             return float(self._engine.optimizer._global_grad_norm)
@@ -249,9 +177,9 @@ class DeepSpeedEngine:
     # -- state ----------------------------------------------------------------------------------------------
 
     def chunks(self) -> list[Chunk]:
-        """Master weights and optimiser state: each rank's share, cut into boxes, as live memory.
+        """Master weights and optimiser state: this rank's slice of each, as chunks of live memory.
 
-        What is offloaded to nvme comes as copies, valid until the next step: `load` takes them back.
+        State that is offloaded to nvme comes as copies, valid until the next step; `load` writes them back.
         """
         return self._masters.chunks()
 

@@ -1,25 +1,20 @@
-"""Where DeepSpeed keeps the float32 truth: every parameter's master weights and moments, as live memory.
+"""DeepSpeed's float32 truth on this rank: every parameter's master weights and moments, as live memory."""
 
-DeepSpeed flattens parameters and cuts the flat tensor wherever the ranks' shares end. A run of a flattened
-tensor is a few boxes of the tensor itself, so a rank's share can be said in the checkpoint's terms without
-gathering or copying; `safe_get_full_fp32_param` and its like would gather every tensor on every rank.
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.deepspeed_engine.optim import STATES, FlatAdamW
 from parallel.engine import Chunk
 from parallel.relied_on import insist
 
-# What this module and the engine use of DeepSpeed's optimisers that is not public, by ZeRO stage.
-# `_global_grad_norm` is there from the first step on, and looked for when it is read.
+# What this file and the engine use of DeepSpeed's optimisers that is not public, by ZeRO stage. The engine
+# checks `_global_grad_norm` itself: it exists from the first step on.
 _SHARDED = ("update_lp_params",)
 _RELIED_ON = {
     0: ("fp16_groups", "fp32_groups"),
@@ -42,81 +37,16 @@ _RELIED_ON = {
 
 
 @dataclass(frozen=True)
-class Master:
-    """A rank's share of one parameter: elements start … start + len(weight) of the flattened tensor.
+class _SliceLocation:
+    """Where this rank's slice of a parameter is among DeepSpeed's flat tensors.
 
-    weight, and the moments by state name: float32, one-dimensional, live memory. owned: this rank saves it.
-    group: the part of ZeRO-3's state that is on a disk and was brought in for this; None where nothing is.
+    name, shape: of the parameter.
+    flat: DeepSpeed's flat tensor of master weights.
+    first: the slice's first element in `flat`.
+    start: the slice's first element in the flattened parameter.
+    length: number of elements.
+    owned: this rank saves the slice.
     """
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    weight: Tensor
-    moments: dict[str, Tensor]
-    owned: bool
-    group: int | None = None
-
-    def chunks(self) -> Iterator[Chunk]:
-        for prefix, flat in (
-            ("model", self.weight),
-            *((f"optim.{key}", moment) for key, moment in self.moments.items()),
-        ):
-            for box in boxes(self.shape, self.start, self.start + len(flat)):
-                part = flat.narrow(0, box.first - self.start, prod(box.shape)).view(box.shape)
-                yield Chunk(f"{prefix}.{self.name}", part, self.shape, box.offset, self.owned)
-
-    def fill(self, whole: Tensor) -> None:
-        """Take the share's values from the whole parameter."""
-        self.weight.copy_(whole.flatten().narrow(0, self.start, len(self.weight)))
-
-    def copy(self) -> "Master":
-        moments = {key: moment.clone() for key, moment in self.moments.items()}
-        return replace(self, weight=self.weight.clone(), moments=moments)
-
-    def take(self, other: "Master") -> None:
-        self.weight.copy_(other.weight)
-        for key, moment in self.moments.items():
-            moment.copy_(other.moments[key])
-
-
-@dataclass(frozen=True)
-class Box:
-    """A block of a tensor that is contiguous in it; `first` is its first element in the flattened tensor."""
-
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
-    first: int
-
-
-def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """Elements start … stop of the flattened tensor as blocks of it, in order: at most 2·dims - 1."""
-    if start >= stop:
-        return
-    if not shape:
-        yield Box((), (), start)
-        return
-    row = prod(shape[1:])
-    first, last = -(-start // row), stop // row  # the whole rows
-    if first > last:  # inside one row
-        yield from _in_row(shape, last, start, stop)
-        return
-    yield from _in_row(shape, first - 1, start, first * row)
-    if first < last:
-        zeros = (0,) * (len(shape) - 1)
-        yield Box((first, *zeros), (last - first, *shape[1:]), first * row)
-    yield from _in_row(shape, last, last * row, stop)
-
-
-def _in_row(shape: Sequence[int], index: int, start: int, stop: int) -> Iterator[Box]:
-    base = index * prod(shape[1:])
-    for box in boxes(shape[1:], start - base, stop - base):
-        yield Box((index, *box.offset), (1, *box.shape), base + box.first)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """`length` elements of a flattened parameter, from `start`; in its flat master, from `first`."""
 
     name: str
     shape: tuple[int, ...]
@@ -128,74 +58,82 @@ class _Share:
 
 
 class Masters:
-    """A DeepSpeed engine's masters on this rank. Every method is collective."""
+    """The master weights and moments of a DeepSpeed engine on this rank. Every method is collective.
+
+    DeepSpeed computes with weights of its own, copies of the masters in the run's precision. `publish` copies
+    the masters again after a change from outside.
+    """
 
     def __init__(self, engine: Any, optimizer: FlatAdamW, names: dict[str, str]) -> None:
-        """`names`: the module's name of a parameter → its name in a checkpoint.
+        """ValueError where DeepSpeed lacks something private that is used here.
 
-        ValueError where DeepSpeed has not all that is used of it.
+        names: a parameter's name in the module → its canonical name.
         """
         self._engine = engine
         self._wrapper = engine.optimizer
         if self._wrapper is not optimizer:
             insist("deepspeed", self._wrapper, *_RELIED_ON[engine.zero_optimization_stage()])
         self._optimizer = optimizer
-        self._shares: dict[int | None, list[_Share]] = {}
-        self._copies: dict[str, Master] = {}
+        self._locations: dict[int | None, list[_SliceLocation]] = {}
+        self._copies: dict[str, MasterSlice] = {}
         whole = self._whole()
         loads = [0] * dist.get_world_size()
         for module_name, parameter in engine.module.named_parameters():
             name = names[module_name]
             if whole is None:
-                group, share = self._cut(name, parameter)
-            else:  # every rank has all of it: the one with the least to save saves it
+                group, location = self._locate(name, parameter)
+            else:  # every rank has the whole: the rank with the fewest elements to save so far saves it
                 owner = loads.index(min(loads))
                 loads[owner] += parameter.numel()
                 flat, shape, mine = whole[parameter], tuple(parameter.shape), owner == dist.get_rank()
-                group, share = None, _Share(name, shape, flat, 0, 0, flat.numel(), mine)
-            if share.length:
-                self._shares.setdefault(group, []).append(share)
+                group, location = None, _SliceLocation(name, shape, flat, 0, 0, flat.numel(), mine)
+            if location.length:
+                self._locations.setdefault(group, []).append(location)
 
     @torch.no_grad()
-    def each(self, *, write: bool) -> Iterator[Master]:
-        """Every share, as live memory; what lies on a disk only until the next one, and kept if `write`.
+    def each(self, *, write: bool) -> Iterator[MasterSlice]:
+        """Yield every slice as live memory; one that is kept on disk is valid until the next is yielded.
 
-        Moments that no step has made yet are made here: a checkpoint may be loaded before the first step.
+        Moments that do not exist before the first step are allocated: a checkpoint may be loaded before it.
+
+        write: write slices that are kept on disk back.
         """
-        for group, shares in self._shares.items():
+        for group, locations in self._locations.items():
             if group is not None:
                 self._wrapper._optimizer_states_and_gradient_swap_in(group)
-            for share in shares:
-                self._optimizer.allocate(share.flat)
-                state = self._optimizer.state[share.flat]
-                moments = {key: _part(state[key], share) for key in STATES}
-                weight = _part(share.flat, share)
-                yield Master(share.name, share.shape, share.start, weight, moments, share.owned, group)
+            for location in locations:
+                self._optimizer.allocate(location.flat)
+                state = self._optimizer.state[location.flat]
+                moments = {key: _part(state[key], location) for key in STATES}
+                weight = _part(location.flat, location)
+                yield MasterSlice(
+                    location.name, location.shape, location.start, weight, moments, location.owned, group
+                )
             if group is not None and write:
                 self._wrapper._optimizer_states_and_gradient_swap_out(group)
             elif group is not None:
                 self._wrapper._release_swap_buffers(group)
 
     def chunks(self) -> list[Chunk]:
-        """All shares as chunks. Those on a disk are copies: `publish` takes back what was loaded."""
+        """All slices as chunks. Those kept on disk are copies; after a load, `publish` writes them back."""
         self.forget()
         found: list[Chunk] = []
         for master in self.each(write=False):
-            if master.group is not None:
+            if master.swap_group is not None:
                 master = self._copies[master.name] = master.copy()
             found += master.chunks()
         return found
 
     def forget(self) -> None:
-        """Let go of the copies that `chunks` made."""
+        """Drop the copies that `chunks` made."""
         self._copies.clear()
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Make the model compute with the masters as they are now, or as their chunks were loaded."""
+        """Copy the masters, as they are now or as their chunks were loaded, into DeepSpeed's own weights."""
         if self._copies:
             for master in self.each(write=True):
-                if master.group is not None:
+                if master.swap_group is not None:
                     master.take(self._copies[master.name])
             self.forget()
         stage = self._engine.zero_optimization_stage()
@@ -208,7 +146,7 @@ class Masters:
             self._publish_sharded()
 
     def _publish_sharded(self) -> None:
-        """What ZeRO-3's own step does after the update."""
+        """As ZeRO-3's own step does after the update."""
         wrapper = self._wrapper
         wrapper._partition_all_parameters()
         for group in range(len(wrapper.fp16_groups)):
@@ -222,7 +160,7 @@ class Masters:
             wrapper.persistent_parameters[0].all_gather(wrapper.persistent_parameters)
 
     def _whole(self) -> dict[nn.Parameter, Tensor] | None:
-        """parameter → its whole master, where nothing is sharded; None where it is."""
+        """Parameter → its whole master, without ZeRO; None with ZeRO."""
         if self._engine.zero_optimization_stage() > 0:
             return None
         if self._wrapper is self._optimizer:  # float32: the parameter is its own master
@@ -233,25 +171,27 @@ class Masters:
             for low, high in zip(lows, highs, strict=True)
         }
 
-    def _cut(self, name: str, parameter: Any) -> tuple[int | None, _Share]:
-        """(group on a disk, share) of a sharded parameter."""
+    def _locate(self, name: str, parameter: Any) -> tuple[int | None, _SliceLocation]:
+        """(ZeRO-3's group of state on disk or None, location) of a sharded parameter's slice."""
         wrapper = self._wrapper
-        if hasattr(parameter, "ds_id"):  # ZeRO-3: each parameter is cut in equal parts, the last one padded
+        if (
+            self._engine.zero_optimization_stage() == 3
+        ):  # each parameter is cut in equal parts, the last padded
             group, first, length = wrapper.grad_position[wrapper.get_param_id(parameter)]
             start = length * dist.get_rank()
             length = max(0, min(length, parameter.ds_numel - start))
             flat = wrapper.fp32_partitioned_groups_flat[group]
             on_disk = group if wrapper._swappable_optimizer_subgroup(group) else None
-            return on_disk, _Share(name, tuple(parameter.ds_shape), flat, first, start, length, True)
+            return on_disk, _SliceLocation(name, tuple(parameter.ds_shape), flat, first, start, length, True)
         shape = tuple(parameter.shape)
         insist("deepspeed", parameter, "_hp_mapping")
         mapping = parameter._hp_mapping  # ZeRO-1 and 2: a whole group is cut in equal parts
         if mapping is None:
-            return None, _Share(name, shape, torch.empty(0), 0, 0, 0, False)
+            return None, _SliceLocation(name, shape, torch.empty(0), 0, 0, 0, False)
         (flat,) = self._optimizer.param_groups[mapping.param_group_index]["params"]
         here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return None, _Share(name, shape, flat, here.start, there.start, here.numel, True)
+        return None, _SliceLocation(name, shape, flat, here.start, there.start, here.numel, True)
 
 
-def _part(flat: Tensor, share: _Share) -> Tensor:
-    return flat.detach().view(-1).narrow(0, share.first, share.length)
+def _part(flat: Tensor, location: _SliceLocation) -> Tensor:
+    return flat.detach().view(-1).narrow(0, location.first, location.length)

@@ -19,12 +19,13 @@ class FlatAdamW(torch.optim.Optimizer):
     The factory's own optimiser cannot be used: DeepSpeed flattens each group into one tensor, cuts it over
     the ranks, puts tensors into the groups that the optimiser has never seen, and calls `step` once a group,
     so an optimiser that allocates and counts by itself goes wrong. DeepSpeedCPUAdam, which Accelerate would
-    put in where the state is offloaded, is left out too: it is compiled at the first start and rounds
+    use where the state is offloaded, is not used either: it is compiled at the first start and rounds
     differently, and torch's fused kernel is vectorised on a CPU as well.
 
-    steps: updates done, set by the engine. divisor: gives the number that gradients are divided by, None for
-    no update. Without it `step` does nothing: some of DeepSpeed's optimisers take a first step with zero
-    gradients to allocate state, which would decay the weights and count.
+    steps: updates done, set by the engine.
+    divisor: returns the number that gradients are divided by; None for no update. Where `divisor` is None,
+        `step` does nothing: some of DeepSpeed's optimisers take a first step with zero gradients to allocate
+        state, which would decay the weights and count as a step.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:

@@ -1,18 +1,15 @@
-"""Starting DeepSpeed through Accelerate (`DeepSpeedPlugin`), without leaving a trace of it in the process.
+"""Starting DeepSpeed through Accelerate (`DeepSpeedPlugin`), without a lasting change to the process.
 
-Both find out who they are from environment variables and keep it in global state. Here `Runtime` tells them:
-DeepSpeed for as long as its engine lives, Accelerate while it builds that. Afterwards the environment and
-Accelerate's state are as before, so that its trackers, say, do not see a half-true world.
+Both read rank and world from environment variables and keep them in global state. Here the variables are set
+from `Runtime`: for DeepSpeed as long as its engine exists, for Accelerate while it builds the engine.
+Afterwards the environment and Accelerate's state are as before, so that Accelerate's trackers, for instance,
+do not see them.
 """
 
 import contextlib
-import importlib.util
 import io
 import logging
-import os
 import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,117 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.config import ParallelConfig
-from parallel.layout.layout import Layout
-from parallel.relied_on import borrow, insist
+from parallel.relied_on import insist
 from parallel.world.environment import environment
 from parallel.world.runtime import Runtime
 
-_NEEDED = ("deepspeed", "accelerate", "transformers")
-_REDUCE_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates one such buffer, or two where it overlaps
-_LONGEST_COMPILE_MINUTES = 15
-_SWAP_BUFFER_ELEMENTS = 100_000_000  # its own default
-
-
-def check(cfg: ParallelConfig) -> None:
-    """ValueError, one line, for what is not installed, or not there to offload to."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"parallel.engine=deepspeed needs {', '.join(missing)}: pip install 'germinal[deepspeed]', "
-            "or use parallel.engine=torch"
-        )
-    for key in ("offload_optimizer", "offload_parameters"):
-        if getattr(cfg, key) == "nvme" and not os.access(cfg.nvme_path, os.W_OK | os.X_OK):
-            raise ValueError(
-                f"parallel.{key}=nvme, but parallel.nvme_path={cfg.nvme_path} is no folder to write in: name "
-                "one on a local disk"
-            )
-
-
-@contextlib.contextmanager
-def swap_folder(cfg: ParallelConfig, rank: int) -> Iterator[str]:
-    """A folder of this rank's own for what is offloaded to nvme, removed in the end; "" where nothing is.
-
-    ValueError if the operator that reads and writes there cannot be compiled. That takes minutes, once.
-    """
-    if "nvme" not in (cfg.offload_optimizer, cfg.offload_parameters):
-        yield ""
-        return
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ValueError(
-            "offloading to nvme needs libaio and a C++ compiler (Debian: apt install libaio-dev g++): "
-            "install them, or offload to cpu"
-        )
-    _check_lock()
-    with tempfile.TemporaryDirectory(
-        prefix=f"germinal-rank-{rank}-", dir=cfg.nvme_path, ignore_cleanup_errors=True
-    ) as folder:
-        yield folder
-
-
-def _check_lock() -> None:
-    """ValueError where a killed compile left torch's lock, for which every start would wait for ever.
-
-    Ranks that compile and wait together find no lock, or a young one.
-    """
-    build_folder = borrow("torch", "torch.utils.cpp_extension", "_get_build_directory")
-    lock = Path(build_folder("async_io", verbose=False)) / "lock"
-    with contextlib.suppress(FileNotFoundError):
-        minutes = (time.time() - lock.stat().st_mtime) / 60
-        if minutes > _LONGEST_COMPILE_MINUTES:
-            raise ValueError(
-                f"offloading to nvme: {lock} has said for {minutes:.0f} minutes that another process "
-                "compiles async_io, which takes two: delete it if none does"
-            )
-
-
-def deepspeed_config(
-    cfg: ParallelConfig,
-    layout: Layout,
-    *,
-    swap: str,
-    precision: str,
-    micro_batch: int,
-    micro_batches: int,
-    elements: int,
-    largest: int,
-) -> dict[str, Any]:
-    """What DeepSpeed is told. `elements`, `largest`: of the model, and of its largest tensor."""
-    bucket = max(largest, min(elements, _REDUCE_BUCKET_ELEMENTS))
-    zero: dict[str, Any] = {
-        "stage": layout.zero,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "offload_optimizer": {"device": cfg.offload_optimizer, "nvme_path": swap or None},
-        "offload_param": {"device": cfg.offload_parameters, "nvme_path": swap or None},
-    }
-    if cfg.offload_parameters == "nvme":  # each buffer must hold the largest tensor
-        zero["offload_param"]["buffer_size"] = max(largest, _SWAP_BUFFER_ELEMENTS)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": micro_batches,
-        "train_batch_size": micro_batch * micro_batches * layout.world,
-        # Said aloud, or it clips at 1.0. Clipping is the optimiser's, which knows the count (law 3).
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
-        # The optimiser is ours also where its state is offloaded: see `deepspeed_optim`.
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        # The scale is ours, as the torch engine's: DeepSpeed sees a static one that changes between steps.
-        "fp16": {"enabled": precision == "fp16", "loss_scale": 1.0},
-        "bf16": {"enabled": precision == "bf16"},
-        "communication_data_type": "fp32",
-    }
-    if layout.zero:  # without ZeRO, DeepSpeed accumulates in the parameters' own type and offers no other
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
-
 
 def build_model(factory: Any, config: dict[str, Any], device: torch.device) -> nn.Module:
-    """The model in memory, its values undefined: under ZeRO-3 each tensor is cut as soon as it exists."""
+    """The model in memory, its values undefined. Under ZeRO-3 each tensor is cut as soon as it exists."""
     if config["zero_optimization"]["stage"] == 3:
         import deepspeed
 
@@ -144,9 +37,9 @@ def build_model(factory: Any, config: dict[str, Any], device: torch.device) -> n
 
 @contextlib.contextmanager
 def world(runtime: Runtime) -> Iterator[None]:
-    """While this lasts, DeepSpeed knows who it is: it asks the environment, and not only at the start.
+    """Set rank and world for DeepSpeed, which reads the environment after its start too. Collective.
 
-    Collective. A single process gets a process group of one, which DeepSpeed cannot do without.
+    A single process gets a process group of one rank: DeepSpeed needs one.
     """
     if not dist.is_initialized():
         assert runtime.world == 1, "several ranks need parallel.world.runtime.start() first"
@@ -160,7 +53,7 @@ def world(runtime: Runtime) -> Iterator[None]:
     }
     # Torch renamed two collectives that DeepSpeed 0.19 calls under their old names, on every rank.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
-    # Operators are compiled by ninja, which lies beside this Python.
+    # DeepSpeed compiles operators with ninja, which is installed beside this Python.
     with environment(told, programs=Path(sys.executable).parent):
         import deepspeed
         from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -170,12 +63,12 @@ def world(runtime: Runtime) -> Iterator[None]:
         insist("deepspeed", groups, "_release_process_group_references")
         for state in (PartialState, AcceleratorState, GradientState):
             insist("accelerate", state, "_shared_state")
-        for handler in logging.getLogger("DeepSpeed").handlers:  # standard output is not its to write on
+        for handler in logging.getLogger("DeepSpeed").handlers:  # standard output is for the command's result
             handler.setStream(sys.stderr)  # type: ignore[attr-defined]
         accelerator = deepspeed.accelerator.get_accelerator()
         with quiet():
-            # Its all-reduce through shared memory is compiled at the first start, which takes a compiler and
-            # half a minute, for what gloo does.
+            # DeepSpeed would compile an all-reduce through shared memory at the first start. That takes a
+            # compiler and half a minute, and gloo has one.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         with _fp16_on_every_cpu(accelerator) if runtime.device.type == "cpu" else contextlib.nullcontext():
@@ -184,10 +77,10 @@ def world(runtime: Runtime) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fp16_on_every_cpu(accelerator: Any) -> Iterator[None]:
-    """While this lasts, DeepSpeed takes fp16 on a CPU for a type that it can compute in.
+    """Have DeepSpeed accept fp16 on any CPU.
 
-    It asks oneDNN, which has fp16 where the CPU has (AVX512-FP16, AMX-FP16), and refuses it elsewhere. Torch
-    computes it everywhere, if slowly; so do bf16, which DeepSpeed does not ask about, and the torch engine.
+    DeepSpeed accepts what oneDNN has: fp16 where the CPU has it (AVX512-FP16, AMX-FP16). Torch computes fp16
+    on every CPU, if slowly, and the torch engine accepts it. DeepSpeed does not check bf16.
     """
     accelerator.is_fp16_supported = lambda: True
     try:
@@ -197,7 +90,7 @@ def _fp16_on_every_cpu(accelerator: Any) -> Iterator[None]:
 
 
 def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """The DeepSpeed engine that Accelerate makes of the three. Inside `world` and `quiet` only."""
+    """The DeepSpeed engine that Accelerate makes of the arguments. Call it inside `world` and `quiet`."""
     from accelerate import Accelerator, DeepSpeedPlugin
     from deepspeed import DeepSpeedEngine
 
@@ -210,14 +103,14 @@ def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str
             gradient_accumulation_steps=config["gradient_accumulation_steps"],
         )
         engine, _ = accelerator.prepare(model, optimizer)
-    # Accelerate returns plain DDP, without a word, where it does not recognise the plugin.
+    # Accelerate silently returns plain DDP where it does not recognise the plugin.
     assert type(engine) is DeepSpeedEngine, f"Accelerate made a {type(engine).__name__} of the model"
     assert engine.gradient_clipping() == 0.0, "DeepSpeed clips by itself"
     return engine
 
 
 def release() -> None:
-    """Forget the process groups that DeepSpeed keeps for its next engine: they may be gone by then."""
+    """Drop the process groups that DeepSpeed keeps for its next engine: they may be destroyed by then."""
     from deepspeed.utils import groups
 
     groups._release_process_group_references()
@@ -225,7 +118,7 @@ def release() -> None:
 
 @contextlib.contextmanager
 def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate as in a new process; afterwards as it was."""
+    """Accelerate's global state as in a new process; restored afterwards."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     states = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
@@ -233,8 +126,8 @@ def _fresh_accelerate() -> Iterator[None]:
     for state in states:
         state.clear()
     try:
-        # Without the first, or with `accelerate launch --cpu`'s second, the plugin is ignored, and plain DDP
-        # comes back.
+        # Without the first variable, or with the second true as under `accelerate launch --cpu`, Accelerate
+        # ignores the plugin and returns plain DDP.
         with environment({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "false"}):
             yield
     finally:
@@ -245,9 +138,10 @@ def _fresh_accelerate() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Only errors while starting: what is warned of there is what this module chooses on purpose.
+    """Log only errors meanwhile, and only warnings and errors afterwards; drop what DeepSpeed prints.
 
-    Afterwards warnings. DeepSpeed also prints, sizes of memory for instance: that is dropped.
+    What DeepSpeed and Accelerate warn of while they start is what this file chooses on purpose. DeepSpeed
+    prints sizes of memory, for instance.
     """
     loggers = [logging.getLogger(name) for name in ("DeepSpeed", "accelerate")]
     before = [logger.level for logger in loggers]

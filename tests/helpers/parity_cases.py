@@ -16,7 +16,7 @@ from typing import Any, get_args
 from common.precision import Precision
 from data.config import DataConfig, Source
 from parallel.config import Engine, ParallelConfig
-from parallel.deepspeed_engine.start import check as check_deepspeed
+from parallel.deepspeed_engine.settings import check as check_deepspeed
 from parallel.layout.layout import SCHEDULES, check_batch, check_stages, resolve
 from runs import SEQ, VOCAB, Case, curve, reference
 from trainer.config import keys

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.cpp_extension import _get_build_directory
 
 from parallel.config import ParallelConfig
-from parallel.deepspeed_engine import start as deepspeed_start
+from parallel.deepspeed_engine import settings
 from parallel.deepspeed_engine.optim import FlatAdamW, from_factory
 from trainer.config.sections import OptimConfig
 from trainer.optim.updates import build_optimizer
@@ -25,7 +25,7 @@ def config(**values: Any) -> ParallelConfig:
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_parameters"])
 def test_a_folder_that_is_not_there_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"parallel\.nvme_path=/no/such is no folder") as caught:
-        deepspeed_start.check(config(**{key: "nvme", "zero": 3, "nvme_path": "/no/such"}))
+        settings.check(config(**{key: "nvme", "zero": 3, "nvme_path": "/no/such"}))
     assert "\n" not in str(caught.value)
 
 
@@ -37,7 +37,7 @@ def test_missing_install_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> No
         lambda name, *rest: None if name == "transformers" else found(name, *rest),
     )
     with pytest.raises(ValueError, match=r"needs transformers: pip install 'germinal\[deepspeed\]'"):
-        deepspeed_start.check(config())
+        settings.check(config())
 
 
 def groups_of(name: str) -> FlatAdamW:
@@ -78,11 +78,11 @@ def test_optimiser_does_nothing_until_it_is_told_the_divisor() -> None:
 def test_a_lock_that_a_killed_compile_left_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """torch would wait for it without a word and without an end."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    deepspeed_start._check_lock()
+    settings._check_lock()
     lock = Path(_get_build_directory("async_io", verbose=False)) / "lock"
     lock.touch()
-    deepspeed_start._check_lock()  # somebody may be compiling
+    settings._check_lock()  # somebody may be compiling
     os.utime(lock, (time.time() - 3600, time.time() - 3600))
     with pytest.raises(ValueError, match=r"/lock has said for 60 minutes") as raised:
-        deepspeed_start._check_lock()
+        settings._check_lock()
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""A run of a flattened tensor as boxes: so a rank saves its share of ZeRO's flat tensors as it lies."""
+"""A run of a flattened tensor as blocks of the tensor: so a rank saves its slice of ZeRO's flat tensors."""
 
 from itertools import pairwise
 from math import prod
@@ -6,7 +6,7 @@ from math import prod
 import pytest
 import torch
 
-from parallel.deepspeed_engine.masters import Master, boxes
+from parallel.deepspeed_engine.master_slice import MasterSlice, chunk_bounds
 
 SHAPES = [(), (1,), (7,), (3, 5), (1, 6), (6, 1), (2, 3, 4), (3, 1, 2, 2)]
 
@@ -17,12 +17,12 @@ def test_every_run_is_tiled_once_and_in_order(shape: tuple[int, ...]) -> None:
     for start in range(elements + 1):
         for stop in range(start, elements + 1):
             flat = torch.zeros(elements)
-            cut = list(boxes(shape, start, stop))
-            for box in cut:
+            cut = list(chunk_bounds(shape, start, stop))
+            for bounds in cut:
                 block = flat.view(shape)
-                for dim, (at, size) in enumerate(zip(box.offset, box.shape, strict=True)):
+                for dim, (at, size) in enumerate(zip(bounds.offset, bounds.shape, strict=True)):
                     block = block.narrow(dim, at, size)
-                assert block.is_contiguous() and block.storage_offset() == box.first
+                assert block.is_contiguous() and block.storage_offset() == bounds.first
                 block += 1
             assert flat[start:stop].eq(1).all() and flat.sum() == stop - start
             assert all(a.first + prod(a.shape) == b.first for a, b in pairwise(cut))
@@ -31,7 +31,7 @@ def test_every_run_is_tiled_once_and_in_order(shape: tuple[int, ...]) -> None:
 
 def test_chunks_are_the_live_memory() -> None:
     weight = torch.arange(2.0, 9.0)
-    master = Master("w", (4, 3), 2, weight, {"exp_avg": torch.zeros(7)}, owned=True)
+    master = MasterSlice("w", (4, 3), 2, weight, {"exp_avg": torch.zeros(7)}, owned=True)
     whole = torch.full((4, 3), -1.0)
     for chunk in master.chunks():
         if chunk.name == "model.w":

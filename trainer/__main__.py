@@ -25,9 +25,9 @@ USAGE = "usage: python -m trainer CONFIG [key=value…]"
 
 
 def main(arguments: list[str]) -> int:
-    """Train the run that `arguments` (a config file, then key=value) describe; returns the exit code.
+    """Train the run that `arguments` (a config file, then key=value) describe; return the exit code.
 
-    A local rank before them, which DeepSpeed's launcher passes, is dropped: LOCAL_RANK says it too.
+    DeepSpeed's launcher passes a local rank before them, which is dropped: LOCAL_RANK has the same number.
     """
     arguments = _without_local_rank(arguments)
     if arguments in (["-h"], ["--help"]):
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return DONE
     if not arguments or arguments[0].startswith("-"):
         return complain(USAGE, WRONG)
-    signals = LeaveAtOnce("the first step", first_tell=True).begin()
+    signals = LeaveAtOnce("the first step", announces=True).begin()
     try:
         return _run(arguments, signals)
     finally:
@@ -67,7 +67,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         return complain(error, WRONG)
     except RuntimeError as error:  # rank 0 did not come, or the meeting place is not there
         return complain(error, FAILED)
-    signals.tell(runtime.announce_exit)
+    signals.announce_with(runtime.announce_exit)
     fence = Fence(cfg.folder)
     failures = Failures(cfg.folder, runtime, fence)
     try:
@@ -86,7 +86,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         with ExitStack() as stack:
             code = _train(cfg, runtime, stack, signals, failures)
             # A signal that comes while the rank is on its way out changes nothing, and prints no second line.
-            signals.ask(runtime.stop_at_next_step)
+            signals.save_first(runtime.stop_at_next_step)
     except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
         if code in (DONE, *ASKED_TO_STOP):
             code = failures.fail_or_follow(error)
@@ -102,8 +102,8 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
 
 
 def _open_as_many_files_as_allowed() -> None:
-    """Each shard that is read stays open, and the usual soft limit of 1024 files is for programs that call
-    select(2); the hard limit is the administrator's.
+    """Raise the soft limit of open files to the hard limit, for each shard that is read stays open. The usual
+    soft limit of 1024 is for programs that call select(2); the hard limit is the administrator's.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS: the hard limit it reports may be above its own
@@ -130,8 +130,8 @@ def _train(  # type: ignore[no-untyped-def]
             f"{cfg.folder} is at step {run.state.step}, train.steps={cfg.train.steps}: nothing is left to do"
         )
         print(done, file=sys.stderr, flush=True)
-    # From here on ranks wait for each other: a signal is for the loop, where all leave together.
-    signals.ask(runtime.stop_at_next_step)
+    # From here on ranks wait for each other: a signal only raises a flag, and the loop ends on all together.
+    signals.save_first(runtime.stop_at_next_step)
     starting.until("the first step", lambda: runtime.is_under_way)
     try:
         finished = run()

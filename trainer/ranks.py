@@ -1,6 +1,4 @@
-"""Deciding together: an outcome that is the same on every rank, so that an error on one is no hang on the
-others.
-"""
+"""Outcomes and errors that are the same on every rank, so that an error on one rank leaves no other waiting."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ _KINDS: dict[str, type[Exception]] = {
 
 
 def on_every_rank(error: E) -> E:
-    """The error with the note ON_EVERY_RANK, for `raise on_every_rank(…)`."""
+    """Return the error with the note ON_EVERY_RANK, for `raise on_every_rank(…)`."""
     error.add_note(ON_EVERY_RANK)
     return error
 
@@ -32,7 +30,7 @@ def alone(value: Any) -> list[Any]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text as one line; a system error as what failed and where."""
+    """Return an error's text as one line; of a system error what failed and in which file."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -40,45 +38,52 @@ def one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank among all. `gather` collects a small object of every rank, in rank order, on every rank."""
+    """This rank among all.
+
+    gather: collects a small object of every rank, in rank order, on every rank. Collective.
+    """
 
     rank: int = 0
     world: int = 1
     gather: Callable[[Any], list[Any]] = alone
 
     def together(self, action: Callable[[], T]) -> T:
-        """This rank's result, where the action succeeded on every rank; else an error on every rank.
+        """Return this rank's result, where the action succeeded on every rank; else raise on every rank.
 
-        A rank that failed raises its own error, the others raise the first failed rank's with its number. Of
-        ranks that failed with the same words the first is to say them, and so is rank 0 where all did: the
-        errors bear the notes ELSEWHERE and ON_EVERY_RANK. The action itself must not call a collective.
+        A rank that failed raises its own error; the others raise the error of the first failed rank, with its
+        number. Where all ranks failed with the same text, rank 0 reports it (note ON_EVERY_RANK); where
+        several did, the first of them (note ELSEWHERE on the others). The action itself must not call a
+        collective.
         """
-        return self._settle(action, everyones=False)
+        return self._settle(action, of_the_run=False)
 
     def first(self, action: Callable[[], T]) -> T:
-        """Do something on rank 0 alone; its result, or its error, on every rank. Rank 0 says it for all."""
-        value = self._settle(lambda: action() if self.rank == 0 else None, everyones=True)
+        """Call the action on rank 0 alone; return its result, or raise its error, on every rank. Rank 0
+        reports
+        the error.
+        """
+        value = self._settle(lambda: action() if self.rank == 0 else None, of_the_run=True)
         return self.gather(value)[0]  # type: ignore[no-any-return]
 
-    def _settle(self, action: Callable[[], T], *, everyones: bool) -> T:
-        """`everyones`: a failure is the whole run's, whichever rank has it."""
+    def _settle(self, action: Callable[[], T], *, of_the_run: bool) -> T:
+        """`of_the_run`: a failure is the whole run's, and its text names no rank."""
         if self.world == 1:
             return action()
         result: T | None = None
-        mine: Exception | None = None
+        own: Exception | None = None
         try:
             result = action()
         except (ValueError, RuntimeError, OSError) as error:
-            mine = error
-        told = self.gather(None if mine is None else (type(mine).__name__, one_line(mine)))
-        failed = [rank for rank, failure in enumerate(told) if failure is not None]
+            own = error
+        failures = self.gather(None if own is None else (type(own).__name__, one_line(own)))
+        failed = [rank for rank, failure in enumerate(failures) if failure is not None]
         if not failed:
             return result  # type: ignore[return-value]
-        kind, words = told[failed[0]]
-        where = "" if everyones else f"rank {failed[0]}: "
-        raised = mine or _KINDS.get(kind, RuntimeError)(f"{where}{words}")
-        if everyones or all(failure == told[0] for failure in told):
+        kind, text = failures[failed[0]]
+        where = "" if of_the_run else f"rank {failed[0]}: "
+        raised = own or _KINDS.get(kind, RuntimeError)(f"{where}{text}")
+        if of_the_run or all(failure == failures[0] for failure in failures):
             on_every_rank(raised)
-        elif mine is None or told.index(told[self.rank]) < self.rank:
+        elif own is None or failures.index(failures[self.rank]) < self.rank:
             raised.add_note(ELSEWHERE)
         raise raised

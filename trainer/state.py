@@ -1,4 +1,4 @@
-"""What a run is besides its tensors: how far it has come, and what it must share with its checkpoints."""
+"""A run apart from its tensors: how far it has come, and what it must share with its checkpoints."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,8 +9,9 @@ from typing import Any
 class TrainState:
     """How far a run has come. Totals over the whole run, not since the last start.
 
-    `step` counts optimiser steps done; `sequences` is the stream's whole position (law 2): the global number
-    of the next sequence to read; `tokens` counts the targets predicted.
+    step: optimiser steps done, those without an update included.
+    sequences: the whole position in the stream (law 2): the global number of the next sequence to read.
+    tokens: targets predicted.
     """
 
     step: int = 0
@@ -18,13 +19,13 @@ class TrainState:
     tokens: int = 0
 
     def advance(self, *, sequences: int, tokens: int) -> None:
-        """One more step, which read this much."""
+        """Count one more step, which read so many sequences and predicted so many tokens."""
         self.step += 1
         self.sequences += sequences
         self.tokens += tokens
 
     def move_to(self, other: "TrainState") -> None:
-        """Become equal to `other`: whoever holds this object sees the new position."""
+        """Become equal to `other`, for all that hold this object."""
         self.step, self.sequences, self.tokens = other.step, other.sequences, other.tokens
 
     def to_json(self) -> dict[str, int]:
@@ -47,14 +48,18 @@ STREAM = ("data.sources", "data.stages", "data.temperature", "data.shuffle_block
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two runs the same run. Loading a checkpoint of another one is refused, field by field.
+    """What makes two runs the same run. A checkpoint of another run is refused, with the field that differs.
 
-    `data` is the stream's fingerprint, `model` the resolved model config as plain JSON, `settings` what else
-    shapes the loss curve, dotted key → value: all kept whole, so that an error can name the key that changed.
-    `tokenizer` ("sha256" of its file, "eos", and whether the corpora have its "template") is for who reads
-    the checkpoint without its corpus; a resume need not compare it, for the fingerprint covers it.
-    `software`: versions of torch and of the code. Of the settings only `FIXED` may not change; a run may go
-    on with another learning rate, number of steps or torch, and is told.
+    data: the stream's fingerprint.
+    seed: of the first weights and the order of the data.
+    model: the resolved model config as plain JSON.
+    settings: what else shapes the loss curve, dotted key → value. Only `FIXED` may not change: a run may go
+        on with another learning rate or number of steps, and the resume reports it.
+    tokenizer: "sha256" of its file, "eos", and whether the corpora have its "template"; for readers of the
+        checkpoint that have no corpus. A resume need not compare it, for `data` covers it.
+    software: versions of torch and of the code; they may change, and the resume reports it.
+
+    All are kept whole, so that an error can name the key that changed.
     """
 
     data: str = ""
@@ -70,7 +75,7 @@ class Identity:
     def check(self, saved: dict[str, Any], where: str) -> None:
         """Refuse a checkpoint of another run: `saved` is the identity in the checkpoint `where`.
 
-        ValueError where the config asks for another model, seed or state, RuntimeError where the corpus is
+        ValueError where the config describes another model, seed or state, RuntimeError where the corpus is
         another.
         """
         model = _as_json(self.model)
@@ -94,8 +99,8 @@ class Identity:
             )
 
     def check_stages(self, state: TrainState, saved: dict[str, Any], where: str) -> None:
-        """ValueError where the config has stages, which begin at a step, and the steps up to `state` had
-        another global batch: which sequence such a step begins with could not be told from the config.
+        """ValueError where the config has mixture stages, which begin at a step, and the steps up to `state`
+        had another global batch: the config then does not determine the sequence that a stage begins with.
         """
         stages, batch = self.settings.get("data.stages"), self.settings.get("train.global_batch", 0)
         if not stages or state.sequences == state.step * batch:
@@ -110,7 +115,7 @@ class Identity:
         )
 
     def changes(self, saved: dict[str, Any]) -> list[str]:
-        """`optim.lr 0.001 → 0.002`, in full, for each of the settings and versions not as in a checkpoint."""
+        """List `optim.lr 0.001 → 0.002` for each setting and version that differs from a checkpoint's."""
         return [
             f"{leaf} {_text(before)} → {_text(after)}"
             for key, (now, then) in self._changed(saved).items()
@@ -118,7 +123,7 @@ class Identity:
         ]
 
     def _changed(self, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Key → (now, then). A checkpoint that keeps no settings, or versions, says nothing about them."""
+        """Key → (now, then). What a checkpoint does not keep, settings or versions, is not compared."""
         before = {**saved.get("settings", {}), **saved.get("software", {})}
         now = _as_json(self.settings | self.software)
         return {key: (now[key], before[key]) for key in now if key in before and now[key] != before[key]}
@@ -137,7 +142,7 @@ def _same(key: str, now: Any, then: Any, where: str) -> None:
 
 
 def _leaves(key: str, now: Any, then: Any) -> list[tuple[str, Any, Any]]:
-    """(`data.sources[0].path`, now, then) of each value inside `now` that `then` has otherwise."""
+    """(`data.sources[0].path`, now, then) of each value inside `now` that differs from `then`."""
     if now == then:
         return []
     if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):

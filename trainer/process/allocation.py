@@ -1,4 +1,4 @@
-"""What to say where a model's parameters find no memory."""
+"""The error where a model's parameters find no memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,8 @@ What limits a process is the cores it may run on (affinity, which containers and
 their time that its cgroup has (a quota). What others leave is measured. More threads than free cores wait for
 one another at every operation: 15 steps took 15.5 s with two threads on two busy cores, and 4.2 s with one.
 
-`germinal train` chooses before it starts its ranks (`choose`). Ranks that another launcher started, which
-told them no number, share their cores themselves (`share`). Imports no torch.
+`germinal train` chooses the number before it starts its ranks (`choose`). Ranks that another launcher started
+without a number share their cores themselves (`share`). Imports no torch.
 """
 
 import contextlib
@@ -25,7 +25,11 @@ MORE_WINDOWS = 5  # looked at before cores are called busy, which they then are 
 
 @dataclass(frozen=True)
 class Threads:
-    """What a rank computes with. count 0: as the environment says. why: where it comes from, in words."""
+    """The CPU threads of a rank.
+
+    count: their number; 0: as the environment sets it.
+    why: where the number comes from, in words.
+    """
 
     count: int
     why: str
@@ -37,7 +41,7 @@ class Threads:
 
 @dataclass(frozen=True)
 class Cores:
-    """What this process may use. why: what limits it, in words."""
+    """How many cores this process may use, and `why` not more, in words."""
 
     count: int
     why: str
@@ -63,10 +67,11 @@ class Occupancy:
         self._begin()
 
     def busy(self) -> float:
-        """Cores that were busy without us: in each of some windows, and for the last minute. Waits until it
-        can tell: a second where some are.
+        """Return how many cores other processes kept busy: the smallest of some windows and the last minute,
+        so
+        that neither a moment's burst nor work that has just ended then takes a core from a run.
 
-        The smallest of them: neither a moment's burst nor work that has just ended is held against a run.
+        Takes up to a second where some are busy.
         """
         found = min(self._in_window(), os.getloadavg()[0], len(allowed()))
         for _ in range(MORE_WINDOWS):
@@ -92,9 +97,9 @@ def choose(
 ) -> Threads:
     """Threads of each of `ranks` on this machine.
 
-    What the user says goes first (`asked` is train.threads, 0 where it is not said), then what the run in
-    `folder` began with on as many ranks: with another number of threads, sums come in another order, and a
-    run that goes on would not be the same to the last bit. Else the free cores are shared out.
+    The user's number goes first (`asked` is train.threads, 0 where it is not given), then the number that the
+    run in `folder` began with on as many ranks: with another number of threads, sums come in another order,
+    and a run that goes on would not be the same to the last bit. Else the free cores are shared out.
     """
     if asked:
         return Threads(asked, "train.threads")
@@ -109,11 +114,12 @@ def choose(
 
 
 def share(everyones: Sequence[Allotment], rank: int, *, folder: Path) -> Threads:
-    """Threads of this rank, as `choose`, where no launcher said how many and all ranks ask at the same time.
+    """Threads of this rank, as `choose`, where no launcher set a number and all ranks start at the same time.
 
-    `everyones`: the allotment of each rank, in their order. Those on one machine that may use the same cores
-    divide them; a launcher may also have given each its own. What others keep busy is not measured: the other
-    ranks, which start at the same moment, would be among them.
+    `everyones`: the allotment of each rank, in order of rank. Ranks on one machine that may use the same
+    cores divide them; a launcher may also have given each rank its own cores. What other processes keep busy
+    is not
+    measured: the other ranks, which start at the same moment, would be among them.
     """
     if before := begun_with(folder, len(everyones)):
         return Threads(before, AS_BEGUN)
@@ -188,7 +194,8 @@ def _quota_v1(folder: Path) -> float:
 
 
 def _busy_seconds() -> float:
-    """Seconds that the cores we may use have spent on any work, ours included; 0 where nothing tells.
+    """Seconds that the cores we may use have spent on any work, ours included; 0 where the system does not
+    count them.
 
     /proc/stat (proc(5)): user nice system idle iowait irq softirq steal; guests are counted in user.
     """

@@ -1,4 +1,4 @@
-"""What to do where a run's folder cannot be written, or no more files be opened."""
+"""Errors of a full disk, a run folder that cannot be written or too many open files, with what to do."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 
 
 def explained(error: Exception, folder: Path) -> str:
-    """The error's text; of a full disk, a run folder that cannot be had or too many open files, with
-    where and what to do.
+    """Return the error's text; for a full disk, a run folder that cannot be written or too many open files,
+    where it happened and what to do.
 
-    A write names no file in its error: that was in `folder`, the run's.
+    The error of a write names no file: then the file was in `folder`, the run's.
     """
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
         return too_many_open_files(str(error.filename or "a file"))
@@ -47,7 +47,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def explaining(folder: Path) -> Iterator[None]:
-    """Raise an OSError with its text `explained`, for what is told to other ranks."""
+    """Raise an OSError with its text `explained`, for an error that other ranks will report."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How a rank's process ends: not by Python's own end, which takes torch apart object by object."""
+"""How a rank's process ends: without Python's own end, which takes torch apart object by object."""
 
 import atexit
 import os
@@ -13,7 +13,7 @@ def run_to_the_end(main: Callable[[], int]) -> NoReturn:
     As at any end of Python, threads that are no daemons are waited for, what libraries registered with
     `atexit` is called, and the output is flushed. The rest is left to the kernel: freeing the modules and
     objects that torch brings took 1.75 s of a core of the 6.05 s of a process that only imports what a rank
-    does (torch 2.13), after the last line was said, while launchers and preempted jobs wait. Where `main`
+    does (torch 2.13), after the last line was printed, while launchers and preempted jobs wait. Where `main`
     raises, the process ends as usual.
     """
     codes: list[int] = []

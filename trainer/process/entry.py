@@ -1,4 +1,7 @@
-"""`python -m trainer.process.entry MODULE …`: runs a module's `main`. Ctrl-C during imports is one line."""
+"""`python -m trainer.process.entry MODULE …`: runs a module's `main`, so that Ctrl-C during its imports is
+one
+line.
+"""
 
 import importlib
 import sys
@@ -10,7 +13,7 @@ from trainer.process.interrupts import LeaveAtOnce
 
 
 def main(arguments: list[str]) -> int:
-    """Run `MODULE.main(the other arguments, at_once)`; returns its exit code."""
+    """Run `MODULE.main(other arguments, at_once)`; return its exit code."""
     module, *rest = arguments
     at_once = LeaveAtOnce("the end").begin()
     try:

@@ -21,32 +21,33 @@ _ALL = (signal.SIGINT, *_ASKED)
 
 # A terminal and a launcher may both pass the same Ctrl-C on: closer together than this, two are one.
 ONE_PRESS_SECONDS = 0.5
-# How long a rank that was asked to stop while it starts tries to reach those that it has to tell.
-TELL_SECONDS = 120.0
+# How long a rank that was asked to stop while it starts tries to reach the other ranks, before it leaves.
+ANNOUNCE_SECONDS = 120.0
 
-# Tells the other ranks that this one leaves, with its exit code and why.
-Tell = Callable[[int, str], None]
+# Announces to the other ranks that this one leaves: exit code and reason.
+Announce = Callable[[int, str], None]
 
 
 class LeaveAtOnce:
-    """From `begin` on, a signal ends the process with a line and an exit code, until `end` or `ask`.
+    """From `begin` on, a signal ends the process with a line and an exit code, until `end` or `save_first`.
 
     A KeyboardInterrupt raised while torch is imported comes out as a traceback, or as another error of
     whatever caught it halfway. Before its first step a run has written nothing that it would have to finish.
 
-    `first_tell`: this process may be one of several that wait for each other. A request to stop then waits
-    until `tell` says how the others are told, for at most `TELL_SECONDS`.
+    what: what had not begun yet, for the line: "asked to stop before {what}: nothing was under way".
+    announces: this process may be one of several that wait for each other. A request to stop then waits
+        for `announce_with`, for at most `ANNOUNCE_SECONDS`.
     """
 
-    def __init__(self, what: str, *, first_tell: bool = False) -> None:
+    def __init__(self, what: str, *, announces: bool = False) -> None:
         self._what = what
         self._before: dict[int, Any] = {}
-        self._tell: Tell | None = None if first_tell else _nobody
-        self._pending = 0  # a request to stop that waits for `tell`
+        self._announce: Announce | None = None if announces else _alone
+        self._pending = 0  # a request to stop that waits for `announce_with`
         self._request: Callable[[], None] | None = None
         self._interrupted_at = 0.0
         self._wake = -1  # descriptor into which the system's handler writes a signal's number
-        self.asked = 0  # the first signal since `ask`
+        self.asked = 0  # the first signal since `save_first`
 
     def begin(self) -> "LeaveAtOnce":
         for number in _ALL:
@@ -56,7 +57,7 @@ class LeaveAtOnce:
         return self
 
     def listen(self) -> None:
-        """From here on a thread answers, for Python runs no handler while the process waits inside torch."""
+        """From here on answer in a thread: Python runs no handler while the process waits inside torch."""
         ours, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
@@ -64,14 +65,14 @@ class LeaveAtOnce:
             signal.signal(number, lambda number, frame: None)
         threading.Thread(target=self._listen, args=(ours,), name="signals", daemon=True).start()
 
-    def tell(self, tell: Tell) -> None:
-        """How the other ranks are told; leaves now if it was asked to meanwhile."""
-        self._tell = tell
+    def announce_with(self, announce: Announce) -> None:
+        """Call `announce` before leaving, from here on; leave now if a request to stop came meanwhile."""
+        self._announce = announce
         if self._pending:
             self._leave(self._pending)
 
-    def ask(self, request: Callable[[], None]) -> None:
-        """From here on there is something to save: a signal calls `request`, which must be quick, and a
+    def save_first(self, request: Callable[[], None]) -> None:
+        """From here on there is something to save: a signal calls `request`, which must be quick, and only a
         second Ctrl-C ends the process.
         """
         self._request = request
@@ -106,10 +107,10 @@ class LeaveAtOnce:
 
     def _leave(self, number: int) -> None:
         interrupted = number == signal.SIGINT
-        if self._tell is None and not interrupted:
+        if self._announce is None and not interrupted:
             if not self._pending:
                 self._pending = number
-                late = threading.Timer(TELL_SECONDS, lambda: self._go(STOPPED, self._why(number)))
+                late = threading.Timer(ANNOUNCE_SECONDS, lambda: self._go(STOPPED, self._why(number)))
                 late.daemon = True
                 late.start()
             return
@@ -121,13 +122,13 @@ class LeaveAtOnce:
 
     def _go(self, code: int, why: str) -> None:
         say(f"error: {why}")
-        if self._tell is not None:
-            self._tell(code, why)
+        if self._announce is not None:
+            self._announce(code, why)
         os._exit(code)
 
 
-def _nobody(code: int, why: str) -> None:
-    """`Tell` of a process that is alone."""
+def _alone(code: int, why: str) -> None:
+    """The `Announce` of a process without other ranks."""
 
 
 def hold() -> None:

@@ -1,4 +1,4 @@
-"""What a run does until its first step, said where that takes long: nobody should wait without a word."""
+"""Reports what a start is doing, where that takes long: a user should not wait without a line."""
 
 import sys
 import threading
@@ -8,14 +8,14 @@ PATIENCE_SECONDS = 2.0
 
 
 class Starting:
-    """Says on standard error what is being done, once that has lasted `patience_seconds` in silence.
+    """Prints on standard error what the start is doing, once that has lasted `patience_seconds` in silence.
 
-    Only one rank is `shown`. `end` ends it; `until` lets it end by itself when `over()` becomes true.
+    Only one rank is `shown`. `end` ends the reports; after `until` they end by themselves.
     """
 
     def __init__(self, *, shown: bool, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._patience_seconds = patience_seconds
-        self._what = self._said = ""
+        self._what = self._printed = ""
         self._over: Callable[[], bool] = lambda: False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="starting", daemon=True)
@@ -23,16 +23,16 @@ class Starting:
             self._thread.start()
 
     def now(self, what: str) -> None:
-        """This is what the run does from here on."""
+        """The start does `what` from here on."""
         self._what = what
 
     def until(self, what: str, over: Callable[[], bool]) -> None:
-        """The last thing; it is done when `over()`."""
+        """The start does `what` from here on, its last work, which is done when `over()` returns True."""
         self._over = over
         self.now(what)
 
     def end(self) -> None:
-        """Say no more. Waits for the thread, which must not outlive the interpreter."""
+        """End the reports. Wait for the thread, which must not outlive the interpreter."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -41,7 +41,7 @@ class Starting:
         before = ""
         while not self._ended.wait(self._patience_seconds) and not self._over():
             what = self._what
-            if what == before != self._said:
-                self._said = what
+            if what == before != self._printed:
+                self._printed = what
                 print(f"starting: {what}", file=sys.stderr, flush=True)
             before = what

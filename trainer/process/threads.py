@@ -1,4 +1,4 @@
-"""The CPU threads of a rank, set and said."""
+"""Sets the CPU threads of a rank, and reports the number."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trainer.ranks import Ranks
 
 
 def settle(cfg: RunConfig, runtime: Runtime, ranks: Ranks) -> None:
-    """Set this rank's threads: train.threads, else what the environment says, else what `cores.share` finds.
-    Collective.
+    """Set this rank's threads: train.threads, else the environment's number, else its share of the cores
+    (`cores.share`). Collective.
 
-    Rank 0 says what was found; and where a run goes on with other threads than it began with, for on a CPU
-    its sums then come in another order.
+    Rank 0 prints the number; and a warning where a run goes on with another number than it began with, for on
+    a CPU its sums then come in another order.
     """
     everyones = ranks.gather(cores.Allotment.of_this_process())
     threads = cores.Threads(cfg.train.threads, "train.threads")

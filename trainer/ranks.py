@@ -1,4 +1,4 @@
-"""Outcomes and errors that are the same on every rank, so that an error on one rank leaves no other waiting."""
+"""Outcomes and errors that are the same on every rank, so that no rank waits for one that failed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -35,20 +35,9 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contenders import (
-    MICRO_BATCHES,
-    MODEL,
-    ROWS,
-    SEQ,
-    Contender,
-    DeepSpeed,
-    FullyShard,
-    Germinal,
-    HuggingFace,
-    NanoGPT,
-    Place,
-    WithAccelerate,
-)
+from contenders.libraries import DeepSpeed, HuggingFace, WithAccelerate
+from contenders.loops import FullyShard, Germinal, NanoGPT
+from contenders.task import MICRO_BATCHES, MODEL, ROWS, SEQ, Contender, Place
 
 from launch.local.rank_commands import KEEP_MEMORY
 

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
+def bench() -> Iterator[Any]:
+    sys.path.insert(0, str(BENCH.parent))  # as `python bench/gpu.py` does
     spec = importlib.util.spec_from_file_location("bench_gpu", BENCH)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["bench_gpu"] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(BENCH.parent))
+
+
+@pytest.fixture(scope="module")
+def kernels(bench: Any) -> Any:
+    return sys.modules["on_gpu.kernels"]
 
 
 def test_smoke_writes_both_tables(tmp_path: Path) -> None:
@@ -69,13 +77,13 @@ def test_smoke_writes_both_tables(tmp_path: Path) -> None:
         ("aten::mm", "matmul"),
     ],
 )  # fmt: skip
-def test_kernel_classes(bench: Any, kernel: str, kind: str) -> None:
-    assert bench.kernel_class(kernel) == kind
+def test_kernel_classes(kernels: Any, kernel: str, kind: str) -> None:
+    assert kernels.kernel_class(kernel) == kind
 
 
-def test_overlapping_kernels_share_their_time(bench: Any) -> None:
+def test_overlapping_kernels_share_their_time(kernels: Any) -> None:
     spans = [(0.0, 10.0, "matmul"), (5.0, 15.0, "communication"), (20.0, 25.0, "copies")]
-    assert bench.split_time(spans) == {"matmul": 7.5, "communication": 7.5, "copies": 5.0}
+    assert kernels.split_time(spans) == {"matmul": 7.5, "communication": 7.5, "copies": 5.0}
 
 
 def test_micro_batch_is_halved_until_it_fits(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

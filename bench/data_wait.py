@@ -32,7 +32,7 @@ from prepare import texts, write_jsonl
 
 from data.prepare.prepare import prepare
 from data.stream.batch import Batch
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import training
 from parallel.world import runtime as runtimes
 from trainer.config import run_config as configs
 from trainer.run import assemble
@@ -122,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         write_jsonl(base / "in.jsonl", 6_000_000)
-        tokenizers.train("bpe", texts(1_000_000), 2048).save(str(base / "tokenizer.json"))
+        training.train("bpe", texts(1_000_000), 2048).save(str(base / "tokenizer.json"))
         prepare([str(base / "in.jsonl")], base / "corpus", tokenizer=base / "tokenizer.json", progress=False)
         config = base / "data_wait.yaml"
         config.write_text(CONFIG)

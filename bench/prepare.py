@@ -32,8 +32,8 @@ from typing import Any
 
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
-from data.tokenizer import tokenizer as tokenizers
-from data.tokenizer.tokenizer import Encoder
+from data.tokenizer import loading, training
+from data.tokenizer.encoder import Encoder
 
 GOAL = 0.8
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
@@ -61,7 +61,7 @@ def write_jsonl(path: Path, size_bytes: int) -> None:
 
 def seconds_alone(path: Path, tokenizer: Path) -> tuple[float, int]:
     """(CPU seconds, tokens) of the library alone."""
-    encode = Encoder(tokenizers.load(tokenizer))
+    encode = Encoder(loading.load(tokenizer))
     with open(path, encoding="utf-8") as file:
         loaded = [json.loads(line)["text"] for line in file]
     began = time.process_time()
@@ -118,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base, tokenizer = Path(folder), Path(folder) / "tokenizer.json"
         write_jsonl(base / "in.jsonl", int(args.megabytes * 1e6))
-        tokenizers.train("bpe", texts(4_000_000), 16_384).save(str(tokenizer))
+        training.train("bpe", texts(4_000_000), 16_384).save(str(tokenizer))
         rates: dict[str, list[float]] = {"alone": [], "prepare": []}
         for turn in range(args.rounds):
             for name in sorted(rates, reverse=bool(turn % 2)):

@@ -21,7 +21,7 @@ from data.prepare import recipe as recipes
 from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, write_json
 from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import InputFile, as_text, kind_of
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import training
 
 COMMAND = "plan.json"
 # The version of how sources are cut into units, read and encoded. Any change to these raises it: units that
@@ -91,7 +91,7 @@ def settings_of(
     heldout: share that is held out.
     recipe: all other settings.
     """
-    path = Path(tokenizer) if tokenizer is not None and tokenizer not in tokenizers.BUILT else None
+    path = Path(tokenizer) if tokenizer is not None and tokenizer not in training.BUILT else None
     settings = {
         "sources": list(sources),
         "tokenizer": str(tokenizer) if tokenizer is not None else None,

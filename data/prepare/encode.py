@@ -24,7 +24,8 @@ from data.prepare.report.composition import Profile
 from data.prepare.survey import surviving
 from data.prepare.tally import Tally
 from data.prepare.units import Advance, Unit
-from data.tokenizer.tokenizer import Encoder, load, separator_id
+from data.tokenizer.encoder import Encoder
+from data.tokenizer.loading import load, separator_id
 
 
 def cleaned_documents(preparation: Preparation, unit: Unit) -> Iterator[Document]:

@@ -24,7 +24,7 @@ from data.prepare.report.step_names import in_words
 from data.prepare.survey import tally_of
 from data.prepare.tally import Tally
 from data.prepare.units import Unit
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import loading
 
 
 def finish(
@@ -108,10 +108,10 @@ def _place(preparation: Preparation, entry: ShardEntry, folder: Path, number: in
 
 
 def _tokenizer_entry(preparation: Preparation) -> TokenizerEntry:
-    tokenizer = tokenizers.load(preparation.tokenizer)
+    tokenizer = loading.load(preparation.tokenizer)
     return TokenizerEntry(
         file="tokenizer.json",
         sha256=file_sha256(preparation.tokenizer),
-        vocab=tokenizers.vocab_size(tokenizer),
-        eos=tokenizers.separator_id(tokenizer, preparation.recipe.separator),
+        vocab=loading.vocab_size(tokenizer),
+        eos=loading.separator_id(tokenizer, preparation.recipe.separator),
     )

@@ -15,7 +15,7 @@ from data.prepare.sources import folders_of_datasets
 from data.prepare.sources.decoding import is_transcoded
 from data.prepare.sources.looks import HEAD, binary_format
 from data.prepare.sources.sources import COMPRESSED, STREAMS, InputFile, TokenIds, matches
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import loading, training
 
 _MOST_NAMES = 8  # of files, in a message
 
@@ -37,7 +37,7 @@ def check_command(
             "leave out one of the two"
         )
     if train_tokenizer is not None:
-        tokenizers.check_vocab(recipe.train_kind, train_tokenizer)
+        training.check_vocab(recipe.train_kind, train_tokenizer)
     if workers < 0:
         raise ValueError(
             f"--workers {workers} is not a number of processes: give 1 or more, or 0 for one a core"
@@ -48,8 +48,8 @@ def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
     """What the given tokenizer says of ids; None where one is to be trained."""
     if tokenizer is None:
         return None
-    made = tokenizers.given(tokenizer)
-    return TokenIds(tokenizers.vocab_size(made), tokenizers.separator_id(made, recipe.separator))
+    made = loading.given(tokenizer)
+    return TokenIds(loading.vocab_size(made), loading.separator_id(made, recipe.separator))
 
 
 def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:

@@ -51,7 +51,7 @@ from data.prepare.sources import sources as inputs
 from data.prepare.survey import find_duplicates, survey_unit
 from data.prepare.units import Advance, Unit, cut_into_units
 from data.prepare.workers import run_units, warm_up
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import encoder, loading, training
 
 SCRATCH = ".prepare"
 _SMALLEST_UNIT_BYTES = 1 << 20
@@ -171,15 +171,15 @@ def _make_tokenizer(
     if vocab is not None:
         limit = preparation.recipe.train_bytes
         bar.phase("training tokenizer", min(limit, sum(unit.bytes for unit in units)))
-        made = tokenizers.train(
+        made = training.train(
             preparation.recipe.train_kind, _training_texts(preparation, units, bar.advance), vocab
         )
     else:
         assert given is not None
-        made = tokenizers.given(given)
+        made = loading.given(given)
     if preparation.recipe.template == "drop":
-        made = tokenizers.without_template(made)
-    tokenizers.separator_id(made, preparation.recipe.separator)
+        made = loading.without_template(made)
+    loading.separator_id(made, preparation.recipe.separator)
     raw = made.to_str(pretty=True).encode()
     write_atomically(preparation.tokenizer, raw, draft=preparation.tokenizer.with_name("tokenizer.json.tmp"))
 
@@ -200,6 +200,6 @@ def _training_texts(preparation: Preparation, units: list[Unit], advance: Advanc
                 some = True
                 advance(len(document.text))
                 left -= len(document.text)
-                yield from tokenizers.pieces(document.text)
+                yield from encoder.parts(document.text)
     if not some:
         raise ValueError("there is no text to train a tokenizer on: give one with --tokenizer")

@@ -1,1 +1,9 @@
-"""Tokenizers: trained, built or loaded."""
+"""Tokenizers, each of them one `tokenizer.json` that says everything.
+
+So all who read a corpus later (training, generation, export) need one file and one library, `tokenizers`,
+whichever kind of tokenizer `prepare` used.
+
+    training   tokenizers trained on texts (bpe, wordpiece, characters) or built without (bytes)
+    loading    a tokenizer.json: its vocabulary, its separator, its template
+    encoder    text to ids and back
+"""

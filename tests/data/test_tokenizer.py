@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from data.tokenizer import tokenizer as tokenizers
-from data.tokenizer.tokenizer import SEPARATOR, Encoder
+from data.tokenizer import encoder, loading, training
+from data.tokenizer.encoder import Encoder
+from data.tokenizer.training import SEPARATOR
 
 TEXTS = [
     "def train(model):\n\n    return model  # ünï 東京\n" * 5,
     "the cat and the hat sat\r\n\t on that mat 🌱",
 ] * 9
-BPE = tokenizers.train("bpe", TEXTS, 320)
-BYTES = tokenizers.utf8_bytes()
+BPE = training.train("bpe", TEXTS, 320)
+BYTES = training.utf8_bytes()
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTES], ids=["bpe", "bytes"])
@@ -31,16 +32,16 @@ def test_byte_level_tokenizers_give_any_text_back(tokenizer: Tokenizer, text: st
 
 
 def test_the_same_texts_train_the_same_tokenizer() -> None:
-    assert tokenizers.train("bpe", iter(TEXTS), 320).to_str() == BPE.to_str()
-    assert 257 < tokenizers.vocab_size(BPE) <= 320
-    assert BPE.token_to_id(SEPARATOR) == 0 == tokenizers.separator_id(BPE)
+    assert training.train("bpe", iter(TEXTS), 320).to_str() == BPE.to_str()
+    assert 257 < loading.vocab_size(BPE) <= 320
+    assert BPE.token_to_id(SEPARATOR) == 0 == loading.separator_id(BPE)
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="ab \n\t\r.é", max_size=400), limit=st.integers(1, 60))
 def test_a_long_text_in_pieces_has_the_same_tokens(text: str, limit: int) -> None:
     """Up to a text without any place to cut, which is cut hard and still comes back whole."""
-    parts = list(tokenizers.pieces(text, limit))
+    parts = list(encoder.parts(text, limit))
     assert "".join(parts) == text
     assert all(len(part) <= limit for part in parts)
     encode = Encoder(BPE)
@@ -52,15 +53,15 @@ def test_a_long_text_in_pieces_has_the_same_tokens(text: str, limit: int) -> Non
 
 
 def test_wordpiece_and_characters() -> None:
-    wordpiece = tokenizers.train("wordpiece", TEXTS, 120)
-    assert tokenizers.separator_id(wordpiece) == 0
+    wordpiece = training.train("wordpiece", TEXTS, 120)
+    assert loading.separator_id(wordpiece) == 0
     assert wordpiece.decode(Encoder(wordpiece)("the cat sat").tolist()) == "the cat sat"
-    protein = tokenizers.train("characters", ["MKVLA\n", "GHA A"], 400)
-    assert tokenizers.vocab_size(protein) == 2 + len(set("MKVLA\nGH "))
+    protein = training.train("characters", ["MKVLA\n", "GHA A"], 400)
+    assert loading.vocab_size(protein) == 2 + len(set("MKVLA\nGH "))
     ids = Encoder(protein)("AMX\nA")
     assert len(ids) == 5
     assert protein.decode(ids.tolist(), skip_special_tokens=False) == "AM<|unknown|>\nA"
-    assert tokenizers.vocab_size(tokenizers.train("characters", ["abcdefgh"], 5)) == 5
+    assert loading.vocab_size(training.train("characters", ["abcdefgh"], 5)) == 5
 
 
 def test_ids_take_the_least_room(tmp_path: Path) -> None:
@@ -75,33 +76,33 @@ def test_what_a_file_says_of_padding_and_cutting_is_not_followed(tmp_path: Path)
     cut.enable_padding(length=9, pad_id=3)
     cut.save(str(tmp_path / "cut.json"))
     text = "the cat and the hat sat on that mat"
-    np.testing.assert_array_equal(Encoder(tokenizers.load(tmp_path / "cut.json"))(text), Encoder(BPE)(text))
+    np.testing.assert_array_equal(Encoder(loading.load(tmp_path / "cut.json"))(text), Encoder(BPE)(text))
 
 
 def test_the_separator_is_found_or_asked_for() -> None:
     named = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "[STOP]": 2}, unk_token="a"))
-    assert tokenizers.separator_id(named) == 1
-    assert tokenizers.separator_id(named, "[STOP]") == 2
+    assert loading.separator_id(named) == 1
+    assert loading.separator_id(named, "[STOP]") == 2
     with pytest.raises(ValueError, match="does not have '<eot>': name the token that ends a document"):
-        tokenizers.separator_id(named, "<eot>")
+        loading.separator_id(named, "<eot>")
     with pytest.raises(ValueError, match="has none of"):
-        tokenizers.separator_id(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+        loading.separator_id(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
 
 
 def test_what_cannot_be_trained() -> None:
     with pytest.raises(ValueError, match="give at least 257"):
-        tokenizers.train("bpe", TEXTS, 256)
+        training.train("bpe", TEXTS, 256)
     with pytest.raises(ValueError, match="'sentencepiece' cannot be trained"):
-        tokenizers.train("sentencepiece", TEXTS, 256)
+        training.train("sentencepiece", TEXTS, 256)
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("letters", ["abcdefgh", " \n"])
 def test_training_does_not_hang_on_an_endless_word(letters: str) -> None:
     word = "".join(random.Random(0).choices(letters, k=1_000_000))
-    made = tokenizers.train("bpe", ["some words", word], 600)
-    assert tokenizers.vocab_size(made) > 257
-    assert "".join(tokenizers._short_words(word)) == word, "nothing is lost"
+    made = training.train("bpe", ["some words", word], 600)
+    assert loading.vocab_size(made) > 257
+    assert "".join(training._short_words(word)) == word, "nothing is lost"
 
 
 @pytest.mark.parametrize("unk", [None, ""])
@@ -114,18 +115,18 @@ def test_a_template_is_found_where_the_tokenizer_has_no_letter_a(unk: str | None
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
-    assert tokenizers.template(made, 1) == ([0], [])
+    assert loading.template(made, 1) == ([0], [])
     assert Encoder(made, 1)("M").tolist() == [0, 2]
     made.post_processor = processors.TemplateProcessing(single="<s>", special_tokens=[("<s>", 0)])
     with pytest.raises(ValueError, match="template cannot be told from a text's tokens: give --template"):
-        tokenizers.template(made, 1)
-    assert tokenizers.template(tokenizers.without_template(made), 1) == ([], [])
+        loading.template(made, 1)
+    assert loading.template(loading.without_template(made), 1) == ([], [])
 
 
 def test_ids_that_are_no_text_are_decoded_once_and_characters_are_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokenizers, "_DECODED_AT_ONCE", 64)
+    monkeypatch.setattr(encoder, "_DECODED_AT_ONCE", 64)
     encode = Encoder(BYTES)
     decoded = 0
     real = Encoder._decode

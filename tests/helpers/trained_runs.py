@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data.config import DataConfig, Source
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import training
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.manifest import FileEntry, digest
@@ -53,7 +53,7 @@ def make_trained_run(
     folder.mkdir()
     (folder / "config.yaml").write_text(configs.dump(cfg))
     (folder / "events.jsonl").touch()
-    tokenizers.utf8_bytes().save(str(folder / "tokenizer.json"))
+    training.utf8_bytes().save(str(folder / "tokenizer.json"))
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     own = Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()
     state = json.dumps({"identity": own if identity is None else identity})

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import loading
 from trainer.config import run_config as configs
 from trainer.folder import run_folder
 from trainer.generate.sampling import generate
@@ -62,7 +62,7 @@ def continue_prompt(
     """
     tokenizer = trained.tokenizer
     tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
-    before, _ = tokenizers.template(tokenizer, trained.separator) if trained.template else ([], [])
+    before, _ = loading.template(tokenizer, trained.separator) if trained.template else ([], [])
     ids = generate(
         trained.model,
         [trained.separator, *before, *tokenizer.encode(prompt, add_special_tokens=False).ids],
@@ -72,7 +72,7 @@ def continue_prompt(
         top_p=top_p,
         seed=seed,
         stop=trained.separator,
-        vocab=tokenizers.vocab_size(tokenizer),
+        vocab=loading.vocab_size(tokenizer),
     )
     return decode(ids, tokenizer)
 

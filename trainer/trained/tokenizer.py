@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import loading
 
 
 def load_tokenizer(path: Path, sha256: str) -> Tokenizer:
@@ -21,4 +21,4 @@ def load_tokenizer(path: Path, sha256: str) -> Tokenizer:
             f"{path} is not the tokenizer that the run was trained with: sha256 {found[:12]}…, where the "
             f"checkpoint has {sha256[:12]}…: restore it from the corpus"
         )
-    return tokenizers.load(path)
+    return loading.load(path)

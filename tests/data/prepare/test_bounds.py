@@ -24,7 +24,7 @@ from data.prepare.report.line_numbers import number_lines_by_file
 from data.prepare.sources.sources import InputFile
 from data.prepare.tally import Tally
 from data.prepare.units import FileRange, Unit
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import loading, training
 from launch import cli
 from prepared import by_webdataset, made, rows, texts_in
 
@@ -191,7 +191,7 @@ def test_a_tokenizers_template_is_kept_or_dropped_as_asked(tmp_path: Path) -> No
     older = {key: value for key, value in kept.prepare["settings"].items() if key != "template"}
     assert not replace(kept, prepare={**kept.prepare, "settings": older}).has_template
     dropped = Tokenizer.from_file(str(tmp_path / "dropped/tokenizer.json"))
-    assert tokenizers.template(dropped, 2) == ([], [])
+    assert loading.template(dropped, 2) == ([], [])
 
 
 def test_the_terminal_tells_in_words_what_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -214,7 +214,7 @@ def test_ids_that_are_no_text_by_the_tokenizer_are_told(
 ) -> None:
     text = "A text whose ids are not its bytes.\n" * 9
     np.save(tmp_path / "raw.npy", np.frombuffer(text.encode(), np.uint8))
-    np.save(tmp_path / "made.npy", np.array(tokenizers.utf8_bytes().encode(text).ids))
+    np.save(tmp_path / "made.npy", np.array(training.utf8_bytes().encode(text).ids))
     for name, told in (("raw", True), ("made", False)):
         command = ["prepare", str(tmp_path / f"{name}.npy"), "--out", str(tmp_path / name), "--workers", "1"]
         assert cli.main([*command, "--tokenizer", "bytes"]) == 0

@@ -15,7 +15,7 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data.prepare.prepare import prepare
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import training
 from prepared import by_webdataset, made, rows, texts_in
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -34,8 +34,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.utf8_bytes().decoder
-    made.add_special_tokens([tokenizers.SEPARATOR])
+    made.decoder = training.utf8_bytes().decoder
+    made.add_special_tokens([training.SEPARATOR])
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     made.save(str(path))
     return path

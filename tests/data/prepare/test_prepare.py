@@ -19,7 +19,7 @@ from data.corpus.shards import TokenShardWriter
 from data.corpus.verify import verify
 from data.prepare.prepare import PrepareReport, prepare
 from data.prepare.recipe import Recipe
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import training
 from prepared import by_webdataset, run, tree, write_texts
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -221,7 +221,7 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_shards_of_shardwriter_alone_become_a_corpus(tmp_path: Path) -> None:
     """Tars of ids that webdataset's own writer made: the ids stay, the tokenizer is checked against them."""
-    tokenizers.train("bpe", ["some text " * 9], 300).save(str(tmp_path / "tokenizer.json"))
+    training.train("bpe", ["some text " * 9], 300).save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     (tmp_path / "in").mkdir()
     with webdataset.ShardWriter(str(tmp_path / "in/%03d.tar"), maxcount=7, verbose=0) as writer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from data.tokenizer import tokenizer as tokenizers
+from data.tokenizer import training
 from trained_runs import VOCAB, make_trained_run
 from trainer.checkpoint import folder as checkpoints
 from trainer.generate.sampling import generate
@@ -17,7 +17,7 @@ from trainer.state import Identity
 
 @pytest.mark.parametrize("text", ["é", "🎉! ", "日本 e\u0301"])
 def test_pieces_are_whole_characters(text: str) -> None:
-    tokenizer = tokenizers.utf8_bytes()
+    tokenizer = training.utf8_bytes()
     ids = tokenizer.encode(text).ids
     assert len(ids) == len(text.encode())
     pieces = [piece for piece in decode(iter(ids), tokenizer) if piece]
@@ -31,7 +31,7 @@ def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool, eos: int) -> 
     """The separator is the one that the corpus had, whatever the tokenizer's names say."""
     model = make_trained_run(tmp_path / "run", tied, eos=eos)
     text = "".join(continue_text(tmp_path / "run", "def é", max_tokens=20, temperature=0))
-    tokenizer = tokenizers.utf8_bytes()
+    tokenizer = training.utf8_bytes()
     prompt = [eos, *tokenizer.encode("def é").ids]
     expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=eos, vocab=VOCAB)
     assert text == tokenizer.decode(list(expected)) and text
@@ -48,14 +48,14 @@ def test_an_older_checkpoint_can_be_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", [{}, {"template": False}, {"template": True}])
 def test_a_prompt_has_the_template_that_the_documents_had(tmp_path: Path, said: dict[str, bool]) -> None:
     """Checkpoints that do not say are of corpora that had none."""
-    tokenizer = tokenizers.utf8_bytes()
+    tokenizer = training.utf8_bytes()
     tokenizer.post_processor = TemplateProcessing(single="Z $A", special_tokens=[("Z", 58)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     sha256 = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
     own = Identity(tokenizer={"sha256": sha256, "eos": 0, **said}).to_json()
     model = make_trained_run(tmp_path / "run", steps=(2,), identity=own)
     shutil.copy(tmp_path / "tokenizer.json", tmp_path / "run")
-    prompt = [0, *([58] if said.get("template") else []), *tokenizers.utf8_bytes().encode("ab").ids]
+    prompt = [0, *([58] if said.get("template") else []), *training.utf8_bytes().encode("ab").ids]
     expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=0, vocab=VOCAB)
     text = "".join(continue_text(tmp_path / "run", "ab", max_tokens=20, temperature=0))
     assert text == tokenizer.decode(list(expected)) and text

@@ -1,7 +1,7 @@
-"""Opens what a source names as a stream of bytes: local or remote, compressed or not.
+"""Files as streams of bytes: local or remote, compressed or not.
 
-However much a compressed file grows, a read hands out what was asked for, and a decoder's own memory is
-bounded; `bounded_line` does the same for lines.
+However much a compressed file grows, a read returns no more than was asked for, and the decoder's own memory
+is bounded; `bounded_line` does the same for lines.
 """
 
 import bz2
@@ -12,7 +12,7 @@ import lzma
 from collections.abc import Iterator
 from typing import IO, Any
 
-# What a decoder may take: `xz -9` asks for 65 MiB, `zstd --ultra -22` for 128.
+# The memory a decoder may take: `xz -9` needs 65 MiB, `zstd --ultra -22` 128.
 _DECODER_BYTES = 256 << 20
 _CHUNK = 1 << 16
 _REMOTE_BYTES = 1 << 20
@@ -21,12 +21,12 @@ CONNECT_SECONDS, SILENCE_SECONDS = 30, 60  # of a web server
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a local path or URL for reading, decompressed."""
+    """Open a local path or URL for reading, decompressed by its suffix (.gz, .zst, .bz2, .xz)."""
     raw: Any
     if "://" in path:
         import fsspec
 
-        # Its own files read lines without a limit.
+        # Buffered here: fsspec's own files read lines without a limit.
         raw = io.BufferedReader(fsspec.open(path, "rb", **store_options(path)).open(), _REMOTE_BYTES)
     else:
         raw = open(path, "rb")  # noqa: SIM115 (the caller closes it)
@@ -34,7 +34,7 @@ def open_bytes(path: str) -> IO[bytes]:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if name.endswith(".zst"):
-        # Arrow's reader: zstandard's own takes a file that was cut short for one that ended.
+        # Arrow's reader: that of the package zstandard takes a file that was cut short for a whole one.
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"))
@@ -47,7 +47,7 @@ def open_bytes(path: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-    """RuntimeError, one line that names the file, for every error: each store has its own exceptions."""
+    """Turn every error into RuntimeError, one line that names the file: each store has its own exceptions."""
     try:
         yield
     except Exception as error:
@@ -56,8 +56,9 @@ def naming(path: str) -> Iterator[None]:
 
 
 def store_options(url: str) -> dict[str, Any]:
-    """What fsspec is to open a URL with: of a web server, how long it may be silent. The client's own limit
-    is five minutes for a whole answer, which a large file on a slow line never keeps.
+    """Options for fsspec to open a URL with: for a web server, how long it may be silent.
+
+    The client's own limit is five minutes for a whole answer, too short for a large file on a slow line.
     """
     if not url.startswith(("http://", "https://")):
         return {}
@@ -70,8 +71,10 @@ def store_options(url: str) -> dict[str, Any]:
 
 
 def bounded_line(stream: IO[bytes], limit: int) -> tuple[bytes, int]:
-    """(line with its end, bytes it has). Of a line of more than `limit` bytes only the beginning is kept; the
-    stream is behind its end all the same.
+    """Read a line; return (line with its end, its bytes).
+
+    Of a line with more than `limit` bytes only the beginning is returned; the stream is after its end all the
+    same.
     """
     line = stream.readline(limit + 1)
     size = len(line)
@@ -86,8 +89,10 @@ def bounded_line(stream: IO[bytes], limit: int) -> tuple[bytes, int]:
 
 
 def line_after(stream: IO[bytes], offset: int, end: int) -> int:
-    """Moves to the first line that begins at `offset` or later, and returns where that is: a function of the
-    offset, so neighbours agree. Where none begins before `end`, some place from there on.
+    """Move to the first line that begins at `offset` or later, and return its offset.
+
+    It depends on `offset` alone, so that two neighbouring ranges agree on the line between them. Where no
+    line begins before `end`, the result is some place from `end` on.
     """
     stream.seek(offset - 1)
     at = offset - 1
@@ -99,8 +104,9 @@ def line_after(stream: IO[bytes], offset: int, end: int) -> int:
 
 
 class _Xz(io.RawIOBase):
-    """The streams of an .xz file. The standard library's reader sets no limit to the decoder's memory, which
-    the file chooses: up to 4 GiB.
+    """The streams of an .xz file, decompressed with bounded memory.
+
+    The standard library's reader has no limit: the file chooses the decoder's memory, up to 4 GiB.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -112,7 +118,7 @@ class _Xz(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer with decompressed bytes; raises EOFError where the file is cut short."""
+        """Fill the buffer with decompressed bytes; raise EOFError where the file is cut short."""
         while True:
             data = b""
             if self._decoder.eof:

@@ -9,8 +9,9 @@ import webdataset
 from tokenizers import Tokenizer
 
 from data.corpus.manifest import read_manifest
-from data.prepare.prepare import PrepareReport, prepare
+from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from data.prepare.report.outcome import PrepareReport
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "ünï", "東京", "🌱"]
 

@@ -1,4 +1,4 @@
-"""Keeps evaluation texts out of the corpus: a document that shares a run of n words with one of them goes.
+"""Decontamination: a document that shares a run of n words with an evaluation text is left out.
 
 As GPT-3 did it (Brown et al. 2020, arXiv:2005.14165, appendix C): n = 13, lower case, punctuation ignored.
 """
@@ -20,9 +20,9 @@ from data.prepare.tally import Tally
 
 
 def write_evaluation_runs(recipe: Recipe, path: Path) -> int:
-    """Stores the sorted hashes of all n-grams of the evaluation files; returns how many texts were too short.
+    """Store the sorted hashes of all n-grams of the evaluation files; return how many texts were too short.
 
-    Raises ValueError when the files hold no run of n words at all.
+    Raises ValueError where the files hold no run of n words at all.
     """
     found: list[Hashes] = []
     short = 0
@@ -43,7 +43,7 @@ def write_evaluation_runs(recipe: Recipe, path: Path) -> int:
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
-    """Every string of every JSON record; the whole of any other file."""
+    """Yield every string of every JSON record, and the whole text of any other file."""
     files = expand(recipe.decontaminate, Recipe())
     for file in files:
         with open_bytes(file.path) as stream:
@@ -79,7 +79,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def is_contaminated(text: str, recipe: Recipe, every: Hashes) -> bool:
-    """Does the text share a run of words with an evaluation text? `every`: what was stored, in order."""
+    """Does the text share a run of words with an evaluation text? `every`: the stored hashes, sorted."""
     mine = runs(hashes(plain_words(text)), recipe.decontaminate_words)
     places = np.searchsorted(every, mine)
     places[places == len(every)] = 0

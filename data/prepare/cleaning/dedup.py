@@ -1,8 +1,8 @@
-"""Exact and near duplicates over the whole corpus, found from what each unit's survey left on disk.
+"""Exact and near duplicates over the whole corpus, found from the files that each unit's survey has stored.
 
-Of documents that are the same, the first in the order of the sources stays. Near ones are found as FineWeb
-and others do: MinHash (Broder 1997) of word 5-grams, bands (locality-sensitive hashing), here with each
-pair's similarity checked before it counts, and everything that hangs together reduced to its first.
+Of equal documents, the first in the order of the sources stays. Near duplicates are found as FineWeb and
+others do: MinHash (Broder 1997) of word 5-grams, and bands (locality-sensitive hashing). Here the similarity
+of each pair is checked before it counts, and of all documents that pairs connect, the first stays.
 
 Memory: 30 bytes a document in the main process for near, 25 for exact; signatures stay on disk.
 """
@@ -21,7 +21,7 @@ SHINGLE_WORDS = 5
 PERMUTATIONS = 128
 _RECALL = 0.95
 _SEED = 20_240_501
-# Why a document goes, in a unit's keep file.
+# The verdicts in a unit's keep file: the document stays, or why it is left out.
 KEPT, SAME, NEAR = 0, 1, 2
 STEPS = {SAME: "removed.duplicate", NEAR: "removed.near_duplicate"}
 # Rows of a unit's content file.
@@ -31,8 +31,8 @@ _PAIRS_AT_ONCE = 1 << 16
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows a band): the longest rows with which a pair of just this similarity is found 95 times in
-    100.
+    """(bands, rows in a band): the longest bands with which a pair of just this similarity is found in 95
+    cases of 100.
 
     A pair of similarity s shares a band with probability 1 − (1 − s^rows)^bands (Leskovec, Rajaraman,
     Ullman, §3.4).
@@ -44,7 +44,7 @@ def bands(threshold: float) -> tuple[int, int]:
 
 
 def signature(text: str, permutations: int) -> NDArray[np.uint32] | None:
-    """MinHash signature [permutations] of a text; None when it is too short to have a run of words."""
+    """The MinHash signature [permutations] of a text; None where it is too short to have a run of words."""
     try:
         from rensa import RMinHash
     except ImportError:
@@ -59,9 +59,11 @@ def signature(text: str, permutations: int) -> NDArray[np.uint32] | None:
 
 
 def find(survey: Path, units: list[int], threshold: float | None) -> Tally:
-    """Writes each unit's keep file (uint8 a document: KEPT, SAME or NEAR) and returns what was found.
+    """Write each unit's keep file (uint8 [documents]: KEPT, SAME or NEAR); return the counts of duplicates.
 
-    `threshold`: Jaccard similarity from which two documents are near; None looks for exact duplicates only.
+    survey: the folder with the surveys' files.
+    units: the units' numbers, in the order of the corpus.
+    threshold: Jaccard similarity from which two documents are near; None finds exact duplicates only.
     """
     contents = [np.load(survey / f"{unit:06d}.content.npy", mmap_mode="r") for unit in units]
     begins = np.concatenate([[0], np.cumsum([content.shape[1] for content in contents])]).astype(np.int64)
@@ -82,9 +84,7 @@ def find(survey: Path, units: list[int], threshold: float | None) -> Tally:
 
 
 def _mark_same(contents: list[Hashes], begins: NDArray[np.int64], verdicts: NDArray[np.uint8]) -> None:
-    """Sorts the 128-bit hashes, a share of them at a time: equal ones lie side by side, the first one
-    first.
-    """
+    """Mark all but the first of equal 128-bit hashes, by sorting a share of the hashes at a time."""
     shares = int(begins[-1]) // _SORTED_AT_ONCE + 1
     for share in range(shares):
         chosen = [np.flatnonzero(content[HIGH] % np.uint64(shares) == share) for content in contents]
@@ -103,7 +103,7 @@ def _mark_near(
     count, rows = bands(threshold)
     signatures = _joined(survey, units, (int(begins[-1]), count * rows))
     candidates = np.flatnonzero((verdicts == KEPT) & signatures.any(axis=1))
-    first = np.arange(begins[-1])  # of what hangs together, the smallest found so far
+    first = np.arange(begins[-1])  # union-find: a document → an earlier one that it is connected with
     for band in range(count):
         keys = _band_keys(signatures, candidates, band * rows, rows)
         order = np.argsort(keys, kind="stable")
@@ -115,7 +115,7 @@ def _mark_near(
 
 
 def _joined(survey: Path, units: list[int], shape: tuple[int, int]) -> NDArray[np.uint32]:
-    """All units' signatures as one mapped file, so that any row can be looked at."""
+    """All units' signatures [documents, permutations] as one mapped file, so that any row can be read."""
     with open(survey / "signatures.bin", "wb") as file:
         for unit in units:
             np.load(survey / f"{unit:06d}.minhash.npy", mmap_mode="r").tofile(file)
@@ -127,7 +127,7 @@ def _joined(survey: Path, units: list[int], shape: tuple[int, int]) -> NDArray[n
 def _band_keys(
     signatures: NDArray[np.uint32], candidates: NDArray[np.int64], start: int, rows: int
 ) -> Hashes:
-    """One hash a candidate, of its `rows` values from `start`."""
+    """[candidates] one hash for each candidate, of its `rows` values from `start` on."""
     keys = np.empty(len(candidates), np.uint64)
     for at in range(0, len(candidates), _PAIRS_AT_ONCE):
         values = signatures[candidates[at : at + _PAIRS_AT_ONCE], start : start + rows]
@@ -138,7 +138,7 @@ def _band_keys(
 def _similar(
     signatures: NDArray[np.uint32], leaders: NDArray[np.int64], others: NDArray[np.int64], threshold: float
 ) -> Iterator[tuple[int, int]]:
-    """Those of the pairs whose signatures agree in at least `threshold` of their places."""
+    """Yield the pairs whose signatures agree in at least a share `threshold` of their places."""
     for at in range(0, len(leaders), _PAIRS_AT_ONCE):
         left, right = leaders[at : at + _PAIRS_AT_ONCE], others[at : at + _PAIRS_AT_ONCE]
         agree = (signatures[left] == signatures[right]).mean(axis=1)
@@ -159,7 +159,7 @@ def _root(first: NDArray[np.int64], place: int) -> int:
 
 
 def write_tally(survey: Path, tally: Tally) -> None:
-    """Says that all keep files are there."""
+    """Store what `find` has counted; the file also tells that all keep files are there."""
     temporary = survey / "duplicates.json.tmp"
     temporary.write_text(json.dumps(tally.as_dict()))
     temporary.replace(survey / "duplicates.json")

@@ -1,10 +1,10 @@
-"""The published rules that take bad text out of a crawl. Each returns why a text goes, or "" for one that
-stays.
+"""The published rules that take bad text out of a crawl. Each returns why a text is left out, or "" for a
+text that stays.
 
 - `gopher_quality`: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1, "Quality filtering".
 - `gopher_repetition`: the same, table A1, with the table's thresholds.
 - `c4`: Raffel et al. 2020, arXiv:1910.10683, section 2.2; it also takes single lines out of a text that
-  stays. Left out of it: the list of bad words and langdetect (use a hook), and the three-sentence spans
+  stays. Not included: the list of bad words and langdetect (use a hook), and the three-sentence spans
   (use deduplication).
 """
 
@@ -18,7 +18,7 @@ STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 BULLETS = ("•", "-", "*", "‣", "◦", "▪")
 ELLIPSES = ("...", "…")
 
-# Table A1: share of the text, in lines or characters, that may be repetition.
+# Table A1: the share of the text, in lines or characters, that may be repetition.
 LINES_REPEATED = 0.30
 PARAGRAPHS_REPEATED = 0.30
 LINE_CHARACTERS_REPEATED = 0.20
@@ -41,7 +41,7 @@ C4_CITATIONS = ("[edit]", "[citation needed]")
 
 
 def gopher_quality(text: str) -> str:
-    """Sizes, symbols, bullets, ellipses, letters and stop words as a text by people has them."""
+    """Limits on words, symbols, bullets and ellipses; letters and stop words as natural text has them."""
     words = text.split()
     if not 50 <= len(words) <= 100_000:
         return "word_count"
@@ -63,8 +63,10 @@ def gopher_quality(text: str) -> str:
 
 
 def gopher_repetition(text: str) -> str:
-    """Repetition is what comes again after its first time; n-grams are of words, shares are of the words'
-    characters, and a character in several repeated n-grams counts once.
+    """Limits on repeated lines, paragraphs and n-grams of words.
+
+    What comes again after its first time is repetition. Shares of n-grams are of the words' characters, and a
+    character in several repeated n-grams counts once.
     """
     for name, parts, most, most_characters in (
         ("lines", text.splitlines(), LINES_REPEATED, LINE_CHARACTERS_REPEATED),
@@ -89,7 +91,7 @@ def gopher_repetition(text: str) -> str:
 
 
 def _repeated(parts: Sequence[str]) -> tuple[int, int]:
-    """(how many parts came before, their characters)"""
+    """(number of parts that came before, their characters)"""
     seen: set[str] = set()
     again = characters = 0
     for part in parts:
@@ -101,7 +103,7 @@ def _repeated(parts: Sequence[str]) -> tuple[int, int]:
 
 
 def _top_characters(words: Hashes, lengths: np.ndarray, length: int) -> int:
-    """Characters of all occurrences of the n-gram that has most; 0 when none comes twice."""
+    """Characters in all occurrences of the n-gram with most of them; 0 where no n-gram comes twice."""
     grams = runs(words, length)
     if not len(grams):
         return 0
@@ -112,7 +114,7 @@ def _top_characters(words: Hashes, lengths: np.ndarray, length: int) -> int:
 
 
 def _repeated_characters(words: Hashes, lengths: np.ndarray, length: int) -> int:
-    """Characters of words that lie in an n-gram which came before."""
+    """Characters of the words that are part of an n-gram which came before."""
     grams = runs(words, length)
     _, first = np.unique(grams, return_index=True)
     if len(first) == len(grams):
@@ -127,7 +129,7 @@ def _repeated_characters(words: Hashes, lengths: np.ndarray, length: int) -> int
 
 
 def c4(text: str) -> tuple[str, str]:
-    """(the text with its bad lines taken out, why it goes)."""
+    """(the text without its bad lines, why the text is left out or "")."""
     lowered = text.lower()
     if "lorem ipsum" in lowered:
         return text, "lorem_ipsum"

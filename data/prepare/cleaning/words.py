@@ -1,6 +1,4 @@
-"""Words and runs of words as 64-bit hashes: what repetition, near-duplicates and contamination are counted
-in.
-"""
+"""Words and runs of words as 64-bit hashes, to find repetition, near duplicates and contamination with."""
 
 import re
 from collections.abc import Iterable
@@ -18,18 +16,18 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def plain_words(text: str) -> list[str]:
-    """Lower case, without punctuation: two texts that differ in these only have the same words."""
+    """The words in lower case, without punctuation: texts that differ only in these have the same words."""
     return _WORD.findall(text.lower())
 
 
 def hashes(words: list[str]) -> Hashes:
-    """One hash a word; the same on every machine."""
+    """[words] one hash for each word; the same on every machine."""
     return np.fromiter((xxhash.xxh3_64_intdigest(word.encode()) for word in words), np.uint64, len(words))
 
 
 def runs(words: Hashes, length: int) -> Hashes:
-    """[words] → [words − length + 1]: a hash of each run of `length` words, in order; empty for fewer
-    words.
+    """[words] → [words − length + 1]: a hash of each run of `length` words, in order; empty where there are
+    fewer words.
     """
     count = len(words) - length + 1
     if count <= 0:
@@ -38,9 +36,9 @@ def runs(words: Hashes, length: int) -> Hashes:
 
 
 def mixed(columns: Iterable[NDArray[np.unsignedinteger]]) -> Hashes:
-    """Columns [rows] → [rows]: one hash a row, in which the order of the columns counts."""
+    """Columns [rows] → [rows]: one hash for each row; it depends on the order of the columns."""
     total: Any = 0
     for column in columns:
         total = column.astype(np.uint64) + total * _FACTOR
-    # A polynomial alone leaves patterns in the low bits, which MinHash and sorting by buckets look at.
+    # A polynomial alone leaves patterns in the low bits, which MinHash and the sorting by shares use.
     return (total ^ (total >> np.uint64(31))) * _MIX

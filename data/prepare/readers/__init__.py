@@ -1,1 +1,7 @@
-"""From each kind of file to its documents."""
+"""Readers: the documents of one range of a file, for each kind of file.
+
+- `dispatch.py`: read first; which reader reads which kind, and what damage raises.
+- `text.py` (also FASTA), `json_rows.py`, `tables.py`, `ids.py`, `samples.py`: the readers.
+- `records.py`: how a row or JSON object becomes a document, for all of them.
+- `parquet_pages.py`: refuses Parquet pages that would fill the memory.
+"""

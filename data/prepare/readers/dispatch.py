@@ -1,7 +1,7 @@
-"""Documents out of every kind of file that `prepare` reads, as a stream that never holds a whole file.
+"""The reader of each kind of file: documents as a stream that never holds a whole file.
 
-What cannot be read as a document is counted in the tally, never dropped in silence; a damaged file stops
-the run.
+What cannot be read as a document is counted in the tally, never dropped in silence; a damaged file ends
+`prepare`.
 """
 
 import csv
@@ -29,13 +29,14 @@ READERS: dict[str, Callable[[FileRange, Recipe, Tally], Iterator[Document]]] = {
     "webdataset": samples.webdataset,
 }
 
-# What the standard library and Arrow raise for a damaged or broken off file.
+# What the standard library and Arrow raise for a file that is damaged or cut short.
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, csv.Error, OSError, ImportError)
 
 
 def documents(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """All documents that begin in the file_range, in order. Raises RuntimeError naming the file where it is
-    damaged.
+    """Yield all documents that begin in the range, in order; count what is no document in `tally`.
+
+    Raises RuntimeError, naming the file, where it is damaged; ValueError where the command must change.
     """
     try:
         yield from READERS[file_range.file.kind](file_range, recipe, tally)
@@ -45,10 +46,10 @@ def documents(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
         raise
     except Exception as error:
         if "://" not in file_range.file.path:
-            raise  # a mistake of ours, with its traceback
+            raise  # a bug of this program, with its traceback
         raise unreadable(file_range, error) from error  # network libraries have errors of their own
 
 
 def unreadable(file_range: FileRange, error: Exception) -> RuntimeError:
-    """One line about a file that is damaged, gone or cut off."""
+    """The error, in one line, for a file that is damaged, gone or cut short."""
     return RuntimeError(f"{file_range.file.path} cannot be read: {type(error).__name__}: {error}")

@@ -1,5 +1,5 @@
-"""Documents out of files of token ids: NumPy's `.npy`, nanoGPT's `.bin` (numbers and nothing else) and
-llm.c's (the same behind a header of 1024 bytes). The separator's id ends a document.
+"""Documents of files of token ids: NumPy's `.npy`, nanoGPT's `.bin` (numbers and nothing else) and llm.c's
+(the same after a header of 1024 bytes). The separator's id ends a document.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from data.prepare.units import FileRange
 
 _CHUNK_IDS = 1 << 20
 _SAMPLE_BYTES = 1 << 18
-# llm.c's and modded-nanogpt's first number → the type of the ids.
+# The first number of llm.c's and modded-nanogpt's files → the type of the ids.
 _MAGIC = {20240520: "<u2", 20240801: "<u4"}
 _LLM_C_HEADER_BYTES = 1024
 
 
 @dataclass(frozen=True)
-class Layout:
-    """`count` numbers of `dtype` that begin at byte `begins`."""
+class IdsFormat:
+    """How the ids are stored in a file: `count` numbers of `dtype` from byte `begins`."""
 
     dtype: np.dtype
     begins: int
@@ -33,8 +33,10 @@ class Layout:
 
 
 def id_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """The documents that begin in the file_range. Raises ValueError, with the position, for an id that the
-    tokenizer does not have, and for a document longer than `max_document_bytes`.
+    """Yield the documents that begin in the range.
+
+    Raises ValueError, with the position, for an id that the tokenizer does not have, and for a document
+    longer than `max_document_bytes`.
     """
     file = file_range.file
     if file.tokens is None:
@@ -42,20 +44,20 @@ def id_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
             f"{file.path} holds token ids, by its name: give the tokenizer that made them with --tokenizer "
             "FILE, or leave the file out with --exclude"
         )
-    layout = layout_of(file, recipe)
-    item, whole = layout.dtype.itemsize, file_range.end >= file.bytes
-    first = max(0, -(-(file_range.start - layout.begins) // item))
-    end = layout.count if whole else max(0, -(-(file_range.end - layout.begins) // item))
-    if first >= min(end, layout.count):  # the file_range may end within the header
+    ids_format = format_of(file, recipe)
+    item, whole = ids_format.dtype.itemsize, file_range.end >= file.bytes
+    first = max(0, -(-(file_range.start - ids_format.begins) // item))
+    end = ids_format.count if whole else max(0, -(-(file_range.end - ids_format.begins) // item))
+    if first >= min(end, ids_format.count):  # the range may end within the header
         return
-    at = max(0, first - 1)  # the id before may be what ends the document before
+    at = max(0, first - 1)  # the id before `first` may be the separator before a document
     begins = 0 if not first else -1
     parts: list[np.ndarray] = []
     held = 0
     with open_bytes(file.path) as stream:
-        stream.seek(layout.begins + at * item)
-        while len(chunk := _read(stream, layout, at)):
-            _check(chunk, at, file, file.tokens, layout)
+        stream.seek(ids_format.begins + at * item)
+        while len(chunk := _read(stream, ids_format, at)):
+            _check(chunk, at, file, file.tokens, ids_format)
             start = 0
             for place in [*np.flatnonzero(chunk == file.tokens.separator).tolist(), len(chunk)]:
                 if begins >= 0:
@@ -75,25 +77,25 @@ def id_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
         yield _document(file, begins, parts)
 
 
-def _read(stream: IO[bytes], layout: Layout, at: int) -> np.ndarray:
-    want = min(_CHUNK_IDS, layout.count - at)
-    raw = stream.read(want * layout.dtype.itemsize)
-    if len(raw) < want * layout.dtype.itemsize:
-        raise EOFError(f"{layout.count:,} ids were to come, and the file ends before: cut short?")
-    return np.frombuffer(raw, layout.dtype)
+def _read(stream: IO[bytes], ids_format: IdsFormat, at: int) -> np.ndarray:
+    want = min(_CHUNK_IDS, ids_format.count - at)
+    raw = stream.read(want * ids_format.dtype.itemsize)
+    if len(raw) < want * ids_format.dtype.itemsize:
+        raise EOFError(f"{ids_format.count:,} ids were to come, and the file ends before: cut short?")
+    return np.frombuffer(raw, ids_format.dtype)
 
 
 def _document(file: InputFile, begins: int, parts: list[np.ndarray]) -> Document:
     return Document("", origin_of(file, token=begins), np.concatenate(parts))
 
 
-def _check(chunk: np.ndarray, at: int, file: InputFile, tokens: TokenIds, layout: Layout) -> None:
+def _check(chunk: np.ndarray, at: int, file: InputFile, tokens: TokenIds, ids_format: IdsFormat) -> None:
     wrong = np.flatnonzero((chunk >= tokens.vocab) | (chunk < 0))
     if len(wrong):
         raise ValueError(
             f"{file.path}: the id at position {at + int(wrong[0]):,} is {int(chunk[wrong[0]])} (read as "
-            f"{layout.dtype.name}), and the tokenizer has {tokens.vocab:,}: give the tokenizer that made the "
-            "ids with --tokenizer, their type with --ids-dtype, or leave the file out with --exclude"
+            f"{ids_format.dtype.name}), and the tokenizer has {tokens.vocab:,}: give the tokenizer that made "
+            "the ids with --tokenizer, their type with --ids-dtype, or leave the file out with --exclude"
         )
 
 
@@ -105,22 +107,24 @@ def _too_long(file: InputFile, begins: int, tokens: TokenIds, recipe: Recipe) ->
     )
 
 
-def layout_of(file: InputFile, recipe: Recipe) -> Layout:
-    """What the file says of its numbers, or, of a `.bin` that says nothing, the widest type with which all
-    that is sampled are ids of the tokenizer: numbers of two bytes read as four would be far too large.
+def format_of(file: InputFile, recipe: Recipe) -> IdsFormat:
+    """The format of a file, from its header.
+
+    For a `.bin` without a header: the widest type with which all sampled numbers are ids of the tokenizer.
+    Numbers of two bytes, read as four, would be far too large.
     """
     with open_bytes(file.path) as stream:
         head = stream.read(_LLM_C_HEADER_BYTES)
         if head.startswith(b"\x93NUMPY"):
             stream.seek(0)
-            return _numpy_layout(stream, file)
+            return _numpy_format(stream, file)
         size = stream.seek(0, 2)
         numbers = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
         if recipe.ids_dtype == "auto" and len(numbers) >= 3 and int(numbers[0]) in _MAGIC:
-            layout = Layout(np.dtype(_MAGIC[int(numbers[0])]), _LLM_C_HEADER_BYTES, int(numbers[2]))
-            if size != layout.begins + layout.count * layout.dtype.itemsize:
-                raise OSError(f"its header says {layout.count:,} ids, and the file has {size:,} bytes")
-            return layout
+            ids_format = IdsFormat(np.dtype(_MAGIC[int(numbers[0])]), _LLM_C_HEADER_BYTES, int(numbers[2]))
+            if size != ids_format.begins + ids_format.count * ids_format.dtype.itemsize:
+                raise OSError(f"its header says {ids_format.count:,} ids, and the file has {size:,} bytes")
+            return ids_format
         if recipe.ids_dtype != "auto":
             dtype = np.dtype(recipe.ids_dtype).newbyteorder("<")
         else:
@@ -131,10 +135,10 @@ def layout_of(file: InputFile, recipe: Recipe) -> Layout:
             f"{file.path} has {size:,} bytes, which are no whole number of {dtype.name}: give --ids-dtype, "
             "or leave the file out with --exclude if it holds no token ids"
         )
-    return Layout(dtype, 0, size // dtype.itemsize)
+    return IdsFormat(dtype, 0, size // dtype.itemsize)
 
 
-def _numpy_layout(stream: IO[bytes], file: InputFile) -> Layout:
+def _numpy_format(stream: IO[bytes], file: InputFile) -> IdsFormat:
     try:
         version = np.lib.format.read_magic(stream)
         read = (
@@ -148,7 +152,7 @@ def _numpy_layout(stream: IO[bytes], file: InputFile) -> Layout:
             f"{file.path} is {dtype}{list(shape)}, not a 1-D array of token ids: save the ids as one, or "
             "leave it out with --exclude"
         )
-    return Layout(dtype, stream.tell(), int(shape[0]))
+    return IdsFormat(dtype, stream.tell(), int(shape[0]))
 
 
 def _widest(stream: IO[bytes], size: int, vocab: int) -> np.dtype:

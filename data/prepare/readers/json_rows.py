@@ -1,8 +1,7 @@
-"""Documents out of lines of JSON, of which a range can be read by itself, and out of JSON arrays, whose
-elements are read one by one.
+"""Documents of lines of JSON, of which a range can be read by itself, and of JSON arrays, element by element.
 
-No row is held that is longer than `Recipe.row_bytes`, and none is parsed that is nested deeper than
-`MOST_DEPTH`: such rows are counted with their line, and the rows after them are read.
+A row longer than `Recipe.row_bytes` is not held in memory, and a row nested deeper than `MOST_DEPTH` is not
+parsed: both are counted with their line, and the rows after them are read.
 """
 
 import json
@@ -20,7 +19,7 @@ from data.prepare.sources.sources import InputFile
 from data.prepare.tally import Tally
 from data.prepare.units import FileRange
 
-# Far below what the parser's recursion bears, so that it does not depend on who calls it.
+# Far below the parser's limit of recursion, which depends on the depth of the caller's stack.
 MOST_DEPTH = 500
 _CHUNK = 1 << 20
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]', re.DOTALL)
@@ -29,12 +28,11 @@ _STRUCTURE = re.compile(rb'["\[\]{},]')
 
 
 def lines(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document a line."""
+    """Yield a document for each line."""
     file, limit = file_range.file, recipe.row_bytes
     stream, _ = open_text(file.path, recipe)
     with stream:
-        # The place of a line is its offset in the (decompressed) file, known without reading what comes
-        # before it.
+        # A line's place is its offset in the (decompressed) file, known without reading the lines before.
         at = line_after(stream, file_range.start, file_range.end) if file_range.start else 0
         whole_file, number = file_range.end >= file.bytes, 0
         while whole_file or at < file_range.end:
@@ -50,7 +48,7 @@ def lines(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Docum
             if size > limit:
                 tally.add("removed.too_long_document", size, where)
                 continue
-            line = line.removeprefix(BOM)  # files with one each that were joined to one
+            line = line.removeprefix(BOM)  # of files with a byte order mark each, joined to one
             if not line or line.isspace():
                 continue
             document = _document(line, file, where, recipe, tally, offset=offset)
@@ -66,7 +64,7 @@ def _refuse_other_formats(file: InputFile, head: bytes) -> None:
 
 
 def array(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document an element; a file that turns out to hold lines of JSON is read as such."""
+    """Yield a document for each element. A file that turns out to hold lines of JSON is read as `lines`."""
     file = file_range.file
     stream, _ = open_text(file.path, recipe)
     with stream:
@@ -97,14 +95,14 @@ def _document(
     if is_too_deep(raw):
         tally.add("removed.nested_too_deeply", len(raw), where)
         return None
-    # Without the end of the line, or what is missing there would be missing in a line after it.
+    # Without the end of the line: the parser would report what is missing there in the line after it.
     text = decoded(raw.rstrip(b"\r\n"), recipe, tally, where)
     if text is None:
         return None
     try:
         record: Any = json.loads(text)
     except json.JSONDecodeError as error:
-        on = f", {error.lineno - 1} lines on" if error.lineno > 1 else ""  # an element may have many
+        on = f", {error.lineno - 1} lines on" if error.lineno > 1 else ""  # of an element with several lines
         what = f"{where}{on}, column {error.colno}: {error.msg.removesuffix(' at')}"
         tally.add("removed.not_json", len(raw), what)
         return None
@@ -123,7 +121,7 @@ def _document(
 
 
 def is_too_deep(raw: bytes) -> bool:
-    """Are there brackets within brackets beyond `MOST_DEPTH`? Most rows are known not to be by counting."""
+    """Are brackets nested deeper than `MOST_DEPTH`? Counting them all settles it for most rows."""
     if raw.count(b"[") + raw.count(b"{") <= MOST_DEPTH:
         return False
     depth = 0
@@ -139,14 +137,16 @@ def is_too_deep(raw: bytes) -> bool:
 
 
 def _elements(stream: IO[bytes], limit: int) -> Iterator[tuple[bytes, int, int]]:
-    """(element, bytes it has, line it begins in) of a JSON array; of one of more than `limit` bytes nothing
-    but the size. ijson would hold a string of any length, and makes "?" of half a surrogate pair.
+    """Yield (element, its bytes, the line it begins in) of a JSON array.
+
+    Of an element with more than `limit` bytes only the size is given. Not ijson: it would hold a string of
+    any length, and turns half of a surrogate pair into "?".
 
     Raises EOFError where the array does not end, OSError where more follows it.
     """
     parts: list[bytes] = []
     size, depth, line, begins, in_string = 0, -1, 1, 1, False
-    kept = b""  # the last byte of a chunk, where it is the backslash of an escape
+    kept = b""  # the last byte of a chunk, if it is a backslash that begins an escape
 
     def take(data: bytes) -> None:
         nonlocal size, line, begins
@@ -172,7 +172,7 @@ def _elements(stream: IO[bytes], limit: int) -> Iterator[tuple[bytes, int, int]]
                 if at == len(chunk):
                     break
                 if chunk[at] != 0x22:
-                    kept, chunk = chunk[at:], chunk[:at]  # a backslash, and its character is to come
+                    kept, chunk = chunk[at:], chunk[:at]  # a backslash, whose character is in the next chunk
                     break
                 in_string, at = False, at + 1
                 continue

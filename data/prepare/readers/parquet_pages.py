@@ -1,25 +1,31 @@
-"""What the pages of a Parquet file grow to, by their headers, before any of them is decompressed.
+"""The decompressed sizes of a Parquet file's pages, read from the page headers without decompressing a page.
 
 A header is a `PageHeader` of parquet-format's parquet.thrift in Thrift's compact protocol.
 """
 
 from typing import IO, Any
 
-# A page may grow to this, or to so many times its bytes in the file, whichever is more.
+# A page may have this many bytes, or this many times its bytes in the file, whichever is more.
 PAGE_BYTES, MOST_GROWTH = 64 << 20, 100
-# A header has up to some kilobytes of statistics: pyarrow's, 4 KiB of the least and of the greatest value.
+# Bytes to read for a header, which has kilobytes of statistics: pyarrow writes 4 KiB of the least and of the
+# greatest value.
 _HEADER_BYTES = (1 << 12, 1 << 14, 1 << 20)
 _TYPE, _UNPACKED, _PACKED, _DICTIONARY = 1, 2, 3, 2
 
 
 def repeated_bytes(stream: IO[bytes], column: Any) -> int:
-    """The largest value, in bytes, that many rows of a column chunk may share: one of its dictionary, or one
-    coded by what it shares with that before it; 0 where rows have their own bytes. `column`: its metadata.
+    """The most bytes that one stored value of a column chunk, shared by many rows, may have.
 
-    Raises OSError, before anything is decompressed, for a page that grows beyond all measure.
+    A value is shared through a dictionary, or because a value is coded by its difference from the one before.
+    0 where each row has bytes of its own.
+
+    stream: the Parquet file.
+    column: the metadata of the column chunk.
+
+    Raises OSError, before anything is decompressed, for a page that grows beyond the limits above.
     """
     at = column.data_page_offset
-    if column.has_dictionary_page and 0 < column.dictionary_page_offset < at:  # 0: a writer that has none
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < at:  # some writers state 0 for none
         at = column.dictionary_page_offset
     end, dictionary, largest = at + column.total_compressed_size, 0, 0
     while at < end:
@@ -38,7 +44,7 @@ def repeated_bytes(stream: IO[bytes], column: Any) -> int:
 
 
 def _header(stream: IO[bytes], at: int, end: int) -> tuple[dict[int, int], int]:
-    """(numbers of the header by field, its bytes); one with long statistics takes another look."""
+    """(field → integer of the header, its bytes). Long statistics need a second, longer read."""
     for most in _HEADER_BYTES:
         stream.seek(at)
         raw = stream.read(min(most, end - at))
@@ -50,7 +56,7 @@ def _header(stream: IO[bytes], at: int, end: int) -> tuple[dict[int, int], int]:
 
 
 def _struct(raw: bytes, at: int) -> tuple[dict[int, int], int]:
-    """(integers by field, place after the struct). Raises IndexError where the bytes end before it does."""
+    """(field → integer, place after the struct). Raises IndexError where `raw` ends within the struct."""
     numbers: dict[int, int] = {}
     field = 0
     while kind := raw[at] & 15:
@@ -68,8 +74,8 @@ def _struct(raw: bytes, at: int) -> tuple[dict[int, int], int]:
 
 
 def _behind(raw: bytes, at: int, kind: int) -> int:
-    """The place after a value of one of the kinds that a page header has."""
-    if kind in (1, 2):  # true and false are kinds of their own
+    """The place after a value of one of the Thrift types that a page header has."""
+    if kind in (1, 2):  # true and false are types of their own, without a value
         return at
     if kind == 3:
         return at + 1

@@ -1,5 +1,4 @@
-"""Documents out of pictures and of WebDataset tars made by others, which are read strictly
-(`data.corpus.scan`).
+"""Documents of pictures, and of WebDataset tars made elsewhere, which are read strictly (`data.corpus.scan`).
 
 Members that could run code when decoded (pickles, `.pt`) are never opened, and no member's name becomes a
 path.
@@ -33,7 +32,7 @@ _READ = ("txt", "text", "caption", "json", "npy", "cls", *IMAGES)
 
 
 def image(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A picture in a folder of its class; the text is the class."""
+    """Yield one document for a picture; its text is its class, the name of its folder."""
     file = file_range.file
     with open_bytes(file.path) as stream:
         raw = stream.read(recipe.max_document_bytes + 1)
@@ -47,7 +46,7 @@ def image(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Docum
 
 
 def webdataset(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document a sample."""
+    """Yield a document for each sample."""
     for key, size, members in _samples(file_range.file, recipe.row_bytes):
         where = f"{file_range.file.relative}:{key}"
         if size > recipe.row_bytes:
@@ -107,10 +106,10 @@ def _sample_document(
 
 
 def _samples(file: InputFile, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:
-    """(key, size, extension → bytes), of what is read of a sample; of more than `limit` bytes the size alone.
+    """Yield (key, size in bytes, extension → bytes) of each sample, of the members that are read.
 
-    A remote tar is fetched whole into a temporary file first. Raises RuntimeError or ValueError from
-    `data.corpus.scan`.
+    Of a sample with more than `limit` bytes only the size is given. A remote tar is fetched whole into a
+    temporary file first. Raises RuntimeError or ValueError from `data.corpus.scan`.
     """
     if "://" not in file.path:
         yield from _mapped(Path(file.path), file.path, limit)
@@ -132,7 +131,7 @@ def _mapped(path: Path, where: str, limit: int) -> Iterator[tuple[str, int, dict
 
 
 def _array(raw: bytes, where: str) -> NDArray[np.integer]:
-    """The token ids of a `.npy` member: 1-D, integers; a pickled array is refused."""
+    """The token ids of a `.npy` member, [tokens]. RuntimeError for another shape or a pickled array."""
     try:
         ids = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Documents out of tables: CSV, TSV, Parquet, and the Arrow files of a Hugging Face `datasets` folder."""
+"""Documents of tables: CSV, TSV, Parquet, and the Arrow files of a Hugging Face `datasets` folder."""
 
 import csv
 import io
@@ -19,11 +19,11 @@ from data.prepare.tally import Tally
 from data.prepare.units import FileRange
 
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
-_SHARED_BYTES = 64 << 20  # of rows that share one value
+_SHARED_BYTES = 64 << 20  # of a batch whose rows share one value, each row counted with the whole value
 
 
 def separated(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document a row of CSV or TSV; other separators are found by the header."""
+    """Yield a document for each row of CSV or TSV; `;` and `|` as delimiters are found by the header."""
     file, limit = file_range.file, recipe.row_bytes
     csv.field_size_limit(limit)
     stream, head = open_text(file.path, recipe)
@@ -41,7 +41,7 @@ def separated(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
         rows = _rows_of(lines, delimiter)
         number = -1
         try:
-            # Counted nowhere: a header is no document.
+            # With a tally of its own, which is dropped: a header is no document.
             names = decoded_row(next(rows), recipe, Tally(), f"{file.relative}, line 1")
             if names is None:
                 raise ValueError(
@@ -65,8 +65,11 @@ def separated(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
 
 
 class _Lines:
-    """Lines on their way to a reader: `line` is the last, the `number`-th; `ended` once another was asked
-    for.
+    """An iterator over lines that remembers where it is.
+
+    line: the last line.
+    number: how many lines so far.
+    ended: was another line wanted when there was none?
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -85,8 +88,10 @@ class _Lines:
 
 
 def _rows_of(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
-    """The rows, but for empty lines. `"quoted" words` in one line are a field; over several lines they are
-    an error, since a quote that was never meant to open a field would take the rows up to the next quote.
+    """Yield the rows; empty lines are skipped.
+
+    A field such as `"quoted" words` is accepted within one line. Over several lines it is an error: a quote
+    that was not meant to open a field would take in all rows up to the next quote.
     """
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -112,7 +117,7 @@ def _bounded(text: io.TextIOWrapper, limit: int) -> Iterator[str]:
 
 
 def _delimiter(header: str, file: InputFile, recipe: Recipe) -> str:
-    """The one that finds the text's column in the header, or else the most columns."""
+    """The delimiter that gives the header the text's column, or else the most columns."""
     usual = "\t" if file.kind == "tsv" else ","
     found = {sign: next(csv.reader([header], delimiter=sign), []) for sign in (usual, ",", ";", "\t", "|")}
     return max(found, key=lambda sign: (recipe.text_field in found[sign], len(found[sign])))
@@ -137,7 +142,7 @@ def _from_folders(file: InputFile) -> str:
 
 
 def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document a row."""
+    """Yield a document for each row."""
     import pyarrow.parquet
 
     with open_bytes(file_range.file.path) as stream, _damage():
@@ -154,14 +159,15 @@ def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
 
 
 def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str) -> int:
-    """So many rows that they take some megabytes, also where many share one value that is kept once."""
+    """The number of rows that take some megabytes, also where many rows share one stored value."""
     with open_bytes(path) as pages:
         shared = [
             repeated_bytes(pages, column)
             for group in groups
             for place in range(metadata.num_columns)
             if (column := metadata.row_group(group).column(place)).path_in_schema.split(".")[0] in columns
-            # Of a remote file the headers alone are as dear as the pages: where the footer tells of growth.
+            # Reading the page headers of a remote file costs as much as its pages: only where the footer
+            # tells of growth.
             and ("://" not in path or _grows(column))
         ]
     most = min(_BATCH_ROWS, _SHARED_BYTES // max([1, *shared]))
@@ -175,7 +181,7 @@ def _grows(column: Any) -> bool:
 
 
 def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
-    """The columns to read, whole: of "doc.body" that is `doc`."""
+    """The top-level columns to read: for the field "doc.body" the column `doc`."""
     names = [name for field in schema for name in _names(field)]
     _need_column(names, file, recipe)
     wanted = {name if name in schema.names else name.split(".")[0] for name in _wanted(names, recipe)}
@@ -188,7 +194,7 @@ def _wanted(names: list[str], recipe: Recipe) -> list[str]:
 
 
 def _names(field: Any) -> list[str]:
-    """The column, and "doc.body" for what is in it."""
+    """The name of a column, and of the fields in it as "doc.body"."""
     import pyarrow
 
     if not pyarrow.types.is_struct(field.type):
@@ -212,7 +218,7 @@ def _rows(
 
 
 def _records(batch: Any) -> list[dict[str, Any]]:
-    """The rows; where a text is not UTF-8, with all texts as bytes, which `from_record` judges."""
+    """The rows of a batch. Where a text is not UTF-8, all texts are bytes, which `from_record` decodes."""
     import pyarrow
 
     try:
@@ -225,7 +231,7 @@ def _records(batch: Any) -> list[dict[str, Any]]:
 
 @contextmanager
 def _damage() -> Iterator[None]:
-    """Arrow's errors are ValueErrors, but a damaged file is no mistake of the caller's."""
+    """Turn Arrow's errors to OSError: they are ValueErrors, but a damaged file is not the user's mistake."""
     import pyarrow
 
     try:
@@ -237,8 +243,8 @@ def _damage() -> Iterator[None]:
 
 
 def arrow(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A Hugging Face `datasets` folder keeps Arrow's streaming format; Arrow's own file format is read as
-    well.
+    """Yield a document for each row of Arrow's streaming format, which Hugging Face's `datasets` writes, or
+    of Arrow's file format.
     """
     import pyarrow
 

@@ -1,4 +1,4 @@
-"""Documents out of text files, whole or split as the user says, and out of FASTA."""
+"""Documents of text files, whole or split as the recipe says, and of FASTA."""
 
 import codecs
 import re
@@ -19,14 +19,14 @@ _CHUNK = 1 << 20
 
 
 def text_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """A document a file, unless the recipe splits."""
+    """Yield one document for the file, or its parts where the recipe splits texts."""
     if recipe.is_splitting:
         yield from _split(file_range, recipe, tally)
         return
     file, limit = file_range.file, recipe.max_document_bytes
     with open_bytes(file.path) as stream:
         raw = stream.read(limit + 1)
-    if len(raw) > limit and not binary_format(raw):  # a program is left out, however long
+    if len(raw) > limit and not binary_format(raw):  # a binary file is left out, however long
         raise ValueError(too_long_file(file, f"more than {limit:,}", recipe))
     text = decode(raw, recipe, tally, file.relative)
     if text is None:
@@ -39,7 +39,7 @@ def text_file(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
 
 
 def too_long_file(file: InputFile, size: str, recipe: Recipe) -> str:
-    """What to do about a file that is one document, and longer than a document may be."""
+    """The message about a file that is one document, and longer than a document may be; `size` in bytes."""
     return (
         f"{file.path} is one document of {size} bytes, and --max-document-bytes is "
         f"{recipe.max_document_bytes:,}: say how to split it with --split-at TEXT, --split-lines or "
@@ -74,7 +74,7 @@ def _split(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Docu
 def _lines(
     stream: IO[bytes], file_range: FileRange, recipe: Recipe, tally: Tally
 ) -> Iterator[tuple[int, bytes]]:
-    """(offset, line without its end) of those that begin in the file_range."""
+    """Yield (offset, line without its end) of the lines that begin in the range."""
     file, limit = file_range.file, recipe.max_document_bytes
     at = line_after(stream, file_range.start, file_range.end) if file_range.start else 0
     while file_range.end >= file.bytes or at < file_range.end:
@@ -92,8 +92,12 @@ def _lines(
 def _between(
     stream: IO[bytes], file_range: FileRange, recipe: Recipe, tally: Tally
 ) -> Iterator[tuple[int, bytes]]:
-    """(offset, text between two separators) of those that begin in the file_range. An end of a line in the
-    separator is either kind of end; a file without any separator is noted.
+    """Yield (offset, text between two separators) of the documents that begin in the range.
+
+    `\\n` in the separator matches `\\r\\n` as well. A file without any separator is noted in the tally.
+
+        buffer:   [dropped bytes][searched, no separator][not searched yet]
+        at:       the offset of the buffer's first byte in the file, dropped bytes included
     """
     file, limit, separator = file_range.file, recipe.max_document_bytes, recipe.separator_bytes
     pattern, longest = re.escape(separator), len(separator)
@@ -104,19 +108,18 @@ def _between(
     at = max(0, file_range.start - longest)  # where the buffer begins in the file
     if at:
         stream.seek(at)
-    inside = not file_range.start  # is the buffer's beginning that of a document of this file_range?
+    inside = not file_range.start  # does the buffer begin with a document of this range?
     buffer, searched, dropped, separators = bytearray(), 0, 0, 0
     while True:
         found = sought.search(buffer, searched)
         if found is None:
             searched = max(0, len(buffer) - longest + 1)
             if not inside and at + dropped + searched >= file_range.end:
-                return  # whatever begins from here on is a later file_range's
+                return  # a document that begins from here on belongs to a later range
             chunk = stream.read(_CHUNK)
             if not chunk:
                 break
-            # Nothing is wanted of what goes before a document or is beyond its limit, but what may begin a
-            # separator.
+            # Before a document, and beyond its limit, only the bytes that may begin a separator are kept.
             if not inside or len(buffer) > limit + longest:
                 dropped += searched
                 del buffer[:searched]
@@ -124,12 +127,12 @@ def _between(
             buffer += chunk
             continue
         begin, end, separators = found.start(), found.end(), separators + 1
-        del found  # it holds the buffer
+        del found  # or its reference would forbid to shorten the buffer
         if inside:
             yield from _part(at, bytes(buffer[:begin]), dropped, limit, file, tally)
         del buffer[:end]
         at, searched, dropped = at + dropped + end, 0, 0
-        inside = at >= file_range.start  # one that begins before is the file_range before's
+        inside = at >= file_range.start  # a document that begins before belongs to an earlier range
         if at >= file_range.end and file_range.end < file.bytes:
             return
     if inside:
@@ -148,7 +151,7 @@ def _part(
 
 
 def _lengths(stream: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, at most `most` characters), cut after the last end of a line in them, or hard without one."""
+    """Yield (offset, at most `most` characters), cut after the last end of a line, if there is one."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     waiting, offset, ended = "", 0, False
     while not ended:
@@ -167,8 +170,10 @@ def _lengths(stream: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
 
 
 def fasta(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """Protein and genomic sequences: a document a record, its lines joined; a long one is cut every
-    `max_document_bytes`. What comes before the first ">" is counted."""
+    """Yield a document for each record, its lines joined: protein and genomic sequences.
+
+    A long record is cut every `max_document_bytes`. What comes before the first ">" is counted.
+    """
     file, limit = file_range.file, recipe.max_document_bytes
     stream, _ = open_text(file.path, recipe)
     with stream:
@@ -182,10 +187,9 @@ def fasta(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Docum
             if text is not None:
                 yield Document(text, origin)
 
-        while (
-            name or at < file_range.end or file_range.end >= file.bytes
-        ):  # what begins later is a later file_range's
-            line = stream.readline(limit)  # a line that is longer comes in parts, as its record does
+        # A record that begins after the range belongs to a later range.
+        while name or at < file_range.end or file_range.end >= file.bytes:
+            line = stream.readline(limit)  # a longer line comes in parts, as its record does
             offset, at, begins, middle = at, at + len(line), not middle, not line.endswith(b"\n")
             line = line if offset else line.removeprefix(BOM)
             if not line or (begins and line.startswith(b">")):

@@ -1,7 +1,7 @@
-"""How bytes become text: by UTF-8, by the mark that a file begins with, or by the encoding that is named.
+"""How bytes become text, for every kind of file: as UTF-8, by the byte order mark, or by the named encoding.
 
-Every kind of file agrees. A file in another encoding than UTF-8 is read as a stream of UTF-8 that is made on
-the way. What is not in a file's encoding is judged document by document, and counted.
+A file in another encoding than UTF-8 is converted to a stream of UTF-8 while it is read. A document that is
+not in the file's encoding is repaired or left out by itself, and counted.
 """
 
 import codecs
@@ -24,8 +24,8 @@ _ESCAPE = "germinal.undecodable"
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What cannot be decoded goes on as a byte that neither UTF-8 nor Windows-1252 has, so that the document
-    with it is found.
+    """Error handler of codecs: put what cannot be decoded as a byte that neither UTF-8 nor Windows-1252 has,
+    so that the document with it is found later.
     """
     assert isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
     return ("\udc81" if isinstance(error, UnicodeDecodeError) else b"\x81"), error.end
@@ -35,8 +35,9 @@ codecs.register_error(_ESCAPE, _escape)
 
 
 def encoding_of(head: bytes, recipe: Recipe) -> str:
-    """The encoding of a file that begins with `head`; "" for UTF-8 and for what is no text. A mark goes
-    before the encoding that the recipe names.
+    """The encoding of a file that begins with `head`; "" for UTF-8 and for what is no text.
+
+    A byte order mark overrules the encoding that the recipe names.
     """
     if head.startswith(BOM):
         return ""
@@ -47,21 +48,22 @@ def encoding_of(head: bytes, recipe: Recipe) -> str:
 
 
 def is_transcoded(path: str, recipe: Recipe) -> bool:
-    """Is the file in another encoding than UTF-8, so that no part of it can be read by itself? Raises
-    RuntimeError where it cannot be read.
+    """Is the file in another encoding than UTF-8, so that no part of it can be read by itself?
+
+    Raises RuntimeError where the file cannot be read.
     """
     with naming(path), open_bytes(path) as stream:
         return bool(encoding_of(stream.read(HEAD), recipe))
 
 
 def open_text(path: str, recipe: Recipe) -> tuple[IO[bytes], bytes]:
-    """Opens a file of text as a stream of UTF-8, with the stream's first bytes, for a look at them."""
+    """Open a file of text; return a stream of UTF-8 and the stream's first bytes."""
     stream = open_bytes(path)
     head = stream.read(HEAD)
     try:
         stream.seek(0)
     except (OSError, ValueError):
-        # A decompressor, or a server that sends no ranges, whatever `seekable` says.
+        # A decompressor, or a server that sends no ranges; `seekable` may claim otherwise.
         stream.close()
         stream = open_bytes(path)
     if encoding := encoding_of(head, recipe):
@@ -71,7 +73,7 @@ def open_text(path: str, recipe: Recipe) -> tuple[IO[bytes], bytes]:
 
 
 class _Utf8(io.RawIOBase):
-    """A stream in another encoding as UTF-8; `_escape` says what becomes of bytes that it does not have."""
+    """A stream in another encoding, read as UTF-8; what is not in the encoding goes through `_escape`."""
 
     def __init__(self, raw: IO[bytes], encoding: str) -> None:
         self._raw = raw
@@ -84,7 +86,7 @@ class _Utf8(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer with UTF-8."""
+        """Fill the buffer with UTF-8."""
         while not self._ready and not self._ended:
             chunk = self._raw.read(_CHUNK)
             self._ended = not chunk
@@ -95,20 +97,20 @@ class _Utf8(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        """Closes the file as well."""
+        """Close this stream and the file."""
         self._raw.close()
         super().close()
 
 
 def decode(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
-    """The text of a whole file; None, counted, for what is binary or cannot be decoded."""
+    """The text of a whole file; None, counted under `where`, if it is binary or cannot be decoded."""
     if known := binary_format(raw):
         tally.add("removed.binary", len(raw), f"{where} ({known})")
         return None
     if encoding := encoding_of(raw, recipe):
         try:
             text = raw.decode(encoding)
-            text.encode()  # UTF-7 can name half of a surrogate pair
+            text.encode()  # UTF-7 can encode half of a surrogate pair
         except UnicodeError:
             tally.add("removed.undecodable", len(raw), where)
             return None
@@ -123,7 +125,7 @@ def decode(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
 
 
 def decoded(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
-    """The text of a row or a part of a file; None, counted, where it cannot be decoded."""
+    """The text of a row or a part of a file; None, counted under `where`, if it cannot be decoded."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -134,7 +136,9 @@ def decoded(raw: bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
 
 
 def decoded_row(values: list[str], recipe: Recipe, tally: Tally, where: str) -> list[str] | None:
-    """The values of a row that were read as UTF-8 with `surrogateescape`; the row is judged as a whole."""
+    """The values of a row that was read as UTF-8 with `surrogateescape`, decoded in one way for the whole
+    row; None, counted under `where`, if they cannot be.
+    """
     try:
         "".join(values).encode()
     except UnicodeEncodeError:
@@ -146,10 +150,10 @@ def decoded_row(values: list[str], recipe: Recipe, tally: Tally, where: str) -> 
 
 
 def _remedy(raw: bytes, recipe: Recipe) -> tuple[str, str]:
-    """(step to count, encoding to read it by) of what is not UTF-8; no encoding where it is to be left out.
+    """(step to count, encoding to decode with) for bytes that are not UTF-8; encoding "" to leave them out.
 
-    Text with more letters of several bytes that are UTF-8 than bytes that are not is broken UTF-8, in which
-    Windows-1252 would spoil every letter; other text has next to none by chance.
+    Broken UTF-8 is text with more valid letters of several bytes than invalid bytes: Windows-1252 would spoil
+    all these letters, and text in another encoding has hardly any of them by chance.
     """
     if b"\0" in raw[:HEAD]:
         return "removed.binary", ""

@@ -1,5 +1,5 @@
-"""Folders that hold a data set and not just files: which of the files are documents, and which are a split
-that was meant to be kept apart.
+"""Folders that hold a saved data set: which of the files hold documents, and which splits are meant to be
+kept apart.
 """
 
 import json
@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 _SPLIT = re.compile(r"(?:split=)?(train|validation|valid|val|dev|test|heldout)(?=$|[-_.0-9])", re.IGNORECASE)
-# Kinds that are rows of a data set; a folder of texts or of code may well have a folder named "test".
+# Kinds that hold rows of a data set; a folder of texts or code may have a folder named "test" that is no
+# split.
 _ROWS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "ids", "webdataset")
 
 
 def documents(folder: str, names: list[str]) -> list[str]:
-    """Those of the named files of one folder that are documents: where Hugging Face's `datasets` saved to it,
-    only the data files that its state.json lists; `map` leaves others beside them.
+    """Those of the named files of one folder that hold documents.
 
-    Raises ValueError for a selection over a data set, whose files hold more than the selection, and
-    RuntimeError for a state.json that cannot be read.
+    Where Hugging Face's `datasets` has saved to the folder, only the data files that its state.json lists:
+    `map` leaves others beside them.
+
+    Raises ValueError for a selection over a data set, whose files hold more than the selection; RuntimeError
+    for a state.json that cannot be read.
     """
     names = [name for name in names if name != "dataset_dict.json"]
     arrows = [name for name in names if name.endswith(".arrow")]
@@ -32,8 +35,10 @@ def documents(folder: str, names: list[str]) -> list[str]:
 
 
 def documents_below(folder: str, out: str) -> list[str]:
-    """The paths of all documents of a folder and of those in it, but for hidden ones and `out`. Links to
-    folders are followed, each folder once: it may be linked to from two places, or from within itself.
+    """The paths of all files with documents in a folder and below it, without hidden ones and without `out`.
+
+    Links to folders are followed, but each folder is read once: links may lead to it from two places, or from
+    within itself.
 
     Raises as `documents` does, and OSError for a folder that cannot be read.
     """
@@ -81,9 +86,14 @@ def _listed(folder: str) -> set[str]:
 
 
 def check_splits(files: Iterable[tuple[str, str, str]], is_held_out: Callable[[str], bool]) -> None:
-    """Raises ValueError where files (path, path below the source, kind) are splits of one data set, such as
-    train and test, and nobody said which of them to read or to hold out: their folders or names differ in
-    the split from the same place on, or they are of one source.
+    """Raise ValueError where the files are several splits of one data set, such as train and test, and the
+    command does not say which of them to read or to hold out.
+
+    Files are splits of one data set if they are of one source, or if the split is the first thing in which
+    their paths differ.
+
+    files: (path, path below the source, kind) of each file.
+    is_held_out: path below the source → is the file held out by name?
     """
     splits: dict[str, dict[str, set[bool]]] = {}
     for path, relative, kind in files:
@@ -104,7 +114,7 @@ def check_splits(files: Iterable[tuple[str, str, str]], is_held_out: Callable[[s
 
 
 def split_of(path: str) -> str:
-    """The split that a file's folders or its name say it is of, or ""."""
+    """The split that a file's folders or its name state, or ""."""
     for part in path.split("/"):
         if found := _SPLIT.match(part):
             return found[1].lower()
@@ -112,7 +122,7 @@ def split_of(path: str) -> str:
 
 
 def _splits_of(path: str) -> Iterator[tuple[str, str]]:
-    """(the folder that it is a split in, split) for each part of the path that is named as one."""
+    """Yield (the folder that holds the split, split) for each part of the path that is named as a split."""
     folder, _, name = (path if "://" in path else os.path.abspath(path)).rpartition("/")
     yield from _splits_of_folder(folder)
     if found := _SPLIT.match(name):

@@ -1,4 +1,4 @@
-"""What a file looks like by its first bytes, whatever its name says."""
+"""What a file is by its first bytes, whatever its name says."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def binary_format(head: bytes) -> str:
     """The name of the binary format that begins with these bytes, or ""."""
     for magic, name in _FORMATS:
         if head.startswith(magic):
-            # Words of a text may begin so; what follows in a file of such a format is no text.
+            # A text may begin with these letters; in a file of the format, what follows is no text.
             is_text = magic.isascii() and magic.isalnum() and is_plain_text(head[:HEAD])
             return "" if is_text else name
     return ""
 
 
 def is_plain_text(head: bytes) -> bool:
-    """Is this the beginning of UTF-8 text, without control characters?"""
+    """Are these bytes the beginning of UTF-8 text without control characters?"""
     if re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head):
         return False
-    for cut in range(min(4, len(head) + 1)):  # the last character may be there in part
+    for cut in range(min(4, len(head) + 1)):  # the last character may be cut
         try:
             head[: len(head) - cut].decode("utf-8")
         except UnicodeDecodeError:
@@ -55,8 +55,8 @@ def is_plain_text(head: bytes) -> bool:
 
 
 def looks_like_utf16(raw: bytes) -> bool:
-    """Is every other byte of the beginning zero, as in UTF-16 of Western text without a byte order mark (and
-    in small numbers of two bytes)?
+    """Is about every other byte of the beginning zero, as in UTF-16 of Western text (and in small numbers of
+    two bytes)?
     """
     head = raw[:HEAD]
     if b"\0" not in head or len(head) < 4:
@@ -66,8 +66,14 @@ def looks_like_utf16(raw: bytes) -> bool:
 
 
 def json_shape(stream: IO[bytes], text_field: str, limit: int) -> str:
-    """ "array" of objects or strings; "lines" of JSON objects, each a row; or "text", which is any other
-    JSON: a file of settings, say.
+    """The shape of a JSON file: "array", "lines" or "text".
+
+    "array": of objects or strings. "lines": JSON objects, each a row. "text": any other JSON, such as a file
+    of settings.
+
+    stream: the file from its beginning.
+    text_field: a first line with this field is a row.
+    limit: bytes of the longest line to look at.
     """
     line, size = b"", 1
     while size and not line:

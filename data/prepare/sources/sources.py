@@ -38,13 +38,13 @@ SUFFIXES = {
     ".tar": "webdataset",
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"), "image"),
 }
-# Kinds that are read from beginning to end, so that they may be compressed.
+# Kinds that are read from beginning to end, and so may be compressed.
 STREAMS = ("text", "jsonl", "json", "csv", "tsv", "fasta")
 STANDARD_INPUT = "-"
 
 
 class TokenIds(NamedTuple):
-    """The tokenizer that made the ids in a file: how many ids it has, and the one that ends a document."""
+    """The tokenizer that made the ids in a file: its number of ids, and the id that ends a document."""
 
     vocab: int
     separator: int
@@ -52,8 +52,15 @@ class TokenIds(NamedTuple):
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a source. `path` opens it; `relative` (below the source) is how the corpus calls it;
-    `tokens` is what is known of token ids that it may hold.
+    """One file of a source.
+
+    source: the source's name in the corpus.
+    path: a local path or a URL; opens the file.
+    relative: the path below the source, which the corpus keeps.
+    kind: what the file holds, a key of `data.prepare.readers.dispatch.READERS`.
+    bytes: its size.
+    changed_ns: when it was last written to, in ns; 0 for a remote file.
+    tokens: the tokenizer of token ids that the file may hold; None where none is given.
     """
 
     source: str
@@ -66,11 +73,14 @@ class InputFile:
 
 
 def expand(specs: list[str], recipe: Recipe, stdin_file: str = "", out: str = "") -> list[InputFile]:
-    """The files of folders, files, globs, brace ranges, `@list` files, URLs and `-` (which reads
-    `stdin_file`).
+    """The files of all sources, in an order that depends on names alone.
 
-    What lies in the folder `out`, which is being made, is no source. In an order that depends on names
-    alone. Raises ValueError for a source that is not there or holds nothing.
+    specs: folders, files, globs, brace ranges, `@list` files, URLs, and `-` for `stdin_file`.
+    recipe: what to include, and how to tell a file's kind.
+    stdin_file: the file that holds standard input.
+    out: the folder that is being made; what it holds is no source.
+
+    Raises ValueError for a source that is not there or holds nothing; RuntimeError where a store fails.
     """
     if not specs:
         raise ValueError("no source: name at least one folder, file, glob or URL to prepare")
@@ -174,13 +184,13 @@ def _local(path: str, relative: str, source: str, recipe: Recipe) -> InputFile:
 
 
 def as_text(name: str) -> str:
-    """A name as a corpus holds it, in text: one that is not UTF-8 opens its file all the same."""
+    """A file's name as text, for the corpus: what is not UTF-8 becomes U+FFFD. `path` keeps the true name."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _by_content(path: str, kind: str, recipe: Recipe) -> str:
-    """What a local file holds, where its name leaves it open: .json may be an array, lines or any text,
-    .jsonl an array, and .bin a text. What cannot be read here is for the reader to say.
+    """The kind of a local file, where its name leaves it open: .json may be an array, lines or any text,
+    .jsonl an array, and .bin a text. A file that cannot be read keeps `kind`: its reader will raise.
     """
     if kind not in ("json", "jsonl", "ids") or _suffix(path) == ".npy":
         return kind
@@ -225,12 +235,12 @@ def _unreached(url: str, error: Exception) -> str:
 
 
 def is_http(url: str) -> bool:
-    """Web servers have no folders, and not all of them send ranges; object stores do both."""
+    """Is this the URL of a web server? It has no folders and may send no ranges; object stores have both."""
     return url.startswith(("http://", "https://"))
 
 
 def kind_of(path: str, recipe: Recipe) -> str:
-    """What a file holds, by its name; a compression suffix is looked through."""
+    """The kind of a file by its name, without a suffix of compression."""
     return SUFFIXES.get(_suffix(path), "text") if recipe.format == "auto" else recipe.format
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare.prepare import PrepareReport
+from data.prepare.report.outcome import PrepareReport
 from prepared import made, rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -12,8 +12,9 @@ import pytest
 from data.corpus.manifest import read_manifest
 from data.prepare.cleaning import dedup
 from data.prepare.preparation import HELDOUT, TRAIN
-from data.prepare.prepare import PrepareReport, prepare
+from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from data.prepare.report.outcome import PrepareReport
 
 
 def words(count: int, rng: random.Random) -> list[str]:

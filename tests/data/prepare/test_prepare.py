@@ -17,8 +17,9 @@ from data.corpus.index import read_index
 from data.corpus.manifest import read_manifest
 from data.corpus.shards import TokenShardWriter
 from data.corpus.verify import verify
-from data.prepare.prepare import PrepareReport, prepare
+from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from data.prepare.report.outcome import PrepareReport
 from data.tokenizer import training
 from prepared import by_webdataset, run, tree, write_texts
 

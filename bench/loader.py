@@ -34,7 +34,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from contenders.loaders import Contender, memmap, mosaic, stateful, webdataset_tars
 
 from data.config import DataConfig, Source
 from data.corpus.manifest import Manifest, TokenizerEntry, write_manifest
@@ -53,8 +54,6 @@ VOCAB = 50_000
 SHARD_DOCUMENTS = 8192
 ROUNDS = 7
 RESULTS = Path(__file__).parent / "results" / "loader.json"
-
-Contender = Callable[[], Iterator[Any]]
 
 
 def main() -> None:
@@ -85,15 +84,15 @@ def _compare(folder: Path, documents: list[np.ndarray], seq_len: int, micro_batc
     flat = np.concatenate([part for ids in documents for part in ([0], ids)]).astype(np.uint16)
     contenders: dict[str, Contender] = {
         "germinal": lambda: _germinal(folder / "corpus", seq_len, micro_batch, documents),
-        "permuted memmap, row by row": _memmap(folder, flat, seq_len, micro_batch, rowwise=True),
-        "permuted memmap, one gather": _memmap(folder, flat, seq_len, micro_batch, rowwise=False),
-        "webdataset, one sequence a sample": _webdataset(folder, flat, seq_len, micro_batch),
+        "permuted memmap, row by row": memmap(folder, flat, seq_len, micro_batch, rowwise=True),
+        "permuted memmap, one gather": memmap(folder, flat, seq_len, micro_batch, rowwise=False),
+        "webdataset, one sequence a sample": webdataset_tars(folder, flat, seq_len, micro_batch),
     }
     torchdata = "torchdata.StatefulDataLoader, "
     for name, make in (
-        ("mosaicml-streaming", _mosaic),
-        (f"{torchdata}default collate", functools.partial(_stateful, own_collate=False)),
-        (f"{torchdata}NumPy collate", functools.partial(_stateful, own_collate=True)),
+        ("mosaicml-streaming", mosaic),
+        (f"{torchdata}default collate", functools.partial(stateful, own_collate=False)),
+        (f"{torchdata}NumPy collate", functools.partial(stateful, own_collate=True)),
     ):
         try:
             contenders[name] = make(folder, flat, seq_len, micro_batch)
@@ -173,103 +172,6 @@ def _germinal(folder: Path, seq_len: int, micro_batch: int, documents: list[np.n
 
 def _loader(stream: Stream, micro_batch: int) -> Loader:
     return Loader(stream, rank=0, ranks=1, global_batch=micro_batch, micro_batch=micro_batch)
-
-
-def _memmap(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int, *, rowwise: bool) -> Contender:
-    flat.tofile(folder / "flat.bin")
-
-    def batches() -> Iterator[Any]:
-        ids = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r")
-        windows = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
-        rng = np.random.default_rng(0)
-        while True:
-            order = rng.permutation(len(windows))
-            for first in range(0, len(order) - micro_batch, micro_batch):
-                places = order[first : first + micro_batch]
-                if rowwise:
-                    starts = (places * seq_len).tolist()
-                    yield _tensors(np.stack([ids[a : a + seq_len + 1] for a in starts]))
-                else:
-                    yield _tensors(windows[places])
-
-    return batches
-
-
-def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = torch.from_numpy(rows.astype(np.int64))
-    return wide[:, :-1], wide[:, 1:]
-
-
-def _webdataset(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:
-    windows = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]
-    (folder / "wds").mkdir()
-    urls = []
-    for shard, first in enumerate(range(0, len(windows), 4096)):
-        urls.append(str(folder / "wds" / f"{shard:04d}.tar"))
-        with webdataset.TarWriter(urls[-1], mtime=0) as tar:
-            for i, row in enumerate(windows[first : first + 4096]):
-                tar.write({"__key__": f"{first + i:09d}", "npy": row})
-
-    def batches() -> Iterator[Any]:
-        dataset = webdataset.WebDataset(urls, shardshuffle=100, seed=0).shuffle(1000).decode().to_tuple("npy")
-        while True:
-            for (rows,) in dataset.batched(micro_batch, partial=False):
-                yield _tensors(np.asarray(rows))
-
-    return batches
-
-
-def _mosaic(folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int) -> Contender:
-    from streaming import MDSWriter, StreamingDataset
-
-    windows = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]
-    with MDSWriter(out=str(folder / "mds"), columns={"ids": f"ndarray:uint16:{seq_len + 1}"}) as writer:
-        for row in windows:
-            writer.write({"ids": np.ascontiguousarray(row)})
-
-    def batches() -> Iterator[Any]:
-        dataset = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=micro_batch)
-        while True:
-            rows = iter(dataset)
-            while len(batch := [row["ids"] for row in itertools.islice(rows, micro_batch)]) == micro_batch:
-                yield _tensors(np.stack(batch))
-
-    return batches
-
-
-def _stateful(
-    folder: Path, flat: np.ndarray, seq_len: int, micro_batch: int, *, own_collate: bool
-) -> Contender:
-    from torchdata.stateful_dataloader import StatefulDataLoader
-
-    class Windows(torch.utils.data.Dataset):
-        def __init__(self) -> None:
-            ids = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r")
-            self.windows = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
-
-        def __len__(self) -> int:
-            return len(self.windows)
-
-        def __getitem__(self, place: int) -> Any:
-            window = self.windows[place]
-            if own_collate:
-                return window
-            ids = torch.from_numpy(window.astype(np.int64))
-            return {"tokens": ids[:-1], "targets": ids[1:]}
-
-    def batches() -> Iterator[Any]:
-        dataset = Windows()
-        collate = (lambda rows: _tensors(np.stack(rows))) if own_collate else None
-        while True:
-            yield from StatefulDataLoader(
-                dataset,
-                batch_size=micro_batch,
-                shuffle=True,
-                drop_last=True,
-                collate_fn=collate,
-            )
-
-    return batches
 
 
 def _resume(folder: Path, seq_len: int) -> dict[int, float]:

@@ -1,4 +1,9 @@
-"""One model over many devices, in order: stage cut, fp8, TP, CP, recomputation, compile, FSDP, memory."""
+"""From a model's factory to this rank's part of the model: every transformation, in the one order that works.
+
+For each stage of this rank, on the meta device: cut the stage out, convert its linear layers to fp8, tensor
+parallelism, context parallelism, recomputation, compilation, FSDP. Then allocate memory and draw the first
+values.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +28,11 @@ from parallel.transforms.tensor import tensor_parallel
 
 @dataclass(frozen=True)
 class Parallelized:
-    """What this rank holds.
+    """This rank's part of a model.
 
-    stages: number → module. first: the first stage's modules, uncut, on the meta device.
+    stages: stage number → module.
+    parameters: of all stages.
+    first: the modules of the first pipeline stage, uncut, on the meta device; empty without a pipeline.
     """
 
     stages: dict[int, nn.Module]
@@ -45,7 +52,15 @@ def parallelize(
     fp8: str,
     seed: int,
 ) -> Parallelized:
-    """Build this rank's stages, sharded, in the device's memory and with their first values."""
+    """Build this rank's stages, sharded, in the device's memory and with their first values.
+
+    plan: what the model declares about itself.
+    model_factory: builds the whole model on the meta device.
+    cfg, layout, mesh: how to cut it.
+    precision: what FSDP casts parameters to for forward and backward.
+    fp8: see `float8`.
+    seed: of the first values.
+    """
     stages: dict[int, nn.Module] = {}
     held: list[ShardedParameter] = []
     first: list[nn.Module] = []
@@ -82,7 +97,7 @@ def parallelize(
 def _materialize(model: nn.Module, plan: ModelPlan, device: torch.device) -> None:
     assert not list(model.buffers()), "a buffer would be left undefined: compute it, or make it a parameter"
     to_device(model, device)
-    for canonical, alias in plan.tied:  # moving from the meta device makes two of one
+    for canonical, alias in plan.tied:  # allocation has given each of a tied pair memory of its own
         if (owner := _owner(model, canonical)) and (other := _owner(model, alias)):
             other[0]._parameters[other[1]] = owner[0]._parameters[owner[1]]
 

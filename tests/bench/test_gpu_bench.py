@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from parallel.torch_engine.engine import TorchEngine
+from parallel.torch_engine.local_gradients import LocalGradients
 
 BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
 
@@ -119,7 +120,7 @@ def test_a_failed_profile_costs_no_figure(bench: Any, monkeypatch: pytest.Monkey
 
 def test_a_step_without_an_update_is_no_figure(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchEngine, "_update", lambda self, lr, factor: None)
-    monkeypatch.setattr(TorchEngine, "_grad_squares", lambda self: torch.full((), math.inf).double())
+    monkeypatch.setattr(LocalGradients, "squares", lambda self: torch.full((), math.inf).double())
     runtime = bench.Runtime(0, 1, 0, torch.device("cpu"))
     result = bench.measure(bench.SMOKE[0], "none", runtime, steps=1, accumulate=1)
     assert result.skipped == "failed: step 0 made no update: its gradient norm is inf"

@@ -9,6 +9,7 @@ import torch
 
 from parallel.gradients.weight_gradients import Product
 from parallel.torch_engine.engine import TorchEngine, Totals
+from parallel.torch_engine.local_gradients import LocalGradients
 from runs import SEQ, Alone, Batch, Case, build, distance, reference, train
 
 FOUND = 1e-5  # what the layouts must stay below
@@ -56,16 +57,16 @@ def mean_of_means(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 
 def gradient_scaled_on_one_rank(patch: pytest.MonkeyPatch, rank: int) -> None:
-    true = TorchEngine._collect_gradients
+    true = LocalGradients.collect
 
-    def collect(self: TorchEngine) -> None:
+    def collect(self: LocalGradients) -> None:
         true(self)
         if rank == 1:
             for parameter in self._parameters:
                 assert parameter.tensor.grad is not None
                 parameter.tensor.grad.mul_(1.01)
 
-    patch.setattr(TorchEngine, "_collect_gradients", collect)
+    patch.setattr(LocalGradients, "collect", collect)
 
 
 def norm_not_synchronised(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -80,11 +81,11 @@ def norm_not_synchronised(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 def replicated_gradients_left_partial(patch: pytest.MonkeyPatch, rank: int) -> None:
     """Norm weights keep each tp rank's share of the gradient: what made BLOOM's norms drift apart."""
-    patch.setattr(TorchEngine, "_sum_shared_gradients", lambda self: None)
+    patch.setattr(LocalGradients, "sum_shared", lambda self: None)
 
 
 def replicated_parameters_counted_twice(patch: pytest.MonkeyPatch, rank: int) -> None:
-    patch.setattr("parallel.torch_engine.engine.counts_in_norm", lambda parameter, mesh: True)
+    patch.setattr("parallel.torch_engine.local_gradients.counts_in_norm", lambda parameter, mesh: True)
 
 
 def micro_batch_counted_twice(patch: pytest.MonkeyPatch, rank: int) -> None:

@@ -16,6 +16,7 @@ from parallel.layout.mesh import make_mesh
 from parallel.pipeline.pipeline import Pipeline
 from parallel.pipeline.stage import Stage
 from parallel.torch_engine.engine import TorchEngine
+from parallel.torch_engine.local_gradients import LocalGradients
 from runs import Alone, Case, build, micro_batches
 
 SIZES = {"hidden": 64, "ffn_hidden": 192, "layers": 6, "vocab": 512}
@@ -33,21 +34,25 @@ def live_bytes() -> int:
 
 
 def held(
-    context: Any, parallel: dict[str, Any], precision: str = "fp32", method: str = "_update"
+    context: Any,
+    parallel: dict[str, Any],
+    precision: str = "fp32",
+    holder: type = TorchEngine,
+    method: str = "_update",
 ) -> tuple[int, int, int]:
-    """(bytes held before a method of the engine, parameters of the whole model, of its largest block)."""
+    """(bytes held before a method of `holder`, parameters of the whole model, of its largest block)."""
     before = live_bytes()
     case = Case(parallel=parallel, precision=precision, model=SIZES, micro_batch=2)
     engine = build(case, context.rank, context.world)
     found: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        true = getattr(TorchEngine, method)
+        true = getattr(holder, method)
 
-        def measured(self: TorchEngine, *args: Any) -> None:
+        def measured(self: Any, *args: Any) -> None:
             found.append(live_bytes() - before)
             true(self, *args)
 
-        patch.setattr(TorchEngine, method, measured)
+        patch.setattr(holder, method, measured)
         for step in range(2):
             engine.step(micro_batches(case, step, engine.data_rank, engine.data_ranks), lr=1e-3)
     sizes: dict[str, int] = {}
@@ -74,7 +79,7 @@ def test_replicas_hold_everything(ranks: Any) -> None:
 @pytest.mark.parametrize("zero", [2, 3])
 def test_micro_batches_add_to_one_set_of_gradients(zero: int) -> None:
     """Where FSDP adds them up, as on one process and on GPUs: after the last backward."""
-    size, parameters, block = held(Alone(), {"zero": zero}, "bf16", "_collect_gradients")
+    size, parameters, block = held(Alone(), {"zero": zero}, "bf16", LocalGradients, "collect")
     gathered = 0 if zero == 3 else parameters
     assert size <= 1.02 * 16 * parameters + 2 * gathered + 4 * block
 

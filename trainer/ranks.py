@@ -59,8 +59,7 @@ class Ranks:
 
     def first(self, action: Callable[[], T]) -> T:
         """Call the action on rank 0 alone; return its result, or raise its error, on every rank. Rank 0
-        reports
-        the error.
+        reports the error.
         """
         value = self._settle(lambda: action() if self.rank == 0 else None, of_the_run=True)
         return self.gather(value)[0]  # type: ignore[no-any-return]

@@ -66,8 +66,7 @@ class Run:
 
     def __call__(self) -> bool:
         """Train to the last step and close the record; return False where the run was asked to stop before:
-        see
-        `left_at`.
+        see `left_at`.
 
         Where no step can be made from the checkpoint that the run was resumed from, because what comes of it
         is
@@ -137,8 +136,7 @@ def assemble(
     doing: Callable[[str], None] = lambda what: None,
 ) -> Run:
     """Build every part of the run, and load its newest checkpoint, if it has one. Collective: every rank
-    calls
-    it with the same config.
+    calls it with the same config.
 
     cfg: the run's config.
     runtime: this rank, which has joined the others.

@@ -22,10 +22,14 @@ POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the 
 
 
 class Attempt:
-    """A save of `step` under `root` by rank `rank` of `world`, all sharing `nonce`.
+    """One save.
 
-    `patience` is how many seconds rank 0 waits for the others. `guard` raises where a later start of the run
-    writes here, and so does every method but `fail`.
+    root: the run's folder of checkpoints.
+    step: the step that is saved.
+    nonce: of this start of the run, the same on all ranks.
+    rank, world: this rank among those that save.
+    patience: seconds that rank 0 waits for the others.
+    guard: raises where a later start of the run writes here, and so does every method but `fail`.
     """
 
     def __init__(
@@ -40,20 +44,20 @@ class Attempt:
         self.guard = guard
 
     def begin(self) -> Path:
-        """The folder to write this rank's files into."""
+        """Make the folder that this rank writes its files into, and return it."""
         self.guard()
         self.tmp.mkdir(exist_ok=True)
         return self.tmp
 
     def publish(self, part: Part) -> None:
-        """Say that all of this rank's files are on disk. The word itself need not survive a power cut."""
+        """Publish that all of this rank's files are on disk. The note itself need not survive a power cut."""
         draft = self._name("part.json.draft")
         draft.write_text(json.dumps(part.to_json()))
         self.guard()
         os.replace(draft, self._name("part.json"))
 
     def await_others(self) -> None:
-        """Rank 0: until all others have published. RuntimeError as of `finish`."""
+        """Rank 0: wait until all others have published. RuntimeError as of `finish`."""
         self._poll(
             lambda names: self._all_published({*names, self._name("part.json").name}),
             "not all ranks wrote their part",
@@ -61,13 +65,13 @@ class Attempt:
         )
 
     def finish(self, sequences: int) -> int:
-        """Rank 0: wait for all parts and commit; returns the checkpoint's bytes. Others: wait for the commit;
-        0.
+        """Rank 0: wait for all parts and commit; return the checkpoint's bytes. Others: wait for the commit;
+        return 0.
 
         RuntimeError where a rank failed, or did not answer in time.
         """
         if self.rank:
-            # Twice as patient as rank 0, which knows better who is missing.
+            # Twice as long as rank 0, whose error names the ranks that are missing.
             self._poll(self._committed, "rank 0 did not commit", 2 * self.patience_seconds)
             return 0
         self._poll(self._all_published, "not all ranks wrote their part", self.patience_seconds)
@@ -80,13 +84,15 @@ class Attempt:
         return sum(entry.bytes for part in parts for entry in part.files.values())
 
     def fail(self, reason: str) -> None:
-        """Take back this rank's files and tell the others why. Never raises: the disk may be what failed."""
+        """Remove this rank's files and leave the reason to the others. Never raises: the disk may have
+        failed.
+        """
         with contextlib.suppress(OSError):
             for path in self.tmp.glob(f"rank-{self.rank:05d}*"):
                 path.unlink()
         with contextlib.suppress(OSError):
             if any(self.tmp.glob("*.failed")):
-                return  # the first reason is the one to tell
+                return  # the first reason is the one to report
             marker, draft = self._name("failed"), self._name("failed.draft")
             try:
                 draft.write_text(reason)

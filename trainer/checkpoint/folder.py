@@ -4,7 +4,7 @@ torch here.
 ```
 checkpoints/step-000000100/
   MANIFEST.json            files {name: {bytes, xxh3_128}}, tensors {name: {dtype, shape, pieces}}, own hash
-  rank-00000.safetensors   pieces of tensors (and rank-00000-1.safetensors … where a rank has much to write)
+  rank-00000.safetensors   stored chunks (and rank-00000-1.safetensors … where a rank has much to write)
   state.json               TrainState, the engine's scalars, the run's identity
 ```
 
@@ -40,8 +40,8 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def steps(root: Path) -> list[int]:
-    """Steps of the committed checkpoints under `root`, highest first: newest is the highest step, whatever
-    clocks say.
+    """Return the steps of the committed checkpoints under `root`, highest first: the newest is the highest
+    step, whatever the clocks of the files are.
     """
     if not root.is_dir():
         return []
@@ -50,7 +50,7 @@ def steps(root: Path) -> list[int]:
 
 
 def check_names(root: Path) -> None:
-    """RuntimeError, one line, where what is no folder has the name of a checkpoint."""
+    """RuntimeError, one line, where a file has the name of a checkpoint."""
     for entry in os.scandir(root):
         if _STEP.fullmatch(entry.name) and not entry.is_dir():
             raise RuntimeError(f"{entry.path} is a file, and a checkpoint is a folder: move it away")
@@ -114,8 +114,8 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Manifest:
-    """Prove every byte, and that the step is the one in the folder's name. RuntimeError, one line, naming the
-    first file that is not what was written.
+    """Prove every byte, and that the step is the one in the folder's name; return the manifest. RuntimeError,
+    one line, with the first file that differs from what was written.
 
     `share` = (rank, ranks) checks that rank's part of the files, so that ranks can divide a large checkpoint.
     """
@@ -129,7 +129,7 @@ def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Manifest:
 
 def delete(folder: Path) -> None:
     """Remove a checkpoint. The rename comes first: killed in between, no half of a checkpoint is left under
-    its name. Of a link that someone put in its place the link is removed, and what it points to stays.
+    its name. Where someone put a link in its place, the link is removed and its target stays.
     """
     doomed = folder.with_name(f"{TMP}delete-{folder.name}")
     os.rename(folder, doomed)
@@ -146,7 +146,7 @@ def _remove(path: Path) -> None:
 
 
 def aside(folder: Path, why: str = DAMAGED) -> Path:
-    """The path that `set_aside` gives to a checkpoint."""
+    """Return the path that `set_aside` gives to a checkpoint."""
     number = 1
     while (path := folder.with_name(f"{folder.name}.{why}-{number}")).exists():
         number += 1
@@ -170,7 +170,7 @@ def clean(root: Path) -> list[str]:
     """
     names = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith(TMP))
     for name in names:
-        # A rank that was left behind may be writing there: under another name it finds the folder no more.
+        # A rank that was left behind may be writing there: after the rename it finds the folder no more.
         doomed = root / f"{TMP}delete-{secrets.token_hex(8)}"
         os.rename(root / name, doomed)
         _remove(doomed)

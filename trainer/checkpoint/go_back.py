@@ -32,8 +32,7 @@ def go_back(
     guard: Guard = unfenced,
 ) -> bool:
     """Find the newest older checkpoint under `root` from which a step can be made, and set the newer ones
-    aside,
-    so that a resume takes that one. Return False where there is none. Collective.
+    aside, so that a resume takes that one. Return False where there is none. Collective.
 
     Until one is found nothing in the run folder changes: a run that is killed meanwhile finds what was there.
 
@@ -67,9 +66,11 @@ def go_back(
 
 
 def check_not_in_a_circle(at: Path, identity: Callable[[int], Identity], why: str) -> None:
-    """RuntimeError, one line, where no step can be made from the checkpoint `at`, `why`, none could before
-    from one of the same step, and nothing is set otherwise now than when it was saved. Not where `at` has
-    been deleted since, as old: steps that are skipped, without an update, are saved too.
+    """RuntimeError, one line, where the run has gone back from this step before: no step can be made from the
+    checkpoint `at` (`why`), nor could one from an earlier checkpoint of the same step, and all settings are
+    as they were when `at` was saved.
+
+    Not where `at` was deleted as old since: steps that are skipped, without an update, are saved too.
     """
     if not folders.has_diverged_before(at) or not at.exists():
         return

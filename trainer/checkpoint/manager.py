@@ -1,5 +1,5 @@
-"""When a run saves and what it keeps. See `folder` for the format, `attempt` for many ranks, `resume` for
-loading.
+"""The checkpoints of one run: when it saves, and what the loop and the run call. See `attempt` for one save
+by many ranks, `resume` and `go_back` for loading.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ class Checkpointer:
         self.patience_seconds = patience_seconds
         self.guard = guard
         self.retention = Retention(
-            self.root, keep=keep, keep_every=keep_every, decays=decays, tell=self._tell, guard=guard
+            self.root, keep=keep, keep_every=keep_every, decays=decays, record=self._record, guard=guard
         )
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()
@@ -142,7 +142,9 @@ class Checkpointer:
             self._raise()
 
     def wait(self) -> None:
-        """Until no save is in flight. RuntimeError, one line, on every rank where the last failed on any."""
+        """Wait until no save is in flight. RuntimeError, one line, on every rank, where the last save failed
+        on any.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -153,7 +155,7 @@ class Checkpointer:
         self.wait()
 
     def known_bytes(self, log: JsonlLog) -> int:
-        """Rank 0: how many bytes at the begin of a log are known to be what the resumed checkpoint noted."""
+        """Rank 0: how many bytes at the start of a log are known to be what the resumed checkpoint noted."""
         return self._digests[log.path.name].known_bytes
 
     def resume(self, engine: Engine) -> TrainState | None:
@@ -229,22 +231,22 @@ class Checkpointer:
         except Exception as error:
             attempt.fail(one_line(error))
             self._error = _explained(error, step, rank, self.ranks.world)
-            self._tell("fault", step, str(self._error))
+            self._record("fault", step, str(self._error))
         else:
-            self._tell("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
+            self._record("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
             # Until an update has been made, an older checkpoint may be what the run has to go back to.
             if rank == 0 and document["scalars"]["updates"] != self._resumed_updates:
                 self.retention.apply()
 
     def _noted(self, step: int, gone: Sequence[str]) -> dict[str, Any]:
-        """Length and hash of every log up to `step`. What was lost since the last save is an event: `gone`
-        names the logs that were deleted or replaced.
+        """Return length and hash of every log up to `step`. Lines that were lost since the last save are an
+        event; `gone` names the logs that were deleted or replaced.
         """
         found = {}
         for name, log in self._digests.items():
             found[name] = log.at(step)
             if log.lost or name in gone:
-                self._tell(
+                self._record(
                     "fault",
                     step,
                     f"{log.path} was deleted, replaced or cut while the run wrote it: what is missing up to "
@@ -252,8 +254,8 @@ class Checkpointer:
                 )
         return found
 
-    def _tell(self, kind: str, step: int, reason: str, **fields: Any) -> None:
-        """An event; where even that cannot be written, the checkpoint is still what it is."""
+    def _record(self, kind: str, step: int, reason: str, **fields: Any) -> None:
+        """Write an event; where that fails, the checkpoint is none the worse."""
         with contextlib.suppress(OSError, RuntimeError):
             self.events.event(kind, step, reason, **fields)
 
@@ -274,7 +276,7 @@ def _explained(error: Exception, step: int, rank: int, world: int) -> Exception:
     if not isinstance(error, OSError | RuntimeError):
         return error
     where = f" on rank {rank}" if world > 1 and isinstance(error, OSError) else ""
-    told = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
-    told.__cause__ = error
-    told.add_note(TOLD)
-    return told
+    raised = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
+    raised.__cause__ = error
+    raised.add_note(TOLD)
+    return raised

@@ -21,8 +21,7 @@ class Found:
 
 def newest(root: Path, ranks: Ranks | None = None) -> Found:
     """Find the newest checkpoint under `root` that verifies. Collective where there are `ranks`: they share
-    the
-    reading, and all return the same.
+    the reading, and all return the same.
     """
     ranks = ranks or Ranks()
     passed_over: list[tuple[int, str]] = []

@@ -1,5 +1,5 @@
-"""Mapping the safetensors files of a checkpoint: a piece is a view of the file, and only what is copied is
-read.
+"""Maps the safetensors files of a checkpoint into memory: a stored chunk is a view of the file, and only what
+is copied is read.
 """
 
 import json
@@ -30,7 +30,7 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
-# Torch warns of memory that it must not write to: nothing writes to a piece.
+# Torch warns of read-only memory under a tensor: nothing writes to these views.
 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 
 assert sys.byteorder == "little", (

@@ -1,4 +1,4 @@
-"""Going on from the newest checkpoint that verifies."""
+"""Loading the newest checkpoint that verifies, and reporting what changed since it was saved."""
 
 import contextlib
 import json
@@ -31,13 +31,17 @@ def resume(
     ranks: Ranks,
     guard: Guard = unfenced,
 ) -> TrainState | None:
-    """Load the newest checkpoint under `root` that verifies into the engine; None where there is none. Rank
-    0's `logs` then begin with what the checkpoint noted of them.
+    """Load the newest checkpoint under `root` that verifies into the engine; return its state, or None where
+    there is none. Collective.
 
-    Collective. A checkpoint that does not verify is passed over with an event, and set aside under another
-    name so that its step can be saved anew. RuntimeError where the run's checkpoints are gone, the corpus
-    changed or a tensor does not fit; ValueError where the config describes another run (model, seed). Each
-    names what is wrong.
+    A checkpoint that does not verify is passed over with an event, and set aside under another name so that
+    its step can be saved anew.
+
+    identity, events, ranks, guard: as of `Checkpointer`.
+    logs: by name; rank 0's then begin with the lines that the checkpoint noted.
+
+    RuntimeError where the run's checkpoints are gone, the corpus changed or a tensor does not fit; ValueError
+    where the config describes another run (model, seed).
     """
     found = newest(root, ranks)
     step, rejected = found.step, found.passed_over
@@ -65,14 +69,14 @@ def resume(
     )
     for what in lost:
         events.event("fault", step, what)
-    if told := _rate_jumps(root, step, now.settings, before.get("settings") or {}):
-        events.event("schedule", step, told)
+    if jumps := _rate_jumps(root, step, now.settings, before.get("settings") or {}):
+        events.event("schedule", step, jumps)
     return TrainState.from_json(document["state"])
 
 
 def check_never_saved(root: Path) -> None:
-    """RuntimeError, one line, where the run's events tell of a checkpoint, and there is none under `root`: to
-    begin anew would erase the run's record.
+    """RuntimeError, one line, where the run's events report a save, and `root` holds no checkpoint: to begin
+    anew would erase the run's record.
 
     A start at step 0 gives up what was saved before it, and so does a newest checkpoint that was set aside.
     """
@@ -94,30 +98,32 @@ def check_never_saved(root: Path) -> None:
 
 
 def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
-    """What to say of a resume with another schedule, where the learning rate jumps; "" where it does not."""
+    """Return the event of a resume with another schedule, where the learning rate jumps; "" where it does
+    not.
+    """
     rates = jump(step, now, then)
     if rates is None:
         return ""
     last, following = rates
-    told = f"the learning rate was {last:g} at step {step}, and is {following:g} at step {step + 1}"
+    text = f"the learning rate was {last:g} at step {step}, and is {following:g} at step {step + 1}"
     begins, began = decay_begins(*of_settings(then)), decay_begins(*of_settings(now))
     if following < last and 0 < began < step and not 0 < begins < step:
         steps, fraction = decay_from(step, *of_settings(now))
         ways = f"train.steps={steps}" + (f" or optim.decay_fraction={fraction}" if fraction else "")
-        return f"{told}, for the decay began after step {began}: with {ways} it begins here"
+        return f"{text}, for the decay began after step {began}: with {ways} it begins here"
     if not begins or following <= last:
-        return told
+        return text
     earlier = [kept for kept in folders.steps(root) if kept <= begins]
     if not earlier:
-        return f"{told}; no checkpoint is left from before the decay, which began after step {begins}"
+        return f"{text}; no checkpoint is left from before the decay, which began after step {begins}"
     return (
-        f"{told}; to go on from before the decay instead, copy the run folder, remove the checkpoints after "
+        f"{text}; to go on from before the decay instead, copy the run folder, remove the checkpoints after "
         f"{folders.step_folder(root, earlier[0]).name} in the copy, and train the copy"
     )
 
 
 def load_state(at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks) -> dict[str, Any]:
-    """Fill the engine from the checkpoint `at`; returns what its state.json holds. Collective; raises as
+    """Fill the engine from the checkpoint `at`; return the content of its state.json. Collective; raises as
     `resume` does.
     """
     document = ranks.together(lambda: _read_state(at, identity))

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""Which checkpoints of a run stay, and the deletion of the others."""
 
 import os
 from collections.abc import Callable, Collection
@@ -10,12 +10,15 @@ from trainer.ranks import one_line
 
 
 class Retention:
-    """Keeps the newest `keep` checkpoints under `root` that verify (0: all) and deletes what is older.
+    """Keeps the newest checkpoints that verify, and deletes older ones.
 
-    What stays besides: the multiples of `keep_every` (0: none), and for each of `decays`, steps after which
-    the learning rate begins to fall, the newest checkpoint that is not after it: from there the run can be
-    made longer. `tell` (kind, step, reason) writes an event; `guard` raises where a later start of the run
-    writes here.
+    root: the run's folder of checkpoints.
+    keep: how many are kept; 0: all.
+    keep_every: steps between checkpoints that are never deleted; 0: none.
+    decays: steps after which the learning rate begins to fall. For each, the newest checkpoint that is not
+        after it stays: from there the run can be made longer.
+    record: (kind, step, reason) → writes an event.
+    guard: raises where a later start of the run writes here.
     """
 
     def __init__(
@@ -25,14 +28,14 @@ class Retention:
         keep: int,
         keep_every: int,
         decays: Collection[int],
-        tell: Callable[[str, int, str], None],
+        record: Callable[[str, int, str], None],
         guard: Guard = unfenced,
     ) -> None:
         self.root = root
         self.keep = keep
         self.keep_every = keep_every
         self.decays = frozenset(decays)
-        self._tell = tell
+        self._record = record
         self._guard = guard
         self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
 
@@ -54,7 +57,7 @@ class Retention:
                     self._guard()
                     folders.delete(folders.step_folder(self.root, step))
         except (OSError, RuntimeError) as error:
-            self._tell("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
+            self._record("fault", step, f"could not delete an old checkpoint: {one_line(error)}")
 
     def _sound(self, step: int) -> bool:
         """Whether the checkpoint verifies. It is read again only when its files changed since it last did."""
@@ -66,7 +69,7 @@ class Retention:
         try:
             folders.verify(at)
         except RuntimeError as error:
-            self._tell("fault", step, f"not counted among the {self.keep} to keep: {error}")
+            self._record("fault", step, f"not counted among the {self.keep} to keep: {error}")
             return False
         self._verified[step] = stamp
         return True

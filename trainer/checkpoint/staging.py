@@ -22,7 +22,9 @@ class Staging:
         self._locked = False
 
     def copy(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """The owned chunks with their values of now. The next call writes over what this one returned."""
+        """Return the owned chunks with their present values. The next call overwrites what this call
+        returned.
+        """
         owned = [chunk for chunk in chunks if chunk.owned and chunk.tensor.numel()]
         offsets, total = [], 0
         for chunk in owned:
@@ -51,7 +53,7 @@ class Staging:
         code = int(torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), self._buffer.nbytes, 0))
         self._locked = code == 0
         if code:
-            # CUDA remembers it, and the next kernel's launch would be told: let it be one that may fail.
+            # CUDA keeps the error and the next kernel's launch would raise it: launch one that may fail.
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=device)
 

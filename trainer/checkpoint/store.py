@@ -1,10 +1,10 @@
-"""Tensors in and out of a checkpoint: safetensors files written by streaming and hashing, loaded piece by
-piece.
+"""Tensors in and out of a checkpoint: safetensors files are streamed and hashed while written, and loaded
+chunk by chunk.
 
 A file is a safetensors file like any other (https://github.com/huggingface/safetensors#format): an 8-byte
-length, a JSON header, raw little-endian bytes. A piece that is a whole tensor goes under the tensor's own
-name, so what one process wrote is read by any safetensors reader; another piece goes under
-`name@offset,offset`. Nothing here runs what it reads.
+length, a JSON header, raw little-endian bytes. A chunk that is a whole tensor is stored under the tensor's
+own name, so any safetensors reader reads what one process wrote; another chunk is stored under
+`name@offset,offset`. Nothing here executes what it reads.
 """
 
 import contextlib
@@ -122,8 +122,9 @@ def _write_file(path: Path, chunks: Sequence[Chunk]) -> FileEntry:
 
 
 def _send_to_disk(fd: int, start: int, size: int) -> None:
-    """Have the system begin to write these bytes out, which it otherwise leaves to fsync: the disk then works
-    beside the hash. Linux's meaning of this advice (fadvise(2)); a system without it writes later.
+    """Have the system begin to write these bytes to disk, which it otherwise leaves to fsync: the disk then
+    works while the next bytes are hashed. Linux's meaning of this advice (fadvise(2)); a system without it
+    writes later.
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):  # a file system may know no advice
@@ -131,11 +132,11 @@ def _send_to_disk(fd: int, start: int, size: int) -> None:
 
 
 def _slices(tensor: Tensor) -> Iterator[memoryview]:
-    """The tensor's bytes in row-major order, a few MiB at a time, wherever and however it lies in memory."""
+    """Yield the tensor's bytes in row-major order, a few MiB at a time, from any device and memory layout."""
     tensor = tensor.detach()
     if tensor.is_contiguous():
         tensor = tensor.reshape(-1)
-    # What lies in CPU memory as it should is not copied; of the rest, one slice at a time.
+    # A contiguous tensor in CPU memory is not copied; another is, one slice at a time.
     step = (
         len(tensor) if tensor.is_contiguous() and tensor.is_cpu else max(1, SLICE_BYTES // tensor[0].nbytes)
     )

@@ -68,8 +68,7 @@ class Occupancy:
 
     def busy(self) -> float:
         """Return how many cores other processes kept busy: the smallest of some windows and the last minute,
-        so
-        that neither a moment's burst nor work that has just ended then takes a core from a run.
+        so that neither a moment's burst nor work that has just ended then takes a core from a run.
 
         Takes up to a second where some are busy.
         """

@@ -1,6 +1,5 @@
 """`python -m trainer.process.entry MODULE …`: runs a module's `main`, so that Ctrl-C during its imports is
-one
-line.
+one line.
 """
 
 import importlib

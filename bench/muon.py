@@ -29,7 +29,7 @@ from trainer.config.sections import OptimConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
-from trainer.optim.updates import build_optimizer
+from trainer.optim.build import build_optimizer
 
 MODEL = DecoderConfig(layers=8, hidden=256, heads=4, kv_heads=4, ffn_hidden=768, vocab=512)
 

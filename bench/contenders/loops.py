@@ -30,7 +30,7 @@ from parallel.world.runtime import Runtime
 from trainer.config.sections import OptimConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
-from trainer.optim.updates import build_optimizer
+from trainer.optim.build import build_optimizer
 
 
 class Germinal:

@@ -19,8 +19,8 @@ from runs import (
     reference,
     state_of,
 )
-from trainer.optim import updates as optim
-from trainer.optim.updates import orthogonalize
+from trainer.optim import muon
+from trainer.optim.muon import orthogonalize
 
 # As for AdamW. Newton-Schulz multiplies a small singular value, and the rounding in it, by up to 480, but the
 # result has singular values near one, so an update is off by no more than its gradient. Measured: 1e-7.
@@ -78,7 +78,7 @@ def one_step(context: Any, case: Case) -> tuple[int, Any]:
 
     engine = build(case, context.rank, context.world)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optim, "orthogonalize", counted)
+        patch.setattr(muon, "orthogonalize", counted)
         engine.step(micro_batches(case, 0, engine.data_rank, engine.data_ranks), lr=1e-2)
     return count, state_of(engine)
 

@@ -16,7 +16,8 @@ from trainer.config.sections import OptimConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
-from trainer.optim.updates import Updates, build_optimizer
+from trainer.optim.build import build_optimizer
+from trainer.optim.optimizer import Optimizer
 from trainer.verify.deviation import distance_and_scale, kind_of
 from trainer.verify.limits import floor
 
@@ -87,7 +88,7 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
-def optimizer(name: str, parameters: list[Any], state_dtype: str = "fp32") -> Updates:
+def optimizer(name: str, parameters: list[Any], state_dtype: str = "fp32") -> Optimizer:
     return build_optimizer(
         parameters,
         OptimConfig(name=name, state_dtype=state_dtype),  # type: ignore[arg-type]

@@ -2,8 +2,8 @@
 
 An optimiser's moments move by a hundredth of their size a step, or a thousandth. bfloat16 has 8 bits: a step
 below 1/512 of the value rounds to no step at all, so a second moment under beta2 = 0.999 would never decay.
-Rounded up or down with the chance that makes the mean exact (Gupta et al. 2015, arXiv:1502.02551), it moves
-as it should on average, and 16 bits hold it.
+Values are therefore rounded up or down with the probability that makes the mean exact (Gupta et al. 2015,
+arXiv:1502.02551). On average a moment then moves as in float32, and 16 bits hold it.
 """
 
 import hashlib
@@ -18,8 +18,13 @@ from parallel.engine import LocalParameter
 
 @dataclass(frozen=True)
 class Rounding:
-    """The draws for one state tensor of one parameter at one step: a pure function of (name, step, position
-    in the global tensor), so that a rank's piece is rounded as the same part of the whole would be.
+    """The random draws for one state tensor of one parameter at one step.
+
+    They are a pure function of (name, step, position in the global tensor), so a rank's part of a tensor is
+    rounded exactly as that part of the whole tensor would be.
+
+    seed: 64 bits, a hash of the parameter's and the state's name and of the step.
+    offset: of the rank's part in the global tensor.
     """
 
     seed: int
@@ -27,12 +32,15 @@ class Rounding:
 
     @classmethod
     def of(cls, member: LocalParameter, state: str, step: int) -> "Rounding":
+        """Return the draws for `member`'s state named `state` in the update after `step` others."""
         digest = hashlib.blake2b(f"{member.name}:{state}:{step}".encode(), digest_size=8).digest()
         return cls(int.from_bytes(digest, "big"), tuple(member.offset))
 
     def __call__(self, values: Tensor, first: int = 0, kernel: "Kernel | None" = None) -> Tensor:
-        """Float32 values → bfloat16. They are the piece's, from `first` along dim 0. `kernel`: `rounded`,
-        compiled.
+        """Return float32 values rounded to bfloat16.
+
+        values: of the rank's part, from `first` along dim 0.
+        kernel: `rounded`, compiled; None: eager.
         """
         numbers = (self.seed, self.seed >> 32, self.offset[0] + first, *self.offset[1:])
         # Filled on the device: a copy from here would wait for it.
@@ -46,8 +54,12 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
 
 
 def rounded(values: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor]) -> Tensor:
-    """Float32 values → bfloat16, by the draws of a seed's halves `low` and `high` for global indices from
-    `starts` on: int32 tensors of no dimension, so that one compiled kernel serves every step.
+    """Return float32 values rounded to bfloat16.
+
+    low, high: the halves of the seed.
+    starts: for each dim, the global index of the first value.
+
+    All three are int32 tensors [], so that one compiled kernel serves every step.
     """
     # A bfloat16 is a float32's upper half: what is added below carries into it in proportion.
     bits = values.view(torch.int32) + (_noise(values, low, high, starts) & 0xFFFF)
@@ -55,7 +67,7 @@ def rounded(values: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor])
 
 
 def _noise(like: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor]) -> Tensor:
-    """int32 of `like`'s shape: a hash of (seed, global index), 32 good bits."""
+    """Return int32 of `like`'s shape: a hash of (seed, global index), of which all 32 bits are random."""
     found = low.view((1,) * like.dim())
     for dim, (start, length) in enumerate(zip(starts, like.shape)):
         index = torch.arange(length, dtype=torch.int32, device=like.device) + start
@@ -67,7 +79,7 @@ def _noise(like: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor]) ->
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Every bit of int32 `x` stirred into every other: the finaliser of MurmurHash3 (Appleby 2011)."""
+    """Return int32 `x` with every bit mixed into every other: the finaliser of MurmurHash3 (Appleby 2011)."""
     x = x ^ (x >> 16 & 0xFFFF)
     x = x * _signed(0x85EBCA6B)
     x = x ^ (x >> 13 & 0x7FFFF)
@@ -76,6 +88,6 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """The lower 32 bits, as int32 reads them."""
+    """Return the lower 32 bits of `value` as an int32."""
     value &= 0xFFFFFFFF
     return value - (1 << 32) if value >= 1 << 31 else value

@@ -8,7 +8,8 @@ from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
-from trainer.optim.updates import Updates, build_optimizer
+from trainer.optim.build import build_optimizer
+from trainer.optim.optimizer import Optimizer
 from trainer.process.allocation import allocating
 
 
@@ -21,7 +22,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
 
-    def optimizer(parameters: list[LocalParameter]) -> Updates:
+    def optimizer(parameters: list[LocalParameter]) -> Optimizer:
         return build_optimizer(
             parameters,
             cfg.optim,

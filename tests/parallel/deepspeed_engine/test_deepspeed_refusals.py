@@ -15,7 +15,7 @@ from parallel.config import ParallelConfig
 from parallel.deepspeed_engine import settings
 from parallel.deepspeed_engine.optim import FlatAdamW, from_factory
 from trainer.config.sections import OptimConfig
-from trainer.optim.updates import build_optimizer
+from trainer.optim.build import build_optimizer
 
 
 def config(**values: Any) -> ParallelConfig:

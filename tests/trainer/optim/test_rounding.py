@@ -122,5 +122,5 @@ def test_resume_is_bit_identical() -> None:
 def test_large_tensors_are_updated_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(state_dtype="bf16", micro_batch=8, steps=3)
     whole = curve(Alone(), case)
-    monkeypatch.setattr("trainer.optim.updates.SLICE_ELEMENTS", 100)
+    monkeypatch.setattr("trainer.optim.adamw.SLICE_ELEMENTS", 100)
     assert curve(Alone(), case) == whole

@@ -1,4 +1,4 @@
-"""What can be told to be wrong with a command before any work is done: each in one line, ValueError."""
+"""The checks of a command before any work is done. Each raises ValueError, in one line."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ _MOST_NAMES = 8  # of files, in a message
 def check_command(
     tokenizer: Path | str | None, train_tokenizer: int | None, heldout: float, workers: int, recipe: Recipe
 ) -> None:
-    """Does the command contradict itself?"""
+    """Raise ValueError where the command contradicts itself, or a value is not possible."""
     recipes.check(recipe)
     if (tokenizer is None) == (train_tokenizer is None):
         raise ValueError(
@@ -45,7 +45,7 @@ def check_command(
 
 
 def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
-    """What the given tokenizer says of ids; None where one is to be trained."""
+    """The ids that the given tokenizer has; None where a tokenizer is to be trained."""
     if tokenizer is None:
         return None
     made = loading.given(tokenizer)
@@ -53,7 +53,7 @@ def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
 
 
 def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
-    """Can the files be read, and do they ask for what the command does not say?"""
+    """Raise ValueError where a file cannot be read as it is, or the command does not state what it needs."""
     for file in files:
         if file.kind not in STREAMS and file.path.lower().endswith(COMPRESSED):
             raise ValueError(
@@ -100,7 +100,7 @@ def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
 
 
 def _is_left_out(file: InputFile) -> bool:
-    """Does it begin as a program, an archive or a picture does, and is no document, however long?"""
+    """Is the file binary by its first bytes, and so left out, however long it is?"""
     with naming(file.path), open_bytes(file.path) as stream:
         return bool(binary_format(stream.read(HEAD)))
 
@@ -112,8 +112,8 @@ def _quoted(patterns: Sequence[str]) -> str:
 def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
     """The recipe with `heldout_by` decided: of a single text that is one document, the end is held out.
 
-    Raises ValueError where the files alone decide which side a document is on, and one side is empty; and
-    where a position says nothing.
+    Raises ValueError where the files alone decide which side a document is on, and one side is empty; also
+    where files are held out by position, and a position in one of them is not known.
     """
     if recipe.heldout_match:
         held = sum(matches(file.relative, recipe.heldout_match) for file in files)
@@ -136,7 +136,7 @@ def held_out_how(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> 
 
 
 def by_position_if_alone(files: Sequence[InputFile], heldout: float, recipe: Recipe) -> Recipe:
-    """The recipe, by which the end of a single text that is one document is held out."""
+    """The recipe, with `heldout_by` set to position where the only file is a text that is one document."""
     alone = len(files) == 1 and files[0].kind == "text" and not recipe.is_splitting
     if heldout and alone and recipe.heldout_by == "document" and not recipe.heldout_match:
         return replace(recipe, heldout_by="position")

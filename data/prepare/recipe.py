@@ -1,6 +1,4 @@
-"""What `germinal prepare` is asked to do besides the sources, the folder and the tokenizer. Imports nothing
-heavy.
-"""
+"""The settings of `germinal prepare` besides sources, folder and tokenizer. Imports nothing heavy."""
 
 import codecs
 import dataclasses
@@ -28,36 +26,57 @@ NORMAL_FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")
 
 @dataclass
 class Recipe:
-    """Every step is off unless asked for; what a step takes out or changes is counted and reported.
+    """The settings of `prepare`, each with its default. A cleaning step is off unless asked for; what a step
+    leaves out or changes is counted and reported.
 
-    Reading: `format` "auto" goes by the file's name. `text_field`: column or key of the text ("doc.body" is
-    the field `body` in the field `doc`); a row without it may have token ids in `ids_field`. `licence_field`
-    and `language_field` are kept with the document where they are there, be it in a column or in a folder's
-    name such as `lang=en`. `ids_dtype`: the numbers in a `.bin` of token ids. `include`, `exclude`: glob
-    patterns over the path below the source (a pattern without "/" matches any part of it). `merge_splits`:
-    read what looks like splits of one data set as one. `encoding`: of text and of rows of text, where no mark
-    at the beginning of a file says another. `undecodable`: "repair" reads a document that is not UTF-8 as
-    Windows-1252, or as UTF-8 with U+FFFD where it is UTF-8 for the most part; "skip" leaves it out, as is
-    done with what is not in another encoding that was named.
+    Reading:
+    format: kind of all files; "auto" decides for each file, by its name and first bytes.
+    text_field: column or key of the text; "doc.body" is the field `body` in the field `doc`.
+    ids_field: column or key of token ids, for a row without a text.
+    ids_dtype: type of the numbers in a `.bin` of token ids, or "auto".
+    licence_field: column, key or folder (`license=MIT/`) with the licence, which is kept with the document.
+    language_field: the same for the language.
+    include: glob patterns; only files that match are read. A pattern is held against the path below the
+        source; one without "/" against any part of the path.
+    exclude: glob patterns; files that match are not read.
+    merge_splits: read the splits of one data set (train, test, …) as one?
+    encoding: of text and of rows of text, where no byte order mark states another.
+    undecodable: what is not UTF-8. "repair": read as Windows-1252, or as UTF-8 with U+FFFD where it is UTF-8
+        for the most part. "skip": left out, as is always done where another encoding is named.
+    split_lines: make one document of each line of a text file, which is one document otherwise?
+    split_at: make one document of the text between two occurrences of this text (`\\n` is an end of a line,
+        `\\t` a tab).
+    split_characters: make one document of every so many characters, cut where a line ends; 0: do not.
+    max_document_bytes: a file that is a longer document is refused; longer rows and parts are left out.
 
-    A text file is one document, unless `split_lines` makes one of each line, `split_at` of what stands
-    between two such texts (`\\n` and `\\t` are an end of a line and a tab), or `split_characters` of every so
-    many characters, cut where a line ends. A file that is a longer document than `max_document_bytes` is
-    refused; of rows and of the parts of a file such ones are left out, and counted.
+    Cleaning, in this order:
+    licences: keep documents of these licences; empty: all.
+    fix_encoding: mend text that was decoded wrongly (ftfy)?
+    normal_form: Unicode normal form; "" for none.
+    min_characters, max_characters: leave out shorter and longer documents; 0 for no limit.
+    filters: quality rules, of `FILTERS`.
+    language_hook: "module:function", text → language code.
+    languages: keep documents of these languages; empty: all.
+    scrub_hook: "module:function", text → text, such as "data.scrub:contacts".
+    decontaminate: evaluation files; a document that shares a run of words with one is left out.
+    decontaminate_words: the length of such a run.
+    deduplicate: "exact", "near" or "".
+    near_threshold: Jaccard similarity of word 5-grams from which two documents are near duplicates.
 
-    Cleaning, in this order: `fix_encoding` (ftfy), `normal_form`, `min_characters`/`max_characters`,
-    `filters`, `licences` (kept; empty: all), `language_hook` ("module:function", text → code) with
-    `languages` (kept; empty: all), `scrub_hook` ("module:function", text → text; "data.scrub:contacts" is
-    at hand), `decontaminate` (evaluation files; a document that shares a run of `decontaminate_words` words
-    with one goes), `deduplicate` ("exact", or "near" with `near_threshold` as the Jaccard similarity of
-    word 5-grams).
+    Held out:
+    heldout_by: by hash of the "document" or of its "file"; by "position", the end of every file, which is
+        chosen for a single text that is one document.
+    heldout_match: glob patterns; hold out exactly the files that match.
 
-    Held out: by hash of the "document" or of its "file" (`heldout_by`); by "position", which is the last
-    part of every file, and of a single text file what else there would be nothing to choose from; or exactly
-    what `heldout_match` (globs) matches. Tokenizer: `train_kind`, `train_bytes` (of text to train on, spread
-    over the corpus), `separator` (of a loaded tokenizer), `template` (of a loaded tokenizer, such as a token
-    before every text: "keep" or "drop"). Output: `shard_bytes` of text a shard, `block_documents` (the unit
-    that training shuffles).
+    Tokenizer:
+    train_kind: "bpe", "wordpiece" or "characters", for a tokenizer that is trained.
+    train_bytes: text to train on, spread over the corpus.
+    separator: the token between documents, of a loaded tokenizer; "" to find it by its usual names.
+    template: tokens that a loaded tokenizer puts around a text: "keep" or "drop".
+
+    Output:
+    shard_bytes: text in a shard.
+    block_documents: documents in a block, the unit that training shuffles.
     """
 
     format: str = "auto"
@@ -103,31 +122,31 @@ class Recipe:
 
     @property
     def is_splitting(self) -> bool:
-        """Is a text file more than one document?"""
+        """Is a text file split into several documents?"""
         return bool(self.split_lines or self.split_at or self.split_characters)
 
     @property
     def named_encoding(self) -> str:
-        """The encoding where it is not UTF-8, else "". UTF-16 that has no mark is taken as little-endian."""
+        """The encoding if it is not UTF-8, else "". UTF-16 without a byte order mark is little-endian."""
         name = codecs.lookup(self.encoding).name
         return {"utf-8": "", "utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(name, name)
 
     @property
     def row_bytes(self) -> int:
-        """The longest row of a file. JSON may be three times as long as its text in UTF-8, or some more: a
-        letter of two bytes takes six where it is escaped.
+        """The longest row of a file, in bytes. JSON may be three times as long as its text in UTF-8, and some
+        more: a letter of two bytes takes six where it is escaped.
         """
         return 3 * self.max_document_bytes + (1 << 20)
 
     @property
     def separator_bytes(self) -> bytes:
-        """What stands between two documents in a text file."""
+        """`split_at` as bytes, without escapes."""
         escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
         return re.sub(r"\\[ntr\\]", lambda found: escapes[found[0]], self.split_at).encode()
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ValueError, one line, for a value that means nothing."""
+    """Raise ValueError, one line, for a setting that is not possible, or contradicts another."""
     for key, value, allowed in (
         ("format", recipe.format, FORMATS),
         ("normal_form", recipe.normal_form, NORMAL_FORMS),
@@ -182,7 +201,7 @@ def check(recipe: Recipe) -> None:
 
 
 def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    """`--option: old → new` of every setting that changed."""
+    """`--option: old → new` for every setting that differs."""
     keys = sorted(old.keys() | new.keys())
     return [
         f"{_NO_OPTIONS.get(key) or option(key)}: {_given(old.get(key))} → {_given(new.get(key))}"
@@ -192,7 +211,7 @@ def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
 
 
 def option(key: str) -> str:
-    """A setting as it is typed: "text_field" → "--text-field"."""
+    """A setting's name as it is typed: "text_field" → "--text-field"."""
     return "--" + key.replace("_", "-")
 
 
@@ -200,7 +219,7 @@ _NO_OPTIONS = {"sources": "SOURCE", "tokenizer_sha256": "SHA-256 of the tokenize
 
 
 def _given(value: object) -> str:
-    """A value as it is typed."""
+    """A setting's value as it is typed."""
     if value is True:
         return "given"
     if value is False or value is None or value in ("", []):
@@ -209,5 +228,5 @@ def _given(value: object) -> str:
 
 
 def as_dict(recipe: Recipe) -> dict[str, object]:
-    """For the plan file and the manifest."""
+    """The settings as JSON, for the record of the command and the manifest."""
     return dataclasses.asdict(recipe)

@@ -1,54 +1,25 @@
 """Every kind of source: each document comes out once, whole, with its place; what is lost is counted."""
 
 import bz2
-import errno
 import gzip
 import io
 import json
 import lzma
-import os
 import random
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import webdataset
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.prepare.document import Document
-from data.prepare.prepare import prepare
-from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
-from data.prepare.sources.sources import InputFile, expand
-from data.prepare.tally import Tally
+from data.prepare.sources.sources import expand
 from data.prepare.units import cut_into_units
-
-TEXTS = ["plain", "two\nlines\n", "ünï\tcödé 東京 🌱", 'quote " and , comma', "x" * 3000, " ", "last"]
-
-
-def read(
-    specs: list[Path | str], unit_bytes: int = 1 << 30, **recipe: object
-) -> tuple[list[Document], Tally]:
-    """All documents of the sources, read unit by unit, and what was counted."""
-    chosen = Recipe(**recipe)  # type: ignore[arg-type]
-    tally = Tally()
-    units = cut_into_units(expand([str(spec) for spec in specs], chosen), unit_bytes, chosen)
-    return [d for unit in units for part in unit.ranges for d in documents(part, chosen, tally)], tally
-
-
-def texts_of(found: list[Document]) -> list[str]:
-    return [document.text for document in found]
-
-
-def json_lines(texts: list[str], **more: object) -> bytes:
-    return b"".join(json.dumps({"text": text, **more}).encode() + b"\n" for text in texts)
+from read_sources import TEXTS, json_lines, read, texts_of, write_tar
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
@@ -206,12 +177,6 @@ def test_a_long_sequence_is_cut_and_counted(tmp_path: Path) -> None:
     assert tally.documents("changed.cut_long_document") > 3
 
 
-def write_tar(path: Path, samples: list[dict]) -> None:
-    with webdataset.TarWriter(str(path)) as writer:
-        for sample in samples:
-            writer.write(sample)
-
-
 def test_webdataset_tars_of_text_of_ids_and_of_pictures(tmp_path: Path) -> None:
     write_tar(tmp_path / "text.tar", [{"__key__": f"a/{i}", "txt": text} for i, text in enumerate(TEXTS)])
     assert texts_of(read([tmp_path / "text.tar"])[0]) == TEXTS
@@ -271,177 +236,3 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     found, tally = read([tmp_path], undecodable="skip")
     assert texts_of(found) == ["für", "mark"]
     assert tally.examples["removed.undecodable"] == ["a.txt"]
-
-
-def test_names_globs_braces_lists_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "a/one.py",
-        "a/two.txt",
-        "a/.git/config",
-        "a/__pycache__/x.pyc",
-        "b/tests/three.py",
-        "b/four.py",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / "list").write_text("a\n\nb/four.py\n")
-    monkeypatch.chdir(tmp_path)
-
-    def names(*specs: str, **recipe: object) -> list[str]:
-        return [file.relative for file in expand(list(specs), Recipe(**recipe))]  # type: ignore[arg-type]
-
-    assert names("a", "b") == ["one.py", "two.txt", "four.py", "tests/three.py"]
-    assert names("a", include=["*.py"]) == ["one.py"]
-    assert names("b", exclude=["tests"]) == ["four.py"]
-    assert names("b", exclude=["tests/*"]) == ["four.py"]
-    assert names("?/*.py") == ["a/one.py", "b/four.py"]
-    assert names("**/*.py") == ["a/one.py", "b/four.py", "b/tests/three.py"]
-    assert names("{a/one,b/four}.py") == ["one.py", "four.py"]
-    assert names("@list") == ["one.py", "two.txt", "four.py"]
-    for number in range(8, 12):
-        (tmp_path / f"s-{number:02}.txt").write_text("x")
-    assert names("s-{08..10}.txt") == ["s-08.txt", "s-09.txt", "s-10.txt"]
-    with pytest.raises(ValueError, match=r"source b/no\.py is not there"):
-        names("{a/one,b/no}.py")
-
-
-def test_linked_folders_are_read_once_and_a_link_to_nothing_is_named(tmp_path: Path) -> None:
-    for name in ("in/a.txt", "elsewhere/b.txt", "elsewhere/deeper/c.txt", "out/d.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    for link, target in (("in/latest", "elsewhere"), ("in/one", "elsewhere"), ("elsewhere/up", "in")):
-        (tmp_path / link).symlink_to(tmp_path / target)
-    (tmp_path / "in/made").symlink_to(tmp_path / "out")
-
-    def names(spec: str, **recipe: object) -> list[str]:
-        return [f.relative for f in expand([spec], Recipe(**recipe), out=str(tmp_path / "out"))]  # type: ignore[arg-type]
-
-    assert names(f"{tmp_path}/in") == ["a.txt", "latest/b.txt", "latest/deeper/c.txt"]
-    (tmp_path / "in/gone.txt").symlink_to(tmp_path / "nothing")
-    for spec in ("in", "in/*"):
-        with pytest.raises(
-            ValueError, match=r"in/gone.txt is a link to nothing: restore it, or leave it out"
-        ):
-            names(f"{tmp_path}/{spec}")
-        assert "a.txt" in names(f"{tmp_path}/{spec}", exclude=["gone.*"])
-
-
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "in/locked").mkdir(parents=True)
-    (tmp_path / "in/a.txt").write_text("x")
-    scan = os.scandir
-
-    def scandir(path: str) -> Any:
-        if path.endswith("locked"):  # root may read everything
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(PermissionError, match="locked"):
-        expand([str(tmp_path / "in")], Recipe())
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[str]:
-    """An HTTP server of a folder, on a port that the system chose."""
-    import functools
-    import threading
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-    class Quiet(SimpleHTTPRequestHandler):
-        """Answers the first requests for a file named flaky… with an error, later ones properly; sends no
-        ranges of one named whole….
-        """
-
-        failures = 3
-
-        def log_message(self, *_: object) -> None: ...
-
-        def end_headers(self) -> None:
-            if "whole" in self.path:
-                self.send_header("Accept-Ranges", "none")
-            super().end_headers()
-
-        def do_GET(self) -> None:
-            if "flaky" in self.path and Quiet.failures:
-                Quiet.failures -= 1
-                self.send_error(503)
-            else:
-                super().do_GET()
-
-    (tmp_path / "served").mkdir()
-    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-        http.shutdown()
-
-
-def test_over_http(tmp_path: Path, web: str) -> None:
-    pytest.importorskip("aiohttp")
-    (tmp_path / "served/a.jsonl.gz").write_bytes(gzip.compress(json_lines(TEXTS)))
-    write_tar(tmp_path / "served/b.tar", [{"__key__": "1", "txt": "in a tar"}])
-    assert texts_of(read([f"{web}/a.jsonl.gz", f"{web}/b.tar"])[0]) == [*TEXTS, "in a tar"]
-    with pytest.raises(ValueError, match=r"gone.jsonl cannot be reached"):
-        read([f"{web}/gone.jsonl"])
-
-
-def test_a_server_that_sends_no_ranges(tmp_path: Path, web: str) -> None:
-    pytest.importorskip("aiohttp")
-    packers: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}
-    packers |= {".xz": lzma.compress, ".zst": zstandard.compress}
-    texts = [f"{number} " + "x" * 2000 for number in range(500)]  # more than a look, packed small
-    for suffix, pack in packers.items():
-        (tmp_path / f"served/whole.jsonl{suffix}").write_bytes(pack(json_lines(texts)))
-        assert texts_of(read([f"{web}/whole.jsonl{suffix}"])[0]) == texts
-
-
-def test_a_server_that_fails_and_comes_back(
-    tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("aiohttp")
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    (tmp_path / "served/flaky.jsonl").write_bytes(json_lines(TEXTS))
-    out = tmp_path / "out"
-    report = prepare([f"{web}/flaky.jsonl"], out, tokenizer="bytes", workers=1, progress=False)
-    assert report.counts["read"][0] == len(TEXTS)
-    assert pauses and pauses == [1, 5, 25][: len(pauses)]
-
-
-def test_a_server_that_fails_while_work_is_planned_is_one_line(tmp_path: Path, web: str) -> None:
-    pytest.importorskip("aiohttp")
-    pa.parquet.write_table(pa.table({"text": ["x"]}), tmp_path / "served/flaky.parquet")
-    with pytest.raises(RuntimeError, match=r"^\S+/flaky.parquet cannot be read: \S+: 503.*$"):
-        read([f"{web}/flaky.parquet"])
-
-
-def test_an_object_store_by_name_by_folder_and_by_glob() -> None:
-    import fsspec
-
-    store = fsspec.filesystem("memory")
-    for name in ("one", "two"):
-        store.pipe(f"/bucket/{name}.jsonl", json_lines([name]))
-    assert texts_of(read(["memory://bucket/two.jsonl"])[0]) == ["two"]
-    assert texts_of(read(["memory://bucket"], 5)[0]) == ["one", "two"]
-    assert texts_of(read(["memory://bucket/*e.jsonl"])[0]) == ["one"]
-    store.pipe("/bucket/tests/three.jsonl", json_lines(["three"]))
-    for name in ("bucket", "bucket/**/*.jsonl"):
-        assert texts_of(read([f"memory://{name}"], exclude=["tests"])[0]) == ["one", "two"]
-        assert texts_of(read([f"memory://{name}"], include=["tests/*"])[0]) == ["three"]
-    assert texts_of(read(["memory://bucket/tests/three.jsonl"])[0]) == ["three"]
-
-
-def test_files_side_by_side_and_cut(tmp_path: Path) -> None:
-    files = []
-    for n, size in enumerate([10, 10, 95, 250, 10]):
-        (tmp_path / f"{n}").write_bytes(bytes(size))
-        files.append(InputFile("s", str(tmp_path / f"{n}"), f"{n}", "jsonl", size))
-    units = cut_into_units(files, 100, Recipe())
-    assert [[(p.file.relative, p.start, p.end) for p in unit.ranges] for unit in units] == [
-        [("0", 0, 10), ("1", 0, 10)],
-        [("2", 0, 95)],
-        [("3", 0, 100)],
-        [("3", 100, 200)],
-        [("3", 200, 250), ("4", 0, 10)],
-    ]

@@ -29,11 +29,13 @@ class HeldoutResult:
 
 
 class Evaluator:
-    """Evaluates every held-out set on the engine, at the steps that `every` names and at the last.
+    """Evaluates every held-out set on the engine.
 
-    The sets are cut by document, so the figure does not depend on the batch, the layout or the training
-    stream. `done`: the last step whose evaluation is in the record. `pp`: ranks of a pipeline. What one rank
-    cannot read is raised on all: see `Ranks.together`.
+    sets: cut by document, so that the figures do not depend on the batch, the layout or the training stream.
+    every: steps between two evaluations; there is one after the last step besides. 0: only that one.
+    done: the last step whose evaluation is in the record.
+    pp: ranks of a pipeline.
+    ranks: an error in reading on one rank is raised on all: see `Ranks.together`.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class Evaluator:
     def __call__(
         self, engine: Engine, stopping: Callable[[], bool] = lambda: False
     ) -> dict[str, HeldoutResult] | None:
-        """Name of each held-out set → its result; None where some rank was asked to stop meanwhile. The same
-        on every rank, which agree every `BATCHES` × pp batches.
+        """Return name → result of each held-out set, or None where some rank was asked to stop meanwhile: the
+        same on every rank. The ranks agree on a request to stop every `BATCHES` × pp batches.
         """
         results = {}
         for heldout in self.sets:

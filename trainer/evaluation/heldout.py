@@ -1,4 +1,4 @@
-"""The held-out sets of a run, and what becomes of damage in them."""
+"""Opens the held-out sets of a run, and leaves their damaged documents out."""
 
 from data.corpus.corpus import check_tokenizers
 from data.stream.heldout import HeldoutLoader
@@ -18,12 +18,12 @@ def open_heldout(
     events: EventLog,
     ranks: Ranks,
 ) -> list[HeldoutLoader]:
-    """Every held-out set of the config, for this data rank. Collective. ValueError where one was made with
-    another tokenizer than the training `stream`: its ids would be read as other words. One that is trained on
-    is an event at `step`: that may be meant.
+    """Open every held-out set of the config, for this data rank. Collective. ValueError where one was made
+    with another tokenizer than the training `stream`: its ids would be read as other words. A set that is
+    also trained on is an event at `step`: that may be intended.
 
     Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
-    divided by, on every rank alike; it is an event at `step`.
+    divided by, on every rank alike, and is an event at `step`.
     """
 
     def open_sets() -> list[HeldoutLoader]:
@@ -56,7 +56,7 @@ def open_heldout(
             events.event("heldout", step, reason)
     if cfg.data.on_corrupt == "quarantine":
         for heldout in sets:
-            # A node may have a copy of its own: what one rank cannot read, none may count.
+            # A node may have a copy of its own: a document that one rank cannot read is counted on none.
             everywhere = {
                 number: damage for found in ranks.gather(heldout.damaged()) for number, damage in found
             }

@@ -45,7 +45,7 @@ class Fence:
         self.epoch = 0
 
     def take(self) -> str:
-        """Begin the next epoch, durably; returns its mark. For the holder of the folder's lock."""
+        """Begin the next epoch, durably; return its mark. Only for the holder of the folder's lock."""
         mark = f"{_epoch(self._read()) + 1} {secrets.token_hex(8)} process {os.getpid()} on {_host()}\n"
         write_atomically(Path(self._path), mark.encode())
         self.join(mark)
@@ -91,7 +91,7 @@ class Fence:
 
 
 def _epoch(mark: bytes) -> int:
-    """The number that a mark begins with; 0 of anything else. What tells two starts apart is the rest."""
+    """Return the number that a mark begins with, else 0. The rest of the mark distinguishes two starts."""
     number = re.match(rb"\d{1,100} ", mark)
     return int(number[0]) if number else 0
 

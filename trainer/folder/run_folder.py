@@ -1,7 +1,7 @@
 """Which run a path on the command line means, and the configs in its folder. No torch here.
 
-A run folder holds `config.yaml` and what only a run writes beside it: `events.jsonl` or a committed
-checkpoint. An ordinary folder that happens to hold a config.yaml is none.
+A run folder holds `config.yaml` and, beside it, a file that only a run writes: `events.jsonl` or a committed
+checkpoint. A folder that only holds a config.yaml is not a run folder.
 """
 
 import difflib
@@ -13,21 +13,21 @@ from pathlib import Path
 from common.files import write_atomically
 from trainer.folder.fence import Guard, unfenced
 
-CONFIG = "config.yaml"  # the resolved config that the run has
-CONFIGS = "configs"  # folder of those that it has had
+CONFIG = "config.yaml"  # the run's present resolved config
+CONFIGS = "configs"  # folder of its earlier ones
 EVENTS = "events.jsonl"
 ID = ".id"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run's, wherever it was moved or copied to."""
+    """Whether `folder` is a run folder, wherever it was moved or copied to."""
     if not (folder / CONFIG).is_file():
         return False
     return (folder / EVENTS).is_file() or any(folder.glob("checkpoints/step-*/MANIFEST.json"))
 
 
 def config_file(path: str | Path) -> Path:
-    """The file that a CONFIG on the command line means: itself, or the config.yaml of a run folder.
+    """Return the file that a CONFIG on the command line means: itself, or the config.yaml of a run folder.
 
     ValueError, one line, for a folder that is not a run's, and for a path that is not there.
     """
@@ -42,7 +42,9 @@ def config_file(path: str | Path) -> Path:
 
 
 def home(config: Path) -> Path | None:
-    """The run folder that wrote `config`, its config.yaml or one of its `configs/`; None for another file."""
+    """Return the run folder whose config.yaml, or one of whose `configs/`, is `config`; None for another
+    file.
+    """
     for file in (config, config.resolve()):  # a link to a run's config means that run
         folder = None
         if file.name == CONFIG:
@@ -55,10 +57,10 @@ def home(config: Path) -> Path | None:
 
 
 def find(path: str | Path) -> Path:
-    """The folder of the run that a RUN on the command line means: a folder, or the config in it.
+    """Return the folder of the run that a RUN on the command line means: a folder, or the config in it.
 
-    ValueError, one line, with the nearest name where there is no such folder. A folder that has lost its
-    config.yaml, but not its checkpoints, is a run's still.
+    ValueError, one line, with the nearest name where there is no such folder. A folder without config.yaml
+    but with checkpoints is still a run folder.
     """
     path = Path(path)
     if path.is_file():
@@ -73,11 +75,11 @@ def find(path: str | Path) -> Path:
 
 
 def identity(folder: Path, guard: Guard = unfenced) -> str:
-    """An id of the run for those who keep it elsewhere (wandb): the same wherever the folder is moved, and
-    another one in a copy.
+    """Return an id of the run for tools that keep it elsewhere (wandb): unchanged when the folder is moved, a
+    new one in a copy.
 
-    Where the folder is not at the path that it had, it was moved; or else it is a copy, if at that path there
-    is still another folder with the same id.
+    A folder that is not at its former path was moved; if at that path there is still another folder with the
+    same id, it is a copy.
     """
     here = str(folder.resolve())
     found, before = _identity(folder)
@@ -90,7 +92,7 @@ def identity(folder: Path, guard: Guard = unfenced) -> str:
 
 
 def _identity(folder: Path) -> tuple[str, str]:
-    """The id in a run folder, and the path that the folder had when it was written; empty without one."""
+    """Return the id in a run folder, and the folder's path when it was written; empty without an id."""
     try:
         found, _, path = os.fsdecode((folder / ID).read_bytes()).removesuffix("\n").partition(" ")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -119,8 +121,8 @@ def _nearest(path: Path) -> str:
 
 
 def write_config(folder: Path, config: bytes, step: int, guard: Guard = unfenced) -> None:
-    """Make `config` that of the run in `folder`, which has it from `step` on. Those that it has had stay in
-    `configs/`, each under the step that it began at.
+    """Write `config` as the config of the run in `folder` from `step` on. Earlier configs stay in `configs/`,
+    each under the step from which the run had it.
     """
     own, past = folder / CONFIG, folder / CONFIGS
     before = own.read_bytes() if own.is_file() else b""
@@ -134,7 +136,7 @@ def write_config(folder: Path, config: bytes, step: int, guard: Guard = unfenced
 
 
 def _place(past: Path, step: int, config: bytes) -> Path:
-    """Where a config goes that the run has from `step` on: another one of the same step stays."""
+    """Return a path in `configs/` for a config from `step` on, which leaves another one of the same step."""
     path, number = past / f"step-{step:09d}.yaml", 1
     while path.exists() and path.read_bytes() != config:
         number += 1

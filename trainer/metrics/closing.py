@@ -1,4 +1,4 @@
-"""What a finished run leaves for its user: a picture, how it went, and where its files are."""
+"""The end of a finished run: a picture of its curves, and lines on how it went and where its files are."""
 
 from __future__ import annotations
 

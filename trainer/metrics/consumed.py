@@ -1,6 +1,7 @@
-"""Which step of a run reads a sequence, as the run's record tells. Imports no torch.
+"""Which step of a run reads a sequence, from the run's record. Imports no torch.
 
-`train.global_batch` may change where a run goes on, so that the number of the sequence alone does not say it.
+`train.global_batch` may change where a run goes on, so the number of the sequence alone does not determine
+the step.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from trainer.config.run_config import RunConfig
 
 
 def steps_reading(cfg: RunConfig, number: int) -> tuple[int, int]:
-    """(first, last) of the steps one of which has read sequence `number`, or will.
+    """Return (first, last) of the steps, one of which has read sequence `number`, or will.
 
-    They are one and the same step, but where steps that were not logged had several sizes. What the run has
-    not read yet it reads with the global batch of `cfg`.
+    First and last are the same step, unless steps that were not logged had several global batches. Sequences
+    that the run has not read yet are read with the global batch of `cfg`.
     """
     points = _points(cfg.folder)
     after = bisect_right(points, number, key=lambda point: point[1])
@@ -44,7 +45,7 @@ def steps_reading(cfg: RunConfig, number: int) -> tuple[int, int]:
 
 
 def _points(folder: Path) -> list[tuple[int, int]]:
-    """(step, sequences read by then) wherever the run wrote it down, in order; the first is (0, 0)."""
+    """Return all (step, sequences read by then) in the run's record, in order; the first is (0, 0)."""
     points = {(0, 0)}
     with contextlib.suppress(OSError), (folder / "metrics.jsonl").open() as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""What `metrics.jsonl` says of a run, read back: for pictures and closing lines. Imports no torch."""
+"""`metrics.jsonl` read back, for pictures and closing lines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ Points = list[tuple[float, float]]
 class Curves:
     """A run's metrics as points (tokens so far, value).
 
-    `loss`: nats a target token; `grad_norm`, `lr`; `mfu` where the device's peak is known; `heldout`: by set,
-    bits per byte; `sources`: by source, loss. `step`, `tokens`: the last step's. `seconds`: spent in steps.
-    `best`: by held-out set, the step with the fewest bits per byte, and those; none where all are NaN.
+    name: of the run.
+    loss: nats per target token.
+    grad_norm, lr: of each logged step.
+    mfu: where the device's peak is known.
+    heldout: by held-out set, bits per byte.
+    sources: by source, loss.
+    step, tokens: of the last step.
+    seconds: spent in steps.
+    best: by held-out set, (step, bits per byte) of the best evaluation; none where all are NaN.
     """
 
     name: str

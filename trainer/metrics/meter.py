@@ -1,5 +1,5 @@
-"""Writing a run down: every step goes through here to `metrics.jsonl`, the ledger, the list of what is
-quarantined, the trackers and the live line.
+"""Records a run: every step goes through here to `metrics.jsonl`, the ledger, the list of quarantined
+samples, the trackers and the live line.
 """
 
 import math
@@ -28,14 +28,21 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """One rank's view of the run's record. Rank 0 writes the metrics; the first rank of each data rank the
-    ledger and the list of what is quarantined.
+    """The record of a run, as one rank writes it. Rank 0 writes the metrics; the first rank of each data rank
+    writes the ledger and the list of quarantined samples.
 
-    `quarantined`: the sequences masked because of damage, by number. Reading runs ahead of training: an entry
-    is taken out, and written down by the rank that leads, with the step that its sequence belongs to.
-    `guard` raises where a later start of the run writes the record. `logs` are what a checkpoint must find on
-    disk (see `sinks` for the rule). A step's time runs from the end of the one before: waiting for data and a
-    save's stall count, an evaluation does not.
+    cfg: the run's config.
+    speed: measures steps, tokens and memory.
+    events: the run's event log.
+    writes_metrics: this is rank 0.
+    data_rank: the data rank whose ledger this rank writes; None where another rank does.
+    about: what the start event says of this start: ranks, layout, device, threads, epoch.
+    quarantined: the damage that masks sequences, by sequence number. Reading runs ahead of training: an entry
+        is taken out, and written with the step that its sequence belongs to.
+    guard: raises where a later start of the run writes the record.
+
+    `logs` are what a checkpoint must find on disk (see `sinks` for the rule). A step's time runs from the end
+    of the step before: waiting for data and a save's stall count, an evaluation does not.
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class Meter:
         quarantined: Quarantined,
         fence: Fence | None = None,
     ) -> "Meter":
-        """The meter of this rank of the run that `cfg` describes."""
+        """Build the meter of this rank of the run that `cfg` describes."""
         flops = cfg.model.training_flops(cfg.data.seq_len).total / cfg.data.seq_len
         return cls(
             cfg,
@@ -111,14 +118,15 @@ class Meter:
 
     @property
     def logs(self) -> tuple[JsonlLog, ...]:
-        """What this rank writes, or may write, besides the run's own events."""
+        """The logs that this rank writes, or may write, besides the run's events."""
         return (*self._record, self._damage)
 
     def resume(self, state: TrainState, *, known_bytes: Callable[[JsonlLog], int] = lambda log: 0) -> bool:
-        """Begin at `state`. Lines of later steps, which a killed run left behind, are dropped: every step
-        once. Returns whether an evaluation after `state.step` is in the record, on the rank that writes it.
+        """Begin at `state`: drop the lines of later steps, which a killed run left behind, so that every step
+        is there once. Return whether an evaluation after `state.step` is in the record, on the rank that
+        writes it.
 
-        `known_bytes`: how many bytes of a log need not be looked at, as of `sinks.truncate_after`.
+        `known_bytes`: how many bytes of a log need not be read, as of `sinks.truncate_after`.
         """
         for log in self._record:  # or the file that the next lines replace would count as lost
             log.close()
@@ -138,7 +146,7 @@ class Meter:
     def step(
         self, state: TrainState, result: StepResult, *, lr: float, micro_batches: Sequence[Micro]
     ) -> None:
-        """Write down the step that `state` now counts."""
+        """Record the step that `state` now counts."""
         self._speed.step(round(result.count))
         if self._cfg.data.ledger or self._quarantined:
             numbers = [number for batch in micro_batches for number in batch.sequences if number >= 0]
@@ -176,7 +184,7 @@ class Meter:
         self._progress.step(state.step, record)
 
     def evaluation(self, state: TrainState, results: Mapping[str, "HeldoutResult"]) -> None:
-        """Write down an evaluation made after `state.step`."""
+        """Record an evaluation made after `state.step`."""
         if self._writes:
             record = {"step": state.step, "eval": {name: asdict(result) for name, result in results.items()}}
             self._metrics.write(record)
@@ -189,7 +197,7 @@ class Meter:
         self._speed.go()
 
     def finish(self, state: TrainState) -> None:
-        """The run has done its last step: draw its curves, and say how it went and where its files are."""
+        """Close the record of a finished run: draw its curves, print how it went and where its files are."""
         if not self._writes:
             return
         self._progress.close()
@@ -205,14 +213,16 @@ class Meter:
             self._progress.say(line)
 
     def close(self) -> None:
-        """Leave the record whole: the live line ended, the trackers told."""
+        """End the live line, finish the trackers, close the logs."""
         self._progress.close()
         self._trackers.finish()
         for log in self.logs:
             log.close()
 
     def _by_source(self, result: StepResult) -> dict[str, dict[str, float | None]]:
-        """Source → its loss over this step's targets, and its share of them; no loss where it had none."""
+        """Source → mean loss of its targets in this step, and its share of all; loss None where it had no
+        target.
+        """
         names = [source.name or source.path for source in self._cfg.data.sources]
         return {
             name: {

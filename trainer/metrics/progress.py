@@ -11,12 +11,12 @@ REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
 TIME_WIDTH = len("0:00:00")
 
-_bars: "WeakSet[Progress]" = WeakSet()  # those that are on a terminal now
+_bars: "WeakSet[Progress]" = WeakSet()  # the bars on a terminal now
 _watched = False
 
 
 class Progress:
-    """Shows how far a run is. Only one rank has one; `shown` False (the other ranks) shows nothing.
+    """Shows how far a run is. `shown` is True on one rank only; the others show nothing.
 
     On a terminal: a bar with loss, speed and time to go, redrawn a few times a second. Elsewhere (a log
     file, a cluster's output): a line at the first and the last step and every ten seconds between them, and
@@ -70,7 +70,7 @@ class Progress:
 
         self._bar = Bar(
             TextColumn(self._title, table_column=Column(no_wrap=True)),
-            BarColumn(),  # the only one to give way: `_fitting` sees to the text
+            BarColumn(),  # the only column that shrinks: `_fitting` shortens the text
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(self._steps)) + 1)),
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
             TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=TIME_WIDTH)),
@@ -98,9 +98,9 @@ class Progress:
 
 
 def _watch_for_debuggers() -> None:
-    """Close the bars as soon as a debugger begins. Each does so by sys.settrace, however it was called.
+    """Close the bars as soon as a debugger begins. Every debugger calls sys.settrace, however it is started.
 
-    An audit hook (PEP 578) is all that hears of it, and stays for good.
+    Only an audit hook (PEP 578) is called then, and a hook cannot be removed.
     """
     global _watched
     if not _watched:

@@ -1,8 +1,8 @@
 """Texts that a run writes while it trains: what its checkpoints make of given prompts, in `samples.jsonl`.
 
 A process of its own, `trainer.generate.training_samples`, reads a committed checkpoint and continues the
-prompts on a CPU: so a sample knows no layout, and leaves no trace in the run. The whole model has to fit into
-that process.
+prompts on a CPU: so a sample does not depend on the layout, and changes nothing in the run. The whole model
+has to fit into that process.
 """
 
 import json
@@ -26,8 +26,13 @@ LAST_SECONDS = 300.0  # how long the end of a run waits for a sample; until then
 class Samples:
     """Samples of one run, by the one rank that writes its metrics.
 
-    `prompts`: none means no samples. `tokens`: how many each is continued by. `log` gets {step, prompt,
-    text}. While one checkpoint is sampled, later ones are passed over, but for the last.
+    run: the run folder.
+    prompts: texts to continue; none: no samples.
+    tokens: by how many tokens each is continued at most.
+    log: gets {step, prompt, text}.
+    events: gets the samples that failed.
+
+    While one checkpoint is sampled, later ones are passed over, but for the last.
     """
 
     def __init__(

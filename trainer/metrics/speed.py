@@ -38,9 +38,11 @@ def peak_flops(device_name: str) -> float:
 class Speed:
     """Tokens, seconds and, on a GPU, model FLOPs utilisation and peak memory between two readings.
 
-    `flops_per_token` are the model's forward and backward FLOPs for one token (recomputation not counted),
-    `devices` the number of devices that share the work. Time between a step's end and `go` does not count,
-    such as an evaluation's.
+    flops_per_token: the model's forward and backward FLOPs for one token; recomputation does not count.
+    devices: how many share the work.
+    device: this rank's.
+
+    The time from a step's end to the next call of `go` does not count, such as an evaluation's.
     """
 
     def __init__(self, *, flops_per_token: float = 0.0, devices: int = 1, device: torch.device) -> None:
@@ -61,7 +63,7 @@ class Speed:
         self._steps += 1
 
     def go(self) -> None:
-        """Start the clock again: what passed since the last step was no step."""
+        """Start the clock again: the time since the last step belongs to no step."""
         self._since = time.perf_counter()
 
     def read(self) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Experiment trackers through `accelerate.tracking`: wandb, TensorBoard and the others it knows.
 
 They run in a thread of their own, started with the run: importing and starting wandb takes a second or two,
-logging to it a good part of a millisecond, and neither is training's business. A tracker that fails is an
+logging to it a good part of a millisecond, and training should not wait for either. A tracker that fails is
+an
 event, never a crash: the run's own record is `metrics.jsonl`.
 """
 
@@ -27,11 +28,17 @@ STATED = ("entity", "group", "tags", "notes")  # keys of `track` that wandb.init
 
 
 class Trackers:
-    """Sends metrics to the tools named in `track.tools`; only one rank has one.
+    """Sends metrics to the tools named in `track.tools`, on one rank.
 
-    `track.tools` may hold "jsonl", which is not a tracker and is passed over.
-    wandb works offline unless a key is configured (WANDB_API_KEY, `wandb login`) or WANDB_MODE says
-    otherwise. It reads its other variables itself: what the config leaves empty is not passed to it.
+    track: the config's section. "jsonl" among the tools is not a tracker and is passed over.
+    name: of the run.
+    run_dir: the run folder; tools that write files write them there.
+    config: the resolved config, for tools that show it.
+    events: gets the tools that failed.
+    guard: raises where a later start of the run writes in the folder.
+
+    wandb works offline unless a key is configured (WANDB_API_KEY, `wandb login`) or WANDB_MODE sets another
+    mode. It reads its other variables itself: what the config leaves empty is not passed to it.
     """
 
     def __init__(
@@ -94,8 +101,8 @@ class Trackers:
     def _start(self, tool: str) -> Any:
         from accelerate import tracking
 
-        # Accelerate's own logger asks for its process state, and the first to make that decides what kind
-        # of engine the process may have later; a plain logger asks for nothing.
+        # Accelerate's own logger makes Accelerate's process state, and whoever makes that first decides what
+        # kind of engine the process may have later; a plain logger does not.
         tracking.logger = logging.getLogger("accelerate.tracking")
         kind = tracking.LOGGER_TYPE_TO_CLASS[tool]
         if tool == "wandb":

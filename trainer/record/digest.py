@@ -1,4 +1,4 @@
-"""Length and hash of the run's logs at a checkpoint, so that a resume can tell what became of them.
+"""Length and hash of the run's logs at a checkpoint, so that a resume notices when a log was changed.
 
 A log grows with the run, so no start parses it whole: what a checkpoint noted is only hashed, and what came
 after is read line by line.
@@ -18,14 +18,13 @@ TAIL_BYTES = 4 << 10
 
 
 class LogDigest:
-    """The whole lines of one log up to a step, hashed on the way: each call reads only what was appended
-    since.
+    """Hashes the whole lines of one log up to a step: each call reads only what was appended since the last.
 
-    They are the first ones, for lines come in the order of their steps, whoever writes them: no rank is a
-    step ahead of another's line. Of the events, which have no such order, all there are.
+    These lines are the first ones of the file, for lines come in the order of their steps, whichever rank
+    writes them: no rank is a step ahead of another's line. Events have no such order: all of them are hashed.
 
-    `known_bytes`: how many bytes these lines have. `lost`: whether the last call found that what the one
-    before it had read is no longer there.
+    known_bytes: how many bytes these lines have.
+    lost: whether the last call found that lines which the call before it had read are no longer there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,8 +37,8 @@ class LogDigest:
         self.known_bytes, self._tail, self._hasher = 0, b"", xxhash.xxh3_128()
 
     def resume(self, noted: Mapping[str, Any]) -> bool:
-        """Begin with the lines that a checkpoint noted, {bytes, xxh3_128}; whether they are still there as
-        they were, else with none.
+        """Begin with the lines that a checkpoint noted, {bytes, xxh3_128}. Return whether they are unchanged;
+        if not, begin with none.
         """
         self._restart()
         buffer = memoryview(bytearray(READ_BYTES))
@@ -59,10 +58,11 @@ class LogDigest:
         return True
 
     def at(self, step: int) -> dict[str, Any]:
-        """{bytes, xxh3_128} of the lines up to `step`; of no bytes where there is no file."""
+        """Return {bytes, xxh3_128} of the lines up to `step`; 0 bytes where there is no file."""
         try:
             with self.path.open("rb") as file:
-                # A file that was cut may have grown since: what ends where the last call ended tells.
+                # A file that was cut may have grown since: compare the bytes before where the last call
+                # ended.
                 file.seek(self.known_bytes - len(self._tail))
                 self.lost = file.read(len(self._tail)) != self._tail
                 if self.lost:
@@ -84,10 +84,11 @@ class LogDigest:
 def differences(
     saved: Mapping[str, Mapping[str, Any]], digests: Mapping[str, LogDigest], step: int
 ) -> list[str]:
-    """What became of the logs since the checkpoint of `step` noted `saved`, {name: {bytes, xxh3_128}}: a
-    sentence for each whose lines up to there are not what they were. The `digests` begin with those that are.
+    """Compare the logs with `saved`, {name: {bytes, xxh3_128}}, as the checkpoint of `step` noted them.
+    Return a sentence for each log whose lines up to there have changed; the `digests` of the others begin
+    with them.
     """
-    told = []
+    changed = []
     for name, digest in digests.items():
         before, path = saved.get(name, NOTHING), digest.path
         if digest.resume(before):
@@ -95,11 +96,11 @@ def differences(
         how = "was deleted"
         if path.exists():
             how = "was edited" if path.stat().st_size >= before["bytes"] else "was cut or edited"
-        told.append(
+        changed.append(
             f"{path} {how} since the checkpoint of step {step}, which has {before['bytes']:,} bytes of it: "
             "what is lost is in no other file; the run goes on"
         )
-    return told
+    return changed
 
 
 NOTHING = {"bytes": 0, "xxh3_128": xxhash.xxh3_128().hexdigest()}

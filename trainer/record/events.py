@@ -17,15 +17,18 @@ SHOWN = (
     "schedule",
     "skip",
     "tracker",
-)  # what a user at the terminal would want to know of
+)  # what a user at the terminal wants to see
 
 
 class EventLog(JsonlLog):
     """Starts, resumes, saves, faults, skips: `{time, kind, step, reason, …}`, never rewritten by a resume.
 
-    What went otherwise than planned, the kinds in `SHOWN`, is on standard error too, unless `shown` is False:
-    where the user is told in another way. Without a path (ranks that do not report), events are dropped. Safe
-    to call from several threads.
+    path: the file; None on ranks that do not report, where events are dropped.
+    guard: raises where this process may write no more.
+    shown: print events of the kinds in `SHOWN`, which did not go as planned, on standard error too; False
+        where the user reads them in another way.
+
+    Safe to call from several threads.
     """
 
     def __init__(self, path: Path | None, guard: Guard = unfenced, *, shown: bool = True) -> None:

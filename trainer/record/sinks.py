@@ -61,7 +61,7 @@ class JsonlLog:
         self._lock = threading.Lock()  # the checkpointer's thread syncs while the loop writes
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line; it outlives this process once this returns. OSError where the file cannot be
+        """Append one line, which survives this process from the return on. OSError where the file cannot be
         written, RuntimeError where a later start of the run writes it.
         """
         line = (encode(record) + "\n").encode()
@@ -75,8 +75,9 @@ class JsonlLog:
                 raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
 
     def sync(self) -> bool:
-        """Force the lines written so far to disk. Whether the file was deleted or replaced since the last
-        call: its lines are gone, and the next ones go to the file that is there now.
+        """Force the lines written so far to disk. Return whether the file was deleted or replaced since the
+        last
+        call: its lines are gone, and the next lines go to the file that is there now.
         """
         with self._lock:
             if self._dirty:
@@ -95,7 +96,7 @@ class JsonlLog:
                 self._fd, self._dirty = -1, False  # what is forced to disk is an open file
 
     def _open(self) -> None:
-        """Open what the path leads to, instead of a file that was there before."""
+        """Open the file at the path now, and close one that was there before."""
         if self._fd >= 0:
             before, self._fd = self._fd, -1  # first, for opening may fail
             self._dirty, self._gone = False, True
@@ -104,7 +105,7 @@ class JsonlLog:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def _is_there(self) -> bool:
-        """Whether the path still leads to the file that is open."""
+        """Whether the open file is still the one at the path."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
         except FileNotFoundError:
@@ -117,15 +118,15 @@ def truncate_after(
     """Drop the lines of steps after `step`, and torn lines, by an atomic rewrite. Return how many (later,
     torn) lines were dropped.
 
-    The file is another one afterwards, also where nothing was dropped: a process of an earlier start that
-    still has the old one open can add nothing to the record.
+    The file is replaced, also where nothing was dropped: a process of an earlier start that still has the old
+    file open can add nothing to the record.
 
-    Of the lines, the first `known_bytes` are copied without being read: a checkpoint of `step` or before
-    has noted them (`digest`), and they are as they were.
+    The first `known_bytes` are copied without parsing: a checkpoint of `step` or before has noted them
+    (`digest`), and they have not changed.
 
     Torn lines come from a death in the middle of a write, or a full disk. By the rule above they are newer
-    than the last checkpoint, so what they held will be written again. RuntimeError where a line that is not
-    whole stands before one of a step that is kept: nothing of ours leaves that.
+    than the last checkpoint, so their content will be written again. RuntimeError where a torn line stands
+    before a line of a step that is kept: no death of ours leaves that.
     """
     path = path.resolve()  # of a link, the file that it leads to
     if not path.exists():
@@ -164,9 +165,9 @@ def truncate_after(
 
 
 def drop_torn_tail(path: Path) -> int:
-    """Take off the end of a last line that was cut, or else the next line would be lost with it; returns the
-    bytes dropped. A last line that only lacks its line end gets one. Only for the one start that holds the
-    folder, and for logs that `truncate_after` does not see.
+    """Remove a last line that was cut, or the next line would be lost with it; return the bytes removed. A
+    last line that only lacks its line end gets one. Only for the start that holds the folder, and for logs
+    that `truncate_after` does not rewrite.
     """
     if not path.exists():
         return 0
@@ -200,7 +201,7 @@ def _lines_in(path: Path, count: int) -> int:
 
 
 def records_of(path: Path, step: int) -> list[dict[str, Any]]:
-    """The objects of the last step, `step`, of a file that `truncate_after` has seen; read from its end."""
+    """Return the objects of `step`, the last step of a file after `truncate_after`; read from its end."""
     if not path.exists():
         return []
     with path.open("rb") as file:
@@ -216,7 +217,7 @@ def records_of(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def step_of(line: bytes) -> int | None:
-    """The line's step; None where it is not a whole JSON object with one."""
+    """Return the line's step; None where the line is not a whole JSON object with a step."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,11 +1,12 @@
 """Before the first step: do all ranks run the same thing?
 
-Ranks may be started with other overrides, from another installation, or read a corpus from a disk of their
-own. Then they train to the end on nonsense, or wait for ever in a collective that the others never call. So
-what shapes the result is compared before the mesh is made, whose groups already depend on it.
+Ranks may be started with different overrides, from different installations, or read a corpus from a disk of
+their own. Then they train on nonsense to the end, or wait for ever in a collective that the others never
+call. So everything that shapes the result is compared before the mesh is made, whose groups already depend on
+it.
 
-A rank sends one digest, and so holds one of each rank. Only where they differ do the values travel: some KB
-of rank 0 and of the first rank that differs.
+Each rank sends one digest to all. Only where digests differ are the values sent: some KB of rank 0 and of the
+first rank that differs.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ SHOWN_DIGITS = 12  # of a hash
 
 @dataclass(frozen=True)
 class Facts:
-    """Key → value, plain JSON: equal on all ranks of a run. `remedy`: what to do where they are not."""
+    """Values that have to be equal on all ranks: key → plain JSON. `remedy`: what to do where they differ."""
 
     values: dict[str, Any]
     remedy: str
@@ -77,7 +78,7 @@ def _shown(value: Any) -> str:
 
 
 def settings(cfg: RunConfig) -> Facts:
-    """Every key of the config, but those that a node may have of its own."""
+    """Every key of the config, except those that may differ between nodes."""
     values = {key: value for key, value in _flat(plain(cfg)) if not OF_A_NODE.fullmatch(key)}
     return Facts(values, "start every rank with the same config and overrides")
 
@@ -101,7 +102,7 @@ def program(cfg: RunConfig) -> Facts:
 
 
 def software(cfg: RunConfig) -> dict[str, str]:
-    """What a checkpoint keeps of `program`: the versions, and one hash of all files."""
+    """What a checkpoint keeps of `program`: the versions, and one hash over all files."""
     code = hashlib.sha256(json.dumps(_source_files()).encode()).hexdigest()
     return {"code": code[:SHOWN_DIGITS], **_versions(cfg)}
 
@@ -131,7 +132,7 @@ def _source_files() -> dict[str, str]:
 
 
 def corpora(cfg: DataConfig, stream: Stream) -> Facts:
-    """What the stream and the held-out sets are made of, wherever they lie.
+    """Hashes of what the stream and the held-out sets are made of, wherever their folders are.
 
     ValueError where a held-out set is missing, RuntimeError where a manifest or tokenizer is damaged.
     """
@@ -152,9 +153,9 @@ def corpora(cfg: DataConfig, stream: Stream) -> Facts:
 
 
 def place(folder: Path, fence: Fence, ranks: Ranks) -> Facts:
-    """Where the run folder is: equal for ranks that find rank 0's mark there, by whatever path. Collective.
+    """The run folder: equal for all ranks that find rank 0's mark in it, by whatever path. Collective.
 
-    `fence`: joined on every rank, so it knows the mark.
+    `fence`: joined on every rank, and so holds the mark.
     """
     here = f"{folder.resolve()} on {socket.gethostname()}"
     rank_0s = ranks.gather(here)[0]

@@ -1,4 +1,4 @@
-"""A run folder taken by one start of its run, and the run described in it."""
+"""Takes the run folder for one start of the run, and describes the run in it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LOGS = ("metrics.jsonl", "ledger.jsonl", "quarantine.jsonl", "samples.jsonl", EV
 
 
 def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) -> str:
-    """Make the run folder and hold it for this start, once the corpus's tokenizer is known to be whole; the
-    mark of its epoch.
+    """Make the run folder and hold it for this start, once the corpus's tokenizer is known to be whole;
+    return the mark of its epoch.
     """
     corpus = stream.sources[0].corpus
     corpus.storage.tokenizer()  # only to see that it can be had
-    if not (cfg.folder / "checkpoints").exists():  # else where it goes on from is yet to be seen
+    if not (cfg.folder / "checkpoints").exists():  # else the position is not known yet
         check_length(cfg, stream, TrainState())
     with explaining(cfg.folder):
         try:
@@ -54,13 +54,13 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
                 )
         torn = [name for name in (EVENTS, "samples.jsonl") if drop_torn_tail(cfg.folder / name)]
     for name in torn:
-        _tell(cfg, fence, "clean", f"{name}: dropped its last line, which was cut short")
+        _record(cfg, fence, "clean", f"{name}: dropped its last line, which was cut short")
     if lock.unsupported:
-        _tell(cfg, fence, "lock", f"{lock.unsupported}: do not start this run twice at once")
+        _record(cfg, fence, "lock", f"{lock.unsupported}: do not start this run twice at once")
     return mark
 
 
-def _tell(cfg: RunConfig, fence: Fence, kind: str, reason: str, step: int = 0) -> None:
+def _record(cfg: RunConfig, fence: Fence, kind: str, reason: str, step: int = 0) -> None:
     with contextlib.closing(EventLog(cfg.folder / EVENTS, fence.check)) as events:
         events.event(kind, step, reason)
 
@@ -79,9 +79,9 @@ def check_length(cfg: RunConfig, stream: Stream, state: TrainState) -> None:
 
 
 def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
-    """The resolved config and the tokenizer in the run folder, so that it stands on its own.
+    """Write the resolved config and the tokenizer into the run folder, so that it is complete in itself.
 
-    The config there says no `run_dir`: it means the folder that it lies in, and that may be moved.
+    The config there has no `run_dir`: it stands for the folder that it is in, which may be moved.
     """
     corpus = stream.sources[0].corpus
     tokenizer = corpus.storage.tokenizer()
@@ -89,13 +89,13 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
         config = configs.dump(replace(cfg, run_dir="")).encode()
         own = cfg.folder / run_folder.CONFIG
         if own.is_file() and (changed := changes(own.read_bytes(), config)):
-            _tell(cfg, fence, "config", f"not as it was: {', '.join(changed)}", step)
+            _record(cfg, fence, "config", f"not as it was: {', '.join(changed)}", step)
         run_folder.write_config(cfg.folder, config, step, guard=fence.check)
         write_atomically(cfg.folder / "tokenizer.json", tokenizer, guard=fence.check)
 
 
 def changes(before: bytes, now: bytes) -> list[str]:
-    """`train.log_every 1 → 5` for each key of two resolved configs that the second has otherwise."""
+    """List `train.log_every 1 → 5` for each key that differs between two resolved configs."""
     after = _dotted(yaml.safe_load(now))
     try:
         then = _dotted(yaml.safe_load(before))
@@ -113,7 +113,7 @@ def _dotted(config: Any) -> dict[str, Any]:
 
 
 def decays(cfg: RunConfig) -> set[int]:
-    """The steps after which the rate begins to fall, by this config and those that the run has had before."""
+    """The steps after which the rate begins to fall, by this config and the run's earlier ones."""
     found = {decay_begins(cfg.optim, cfg.train.steps)}
     for file in (cfg.folder / "configs").glob("step-*.yaml"):
         with contextlib.suppress(ValueError):  # of an older version of the project, perhaps

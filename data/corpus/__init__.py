@@ -1,1 +1,13 @@
-"""A corpus on a disk or a server: its manifest, its shards and their indexes, and the proof of every byte."""
+"""A corpus on a disk or a server: shards of documents, their indexes, and the proof of every byte.
+
+manifest   what a corpus folder holds, and manifest.json: begin here
+shards     writing a shard of documents                   (used by `prepare`)
+index      the index beside each shard: written, read, checked
+storage    the interface through which a corpus is read: files by name, bytes by shard
+local      a storage on a local or mounted disk           (memory-mapped)
+remote/    a storage on a server                          (cached whole, or read by range)
+corpus     an open corpus and its blocks; opening one, or finding those in a folder
+tar        a strict reader of WebDataset tars
+scan       a shard's index made anew from the shard
+verify     `germinal data verify`: every byte, every sample
+"""

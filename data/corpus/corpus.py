@@ -21,8 +21,8 @@ from data.corpus.local import LocalStorage
 from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, TOKENS, read_manifest
 from data.corpus.remote.fetching import is_remote
 from data.corpus.remote.remote_storage import RemoteStorage, remote_corpus
-from data.corpus.scan import BLOCK
 from data.corpus.storage import Storage
+from data.corpus.tar import TAR_BLOCK
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Corpus:
         """The key of the sample whose ids start at byte `offset`, from the tar header before them."""
         view = self.storage.open(shard).view
         # A .npy header is shorter than a tar block, so the member's data starts at the block before the ids.
-        header = (offset - 1) // BLOCK * BLOCK - BLOCK
+        header = (offset - 1) // TAR_BLOCK * TAR_BLOCK - TAR_BLOCK
         name = bytes(view[header : header + 100]).split(b"\0", 1)[0]
         return name.decode("utf-8", "replace").partition(".npy")[0]
 

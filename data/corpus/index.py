@@ -1,8 +1,8 @@
-"""The index beside each shard of a local corpus: stored once, checked where its file is not as it was.
+"""The index beside each shard of a local corpus: written once, checked whenever its file may have changed.
 
-write_index(shard, index, sha256)   stores the index of a finished shard
-read_index(path, entry)             one index, checked
-Indexes(folder, shards)             those of a corpus that is read for hours, while others may write to it
+write_index(shard, index, sha256)   writes the index of a finished shard
+read_index(path, entry)             reads one index, checked
+Indexes(folder, shards)             reads those of a corpus for hours, while other programs may write to them
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ _HEADER_BYTES = 1 << 10  # more than the header of a .npy file of plain integers
 
 
 def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
-    """Stores the index (uint64 [4, documents]) of a finished shard beside it, by rename; returns its entry.
+    """Write the index of a finished shard beside it, in one step; return the shard's manifest entry.
 
-    `sha256`: of the shard, as the scan that made the index read it.
+    shard: the finished shard.
+    index: uint64 [4, documents], rows as in `data.corpus.manifest`.
+    sha256: hash of the shard's bytes, in hex, as they were when the index was made.
     """
     assert index.dtype == np.uint64 and index.ndim == 2 and index.shape[0] == INDEX_ROWS, index.shape
     path = shard.with_name(index_name(shard.name))
@@ -43,19 +45,17 @@ def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
 
 
 def read_index(path: Path, entry: ShardEntry) -> np.ndarray:
-    """The index of one shard, memory-mapped, after its bytes were checked against the manifest.
-
-    Raises RuntimeError, one line, when it is missing, or not the one the manifest was written with.
+    """The index of one shard, memory-mapped, uint64 [4, documents], after its hash was compared with the
+    manifest's. Raises RuntimeError, one line, where the file is missing or has another hash.
     """
     return _checked(_open(path), path, entry)
 
 
 class Indexes:
-    """The indexes of a local corpus; of each, what is handed out is a copy of bytes that had the hash in the
-    manifest.
+    """The indexes of a local corpus. Each part that is read is a copy of bytes that had the manifest's hash.
 
-    A file is hashed when it is first read, and again where it was replaced or written to since. Of each only
-    a hash of what it was known by (`MappedFile.stamp`) is kept, 8 bytes a shard.
+    A file is hashed when it is first read, and again where it was replaced or written to since. To notice
+    that, a hash of the file's identity and times (`MappedFile.stamp`) is kept, 8 bytes a shard.
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardEntry]) -> None:
@@ -65,8 +65,7 @@ class Indexes:
     def read(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
         """The index of documents [first, end) of a shard, uint64 [4, documents].
 
-        Raises RuntimeError, one line, where the file cannot be read, or is not the one that the manifest was
-        written with, or no longer.
+        Raises RuntimeError, one line, where the file cannot be read, or does not have the manifest's hash.
         """
         entry = self._shards[shard]
         path = self._folder / entry.index_file
@@ -78,7 +77,7 @@ class Indexes:
             else:
                 index = _checked(file, path, entry, during_run=before != 0)
             part = index[:, first:end].copy()
-            if file.version() == 0:  # or it was written to while it was read
+            if file.version() == 0:  # else the file was written to while it was read
                 self._known[shard] = known
                 return part
 

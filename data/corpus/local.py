@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 class LocalStorage:
-    """A corpus folder, memory-mapped; see `data.corpus.storage.Storage`. A shard or an index that is written
-    to or
-    replaced during a run is noticed before a byte of what was written is used: indexes are held against the
-    manifest as it was when the corpus was opened, and documents against their index.
+    """A corpus folder, memory-mapped; see `data.corpus.storage.Storage`.
+
+    A shard or an index that is written to or replaced during a run is noticed before an altered byte is used:
+    indexes are compared with the manifest as it was when the corpus was opened, documents with their index.
+
+    Raises ValueError where the folder is not a corpus, RuntimeError where its manifest is damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,7 +54,7 @@ class LocalStorage:
         return self._indexes.read(shard, first, end)
 
     def check_lengths(self) -> None:
-        """RuntimeError where a shard is missing or not as long as the manifest says."""
+        """See `Storage`: of every shard, by stat(2)."""
         for shard, entry in enumerate(self._manifest.shards):
             try:
                 length = (Path(self.path) / entry.file).stat().st_size
@@ -61,7 +63,7 @@ class LocalStorage:
             self._check_length(shard, length)
 
     def open(self, shard: int) -> MappedFile:
-        """See `Storage`. RuntimeError where the file is missing or not as long as the manifest says."""
+        """See `Storage`. Raises RuntimeError where the file is missing or has another length."""
         opened = self._open.get(shard)
         if opened is None:
             try:
@@ -73,7 +75,7 @@ class LocalStorage:
         return opened
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """See `Storage`: the system's own read-ahead is enough."""
+        """See `Storage`: does nothing, for the system's own read-ahead is enough."""
 
     def _unreadable(self, shard: int, error: OSError) -> RuntimeError:
         path = f"{self.path}/{self._manifest.shards[shard].file}"
@@ -89,7 +91,7 @@ class LocalStorage:
 
 
 def not_the_tokenizer(file: str, found: str, expected: str) -> str:
-    """What to say of a tokenizer file that has another SHA-256 than the manifest says."""
+    """The message on a tokenizer file whose SHA-256 is `found`, where the manifest has `expected`."""
     return (
         f"{file} is not the tokenizer that the corpus was made with: sha256 {found[:12]}…, where the "
         f"manifest has {expected[:12]}…: restore the file"

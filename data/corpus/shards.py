@@ -1,4 +1,8 @@
-"""Writes token shards: WebDataset tars whose bytes depend on the documents alone, and their indexes."""
+"""Writing token shards: WebDataset tars whose bytes depend on the documents alone, and their indexes.
+
+A header of ustar (POSIX.1-1988) is 512 bytes; the members of a shard differ only in the fields name [0, 100),
+size [124, 136) and checksum [148, 156).
+"""
 
 import copy
 import functools
@@ -17,16 +21,15 @@ from numpy.typing import NDArray
 
 from data.corpus.index import write_index
 from data.corpus.manifest import ShardEntry
+from data.corpus.tar import TAR_BLOCK
 
-_BLOCK = 512
-# Fields of a ustar header (POSIX.1-1988).
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 
 
 @functools.lru_cache(1 << 16)
 def _npy_header(dtype: np.dtype, count: int) -> bytes:
-    """What stands before the ids in a .npy file. NumPy takes as long to make it as to write the ids;
-    lengths recur.
+    """The header of a .npy file of `count` ids. Cached: NumPy takes as long to make a header as to write the
+    ids, and lengths recur.
     """
     buffer = io.BytesIO()
     about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
@@ -36,8 +39,9 @@ def _npy_header(dtype: np.dtype, count: int) -> bytes:
 
 @functools.cache
 def _webdataset() -> Any:
-    """Imported late, since it brings torch along, which costs a second; and many objects that stay: the
-    garbage collector would walk them all again and again while documents are collected.
+    """The webdataset package. Imported late: it imports torch, which takes a second and makes many objects
+    that stay. They are frozen, or the garbage collector would walk them again and again while documents are
+    collected.
     """
     import webdataset
 
@@ -47,7 +51,7 @@ def _webdataset() -> Any:
 
 
 class _Hashed:
-    """A file that is hashed as it is written, so that it need not be read again. `size`: bytes so far."""
+    """A file that is hashed while it is written, which saves reading it again. `size`: bytes so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -64,17 +68,17 @@ class _Hashed:
 
 
 class _Tar(tarfile.TarFile):
-    """What `TarWriter` hands its members to, five times as fast as `tarfile` and the same bytes.
+    """Writes the members of a `TarWriter`: the bytes that `tarfile` writes, five times as fast.
 
-    Members of a shard differ in name and size alone, so a header is the first one's with those two and the
-    checksum set anew; `tarfile` makes every field of every header from nothing, and keeps them all in memory.
+    Each header is the first one with name, size and checksum set anew. `tarfile` makes every field of every
+    header from nothing, and keeps all headers in memory.
     """
 
     _template: bytes = b""
     _sum = 0
 
     def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
-        """Appends a member; `fileobj`, a BytesIO, is its `size` bytes."""
+        """Append a member. `fileobj`: a BytesIO of its `size` bytes."""
         assert isinstance(fileobj, io.BytesIO) and isinstance(self.fileobj, _Hashed)
         name, size = tarinfo.name.encode(), tarinfo.size
         if not self._template:
@@ -83,7 +87,7 @@ class _Tar(tarfile.TarFile):
             header = bytearray(blank.tobuf(tarfile.USTAR_FORMAT))
             header[_SIZE], header[_CHECKSUM] = bytes(12), b" " * 8
             self._template, self._sum = bytes(header), sum(header)
-        if len(name) > 100 or size >> 33:  # what one plain header cannot say
+        if len(name) > 100 or size >> 33:  # does not fit into one plain header
             return super().addfile(tarinfo, fileobj)
         octal = b"%011o\0" % size
         checksum = self._sum + sum(name) + sum(octal)
@@ -96,17 +100,20 @@ class _Tar(tarfile.TarFile):
             b"%06o\0 " % checksum,
             head[156:],
             data,
-            bytes(-size % _BLOCK),
+            bytes(-size % TAR_BLOCK),
         )
         self.offset += self.fileobj.write(b"".join(parts))
         return None
 
 
 class TokenShardWriter:
-    """One shard: KEY.npy (ids) and KEY.json (origin), through `webdataset.TarWriter` with fixed time and
-    owner.
+    """Writes one shard: KEY.npy (ids) and KEY.json (origin) of each document, through `webdataset.TarWriter`
+    with a fixed time and owner.
 
-    `close` fsyncs, renames into place and returns the manifest entry; until then only a `.tmp` file is there.
+    Until `close` there is only the file PATH.tmp.
+
+    path: the finished shard.
+    dtype: type of the ids, an unsigned integer.
     """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
@@ -125,30 +132,37 @@ class TokenShardWriter:
             group="germinal",
             mode=0o644,
         )
-        # In place of the tarfile it opened, which is 15 % of the time that tokenising takes.
+        # Replaces the TarFile that it opened, which takes 15 % of the time that tokenising takes.
         self._tar.tarstream = _Tar(None, "w", self._hashed, tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
         self._columns: list[tuple[int, int, int, int]] = []
 
     def add(
         self, key: str, ids: NDArray, text_bytes: int, origin: dict[str, Any], media: dict[str, bytes]
     ) -> None:
-        """Appends a document. `key`: unique in the corpus, without a dot."""
+        """Append a document.
+
+        key: the sample's key, unique in the corpus, without a dot.
+        ids: the document's token ids [tokens].
+        text_bytes: UTF-8 bytes of the text that the ids came from.
+        origin: JSON fields that say where the document is from.
+        media: extension → bytes of further members, such as a picture.
+        """
         ids = np.ascontiguousarray(ids, dtype=self.dtype)
         npy = _npy_header(self.dtype, ids.size) + ids.tobytes()
         about = json.dumps({**origin, "text_bytes": text_bytes}, ensure_ascii=False).encode()
         members = {"json": about, "npy": npy, **media}
-        # TarWriter sorts the extensions; the ids' place in the tar follows from those before them.
+        # TarWriter sorts the extensions: the members before .npy say where the ids will be.
         at = self._tar.tarstream.offset
         for extension in sorted(members):
             if extension == "npy":
                 break
-            at += _BLOCK + len(members[extension]) + -len(members[extension]) % _BLOCK
+            at += TAR_BLOCK + len(members[extension]) + -len(members[extension]) % TAR_BLOCK
         self._tar.write({"__key__": key, **members})
-        offset = at + _BLOCK + len(npy) - ids.nbytes
+        offset = at + TAR_BLOCK + len(npy) - ids.nbytes
         self._columns.append((offset, ids.size, zlib.crc32(ids.data), text_bytes))
 
     def close(self) -> ShardEntry:
-        """Makes the shard durable and whole, index first, and returns its entry."""
+        """Make the shard durable, rename it into place, write its index; return its manifest entry."""
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())

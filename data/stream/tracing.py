@@ -15,7 +15,7 @@ import numpy as np
 from data.config import DataConfig
 from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
-from data.corpus.scan import BLOCK, samples
+from data.corpus.tar import TAR_BLOCK, samples
 from data.stream.era import Era, block_windows
 from data.stream.pack import PACKINGS, layout_lengths
 from data.stream.stream import Stream
@@ -139,10 +139,10 @@ def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | 
     begin, end = 0, corpus.manifest.shards[shard].bytes
     if place:
         before = int(index[OFFSET, place - 1] + index[TOKENS, place - 1] * corpus.dtype.itemsize)
-        begin = -(-before // BLOCK) * BLOCK
+        begin = -(-before // TAR_BLOCK) * TAR_BLOCK
     if place + 1 < index.shape[1]:
-        end = (int(index[OFFSET, place + 1]) - 1) // BLOCK * BLOCK - BLOCK
-    around = memoryview(bytes(view[begin:end]) + bytes(2 * BLOCK))
+        end = (int(index[OFFSET, place + 1]) - 1) // TAR_BLOCK * TAR_BLOCK - TAR_BLOCK
+    around = memoryview(bytes(view[begin:end]) + bytes(2 * TAR_BLOCK))
     try:
         for sample in samples(around, "shard"):
             if sample.key == key:

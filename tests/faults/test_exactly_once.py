@@ -11,7 +11,7 @@ import pytest
 
 from common.mapped_file import map_file
 from data.config import DataConfig, MixtureStage, Source
-from data.corpus.scan import samples
+from data.corpus.tar import samples
 from data.stream.stream import Stream
 from whole_runs import (
     GERMINAL,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from common.exit_codes import FAILED
+from common.mapped_file import map_file
 from data.corpus.manifest import read_manifest, write_manifest
-from data.corpus.scan import map_file, samples
+from data.corpus.tar import samples
 from data.stream.heldout import HeldoutLoader
 from parallel.world import runtime as runtimes
 from trainer import decide

@@ -1,4 +1,4 @@
-"""Documents of pictures, and of WebDataset tars made elsewhere, which are read strictly (`data.corpus.scan`).
+"""Documents of pictures, and of WebDataset tars made elsewhere, which are read strictly (`data.corpus.tar`).
 
 Members that could run code when decoded (pickles, `.pt`) are never opened, and no member's name becomes a
 path.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.mapped_file import map_file
-from data.corpus import scan
+from data.corpus import tar
 from data.opening import open_bytes
 from data.prepare.document import Document
 from data.prepare.readers.json_rows import is_too_deep
@@ -109,7 +109,7 @@ def _samples(file: InputFile, limit: int) -> Iterator[tuple[str, int, dict[str, 
     """Yield (key, size in bytes, extension → bytes) of each sample, of the members that are read.
 
     Of a sample with more than `limit` bytes only the size is given. A remote tar is fetched whole into a
-    temporary file first. Raises RuntimeError or ValueError from `data.corpus.scan`.
+    temporary file first. Raises RuntimeError or ValueError from `data.corpus.tar`.
     """
     if "://" not in file.path:
         yield from _mapped(Path(file.path), file.path, limit)
@@ -122,7 +122,7 @@ def _samples(file: InputFile, limit: int) -> Iterator[tuple[str, int, dict[str, 
 
 def _mapped(path: Path, where: str, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:
     view = map_file(path)
-    for sample in scan.samples(view, where):
+    for sample in tar.samples(view, where):
         read = {extension: member for extension, member in sample.members.items() if extension in _READ}
         size = sum(member.size for member in read.values())
         if size > limit:

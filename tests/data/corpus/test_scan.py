@@ -15,7 +15,8 @@ import pytest
 import webdataset
 
 from common.mapped_file import map_file
-from data.corpus.scan import index_shard, samples
+from data.corpus.scan import index_shard
+from data.corpus.tar import samples
 
 Entry = tuple[str, bytes]
 

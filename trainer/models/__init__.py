@@ -1,1 +1,14 @@
-"""The models."""
+"""The models, what their configs answer, and the layers that they share.
+
+Read in this order:
+
+config.py      `ModelConfig`: what the rest of the project may ask of any model's config, without torch
+decoder/       the decoder-only language model
+layers/        what models are put together from
+registry.py    `model.kind` → the config of a model
+build.py       a config → its torch module
+
+A new model is a folder like decoder/ and a line in registry.py. Its files import torch, `common` and each
+other; how it is cut over ranks is declared in its `ModelPlan` (common/model_plan.py), and what its modules
+offer to `parallel` beside that in common/module_interfaces.py.
+"""

@@ -14,9 +14,9 @@ from trainer.models.layers.head import LMHead
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, language-model head; or any consecutive part of them.
 
-    A pipeline stage is this module with `embed`, `norm`, `head` set to None and keys of `layers` deleted:
-    what is left still runs, and its state_dict keeps the whole model's names. Parameters are left as torch's
-    constructors make them: the engine draws them by the config's `plan().init`.
+    A pipeline stage is this module with `embed`, `norm` or `head` set to None and keys of `layers` deleted:
+    the rest still runs, and its state_dict keeps the whole model's names. Parameters have the values that
+    torch's constructors give them; the engine draws them anew by the config's `plan().init`.
     """
 
     def __init__(self, cfg: DecoderConfig) -> None:
@@ -40,16 +40,16 @@ class Decoder(nn.Module):
         targets: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """x: token ids [batch, seq] where `embed` is there, else hidden states [batch, seq, hidden].
+        """Return hidden states [batch, seq, hidden] without a `head`; with one, logits [batch, seq, vocab],
+        or with targets each row's summed negative log-likelihood in nats, float32 [batch].
 
-        positions [batch, seq]: each token's place for the rotation; counted from 0 if None. documents
-        [batch, seq]: attention stays among equal numbers. targets [batch, seq]: -100 is not counted. cache:
-        x continues the cached tokens, and joins them.
-
-        Returns hidden states without a `head`; logits [batch, seq, vocab] without targets; else the summed
-        negative log-likelihood in nats, float32, shape [1].
+        x: token ids [batch, seq] with an `embed`, else hidden states [batch, seq, hidden].
+        positions: [batch, seq], each token's position for the rotation; None: counted from 0.
+        documents: [batch, seq], tokens attend to tokens of the same number; None: to all before them.
+        targets: [batch, seq], `common.objective.IGNORED` where no loss is counted.
+        cache: the tokens that x continues; x is added to it.
         """
-        # Hidden states may be this rank's slice of the sequence; arrays of tokens are always whole.
+        # Under tensor parallelism hidden states are this rank's part of the sequence; the others are whole.
         whole = next((a for a in (positions, documents, targets) if a is not None), x)
         if self.embed is not None:
             x = self.embed(x)

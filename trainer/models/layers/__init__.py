@@ -1,1 +1,12 @@
-"""The parts that models are made of."""
+"""What models are put together from. A layer takes sizes, never a model's config.
+
+basic.py              linear, embedding, RMSNorm, rotary positions, SwiGLU
+attention.py          grouped-query attention: causal, document by document, with a cache of the past
+
+The output layer and its loss, from the outside in:
+
+head.py               hidden states → logits, or a loss
+cross_entropy.py      the loss and its gradients, a chunk of logits at a time
+softmax.py            the softmax of one chunk, eager or fused, of a whole or a split vocabulary
+known_gradients.py    autograd nodes for gradients that forward has found already
+"""

@@ -1,4 +1,4 @@
-"""Grouped-query self-attention with rotary positions, whole or document by document, cached or not."""
+"""Grouped-query self-attention with rotary positions: causal, by document, with or without a cache."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """What all blocks of one forward share. No dataclass, tuple or dictionary: FSDP's mixed precision looks
-    into those, and would cast the tables, for every block anew.
+    """What all blocks of one forward share.
 
-    rotary: (cos, sin) of the sequence's positions, float32, see `layers.RotaryTables`.
+    rotary: (cos, sin) of the sequence's positions, float32; see `basic.RotaryTables`.
     mask: None for plain causal attention; else FlexAttention's block mask, or an additive mask broadcastable
         to [batch, heads, seq, keys].
+
+    Not a dataclass, tuple or dictionary: FSDP's mixed precision looks into those, and would cast the tables
+    for every block anew.
     """
 
     def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | BlockMask | None = None) -> None:
@@ -51,7 +53,7 @@ class LayerCache:
 
 
 class KVCache:
-    """The past of a whole decoder, for decoding token by token. Holds at most `limit` tokens a row."""
+    """Keys and values of all layers' past tokens, at most `limit` a row: for decoding token by token."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -59,7 +61,7 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Tokens cached so far (of the first layer: between forwards all layers agree)."""
+        """Tokens cached so far, by the first layer: between forwards all layers have cached as many."""
         return next(iter(self._layers.values())).length if self._layers else 0
 
     def layer(self, key: str) -> LayerCache:
@@ -67,7 +69,7 @@ class KVCache:
 
 
 class AttentionCore(nn.Module):
-    """`attend` as a module, so that a plan can name the place where every token meets every other."""
+    """`attend` as a module, so that a `ModelPlan` can name it: style "attention_core"."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         return attend(q, k, v, mask)
@@ -82,8 +84,8 @@ class Attention(nn.Module):
     kv_heads: key-value heads.
     qk_norm_eps: normalise queries and keys, head by head, with this epsilon; None: do not.
 
-    Head counts are read off the projections' outputs, never off the arguments: a projection that holds a part
-    of the heads makes an attention over that part.
+    The number of heads follows from the projections' outputs: with projections that hold a part of the heads
+    (tensor parallelism), this is attention over that part.
     """
 
     def __init__(self, *, hidden: int, head_dim: int, kv_heads: int, qk_norm_eps: float | None) -> None:
@@ -112,14 +114,14 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
-    """q [batch, heads, seq, head_dim] over k, v [batch, kv_heads, keys, head_dim] → q's shape.
+    """Attention of q [batch, heads, seq, head_dim] over k, v [batch, kv_heads, keys, head_dim] → q's shape.
 
-    Without a mask it is causal; a single query (decoding) sees every key.
+    Without a mask attention is causal; a single query (decoding) attends to every key.
     """
     grouped = q.shape[1] != k.shape[1]
     if mask is None or isinstance(mask, Tensor):
         if grouped and q.is_cuda and q.dtype == torch.float32:
-            # The one CUDA kernel for float32 that does not hold all scores knows no groups.
+            # The one CUDA kernel for float32 that does not hold all scores takes as many keys as queries.
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
             grouped = False
         causal = mask is None and q.shape[2] > 1
@@ -128,7 +130,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> 
 
 
 def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
-    """Causal attention inside each document. `documents` [batch, seq]: equal numbers, same document.
+    """Return the mask of causal attention inside each document.
+
+    documents: [batch, seq]; tokens with equal numbers are of one document.
 
     On CUDA a block mask, so that FlexAttention skips the blocks between documents (Dong et al. 2024,
     arXiv:2412.05496); elsewhere an additive mask [batch, 1, seq, seq] in `dtype`, made once for all layers.
@@ -142,20 +146,20 @@ def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
 
 
 def document_block_mask(documents: Tensor) -> BlockMask:
-    """The same mask for FlexAttention. Made once a micro-batch, for all blocks."""
+    """Return the same mask for FlexAttention. It is made once a micro-batch, for all blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (documents[b, q] == documents[b, k])
 
     batch, seq = documents.shape
-    # Uncompiled, it holds every one of batch · seq² answers at once.
+    # Uncompiled, `create_block_mask` holds all batch · seq² values of `visible` at once.
     make = _compiled(create_block_mask) if documents.is_cuda else create_block_mask
     return make(visible, batch, None, seq, seq, device=documents.device)
 
 
 def resumed_mask(new: int, past: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive causal mask [new, past + new] of `new` > 1 tokens behind `past` cached ones."""
+    """Return the additive causal mask [new, past + new] of `new` > 1 tokens after `past` cached ones."""
     seen = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
@@ -163,8 +167,8 @@ def resumed_mask(new: int, past: int, dtype: torch.dtype, device: torch.device) 
 def _flex_attention(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Uncompiled it holds the full score matrix: right, and only good for tests on a CPU. Inside a compiled
-    # block it is compiled with the block.
+    # Uncompiled, FlexAttention holds the full score matrix: correct, but for tests on a CPU only. Inside a
+    # compiled block it is compiled with the block.
     if q.is_cuda and not torch.compiler.is_compiling():
         return _compiled(flex_attention)(q, *args, **kwargs)
     return flex_attention(q, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The small pieces: normalisation, rotary positions, the gated feed-forward network."""
+"""Linear layers, embedding, normalisation, rotary positions, the gated feed-forward network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
-    """torch's own, which draws no values on the meta device: there its generators are Python, slow, and
-    import torch._dynamo, a second at every start. A run's first values come from `ModelPlan`.
+    """torch's own, except that it draws no values on the meta device.
+
+    Drawing there is slow Python that imports torch._dynamo, a second at every start. A run's first values
+    come from the `ModelPlan`.
     """
 
     def reset_parameters(self) -> None:
@@ -20,7 +22,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """torch's own, with the same exception."""
+    """torch's own, with the same exception as `Linear`."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -36,7 +38,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch has a fused kernel for CUDA only; elsewhere its many small ones take twice as long as ours.
+        # torch has a fused kernel for CUDA only; elsewhere its many small ones take twice _RMSNorm's time.
         if x.is_cuda:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
@@ -79,9 +81,9 @@ class FeedForward(nn.Module):
 class RotaryTables:
     """cos and sin of position · frequency (Su et al. 2021, arXiv:2104.09864), in float32, kept per device.
 
-    Both are laid out for `rotate`: over the whole head_dim, the first half of the sines negated. Not a module
-    and not buffers: the tables follow from two numbers, so nothing of them belongs in a checkpoint, and
-    building the model on the meta device leaves nothing to fill.
+    Both are made for `rotate`: they have the whole head_dim, and the first half of the sines is negated. This
+    is no module and has no buffers: the tables follow from two numbers, so a checkpoint needs none of them,
+    and a model built on the meta device has nothing to fill in.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
@@ -90,16 +92,16 @@ class RotaryTables:
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def upto(self, seq: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The tables of positions 0 … seq-1, each [seq, 1, head_dim]."""
+        """Return (cos, sin) of positions 0 … seq-1, each [seq, 1, head_dim]."""
         tables = self._tables.get(device)
         if tables is None or tables[0].shape[0] < seq:
-            # Made inside `generate`'s inference mode, they could never be saved for a backward later.
+            # Tensors made inside `generate`'s inference mode could not be saved for a later backward.
             with torch.inference_mode(False), torch.no_grad():
                 tables = self._tables[device] = self.at(torch.arange(seq, device=device))
         return tables[0][:seq], tables[1][:seq]
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The tables of `positions` [batch, seq], each below 2²⁴: [batch, seq, 1, head_dim]."""
+        """Return (cos, sin) of `positions` [batch, seq], all below 2²⁴: each [batch, seq, 1, head_dim]."""
         exponents = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
         frequencies = self.theta ** -(exponents / self.head_dim)
         angles = positions.to(torch.float32)[..., None, None] * frequencies

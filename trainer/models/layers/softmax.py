@@ -1,4 +1,11 @@
-"""The softmax of a chunk of logits, eager or in fused kernels: the loss of its rows, and their gradient."""
+"""The softmax of a chunk of logits, eager or in fused kernels: the loss of its rows, and their gradient.
+
+Arguments that several functions share:
+
+columns: [rows, 1], each row's target among the columns of this rank; any column where it is on another rank.
+here: [rows], whether the target is counted and on this rank.
+counted: [rows], whether the target is counted.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +23,13 @@ from common.module_interfaces import VocabShard
 
 @dataclass(frozen=True)
 class Softmax:
-    """The softmax of a chunk's logits: the exponentials of the columns that lie here, three numbers a row.
+    """The softmax of a chunk's logits: exponentials of this rank's columns, and three numbers for each row.
 
-    exponentials [rows, vocab here] are exp(logit - own_peak), own_peak [rows] being the peak of the columns
-    here. Of the whole vocabulary, each [rows]: peak; mass = Σ exp(logit - peak); at_target, the target's
-    logit.
+    exponentials: [rows, this rank's vocabulary], exp(logit - own_peak).
+    own_peak: [rows], the largest logit of this rank's columns.
+    peak: [rows], the largest logit of the whole vocabulary.
+    mass: [rows], Σ exp(logit - peak) over the whole vocabulary.
+    at_target: [rows], the target's logit.
     """
 
     exponentials: Tensor
@@ -31,7 +40,7 @@ class Softmax:
 
     @classmethod
     def of(cls, logits: Tensor, columns: Tensor, here: Tensor, shard: VocabShard | None) -> Softmax:
-        """Takes `logits` over: their memory holds the exponentials."""
+        """Compute the softmax in place: the memory of `logits` [rows, vocab] is used for the exponentials."""
         peak = logits.amax(dim=1)
         at_target = logits.gather(1, columns)[:, 0].masked_fill(~here, 0.0)
         exponentials = logits.sub_(peak[:, None]).exp_()
@@ -41,11 +50,11 @@ class Softmax:
         return cls(exponentials, peak, *_over_shards(peak, mass, at_target, shard.group))
 
     def nll(self) -> Tensor:
-        """-log softmax[target], [rows], in nats."""
+        """Return -log softmax[target], [rows], in nats."""
         return self.mass.log() + self.peak - self.at_target
 
     def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
-        """softmax - onehot(target), zero in rows that are not counted. Takes the exponentials over."""
+        """Return softmax - onehot(target), zero in rows that are not counted; in place, once."""
         scale = (self.own_peak - self.peak).exp_().div_(self.mass).mul_(counted)
         gradient = self.exponentials.mul_(scale[:, None])
         return gradient.scatter_add_(1, columns, here[:, None].to(gradient.dtype).neg_())
@@ -53,8 +62,11 @@ class Softmax:
 
 @dataclass(frozen=True)
 class FusedSoftmax:
-    """The same of logits in whatever type the matrix product gave them, which are left as they are: the first
-    compiled kernel reads them for the three numbers, the second turns them into the gradient.
+    """The same by two compiled kernels: one reads the logits for the three numbers, one writes the gradient.
+
+    logits: [rows, this rank's vocabulary], in the dtype of the matrix product, unchanged until the gradient.
+    peak, mass, at_target: as in `Softmax`.
+    compiler: the torch.compile backend.
     """
 
     logits: Tensor
@@ -73,11 +85,11 @@ class FusedSoftmax:
         return cls(logits, peak, mass, at_target, compiler)
 
     def nll(self) -> Tensor:
-        """-log softmax[target], [rows], in nats."""
+        """Return -log softmax[target], [rows], in nats."""
         return self.mass.log() + self.peak - self.at_target
 
     def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
-        """softmax - onehot(target), zero in rows that are not counted. Takes the logits' memory over."""
+        """Return softmax - onehot(target), zero in rows that are not counted, in the memory of the logits."""
         kernel = _compiled(_into_gradient, self.compiler)
         return kernel(self.logits, self.peak, self.mass, columns, here, counted)
 
@@ -105,7 +117,7 @@ def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 def _over_shards(
     peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Peak, mass above it and target logit of the whole vocabulary; the same on all ranks."""
+    """Return peak, mass and target logit over the whole vocabulary, from this rank's; equal on all ranks."""
     mine = torch.stack((peak, mass, at_target))
     parts = mine.new_empty(group.size(), *mine.shape)
     dist.all_gather(list(parts.unbind()), mine, group=group)

@@ -1,1 +1,18 @@
-"""What several packages need and none owns: interfaces, exit codes, files that survive a crash, locks."""
+"""What several packages need and none of them owns. Imports no other package of the project.
+
+Interfaces between the floors:
+
+model_plan.py           how a model is cut, sharded, initialised: models declare it, `parallel` applies it
+module_interfaces.py    what a model's module may offer to `parallel`
+objective.py            model inputs, losses and counts: objectives implement it, engines call it
+precision.py            fp32, bf16, fp16
+
+Processes and files:
+
+exit_codes.py           how a process ended, for whoever started it
+standard_error.py       messages, though nobody may be reading them
+files.py                files that survive a crash whole
+lock.py                 locks between processes
+mapped_file.py          local files as memory
+retry.py                attempts with pauses
+"""

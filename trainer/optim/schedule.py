@@ -14,13 +14,15 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 
 
 def learning_rate(step: int, cfg: OptimConfig, total_steps: int) -> float:
-    """The rate of the update that follows `step` finished ones.
+    """Return the rate of the update that follows `step` finished ones.
 
     Every schedule rises linearly over `warmup_steps` (the last warm-up update has the full rate) and, but for
-    `constant`, ends at `min_lr_ratio * lr`. `cosine` is Loshchilov & Hutter's (arXiv 1608.03983) without
-    restarts; `wsd` (warm-up, stable, decay: Hu et al., MiniCPM, arXiv 2404.06395) holds the rate and falls
-    linearly over the last `decay_fraction` of the run, a shape Hägele et al. (arXiv 2405.18392) found best
-    among coolings.
+    `constant`, ends at `min_lr_ratio * lr`:
+
+    linear: falls linearly.
+    cosine: falls as Loshchilov & Hutter's (arXiv:1608.03983), without restarts.
+    wsd (warm-up, stable, decay: Hu et al., MiniCPM, arXiv:2404.06395): holds the rate, and falls linearly
+        over the last `decay_fraction` of the run; Hägele et al. (arXiv:2405.18392) found this decay the best.
     """
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
@@ -41,14 +43,15 @@ def learning_rate(step: int, cfg: OptimConfig, total_steps: int) -> float:
 
 
 def decay_begins(cfg: OptimConfig, total_steps: int) -> int:
-    """wsd: the number of steps after which the rate begins to fall; 0 for a schedule without such a step."""
+    """Return the number of steps after which wsd's rate begins to fall; 0 for other schedules."""
     decay_steps = round(cfg.decay_fraction * total_steps)
     return max(0, total_steps - decay_steps) if cfg.schedule == "wsd" and decay_steps > 1 else 0
 
 
 def decay_from(step: int, cfg: OptimConfig, total_steps: int) -> tuple[int, float | None]:
-    """wsd: the train.steps and the optim.decay_fraction each of which alone has the rate fall from `step` on,
-    instead of before; no fraction where the run ends there.
+    """Return the train.steps and the optim.decay_fraction with which wsd's rate would fall from `step` on.
+
+    Either of the two is enough. There is no such fraction (None) where the run ends at `step`.
     """
     steps = int(step / (1.0 - cfg.decay_fraction))
     while steps - round(cfg.decay_fraction * steps) < step:
@@ -61,7 +64,7 @@ def decay_from(step: int, cfg: OptimConfig, total_steps: int) -> tuple[int, floa
 
 
 def of_settings(settings: Mapping[str, Any]) -> tuple[OptimConfig, int]:
-    """The schedule's keys and the steps of the run, from the dotted keys that a checkpoint keeps."""
+    """Return the schedule's config and the steps of the run, from the dotted keys that a checkpoint keeps."""
     known = {field.name for field in fields(OptimConfig)}
     split = [(key.partition("."), value) for key, value in settings.items()]
     optim = {key: value for (section, _, key), value in split if section == "optim" and key in known}
@@ -69,9 +72,14 @@ def of_settings(settings: Mapping[str, Any]) -> tuple[OptimConfig, int]:
 
 
 def jump(step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[float, float] | None:
-    """(rate of update `step`, rate of the next), where a resume at `step` with the settings `now` takes the
-    rate elsewhere, and to where those of `then` would not have; None where it does not. Less than a hundredth
-    of the highest rate is no jump.
+    """Return (rate of update `step`, rate of the next) where changed settings make the learning rate jump.
+
+    step: updates that were done when the run was resumed.
+    now: the settings that the run goes on with, by dotted key.
+    then: those it was saved with.
+
+    None where the next rate is within a hundredth of the highest rate of the last one, or of the rate that
+    `then` would have given.
     """
     if not step or "train.steps" not in then:
         return None

@@ -5,17 +5,17 @@ from contextlib import contextmanager
 
 from trainer.models.config import ModelConfig
 
-# torch's CPU allocator has no error of its own; these are its words (torch 2.11 to 2.13).
+# torch's CPU allocator raises a plain RuntimeError with one of these texts (torch 2.11 to 2.13).
 WORDS = ("can't allocate memory", "not enough memory")
 
 
 @contextmanager
 def allocating(cfg: ModelConfig) -> Iterator[None]:
-    """Raise a want of memory as a RuntimeError of one line with the model's size and the key to change."""
+    """Turn an error for lack of memory into a RuntimeError with the model's size and the key to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _wants_memory(error):
+        if not _lacks_memory(error):
             raise
         parameters = cfg.parameters().total
         raise RuntimeError(
@@ -25,7 +25,7 @@ def allocating(cfg: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def _wants_memory(error: Exception) -> bool:
+def _lacks_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return True
     return any(words in str(error) for words in WORDS)

@@ -9,7 +9,7 @@ from parallel.layout.layout import Layout
 from parallel.messages.comms import CommCounter, context_bytes, data_bytes, pipeline_bytes, tensor_bytes
 from trainer.config.run_config import RunConfig
 
-_BLOCK = re.compile(r"model\.\w+\.\d+\.")  # what a block's parameters begin with
+_BLOCK = re.compile(r"model\.\w+\.\d+\.")  # the prefix of a block's parameters
 
 
 def counter(engine: Engine) -> CommCounter:
@@ -20,7 +20,8 @@ def counter(engine: Engine) -> CommCounter:
 def rows(
     found: CommCounter, engine: Engine, cfg: RunConfig, layout: Layout, rank: int
 ) -> list[dict[str, Any]]:
-    """One a (axis, kind): calls and bytes that this rank sent in the step; and one an axis with a formula.
+    """Return a row for each (axis, kind), with the calls and bytes that this rank sent in the step; and a row
+    for each axis that has a formula, with the bytes that were sent and those of the formula.
 
     The formulas are `parallel.messages.comms`'s: ZeRO's over the data axes (Rajbhandari et al. 2020,
     arXiv:1910.02054, section 7), sequence-parallel tensor parallelism's (Korthikanti et al. 2022,
@@ -41,7 +42,7 @@ def rows(
 
 
 def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[str, float]:
-    """Axis → bytes that `rank` sends in one step, for the axes whose formula holds on this layout."""
+    """Return axis → bytes that `rank` sends in one step, for the axes whose formula holds on this layout."""
     if cfg.parallel.engine != "torch":
         return {}
     micro_batches = layout.micro_batches(cfg.train.global_batch, cfg.train.micro_batch)
@@ -60,7 +61,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
         neighbours = [(stage, other) for stage in stages for other in (stage - 1, stage + 1)]
         sends = sum(0 <= other < layout.stages and other not in stages for _, other in neighbours)
         wanted["pp"] = pipeline_bytes(hidden_states // layout.tp, sends=sends, **each)
-    if cfg.parallel.recompute != "none":  # it sends again what it needs again
+    if cfg.parallel.recompute != "none":  # blocks that are computed again send again
         return wanted
     if layout.tp > 1:
         ends = (0 in stages) + (layout.stages - 1 in stages)
@@ -73,7 +74,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
 
 
 def _data(held: int, layout: Layout, micro_batches: int, parameter_bytes: int) -> float:
-    """Over both data axes. held: parameters that lie on this rank."""
+    """Return the bytes over both data axes. held: number of parameters on this rank."""
     ranks = layout.dp * layout.cp
     if layout.zero == 0:
         return data_bytes(held, ranks=ranks, zero=0, micro_batches=micro_batches)

@@ -1,7 +1,5 @@
 """Saving, keeping and resuming: many ranks through one folder, and every way that a folder can go wrong."""
 
-import errno
-import os
 import threading
 import time
 from pathlib import Path
@@ -262,40 +260,3 @@ def test_a_tensor_missing_on_one_rank_or_left_over_is_an_error_on_all(tmp_path: 
 
 
 # Keeping.
-
-
-def test_keeps_the_newest_that_verify(tmp_path: Path) -> None:
-    checkpointer, engine = make(tmp_path, keep=2, asynchronous=True), FakeEngine()
-    for step in range(1, 5):
-        save(checkpointer, engine, step)
-    checkpointer.wait()
-    assert folders.steps(checkpointer.root) == [4, 3]
-    flip(tensors_of(tmp_path, 4))  # does not count any more
-    save(checkpointer, engine, 5)
-    checkpointer.wait()
-    assert folders.steps(checkpointer.root) == [5, 4, 3]
-    assert "not counted among the 2 to keep" in events(tmp_path, "fault")[0]["reason"]
-    assert not [name for name in os.listdir(checkpointer.root) if name.startswith(".tmp")]
-
-
-def test_a_checkpoint_that_counted_once_is_not_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    verify = folders.verify
-    monkeypatch.setattr(folders, "verify", lambda at, **share: (read.append(at.name), verify(at, **share))[1])
-    checkpointer = make(tmp_path, keep=2)
-    for step in (1, 2, 3):
-        save(checkpointer, FakeEngine(), step)
-    assert read == [f"step-{step:09d}" for step in (1, 2, 3)]
-
-
-def test_failing_to_delete_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(folders, "delete", refuse)
-    checkpointer = make(tmp_path, keep=1)
-    for step in (1, 2):
-        save(checkpointer, FakeEngine(), step)
-    assert "could not delete an old checkpoint: Permission denied" in events(tmp_path, "fault")[0]["reason"]

@@ -1,6 +1,8 @@
 """Which checkpoints stay, which are told apart by their step, and what is never saved."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpointed import FakeEngine, events, make, save
+from checkpointed import FakeEngine, events, flip, make, save, tensors_of
 from launch import cli
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.finite import is_finite
@@ -136,3 +138,40 @@ def test_exactly_the_numbers_that_are_not_finite_are_found(name: str) -> None:
 
 def bytes_of(values: torch.Tensor) -> memoryview:
     return values.view(torch.uint8).numpy().data.cast("B")
+
+
+def test_keeps_the_newest_that_verify(tmp_path: Path) -> None:
+    checkpointer, engine = make(tmp_path, keep=2, asynchronous=True), FakeEngine()
+    for step in range(1, 5):
+        save(checkpointer, engine, step)
+    checkpointer.wait()
+    assert folders.steps(checkpointer.root) == [4, 3]
+    flip(tensors_of(tmp_path, 4))  # does not count any more
+    save(checkpointer, engine, 5)
+    checkpointer.wait()
+    assert folders.steps(checkpointer.root) == [5, 4, 3]
+    assert "not counted among the 2 to keep" in events(tmp_path, "fault")[0]["reason"]
+    assert not [name for name in os.listdir(checkpointer.root) if name.startswith(".tmp")]
+
+
+def test_a_checkpoint_that_counted_once_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    verify = folders.verify
+    monkeypatch.setattr(folders, "verify", lambda at, **share: (read.append(at.name), verify(at, **share))[1])
+    checkpointer = make(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        save(checkpointer, FakeEngine(), step)
+    assert read == [f"step-{step:09d}" for step in (1, 2, 3)]
+
+
+def test_failing_to_delete_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(folders, "delete", refuse)
+    checkpointer = make(tmp_path, keep=1)
+    for step in (1, 2):
+        save(checkpointer, FakeEngine(), step)
+    assert "could not delete an old checkpoint: Permission denied" in events(tmp_path, "fault")[0]["reason"]

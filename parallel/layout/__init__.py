@@ -1,1 +1,6 @@
-"""Which rank does what: the sizes of the mesh axes, the cuts of the model, the process groups."""
+"""Which rank does what.
+
+layout.py   sizes of the mesh axes from the config; rank ↔ place on every axis; what must divide. Torch-free
+cuts.py     which blocks a pipeline stage has, which rows a rank's shard has. Torch-free
+mesh.py     the process groups, with a picture of the axes
+"""

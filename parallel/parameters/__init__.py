@@ -1,1 +1,7 @@
-"""Parameters as one rank holds them."""
+"""Parameters as one rank holds them.
+
+sharded_parameter.py   which part of the global tensor, in which memory
+initialize.py          first values: each parameter drawn whole from (seed, name), then cut
+ownership.py           which of several ranks counts and saves a parameter
+whole_matrices.py      functions of whole matrices over sharded ones, for Muon
+"""

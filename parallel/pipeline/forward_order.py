@@ -1,4 +1,4 @@
-"""Forward through a pipeline without backward: who runs what when, with many micro-batches under way."""
+"""Forward through a pipeline without backward: which rank runs which stage when."""
 
 from functools import cache
 from heapq import heappop, heappush
@@ -11,16 +11,18 @@ Slot = list[tuple[int, int] | None]
 
 @cache
 def forward_order(layout: Layout, count: int) -> list[Slot]:
-    """Slots of one stage's time each, the same on every rank: what runs in a slot was ready before it.
+    """Slots, each of one stage's time, the same on every rank. The inputs of a slot are ready before it.
 
-    A rank runs the furthest stage that it has an input for. So a micro-batch that has come round is not
-    overtaken by those behind it, and no rank's inputs pile up.
+    A rank runs the last of its stages that has an input. So later micro-batches do not overtake one that has
+    come back to this rank, and inputs do not pile up on a rank.
+
+    count: number of micro-batches.
     """
     ready: list[list[tuple[int, int]]] = [[] for _ in range(layout.pp)]
     ready[layout.pp_index_of(0)] = [(0, number) for number in range(count)]
     slots = []
     while any(ready):
-        # By falling stage: a heap's first is the smallest.
+        # Stages are negative in the heap, whose first element is the smallest.
         taken = [heappop(mine) if mine else None for mine in ready]
         slot: Slot = [None if one is None else (-one[0], one[1]) for one in taken]
         for one in slot:

@@ -1,6 +1,17 @@
-"""Pipeline parallelism: running torch's schedules over the stages that `stages` cuts.
+"""Pipeline parallelism: torch's schedules over the stages that `stages` cuts, and evaluation without them.
 
-Imported only where there is a pipeline: torch's pipelining takes a good part of a second.
+1F1B with 4 stages and 6 micro-batches. Fn: forward of micro-batch n; Bn: its backward, twice as long. After
+each forward a rank sends the hidden state to the next stage, after each backward the gradient of its input to
+the previous one:
+
+    stage 0  F0 F1 F2 F3                   B0--- F4 B1--- F5 B2---    B3---    B4---    B5---
+    stage 1     F0 F1 F2             B0--- F3 B1--- F4 B2--- F5 B3---    B4---    B5---
+    stage 2        F0 F1       B0--- F2 B1--- F3 B2--- F4 B3--- F5 B4---    B5---
+    stage 3           F0 B0--- F1 B1--- F2 B2--- F3 B3--- F4 B4--- F5 B5---
+
+A stage holds the activations of at most as many micro-batches as there are stages from it to the last.
+
+Imported only where there is a pipeline: importing torch's pipelining takes a good part of a second.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +37,11 @@ from parallel.relied_on import insist
 class Pipeline:
     """The stages of one rank and the schedule that runs them.
 
-    first: the modules of the first stage on the meta device, for the shape of what passes between stages.
+    stages: stage number → module.
+    first: the modules of the first stage on the meta device, which give the shape of the hidden states.
+    layout, mesh: of the whole model.
+    device: where the stages are.
+    dtype: of the hidden states.
     """
 
     def __init__(
@@ -66,8 +81,8 @@ class Pipeline:
     def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
         """Forward and backward of all micro-batches; gradients accumulate in the parameters.
 
-        loss: (last stage's output, number of the micro-batch) → what backward starts from, which is no view.
-        Called on the last stage.
+        loss: (last stage's output, number of the micro-batch) → the tensor that backward starts from, not a
+            view. Called on the last stage.
         """
         count = len(inputs)
         schedule, sends = self._schedule(inputs[0].x, count)
@@ -95,10 +110,11 @@ class Pipeline:
     def evaluate(self, inputs: Sequence[ModelInputs], take: Callable[[Tensor, int], None]) -> None:
         """Forward of all micro-batches, in `forward_order`.
 
-        take: gets the last stage's output and the number of the micro-batch, in order, where that stage is.
+        take: called with the last stage's output and the number of the micro-batch, in order, on the rank
+            that has the last stage.
         """
         layout, here = self._layout, self._rank
-        held: dict[tuple[int, int], Tensor] = {}  # by stage and micro-batch: inputs that are here or coming
+        held: dict[tuple[int, int], Tensor] = {}  # (stage, micro-batch) → its input
         coming: dict[tuple[int, int], Any] = {}
         sent: list[tuple[Any, Tensor]] = []
         for slot in forward_order(layout, len(inputs)):
@@ -112,8 +128,8 @@ class Pipeline:
                     take(output, number)
                 else:
                     held[stage + 1, number] = output.contiguous()
-            # Every two ranks agree on the order of all messages between them, as NCCL wants it, and a rank
-            # waits for no message of the slot it is in: nobody waits in a circle.
+            # Any two ranks have the same order of the messages between them, as NCCL needs. A rank waits for
+            # no message of its present slot, so no ranks wait for each other in a circle.
             earlier, sent = sent, []
             for source, done in enumerate(slot):
                 if done is None or done[0] + 1 == layout.stages:
@@ -177,7 +193,7 @@ class Pipeline:
             loss_fn=lambda output, number: self._loss(output, int(number)),
             scale_grads=False,
         )
-        if not several:  # these wait for their sends themselves
+        if not several:  # schedules of one stage a rank wait for their sends themselves
             return schedule, Sends({})
         insist("torch", schedule, "pipeline_order_with_comms")
         sends = Sends(arrivals(schedule.pipeline_order_with_comms)[self._rank])

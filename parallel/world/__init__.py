@@ -1,1 +1,10 @@
-"""Which ranks there are, where they meet, and who is still there."""
+"""This process among the ranks.
+
+runtime.py       one rank, from joining the others to the end of its process
+launcher.py      which rank this is, by the launcher's environment variables. Torch-free
+device.py        which device it computes on
+rendezvous.py    where the ranks meet, and whether they fit together. Torch-free
+presence.py      which ranks are still there: one connection a rank. Torch-free
+ending.py        ends of the process from outside the main thread. Torch-free
+environment.py   environment variables for libraries that take their settings in no other way
+"""

@@ -1,4 +1,4 @@
-"""Saving, against what others do with the same bytes, in one run, interleaved.
+"""Speed of saving a checkpoint against other ways to save the same bytes, in one run, interleaved.
 
 python bench/checkpoint.py [--mib N] [--ranks N] [--rounds N] [--folder DIR]
 
@@ -47,7 +47,7 @@ SLICE_BYTES = 8 << 20
 
 
 class State:
-    """An engine as far as a checkpoint sees one: this rank's layers, parameters and both moments."""
+    """The part of an engine that a checkpoint uses: a rank's parameters and both moments, by layer."""
 
     def __init__(self, rank: int, mib: int) -> None:
         shapes = [(HIDDEN, HIDDEN)] * 4 + [(HIDDEN, 3 * HIDDEN)] * 3 + [(HIDDEN,)] * 2
@@ -109,7 +109,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def seconds(action: Callable[[], None], rank: int) -> float:
-    """From all ranks' start to the last one's end, with no older dirty page in the way."""
+    """Time an action from all ranks' start to the last one's end, once older dirty pages are on disk."""
     if rank == 0:
         os.sync()
     barrier()
@@ -125,21 +125,31 @@ def work(rank: int, args: argparse.Namespace, folder: Path) -> None:
         init = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=init, rank=rank, world_size=args.ranks)
     state = State(rank, args.mib // args.ranks)
+    times = save_times(state, folder, args.rounds, rank, args.ranks)
+    stalls = stall_times(state, folder, args.rounds, rank, args.ranks)
+    if rank == 0:
+        report(times, stalls, state.nbytes * args.ranks, args)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
-    def checkpointer(name: str, asynchronous: bool) -> Checkpointer:
-        return Checkpointer(
-            folder / name,
-            every=1,
-            keep=0,
-            asynchronous=asynchronous,
-            identity=lambda position: Identity(),
-            events=EventLog(None),
-            ranks=Ranks(rank, args.ranks, gather),
-        )
 
-    ours = checkpointer("germinal", False)
+def checkpointer(folder: Path, rank: int, ranks: int, *, asynchronous: bool) -> Checkpointer:
+    return Checkpointer(
+        folder,
+        every=1,
+        keep=0,
+        asynchronous=asynchronous,
+        identity=lambda position: Identity(),
+        events=EventLog(None),
+        ranks=Ranks(rank, ranks, gather),
+    )
+
+
+def save_times(state: State, folder: Path, rounds: int, rank: int, ranks: int) -> dict[str, list[float]]:
+    """Return contender → seconds of a save, one a round."""
+    ours = checkpointer(folder / "germinal", rank, ranks, asynchronous=False)
     times: dict[str, list[float]] = {"raw": [], "germinal": [], "torch.save": [], "dcp": []}
-    for number in range(args.rounds + 1):
+    for number in range(rounds + 1):
         at = TrainState(number)
         contenders: dict[str, Callable[[], None]] = {
             "raw": lambda: raw(folder / "raw", rank, state),
@@ -149,39 +159,37 @@ def work(rank: int, args: argparse.Namespace, folder: Path) -> None:
         }
         for name in random.Random(number).sample(list(contenders), len(contenders)):  # the same on every rank
             taken = seconds(contenders[name], rank)
-            if number:  # the first round meets memory that the system has yet to find
+            if number:  # in the first round the system has yet to allocate memory
                 times[name].append(taken)
             if rank == 0:
                 step = folder / name / "checkpoints" / f"step-{number:09d}"
                 shutil.rmtree(step if name == "germinal" else folder / name)
             barrier()
+    return times
 
-    def copy_all() -> None:
-        for copy, tensor in zip(copies, state.tensors.values(), strict=True):
-            copy.copy_(tensor)
 
-    background = checkpointer("async", True)
+def stall_times(state: State, folder: Path, rounds: int, rank: int, ranks: int) -> dict[str, list[float]]:
+    """Return the seconds that an asynchronous save stalls the slowest rank, beside those of a copy."""
+    background = checkpointer(folder / "async", rank, ranks, asynchronous=True)
     copies = [torch.empty_like(tensor) for tensor in state.tensors.values()]
     stalls: dict[str, list[float]] = {"memcpy": [], "async stall": []}
-    for number in range(1, args.rounds + 2):
+    for number in range(1, rounds + 2):
         barrier()
         begin = time.perf_counter()
-        copy_all()
-        copy = time.perf_counter() - begin
+        for copy, tensor in zip(copies, state.tensors.values(), strict=True):
+            copy.copy_(tensor)
+        memcpy = time.perf_counter() - begin
         barrier()
         background.save(TrainState(number), state)  # type: ignore[arg-type]
         stall = background.stall_seconds
         background.wait()
-        slowest = [max(each) for each in zip(*gather((copy, stall)), strict=True)]
+        slowest = [max(each) for each in zip(*gather((memcpy, stall)), strict=True)]
         if number > 1:  # the first touches the pages of both
             stalls["memcpy"].append(slowest[0])
             stalls["async stall"].append(slowest[1])
         if rank == 0:
             shutil.rmtree(folder / "async" / "checkpoints" / f"step-{number:09d}")
-    if rank == 0:
-        report(times, stalls, state.nbytes * args.ranks, args)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    return stalls
 
 
 def report(

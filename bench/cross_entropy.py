@@ -92,10 +92,12 @@ def peak_bytes(name: str, size: Size) -> int:
 def _peak_resident_bytes(name: str, size: Size) -> int:
     tensors = arguments(size)
     # Threads, kernels and allocator pools come with the first call, not with the size of the problem.
+    hidden, weight, targets = tensors
     seconds(
         LOSSES[name],
-        *(t[:64].detach().requires_grad_(t.is_floating_point()) for t in tensors[:2]),
-        tensors[2][:64] % 64,
+        hidden[:64].detach().requires_grad_(),
+        weight[:64].detach().requires_grad_(),
+        targets[:64] % 64,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds(LOSSES[name], *tensors)
@@ -130,7 +132,7 @@ def main() -> None:
     options = parser.parse_args()
     where = {"threads": options.threads, "device": options.device}
     sizes = [replace(size, **where) for size in SIZES]
-    # First of all: a process starts with the peak of the one that spawned it.
+    # Before anything else: a process starts with the peak of the process that spawned it.
     peaks = [{name: peak_bytes(name, size) for name in LOSSES} for size in sizes]
     found = {str(size): measure(size, peak, options.rounds) for size, peak in zip(sizes, peaks)}
     machine = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {os.cpu_count()} cores"

@@ -52,7 +52,11 @@ checkpoint: {every: 1000000}
 
 
 class Timed:
-    """A run's steps, the clock read around each `next`: `waits` and, between them, `steps`, in seconds."""
+    """A run's steps, timed.
+
+    waits: seconds inside each `next`.
+    steps: seconds between two of them.
+    """
 
     def __init__(self, inner: Steps) -> None:
         self.inner = inner
@@ -80,7 +84,7 @@ class Timed:
 
 @contextlib.contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """Processes that count for as long as the context lasts."""
+    """Run processes that only count, for as long as the context lasts."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -91,7 +95,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def measure(config: Path, overrides: list[str]) -> dict[str, Any]:
-    """One run to its end."""
+    """Train one run to its end; return its step and waiting times."""
     cfg = configs.load(config, overrides)
     with ExitStack() as stack:
         run = assemble(cfg, runtimes.start(), stack)

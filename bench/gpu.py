@@ -37,7 +37,7 @@ GIB = 1 << 30
 
 
 def batches_of(cfg: RunConfig, device: torch.device, seed: int) -> list[Batch]:
-    """A step's micro-batches of random tokens, on the device already."""
+    """Draw a step's micro-batches of random tokens, on the device."""
     draw = torch.Generator().manual_seed(seed)
     rows, seq = cfg.train.micro_batch, cfg.data.seq_len
     found = []
@@ -49,7 +49,7 @@ def batches_of(cfg: RunConfig, device: torch.device, seed: int) -> list[Batch]:
 
 
 def measure(size: Size, fp8: str, runtime: Runtime, *, steps: int, accumulate: int) -> Result:
-    """The largest micro-batch that fits, found by halving, and what it reaches."""
+    """Measure a case with the largest micro-batch that fits, which is found by halving."""
     on_gpu = runtime.device.type == "cuda"
     result = Result(size.name, fp8 if fp8 != "none" else "bf16", parameters=size.model.parameters().total)
     result.seq_len, result.recompute, result.compiled = size.seq_len, size.recompute, on_gpu
@@ -81,7 +81,7 @@ def measure(size: Size, fp8: str, runtime: Runtime, *, steps: int, accumulate: i
 
 
 def release(device: torch.device) -> None:
-    """Everything of the last engine; outside the `except`, whose traceback holds its frames."""
+    """Free the memory of the last engine; outside the `except`, whose traceback holds the engine's frames."""
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":

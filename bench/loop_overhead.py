@@ -145,7 +145,7 @@ def seconds(loop: Bare | Ours, batches: list[list[Batch]]) -> float:
 
 
 def pairs(overrides: list[str], steps: int) -> list[tuple[float, float]]:
-    """(ours, bare) in seconds, step by step."""
+    """Return the seconds of (our loop, the bare loop), step by step."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "loop_overhead.yaml"
         path.write_text(CONFIG)
@@ -162,7 +162,7 @@ def pairs(overrides: list[str], steps: int) -> list[tuple[float, float]]:
 
 
 def median(values: list[float]) -> tuple[float, float, float]:
-    """The median and its 95 % interval, from the order statistics: no distribution is assumed."""
+    """Return the median and its 95 % interval, from the order statistics: no distribution is assumed."""
     ranked = sorted(values)
     half = 0.98 * math.sqrt(len(ranked))
     low, high = int(len(ranked) / 2 - half), min(len(ranked) - 1, int(len(ranked) / 2 + half))

@@ -37,7 +37,7 @@ MODEL = DecoderConfig(layers=8, hidden=256, heads=4, kv_heads=4, ffn_hidden=768,
 def everywhere(
     matrices: WholeMatrices, parts: Iterable[Tensor], function: Callable[[Tensor], Tensor]
 ) -> Iterator[Tensor]:
-    """Every matrix whole on every rank, as without sharing."""
+    """Process every matrix whole on every rank, as without sharing."""
     axis = matrices.mesh.shard
     for part in parts:
         assert axis.group is not None and part.shape[0] * axis.size == matrices.shape[0]

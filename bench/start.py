@@ -1,4 +1,4 @@
-"""From launch to the first step done, against the least that any such program does.
+"""Time from launch to the end of the first step, against the least that any such program needs.
 
 `python bench/start.py`: `germinal train` on one process, until the first line of metrics.jsonl, and a script
 that imports torch, makes a process group of one, and does one step of the same model with torch.optim.AdamW.
@@ -46,7 +46,7 @@ print("step")
 
 
 def ours(folder: Path) -> float:
-    """Seconds to the first line of metrics."""
+    """Return the seconds from launch to the first line of metrics."""
     run = Path(tempfile.mkdtemp(dir=folder))
     command = [sys.executable, "-m", "trainer", str(folder / "start.yaml"), f"run_dir={run}"]
     begin = time.perf_counter()

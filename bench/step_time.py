@@ -49,7 +49,12 @@ Make = Callable[[Place], Contender]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contenders by name, and which is held against which."""
+    """What takes turns in the processes of one comparison.
+
+    ranks: number of processes.
+    contenders: name → how to make one on a rank.
+    pairs: (a, b): the ratio a / b is reported.
+    """
 
     ranks: int
     contenders: dict[str, Make]
@@ -66,7 +71,10 @@ def sharded() -> Comparison:
 
 
 def libraries(ranks: int, **theirs: Make) -> Comparison:
-    """Their loops reduce whole gradients, as ours does under ZeRO-0; 1 is what a config says by default."""
+    """Our engine beside libraries whose loops reduce whole gradients, as ours does under ZeRO-0.
+
+    ZeRO-1 is compared too, since it is the default of our configs.
+    """
     stages = (0, 1) if ranks > 1 else (1,)
     ours: dict[str, Make] = {f"ours, ZeRO-{zero}": functools.partial(Germinal, zero=zero) for zero in stages}
     return Comparison(ranks, ours | theirs, [(mine, name) for mine in ours for name in theirs])
@@ -102,7 +110,7 @@ COMPARISONS: dict[str, Callable[[], Comparison]] = {
 
 
 def check(contenders: dict[str, Contender], ranks: int) -> None:
-    """The same losses, or there is nothing to compare."""
+    """Assert that all contenders compute the same losses."""
     names = list(contenders)
     losses = torch.tensor([[one.step(n) for n in range(CHECKED_STEPS)] for one in contenders.values()])
     if ranks > 1:  # most loops know the loss of their own rank

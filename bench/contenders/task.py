@@ -33,7 +33,7 @@ class Place:
 
 
 class Contender(Protocol):
-    """`step` trains on the step's global batch and returns the loss as the loop knows it."""
+    """A training loop: `step` trains on the step's global batch and returns the loop's own loss."""
 
     def step(self, number: int) -> float: ...
 
@@ -43,7 +43,7 @@ def sequences() -> Tensor:
 
 
 class Data:
-    """What a rank reads, in memory."""
+    """The sequences that a rank reads, in memory."""
 
     def __init__(self, place: Place) -> None:
         self._place, self._pool = place, sequences()

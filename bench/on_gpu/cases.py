@@ -12,12 +12,19 @@ from trainer.models.decoder.config import DecoderConfig
 
 @dataclass(frozen=True)
 class Size:
-    """A model and how it is fitted onto one device."""
+    """A model and how it is fitted onto one device.
+
+    name: in the table.
+    model: its config.
+    seq_len: tokens of a sequence.
+    most_tokens: of a micro-batch: where the search for one that fits begins.
+    zero, recompute, state_dtype: as in the config.
+    """
 
     name: str
     model: DecoderConfig
     seq_len: int
-    most_tokens: int  # of a micro-batch: where the search for one that fits begins
+    most_tokens: int
     zero: int = 1
     recompute: str = "none"
     state_dtype: str = "fp32"
@@ -68,6 +75,6 @@ def config_of(size: Size, fp8: str, micro_batch: int, accumulate: int, *, compil
 
 
 def state_bytes(size: Size) -> int:
-    """Float32 weights and gradients, two moments, and the bf16 weights where they stay gathered."""
+    """Return the bytes of fp32 weights and gradients, moments, and bf16 weights where they stay gathered."""
     each = 8 + 2 * (2 if size.state_dtype == "bf16" else 4) + (0 if size.zero == 3 else 2)
     return each * size.model.parameters().total

@@ -39,8 +39,9 @@ def kernel_class(name: str) -> str:
 
 
 def where_time_goes(engine: Engine, batches: list[Batch], device: torch.device) -> dict[str, float]:
-    """Share of one step's time by kernel class. Kernels that run beside each other share their time, so the
-    classes and the idle rest add up to one. Time counts from the first kernel to the end of the last. The
+    """Return the share of one step's time by kernel class, from the first kernel to the end of the last.
+
+    Kernels that run beside each other share their time, so the classes and the idle rest add up to one. The
     profiler's own work may keep the device waiting: idle is an upper bound.
     """
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
@@ -65,7 +66,7 @@ def where_time_goes(engine: Engine, batches: list[Batch], device: torch.device) 
 
 
 def split_time(spans: list[tuple[float, float, str]]) -> dict[str, float]:
-    """Σ over each moment in which something runs, divided evenly among what runs."""
+    """Return kind → time of the spans (start, end, kind); overlapping spans share their time evenly."""
     edges = sorted((at, sign, kind) for start, end, kind in spans for at, sign, kind in
                    ((start, 1, kind), (end, -1, kind)))  # fmt: skip
     totals: dict[str, float] = defaultdict(float)

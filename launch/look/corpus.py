@@ -105,7 +105,7 @@ def _origin(meta: dict[str, Any] | None) -> str:
 
 
 def data_verify(args: argparse.Namespace) -> int:
-    """Read every byte and every sample; return 1 if anything is not what the manifest says."""
+    """Read every byte and every sample; return 1 if anything differs from the manifest."""
     from data.corpus.verify import verify
 
     findings = verify(args.folder)

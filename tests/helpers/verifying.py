@@ -1,4 +1,4 @@
-"""`germinal verify` on a pool of ranks: a recorded reference, a layout held against it, a planted fault."""
+"""`germinal verify` on a pool of ranks: a recorded reference, a layout compared with it, a planted fault."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Fault = Callable[[pytest.MonkeyPatch, int], None]
 
 
 def recorded(config: Path, overrides: Sequence[str], folder: Path, steps: int) -> Path:
-    """What one process does: `folder`."""
+    """Record the reference of one process in `folder`; return the folder."""
     job = Job(str(config), tuple(overrides)).reference()
     record(configs.load(job.config, job.overrides), runtime(0, 1), steps, folder)
     return folder
@@ -27,7 +27,7 @@ def recorded(config: Path, overrides: Sequence[str], folder: Path, steps: int) -
 def compared(
     context: Any, config: Path, overrides: Sequence[str], reference: Path, fault: Fault | None = None
 ) -> dict[str, Any]:
-    """The report of a rank of a pool; its layout is in `overrides`."""
+    """Return the report of a rank of a pool; its layout is in `overrides`."""
     with pytest.MonkeyPatch.context() as patch:
         if fault is not None:
             fault(patch, context.rank)
@@ -39,7 +39,7 @@ def runtime(rank: int, world: int) -> Runtime:
 
 
 class References:
-    """One process's run of each config and overrides that is asked for, recorded once."""
+    """The reference of each (config, overrides), recorded when it is first used."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps

@@ -1,5 +1,5 @@
-"""Whole runs for tests: a small corpus, configs, the real commands in processes of their own, and what they
-left.
+"""Whole runs for tests: a small corpus, configs, the real commands in processes of their own, and the files
+that runs leave.
 """
 
 import json
@@ -38,7 +38,7 @@ WORDS = (
 
 
 def make_corpus(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:
-    """folder/corpus with train and heldout, of made-up sentences, tokenised as bytes; returns its path."""
+    """Make folder/corpus with train and heldout of made-up sentences, tokenised as bytes; return its path."""
     from data.prepare.prepare import prepare
 
     draw = random.Random(seed)
@@ -53,7 +53,7 @@ def make_corpus(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:
 
 
 def write_config(folder: Path, corpus: Path, **changes: Any) -> Path:
-    """A tiny run over `corpus`; `changes` are dotted keys with `__` for the dot."""
+    """Write the config of a tiny run over `corpus`; `changes` are dotted keys with `__` for the dot."""
     config: dict[str, Any] = {
         "name": "run",
         "run_dir": str(folder / "run"),
@@ -80,7 +80,7 @@ def write_config(folder: Path, corpus: Path, **changes: Any) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process and no network: what every command in a test gets."""
+    """Return the environment of every command in a test: one thread a process and no network."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "200"}
 
 
@@ -95,7 +95,7 @@ def germinal(
 
 
 def train(config: Path, *overrides: str, nproc: int = 1, timeout: float = 180.0) -> None:
-    """Train to the end; the test fails with the command's own words if it does not exit with 0."""
+    """Train to the end; fail with the command's output if it does not exit with 0."""
     done = germinal("train", config, "--nproc", nproc, *overrides, timeout=timeout)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -112,7 +112,7 @@ def train_here(config: Path, *overrides: str) -> bool:
 
 
 def meeting_place() -> dict[str, str]:
-    """What tells ranks that nobody else starts where they meet."""
+    """Return the variables with which ranks that are started by hand find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -122,7 +122,7 @@ def meeting_place() -> dict[str, str]:
 def by_hand(
     config: Path, *overrides: str, world: int = 2, own: Sequence[Mapping[str, str]] = ()
 ) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Ranks that know of nobody but one another; `own`: variables that each has of its own."""
+    """Start ranks without a launcher; `own`: variables of each rank besides the common ones."""
     env = environment() | meeting_place() | {"WORLD_SIZE": str(world)}
     ranks = [
         subprocess.Popen(
@@ -171,13 +171,13 @@ def kill_when(
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, without what depends on the clock."""
+    """Return the objects of a JSON Lines file, without the keys that depend on the clock."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def whole_steps(path: Path) -> int:
-    """Highest step in a metrics file that may be written right now."""
+    """Count the steps in a metrics file that may be written right now."""
     try:
         return path.read_text().count('"loss"')
     except FileNotFoundError:
@@ -189,12 +189,12 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def newest(run: Path) -> Path:
-    """The newest committed checkpoint of a run."""
+    """Return the newest committed checkpoint of a run."""
     return max((run / "checkpoints").glob("step-" + "[0-9]" * 9))
 
 
 def tensors(run: Path) -> dict[str, Any]:
-    """Every tensor of the newest checkpoint, whole: name → torch tensor."""
+    """Return every tensor of the newest checkpoint, whole: name → torch tensor."""
     from trainer.checkpoint.folder import read_manifest
     from trainer.checkpoint.store import read_tensor
 
@@ -203,5 +203,5 @@ def tensors(run: Path) -> dict[str, Any]:
 
 
 def consumed(run: Path) -> list[int]:
-    """Every sequence number in the ledger, sorted."""
+    """Return every sequence number in the ledger, sorted."""
     return sorted(number for line in records(run / "ledger.jsonl") for number in line["sequences"])

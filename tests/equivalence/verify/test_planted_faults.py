@@ -27,7 +27,7 @@ def normalisation_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> No
 
 
 def loss_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> None:
-    """Only what is reported: the gradient is right."""
+    """Only the reported loss is wrong: the gradient is right."""
     true = TorchEngine._reduce
 
     def reduce(*args: Any) -> Totals:
@@ -38,7 +38,7 @@ def loss_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 
 def divisor_off_by_one_percent(patch: pytest.MonkeyPatch, rank: int) -> None:
-    """Loss, count and gradient norm are right: only what the optimiser is given is not."""
+    """Loss, count and gradient norm are right: only the gradient that the optimiser gets is wrong."""
     true = TorchEngine._update
     patch.setattr(TorchEngine, "_update", lambda self, lr, factor: true(self, lr, factor * 1.01))
 

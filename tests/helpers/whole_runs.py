@@ -15,9 +15,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
+ASCII = {
+    **os.environ,
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONIOENCODING": "ascii",
+}
+"""Environment of a terminal that knows ASCII only."""
 TIMES = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "peak_rss_bytes", "mfu")
 WORDS = (
     "the",
@@ -92,6 +101,18 @@ def germinal(
     return subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False
     )
+
+
+def failure(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and message of a command that fails: one line on standard error and nothing else."""
+    from launch import cli
+
+    code = cli.main(arguments)
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return code, err
 
 
 def train(config: Path, *overrides: str, nproc: int = 1, timeout: float = 180.0) -> None:

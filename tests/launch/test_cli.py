@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from command_line import ASCII, failure
 from launch import cli
 from launch.job import Job
 from launch.local import run
+from whole_runs import ASCII, failure
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
 

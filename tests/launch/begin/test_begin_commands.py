@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from command_line import failure
 from launch import cli
 from launch.checks import check_job
 from launch.job import ONE_PROCESS, Job, ProcessCommand
 from launch.local import run
+from whole_runs import failure
 
 
 def test_a_damaged_corpus_is_a_failure_not_a_mistake(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from command_line import ASCII
 from launch.job import Job, python
 from launch.local import run
 from launch.local.rank_commands import KEEP_MEMORY, rank_commands
+from whole_runs import ASCII
 
 
 def test_every_rank_is_told_who_it_is() -> None:

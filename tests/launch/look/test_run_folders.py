@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line import failure
 from launch import cli
+from whole_runs import failure
 
 
 def test_checkpoints_of_a_run_without_any(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `germinal prepare --help` says of each setting of a recipe; `data.prepare.recipe` says more."""
+"""The line of `germinal prepare --help` for each setting; `data.prepare.recipe` describes each in full."""
 
 ABOUT = {
     "format": "of the sources; auto goes by the file's name",

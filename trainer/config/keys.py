@@ -1,4 +1,4 @@
-"""What a config dataclass says of its keys, as data: read by the checks and by `germinal config` alike.
+"""What a config dataclass declares of its keys, as data: for the checks and for `germinal config`.
 
 A field is `name: Annotated[TYPE, MEANING, FACT…] = DEFAULT`, all in plain text, so that data, parallel and
 the models state their keys without importing anything. The meaning is a phrase; a fact is one of
@@ -13,7 +13,7 @@ the models state their keys without importing anything. The meaning is a phrase;
     not with KEY=V and KEY=V (why)        refused if; the reason may follow, in brackets
     V or V: needs …   V: not with …       the same, of these values of the key; else of all but the default
 
-What is stated is what is checked (`check`), and nothing else needs to check it.
+`check` checks all that is declared here; no other code needs to.
 """
 
 import dataclasses
@@ -40,14 +40,19 @@ _RULE = re.compile(
 
 @dataclass(frozen=True)
 class Bound:
-    """`besides`: the one value that need not keep it. `limit`: a number, or the key that holds it."""
+    """A bound of a key's value, such as `≥ 1`.
+
+    sign: ≥, >, ≤ or <.
+    limit: a number, or the key that holds it.
+    besides: one value that need not keep the bound.
+    """
 
     sign: str
     limit: str
     besides: float | None
 
     def broken(self, value: float, values: Mapping[str, Any]) -> str:
-        """What must be, where `value` is not; "" where it is."""
+        """Return the text of the bound where `value` breaks it; "" where it does not."""
         known = self.limit not in values
         limit = float(self.limit) if known else values[self.limit]
         if value == self.besides or _HOLDS[self.sign](value, limit):
@@ -60,9 +65,12 @@ class Bound:
 
 @dataclass(frozen=True)
 class Rule:
-    """`needs` or `not with` other keys. `of`: the key's values it is about; empty: all but the default.
+    """`needs` or `not with` other keys.
 
-    `conditions`: (key, its values), all of which must hold; no values: the key must be given.
+    text: the rule as it is declared.
+    of: the key's values that the rule is about; empty: all but the default.
+    needs: True for `needs`, False for `not with`.
+    conditions: (key, its values), all of which must hold; no values: the key must be given.
     """
 
     text: str
@@ -71,7 +79,7 @@ class Rule:
     conditions: tuple[tuple[str, tuple[str, ...]], ...]
 
     def broken(self, key: "Key", value: Any, values: Mapping[str, Any]) -> str:
-        """What is wrong and what to do, where `key` having `value` breaks the rule; "" where it does not."""
+        """Return what is wrong and what to do where `key`=`value` breaks the rule; "" where it does not."""
         concerned = text(value) in self.of if self.of else value != key.default
         held = [_is(values[other], wanted) for other, wanted in self.conditions]
         if not concerned or all(held) == self.needs:
@@ -85,7 +93,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the config. `name`: dotted, `[]` for a list's elements. `default`: REQUIRED for none."""
+    """One key of the config.
+
+    name: dotted, `[]` for a list's elements.
+    hint: its type.
+    default: REQUIRED for none.
+    meaning: a phrase.
+    facts: bounds, unit, rules as declared, see above.
+    choices: the values of a Literal.
+    """
 
     name: str
     hint: Any
@@ -111,13 +127,13 @@ class Key:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """What a text may look like; empty: anything."""
+        """The forms that a text may have; empty: any."""
         like = next((fact for fact in self.facts if fact.startswith("like ")), "")
         return tuple(like.removeprefix("like ").split(" | ")) if like else ()
 
     @property
     def length(self) -> int | None:
-        """How many values a list must have."""
+        """The number of values that a list must have."""
         return next((int(f.split()[0]) for f in self.facts if re.fullmatch(r"\d+ values", f)), None)
 
     @property
@@ -160,7 +176,7 @@ def _keys(cls: Any, at: str, kinds: tuple[str, ...] = ()) -> Iterator[Key]:
 
 
 def check(cfg: Any) -> None:
-    """What the keys of a whole config state of themselves and of one another.
+    """Check all that the keys of a whole config declare about themselves and about one another.
 
     Raises:
         ValueError: one line with the key, its value, what must be and, of several keys, what to change.
@@ -177,7 +193,7 @@ def check(cfg: Any) -> None:
 
 
 def _wrong(key: Key, value: Any, values: Mapping[str, Any]) -> str:
-    """What a key's value must be and is not; "" where it is right."""
+    """Return what is wrong with a key's value; "" where it is right."""
     if not value and "not empty" in key.facts:
         return f"must not be empty: {key.meaning}"
     if key.length is not None and len(value) != key.length:
@@ -205,7 +221,7 @@ def _values(cfg: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _every(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of a key whose name may go through a list."""
+    """Yield the values of a key whose name may go through a list."""
     if "[]" not in name:
         if name in values:  # another kind's key is not there
             yield name, values[name]

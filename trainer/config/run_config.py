@@ -5,8 +5,9 @@ may not be combined with; `keys` says how, and checks them. Arithmetic over seve
 and `layout`. All of it happens before anything expensive starts.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +60,7 @@ OUTSIDE_CURVE = (
     ),
 )
 
-# Keys that ranks of one run may have otherwise: where a node keeps things, and what only rank 0 looks at.
+# Keys that may differ between the ranks of one run: paths and caches of a node, and what only rank 0 reads.
 OF_A_NODE = re.compile(
     r"name|run_dir|track\..*|train\.threads|parallel\.nvme_path|data\.(prefetch|cache_dir|cache_bytes)"
     r"|data\.(sources|heldout)\[\d+\]\.path"
@@ -67,12 +68,13 @@ OF_A_NODE = re.compile(
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that the file `path` and each `key=value` describe, checked as far as can be without torch.
+    """Return the run that the file `path` and each `key=value` describe, checked as far as possible without
+    torch.
 
-    `name` defaults to the file's own, `run_dir` to `runs/<name>`: a `base:` hands neither down, for another
-    file is another run. A config that a run wrote into its folder means that folder, wherever it is now,
-    unless an override says `run_dir` or `name`; `path` may be the folder itself. Other relative paths are
-    relative to the working directory.
+    `name` defaults to the file's own, `run_dir` to `runs/<name>`. Neither is taken from a `base:`, for
+    another file is another run. A config that a run wrote into its folder stands for that folder, wherever it
+    is now, unless an override sets `run_dir` or `name`; `path` may be the folder itself. Other relative paths
+    are relative to the working directory.
 
     Raises:
         ValueError: one line with the key, its value and the nearest right key or what is wrong with it.
@@ -90,6 +92,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return cfg
 
 
+def earlier(folder: Path) -> Iterator[RunConfig]:
+    """Yield the configs that the run in `folder` has had, but for those that this version cannot read."""
+    for file in (folder / run_folder.CONFIGS).glob("step-*.yaml"):
+        with contextlib.suppress(ValueError):  # of an older version of the project, perhaps
+            yield load(file)
+
+
 def dump(cfg: RunConfig) -> str:
     """The config as YAML with every default written out; `load` reads it back to an equal config."""
     from trainer.config import yaml_files
@@ -98,8 +107,8 @@ def dump(cfg: RunConfig) -> str:
 
 
 def settings(cfg: RunConfig) -> dict[str, Any]:
-    """Dotted key → value of what shapes the loss curve besides model and seed: equal for two layouts of one
-    run.
+    """Return dotted key → value of what shapes the loss curve besides model and seed: equal for two layouts
+    of one run.
     """
     values = schema.plain(cfg)
     found = {
@@ -112,7 +121,7 @@ def settings(cfg: RunConfig) -> dict[str, Any]:
 
 
 def check(cfg: RunConfig) -> None:
-    """What fields and sections must agree on, layout aside (`parallel.layout.layout.resolve` knows that).
+    """Check each key, and what several keys must agree on, except the layout (`layout` checks that).
 
     Raises:
         ValueError: one line with the key and its value.
@@ -143,7 +152,7 @@ def check(cfg: RunConfig) -> None:
 
 
 def layout(cfg: RunConfig, world: int) -> Layout:
-    """The layout of the run on `world` ranks, with the model and the batch known to divide as it says.
+    """Return the layout of the run on `world` ranks, once model and batch are known to divide so.
 
     Raises:
         ValueError: one line with the arithmetic that fails.

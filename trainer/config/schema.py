@@ -1,10 +1,12 @@
-"""A mapping → dataclasses, with errors that name the key, the value and the remedy. Knows no run.
+"""A mapping → dataclasses, with errors that name the key, the value and the remedy. Independent of what a run
+is.
 
-`yaml_files` reads the mapping. OmegaConf could make dataclasses of it too, but its errors know no nearest
-right key, and none of its fields can bear a name that Python reserves (`async`).
+`yaml_files` reads the mapping. OmegaConf could make dataclasses of it too, but its errors do not name the
+nearest right key, and its fields cannot have a name that Python reserves (`async`).
 
 A number or a truth may come as the text that was typed: of a number, decimal digits with `_` between them, a
-fraction and an exponent. What YAML 1.1 makes of 010 (8) and 1:30 (90) surprises: such a text is no number.
+fraction and an exponent. YAML 1.1 reads 010 as 8 and 1:30 as 90, which surprises: they are refused as
+numbers.
 """
 
 import dataclasses
@@ -106,7 +108,7 @@ def plain(value: Any) -> Any:
 
 
 def yaml_key(field: "dataclasses.Field[Any]") -> str:
-    """What the field is called in YAML and on the command line."""
+    """Return the name of the field in YAML and on the command line."""
     return field.metadata.get("key", field.name)
 
 

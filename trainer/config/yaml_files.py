@@ -1,7 +1,7 @@
-"""Config files and `key=value` → one mapping, and back. Knows no run and no key.
+"""Config files and `key=value` → one mapping, and back. Independent of which keys there are.
 
-What is written plainly stays the text that was typed, numbers and `yes` and `no` too: `schema.build` knows
-where a number is due and where a text is, `name=1.10` or a tag of `007`. Only null is not a text. OmegaConf
+A value without quotes stays the text that was typed, numbers and `yes` and `no` too: `schema.build` converts
+it by the key's type, so that `name=1.10` and a tag of `007` are kept. Only null is not a text. OmegaConf
 merges and interpolates.
 """
 
@@ -22,7 +22,7 @@ _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Safe):
-    """PyYAML's, with plain scalars as they were typed, and without a key that is given twice."""
+    """PyYAML's loader, which keeps plain scalars as typed and refuses a key that is given twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -45,13 +45,12 @@ _Loader.yaml_implicit_resolvers = {
 def read(
     path: str | Path, overrides: Sequence[str] = (), own: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The mapping that the file `path`, its `base:` if it has one, and then each `key=value` amount to.
+    """Return the mapping of the file `path` over its `base:`, if it has one, with each `key=value` set in it.
 
-    `base:` is a path from the file's own folder; a base may have a base itself. `own`: the keys that no base
-    hands down, with the value of each where the file does not give one.
-    Lists are replaced, not joined; `data.sources[0].path=…` changes one element. `${key}` stands for another
-    key's value, `${oc.env:NAME}` for an environment variable of the process that reads; `\\${` for the two
-    characters.
+    `base:` is a path from the file's own folder; a base may have a base itself. `own`: keys that are not
+    taken from a base, with their values where the file has none. Lists are replaced, not joined;
+    `data.sources[0].path=…` changes one element. `${key}` stands for another key's value, `${oc.env:NAME}`
+    for an environment variable of the process that reads; `\\${` for the two characters.
 
     Raises:
         ValueError: a file that is missing or no YAML mapping, an override that is not `key=value`.
@@ -63,13 +62,13 @@ def read(
 
 
 def write(values: Mapping[str, Any]) -> str:
-    """YAML that `read` takes for `values`: nothing in it is interpolated."""
+    """Return YAML that `read` reads as `values`: nothing in it is interpolated."""
     return yaml.safe_dump(_literal(values), allow_unicode=True, sort_keys=False)
 
 
 def _literal(value: Any) -> Any:
-    """`value`, with `${` in its texts such that OmegaConf leaves it: the backslashes before it doubled, and
-    one more.
+    """Return `value` with `${` in its texts escaped for OmegaConf: the backslashes before it doubled, and one
+    more.
     """
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
@@ -109,7 +108,7 @@ def _read(path: Path, overrides: Sequence[str], own: Mapping[str, str]) -> dict[
 
 
 def _with_bases(path: Path, own: Mapping[str, str], above: tuple[Path, ...] = ()) -> Any:
-    """The file over its base, over that one's …; `above`: the files that led here."""
+    """Return the file over its base, over the base's base …; `above`: the files that led here."""
     content = _read_file(path)
     base = content.pop("base", None)
     if base is None:

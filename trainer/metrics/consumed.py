@@ -61,8 +61,4 @@ def _points(folder: Path) -> list[tuple[int, int]]:
 
 def _batches(cfg: RunConfig) -> set[int]:
     """Every `train.global_batch` that the run has had, and that of `cfg`."""
-    found = {cfg.train.global_batch}
-    for file in (cfg.folder / "configs").glob("step-*.yaml"):
-        with contextlib.suppress(ValueError):  # of an older version of the project, perhaps
-            found.add(configs.load(file).train.global_batch)
-    return found
+    return {cfg.train.global_batch, *(earlier.train.global_batch for earlier in configs.earlier(cfg.folder))}

@@ -115,8 +115,6 @@ def _dotted(config: Any) -> dict[str, Any]:
 def decays(cfg: RunConfig) -> set[int]:
     """The steps after which the rate begins to fall, by this config and the run's earlier ones."""
     found = {decay_begins(cfg.optim, cfg.train.steps)}
-    for file in (cfg.folder / "configs").glob("step-*.yaml"):
-        with contextlib.suppress(ValueError):  # of an older version of the project, perhaps
-            earlier = configs.load(file)
-            found.add(decay_begins(earlier.optim, earlier.train.steps))
+    for earlier in configs.earlier(cfg.folder):
+        found.add(decay_begins(earlier.optim, earlier.train.steps))
     return found - {0}

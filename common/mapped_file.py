@@ -1,8 +1,11 @@
-"""Local files mapped into memory: watched for changes, and never the end of the process without a word.
+"""Local files mapped into memory: changes are noticed, and an error names the file that was cut short.
 
-A mapped file that another program cuts short leaves pages with nothing behind them. Touching one raises
-SIGBUS, which ends the process before Python can say anything: `map_file` installs a handler that names the
-file.
+MappedFile(path)   a file that may change while it is read
+map_file(path)     the bytes of one that does not
+
+Where another program cuts a mapped file short, its last pages have no bytes any more. Reading one of them
+raises SIGBUS, which ends the process before Python can print an error. So the first mapping installs a
+handler for SIGBUS that prints one line with the file's name.
 """
 
 from __future__ import annotations
@@ -23,57 +26,63 @@ from typing import Any
 class MappedFile:
     """A file's bytes, mapped read-only, and whether they may have changed since.
 
-    `view`: the bytes. A file that is deleted or replaced under its name stays readable here as it was; what
-    is written into the file itself shows in `view`, and in `version`. `stamp`: where the file at a path has
-    the same one as before, it is the same file, and was not written to.
+    A file that is deleted or replaced under its name stays readable here as it was. Bytes that are written
+    into the file itself appear in `view`, and `version` grows.
+
+    view: the bytes.
+    stamp: device, inode, length, times and links. A file at the same path with an equal stamp is the same
+        file, and was not written to.
+
+    Raises OSError where the file cannot be opened, RuntimeError where the process has too many files open.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where the file cannot be opened, RuntimeError where it has too many open."""
         self._path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            # Not an OSError: to its callers that is a file that is missing or damaged.
+            # Not an OSError, which callers take for a file that is missing or damaged.
             raise RuntimeError(too_many_open_files(str(path))) from None
         weakref.finalize(self, os.close, self._descriptor)
-        self._stamp = self._look()  # before it is mapped: what changes from here on is noticed
+        self._state = self._stat()  # before it is mapped: a change from here on is noticed
         self._version = 0
         file = os.fstat(self._descriptor)
-        self.stamp = (file.st_dev, file.st_ino, *self._stamp)
+        self.stamp = (file.st_dev, file.st_ino, *self._state)
         self.view = _map(self._descriptor, path)
 
     def version(self) -> int:
         """A number that grows when the file was written to since the last call.
 
-        The time stamps of the open file tell: the kernel sets them before it writes, so bytes that were
+        Found by the time stamps of the open file. The kernel sets them before it writes, so bytes that were
         copied out of `view` before a call that returns the old number are the old bytes. On a network file
-        system they are as old as its attribute cache allows. Raises RuntimeError where the file has another
-        length.
+        system the stamps are as old as its attribute cache allows.
+
+        Raises RuntimeError where the file has another length.
         """
-        found = self._look()
-        if found != self._stamp:
-            # A name that was removed, as when a cache evicts the file, changes nothing that is read here.
-            removed = found[:2] == self._stamp[:2] and found[3] < self._stamp[3]
+        found = self._stat()
+        if found != self._state:
+            # Where only a name was removed, as when a cache evicts the file, the bytes are the same.
+            removed = found[:2] == self._state[:2] and found[3] < self._state[3]
             if found[0] != len(self.view):
                 raise RuntimeError(
                     f"{self._path} had {len(self.view)} bytes when it was opened and has {found[0]} now: cut "
                     "short or written to during the run; restore it"
                 )
-            self._stamp = found
+            self._state = found
             self._version += not removed
         return self._version
 
-    def _look(self) -> tuple[int, int, int, int]:
+    def _stat(self) -> tuple[int, int, int, int]:
+        """Length, time of modification, time of change (nanoseconds), names of the open file."""
         found = os.fstat(self._descriptor)
         # The change time too: programs that write in place set the modification time back (rsync, cp -p).
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
 
 
 def too_many_open_files(what: str) -> str:
-    """What to say where `what` cannot be opened because this process has as many files open as it may."""
+    """The message where `what` cannot be opened because this process has as many files open as it may."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return (
         f"{what} cannot be opened: this process may have {limit} files open at a time: raise the limit "
@@ -95,12 +104,14 @@ _FAILED = ctypes.c_void_p(-1).value
 
 _mapped: weakref.WeakValueDictionary[int, ctypes.Array[Any]] = weakref.WeakValueDictionary()  # by address
 _paths: dict[int, Path] = {}
-_kept: list[Any] = []  # what the installed handler needs, for as long as the process lives
-_SIGINFO = 4  # SA_SIGINFO: the handler is told the address
+_kept: list[Any] = []  # the installed handler and the former one, for as long as the process lives
+_SIGINFO = 4  # SA_SIGINFO: the handler gets the address
 
 
 def _map(descriptor: int, path: Path) -> memoryview:
-    """By the C library: Python's own mappings keep a descriptor each, of which a process may have few."""
+    """The bytes of an open file, mapped by the C library: each of Python's own mappings keeps a descriptor,
+    and a process may have few.
+    """
     size = os.fstat(descriptor).st_size
     if size == 0:
         return memoryview(b"")
@@ -108,7 +119,7 @@ def _map(descriptor: int, path: Path) -> memoryview:
     if address == _FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
     mapped = (ctypes.c_ubyte * size).from_address(address)
-    # Whatever looks at the bytes keeps the array. At exit other threads may still look.
+    # Every view of the bytes keeps the array alive. At exit other threads may still read them.
     weakref.finalize(mapped, _libc.munmap, address, size).atexit = False
     _mapped[address], _paths[address] = mapped, path
     if len(_paths) > 2 * len(_mapped) + 100:
@@ -131,9 +142,10 @@ class _Action(ctypes.Structure):
 
 
 def _install() -> None:
-    """Have SIGBUS in a mapped file end the process with one line. Elsewhere the former handler has it.
+    """Install a handler that ends the process with one line at a SIGBUS inside a mapped file. For any other
+    SIGBUS the handler restores the one that was installed before.
 
-    Not by Python's `signal`, whose handlers run when the interpreter goes on, and here it never does: the
+    Not by Python's `signal`: its handlers run when the interpreter continues, and here it does not: the
     faulting instruction would be repeated for ever.
     """
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -151,7 +163,7 @@ def _install() -> None:
                     f"error: {_paths[address]} was cut short while it was read, at byte {touched - address}: "
                     "restore it; a run then goes on from its last checkpoint\n"
                 )
-                with contextlib.suppress(OSError):  # who reads it may be gone
+                with contextlib.suppress(OSError):  # nobody may read standard error any more
                     os.write(2, line.encode())
                 os._exit(1)
         sigaction(number, ctypes.byref(before), None)

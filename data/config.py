@@ -1,6 +1,7 @@
-"""What a run reads: the `data:` section of a config. Plain dataclasses; imports no torch and no numpy.
+"""The `data:` section of a config: what a run reads. Plain dataclasses; imports no torch and no numpy.
 
-A field states its key's meaning and limits in plain text; `trainer.config.keys` says how, and checks them.
+Each field is annotated with its key's meaning and limits; `trainer.config.keys` explains how, and checks the
+limits.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class DataConfig:
 
 
 def check(cfg: DataConfig) -> None:
-    """What sources, held-out sets and stages must agree on; what a key says of itself is checked elsewhere.
+    """Check that names are unique, and that stages follow one another and weigh known sources. The limits of
+    single keys are checked by `trainer.config.keys`.
 
     Raises:
         ValueError: one line naming the key and the value.

@@ -1,12 +1,12 @@
-"""What a corpus folder says about itself: `manifest.json`, and one index beside each shard.
+"""The files of a corpus folder, and `manifest.json`, which describes them.
 
     DIR/manifest.json          written last, by rename: without it the folder is not a corpus
     DIR/tokenizer.json
     DIR/shard-000000.tar       WebDataset; a document is KEY.npy (1-D token ids, no separator) and KEY.json
-    DIR/shard-000000.idx.npy   uint64 [4, documents]: rows OFFSET, TOKENS, CRC, TEXT_BYTES
+    DIR/shard-000000.idx.npy   its index, uint64 [4, documents]: rows OFFSET, TOKENS, CRC, TEXT_BYTES
 
-The index is what training reads; the tar stays readable by any WebDataset reader. `data.corpus.scan` makes
-the index of a finished shard, `data.corpus.index` stores it and reads it, `write_manifest` closes the folder.
+Training finds documents by the index; the tar stays readable by any WebDataset reader. `data.corpus.shards`
+writes a shard and its index, `write_manifest` completes the folder.
 """
 
 from __future__ import annotations
@@ -38,13 +38,18 @@ INDEX_ROWS = 4
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HEX = re.compile(r"[0-9a-f]+")
 _DERIVED = ("documents", "tokens", "text_bytes", "fingerprint")
-# Hash of the rest of the manifest. Corpora of earlier days do not have it and are read all the same.
+# Key of the hash of the rest of the manifest. Corpora of earlier versions do not have it and are read too.
 _OWN_HASH = "sha256"
 
 
 @dataclass(frozen=True)
 class TokenizerEntry:
-    """Which tokenizer made the ids. `eos`: the id that separates documents; `vocab`: ids are below it."""
+    """The tokenizer that made the ids.
+
+    file, sha256: its file in the corpus folder, and the hash of that.
+    vocab: ids are below it.
+    eos: the id that separates documents.
+    """
 
     file: str
     sha256: str
@@ -54,7 +59,12 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its bytes and what they hold. `index_xxh3`: xxh3_128 of the whole index file."""
+    """One shard.
+
+    file, bytes, sha256: the tar in the corpus folder, its length and its hash.
+    documents, tokens, text_bytes: sums over the shard; separators are not counted.
+    index_xxh3: xxh3_128 of the index file.
+    """
 
     file: str
     bytes: int
@@ -72,8 +82,13 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A corpus. `prepare` and `sources` (how it was made, from what) are for people, but for
-    `has_template`.
+    """A corpus.
+
+    tokenizer: the tokenizer that made the ids.
+    dtype: type of the ids in the shards, a key of DTYPES.
+    block_documents: documents of a block, at most; see `data.corpus.corpus`.
+    shards: all shards, in order.
+    prepare, sources: how the corpus was made and from what. For people, except for `has_template`.
     """
 
     tokenizer: TokenizerEntry
@@ -100,12 +115,12 @@ class Manifest:
 
     @property
     def has_template(self) -> bool:
-        """Did `prepare` honour the tokenizer's template? Older corpora, which do not say, have none."""
+        """Whether the tokenizer's template is around each document; not in corpora of earlier versions."""
         return "template" in self.prepare.get("settings", {})
 
     @property
     def ids(self) -> tuple[str, int, str]:
-        """Equal where two corpora's ids mean the same: SHA-256 of the tokenizer, separator, width."""
+        """(SHA-256 of the tokenizer, separator, type): equal where the ids of two corpora mean the same."""
         return self.tokenizer.sha256, self.tokenizer.eos, self.dtype
 
     @property
@@ -139,7 +154,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Closes a corpus: writes `manifest.json` by rename. All shards and indexes must be in place."""
+    """Complete a corpus: write `manifest.json` in one step. All shards and indexes must be in place."""
     document = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
     for key in _DERIVED:
         document[key] = getattr(manifest, key)

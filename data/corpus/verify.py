@@ -1,6 +1,6 @@
-"""`germinal data verify DIR`: is every byte and every sample of a corpus what its manifest and indexes say?
+"""`germinal data verify DIR`: compare every byte and every sample of a corpus with its manifest and indexes.
 
-verify(folder) → findings, empty when all is well
+verify(folder) → findings, none where the corpus is whole
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ from data.corpus.scan import token_index
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. `sample` and `offset` (in bytes) where they are known, else "" and -1."""
+    """One thing that is wrong.
+
+    file: path or URL.
+    problem: one line.
+    sample, offset: key and first byte of the ids, where they are known; else "" and -1.
+    """
 
     file: str
     problem: str
@@ -52,16 +57,16 @@ class _Local:
 
     @contextlib.contextmanager
     def opened(self, file: str) -> Iterator[Path]:
-        """Where the file is to be read, or would be if it were there."""
+        """The file's path, whether the file exists or not."""
         yield self._folder / file
 
     def shards(self) -> list[str]:
-        """Every file that looks like a shard."""
+        """Every file of the folder that is named like a shard."""
         return sorted(path.name for path in self._folder.glob("*.tar"))
 
 
 class _Remote:
-    """The files of a corpus at a URL, fetched one after another into a folder of their own."""
+    """The files of a corpus at a URL, each fetched into the folder `scratch` for as long as it is open."""
 
     def __init__(self, url: str, scratch: str) -> None:
         self._storage, self._scratch = RemoteStorage(url, "", 0), Path(scratch)
@@ -82,14 +87,16 @@ class _Remote:
         return self._storage.manifest()
 
     def shards(self) -> list[str]:
-        """None: a web server cannot be asked."""
+        """None: a web server does not list its files."""
         return []
 
 
 def verify(folder: str | Path, progress: Callable[[int], None] = lambda done: None) -> list[Finding]:
-    """Reads every byte of every corpus at `folder`; what it found. `progress` is told of bytes done.
+    """Read every byte of every corpus at `folder` and return what is wrong.
 
-    Raises ValueError when there is no corpus, RuntimeError where a store does not answer.
+    progress: called with the bytes of each shard when it is done.
+
+    Raises ValueError where there is no corpus, RuntimeError where a store does not answer.
     """
     return [finding for corpus in corpora_in(folder) for finding in _verify_at(corpus, progress)]
 
@@ -164,7 +171,7 @@ def _verify_shard(
 
 
 def _damaged_documents(name: str, view: memoryview, index: np.ndarray, manifest: Manifest) -> list[Finding]:
-    """The documents of a shard that no longer scans whose ids are not those of the index."""
+    """For a shard that cannot be scanned: the documents whose ids do not have the checksum in the index."""
     width = DTYPES[manifest.dtype].itemsize
     findings = []
     for place, (offset, tokens, crc) in enumerate(index[[OFFSET, TOKENS, CRC]].T.tolist()):

@@ -35,7 +35,9 @@ class Batch:
         return len(self.sequences)
 
     def masked(self, numbers: Container[int], *, eos: int) -> Batch:
-        """The same batch with the rows of these sequences as damage leaves them: separators, none counted."""
+        """The same batch with the rows of these sequences masked, as those of damaged documents are: all
+        separators, which no token follows.
+        """
         rows = [row for row, number in enumerate(self.sequences) if number in numbers]
         if not rows:
             return self
@@ -50,8 +52,8 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on `device`.
 
-        From a CPU to CUDA by way of pinned memory: a copy from any other waits until the device has done all
-        its work.
+        From a CPU to CUDA through pinned memory: a copy from other memory waits until the device has finished
+        all its work.
         """
         to_cuda = torch.device(device).type == "cuda"
 

@@ -1,4 +1,4 @@
-"""`germinal data inspect`: what is in a corpus, and what sequence N of a run is: a spike traced to its text.
+"""`germinal data inspect`: what is in a corpus; which documents and text one sequence of a run holds.
 
 inspect(folder, seq_len=0)                      every corpus at `folder`; with seq_len also how it would pack
 sequence(cfg, number, seed=…, global_batch=…)   source, epoch, shard, documents and text of one sequence
@@ -24,9 +24,11 @@ _MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
 
 
 def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
-    """What is in the corpora at `folder` (or URL): {"corpora": [one dict each]}.
+    """Describe the corpora at `folder` (or URL): {"corpora": [a dictionary of each]}.
 
-    Raises ValueError when there is none, RuntimeError when a manifest or an index is damaged.
+    seq_len: also say how many sequences each way of packing gives; 0: do not.
+
+    Raises ValueError where there is none, RuntimeError where a manifest or an index is damaged.
     """
     if seq_len > _MOST_SEQ_LEN:
         raise ValueError(f"--seq-len {seq_len}: at most {_MOST_SEQ_LEN}")
@@ -34,10 +36,12 @@ def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
 
 
 def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> dict[str, Any]:
-    """What global sequence `number` of a run with this data section and seed is.
+    """Describe global sequence `number` of a run with this data section, seed and global batch.
 
-    `pieces`: in order, each with the shard, the sample's key and JSON, which of its ids (`from_id`, `ids`)
-    and their text. Raises as `Stream.open` does; ValueError past the end of the data.
+    Under `pieces`, in order, each fragment of a document: the shard, the sample's key and JSON, which of its
+    ids (`from_id`, `ids`) and their text.
+
+    Raises as `Stream.open`; ValueError past the end of the data.
     """
     if number < 0:
         raise ValueError(f"a sequence number is 0 or more, not {number}")
@@ -106,7 +110,7 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
 
 
 def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
-    """Sequences an epoch has, the share of their inputs that is no padding, the share of documents cut."""
+    """Sequences of an epoch, the share of their inputs that is not padding, the share of documents cut."""
     windows = block_windows(corpus, kind, seq_len)
     layout = layout_lengths(lengths)
     cut = 0
@@ -134,7 +138,9 @@ def _tokenizer(corpus: Corpus) -> Any:
 
 
 def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | None:
-    """A sample's JSON, found between the ids of the documents before and after it, not in the whole shard."""
+    """A sample's JSON, or None where it cannot be read. Searched between the ids of the documents before and
+    after the sample, not in the whole shard.
+    """
     view, index = corpus.storage.open(shard).view, corpus.storage.index(shard)
     begin, end = 0, corpus.manifest.shards[shard].bytes
     if place:
@@ -149,5 +155,5 @@ def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | 
                 member = sample.members["json"]
                 return json.loads(bytes(around[member.offset : member.offset + member.size]))
     except (RuntimeError, ValueError, KeyError):
-        pass  # `data verify` is the one to complain; the rest of the answer stands
+        pass  # `data verify` reports the damage; the rest of the answer is right
     return None

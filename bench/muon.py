@@ -52,12 +52,7 @@ def work(rank: int, ranks: int, store: str, rounds: int) -> None:
     cfg = ParallelConfig(zero=1)
 
     def optimizer(parameters: Any) -> Any:
-        return build_optimizer(
-            parameters,
-            OptimConfig(name="muon"),
-            no_decay=lambda _, shape: len(shape) == 1,
-            hidden_matrix=lambda name, shape: len(shape) == 2 and name.startswith("layers."),
-        )
+        return build_optimizer(parameters, OptimConfig(name="muon"), MODEL.plan())
 
     engine: Any = build_engine(
         layout=resolve(cfg, ranks), runtime=Runtime(rank, ranks, rank, torch.device("cpu")), cfg=cfg,

@@ -45,7 +45,7 @@ class Germinal:
             plan=MODEL.plan(), model_factory=lambda: Decoder(MODEL), objective=CausalLM(),
             optimizer_factory=lambda parameters: build_optimizer(
                 parameters, OptimConfig(lr=LR, betas=list(BETAS), weight_decay=DECAY),
-                no_decay=lambda _, shape: len(shape) == 1, hidden_matrix=lambda *_: False,
+                MODEL.plan(),
             ),
             precision="fp32", clip=CLIP, seed=0, micro_batch=ROWS,
             global_batch=place.ranks * ROWS * MICRO_BATCHES, seq_len=SEQ,

@@ -17,7 +17,6 @@ from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.causal_lm import CausalLM
 from trainer.optim.build import build_optimizer
-from trainer.optim.optimizer import Optimizer
 from trainer.verify.deviation import distance_and_scale, kind_of
 from trainer.verify.limits import floor
 
@@ -88,28 +87,21 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
-def optimizer(name: str, parameters: list[Any], state_dtype: str = "fp32") -> Optimizer:
-    return build_optimizer(
-        parameters,
-        OptimConfig(name=name, state_dtype=state_dtype),  # type: ignore[arg-type]
-        no_decay=lambda _, shape: len(shape) == 1,
-        hidden_matrix=lambda name, shape: len(shape) == 2 and name.startswith("layers."),
-    )
-
-
 def build(case: Case, rank: int, world: int) -> Engine:
     cfg = ParallelConfig(**case.parallel)
     sizes: dict[str, Any] = {"layers": 4, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn_hidden": 48}
     sizes |= {"vocab": VOCAB, "qk_norm": True, **case.model}
     model = DecoderConfig(**sizes)
+    plan = model.plan()
+    optim = OptimConfig(name=case.optimizer, state_dtype=case.state_dtype)  # type: ignore[arg-type]
     return build_engine(
         layout=resolve(cfg, world),
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
         cfg=cfg,
-        plan=model.plan(),
+        plan=plan,
         model_factory=lambda: Decoder(model),
         objective=CausalLM(),
-        optimizer_factory=functools.partial(optimizer, case.optimizer, state_dtype=case.state_dtype),
+        optimizer_factory=lambda parameters: build_optimizer(parameters, optim, plan),
         precision=case.precision,  # type: ignore[arg-type]
         clip=case.clip,
         seed=case.seed,

@@ -6,11 +6,11 @@ Step s is the number of updates already done: the first update uses `learning_ra
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
-from trainer.config.sections import OptimConfig
+from trainer.config.sections import OptimConfig, Schedule
 
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
+SCHEDULES = get_args(Schedule)
 
 
 def learning_rate(step: int, cfg: OptimConfig, total_steps: int) -> float:

@@ -19,17 +19,9 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     """
     plan = cfg.model.plan()
 
-    def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and name.startswith(f"{plan.blocks}.")
-
     def optimizer(parameters: list[LocalParameter]) -> Optimizer:
-        return build_optimizer(
-            parameters,
-            cfg.optim,
-            no_decay=plan.no_decay,
-            hidden_matrix=hidden_matrix,
-            compiler=compiler(cfg.parallel.compile, runtime.device),
-        )
+        backend = compiler(cfg.parallel.compile, runtime.device)
+        return build_optimizer(parameters, cfg.optim, plan, compiler=backend)
 
     with allocating(cfg.model):
         return build_engine(

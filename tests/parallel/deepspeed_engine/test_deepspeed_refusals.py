@@ -15,6 +15,7 @@ from parallel.config import ParallelConfig
 from parallel.deepspeed_engine import settings
 from parallel.deepspeed_engine.optim import FlatAdamW, from_factory
 from trainer.config.sections import OptimConfig
+from trainer.models.decoder.config import DecoderConfig
 from trainer.optim.build import build_optimizer
 
 
@@ -46,10 +47,9 @@ def groups_of(name: str) -> FlatAdamW:
         lambda parameters: build_optimizer(
             parameters,
             OptimConfig(name=name, weight_decay=0.3),
-            no_decay=lambda _, shape: len(shape) == 1,
-            hidden_matrix=lambda _, shape: len(shape) == 2,
+            DecoderConfig().plan(),
         ),
-        {"w": (matrix, (4, 4)), "norm": (norm, (4,))},
+        {"layers.0.w": (matrix, (4, 4)), "norm": (norm, (4,))},
     )
 
 

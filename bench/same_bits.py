@@ -168,7 +168,9 @@ def sha256(data: bytes) -> str:
 def left_by_corpus(folder: Path) -> dict[str, str]:
     """File → hash, of what a reader of the corpus sees."""
     files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".npy", ".json")
+        path
+        for path in folder.rglob("*")
+        if path.suffix in (".tar", ".npy", ".json") and ".prepare" not in path.parts
     )
     return {str(path.relative_to(FOLDER)): sha256(path.read_bytes()) for path in files}
 
@@ -177,10 +179,8 @@ def left_by_run(folder: Path) -> dict[str, str]:
     """What the run left → its hash."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
-    left = {
-        "metrics": sha256(json.dumps(metrics).encode()),
-        "ledger": sha256((folder / "ledger.jsonl").read_bytes()),
-    }
+    ledger = sorted((folder / "ledger.jsonl").read_text().splitlines())  # of several ranks, in any order
+    left = {"metrics": sha256(json.dumps(metrics).encode()), "ledger": sha256("\n".join(ledger).encode())}
     for path in sorted((folder / "checkpoints").glob("step-*/*")):
         name = f"{path.parent.name}/{path.name}"
         if path.suffix == ".safetensors":

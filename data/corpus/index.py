@@ -59,7 +59,8 @@ class Indexes:
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardEntry]) -> None:
-        self._folder, self._shards = folder, shards
+        self._shards = shards
+        self._paths = [folder / entry.index_file for entry in shards]
         self._known = np.zeros(len(shards), dtype=np.int64)  # 0: not read yet
 
     def read(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
@@ -68,7 +69,7 @@ class Indexes:
         Raises RuntimeError, one line, where the file cannot be read, or does not have the manifest's hash.
         """
         entry = self._shards[shard]
-        path = self._folder / entry.index_file
+        path = self._paths[shard]
         while True:
             file = _open(path)
             known, before = hash(file.stamp), int(self._known[shard])

@@ -7,10 +7,8 @@ the size of the corpus.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,11 +17,11 @@ import numpy as np
 from data.config import DataConfig
 from data.corpus.corpus import Corpus, DamagedDocument
 from data.corpus.manifest import CRC, OFFSET, TOKENS
-from data.stream.order import ShuffledOrder
+from data.stream.checks import DocumentChecks, Versions
+from data.stream.order import EraBlocks, ShuffledOrder
 from data.stream.pack import Fragments, count_windows, packing_of
 
 ERAS_KEPT = 3  # of each corpus: an epoch's end, a step that straddles two eras, and one to spare
-UNKNOWN, GOOD, DAMAGED = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class IdSpans:
         fragment brings an id for holds a separator.
     views: the bytes of the fragment's shard, a list.
     damaged: whether the fragment's document is damaged, bool.
-    unchanged: call it after reading: False where a shard was written to since the documents were checked.
-        Raises RuntimeError where a shard has another length now.
+    versions: (shard, version of its bytes when the documents were checked) for each shard of the era.
     """
 
     fragments: Fragments
@@ -48,31 +45,35 @@ class IdSpans:
     column: np.ndarray
     views: list[Any]
     damaged: np.ndarray
-    unchanged: Callable[[], bool]
+    versions: Versions
 
 
 class Era:
     """A run of blocks whose windows are shuffled as one.
 
+    corpus, seq_len: what the era is of, and the inputs of its windows.
+    epoch, number: the epoch, and the number of the era in it.
     shard, place: of each document, the shard and its place in that shard, int64 [documents].
-    offset, tokens, crc: its columns of the index, int64 [documents].
+    offset, tokens: its columns of the index, int64 [documents].
     """
 
-    def __init__(self, corpus: Corpus, blocks: np.ndarray, packing: str, seq_len: int) -> None:
-        self.corpus = corpus
-        self.seq_len = seq_len
+    def __init__(self, corpus: Corpus, place: EraBlocks, packing: str, seq_len: int) -> None:
+        self.corpus, self.seq_len = corpus, seq_len
+        self.epoch, self.number = place.epoch, place.era
+        storage, blocks = corpus.storage, place.blocks
         shards = corpus.block_shard[blocks].tolist()
         firsts = corpus.block_first[blocks].tolist()
         counts = corpus.block_documents[blocks].tolist()
-        self._shards = {shard: corpus.storage.open(shard) for shard in dict.fromkeys(shards)}
-        self._views = {shard: opened.view for shard, opened in self._shards.items()}
-        spans = [corpus.storage.index(s, first, first + n) for s, first, n in zip(shards, firsts, counts)]
+        spans = [storage.index(s, first, first + n) for s, first, n in zip(shards, firsts, counts)]
+        opened = {shard: storage.open(shard) for shard in dict.fromkeys(shards)}
+        storage.prefetch(np.unique(corpus.block_shard[place.following]).tolist())
         index = np.concatenate(spans, axis=1).astype(np.int64)
         self.shard = np.repeat(shards, counts)
         self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
-        self.offset, self.tokens, self.crc = index[OFFSET], index[TOKENS], index[CRC]
-        self._state = np.zeros(len(self.shard), dtype=np.uint8)
-        self._checked = self._versions()  # of the shards, when `_state` was found
+        self.offset, self.tokens = index[OFFSET], index[TOKENS]
+        self._views = {shard: one.view for shard, one in opened.items()}
+        end = self.offset + self.tokens * corpus.dtype.itemsize
+        self._checks = DocumentChecks(opened, self.shard, self.offset, end, index[CRC])
         bounds = np.concatenate(([0], np.cumsum(counts)))
         self.packing = packing_of(packing, self.tokens, bounds, seq_len)
 
@@ -80,7 +81,7 @@ class Era:
         """Where the ids of the given windows are; row i of the fragments is windows[i]."""
         fragments = self.packing.fragments(windows)
         document, skip = fragments.document, fragments.skip
-        damaged = self._damaged(document)
+        damaged = self._checks.damaged(document)
         reaches_end = fragments.column + fragments.length == self.seq_len
         begin = np.maximum(skip - 1, 0)
         end = np.minimum(skip + fragments.length - 1 + reaches_end, self.tokens[document])
@@ -91,47 +92,21 @@ class Era:
             column=fragments.column + (skip == 0),
             views=[self._views[shard] for shard in self.shard[document].tolist()],
             damaged=damaged,
-            unchanged=partial(self._is_at, self._checked),
+            versions=self._checks.versions,
         )
 
     def damaged_document(self, document: int) -> DamagedDocument:
         """The report on a damaged document of the era."""
         return self.corpus.damaged_document(int(self.shard[document]), int(self.offset[document]))
 
-    def _damaged(self, documents: np.ndarray) -> np.ndarray:
-        """Which of these documents are damaged, bool [len(documents)]. A document is hashed on its first use,
-        and again where its shard was written to since.
-        """
-        if (versions := self._versions()) != self._checked:
-            changed = [shard for shard, version in versions.items() if version != self._checked[shard]]
-            self._state[np.isin(self.shard, changed)] = UNKNOWN
-            self._checked = versions
-        todo = documents[self._state[documents] == UNKNOWN]
-        if todo.size:
-            todo = np.unique(todo)
-            begin = self.offset[todo]
-            end = begin + self.tokens[todo] * self.corpus.dtype.itemsize
-            views = self._views
-            crcs = [
-                zlib.crc32(views[shard][a:b])
-                for shard, a, b in zip(self.shard[todo].tolist(), begin.tolist(), end.tolist())
-            ]
-            self._state[todo] = np.where(np.array(crcs) == self.crc[todo], GOOD, DAMAGED)
-        return self._state[documents] == DAMAGED
-
-    def _versions(self) -> dict[int, int]:
-        """Shard → version of its bytes, of every shard of the era."""
-        return {shard: opened.version() for shard, opened in self._shards.items()}
-
-    def _is_at(self, versions: dict[int, int]) -> bool:
-        return self._versions() == versions
-
 
 class ShuffledCorpus:
     """One corpus's sequences in shuffled order, epoch after epoch.
 
     corpus: the corpus.
+    order: where each sequence is, by its number among those of the corpus.
     sequences: how many an epoch has.
+    era: the era of some blocks, which stays open for a while.
     """
 
     def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
@@ -142,18 +117,8 @@ class ShuffledCorpus:
         self.sequences = self.order.sequences
         self.era = lru_cache(maxsize=ERAS_KEPT)(self._open_era)
 
-    def locate(self, ordinals: np.ndarray) -> Iterator[tuple[int, Era, np.ndarray, np.ndarray]]:
-        """For each era that sequences of the corpus, by their number in it, int64 [n], are in: (epoch, era,
-        which of `ordinals`, their windows of the era).
-        """
-        for epoch, era, which, windows in self.order.locate(ordinals):
-            yield epoch, self.era(epoch, era), which, windows
-
-    def _open_era(self, epoch: int, era: int) -> Era:
-        opened = Era(self.corpus, self.order.blocks(epoch, era), self._packing, self._seq_len)
-        following = self.order.blocks(epoch, era + 1)
-        self.corpus.storage.prefetch(np.unique(self.corpus.block_shard[following]).tolist())
-        return opened
+    def _open_era(self, place: EraBlocks) -> Era:
+        return Era(self.corpus, place, self._packing, self._seq_len)
 
 
 def block_windows(corpus: Corpus, packing: str, seq_len: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +31,22 @@ SMALL = 64  # up to this size a table is cheap, and better mixed than halves of 
 ROUNDS = 6  # even, so that halves of unequal width end where they began
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class EraBlocks:
+    """Which blocks an era is made of. Two are equal that are of the same place in the order.
+
+    epoch: counts from 0.
+    era: its number in the epoch.
+    blocks: the blocks of the era, in order, int64.
+    following: the blocks of the next era; none after the epoch's last.
+    """
+
+    epoch: int
+    era: int
+    blocks: np.ndarray = field(compare=False)
+    following: np.ndarray = field(compare=False)
 
 
 class ShuffledOrder:
@@ -45,9 +62,9 @@ class ShuffledOrder:
         self.sequences = int(windows.sum())  # of an epoch
         self._epoch = lru_cache(maxsize=2)(self._shuffle_blocks_of)
 
-    def locate(self, ordinals: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    def locate(self, ordinals: np.ndarray) -> Iterator[tuple[EraBlocks, np.ndarray, np.ndarray]]:
         """Where sequences of the source are, by their number in it, int64 [n]: for each era that has some,
-        (epoch, era, which of `ordinals`, their windows of the era).
+        (blocks of the era, which of `ordinals`, their windows of the era).
         """
         epochs, places = np.divmod(ordinals, self.sequences)
         for epoch in np.unique(epochs).tolist():
@@ -58,7 +75,9 @@ class ShuffledOrder:
                 which = mine[eras == era]
                 size = int(bounds[era + 1] - bounds[era])
                 key = derive_key(self._key, "windows", epoch, era)
-                yield epoch, era, which, permute(places[which] - bounds[era], size, key)
+                windows = permute(places[which] - bounds[era], size, key)
+                blocks, following = self.blocks(epoch, era), self.blocks(epoch, era + 1)
+                yield EraBlocks(epoch, era, blocks, following), which, windows
 
     def blocks(self, epoch: int, era: int) -> np.ndarray:
         """The blocks that an era is made of, in order; none after the epoch's last era."""

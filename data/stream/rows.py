@@ -7,7 +7,7 @@ one micro-batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.stream.checks import Versions
 from data.stream.era import IdSpans
 
 NO_TOKEN = -1
@@ -73,7 +74,7 @@ class LocatedRows:
     masked: rows that hold a damaged document.
     separated: inputs, as row · seq_len + column, that end a document where the next column is inside another
         document (one that was cut): a separator follows them, and is not among the ids.
-    unchanged_parts: for each era, whether its shards are as they were when its documents were checked.
+    versions: (shard, version of its bytes when the documents were checked) for each shard of each era.
     """
 
     numbers: np.ndarray
@@ -91,7 +92,7 @@ class LocatedRows:
     short: np.ndarray
     masked: np.ndarray
     separated: np.ndarray
-    unchanged_parts: list[Callable[[], bool]]
+    versions: Versions
 
     @classmethod
     def join(
@@ -144,14 +145,14 @@ class LocatedRows:
             short=np.flatnonzero(inputs < seq_len),
             masked=masked,
             separated=(row * seq_len + column - 1)[cut_behind_another],
-            unchanged_parts=[part.spans.unchanged for part in parts],
+            versions=[version for part in parts for version in part.spans.versions],
         )
 
     def unchanged(self) -> bool:
         """Whether the shards are as they were when their documents were checked. If so, all rows that were
         made before this call are made of checked bytes. RuntimeError where a shard has another length now.
         """
-        return all(unchanged() for unchanged in self.unchanged_parts)
+        return all(shard.version() == version for shard, version in self.versions)
 
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
         """Rows [begin, end) as arrays."""

@@ -11,7 +11,7 @@ position of a run is one integer, and any number of readers of one stream agree.
       ▼
     epoch, era, window
       │  Era.spans                era.py       fragments of documents (pack.py), their bytes in the shards
-      │                                        (data.corpus), each document checked against its checksum
+      │                                        (data.corpus), each document held against its checksum (checks.py)
       ▼
     spans of ids
       │  LocatedRows.join, .rows  rows.py      ids, separators and padding as arrays
@@ -132,25 +132,27 @@ class Stream:
         """
         numbers = np.asarray(numbers, dtype=np.int64)
         parts = []
-        for _, era, part in self._parts(numbers):
+        for era, part in self._parts(numbers):
             if part.spans.damaged.any():
                 self._damaged(numbers, era, part)
             parts.append(part)
         dtype = self.sources[0].corpus.dtype
         return LocatedRows.join(numbers, parts, seq_len=self.seq_len, eos=self.eos, dtype=dtype)
 
-    def find(self, number: int) -> tuple[int, int, Era, IdSpans]:
-        """(source, epoch, era, spans of its ids) of one sequence: for people who look for its text."""
-        epoch, era, part = next(self._parts(np.array([number])))
-        return part.source, epoch, era, part.spans
+    def find(self, number: int) -> tuple[int, Era, IdSpans]:
+        """(source, era, spans of its ids) of one sequence: for people who look for its text."""
+        era, part = next(self._parts(np.array([number])))
+        return part.source, era, part.spans
 
-    def _parts(self, numbers: np.ndarray) -> Iterator[tuple[int, Era, Part]]:
-        """(epoch, era, the sequences that are of it) for each era that some of `numbers` are of."""
+    def _parts(self, numbers: np.ndarray) -> Iterator[tuple[Era, Part]]:
+        """(era, the sequences that are of it) for each era that some of `numbers` are of."""
         sources, ordinals = self.mixture.locate(numbers)
         for source in np.unique(sources).tolist():
             mine = np.flatnonzero(sources == source)
-            for epoch, era, which, windows in self.sources[source].locate(ordinals[mine]):
-                yield epoch, era, Part(mine[which], source, era.spans(windows))
+            shuffled = self.sources[source]
+            for place, which, windows in shuffled.order.locate(ordinals[mine]):
+                era = shuffled.era(place)
+                yield era, Part(mine[which], source, era.spans(windows))
 
     def _damaged(self, numbers: np.ndarray, era: Era, part: Part) -> None:
         """Raise the error on the first damaged document; under on_corrupt=quarantine list all."""

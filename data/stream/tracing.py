@@ -17,6 +17,7 @@ from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.tar import TAR_BLOCK, samples
 from data.stream.era import Era, block_windows
+from data.stream.order import EraBlocks
 from data.stream.pack import PACKINGS, layout_lengths
 from data.stream.stream import Stream
 
@@ -46,7 +47,7 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
     if number < 0:
         raise ValueError(f"a sequence number is 0 or more, not {number}")
     stream = Stream.open(cfg, seed=seed, global_batch=global_batch)
-    source, epoch, era, spans = stream.find(number)
+    source, era, spans = stream.find(number)
     corpus = era.corpus
     tokenizer = _tokenizer(corpus)
     described = []
@@ -74,7 +75,7 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
         "sequence": number,
         "source": stream.names[source],
         "corpus": corpus.storage.path,
-        "epoch": epoch,
+        "epoch": era.epoch,
         "counted_targets": int((rows.following >= 0).sum()),
         "quarantined": stream.quarantined.get(number, []),
         "pieces": described,
@@ -115,7 +116,8 @@ def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> di
     layout = layout_lengths(lengths)
     cut = 0
     for block in range(len(windows)):
-        era = Era(corpus, np.array([block]), kind, seq_len)
+        alone = EraBlocks(epoch=0, era=0, blocks=np.array([block]), following=np.zeros(0, dtype=np.int64))
+        era = Era(corpus, alone, kind, seq_len)
         fragments = era.packing.fragments(np.arange(era.packing.windows))
         cut += int((np.bincount(fragments.document) > 1).sum())
     total = int(windows.sum())

@@ -82,9 +82,9 @@ def test_opening_a_far_position_takes_no_more_work_than_a_near_one(
     opened: list[int] = []
     init = Era.__init__
 
-    def counting_init(self: Era, corpus: Corpus, blocks: np.ndarray, *rest: Any) -> None:
-        opened.append(len(blocks))
-        init(self, corpus, blocks, *rest)
+    def counting_init(self: Era, corpus: Corpus, place: order.EraBlocks, *rest: Any) -> None:
+        opened.append(len(place.blocks))
+        init(self, corpus, place, *rest)
 
     monkeypatch.setattr(order, "permute", counting)
     monkeypatch.setattr(Era, "__init__", counting_init)

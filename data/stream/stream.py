@@ -11,7 +11,8 @@ position of a run is one integer, and any number of readers of one stream agree.
       ▼
     epoch, era, window
       │  Era.spans                era.py       fragments of documents (pack.py), their bytes in the shards
-      │                                        (data.corpus), each document held against its checksum (checks.py)
+      │                                        (data.corpus), each document held against its checksum
+      │                                        (checks.py)
       ▼
     spans of ids
       │  LocatedRows.join, .rows  rows.py      ids, separators and padding as arrays

@@ -1,8 +1,8 @@
 """A run that version 0.1 began, with its corpus, is gone on with by every later version.
 
 run-0.1.tar.gz holds `corpus/` and `run/`: four steps on two tensor-parallel ranks. EXPECTED is what that
-version made of steps 5 to 8 on one process. A change of the checkpoint format, of a corpus's fingerprint or of
-the order of the data fails here; such a change needs a new version number, and a reader of the old format.
+version made of steps 5 to 8 on one process. A change of the checkpoint format, of a corpus's fingerprint or
+of the order of the data fails here: it needs a new version number, and a reader of the old format.
 """
 
 import json
@@ -26,7 +26,7 @@ BITS_PER_BYTE = 7.967838208791236
 
 @pytest.fixture
 def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with `corpus` and `run`; the config names both relative to it, so it is the working directory."""
+    """The folder with `corpus` and `run`, made the working directory, as the config's paths need."""
     with tarfile.open(GOLDEN) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

@@ -2,14 +2,14 @@
 
     python bench/prepare.py [--megabytes 24] [--rounds 9]
 
-The reference is what nothing can beat: one process that has the texts in memory and asks the library for
-their ids, one text at a time as a worker does (`encode_batch_fast` of one, the fastest way there is on one
-thread: batches of hundreds are slower), and throws the ids away.
-`prepare` reads the same texts from lines of JSON, tokenises them, writes, hashes and fsyncs shards, indexes,
-data card and manifest. Each run is a process of its own, as a real one is: the heap that an earlier run left
-slows the next one's tokenizer by up to a fifth. Both have imported the same and loaded a tokenizer. Times are
-CPU seconds of the process, which other work on the machine stretches less than the clock; the two take turns,
-each first every other round, and the ratio is the median of the rounds'.
+The reference is an upper bound: one process that has the texts in memory, has the library encode them one
+text at a time, as a worker does (`encode_batch_fast` of one, the fastest call on one thread: batches of
+hundreds are slower), and drops the ids. `prepare` reads the same texts from lines of JSON, tokenises them,
+writes, hashes and fsyncs shards, indexes, data card and manifest. Each run is a process of its own, as in
+real use: the heap that an earlier run has left slows the next run's tokenizer by up to a fifth. Both have
+imported the same modules and loaded a tokenizer. Times are CPU seconds of the process, which other work on
+the machine changes less than wall-clock time. The two alternate, each first in every other round, and the
+ratio is the median over the rounds.
 
 Memory is that of one worker with 2, 8 and 32 MB of text, which must not grow, and with one document of 32 MB.
 Writes bench/results/prepare.json.
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "prepare.json"
 
 
 def texts(size_bytes: int) -> Iterator[str]:
-    """Documents of about 4 kB, as web pages have, cut from the standard library's source files."""
+    """Yield documents of about 4 kB, as web pages have, cut from the standard library's sources."""
     rng = random.Random(0)
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     made = 0
@@ -53,7 +53,7 @@ def texts(size_bytes: int) -> Iterator[str]:
 
 
 def write_jsonl(path: Path, size_bytes: int) -> None:
-    """The texts as lines of JSON."""
+    """Write the texts as lines of JSON."""
     with open(path, "w", encoding="utf-8") as file:
         for text in texts(size_bytes):
             file.write(json.dumps({"text": text}) + "\n")
@@ -79,15 +79,15 @@ def seconds_prepare(path: Path, tokenizer: Path, out: Path) -> tuple[float, int]
 
 
 def child(mode: str, *args: Path) -> list[float]:
-    """What `in_child` prints, from a process of its own."""
+    """The numbers that `in_child` prints, run in a process of its own."""
     command = [sys.executable, __file__, "--child", mode, *map(str, args)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     return [float(word) for word in ran.stdout.split()]
 
 
 def in_child(mode: str, path: str, tokenizer: str, out: str) -> None:
-    """Prints (CPU seconds, tokens) of one run, or the peak megabytes of one with cleaning and near-duplicate
-    removal; one worker, so its memory is a worker's.
+    """Print (CPU seconds, tokens) of one run; for the mode "memory" the peak megabytes of a run with cleaning
+    and near-duplicate removal, in this process, so that its memory is a worker's.
     """
     if mode == "memory":
         recipe = Recipe(filters=["gopher_repetition"], deduplicate="near", shard_bytes=8 << 20)
@@ -104,7 +104,7 @@ def in_child(mode: str, path: str, tokenizer: str, out: str) -> None:
 
 
 def main() -> None:
-    """Prints both rates, their ratio, and the memory, as JSON."""
+    """Print both rates, their ratio and the memory as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -40,8 +40,8 @@ class ModelPlan:
                            the ranks' gradients of it are partial sums;
         "attention_core"   attention over (q, k, v, …), each [batch, heads, seq, head_dim]: a rank computes
                            with its heads. Context parallelism swaps sequence for heads around it;
-        "vocab_head"       as "gather", and the rows of the output matrix are split over ranks. The module is
-                           told which rows it holds.
+        "vocab_head"       as "gather", and the rows of the output matrix are split over ranks. The module
+                           implements `module_interfaces.VocabParallel`, by which it gets its shard.
     tied: (canonical name, alias) of parameters that are one tensor. Only the canonical name is saved.
         Materialising a model from the meta device unties them: the caller has to tie them again.
     init: (name, global shape) → how the parameter is drawn.

@@ -264,7 +264,7 @@ def test_fused_passes_are_the_eager_ones(dtype: torch.dtype) -> None:
     """Rows not counted, targets everywhere, chunks that leave a rest."""
     draw = torch.Generator().manual_seed(3)
     targets = torch.randint(300, (150,), generator=draw)
-    targets[::7] = -100
+    targets[::7] = IGNORED
     found = []
     for compiler in (None, "eager", "aot_eager"):
         hidden = torch.randn(150, 24, generator=draw.manual_seed(4)).to(dtype).requires_grad_()

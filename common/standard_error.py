@@ -32,7 +32,7 @@ def write(data: bytes) -> None:
             data = data[os.write(2, data) :]
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
     """Write one line with `write`."""
     write(f"{line}\n".encode())
 

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 # Notes on an error (`BaseException.add_note`), so that one fault is one event and one line on standard error.
 ON_EVERY_RANK = "raised on every rank"  # rank 0 reports it
-TOLD = "told in events.jsonl"  # likewise, and rank 0 has written the event already
-ELSEWHERE = "told by another rank"  # the rank that found the fault reports it
+IN_EVENTS = "told in events.jsonl"  # likewise, and rank 0 has written the event already
+BY_ANOTHER_RANK = "told by another rank"  # the rank that found the fault reports it
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -52,7 +52,7 @@ class Ranks:
 
         A rank that failed raises its own error; the others raise the error of the first failed rank, with its
         number. Where all ranks failed with the same text, rank 0 reports it (note ON_EVERY_RANK); where
-        several did, the first of them (note ELSEWHERE on the others). The action itself must not call a
+        several did, the first of them (note BY_ANOTHER_RANK on the others). The action itself must not call a
         collective.
         """
         return self._settle(action, of_the_run=False)
@@ -84,5 +84,5 @@ class Ranks:
         if of_the_run or all(failure == failures[0] for failure in failures):
             on_every_rank(raised)
         elif own is None or failures.index(failures[self.rank]) < self.rank:
-            raised.add_note(ELSEWHERE)
+            raised.add_note(BY_ANOTHER_RANK)
         raise raised

@@ -1,8 +1,5 @@
-"""The composition root, the only file that imports from every room: builds a run from its config, and starts
-the loop.
-
-Read `Run` for what a run consists of and how it goes back to an older checkpoint, `assemble` for the order in
-which its parts are made.
+"""The composition root, the only file that imports from every room: builds a run from its config
+(`assemble`), and starts the loop, also again from an older checkpoint (`Run`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from trainer.folder.fence import Fence
 from trainer.models.decoder.config import DecoderConfig
 from trainer.process.disk import explained, explaining
 from trainer.process.failures import Failures
-from trainer.ranks import ON_EVERY_RANK, TOLD
+from trainer.ranks import IN_EVENTS, ON_EVERY_RANK
 from trainer.state import TrainState
 from whole_runs import events, make_corpus, train_here, write_config
 
@@ -162,7 +162,7 @@ def test_an_error_in_the_middle_of_a_run_is_a_line_and_an_event(
 
 
 @pytest.mark.parametrize(
-    ("note", "rank", "told"), [(ON_EVERY_RANK, 0, 1), (ON_EVERY_RANK, 1, 0), (TOLD, 0, 0)]
+    ("note", "rank", "told"), [(ON_EVERY_RANK, 0, 1), (ON_EVERY_RANK, 1, 0), (IN_EVENTS, 0, 0)]
 )
 def test_one_fault_is_one_event(
     tmp_path: Path,

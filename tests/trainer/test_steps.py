@@ -10,7 +10,7 @@ import torch
 from checkpointed import Team
 from data.stream.batch import Batch
 from data.stream.rows import NO_TOKEN
-from trainer.ranks import ELSEWHERE, ON_EVERY_RANK, Ranks
+from trainer.ranks import BY_ANOTHER_RANK, ON_EVERY_RANK, Ranks
 from trainer.steps import Steps
 
 STEPS, ROWS, SEQ, EOS = 6, 2, 4, 0
@@ -107,5 +107,5 @@ def test_an_error_belongs_to_its_step_on_every_rank_and_one_tells_it(failing: tu
     notes = [getattr(error, "__notes__", [None])[0] for error in errors]
     everywhere = [ON_EVERY_RANK] * 3
     assert notes == (
-        everywhere if 0 in failing else [None if n == failing[0] else ELSEWHERE for n in range(3)]
+        everywhere if 0 in failing else [None if n == failing[0] else BY_ANOTHER_RANK for n in range(3)]
     )

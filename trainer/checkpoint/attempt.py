@@ -13,10 +13,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from common.files import write_durably
 from trainer.checkpoint.folder import TMP, commit, step_folder
-from trainer.checkpoint.manifest import Part
+from trainer.checkpoint.manifest import FileEntry, Part, digest
 from trainer.folder.fence import Guard
+from trainer.ranks import IN_EVENTS, one_line
 
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 
@@ -129,3 +132,21 @@ class Attempt:
                 raise RuntimeError(f"{otherwise} within {patience:g} s (no part from ranks {missing})")
             time.sleep(pause)
             pause = min(longest, pause * 1.5)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> FileEntry:
+    """Write a document as a file of the checkpoint; return its entry in the manifest."""
+    data = (json.dumps(document, indent=1) + "\n").encode()
+    write_durably(path, data)
+    return FileEntry(len(data), digest(data))
+
+
+def not_saved(error: Exception, step: int, rank: int, world: int) -> Exception:
+    """Return a save's error as the user should see it; a bug keeps its own type and traceback."""
+    if not isinstance(error, OSError | RuntimeError):
+        return error
+    where = f" on rank {rank}" if world > 1 and isinstance(error, OSError) else ""
+    raised = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
+    raised.__cause__ = error
+    raised.add_note(IN_EVENTS)
+    return raised

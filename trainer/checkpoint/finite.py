@@ -1,7 +1,7 @@
 """Whether bytes that are about to be saved hold only finite numbers. No torch here.
 
 A float whose exponent is all ones is a NaN or an infinity, and as an integer it is the largest of its sign.
-So two maxima tell, one of signed and one of unsigned integers: exact in every format, without a temporary.
+So two maxima suffice, one of signed and one of unsigned integers: exact in every format, without a temporary.
 """
 
 import numpy as np

@@ -3,7 +3,6 @@ by many ranks, `resume` and `go_back` for loading.
 """
 
 import contextlib
-import json
 import secrets
 import threading
 import time
@@ -11,20 +10,18 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import write_durably
 from parallel.engine import Chunk, Engine
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.attempt import Attempt
+from trainer.checkpoint.attempt import Attempt, not_saved, write_json
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.go_back import go_back
-from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.resume import resume
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import write_part
 from trainer.folder.fence import Guard, unfenced
 from trainer.process.disk import explaining
-from trainer.ranks import TOLD, Ranks, one_line
+from trainer.ranks import Ranks, one_line
 from trainer.record.digest import LogDigest
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog
@@ -225,12 +222,12 @@ class Checkpointer:
                 if rank == 0:
                     attempt.await_others()  # only then are all lines up to this step in the logs
                     document["logs"] = self._noted(step, gone)
-                    part.files[STATE] = _write_json(folder / STATE, document)
+                    part.files[STATE] = write_json(folder / STATE, document)
                 attempt.publish(part)
                 size = attempt.finish(document["state"]["sequences"])
         except Exception as error:
             attempt.fail(one_line(error))
-            self._error = _explained(error, step, rank, self.ranks.world)
+            self._error = not_saved(error, step, rank, self.ranks.world)
             self._record("fault", step, str(self._error))
         else:
             self._record("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
@@ -263,20 +260,3 @@ class Checkpointer:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> FileEntry:
-    data = (json.dumps(document, indent=1) + "\n").encode()
-    write_durably(path, data)
-    return FileEntry(len(data), digest(data))
-
-
-def _explained(error: Exception, step: int, rank: int, world: int) -> Exception:
-    """The error as the user should see it; a bug keeps its own type and traceback."""
-    if not isinstance(error, OSError | RuntimeError):
-        return error
-    where = f" on rank {rank}" if world > 1 and isinstance(error, OSError) else ""
-    raised = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
-    raised.__cause__ = error
-    raised.add_note(TOLD)
-    return raised

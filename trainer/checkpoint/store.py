@@ -127,7 +127,7 @@ def _send_to_disk(fd: int, start: int, size: int) -> None:
     writes later.
     """
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # a file system may know no advice
+        with contextlib.suppress(OSError):  # a file system may not support advice
             os.posix_fadvise(fd, start, size, os.POSIX_FADV_DONTNEED)
 
 

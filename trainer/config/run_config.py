@@ -1,8 +1,8 @@
 """The config of a run, read from YAML and `key=value`. Imports no torch.
 
 `load` and `layout` are all that a caller needs. Each field states its key's meaning, unit, limits and what it
-may not be combined with; `keys` says how, and checks them. Arithmetic over several keys is checked in `check`
-and `layout`. All of it happens before anything expensive starts.
+may not be combined with; `keys` describes the notation, and checks them. Arithmetic over several keys is
+checked in `check` and `layout`. All of it happens before anything expensive starts.
 """
 
 import contextlib

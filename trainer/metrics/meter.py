@@ -36,7 +36,7 @@ class Meter:
     events: the run's event log.
     writes_metrics: this is rank 0.
     data_rank: the data rank whose ledger this rank writes; None where another rank does.
-    about: what the start event says of this start: ranks, layout, device, threads, epoch.
+    about: fields of the start event: ranks, layout, device, threads, epoch.
     quarantined: the damage that masks sequences, by sequence number. Reading runs ahead of training: an entry
         is taken out, and written with the step that its sequence belongs to.
     guard: raises where a later start of the run writes the record.
@@ -157,7 +157,7 @@ class Meter:
                 self._list_quarantined(state.step, masked)
         if not self._writes:
             return
-        self._samples.poll(self._progress.say)
+        self._samples.poll(self._progress.print_line)
         if result.skipped:
             why = f"gradients overflowed at loss scale {result.loss_scale:g}"
             if not result.count:
@@ -190,7 +190,7 @@ class Meter:
             self._metrics.write(record)
             self._trackers.log(record, state.step)
             for name, result in results.items():
-                self._progress.say(
+                self._progress.print_line(
                     f"step {state.step}: held-out {name}: {result.bits_per_byte:.4f} bits per byte,"
                     f" loss {result.loss:.4f}"
                 )
@@ -201,7 +201,7 @@ class Meter:
         if not self._writes:
             return
         self._progress.close()
-        self._samples.finish(self._progress.say)
+        self._samples.finish(self._progress.print_line)
         try:
             from trainer.metrics.closing import close_run
 
@@ -210,7 +210,7 @@ class Meter:
             self._events.event("picture", state.step, f"no picture was drawn: {error}")
             return
         for line in lines:
-            self._progress.say(line)
+            self._progress.print_line(line)
 
     def close(self) -> None:
         """End the live line, finish the trackers, close the logs."""

@@ -46,9 +46,9 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, completed=step, text=self._fitting(metrics))
         else:
-            self.say(f"step {step}/{self._steps}  {summary(metrics)}  {self._remaining(now)}")
+            self.print_line(f"step {step}/{self._steps}  {summary(metrics)}  {self._remaining(now)}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bar: an evaluation, an event."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False)

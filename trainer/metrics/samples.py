@@ -17,7 +17,7 @@ from trainer.checkpoint.folder import steps
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 PROCESS = "trainer.generate.training_samples"
 LAST_SECONDS = 300.0  # how long the end of a run waits for a sample; until then it holds its machine
@@ -44,21 +44,21 @@ class Samples:
         self._thread: threading.Thread | None = None
         self._child: subprocess.Popen[str] | None = None
 
-    def poll(self, say: Say) -> None:
+    def poll(self, print_line: PrintLine) -> None:
         """Start sampling the newest checkpoint, where there is a new one and none is being sampled."""
         if not self._prompts or (self._thread is not None and self._thread.is_alive()):
             return
         if (step := self._newest()) > self._sampled:
             self._sampled = step
             # A daemon: a rank that dies of something else does not wait for a text.
-            self._thread = threading.Thread(target=self._sample, args=(step, say), daemon=True)
+            self._thread = threading.Thread(target=self._sample, args=(step, print_line), daemon=True)
             self._thread.start()
 
-    def finish(self, say: Say) -> None:
+    def finish(self, print_line: PrintLine) -> None:
         """Sample the last checkpoint, and wait for it, LAST_SECONDS at most."""
         deadline = time.monotonic() + LAST_SECONDS
         for _ in range(2):  # the one that is being sampled, and the last
-            self.poll(say)
+            self.poll(print_line)
             if self._thread is not None:
                 self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread is not None and self._thread.is_alive():
@@ -72,7 +72,7 @@ class Samples:
     def _newest(self) -> int:
         return next(iter(steps(self._run / "checkpoints")), 0)
 
-    def _sample(self, step: int, say: Say) -> None:
+    def _sample(self, step: int, print_line: PrintLine) -> None:
         arguments = [str(self._run), str(step), str(self._tokens), *self._prompts]
         try:
             self._child = subprocess.Popen(
@@ -82,13 +82,13 @@ class Samples:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
             )
-            written, complaint = self._child.communicate()
+            written, errors = self._child.communicate()
             if code := self._child.returncode:
-                said = complaint.strip().splitlines() or [f"exit code {code}"]
-                raise RuntimeError(said[-1].removeprefix("error: "))
+                last = errors.strip().splitlines() or [f"exit code {code}"]
+                raise RuntimeError(last[-1].removeprefix("error: "))
             for line in written.splitlines():
                 record = json.loads(line)
                 self._log.write(record)
-                say(f"step {step}: {record['prompt']}{record['text']}".replace("\n", "\\n"))
+                print_line(f"step {step}: {record['prompt']}{record['text']}".replace("\n", "\\n"))
         except (OSError, ValueError, RuntimeError) as error:
             self._events.event("sample", step, f"no sample was made: {error}")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 AS_BEGUN = "as this run began; train.threads changes it"
-WINDOW_SECONDS = 0.2  # the kernel counts in hundredths: less says little
+WINDOW_SECONDS = 0.2  # the kernel counts in hundredths of a second: a shorter window is too coarse
 MORE_WINDOWS = 5  # looked at before cores are called busy, which they then are for the whole run
 
 

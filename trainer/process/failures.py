@@ -14,7 +14,7 @@ from common.standard_error import complain
 from parallel.world.runtime import Runtime
 from trainer.folder.fence import Fence
 from trainer.process.disk import explained
-from trainer.ranks import ELSEWHERE, ON_EVERY_RANK, TOLD
+from trainer.ranks import BY_ANOTHER_RANK, IN_EVENTS, ON_EVERY_RANK
 from trainer.record.events import EventLog
 
 # How long a rank waits for the rank that is to report the error, before it reports the error itself.
@@ -77,7 +77,11 @@ class Failures:
     def record(self, error: Exception, step: int) -> None:
         """Write the failure after `step` into events.jsonl, unless another rank or event reports it."""
         notes = getattr(error, "__notes__", ())
-        if TOLD in notes or ELSEWHERE in notes or (ON_EVERY_RANK in notes and not self.runtime.is_writer):
+        if (
+            IN_EVENTS in notes
+            or BY_ANOTHER_RANK in notes
+            or (ON_EVERY_RANK in notes and not self.runtime.is_writer)
+        ):
             return
         with (
             contextlib.suppress(OSError, RuntimeError),
@@ -94,8 +98,8 @@ class Failures:
         False where the ranks do not learn of each other's end: their supervisor shows one error of all.
         """
         notes = getattr(error, "__notes__", ())
-        is_rank_0s = (TOLD in notes or ON_EVERY_RANK in notes) and not self.runtime.is_writer
-        if ELSEWHERE not in notes and not is_rank_0s:
+        is_rank_0s = (IN_EVENTS in notes or ON_EVERY_RANK in notes) and not self.runtime.is_writer
+        if BY_ANOTHER_RANK not in notes and not is_rank_0s:
             return False
         left = self.runtime.first_departure(REPORT_SECONDS)
         # A rank without an exit code has died before it reported anything.
@@ -105,5 +109,5 @@ class Failures:
     def _where(self, error: Exception) -> str:
         """The rank, of an error that only some ranks have and that does not name them yet."""
         notes = getattr(error, "__notes__", ())
-        alone = self.runtime.world == 1 or not {TOLD, ON_EVERY_RANK, ELSEWHERE}.isdisjoint(notes)
+        alone = self.runtime.world == 1 or not {IN_EVENTS, ON_EVERY_RANK, BY_ANOTHER_RANK}.isdisjoint(notes)
         return "" if alone else f"rank {self.runtime.rank}: "

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from common.exit_codes import INTERRUPTED, STOPPED
-from common.standard_error import say
+from common.standard_error import write_line
 
 _ASKED = (signal.SIGTERM, signal.SIGUSR1)
 _ALL = (signal.SIGINT, *_ASKED)
@@ -121,7 +121,7 @@ class LeaveAtOnce:
         return f"{why} before {self._what}: nothing was under way"
 
     def _go(self, code: int, why: str) -> None:
-        say(f"error: {why}")
+        write_line(f"error: {why}")
         if self._announce is not None:
             self._announce(code, why)
         os._exit(code)

@@ -112,7 +112,7 @@ def _versions(cfg: RunConfig) -> dict[str, str]:
     names += ["torchao"] if cfg.train.fp8 != "none" else []
     found = {"torch": str(torch.__version__)}
     for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the engine says so
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the engine reports it
             found[name] = importlib.metadata.version(name)
     return found
 
@@ -138,7 +138,7 @@ def corpora(cfg: DataConfig, stream: Stream) -> Facts:
     """
     storages = [(f"data.sources[{i}]", source.corpus.storage) for i, source in enumerate(stream.sources)]
     for _, storage in storages:
-        storage.tokenizer()  # the file is what the manifest says
+        storage.tokenizer()  # raises where the file does not match the manifest
     storages += [
         (f"data.heldout[{i}]", open_storage(heldout.path, cfg.cache_dir, cfg.cache_bytes))
         for i, heldout in enumerate(cfg.heldout)

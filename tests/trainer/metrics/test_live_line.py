@@ -12,7 +12,7 @@ def test_without_a_terminal_lines_are_few_and_plain(capsys: pytest.CaptureFixtur
     progress = Progress(1000)
     for step in range(1, 1001):
         progress.step(step, {"loss": 2.0, "grad_norm": 1.0, "lr": 0.001, "tokens_per_second": 1234.5})
-    progress.say("step 1000: held-out")
+    progress.print_line("step 1000: held-out")
     progress.close()
     shown = capsys.readouterr().err.splitlines()
     assert shown[0].startswith("step 1/1000  loss 2.000 · norm 1 · lr 1.00e-03 · 1,234 tokens/s")
@@ -23,7 +23,7 @@ def test_without_a_terminal_lines_are_few_and_plain(capsys: pytest.CaptureFixtur
 def test_a_rank_that_does_not_report_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(10, shown=False)
     progress.step(1, {"loss": 1.0})
-    progress.say("x")
+    progress.print_line("x")
     assert capsys.readouterr().err == ""
 
 

@@ -1,8 +1,8 @@
 """The survey: the first of two passes, where deduplication or the training of a tokenizer needs one.
 
-    unit → cleaned documents → OUT/.prepare/survey/NNNNNN.arrow        the spool
-                             → …/NNNNNN.content.npy, NNNNNN.minhash.npy  what tells duplicates
-    all units → find_duplicates → …/NNNNNN.keep.npy                      which documents stay
+    unit → cleaned documents → OUT/.prepare/survey/NNNNNN.arrow            the spool
+                             → …/NNNNNN.content.npy, NNNNNN.minhash.npy    hashes of the documents
+    all units → find_duplicates → …/NNNNNN.keep.npy                        which documents stay
 
 The corpus is cleaned once, on all cores; the second pass (`data.prepare.encode`) reads the spools.
 """
@@ -23,7 +23,7 @@ from data.prepare.units import Advance, Unit
 
 
 def survey_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
-    """Clean one unit into its spool and store what tells its duplicates; write its record last."""
+    """Clean one unit into its spool, store hashes to find duplicates by, and write the unit's record last."""
     record = preparation.record(unit, "survey")
     if record.exists():
         advance(-1)

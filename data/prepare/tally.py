@@ -1,4 +1,6 @@
-"""Counts of what happened to documents, by step: mergeable, JSON, and the same whoever counted."""
+"""Counts of what happened to documents, by step. The units' tallies are merged in the order of the corpus, so
+the result does not depend on the number of workers.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,7 @@
 """Call one function for many units in worker processes of this machine, with progress.
 
-No worker outlives the call or a parent that is killed. This file does not import what is done to a unit, and
-the work on a unit does not import what runs it.
+No worker outlives the call or a parent that is killed. This file does not import the work on a unit, and
+that work does not import this file: another engine may run the same units.
 """
 
 import multiprocessing

@@ -159,7 +159,7 @@ def _root(first: NDArray[np.int64], place: int) -> int:
 
 
 def write_tally(survey: Path, tally: Tally) -> None:
-    """Store what `find` has counted; the file also tells that all keep files are there."""
+    """Store what `find` has counted; once the file is there, all keep files are."""
     temporary = survey / "duplicates.json.tmp"
     temporary.write_text(json.dumps(tally.as_dict()))
     temporary.replace(survey / "duplicates.json")

@@ -23,7 +23,7 @@ def whole(text: str, tally: Tally, where: str) -> str:
     """The text as UTF-8 can hold it: half of a surrogate pair, which JSON allows, becomes U+FFFD and is
     counted.
     """
-    if text.isascii():  # Python knows this without a scan
+    if text.isascii():  # a flag of the string: no scan
         return text
     try:
         text.encode()

@@ -167,7 +167,7 @@ def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str)
             for place in range(metadata.num_columns)
             if (column := metadata.row_group(group).column(place)).path_in_schema.split(".")[0] in columns
             # Reading the page headers of a remote file costs as much as its pages: only where the footer
-            # tells of growth.
+            # shows growth.
             and ("://" not in path or _grows(column))
         ]
     most = min(_BATCH_ROWS, _SHARED_BYTES // max([1, *shared]))

@@ -1,4 +1,5 @@
-"""What `prepare` tells of its work. The counts themselves are in `data/prepare/tally.py`.
+"""The reports of `prepare`: the progress bar, the data card, and what it returns. The counts themselves are
+in `data/prepare/tally.py`.
 
 - `progress.py`: the progress bar.
 - `composition.py`: what a corpus is made of, by source, licence, language and length.

@@ -35,10 +35,20 @@ def build_engine(
     fp8: str = "none",
     sources: int = 0,
 ) -> Engine:
-    """The model on this rank's devices, with its optimiser. Collective.
+    """Build the model on this rank's device, with its optimiser. Collective.
 
+    layout, runtime: the ranks, and which one this is.
+    cfg: the `parallel:` section.
     plan: what the model declares about itself.
+    model_factory: builds the whole model on the current default device.
+    objective: makes the model's inputs of a batch, and losses of its output.
+    optimizer_factory: makes an optimiser over this rank's parts of the parameters.
+    precision: of forward and backward; master weights are float32.
     clip: the largest global gradient norm, 0 for none.
+    seed: of the first weights.
+    micro_batch: rows of a micro-batch.
+    global_batch: rows of a step, over all data ranks.
+    seq_len: tokens of a row.
     fp8: see `float8`.
     sources: how many data sources' losses a step adds up apart; 0: none.
 
@@ -46,7 +56,7 @@ def build_engine(
     """
     check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
     if cfg.engine == "deepspeed":
-        # Importing it costs most of a second and needs an extra: only who asks for it pays.
+        # Imported only here: the import takes most of a second and needs the extra `deepspeed`.
         from parallel.deepspeed_engine.build import build_deepspeed_engine
 
         return build_deepspeed_engine(
@@ -68,8 +78,7 @@ def build_engine(
     tokens = micro_batch * seq_len // layout.cp
     float8.check(fp8, runtime.device, tokens=tokens)
     kernels.use(cfg.attention, runtime.device)
-    # Where nothing is cast, the bare module is the fastest there is; on a CPU, where gathered parameters stay
-    # through backward, with `rows`.
+    # Without a cast and without shards the bare module is fastest; with ZeRO-1's shards on a CPU, `rows` is.
     sharded = layout.zero > 0 and layout.dp * layout.cp > 1
     rows = layout.zero == 1 and layout.dp_replicate == 1 and runtime.device.type == "cpu"
     fsdp = (sharded and not rows) or precision != "fp32"

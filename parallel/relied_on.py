@@ -1,4 +1,4 @@
-"""What the engines use of other packages that is not promised: looked for before anything is built on it."""
+"""Access to parts of other packages that they do not promise to keep; what is missing is named in one line."""
 
 import importlib
 from importlib.metadata import version
@@ -13,7 +13,7 @@ def insist(package: str, holder: Any, *names: str) -> None:
 
 
 def borrow(package: str, module: str, name: str) -> Any:
-    """`name` of a module that the package may move or drop. ValueError as from `insist`."""
+    """Return `name` of a module that the package may move or drop. ValueError as from `insist`."""
     try:
         holder = importlib.import_module(module)
     except ImportError as error:

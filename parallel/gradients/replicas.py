@@ -1,4 +1,4 @@
-"""Gradients of ranks that hold the same parameters, added up beside backward; and what FSDP has in common."""
+"""Adding gradients up over ranks beside backward: the interface, buckets, all-reduce of whole copies."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -12,28 +12,28 @@ BUCKET_BYTES = 8 << 20
 
 
 class Reductions(Protocol):
-    """Adds up gradients over the data ranks: `Replicas`, `rows.Rows` or `fsdp.Sharded`.
+    """Adds gradients up over the data ranks: `Replicas`, `rows.Rows` or `fsdp.Sharded`.
 
-    adds_up: each micro-batch's are added to the last one's where they lie. If not, the engine has to.
+    adds_up: the gradients of a step's micro-batches are added up too. If not, the engine does that.
     """
 
     adds_up: bool
 
     def before_backward(self, *, last: bool) -> None:
-        """Said before every micro-batch outside a pipeline."""
+        """To be called before every micro-batch's backward, except in a pipeline. last: of the step."""
 
     def finish(self) -> None:
-        """After backward: wait until the gradients are there. Before, they are undefined."""
+        """Wait until the summed gradients are there, after backward. Until then they are undefined."""
 
     def changed(self) -> None:
-        """The parameters of this rank were written to from outside."""
+        """To be called after this rank's parameters have been written to from outside."""
 
 
 def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters whose gradients go in one message, in the order of each bucket's first one.
+    """Parameters whose gradients go in one message; buckets in the order of their first parameters.
 
-    One that would fill a bucket is alone, and its gradient is sent from where it lies. Below that size, more
-    messages were seen to cost what the copies would.
+    A parameter that would fill a bucket has one to itself, and its gradient is sent without a copy. For
+    smaller ones, more messages were measured to cost as much as the copies.
     """
     buckets: list[list[nn.Parameter]] = []
     filling: list[nn.Parameter] = []
@@ -51,9 +51,11 @@ def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 class Arrivals:
-    """Starts buckets, by their numbers, beside the last backward, each when all its gradients have come.
+    """Calls `start` for each bucket beside the last backward, once autograd has all gradients of the bucket.
 
-    Always in the given order, so that ranks cannot differ: a bucket waits for those before it.
+    Buckets start in the given order, the same on every rank: a bucket waits for those before it.
+
+    start: takes the number of the bucket.
     """
 
     def __init__(self, buckets: Sequence[list[nn.Parameter]], start: Callable[[int], None]) -> None:
@@ -82,7 +84,7 @@ class Arrivals:
         self._start(self._started - 1)
 
     def finish(self) -> None:
-        """After backward: start the rest, whose gradients have come outside the last one or not at all."""
+        """Start the other buckets, after backward: their gradients came in an earlier backward, or never."""
         while self._started < len(self._buckets):
             self._next()
         self._await_all()
@@ -90,14 +92,14 @@ class Arrivals:
 
 
 class Replicas:
-    """One all-reduce a bucket of gradients. `group` is None where there is nobody to add up with."""
+    """One all-reduce for each bucket of gradients. `group` is None where there is one data rank."""
 
     adds_up = True
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None) -> None:
         self._group = group
         self._works: list[Any] = []
-        # From the end of the model, as backward goes.
+        # From the end of the model, in the order of backward.
         self._buckets = in_buckets(parameters)[::-1] if group is not None else []
         self._arrivals = Arrivals(self._buckets, self._reduce)
 
@@ -105,7 +107,7 @@ class Replicas:
         self._arrivals.last = last
 
     def changed(self) -> None:
-        """Nothing of them is kept elsewhere."""
+        """Nothing to do: no copies are kept."""
 
     def _reduce(self, number: int) -> None:
         bucket = self._buckets[number]
@@ -123,7 +125,7 @@ class Replicas:
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Zeros of a parameter that nothing used."""
+    """The gradient of each parameter; zeros for one that nothing used."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 

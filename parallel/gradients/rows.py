@@ -1,11 +1,16 @@
-"""ZeRO-1 where parameters are computed with as they are held: each data rank updates its rows of them.
+"""ZeRO-1 on a CPU without mixed precision: each data rank updates its rows of every parameter.
 
-FSDP overlaps by streams, which a CPU has not, and copies all gradients into what it sends and all parameters
-out of what it receives. Here a rank sends itself nothing, and two ranks send the rows of a large parameter
-from where they lie, and receive them where they belong.
+It replaces FSDP there. FSDP overlaps by CUDA streams, which a CPU does not have, and copies all gradients
+into its messages and all parameters out of them. Here a rank sends nothing to itself, and two ranks send and
+receive the rows of a large parameter without a copy.
 
-Parameters are gathered a few ahead of the module that needs them, since between more than two ranks, or of
-small parameters, what is sent and what is received are copies: 2(n-1)/n of what is under way.
+    forward       gather the parameters, some ahead of the module that needs them
+    backward      gradients of the micro-batches add up whole
+    last backward send every rank its rows of the gradients; then drop the gathered parameters
+    update        this rank's rows
+
+Parameters are gathered only a few ahead: among more than two ranks, or for small parameters, messages are
+copies, 2(n-1)/n of the bytes under way.
 """
 
 from collections import deque
@@ -24,15 +29,18 @@ from parallel.layout.cuts import shard_rows
 from parallel.layout.mesh import Axis
 from parallel.parameters.sharded_parameter import ShardedParameter
 
-# Whole gradients that wait for others' rows, at most, besides one bucket's; and parameters that do.
+# Bytes of whole gradients, and of parameters, whose messages may be under way, besides one bucket.
 IN_FLIGHT_BYTES = 4 * BUCKET_BYTES
 
 
 class Bucket:
     """Parameters whose rows go in one message to each other rank.
 
-    shards: this rank's rows, which lie side by side, ready to be sent. own: the part of each parameter where
-    they belong. theirs: the parts where the other ranks' rows belong, rank by rank.
+    parameters: the module's, whole.
+    shards: this rank's rows of each, side by side in one tensor, ready to be sent.
+    own: the part of each parameter where this rank's rows are copied to.
+    theirs: the parts where the other ranks' rows are received, rank by rank.
+    nbytes: of the whole parameters.
     """
 
     def __init__(self, parameters: list[nn.Parameter], shards: list[Tensor], axis: Axis) -> None:
@@ -46,12 +54,12 @@ class Bucket:
         self.own = self.rows(whole, axis.rank)
         self.theirs = self.of_others(whole)
         self._mine = self._flat.numel()
-        # By rank, how many elements its rows have; 0 for this one, to which nothing is sent.
+        # Rank → number of elements in its rows; 0 for this rank, to which nothing is sent.
         self._widths = [sum(rows.numel() for rows in self.rows(whole, rank)) for rank in range(axis.size)]
         self._widths[axis.rank] = 0
 
     def rows(self, whole: Sequence[Tensor], rank: int) -> list[Tensor]:
-        """A rank's rows of each, flat."""
+        """A rank's rows of each tensor, flat."""
         found = []
         for tensor in whole:
             start, count = shard_rows(len(tensor), rank, self._axis.size)
@@ -63,13 +71,13 @@ class Bucket:
         return [rows for rank in ranks for rows in self.rows(whole, rank)]
 
     def scatter(self, grads: list[Tensor]) -> "Exchange":
-        """Send each other rank its rows of `grads`; what comes is one part for this rank's from each."""
+        """Send each other rank its rows of `grads`, and receive this rank's rows from each."""
         sent = joined(self.of_others(grads))
         received = sent.new_empty((self._axis.size - 1) * self._mine)
         return self._start(sent, received, self._widths, self._from_each())
 
     def gather(self) -> "Exchange":
-        """Send every other rank this rank's rows of the parameters; what comes is theirs."""
+        """Send this rank's rows of the parameters to every other rank, and receive theirs."""
         sent = joined([self._flat] * (self._axis.size - 1))
         received = self.theirs[0]
         if len(self.theirs) > 1:
@@ -77,7 +85,7 @@ class Bucket:
         return self._start(sent, received, self._from_each(), self._widths)
 
     def add_up(self, received: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:
-        """This rank's rows of all ranks' gradients: what came, in the order of ranks, and then its own."""
+        """This rank's rows, summed over ranks: the received ones in the order of ranks, then its own."""
         if self._mine and self._axis.size > 2:
             received = received.view(-1, self._mine).sum(dim=0)
         own = self.rows(grads, self._axis.rank)
@@ -86,7 +94,7 @@ class Bucket:
         return [part.view_as(shard) for part, shard in zip(parts, self.shards, strict=True)]
 
     def take(self, received: Tensor) -> None:
-        """Make the parameters whole."""
+        """Copy received and own rows into the parameters, which are whole then."""
         if len(self.theirs) > 1:
             torch._foreach_copy_(self.theirs, received.split([rows.numel() for rows in self.theirs]))
         torch._foreach_copy_(self.own, self._kept)
@@ -101,21 +109,19 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A bucket's rows on their way: flat, one rank's after another's."""
+    """A message of a bucket under way: flat, one rank's rows after another's."""
 
     bucket: Bucket
-    sent: Tensor  # not to be freed meanwhile
+    sent: Tensor  # must not be freed meanwhile
     received: Tensor
     work: Any
 
 
 class Rows:
-    """`replicas.Reductions` over the rows in `ShardedParameter.tensor`, which the optimiser updates; the rows
-    move to other memory here.
+    """`replicas.Reductions` over rows.
 
-    Parameters are whole from the first forward after an update until backward has ended: gathered in the
-    order of the model, and waited for by the module that needs them. Gradients add up whole, and beside the
-    last backward every rank is sent its rows of them.
+    Moves `ShardedParameter.tensor`, this rank's rows, into the buckets' memory. Parameters are whole from the
+    first forward after an update until the last backward has ended.
     """
 
     adds_up = True
@@ -133,8 +139,8 @@ class Rows:
         self._arrivals = Arrivals(groups[::-1], self._reduce)
         self._reducing: deque[Exchange] = deque()
         self._gathering: deque[Exchange] = deque()
-        self._waiting: deque[Bucket] = deque()  # to be gathered after those
-        self._gathered = True  # as they were made, of no value yet
+        self._waiting: deque[Bucket] = deque()  # to be gathered after these
+        self._gathered = True  # allocated whole, without values yet
         self.changed()
         for module in (unit for stage in stages for unit in _units(stage, plan)):
             held = set(module.parameters())
@@ -167,13 +173,13 @@ class Rows:
         for parameter, grad in zip(bucket.parameters, grads, strict=True):
             parameter.grad = grad
         self._reducing.append(bucket.scatter(grads))
-        # One is always under way, or a parameter beyond the limit would be waited for where it is sent.
+        # One may always be under way: a parameter beyond the limit is not to be waited for at once.
         while len(self._reducing) > 1 and sum(one.bucket.nbytes for one in self._reducing) > IN_FLIGHT_BYTES:
             self._add_up(self._reducing.popleft())
 
     @torch.no_grad()
     def _add_up(self, exchange: Exchange) -> None:
-        """The bucket's whole gradients end here."""
+        """Replace the bucket's whole gradients by this rank's rows of the sum."""
         bucket = exchange.bucket
         exchange.work.wait()
         shards = bucket.add_up(exchange.received, gradients(bucket.parameters))
@@ -196,7 +202,7 @@ class Rows:
         self._gather_ahead()
 
     def _gather_ahead(self) -> None:
-        """Have the next buckets sent beside what is computed: one, and more up to the limit."""
+        """Start to gather the next buckets beside the computation: one, and more up to the limit."""
         ahead = sum(one.bucket.nbytes for one in self._gathering)
         while self._waiting and (not self._gathering or ahead + self._waiting[0].nbytes <= IN_FLIGHT_BYTES):
             bucket = self._waiting.popleft()
@@ -205,7 +211,7 @@ class Rows:
 
 
 def _units(stage: nn.Module, plan: ModelPlan) -> list[nn.Module]:
-    """What asks for its parameters together: blocks, and the modules at the ends."""
+    """The modules whose parameters are waited for together: blocks, and the modules at the ends."""
     ends = [getattr(stage, name) for name in (*plan.first, *plan.last)]
     units = [*stage.get_submodule(plan.blocks).children(), *(end for end in ends if end is not None)]
     held = {parameter for unit in units for parameter in unit.parameters()}

@@ -1,5 +1,4 @@
-"""Law 3's arithmetic, the same in every engine: what a loss is multiplied by, what a summed gradient is
-divided by.
+"""Law 3's arithmetic, the same in every engine: the factor on a loss, the divisor of a summed gradient.
 
 And dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
 """
@@ -16,9 +15,13 @@ from torch import Tensor
 class Normalisation:
     """From summed losses to the clipped gradient of their mean, with one division by the global count.
 
-    A backward runs on loss × `loss_factor`, which is loss scale / nominal, where nominal is a power of two
-    near the count: gradients then have a mean's magnitude, exactly. `to_mean` makes of such a summed
-    gradient that of the mean loss; `clipped` is `to_mean` times what clipping leaves.
+    A backward runs on loss × `loss_factor` = loss × loss scale / nominal. Nominal is a power of two near the
+    count, so that gradients have a mean's magnitude and the factor costs no accuracy. A summed gradient ×
+    `to_mean` is the gradient of the mean loss; × `clipped` it is clipped too.
+
+    precision: fp16 has a loss scale.
+    nominal_count: about how many targets a global batch counts.
+    clip: the largest norm of the mean's gradient; 0: no clipping.
     """
 
     def __init__(self, *, precision: str, nominal_count: int, clip: float) -> None:
@@ -40,14 +43,12 @@ class Normalisation:
         return self._nominal / (count * self.loss_scale) if count else 0.0
 
     def clipped(self, to_mean: float, grad_norm: float) -> float:
-        """`grad_norm` is that of the mean loss."""
+        """`to_mean`, reduced where the norm of the mean loss's gradient is above `clip`."""
         clips = self._clip > 0 and grad_norm > self._clip
         return to_mean * self._clip / grad_norm if clips else to_mean
 
     def update(self, *, overflow: bool) -> bool:
-        """Adapt the loss scale; whether an overflow is beyond its help, so that the loss itself is at
-        fault.
-        """
+        """Adapt the loss scale. Return whether the step overflowed for another reason than the loss scale."""
         if self._scale is None:
             return overflow
         beyond = overflow and self._scale.value == 1.0
@@ -58,7 +59,7 @@ class Normalisation:
         return self._scale.state() if self._scale else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over a saved loss scale, where there is one and it has a use here."""
+        """Set a saved loss scale, where one was saved and this precision has one."""
         if self._scale and "loss_scale" in state:
             self._scale.restore(state)
 
@@ -89,9 +90,9 @@ class LossScale:
 def squares(grads: Sequence[Tensor]) -> Tensor:
     """Σ gradient² over `grads`, float64.
 
-    A CPU adds up a tensor's squares one after another in float32: in 25 M values of uneven size that was 4e-4
-    off, and off by another amount for every way to shard it. Rows are short enough; their sums are added in
-    float64. A GPU's norm adds in a tree.
+    A CPU adds up a tensor's squares one after another in float32: with 25 M values of uneven size the sum was
+    4e-4 off, and by another amount for every way to shard the tensor. Rows are short enough; their sums are
+    added in float64. A GPU adds in a tree.
     """
     if grads[0].device.type == "cpu":
         norms = torch.cat([torch.linalg.vector_norm(grad, dim=-1).flatten() for grad in grads])

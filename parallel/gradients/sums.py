@@ -1,4 +1,4 @@
-"""Losses and counts as a step adds them up, in all and by data source: law 3."""
+"""Losses and counts as a step adds them up, in total and by data source: law 3."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 class Sums:
-    """Adds up rows on the device, without waiting for it.
+    """Adds up rows on the device, without synchronising with it.
 
-    sources: how many data sources to tell apart; 0: none. others: how many more numbers the caller packs
-    beside them, for one reduction of all.
+    sources: number of data sources whose sums are kept apart; 0: none.
+    others: how many numbers of the caller's to pack beside the sums, for one reduction of all.
+
+    packed, float64: others, loss sum, count, loss sum of each source, count of each source.
     """
 
     def __init__(self, sources: int, others: int, device: torch.device) -> None:
@@ -25,7 +27,7 @@ class Sums:
         rows = torch.stack((losses.detach(), counts)).double()
         self._total += rows.sum(dim=1)
         if source is not None and len(self._numbers):
-            # A product rather than scattered additions, whose order a GPU does not keep.
+            # A product rather than scattered additions, which a GPU does in any order.
             self._by_source += rows @ (source[:, None] == self._numbers).double()
 
 

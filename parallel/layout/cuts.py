@@ -1,4 +1,4 @@
-"""Which blocks each pipeline stage gets. Pure and torch-free."""
+"""Which blocks each pipeline stage has, and which rows each rank's shard. Pure and torch-free."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Collectives inside autograd, over dimensions of a tensor: what sequence and context parallelism need."""
+"""Collectives inside autograd over a dim of a tensor, for sequence and context parallelism."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 SEQUENCE = 1
-"""The dimension of [batch, seq, hidden] that tensor and context parallelism share between blocks."""
+"""The dim of [batch, seq, hidden] that tensor and context parallelism shard between blocks."""
 
 # torch 2.13 renamed them, and warns about the names that 2.11 has.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -21,7 +21,7 @@ class Reduction:
     """A reduce-scatter under way; see `start_reduce_scatter`."""
 
     work: Any
-    sent: Tensor  # not to be freed meanwhile
+    sent: Tensor  # must not be freed meanwhile
     received: Tensor
     output: Tensor
 
@@ -33,8 +33,8 @@ class Reduction:
 def start_reduce_scatter(output: Tensor, stacked: Tensor, group: dist.ProcessGroup) -> Reduction:
     """stacked [ranks, …], part r for rank r → output […], the sum of this rank's parts, after `finish`.
 
-    For gloo, whose own takes longer than its all-reduce: by all-to-all, a third of the time. Added up in the
-    order of ranks, half precision in float32.
+    For gloo, whose own reduce-scatter takes longer than its all-reduce. An all-to-all and a local sum take a
+    third of the time. Summed in the order of ranks, half precision in float32.
     """
     received = torch.empty_like(stacked)
     work = dist.all_to_all_single(received.flatten(), stacked.flatten(), group=group, async_op=True)
@@ -86,12 +86,12 @@ class _ReduceScatter(torch.autograd.Function):
 
 
 def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """All-gather along `dim`; its gradient is summed and scattered, since every rank uses the whole."""
+    """All-gather along `dim`. The gradient is reduce-scattered, because every rank uses the whole."""
     return _Gather.apply(x, dim, group)
 
 
 def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """Sum over ranks, scattered along `dim`; its gradient is gathered."""
+    """Sum over ranks, scattered along `dim`. The gradient is all-gathered."""
     return _ReduceScatter.apply(x, dim, group)
 
 
@@ -105,7 +105,7 @@ def all_to_all(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
 def _exchange(
     parts: Sequence[Tensor], split: int, join: int, beside: int, group: dist.ProcessGroup
 ) -> tuple[Tensor, ...]:
-    """Rank r gets the r-th part along `split` of every rank's tensors, joined along `join` in rank order."""
+    """As `exchange`, outside autograd."""
     ranks = group.size()
     stacked = [part.unflatten(split, (ranks, -1)).movedim(split, 0) for part in parts]
     widths = [part.shape[1 + beside] for part in stacked]
@@ -130,8 +130,11 @@ class _Exchange(torch.autograd.Function):
 def exchange(
     parts: Sequence[Tensor], *, split: int, join: int, beside: int, group: dist.ProcessGroup
 ) -> tuple[Tensor, ...]:
-    """All-to-all: a whole dimension `split` for a whole dimension `join`; the gradients go the way back.
+    """All-to-all of several tensors in one message; the gradients take the way back.
 
-    Of several tensors in one message. They may differ in size along `beside`.
+    Rank r gets the r-th part along `split` of every rank's tensors, joined along `join` in rank order: dim
+    `split` is whole before and sharded after, dim `join` sharded before and whole after.
+
+    parts: tensors that may differ in size along `beside`.
     """
     return _Exchange.apply(split, join, beside, group, *parts)

@@ -1,4 +1,4 @@
-"""What one step sends: every collective by mesh axis, with its bytes; and the formula it is held against."""
+"""What one step sends: every collective by mesh axis, with its bytes; and formulas to compare it with."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ TorchDispatchMode: Any = borrow("torch", "torch.utils._python_dispatch", "TorchD
 
 @dataclass
 class Traffic:
-    """calls: by this rank. sent_bytes: by this rank under a ring algorithm, which sends the least."""
+    """Of this rank. calls: of collectives; sent_bytes: under a ring algorithm, which sends the least."""
 
     calls: int = 0
     sent_bytes: float = 0.0
@@ -25,10 +25,12 @@ class Traffic:
 class CommCounter(TorchDispatchMode):
     """`with CommCounter(engine.axes) as counter: engine.step(…)` → counter.traffic[axis, kind].
 
-    axes: process group name → axis; other groups count as "world", and an axis that spans the world shares
-    its group. Bytes sent by a rank of n, for a tensor of N bytes (the larger of input and output): all-reduce
+    axes: name of a process group → axis. Other groups count as "world"; an axis that spans the world has the
+        world's group.
+
+    Bytes sent by one of n ranks, for a tensor of N bytes (the larger of input and output): all-reduce
     2N(n-1)/n, all-gather and reduce-scatter N(n-1)/n, point-to-point N (Thakur et al. 2005,
-    doi:10.1177/1094342005051521). Eager mode only: inside a compiled graph nothing is seen.
+    doi:10.1177/1094342005051521). Eager mode only: collectives inside a compiled graph are not counted.
     """
 
     def __init__(self, axes: Mapping[str, str]) -> None:
@@ -52,7 +54,7 @@ class CommCounter(TorchDispatchMode):
         ranks = group.size()
         entry = self.traffic[self.axes.get(group.group_name, "world"), kind]
         entry.calls += 1
-        if operator == "alltoall_base_" and args[4]:  # by rank, what it is sent of the input
+        if operator == "alltoall_base_" and args[4]:  # rank → its part of the input
             entry.sent_bytes += _bytes(args[1]) * (1 - args[4][group.rank()] / max(1, sum(args[4])))
         else:
             entry.sent_bytes += size if factor is None else factor * size * (ranks - 1) / ranks
@@ -85,10 +87,16 @@ def _bytes(value: Any) -> int:
 def data_bytes(
     parameters: int, *, ranks: int, zero: int, micro_batches: int, parameter_bytes: int = 4
 ) -> float:
-    """Bytes a rank sends over the data axis in one step: 2Ψ(n-1)/n, and more only where ZeRO says so.
+    """Bytes a rank sends over the data axes in one step.
 
-    parameters: Ψ, those of a stage and a tp rank. Gradients are reduced in float32: once (zero 0 and 1) or
-    after every micro-batch (2 and 3). Parameters are gathered once (1 and 2), or twice a micro-batch (3).
+    Gradients are reduced in float32: once (zero 0 and 1) or after every micro-batch (2 and 3). Parameters are
+    gathered once (zero 1 and 2), or twice a micro-batch (3).
+
+    parameters: number of those that a stage has on a tp rank.
+    ranks: of the data axes.
+    zero: the ZeRO stage.
+    micro_batches: of one step on one data rank.
+    parameter_bytes: of a gathered element.
     """
     gathers = (0, 1, 1, 2 * micro_batches)[zero]
     reductions = micro_batches if zero >= 2 else 1
@@ -110,7 +118,13 @@ def tensor_bytes(
 
     4 gathers and 4 scatters a block, together the bytes of plain tensor parallelism's 4 all-reduces
     (Korthikanti et al. 2022, section 4.2.2), and 1 + 1 for each of the ends, embedding and head.
+
     hidden_states: elements of [micro-batch, seq, hidden].
+    ranks: of tp.
+    blocks: on this rank.
+    micro_batches: of one step on one data rank.
+    ends: how many of embedding and head are on this rank.
+    element_bytes: of a hidden state's element.
     """
     return (8 * blocks + 2 * ends) * micro_batches * element_bytes * hidden_states * (ranks - 1) / ranks
 
@@ -120,8 +134,11 @@ def context_bytes(
 ) -> float:
     """Bytes a rank sends over cp in one step, without recomputation (Jacobs et al. 2023, section 3.2).
 
-    swapped: elements of queries, keys, values and attention's result of one micro-batch on this rank; they
-    go one way in forward and back in backward.
+    Queries, keys, values and attention's result are exchanged in forward, and their gradients in backward.
+
+    swapped: elements of these four of one micro-batch on this rank.
+    ranks: of cp.
+    blocks, micro_batches, element_bytes: as in `tensor_bytes`.
     """
     return 2 * blocks * micro_batches * element_bytes * swapped * (ranks - 1) / ranks
 

@@ -19,7 +19,7 @@ def initialize(parameters: Iterable[ShardedParameter], plan: ModelPlan, seed: in
 
 
 def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: torch.device) -> Tensor:
-    """The whole parameter, float32, as the model's plan says it is drawn."""
+    """Draw the whole parameter, float32, as the model's plan says."""
     how = plan.init(name, shape)
     whole = torch.empty(shape, device=device)
     if how.kind == "ones":
@@ -35,9 +35,9 @@ def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: 
 
 
 def to_device(model: nn.Module, device: torch.device) -> None:
-    """Give parameters that are on the meta device undefined memory on `device`."""
+    """Allocate undefined memory on `device` for the parameters of a model on the meta device."""
     if any(type(parameter) is not nn.Parameter for parameter in model.parameters()):
-        model.to_empty(device=device)  # sharded ones know how
+        model.to_empty(device=device)  # allocates the local part of FSDP's parameters
         return
     # torch's way imports sympy to copy a shape: a third of a second of every start.
     for module in model.modules():

@@ -1,10 +1,10 @@
 """Asynchronous tensor parallelism (`parallel.async_tp`): messages behind the matrix products next to them.
 
-A gather before a column-parallel product, and a reduce-scatter after a row-parallel one, are one operator
-with the product. It works on a part of the sequence while the next part travels by peer-to-peer copies over
-NVLink: torch's `symm_mem::fused_all_gather_matmul` and `fused_matmul_reduce_scatter` (symmetric memory, in
-torch an alpha). Where several products share a gathered input, one gather serves them all. Elsewhere, as in
-tests, the same functions run on plain collectives.
+The gather before a column-parallel product is one operator with the product, and so is the reduce-scatter
+after a row-parallel one. The operator multiplies a part of the sequence while the next part is copied from
+peer to peer over NVLink: torch's `symm_mem::fused_all_gather_matmul` and `fused_matmul_reduce_scatter`
+(symmetric memory, in torch an alpha). Where several products share a gathered input, one gather serves them
+all. On a CPU, as in tests, the same functions run on plain collectives.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
 from parallel.relied_on import borrow, insist
 
-_CAPABILITY = (8, 0)  # what torch's own tests of the two operators ask for
+_CAPABILITY = (8, 0)  # as torch's own tests of the two operators require
 
 
 def check(device: torch.device, axis: Axis) -> None:
-    """ValueError, one line with the remedy, where `parallel.async_tp` cannot be had."""
+    """ValueError, one line with the remedy, where `parallel.async_tp` is not possible."""
     if axis.size == 1:
         return
-    # The module defines the operators; torch 2.11 waits for its import.
+    # The module defines the operators; torch 2.11 does so when the module is imported.
     borrow("torch", "torch.distributed._symmetric_memory", "empty")
     insist("torch", torch.ops.symm_mem, "fused_all_gather_matmul", "fused_matmul_reduce_scatter")
     if device.type != "cuda":
@@ -59,10 +59,13 @@ def check(device: torch.device, axis: Axis) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """A module's gathered input [batch, seq, in], and what its column-parallel layers make of it.
+    """A module's gathered input [batch, seq, in], and its products with the column-parallel layers' weights.
 
-    Handed on in the input's place, and not kept by the layers: a compiled and recomputed block may leave
-    nothing behind.
+    Passed on in the input's place. The layers do not store it: a compiled and recomputed block must not leave
+    state behind.
+
+    whole: the gathered input.
+    products: [batch, seq, out] of each layer, in the layers' order.
     """
 
     whole: Tensor
@@ -74,7 +77,7 @@ class Gathered:
 
 
 class ColumnLinear(DefersWeightGradients):
-    """A column-parallel layer, the `number`-th of its module, whose gathered input brings the product."""
+    """A column-parallel layer, the `number`-th of its module; its product comes with the gathered input."""
 
     def __init__(self, layer: nn.Linear, number: int) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class RowLinear(DefersWeightGradients):
 
 
 def gather(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Gather the module's first argument, and make the products of its column-parallel layers with it."""
+    """Gather the module's first argument, and compute its column-parallel layers' products with it."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:  # compiled once for all blocks
         columns = [layer for layer in module.children() if isinstance(layer, ColumnLinear)]
@@ -129,7 +132,7 @@ class _GatherProducts(torch.autograd.Function):
         whole, products = gather_products(x, [weight.T for weight in weights], group)
         ctx.save_for_backward(whole, *weights)
         ctx.weights, ctx.deferred, ctx.group = weights, deferred, group
-        ctx.set_materialize_grads(False)  # nobody need ask for the gathered input's own
+        ctx.set_materialize_grads(False)  # the gathered input itself may be unused
         return whole, *products
 
     @staticmethod
@@ -139,7 +142,7 @@ class _GatherProducts(torch.autograd.Function):
         assert len(found) == len(weights), "every column-parallel layer's product is used"
         x_grad = None
         if ctx.needs_input_grad[0]:
-            # One product, of all layers side by side, so that one scatter serves them.
+            # One product of all layers side by side, so that one scatter serves them all.
             x_grad = product_scatter(torch.cat(found, dim=-1), torch.cat(weights), ctx.group)
             if direct is not None:
                 x_grad = x_grad + collectives.scatter_sum(direct, SEQUENCE, ctx.group)

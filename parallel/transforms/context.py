@@ -1,9 +1,16 @@
-"""Context parallelism: ranks share a sequence, and swap it for heads inside attention.
+"""Context parallelism: ranks share each sequence, and exchange it for heads inside attention.
 
 DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv:2309.14509): between attentions a rank holds 1/cp of the
-tokens; inside, an all-to-all gives it all tokens of 1/cp of the heads. Every rank does the same work under
-a causal mask, and a message shrinks as cp grows. Towards parameters the cp ranks are data ranks: FSDP
-shards and sums over them too.
+tokens; inside, an all-to-all gives it all tokens of 1/cp of the heads.
+
+    between           [batch, heads,    seq/cp, head_dim]    q, k, v of this rank's tokens
+      all-to-all
+    attention         [batch, heads/cp, seq,    head_dim]
+      all-to-all
+    between           [batch, heads,    seq/cp, head_dim]    the result
+
+Every rank does the same work under a causal mask, and a message shrinks as cp grows. For parameters the cp
+ranks are data ranks: FSDP shards and sums over them too.
 """
 
 from typing import Any
@@ -28,7 +35,7 @@ _WHOLE = ("documents",)
 
 
 def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
-    """This rank's part of tensors [rows, seq, …] along the sequence; positions are made if there are none."""
+    """Cut this rank's part out of tensors [rows, seq, …], along seq. Positions are added where missing."""
     if axis.size == 1:
         return inputs
     rows, seq = inputs.x.shape[:2]
@@ -43,7 +50,7 @@ def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
 
 
 def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:
-    """Swap sequence for heads around every attention. ValueError if the model declares none."""
+    """Exchange sequence for heads around every attention. ValueError if the model declares none."""
     if axis.group is None:
         return
     patterns = [pattern for pattern, style in plan.tensor if style == STYLE]

@@ -1,10 +1,10 @@
 """8-bit matrix products inside blocks, by torchao (the extra `fp8`).
 
-Weights stay what they are, float32 masters and bfloat16 copies; both operands of a product are scaled and
-cast on the way into it, in forward and in backward (Micikevicius et al. 2022, arXiv:2209.05433). The casts
-are kernels of their own unless the block is compiled. Embedding, norms, attention and head stay in bfloat16.
-FSDP's all-gather in 8 bits is not offered: it makes weights a tensor subclass without memory of its own,
-which the optimiser and the checkpoint work on here.
+Weights stay float32 masters and bfloat16 copies. Both operands of a product are scaled and cast right before
+it, in forward and in backward (Micikevicius et al. 2022, arXiv:2209.05433). The casts are kernels of their
+own unless the block is compiled. Embedding, norms, attention and head stay in bfloat16. FSDP's all-gather in 8
+bits is not offered: it makes weights a tensor subclass without memory of its own, and the optimiser and the
+checkpoint need that memory.
 """
 
 import importlib.util
@@ -19,9 +19,9 @@ _NEEDS = {"tensorwise": (8, 9), "rowwise": (9, 0)}
 
 
 def check(recipe: str, device: torch.device, *, tokens: int) -> None:
-    """ValueError, one line with the remedy, where `train.fp8` cannot be had.
+    """ValueError, one line with the remedy, where `train.fp8` is not possible.
 
-    tokens: of a micro-batch, as a layer sees them.
+    tokens: of a micro-batch on one rank, which are the rows of a layer's input.
     """
     if recipe == "none":
         return
@@ -47,8 +47,10 @@ def check(recipe: str, device: torch.device, *, tokens: int) -> None:
 def convert(blocks: nn.Module, recipe: str, *, tp: int = 1, **options: Any) -> None:
     """Let every linear layer in `blocks` compute in fp8. Names and parameters stay the same.
 
-    To be called before tensor parallelism puts hooks on the layers. tp: by how much the layers will be cut;
-    their scales are then those of a rank's part. options: fields of torchao's Float8LinearConfig.
+    To be called before tensor parallelism puts hooks on the layers.
+
+    tp: into how many parts the layers will be cut; scales are then those of a rank's part.
+    options: fields of torchao's Float8LinearConfig.
     """
     if recipe == "none":
         return

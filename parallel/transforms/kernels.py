@@ -1,4 +1,4 @@
-"""Which attention kernel scaled_dot_product_attention runs: a choice of the process, which no model sees."""
+"""Which kernel scaled_dot_product_attention runs: chosen for the process; models are not changed."""
 
 import importlib.util
 
@@ -9,11 +9,13 @@ from parallel.config import Attention
 
 
 def choose(wanted: Attention, capability: tuple[int, int] | None, *, flash3_installed: bool) -> bool:
-    """`parallel.attention` → whether FlashAttention-3 runs. If not, what torch prefers on the device: on
-    Hopper and Blackwell cuDNN's kernels where they are new enough, elsewhere FlashAttention-2.
+    """Return whether FlashAttention-3 runs. If not, torch chooses: on Hopper and Blackwell cuDNN's kernels
+    where they are new enough, elsewhere FlashAttention-2.
 
-    capability: of a CUDA device, None for a CPU. flash3 needs exactly Hopper: FlashAttention-3 is built on
-    its instructions. ValueError where it is asked for and cannot be had.
+    wanted: `parallel.attention`. ValueError where flash3 is wanted and not possible: it uses instructions
+        that only Hopper has.
+    capability: compute capability of a CUDA device; None for a CPU.
+    flash3_installed: whether the module is there, and torch can use it.
     """
     hopper = capability is not None and capability[0] == 9
     if wanted == "flash3" and not hopper:
@@ -30,12 +32,10 @@ def choose(wanted: Attention, capability: tuple[int, int] | None, *, flash3_inst
 
 
 def use(wanted: Attention, device: torch.device) -> None:
-    """Choose for `device` and tell torch, for the whole process. Document masks run by FlexAttention on CUDA,
-    whatever is chosen here.
-    """
+    """Choose for `device` and set torch's global options. On CUDA, document masks always use FlexAttention."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     flash3 = choose(wanted, capability, flash3_installed=_flash3_installed())
-    # FlashAttention-3 takes FlashAttention-2's place, and on a Hopper torch asks cuDNN before either.
+    # FlashAttention-3 replaces FlashAttention-2, and on Hopper torch prefers cuDNN to both.
     torch.backends.cuda.enable_cudnn_sdp(not flash3)
     if flash3:
         attention.activate_flash_attention_impl("FA3")

@@ -12,7 +12,7 @@ from common.module_interfaces import FusesKernels
 from parallel.relied_on import borrow
 
 _aten = torch.ops.aten
-# What is dear to compute and cheap to keep: matrix products and attention.
+# Costly to compute and cheap to keep: matrix products and attention.
 _KEPT = {
     _aten.mm.default,
     _aten.addmm.default,
@@ -26,7 +26,7 @@ _KEPT = {
 
 
 def parse(recompute: str) -> Callable[[int], str]:
-    """`parallel.recompute` → what block number n does: none, full or selective."""
+    """`parallel.recompute` → a function of a block's number that returns none, full or selective."""
     kind, _, text = recompute.partition(":")
     if kind == "every":
         return lambda block: "full" if block % int(text) == 0 else "none"
@@ -34,7 +34,7 @@ def parse(recompute: str) -> Callable[[int], str]:
 
 
 def apply_recompute(blocks: nn.ModuleDict, recompute: str) -> None:
-    """Keep only a block's input (full), or that and its matrix products (selective), for backward."""
+    """For backward, keep of a block only its input (full), or its input and matrix products (selective)."""
     choose = parse(recompute)
     for key, block in blocks.items():
         kind = choose(int(key))
@@ -49,7 +49,7 @@ def apply_recompute(blocks: nn.ModuleDict, recompute: str) -> None:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    # Those of symmetric memory are products and messages in one: see `async_tensor`.
+    # Operators of symmetric memory are matrix product and message in one: see `async_tensor`.
     kept = operator in _KEPT or getattr(operator, "namespace", "") == "symm_mem"
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -1,4 +1,4 @@
-"""Access to parts of other packages that they do not promise to keep; what is missing is named in one line."""
+"""Access to parts of other packages that they do not promise to keep; a missing one is named in one line."""
 
 import importlib
 from importlib.metadata import version

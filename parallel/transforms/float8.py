@@ -2,8 +2,8 @@
 
 Weights stay float32 masters and bfloat16 copies. Both operands of a product are scaled and cast right before
 it, in forward and in backward (Micikevicius et al. 2022, arXiv:2209.05433). The casts are kernels of their
-own unless the block is compiled. Embedding, norms, attention and head stay in bfloat16. FSDP's all-gather in 8
-bits is not offered: it makes weights a tensor subclass without memory of its own, and the optimiser and the
+own unless the block is compiled. Embedding, norms, attention and head stay in bfloat16. FSDP's all-gather in
+8 bits is not offered: it makes weights a tensor subclass without memory of its own, and the optimiser and the
 checkpoint need that memory.
 """
 

@@ -32,7 +32,7 @@ def choose(wanted: Attention, capability: tuple[int, int] | None, *, flash3_inst
 
 
 def use(wanted: Attention, device: torch.device) -> None:
-    """Choose for `device` and set torch's global options. On CUDA, document masks always use FlexAttention."""
+    """Choose for `device` and set torch's options. On CUDA, document masks always use FlexAttention."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     flash3 = choose(wanted, capability, flash3_installed=_flash3_installed())
     # FlashAttention-3 replaces FlashAttention-2, and on Hopper torch prefers cuDNN to both.

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.objective import ModelInputs, Objective
-from parallel.deepspeed_engine import start as deepspeed_start
+from parallel.deepspeed_engine import start
 from parallel.deepspeed_engine.masters import Masters
 from parallel.deepspeed_engine.optim import FlatAdamW
 from parallel.engine import Chunk, Evaluation, Micro, StepResult
@@ -197,5 +197,5 @@ class DeepSpeedEngine:
         """Let go of the model. The process group is the runtime's."""
         self._engine.destroy()
         self._engine = self._masters = None  # type: ignore[assignment]
-        deepspeed_start.release()
+        start.release()
         self._leave()

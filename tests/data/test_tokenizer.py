@@ -39,7 +39,7 @@ def test_the_same_texts_train_the_same_tokenizer() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="ab \n\t\r.é", max_size=400), limit=st.integers(1, 60))
-def test_a_long_text_in_pieces_has_the_same_tokens(text: str, limit: int) -> None:
+def test_a_long_text_in_parts_has_the_same_tokens(text: str, limit: int) -> None:
     """Up to a text without any place to cut, which is cut hard and still comes back whole."""
     parts = list(encoder.parts(text, limit))
     assert "".join(parts) == text

@@ -1,4 +1,4 @@
-"""Corpora for tests, written through the same functions as `germinal prepare` uses, in milliseconds."""
+"""Corpora for tests, made in milliseconds; indexes and manifest by the functions of `germinal prepare`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ def make_corpus(
     vocab: int = 50_000,
     tokenizer: bytes = b"{}",
 ) -> Path:
-    """A corpus of the given documents (ids ≥ 1; 0 is the separator); its folder."""
+    """Write a corpus and return its folder.
+
+    documents: the ids of each, ≥ 1; 0 is the separator.
+    shard_documents, block_documents: documents of a shard, and of a block.
+    vocab: ids are below it; says the type of the ids.
+    tokenizer: content of tokenizer.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = token_dtype(vocab)
     (folder / "tokenizer.json").write_bytes(tokenizer)

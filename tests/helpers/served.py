@@ -1,4 +1,4 @@
-"""A real HTTP server for tests of remote corpora, and what befalls its answers."""
+"""A real HTTP server for tests of remote corpora, whose answers can be made to fail."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from data.stream.stream import Stream
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves files, ranges included; `server.script` says what befalls the next requests of a shard,
-    `server.busy` which files are not to be had at once, `server.flips` (file → which arrivals of one and the
-    same request) where flipped bits come, in an answer of the right length.
+    """Serves files, ranges included, with the faults that the server lists.
+
+    server.script: the faults of the next requests for a shard, in order: "", "403", "500", "die" (half of the
+        answer), "outage" (the server stops for a second).
+    server.busy: files whose next request gets 503.
+    server.flips: file → whether the n-th arrival of one and the same request has flipped bits; the answer has
+        the right length.
     """
 
     def do_GET(self) -> None:
@@ -106,14 +110,16 @@ class Server:
 
 
 def open_stream(path: str, **settings: Any) -> Stream:
+    """A stream of one corpus, in small eras."""
     cfg = DataConfig([Source(path)], seq_len=32, **({"shuffle_blocks": 2} | settings))
     return Stream.open(cfg, seed=0, global_batch=4)
 
 
 def epoch(stream: Stream) -> np.ndarray:
+    """What follows each token, of all sequences of an epoch, int64 [sequences, seq_len]."""
     return stream.read(range(sum(stream.sequences_per_epoch.values()))).following
 
 
 def everything(folder: Path, which: Callable[[int], bool]) -> dict[str, Callable[[int], bool]]:
-    """Flips in every file of the corpus but none in the answers to requests that `which` leaves out."""
+    """Flips for every file of the corpus, in the arrivals that `which` chooses."""
     return {path.name: which for path in folder.iterdir()}

@@ -109,11 +109,11 @@ def test_rows_say_their_source_where_there_are_several(config: DataConfig) -> No
 
 def test_a_run_resumed_on_other_layouts_consumes_each_sequence_once(config: DataConfig) -> None:
     whole = consumed(config, LAYOUTS[0], 0, 12)
-    pieces, start = [], 0
+    parts, start = [], 0
     for layout, steps in zip(LAYOUTS[1:], (1, 3, 2, 4, 2)):
-        pieces += consumed(config, layout, start, steps)
+        parts += consumed(config, layout, start, steps)
         start += steps * GLOBAL_BATCH
-    assert pieces == whole
+    assert parts == whole
 
 
 def test_rows_that_do_not_divide_are_refused(config: DataConfig) -> None:

@@ -40,8 +40,7 @@ class Run:
 
     cfg: the run's config.
     engine: holds the model and the optimiser as they are at `state`.
-    stream: the sequences of the corpora, by number.
-    loader: reads this data rank's part of `stream`, ahead of the steps.
+    loader: reads this data rank's part of the stream, ahead of the steps.
     steps: the micro-batches of each step, as the ranks agree on them.
     state: how far the run has come.
     checkpointer, meter, evaluator: save, record and evaluate.
@@ -51,7 +50,6 @@ class Run:
 
     cfg: RunConfig
     engine: Engine
-    stream: Stream
     loader: Loader
     steps: Steps
     state: TrainState
@@ -62,18 +60,14 @@ class Run:
     ranks: Ranks
 
     def __call__(self) -> bool:
-        """Train to the last step and close the record; return False where the run was asked to stop before:
-        see `left_at`.
+        """Train to the last step and close the record; return False where the run was asked to stop.
 
-        Where no step can be made from the checkpoint that the run was resumed from, because what comes of it
-        is
-        not finite, go back to an older checkpoint, and so on until there is none: RuntimeError.
+        Where no step can be made from the checkpoint that the run was resumed from, since its gradient is not
+        finite, go back to an older checkpoint, and so on. RuntimeError where none is left.
         """
         while (end := self._train()).then is Then.REWIND:
-            found = self.checkpointer.go_back(self.engine, end.why, self._allows_a_step)
-            if found is None:
+            if not self.rewind(end.why):
                 raise on_every_rank(RuntimeError(end.why))
-            self.rewind(found)
         if end.then is not Then.DONE:
             return False
         self.meter.finish(self.state)
@@ -100,11 +94,19 @@ class Run:
         )[0]
         self.evaluator.done = self.state.step if evaluated else 0
 
-    def rewind(self, state: TrainState) -> None:
-        """Move the run to `state`, which the engine already holds: record and stream follow. Collective."""
-        self.state.move_to(state)
+    def rewind(self, why: str) -> bool:
+        """Move engine, record and stream to the newest older checkpoint from which a step can be made. Return
+        whether there is one. Collective.
+
+        why: the reason, for the event.
+        """
+        found = self.checkpointer.go_back(self.engine, why, self._allows_a_step)
+        if found is None:
+            return False
+        self.state.move_to(found)
         self.begin()
-        self._seek(state)
+        self._seek(found)
+        return True
 
     def _seek(self, state: TrainState) -> None:
         """Read on from `state`: drop what was read ahead."""
@@ -199,7 +201,6 @@ def assemble(
     run = Run(
         cfg=cfg,
         engine=engine,
-        stream=stream,
         loader=loader,
         steps=steps,
         state=state,

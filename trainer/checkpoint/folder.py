@@ -36,6 +36,7 @@ _STEP = re.compile(r"step-(\d{9}|[1-9]\d{9,})")  # as `step_folder` names them
 
 
 def step_folder(root: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
     return root / f"step-{step:09d}"
 
 

@@ -16,6 +16,8 @@ MANIFEST = "MANIFEST.json"
 
 @dataclass(frozen=True)
 class FileEntry:
+    """A file of a checkpoint: its size, and the xxh3_128 of its bytes in hexadecimal."""
+
     bytes: int
     xxh3_128: str
 
@@ -75,6 +77,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest(Part):
+    """A whole checkpoint: what all ranks wrote, its step, and the sequences read by then."""
+
     step: int
     sequences: int
 

@@ -138,6 +138,7 @@ class Key:
 
     @property
     def must_be_given(self) -> bool:
+        """Whether a config without the key is refused."""
         return self.default is REQUIRED or (not self.default and "not empty" in self.facts)
 
 

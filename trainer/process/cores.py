@@ -57,6 +57,7 @@ class Allotment:
 
     @classmethod
     def of_this_process(cls) -> "Allotment":
+        """Return the allotment of the rank that this process is."""
         return cls(socket.gethostname(), frozenset(allowed()), usable())
 
 

@@ -50,6 +50,7 @@ class LeaveAtOnce:
         self.asked = 0  # the first signal since `save_first`
 
     def begin(self) -> "LeaveAtOnce":
+        """Take over the signals; return this object."""
         for number in _ALL:
             if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background job
                 self._before[number] = signal.signal(number, self._answer)

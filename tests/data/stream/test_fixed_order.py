@@ -38,8 +38,8 @@ def test_sources_windows_and_blocks() -> None:
     assert (crc(sources), crc(ordinals), [segment.start for segment in mixture.segments]) == MIXTURE
     order = ShuffledOrder(np.arange(1, 30), 4, 7)
     found = [
-        (epoch, era, *which.tolist(), *windows.tolist())
-        for epoch, era, which, windows in order.locate(np.array([0, 434, 435, 1000, 10**9]))
+        (place.epoch, place.era, *which.tolist(), *windows.tolist())
+        for place, which, windows in order.locate(np.array([0, 434, 435, 1000, 10**9]))
     ]
     assert found == LOCATED
 

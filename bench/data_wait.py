@@ -34,7 +34,7 @@ from data.prepare.prepare import prepare
 from data.stream.batch import Batch
 from data.tokenizer import training
 from parallel.world import runtime as runtimes
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.run import assemble
 from trainer.steps import Steps
 
@@ -96,7 +96,7 @@ def busy(processes: int) -> Iterator[None]:
 
 def measure(config: Path, overrides: list[str]) -> dict[str, Any]:
     """Train one run to its end; return its step and waiting times."""
-    cfg = configs.load(config, overrides)
+    cfg = reading.load(config, overrides)
     with ExitStack() as stack:
         run = assemble(cfg, runtimes.start(), stack)
         timed = Timed(run.steps)

@@ -28,7 +28,7 @@ from on_gpu.tables import Result, write
 from data.stream.batch import Batch
 from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
-from trainer.config import run_config as configs
+from trainer.config import checks
 from trainer.config.run_config import RunConfig
 from trainer.start.engine import make_engine
 
@@ -96,7 +96,7 @@ class Refused(Exception):
 def fill(result: Result, cfg: RunConfig, runtime: Runtime, steps: int) -> None:
     release(runtime.device)
     try:
-        engine = make_engine(cfg, runtime, configs.layout(cfg, 1))
+        engine = make_engine(cfg, runtime, checks.layout(cfg, 1))
     except ValueError as error:
         raise Refused(str(error)) from error
     try:

@@ -29,6 +29,7 @@ from torch.nn.utils import clip_grad_norm_
 from data.stream.batch import Batch
 from parallel.world import runtime as runtimes
 from trainer.checkpoint.manager import Checkpointer
+from trainer.config import checks, reading
 from trainer.config import run_config as configs
 from trainer.evaluation.evaluate import Evaluator
 from trainer.folder.fence import Fence
@@ -107,7 +108,7 @@ class Ours:
 
     def __init__(self, cfg: configs.RunConfig, stack: ExitStack) -> None:
         runtime = runtimes.start()
-        layout = configs.layout(cfg, 1)
+        layout = checks.layout(cfg, 1)
         self.cfg, self.state = cfg, TrainState()
         self.engine = make_engine(cfg, runtime, layout)
         cfg.folder.mkdir()
@@ -149,7 +150,7 @@ def pairs(overrides: list[str], steps: int) -> list[tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "loop_overhead.yaml"
         path.write_text(CONFIG)
-        cfg = configs.load(path, [*overrides, f"run_dir={folder}/run"])
+        cfg = reading.load(path, [*overrides, f"run_dir={folder}/run"])
         batches = make_batches(cfg, 10)
         bare, ours = Bare(cfg), Ours(cfg, stack)
         found = []

@@ -13,10 +13,10 @@ def check_job(job: Job) -> "RunConfig":
 
     Raises ValueError where the config is wrong, RuntimeError where a corpus is damaged; one line each.
     """
-    from trainer.config import run_config as config
+    from trainer.config import checks, reading
 
-    cfg = config.load(job.config, job.overrides)
-    config.layout(cfg, job.nproc)
+    cfg = reading.load(job.config, job.overrides)
+    checks.layout(cfg, job.nproc)
     _check_vocabularies(cfg)
     return cfg
 

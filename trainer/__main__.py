@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED, WRONG
 from common.standard_error import complain, forgive
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
 from trainer.process.ending import run_to_the_end
@@ -51,7 +51,7 @@ def _without_local_rank(arguments: list[str]) -> list[str]:
 
 def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     try:
-        cfg = configs.load(arguments[0], arguments[1:])
+        cfg = reading.load(arguments[0], arguments[1:])
     except ValueError as error:
         return complain(error, WRONG)
 

@@ -62,7 +62,7 @@ def data_inspect(args: argparse.Namespace) -> int:
 
 def _show_sequence(args: argparse.Namespace) -> int:
     from data.stream.tracing import sequence
-    from trainer.config import run_config as config
+    from trainer.config import reading
     from trainer.folder import run_folder
     from trainer.metrics.consumed import steps_reading
 
@@ -73,7 +73,7 @@ def _show_sequence(args: argparse.Namespace) -> int:
             f"{args.folder}: --sequence {args.sequence} is of a run: give its folder or its config; a corpus "
             "alone has no order"
         )
-    cfg = config.load(args.folder)
+    cfg = reading.load(args.folder)
     found = sequence(cfg.data, args.sequence, seed=cfg.seed, global_batch=cfg.train.global_batch)
     first, last = steps_reading(cfg, args.sequence)
     if args.json:

@@ -12,7 +12,7 @@ import torch
 from data.config import DataConfig, Source
 from data.stream.stream import Stream
 from parallel.world.runtime import Runtime
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.run import assemble
 from whole_runs import events, make_corpus, records, write_config
 
@@ -23,7 +23,7 @@ LAYOUTS = (("tp=2",), ("pp=2",), ("cp=2",), ("zero=1",))
 def run(context: Any, config: Path, copies: list[Path], overrides: list[str]) -> None:
     """A whole run on the ranks of a pool, each of which reads a copy of its own."""
     own = f"data.sources=[{{path: {copies[context.rank]}, name: texts}}]"
-    cfg = configs.load(config, [own, *overrides])
+    cfg = reading.load(config, [own, *overrides])
     with ExitStack() as stack:
         runtime = Runtime(context.rank, context.world, context.rank, torch.device("cpu"))
         assert assemble(cfg, runtime, stack)()

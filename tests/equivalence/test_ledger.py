@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from parallel.world.runtime import Runtime
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.run import assemble
 from whole_runs import make_corpus, records, write_config
 
@@ -17,7 +17,7 @@ STEPS, BATCH = 2, 8
 
 def run(context: Any, config: Path, overrides: list[str]) -> int:
     """A whole run on the ranks of a pool; returns how many data ranks it had."""
-    cfg = configs.load(config, overrides)
+    cfg = reading.load(config, overrides)
     with ExitStack() as stack:
         made = assemble(cfg, Runtime(context.rank, context.world, context.rank, torch.device("cpu")), stack)
         assert made()

@@ -14,7 +14,7 @@ from parallel.engine import Chunk
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.store import write_part
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
@@ -51,7 +51,7 @@ def make_trained_run(
         run_dir=str(folder),
     )
     folder.mkdir()
-    (folder / "config.yaml").write_text(configs.dump(cfg))
+    (folder / "config.yaml").write_text(reading.dump(cfg))
     (folder / "events.jsonl").touch()
     training.utf8_bytes().save(str(folder / "tokenizer.json"))
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ import torch
 
 from launch.job import Job
 from parallel.world.runtime import Runtime
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.verify.compare import compare
 from trainer.verify.reference import record
 
@@ -20,7 +20,7 @@ Fault = Callable[[pytest.MonkeyPatch, int], None]
 def recorded(config: Path, overrides: Sequence[str], folder: Path, steps: int) -> Path:
     """Record the reference of one process in `folder`; return the folder."""
     job = Job(str(config), tuple(overrides)).reference()
-    record(configs.load(job.config, job.overrides), runtime(0, 1), steps, folder)
+    record(reading.load(job.config, job.overrides), runtime(0, 1), steps, folder)
     return folder
 
 
@@ -31,7 +31,7 @@ def compared(
     with pytest.MonkeyPatch.context() as patch:
         if fault is not None:
             fault(patch, context.rank)
-        return compare(configs.load(config, overrides), runtime(context.rank, context.world), reference)
+        return compare(reading.load(config, overrides), runtime(context.rank, context.world), reference)
 
 
 def runtime(rank: int, world: int) -> Runtime:

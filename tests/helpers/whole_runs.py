@@ -124,10 +124,10 @@ def train(config: Path, *overrides: str, nproc: int = 1, timeout: float = 180.0)
 def train_here(config: Path, *overrides: str) -> bool:
     """Train in this process, which costs no start; errors come out as exceptions."""
     from parallel.world import runtime as runtimes
-    from trainer.config import run_config as configs
+    from trainer.config import reading
     from trainer.run import assemble
 
-    cfg = configs.load(config, overrides)
+    cfg = reading.load(config, overrides)
     with ExitStack() as stack:
         return assemble(cfg, runtimes.start(env={"OMP_NUM_THREADS": "1"}), stack)()
 

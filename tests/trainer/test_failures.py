@@ -18,7 +18,7 @@ from data.config import DataConfig, Source
 from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
 from trainer.__main__ import main
-from trainer.config import run_config as config
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
 from trainer.models.decoder.config import DecoderConfig
@@ -245,7 +245,7 @@ def test_a_bug_of_a_single_process_is_left_for_the_debugger(start: Callable[...,
 
 def test_a_model_that_no_memory_holds_is_told_by_its_key_and_its_size(tmp_path: Path) -> None:
     file = write_config(tmp_path, make_corpus(tmp_path, documents=10), train__steps=1)
-    width = config.load(file).model.hidden
+    width = reading.load(file).model.hidden
     with pytest.raises(RuntimeError, match=r"^model\.vocab=10000000000000: out of memory") as caught:
         train_here(file, "model.vocab=1e13")  # beyond 2^47 bytes, which no kernel promises a process
     found = str(caught.value)

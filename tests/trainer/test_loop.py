@@ -17,7 +17,7 @@ from data.stream.heldout import HeldoutLoader
 from parallel.world import runtime as runtimes
 from trainer import decide
 from trainer.__main__ import main
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.evaluation import evaluate
 from trainer.run import assemble
 from whole_runs import TIMES, events, make_corpus, records, write_config
@@ -25,14 +25,14 @@ from whole_runs import TIMES, events, make_corpus, records, write_config
 
 def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:
     """One start of the run; `stop_at_evaluation` raises the flag at the second batch of that evaluation."""
-    cfg = configs.load(config, overrides)
+    cfg = reading.load(config, overrides)
     with ExitStack() as stack:
         runtime = runtimes.start(env={"OMP_NUM_THREADS": "1"})
         run = assemble(cfg, runtime, stack)
         seen = 0
         read = HeldoutLoader.__iter__
 
-        def reading(self: HeldoutLoader) -> Iterator[Any]:
+        def counted(self: HeldoutLoader) -> Iterator[Any]:
             nonlocal seen
             seen += 1
             for number, batch in enumerate(read(self)):
@@ -40,7 +40,7 @@ def go(config: Path, *overrides: str, stop_at_evaluation: int = 0) -> bool:
                 yield batch
 
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(HeldoutLoader, "__iter__", reading)
+        patch.setattr(HeldoutLoader, "__iter__", counted)
         patch.setattr(evaluate, "BATCHES", 1)
         return run()
 

@@ -96,17 +96,6 @@ def dotted_keys(cls: Any, at: str = "") -> list[str]:
     return keys
 
 
-def plain(value: Any) -> Any:
-    """A dataclass tree as mappings and lists under its YAML keys: what `build` reads back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {yaml_key(f): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value
-
-
 def yaml_key(field: "dataclasses.Field[Any]") -> str:
     """Return the name of the field in YAML and on the command line."""
     return field.metadata.get("key", field.name)

@@ -42,6 +42,20 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, with double quotes around a text that has line breaks of Unicode: inside single quotes they
+    are folded to spaces when they are read.
+    """
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    folded = any(mark in text for mark in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if folded else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def read(
     path: str | Path, overrides: Sequence[str] = (), own: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -63,7 +77,7 @@ def read(
 
 def write(values: Mapping[str, Any]) -> str:
     """Return YAML that `read` reads as `values`: nothing in it is interpolated."""
-    return yaml.safe_dump(_literal(values), allow_unicode=True, sort_keys=False)
+    return yaml.dump(_literal(values), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
 def _literal(value: Any) -> Any:

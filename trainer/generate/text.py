@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from data.tokenizer import loading
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.folder import run_folder
 from trainer.generate.sampling import generate
 from trainer.trained.trained_model import TrainedModel, load_newest, load_step
@@ -35,7 +35,7 @@ def continue_text(
         RuntimeError: no checkpoint verifies, or the tokenizer is not the one that the run was trained with.
     """
     run = run_folder.find(run)
-    cfg = configs.load(run / run_folder.CONFIG)
+    cfg = reading.load(run / run_folder.CONFIG)
     trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
     return continue_prompt(
         trained, prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed

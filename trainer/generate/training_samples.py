@@ -13,7 +13,7 @@ import torch
 from common.exit_codes import DONE, FAILED
 from common.standard_error import complain
 from trainer.checkpoint import folder as checkpoints
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.folder import run_folder
 from trainer.generate.text import continue_prompt
 from trainer.process.interrupts import LeaveAtOnce
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     os.nice(NICE)
     torch.set_num_threads(1)
     try:
-        cfg = configs.load(Path(run) / run_folder.CONFIG)
+        cfg = reading.load(Path(run) / run_folder.CONFIG)
         folder = checkpoints.step_folder(Path(run) / "checkpoints", int(step))
         checkpoints.verify(folder)
         trained = load_checkpoint(cfg, Path(run), folder, device="cpu")

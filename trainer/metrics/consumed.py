@@ -12,7 +12,7 @@ from bisect import bisect_right
 from pathlib import Path
 
 from trainer.checkpoint import folder as folders
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 
 
@@ -61,4 +61,4 @@ def _points(folder: Path) -> list[tuple[int, int]]:
 
 def _batches(cfg: RunConfig) -> set[int]:
     """Every `train.global_batch` that the run has had, and that of `cfg`."""
-    return {cfg.train.global_batch, *(earlier.train.global_batch for earlier in configs.earlier(cfg.folder))}
+    return {cfg.train.global_batch, *(earlier.train.global_batch for earlier in reading.earlier(cfg.folder))}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from parallel.engine import Engine, Micro, StepResult
 from parallel.layout.layout import Layout
 from parallel.world.runtime import Runtime
+from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
-from trainer.config.schema import plain
 from trainer.config.sections import TrackConfig
 from trainer.folder.fence import Fence, Guard, unfenced
 from trainer.metrics.progress import Progress

@@ -15,7 +15,6 @@ import importlib.metadata
 import importlib.util
 import json
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +25,8 @@ import torch
 from data.config import DataConfig
 from data.corpus.corpus import open_storage
 from data.stream.stream import Stream
+from trainer.config.plain import leaves, plain
 from trainer.config.run_config import OF_A_NODE, RunConfig
-from trainer.config.schema import plain
 from trainer.folder.fence import Fence
 from trainer.ranks import Ranks, on_every_rank
 
@@ -79,20 +78,8 @@ def _shown(value: Any) -> str:
 
 def settings(cfg: RunConfig) -> Facts:
     """Every key of the config, except those that may differ between nodes."""
-    values = {key: value for key, value in _flat(plain(cfg)) if not OF_A_NODE.fullmatch(key)}
+    values = {key: value for key, value in leaves(plain(cfg)) if not OF_A_NODE.fullmatch(key)}
     return Facts(values, "start every rank with the same config and overrides")
-
-
-def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of each leaf; a list is one where nothing in it has keys."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{at}.{key}" if at else key)
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for number, item in enumerate(value):
-            yield from _flat(item, f"{at}[{number}]")
-    else:
-        yield at, value
 
 
 def program(cfg: RunConfig) -> Facts:

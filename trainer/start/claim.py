@@ -12,7 +12,7 @@ import yaml
 from common.files import write_atomically
 from common.lock import FolderLock
 from data.stream.stream import Stream
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder import run_folder
 from trainer.folder.fence import Fence
@@ -86,7 +86,7 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
     corpus = stream.sources[0].corpus
     tokenizer = corpus.storage.tokenizer()
     with explaining(cfg.folder):
-        config = configs.dump(replace(cfg, run_dir="")).encode()
+        config = reading.dump(replace(cfg, run_dir="")).encode()
         own = cfg.folder / run_folder.CONFIG
         if own.is_file() and (changed := changes(own.read_bytes(), config)):
             _record(cfg, fence, "config", f"not as it was: {', '.join(changed)}", step)
@@ -115,6 +115,6 @@ def _dotted(config: Any) -> dict[str, Any]:
 def decays(cfg: RunConfig) -> set[int]:
     """The steps after which the rate begins to fall, by this config and the run's earlier ones."""
     found = {decay_begins(cfg.optim, cfg.train.steps)}
-    for earlier in configs.earlier(cfg.folder):
+    for earlier in reading.earlier(cfg.folder):
         found.add(decay_begins(earlier.optim, earlier.train.steps))
     return found - {0}

@@ -2,9 +2,10 @@
 
 from data.stream.stream import Stream
 from parallel.layout.layout import Layout
+from trainer.config import checks
 from trainer.config import run_config as configs
+from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
-from trainer.config.schema import plain
 from trainer.ranks import Ranks
 from trainer.start.agreement import agree, corpora, program, settings, software
 from trainer.state import Identity
@@ -17,7 +18,7 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
     ValueError where they differ; or where the layout or a corpus cannot be had, on every rank.
     """
     agree(ranks, program(cfg), settings(cfg))
-    layout = ranks.together(lambda: configs.layout(cfg, ranks.world))
+    layout = ranks.together(lambda: checks.layout(cfg, ranks.world))
     stream = ranks.together(lambda: open_stream(cfg))
     agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
     return layout, stream

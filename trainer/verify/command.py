@@ -12,7 +12,7 @@ from typing import Any
 from common.exit_codes import DONE, FAILED, WRONG
 from common.standard_error import complain, nobody_reads
 from parallel.world import runtime as runtimes
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.process.interrupts import LeaveAtOnce
 from trainer.record.sinks import encode
 from trainer.verify.compare import compare
@@ -36,7 +36,7 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args(arguments)
     try:
-        cfg = configs.load(args.config, args.overrides)
+        cfg = reading.load(args.config, args.overrides)
         at_once.listen()
         runtime = runtimes.start()
     except ValueError as error:

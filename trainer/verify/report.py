@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallel.layout.layout import Layout
-from trainer.config import run_config as configs
+from trainer.config import checks
 from trainer.config.run_config import RunConfig
 from trainer.verify.deviation import kind_of
 
@@ -71,7 +71,7 @@ def make_report(
         tensors: the worst differences.
         world: number of ranks.
     """
-    layout = configs.layout(cfg, world)
+    layout = checks.layout(cfg, world)
     problems = [problem for row in rows for problem in _add_errors(row)]
     problems += _first_to_diverge(tensors, layout)
     last = max((d.step for d in tensors), default=0)

@@ -14,7 +14,7 @@ import pytest
 import test_planted_faults as faults
 import torch
 
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.process.interrupts import LeaveAtOnce
 from trainer.verify import command, deviation
 from trainer.verify.reference import record
@@ -140,7 +140,7 @@ def test_adams_turned_steps_are_left_out_and_nothing_else() -> None:
 
 
 def test_a_run_that_diverges_by_itself_is_no_reference(config: Path, tmp_path: Path) -> None:
-    cfg = configs.load(config, ["parallel.dp_shard=1", "optim.lr=1e30", "optim.warmup_steps=0"])
+    cfg = reading.load(config, ["parallel.dp_shard=1", "optim.lr=1e30", "optim.warmup_steps=0"])
     with pytest.raises(RuntimeError, match=r"^one process itself diverges at step 2: .*: lower optim\.lr$"):
         record(cfg, runtime(0, 1), STEPS, tmp_path)
 
@@ -150,7 +150,7 @@ def report_of(config: Path, grad_norm: float, loss: float) -> dict[str, Any]:
     then = {"loss": 1.0, "grad_norm": math.inf, "count": 1.0}
     layout = then | {"grad_norm": grad_norm, "loss": loss}
     rows = [{"step": 1, "one_process": then, "layout": layout, "limit": 1e-3}]
-    return make_report(configs.load(config), rows, [], 1) | {"comms": None}
+    return make_report(reading.load(config), rows, [], 1) | {"comms": None}
 
 
 def test_a_step_that_overflowed_on_both_sides_is_equal(config: Path) -> None:

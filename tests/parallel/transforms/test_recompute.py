@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from parallel.transforms.recompute import apply_recompute, parse
-from trainer.config import run_config as configs
+from trainer.config import reading
 
 
 def test_which_blocks() -> None:
@@ -18,7 +18,7 @@ def test_which_blocks() -> None:
 @pytest.mark.parametrize("wrong", ["half", "every:0", "every:x", "every", "every:-1"])
 def test_unknown_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"parallel\.recompute="):
-        configs.load("configs/debug.yaml", [f"parallel.recompute={wrong}"])
+        reading.load("configs/debug.yaml", [f"parallel.recompute={wrong}"])
 
 
 class Block(nn.Module):

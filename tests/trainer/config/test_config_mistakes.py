@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import run_config as config
+from trainer.config import reading
 
 WRONG = {
     "train.threads=1000000": ["train.threads=1000000", "at most 1024"],
@@ -85,7 +85,7 @@ WRONG = {
 @pytest.mark.parametrize("override", WRONG)
 def test_a_mistake_is_one_line_that_helps(path: Path, override: str) -> None:
     with pytest.raises(ValueError) as caught:
-        config.load(path, [override])
+        reading.load(path, [override])
     message = str(caught.value)
     assert "\n" not in message
     assert re.search(".*".join(map(re.escape, WRONG[override])), message), message
@@ -112,10 +112,10 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, says: str)
     file = tmp_path / "broken.yaml"
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=says) as caught:
-        config.load(file)
+        reading.load(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_names_its_neighbour(path: Path) -> None:
     with pytest.raises(ValueError, match=r"tinny\.yaml: no such file; did you mean .*tiny\.yaml\?"):
-        config.load(path.with_name("tinny.yaml"))
+        reading.load(path.with_name("tinny.yaml"))

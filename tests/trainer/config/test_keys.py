@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from trainer.config import keys, schema
-from trainer.config import run_config as config
+from trainer.config import checks, keys, schema
 from trainer.config.keys import Key
 from trainer.config.run_config import RunConfig
 
@@ -34,7 +33,7 @@ def refusal(*settings: tuple[str, Any]) -> str:
             at = at[int(part)] if part.isdecimal() else at.setdefault(part, {})
         at[last] = value
     try:
-        config.check(schema.build(RunConfig, values))
+        checks.check(schema.build(RunConfig, values))
     except ValueError as error:
         return str(error)
     return ""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from data.corpus.manifest import read_manifest
-from trainer.config import run_config as config
+from trainer.config import reading
 from trainer.folder import run_folder
 from whole_runs import make_corpus, newest, records, train_here, write_config
 
@@ -34,21 +34,21 @@ def test_a_config_in_a_run_folder_means_that_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     run = make_run(tmp_path / "moved")
-    assert config.load(run / given).folder == run
+    assert reading.load(run / given).folder == run
     monkeypatch.chdir(run)
-    assert config.load(given or ".").folder.resolve() == run
+    assert reading.load(given or ".").folder.resolve() == run
     (tmp_path / "latest").symlink_to(run)
-    assert config.load(tmp_path / "latest" / given).folder == tmp_path / "latest"
+    assert reading.load(tmp_path / "latest" / given).folder == tmp_path / "latest"
     (tmp_path / "link.yaml").symlink_to(run / "config.yaml")
-    assert config.load(tmp_path / "link.yaml").folder == run
+    assert reading.load(tmp_path / "link.yaml").folder == run
     assert run_folder.find(run / given) == run
 
 
 def test_an_override_says_another_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path / "moved")
-    assert config.load(run, ["run_dir=/elsewhere"]).folder == Path("/elsewhere")
-    assert config.load(run, ["name=other"]).folder == Path("runs/other")
-    assert config.load(run, ["name=other", "run_dir=/elsewhere"]).folder == Path("/elsewhere")
+    assert reading.load(run, ["run_dir=/elsewhere"]).folder == Path("/elsewhere")
+    assert reading.load(run, ["name=other"]).folder == Path("runs/other")
+    assert reading.load(run, ["name=other", "run_dir=/elsewhere"]).folder == Path("/elsewhere")
 
 
 def test_an_ordinary_folder_with_a_config_is_no_run(tmp_path: Path) -> None:
@@ -57,17 +57,17 @@ def test_an_ordinary_folder_with_a_config_is_no_run(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True)
         file.write_text(YAML)
         (tmp_path / f"project-{number}" / "checkpoints").mkdir()
-        assert config.load(file).folder == Path("runs/tiny"), name
+        assert reading.load(file).folder == Path("runs/tiny"), name
     run = make_run(tmp_path / "project-3")
     (run / "configs" / "mine.yaml").write_text(YAML)
-    assert config.load(run / "configs" / "mine.yaml").folder == Path("runs/tiny")
+    assert reading.load(run / "configs" / "mine.yaml").folder == Path("runs/tiny")
     with pytest.raises(
         ValueError, match=r"project-0 is no run folder: beside config\.yaml .* give .*\.yaml$"
     ):
-        config.load(tmp_path / "project-0")
+        reading.load(tmp_path / "project-0")
     with pytest.raises(ValueError, match=r"project-1 is no run folder: .*; give one such as runs/"):
-        config.load(tmp_path / "project-1")
-    for reader in (config.load, run_folder.find):
+        reading.load(tmp_path / "project-1")
+    for reader in (reading.load, run_folder.find):
         with pytest.raises(ValueError, match=r"; give one of the 1 in it, such as \S+/project-3, or"):
             reader(tmp_path)
         with pytest.raises(
@@ -78,7 +78,7 @@ def test_an_ordinary_folder_with_a_config_is_no_run(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "quickstart")
-    for ask in (config.load, run_folder.find):
+    for ask in (reading.load, run_folder.find):
         with pytest.raises(ValueError, match=f"quikstart: no such .*did you mean {run}"):
             ask(tmp_path / "quikstart")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder import run_folder
 from trainer.metrics.consumed import steps_reading
@@ -23,12 +23,12 @@ def recorded(folder: Path, sizes: list[int], log_every: int) -> RunConfig:
     file.write_text(CONFIG)
     run = folder / "run"
     run.mkdir()
-    cfg = configs.load(file, [f"run_dir={run}"])
+    cfg = reading.load(file, [f"run_dir={run}"])
     with (run / "metrics.jsonl").open("w") as metrics:
         for step, (size, sequences) in enumerate(zip(sizes, accumulate(sizes)), 1):
             if step == 1 or size != cfg.train.global_batch:
                 cfg = replace(cfg, train=replace(cfg.train, global_batch=size))
-                run_folder.write_config(run, configs.dump(replace(cfg, run_dir="")).encode(), step - 1)
+                run_folder.write_config(run, reading.dump(replace(cfg, run_dir="")).encode(), step - 1)
             if step % log_every == 0:
                 metrics.write(json.dumps({"step": step, "sequences": sequences, "loss": 1.0}) + "\n")
                 metrics.write(json.dumps({"step": step, "eval": {}}) + "\n")
@@ -68,5 +68,5 @@ def test_the_step_is_known_or_among_those_named(tmp_path: Path, sizes: list[int]
 
 def test_a_config_that_was_never_run_reads_with_its_own_batch(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(CONFIG)
-    cfg = configs.load(tmp_path / "run.yaml", [f"run_dir={tmp_path}/run", "train.global_batch=4"])
+    cfg = reading.load(tmp_path / "run.yaml", [f"run_dir={tmp_path}/run", "train.global_batch=4"])
     assert [steps_reading(cfg, number) for number in (0, 3, 4, 41)] == [(1, 1), (1, 1), (2, 2), (11, 11)]

@@ -10,8 +10,7 @@ from torch import nn
 
 from common.model_plan import Init, ModelPlan
 from data.config import DataConfig, Source
-from trainer.config import keys
-from trainer.config import run_config as configs
+from trainer.config import checks, keys, reading
 from trainer.config.run_config import RunConfig
 from trainer.models.build import build_model
 from trainer.models.config import Parts
@@ -78,7 +77,7 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def config(tmp_path: Path, *overrides: str) -> RunConfig:
     file = tmp_path / "run.yaml"
     file.write_text("model: {kind: stack, depth: 4}\ndata: {sources: [{path: x}]}\n")
-    return configs.load(file, overrides)
+    return reading.load(file, overrides)
 
 
 def test_a_config_of_that_kind_is_read_checked_and_built(tmp_path: Path) -> None:
@@ -95,16 +94,16 @@ def test_a_config_of_that_kind_is_read_checked_and_built(tmp_path: Path) -> None
 
 
 def test_its_layout_is_checked_by_its_own_keys(tmp_path: Path) -> None:
-    assert configs.layout(config(tmp_path, "parallel.pp=2"), 2).stages == 2
+    assert checks.layout(config(tmp_path, "parallel.pp=2"), 2).stages == 2
     with pytest.raises(ValueError, match=r"^model.depth=4 cannot fill 8 pipeline stages: lower parallel.pp$"):
-        configs.layout(config(tmp_path, "parallel.pp=8"), 8)
+        checks.layout(config(tmp_path, "parallel.pp=8"), 8)
     with pytest.raises(ValueError, match="a stack cannot be split"):
-        configs.layout(config(tmp_path, "parallel.tp=2"), 2)
+        checks.layout(config(tmp_path, "parallel.tp=2"), 2)
 
 
 def test_too_large_a_model_names_its_own_key() -> None:
     cfg = RunConfig("run", StackConfig(width=1 << 32), DataConfig([Source("x")]))
     with pytest.raises(ValueError, match=r"^model.width=4294967296: a model of 5.53e\+19 parameters"):
-        configs.check(cfg)
+        checks.check(cfg)
     with pytest.raises(RuntimeError, match=r"^model.width=6: out of memory"), allocating(StackConfig()):
         raise MemoryError

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from checkpointed import Team
 from data.config import DataConfig, Heldout, Source
 from parallel.world import runtime as runtimes
-from trainer.config import run_config as configs
+from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
 from trainer.models.decoder.config import DecoderConfig
@@ -78,7 +78,7 @@ def test_a_resume_under_another_version_is_told_and_not_refused(
 
     def go(steps: int) -> str:
         with ExitStack() as stack:
-            cfg = configs.load(config, [f"train.steps={steps}"])
+            cfg = reading.load(config, [f"train.steps={steps}"])
             assert assemble(cfg, runtimes.start(env={"OMP_NUM_THREADS": "1"}), stack)()
         return "".join(event["reason"] for event in events(tmp_path / "run", "resume"))
 

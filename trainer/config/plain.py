@@ -1,0 +1,30 @@
+"""A config as plain mappings, lists and values: for YAML, JSON, comparisons."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.config.schema import yaml_key
+
+
+def plain(value: Any) -> Any:
+    """A dataclass tree as mappings and lists under its YAML keys: what `build` reads back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {yaml_key(f): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of each leaf; a list is one where nothing in it has keys."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{at}.{key}" if at else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from leaves(item, f"{at}[{number}]")
+    else:
+        yield at, value

@@ -2,7 +2,7 @@
 
 One rank's part of a tensor has three types, from the inside out:
 
-    ShardedParameter   (parallel.parameters) all that the torch engine knows of a parameter on this rank: the
+    ShardedParameter   (parallel.parameters) all data of the torch engine about a parameter on this rank: the
                        module's parameter, the memory that is updated, and how both are cut
       LocalParameter   what an optimiser needs of it: the memory, and where in the global tensor it is
       Chunk            what a checkpoint needs of it: a named block of memory, and which rank saves it

@@ -82,7 +82,7 @@ class DeepSpeedEngine:
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
         sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
-        asked, told, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
+        stops, exchanges, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)
         learnt = overflow or count > 0  # an empty batch shows nothing about the loss scale
@@ -92,10 +92,10 @@ class DeepSpeedEngine:
             count=count,
             grad_norm=self._grad_norm,
             skipped=skipped,
-            stop=asked > 0,
+            stop=stops > 0,
             loss_scale=loss_scale,
             fault=fault,
-            exchange=told > 0,
+            exchange=exchanges > 0,
             sources=by_source,
         )
 
@@ -124,8 +124,8 @@ class DeepSpeedEngine:
         """
         sums.others[0], sums.others[1] = float(stop), float(exchange)
         dist.all_reduce(sums.packed)
-        asked, told, *rest = sums.packed.tolist()
-        return asked, told, *unpack(rest)
+        stops, exchanges, *rest = sums.packed.tolist()
+        return stops, exchanges, *unpack(rest)
 
     def _update(self, lr: float, to_mean: float) -> bool:
         """Update with gradients × `to_mean`, clipped.
@@ -171,8 +171,8 @@ class DeepSpeedEngine:
             inputs, _ = self._inputs(batch)
             output = self._engine(inputs.x, **inputs.kwargs)
             sums.add(*self._objective.loss(output, inputs), None)
-        asked, _, loss_sum, count, _ = self._reduce(sums, stop)
-        return Evaluation(loss_sum, count, asked > 0)
+        stops, _, loss_sum, count, _ = self._reduce(sums, stop)
+        return Evaluation(loss_sum, count, stops > 0)
 
     # -- state ----------------------------------------------------------------------------------------------
 

@@ -110,12 +110,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
-        x_grad = grad @ weight if wants_x else None
-        bias_grad = rows.sum(dim=0) if wants_bias else None
+        x_grad = grad @ weight if needs_x else None
+        bias_grad = rows.sum(dim=0) if needs_bias else None
         weight_grad = None
-        if wants_weight:
+        if needs_weight:
             weight_grad = weight_gradient(ctx.weight, rows, x.flatten(0, -2), ctx.deferred)
         return x_grad, weight_grad, bias_grad, None
 

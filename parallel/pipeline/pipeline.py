@@ -203,4 +203,4 @@ class Pipeline:
 
 
 def _no_loss(output: Tensor, number: int) -> Tensor:
-    raise AssertionError("a loss is only asked for while training")
+    raise AssertionError("a loss is computed only while training")

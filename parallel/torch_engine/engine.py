@@ -179,8 +179,8 @@ class TorchEngine:
         sums.others[2] = float(exchange)
         if self._layout.world > 1:
             dist.all_reduce(sums.packed)
-        grad_squares, asked, told, *rest = sums.packed.tolist()
-        return Totals(grad_squares, asked, told, *unpack(rest))
+        grad_squares, stops, exchanges, *rest = sums.packed.tolist()
+        return Totals(grad_squares, stops, exchanges, *unpack(rest))
 
     def _update(self, lr: float, factor: float) -> None:
         """One optimiser step with gradients × factor."""
@@ -198,8 +198,8 @@ class TorchEngine:
         sums.others[0] = float(stop)
         if self._layout.world > 1:
             dist.all_reduce(sums.packed)
-        asked, loss_sum, count = sums.packed.tolist()
-        return Evaluation(loss_sum, count, asked > 0)
+        stops, loss_sum, count = sums.packed.tolist()
+        return Evaluation(loss_sum, count, stops > 0)
 
     def chunks(self) -> list[Chunk]:
         """Master weights and optimiser state, as live memory; parameters without an element here left out."""

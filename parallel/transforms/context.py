@@ -60,12 +60,12 @@ def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:
             f"parallel.cp={axis.size}: this kind of model has no attention to share; set it to 1"
         )
     for core in cores:
-        _swap_around(core, axis.group)
+        _exchange_around(core, axis.group)
 
 
-def _swap_around(core: nn.Module, group: dist.ProcessGroup) -> None:
+def _exchange_around(core: nn.Module, group: dist.ProcessGroup) -> None:
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # Queries, keys and values in one message: small ones cost their number.
+        # Queries, keys and values in one message: the cost of small messages is their number.
         heads = collectives.exchange(args[:3], split=_HEADS, join=_TOKENS, beside=_HEADS, group=group)
         return (*heads, *args[3:])
 

@@ -48,7 +48,7 @@ class ParameterGroup:
         self._group.post_backward()
 
     def reduce(self, *, over_replicas: bool) -> None:
-        """Reduce the accumulated gradients over the shard axis, and with `over_replicas` over replicas too."""
+        """Reduce the accumulated gradients over the shard axis; with `over_replicas` over replicas too."""
         self._group.reduce_grads, self._group.all_reduce_grads = True, over_replicas
         self._group.post_backward()
 

@@ -141,9 +141,9 @@ class TorchEngine:
         """Forward, backward and update over the global batch; `batches` is this data rank's part of it."""
         assert self._passes is not None, "the engine is closed"
         normalisation = self._normalisation
-        loss_scale = normalisation.loss_scale
+        loss_scale, loss_factor = normalisation.loss_scale, normalisation.loss_factor
         sums = Sums(self._sources, 3, self._device)
-        self._passes.train(batches, sums, normalisation.loss_factor)
+        self._passes.train(batches, sums, loss_factor)
         self._gradients.collect()
         self._gradients.sum_shared()
         totals = self._reduce(sums, self._gradients.squares(), stop, exchange)

@@ -69,8 +69,8 @@ class Passes:
         (model,) = self._stages
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            self._reductions.before_backward(last=last)
             inputs, source = self._inputs(batch)
+            self._reductions.before_backward(last=last)
             scaled_loss(model(inputs.x, **inputs.kwargs), inputs, source).backward()
             if not (last or self._reductions.adds_up):
                 self._gradients.take()

@@ -12,8 +12,9 @@ from trainer.models.build import build_model
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.models.layers import attention
-from trainer.models.layers.attention import KVCache, attend, document_block_mask, document_mask
-from trainer.models.layers.basic import RMSNorm, RotaryTables, _RMSNorm, rotate
+from trainer.models.layers.attention import KVCache, attend, document_block_mask, document_mask, rotate
+from trainer.models.layers.norm import RMSNorm, _RMSNorm
+from trainer.models.layers.shared import RotaryTables
 
 SMALL = DecoderConfig(layers=2, hidden=32, heads=4, vocab=50)
 RICH = DecoderConfig(layers=3, hidden=48, heads=6, kv_heads=2, vocab=50, qk_norm=True, tie_embeddings=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trainer.models.decoder.config import DecoderConfig
-from trainer.models.layers.attention import Attention, LayerCache, Shared
-from trainer.models.layers.basic import FeedForward, RMSNorm
+from trainer.models.layers.attention import Attention, LayerCache
+from trainer.models.layers.feed_forward import FeedForward
+from trainer.models.layers.norm import RMSNorm
+from trainer.models.layers.shared import Shared
 
 
 class Block(nn.Module):

@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from trainer.models.decoder.block import Block
 from trainer.models.decoder.config import DecoderConfig
-from trainer.models.layers.attention import KVCache, Shared, document_mask, resumed_mask
-from trainer.models.layers.basic import Embedding, RMSNorm, RotaryTables
+from trainer.models.layers.attention import KVCache, document_mask, resumed_mask
 from trainer.models.layers.head import LMHead
+from trainer.models.layers.linear import Embedding
+from trainer.models.layers.norm import RMSNorm
+from trainer.models.layers.shared import RotaryTables, Shared
 
 
 class Decoder(nn.Module):

@@ -1,6 +1,7 @@
 """What models are put together from. A layer takes sizes, never a model's config.
 
-basic.py              linear, embedding, RMSNorm, rotary positions, SwiGLU
+linear.py, norm.py, feed_forward.py   linear layer and embedding, RMSNorm, SwiGLU
+shared.py             what all blocks of a forward share: rotary tables, attention mask
 attention.py          grouped-query attention: causal, document by document, with a cache of the past
 
 The output layer and its loss, from the outside in:

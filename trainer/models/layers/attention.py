@@ -10,26 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.models.layers.basic import Linear, RMSNorm, rotate
+from trainer.models.layers.linear import Linear
+from trainer.models.layers.norm import RMSNorm
+from trainer.models.layers.shared import Shared
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-
-
-class Shared:
-    """What all blocks of one forward share.
-
-    rotary: (cos, sin) of the sequence's positions, float32; see `basic.RotaryTables`.
-    mask: None for plain causal attention; else FlexAttention's block mask, or an additive mask broadcastable
-        to [batch, heads, seq, keys].
-
-    Not a dataclass, tuple or dictionary: FSDP's mixed precision looks into those, and would cast the tables
-    for every block anew.
-    """
-
-    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | BlockMask | None = None) -> None:
-        self.rotary = rotary
-        self.mask = mask
 
 
 class LayerCache:
@@ -111,6 +97,16 @@ class Attention(nn.Module):
             k, v = past.extend(k, v)
         y = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), shared.mask)
         return self.wo(y.transpose(1, 2).reshape(batch, seq, -1))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn feature pairs (i, i + head_dim/2) of x [batch, seq, heads, head_dim], in float32.
+
+    (a, b) → (a cos - b sin, b cos + a sin). The pairing is GPT-NeoX's and Hugging Face Llama's, so weights
+    need no permutation on export.
+    """
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:

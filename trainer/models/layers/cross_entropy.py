@@ -7,13 +7,8 @@ from torch import Tensor
 
 from common.module_interfaces import VocabShard
 from common.objective import IGNORED
-from trainer.models.layers.known_gradients import GradientSum, HiddenGradient, WeightGradient
+from trainer.models.layers.known_gradients import GradientSum, HiddenGradient, WeightGradient, add_product
 from trainer.models.layers.softmax import FusedSoftmax, Softmax
-
-VOCAB_BLOCK = 8192
-"""Rows of the vocabulary whose gradient is computed at a time, where it is added to a total of a finer dtype:
-so many rows exist twice, once in each dtype.
-"""
 
 
 def chunked_nll_sum(
@@ -114,27 +109,8 @@ def _losses_and_gradients(
         if hidden_grad is not None:
             torch.mm(gradient, weight, out=hidden_grad[part])
         if weight_grad is not None:
-            _accumulate(weight_grad, gradient, hidden[part])
+            add_product(weight_grad, gradient, hidden[part])
     return losses, hidden_grad
-
-
-def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """total [vocab, hidden] += gradientᵀ hidden; `total` may be of a finer dtype than the factors."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, hidden)
-        return
-    for rows, columns in zip(total.split(VOCAB_BLOCK), gradient.split(VOCAB_BLOCK, dim=1)):
-        rows += _exact_product(columns.T, hidden) if gradient.dtype == torch.float16 else columns.T @ hidden
-
-
-def _exact_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left · right in float32, of two float16 matrices.
-
-    In float16 a sum over many rows overflows here, before backward applies the loss scale.
-    """
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()  # no CPU kernel gives a product of another type than its factors'
 
 
 def _rows_at_a_time(weight: Tensor, rows: int, *, fused: bool) -> int:

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+VOCAB_BLOCK = 8192
+"""Rows of the vocabulary whose gradient is computed at a time, where it is added to a total of a finer dtype:
+so many rows exist twice, once in each dtype.
+"""
+
 
 class GradientSum:
     """One buffer for the gradients of a weight that several forwards have found, until their backwards run.
@@ -72,6 +77,25 @@ class WeightGradient(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the head's backward runs once"
         return gradients.take(_one_factor(factor), ctx.dtype), None, None
+
+
+def add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [vocab, hidden] += gradientᵀ hidden; `total` may be of a finer dtype than the factors."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, hidden)
+        return
+    for rows, columns in zip(total.split(VOCAB_BLOCK), gradient.split(VOCAB_BLOCK, dim=1)):
+        rows += _exact_product(columns.T, hidden) if gradient.dtype == torch.float16 else columns.T @ hidden
+
+
+def _exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left · right in float32, of two float16 matrices.
+
+    In float16 a sum over many rows overflows here, before backward applies the loss scale.
+    """
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()  # no CPU kernel gives a product of another type than its factors'
 
 
 def _one_factor(factors: Tensor) -> Tensor:

@@ -7,9 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
-
-import torch.distributed as dist
 
 from data.stream.loader import Loader
 from data.stream.stream import Stream
@@ -24,7 +21,7 @@ from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter
 from trainer.process import threads
-from trainer.ranks import Ranks, on_every_rank
+from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.record.events import EventLog
 from trainer.start.agreement import agree, place
 from trainer.start.claim import check_length, decays, describe, take_folder
@@ -240,12 +237,3 @@ def open_steps(
         eos=stream.eos,
     )
     return loader, steps
-
-
-def gather(value: Any) -> list[Any]:
-    """Collect a small object of every rank, in rank order, on every rank. Collective."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -11,8 +11,7 @@ from parallel.layout.layout import Layout
 from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.optim.schedule import learning_rate
-from trainer.ranks import Ranks
-from trainer.run import gather
+from trainer.ranks import Ranks, gather
 from trainer.start.engine import make_engine
 from trainer.start.opening import open_alike
 

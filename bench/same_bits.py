@@ -26,22 +26,10 @@ import yaml
 
 FOLDER = Path(tempfile.gettempdir()) / "germinal-same-bits"
 TIMED = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "peak_rss_bytes", "mfu")
-WORDS = (
-    "the",
-    "a",
-    "model",
-    "token",
-    "shard",
-    "rank",
-    "loss",
-    "step",
-    "of",
-    "to",
-    "über",
-    "naïve",
-    "数据",
-    "once",
-)
+WORDS = [
+    *("the", "a", "model", "token", "shard", "rank"),
+    *("loss", "step", "of", "to", "über", "naïve", "数据", "once"),
+]
 STEPS = 6
 
 MIXED = {

@@ -45,13 +45,9 @@ class DeepSpeedEngine:
         sources: int,
         leave: Callable[[], None],
     ) -> None:
-        self._engine = engine
-        self._optimizer = optimizer
-        self._masters = masters
-        self._objective = objective
-        self._layout = layout
-        self._runtime = runtime
-        self._sources = sources
+        self._engine, self._optimizer, self._masters = engine, optimizer, masters
+        self._objective, self._sources = objective, sources
+        self._layout, self._runtime = layout, runtime
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._grad_norm = math.inf
         self._leave = leave

@@ -77,11 +77,8 @@ class TorchEngine:
         nominal_count: int,
         sources: int = 0,
     ) -> None:
-        self._layout = layout
-        self._rank = rank
-        self._sources = sources
-        self._mesh = mesh
-        self._device = device
+        self._layout, self._mesh, self._rank = layout, mesh, rank
+        self._sources, self._device = sources, device
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._parameters = parallelized.parameters
         self._modules = list(parallelized.stages.values())

@@ -38,13 +38,9 @@ class Passes:
         mesh: Mesh,
         device: torch.device,
     ) -> None:
-        self._stages = stages
-        self._pipeline = pipeline
-        self._objective = objective
-        self._reductions = reductions
-        self._gradients = gradients
-        self._mesh = mesh
-        self._device = device
+        self._stages, self._pipeline, self._objective = stages, pipeline, objective
+        self._reductions, self._gradients = reductions, gradients
+        self._mesh, self._device = mesh, device
 
     def train(self, batches: Sequence[Micro], sums: Sums, factor: float) -> None:
         """Backward of factor × loss over the micro-batches; add their losses to `sums`."""

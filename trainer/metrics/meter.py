@@ -57,14 +57,11 @@ class Meter:
         quarantined: Quarantined,
         guard: Guard,
     ) -> None:
-        self._cfg = cfg
-        self._speed = speed
-        self._events = events
-        self._writes = writes_metrics
-        self._data_rank = data_rank
+        self._cfg, self._about = cfg, about
+        self._speed, self._events = speed, events
+        self._writes, self._data_rank = writes_metrics, data_rank
         self._quarantined = quarantined
         self._known: set[tuple[str, str]] = set()  # damaged samples, (shard, sample), that were reported
-        self._about = about
         self._guard = guard
         self._metrics = JsonlLog(cfg.folder / "metrics.jsonl", guard)
         self._ledger = JsonlLog(cfg.folder / "ledger.jsonl", guard)

@@ -27,9 +27,7 @@ class AdamW:
     def __init__(
         self, group: dict[str, Any], state: Mapping[Tensor, dict[str, Tensor]], kernel: Kernel | None
     ) -> None:
-        self._group = group
-        self._state = state
-        self._kernel = kernel
+        self._group, self._state, self._kernel = group, state, kernel
         # The fused kernel counts on the device, in one tensor a parameter.
         self._device_steps: list[Tensor] = []
 

@@ -29,9 +29,7 @@ class Muon:
     def __init__(
         self, group: dict[str, Any], state: Mapping[Tensor, dict[str, Tensor]], kernel: Kernel | None
     ) -> None:
-        self._group = group
-        self._state = state
-        self._kernel = kernel
+        self._group, self._state, self._kernel = group, state, kernel
 
     def __call__(self, steps: int, divisor: Tensor | None) -> None:
         lr, decay = self._group["lr"], self._group["weight_decay"]

@@ -8,22 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.config import DataConfig, Source
 from data.corpus.corpus import Corpus
 from data.stream import order
 from data.stream.era import Era
 from data.stream.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
-
-
-def open_stream(*folders: Path, seed: int = 0, global_batch: int = 8, **settings: Any) -> Stream:
-    settings = {"seq_len": 16, "shuffle_blocks": 3} | settings
-    cfg = DataConfig(sources=[Source(str(folder), name=folder.name) for folder in folders], **settings)
-    return Stream.open(cfg, seed=seed, global_batch=global_batch)
-
-
-def epoch_of(stream: Stream) -> int:
-    return sum(stream.sequences_per_epoch.values())
+from opened import epoch_of, open_stream
 
 
 def windows_in_order(stream: Stream) -> np.ndarray:

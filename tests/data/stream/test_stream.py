@@ -14,16 +14,7 @@ from hypothesis import strategies as st
 from data.config import DataConfig, Heldout, MixtureStage, Source
 from data.stream.stream import Stream
 from made_corpus import EOS, make_corpus, numbered_documents, random_documents
-
-
-def open_stream(*folders: Path, seed: int = 0, global_batch: int = 8, **settings: Any) -> Stream:
-    settings = {"seq_len": 16, "shuffle_blocks": 3} | settings
-    cfg = DataConfig(sources=[Source(str(folder), name=folder.name) for folder in folders], **settings)
-    return Stream.open(cfg, seed=seed, global_batch=global_batch)
-
-
-def epoch_of(stream: Stream) -> int:
-    return sum(stream.sequences_per_epoch.values())
+from opened import epoch_of, open_stream
 
 
 @pytest.mark.parametrize("packing", ["cut", "best_fit"])

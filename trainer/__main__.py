@@ -1,7 +1,8 @@
 """One rank of a run: `python -m trainer CONFIG [key=value…]`, under any launcher or none.
 
-Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, state saved, or the run is
-held by another process: run me again; 130 interrupted by Ctrl-C, state saved.
+Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, and the state is saved or nothing was
+under way, or the run is held by another process: run me again; 130 interrupted by Ctrl-C, state saved if
+anything was under way, unless Ctrl-C came twice.
 """
 
 import contextlib

@@ -3,9 +3,9 @@
     files in order:   [a: 3 MB] [b: 1 MB] [c:            20 MB            ] [d: 2 MB]
     units of 8 MB:    |   a whole, b whole   |  c 0–8  |  c 8–16  |  c 16–20, d whole  |
 
-One worker does one unit at a time. Units depend on the input alone, never on the number of workers or on what
-runs them, and shards never span units: so the output is the same bytes however many processes work on it, and
-a killed run can go on.
+One worker does one unit at a time. Units depend on the input, the recipe and the unit size, never on the
+number of workers or on where they run, and shards never span units: so the output is the same bytes however
+many processes work on it, and a killed run can go on.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +16,12 @@ from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import is_transcoded
 from data.prepare.sources.sources import COMPRESSED, InputFile, is_http
 
-# Kinds of file of which a range of bytes can be read by itself, if the file is neither compressed nor in
-# another encoding than UTF-8; a text that is split, only if the separator cannot overlap with itself.
+# Kinds of file that can be cut by bytes. `_is_cuttable` says which files of them: not compressed, transcoded
+# or from a web server; a text only if it is split by lines or by a separator that cannot overlap itself.
 BY_RANGE = ("text", "jsonl", "fasta", "ids")
 
-# What the work on a unit calls with the size of its input that is done; −1 for all that is left of the unit.
+# Called with about how many more bytes of the unit's input are done (of a text, its characters); −1: all that
+# is left.
 Advance = Callable[[int], None]
 
 
@@ -38,7 +39,9 @@ class FileRange:
 
     @property
     def bytes(self) -> int:
-        """The size of the work, in bytes of input."""
+        """The size of the work, in bytes of input. Of a range of row groups this is the whole file's size, so
+        a Parquet file that is cut counts once for each range.
+        """
         return self.end - self.start if self.file.kind in BY_RANGE else self.file.bytes
 
 

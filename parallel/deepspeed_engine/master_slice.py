@@ -1,7 +1,7 @@
-"""A rank's slice of a flattened parameter, and the chunks that it is in a checkpoint.
+"""A rank's slice of a flattened parameter, and how a checkpoint stores it as chunks.
 
 DeepSpeed flattens parameters and cuts the flat tensor where the ranks' slices end. A run of elements of a
-flattened tensor is a few blocks of the tensor itself, e.g. elements 2 … 8 of shape [4, 3]:
+flattened tensor is a few blocks of the tensor itself, such as elements [2, 9) of one of shape [4, 3]:
 
     .  .  2        one element of row 0
     3  4  5        rows 1 and 2
@@ -23,7 +23,7 @@ from parallel.engine import Chunk
 
 @dataclass(frozen=True)
 class ChunkBounds:
-    """Where a block is that is contiguous in its tensor.
+    """The place of a block whose elements are consecutive in the flattened tensor.
 
     offset, shape: of the block in the tensor.
     first: the block's first element in the flattened tensor.
@@ -35,7 +35,7 @@ class ChunkBounds:
 
 
 def chunk_bounds(shape: Sequence[int], start: int, stop: int) -> Iterator[ChunkBounds]:
-    """Elements start … stop of a flattened tensor as blocks of the tensor, in order: at most 2·dims - 1."""
+    """Elements [start, stop) of a flattened tensor as blocks of the tensor, in order: at most 2·dims - 1."""
     if start >= stop:
         return
     if not shape:

@@ -1,4 +1,6 @@
-"""AdamW over the flat tensors that DeepSpeed makes of parameters: the torch engine's kernel and curve."""
+"""AdamW over the flat tensors that DeepSpeed makes of parameters: the torch engine's kernel, so that the loss
+curve is the same.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +25,9 @@ class FlatAdamW(torch.optim.Optimizer):
     differently, and torch's fused kernel is vectorised on a CPU as well.
 
     steps: updates done, set by the engine.
-    divisor: returns the number that gradients are divided by; None for no update. Where `divisor` is None,
-        `step` does nothing: some of DeepSpeed's optimisers take a first step with zero gradients to allocate
-        state, which would decay the weights and count as a step.
+    divisor: returns the number that gradients are divided by; if it returns None, or is itself None, `step`
+        does nothing: some of DeepSpeed's optimisers take a first step with zero gradients to allocate state,
+        which would decay the weights.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:

@@ -39,7 +39,8 @@ def before_backward(model: nn.Module, *, zero: int, last: bool) -> None:
     (HSDP) reduce once.
 
     FSDP's flag `is_last_backward` keeps its default, true for every micro-batch: without it FSDP goes on to
-    prefetch the previous micro-batch's head after the first block, an all-gather for nothing.
+    prefetch the previous micro-batch's head after the first block, an all-gather for nothing. In a pipeline
+    `Stage`, or the stage of torch that it extends, sets it False afterwards.
     """
     if not isinstance(model, FSDPModule):
         return

@@ -63,7 +63,9 @@ class Stage(PipelineStage):
 
     @contextmanager
     def _without_memory(self) -> Iterator[None]:
-        """Have torch make its buffers on the meta device. Shapes are given, so it makes nothing else."""
+        """Have torch make its buffers on the meta device. `Stage` is given all shapes, so torch allocates
+        nothing but these buffers here.
+        """
         device, self.device = self.device, torch.device("meta")
         try:
             yield
@@ -71,8 +73,8 @@ class Stage(PipelineStage):
             self.device = device
 
     def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
-        # torch 2.11 greets the neighbours before the first step: under a V-shaped schedule a rank is its own,
-        # and gloo does not send to itself.
+        # torch 2.11 greets the neighbours before the first step: under a V-shaped schedule a rank is its own
+        # neighbour, and gloo cannot send to itself.
         return [one for one in super()._get_init_p2p_neighbors_ops() if one.group_peer != self.group_rank]
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
@@ -124,13 +126,16 @@ class Stage(PipelineStage):
     def backward_maybe_with_nosync(
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
+        """Run one backward: "full"; or "input", which also returns the deferred weight work, and later
+        "weight", which gets that work back as `param_groups`.
+        """
         module: Any = self.submod
         sharded = isinstance(module, FSDPModule)
         if backward_type == "weight":
             works = bwd_kwargs["param_groups"]
             if sharded:
-                # No schedule runs a whole backward between the two parts of a micro-batch's: gradients of two
-                # types would be added up.
+                # This relies on the schedules: none runs a "full" backward between a micro-batch's "input"
+                # and "weight" parts. Gradients of two types would be added up.
                 fsdp.after_backward(
                     module, works, zero=self._zero, last=last_backward, replicas=self._replicas
                 )
@@ -148,16 +153,19 @@ class Stage(PipelineStage):
                 module.set_requires_gradient_sync(False)
         output, output_grads = bwd_kwargs["stage_output"], bwd_kwargs["output_grads"]
         if output_grads is None and isinstance(output, tuple):
-            (output,) = output  # the loss: "input" comes with a tuple, and `stage_backward` takes a tensor
+            # The loss: for "input" torch wraps it in a tuple, and `stage_backward` takes the tensor.
+            (output,) = output
         with self._collected(backward_type) as works:
             grads = stage_backward(output, output_grads, bwd_kwargs["input_values"])
         return grads, works
 
     def _collected(self, backward_type: str) -> AbstractContextManager[list[DeferredWork] | None]:
-        """What backward defers: under a schedule that splits backward, the weight gradients."""
+        """A context whose list fills with deferred weight gradients, for an "input" backward; for other
+        types one that gives None.
+        """
         if backward_type != "input":
             return nullcontext()
-        assert self._deferred is not None, "a schedule that splits backward"
+        assert self._deferred is not None, 'an "input" backward, but the stage was made without `deferred`'
         return self._deferred.collected()
 
 
@@ -170,5 +178,5 @@ def _lend(infos: Sequence[Any], device: torch.device) -> None:
 def _take_back(infos: Sequence[Any]) -> None:
     """Drop torch's reference to the memory of a received message."""
     for info in infos:
-        shape = info.buffer.detach()
-        info.buffer = torch.empty_like(shape, device="meta", requires_grad=info.buffer.requires_grad)
+        template = info.buffer.detach()
+        info.buffer = torch.empty_like(template, device="meta", requires_grad=info.buffer.requires_grad)

@@ -24,7 +24,9 @@ class Passes:
     stages: this rank's modules; one, unless there is a pipeline.
     pipeline: None without one.
     objective: makes the model's inputs, and losses of the last stage's output.
-    reductions, gradients: for the gradients of micro-batches that the reductions do not add up themselves.
+    reductions: add gradients up over the data ranks; told before each backward, except in a pipeline.
+    gradients: takes each micro-batch's gradients but the last's where `reductions.adds_up` is False, except
+        in a pipeline.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Passes:
         self._set_mode(training=False)
 
         def take(output: Tensor, inputs: ModelInputs) -> None:
-            if self._mesh.tp.rank == 0:  # every tp rank has computed the same loss, which counts once
+            # Every tp rank has computed the same loss, which counts once; in training `TorchEngine._reduce`
+            # sees to that.
+            if self._mesh.tp.rank == 0:
                 sums.add(*self._objective.loss(output, inputs), None)
 
         if self._pipeline is not None:
@@ -90,7 +94,7 @@ class Passes:
 
     def _set_mode(self, *, training: bool) -> None:
         for module in self._stages:
-            if module.training != training:  # `train` walks the whole model
+            if module.training != training:  # `nn.Module.train` walks the whole model
                 module.train(training)
 
     def _inputs(self, batch: Micro) -> tuple[ModelInputs, Tensor | None]:

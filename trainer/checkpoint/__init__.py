@@ -28,6 +28,6 @@ A run's saves:
   attempt.py     one save by many ranks, coordinated through the folder alone
   retention.py   which checkpoints stay
 A run's start:
-  resume.py      load the newest checkpoint, and report what changed since
+  resume.py      load the newest checkpoint, and report what changed since, also a learning rate that jumps
   go_back.py     an older checkpoint, where no step can be made from the newest
 """

@@ -1,4 +1,4 @@
-"""The config of a run, as dataclasses. `loading` reads it, `checks` checks it. Imports no torch."""
+"""The config of a run, as dataclasses. `reading` reads it, `checks` checks it. Imports no torch."""
 
 import re
 from dataclasses import dataclass, field

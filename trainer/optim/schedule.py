@@ -74,12 +74,15 @@ def of_settings(settings: Mapping[str, Any]) -> tuple[OptimConfig, int]:
 def jump(step: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return (rate of update `step`, rate of the next) where changed settings make the learning rate jump.
 
+    It jumps only where the next rate differs by more than 1 % of the highest `optim.lr` both from the last
+    step's rate and from what the old settings would have given. A resume reports a jump as an event; nothing
+    is refused.
+
     step: updates that were done when the run was resumed.
     now: the settings that the run goes on with, by dotted key.
     then: those it was saved with.
 
-    None where the next rate is within a hundredth of the highest rate of the last one, or of the rate that
-    `then` would have given.
+    None where it does not jump, before the first step, and where `then` does not say `train.steps`.
     """
     if not step or "train.steps" not in then:
         return None

@@ -21,9 +21,11 @@ from trainer.verify.report import show
 
 
 def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
-    """Record the reference or compare this rank with it; the exit code of `compare` is the verdict.
+    """Record the reference or compare this rank with it. Rank 0's exit code of `compare` is the verdict;
+    other ranks return 0 unless they fail.
 
-    `at_once` answers signals: to the end, since there is nothing to save.
+    `at_once`: a signal ends the process at once for as long as the command runs, since there is nothing to
+    save.
     """
     at_once = at_once or LeaveAtOnce("the end").begin()
     parser = argparse.ArgumentParser(prog="python -m trainer.verify.command")

@@ -1,11 +1,11 @@
 """The published rules that take bad text out of a crawl. Each returns why a text is left out, or "" for a
-text that stays.
+text that stays. `c4` returns the cleaned text too.
 
 - `gopher_quality`: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1, "Quality filtering".
 - `gopher_repetition`: the same, table A1, with the table's thresholds.
 - `c4`: Raffel et al. 2020, arXiv:1910.10683, section 2.2; it also takes single lines out of a text that
-  stays. Not included: the list of bad words and langdetect (use a hook), and the three-sentence spans
-  (use deduplication).
+  stays. Not included: the list of bad words and langdetect (use a hook), and the removal of repeated
+  three-sentence spans (use deduplication).
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,9 @@ C4_CITATIONS = ("[edit]", "[citation needed]")
 
 
 def gopher_quality(text: str) -> str:
-    """Limits on words, symbols, bullets and ellipses; letters and stop words as natural text has them."""
+    """Limits on words, symbols, bullets and ellipses; a least share of words with letters, and at least two
+    different stop words.
+    """
     words = text.split()
     if not 50 <= len(words) <= 100_000:
         return "word_count"
@@ -65,8 +67,9 @@ def gopher_quality(text: str) -> str:
 def gopher_repetition(text: str) -> str:
     """Limits on repeated lines, paragraphs and n-grams of words.
 
-    What comes again after its first time is repetition. Shares of n-grams are of the words' characters, and a
-    character in several repeated n-grams counts once.
+    A first occurrence is no repetition, and a character in several repeated n-grams counts once; but
+    `top_N_gram` counts every occurrence of one n-gram, overlaps included. Shares of n-grams are of the words'
+    characters.
     """
     for name, parts, most, most_characters in (
         ("lines", text.splitlines(), LINES_REPEATED, LINE_CHARACTERS_REPEATED),
@@ -91,7 +94,7 @@ def gopher_repetition(text: str) -> str:
 
 
 def _repeated(parts: Sequence[str]) -> tuple[int, int]:
-    """(number of parts that came before, their characters)"""
+    """(number of parts that repeat an earlier one, their characters)"""
     seen: set[str] = set()
     again = characters = 0
     for part in parts:
@@ -103,7 +106,9 @@ def _repeated(parts: Sequence[str]) -> tuple[int, int]:
 
 
 def _top_characters(words: Hashes, lengths: np.ndarray, length: int) -> int:
-    """Characters in all occurrences of the n-gram with most of them; 0 where no n-gram comes twice."""
+    """Characters of the repeated n-gram whose occurrences have the most characters in all; 0 where none is
+    repeated.
+    """
     grams = runs(words, length)
     if not len(grams):
         return 0
@@ -114,7 +119,7 @@ def _top_characters(words: Hashes, lengths: np.ndarray, length: int) -> int:
 
 
 def _repeated_characters(words: Hashes, lengths: np.ndarray, length: int) -> int:
-    """Characters of the words that are part of an n-gram which came before."""
+    """Characters of the words that are part of an n-gram which repeats an earlier one."""
     grams = runs(words, length)
     _, first = np.unique(grams, return_index=True)
     if len(first) == len(grams):

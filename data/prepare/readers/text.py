@@ -96,8 +96,10 @@ def _between(
 
     `\\n` in the separator matches `\\r\\n` as well. A file without any separator is noted in the tally.
 
-        buffer:   [dropped bytes][searched, no separator][not searched yet]
-        at:       the offset of the buffer's first byte in the file, dropped bytes included
+        file from `at` on:   [dropped][buffer: searched, no separator, then not searched yet]
+
+    at: offset in the file of the document's first byte, dropped bytes included; until the first separator is
+        found, of where reading began.
     """
     file, limit, separator = file_range.file, recipe.max_document_bytes, recipe.separator_bytes
     pattern, longest = re.escape(separator), len(separator)
@@ -105,7 +107,7 @@ def _between(
         pattern = pattern.replace(re.escape(b"\n"), rb"\r?\n")
         longest += separator.count(b"\n")
     sought = re.compile(pattern)
-    at = max(0, file_range.start - longest)  # where the buffer begins in the file
+    at = max(0, file_range.start - longest)  # where reading begins in the file
     if at:
         stream.seek(at)
     inside = not file_range.start  # does the buffer begin with a document of this range?
@@ -127,12 +129,11 @@ def _between(
             buffer += chunk
             continue
         begin, end, separators = found.start(), found.end(), separators + 1
-        del found  # or its reference would forbid to shorten the buffer
         if inside:
             yield from _part(at, bytes(buffer[:begin]), dropped, limit, file, tally)
         del buffer[:end]
         at, searched, dropped = at + dropped + end, 0, 0
-        inside = at >= file_range.start  # a document that begins before belongs to an earlier range
+        inside = at >= file_range.start  # a document that begins before the range belongs to an earlier one
         if at >= file_range.end and file_range.end < file.bytes:
             return
     if inside:
@@ -172,7 +173,8 @@ def _lengths(stream: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
 def fasta(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """Yield a document for each record, its lines joined: protein and genomic sequences.
 
-    A long record is cut every `max_document_bytes`. What comes before the first ">" is counted.
+    A long record is cut every `max_document_bytes`. What comes before the first ">" is left out and
+    counted in the tally.
     """
     file, limit = file_range.file, recipe.max_document_bytes
     stream, _ = open_text(file.path, recipe)

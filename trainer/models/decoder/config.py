@@ -1,6 +1,7 @@
 """What a decoder is made of, as plain data, and what follows from it. Imports no torch.
 
-A field states its key's meaning and limits in plain text; `trainer.config.keys` parses and checks them.
+The strings in a field's `Annotated` are its key's meaning, limits and unit; `trainer.config.keys` parses and
+checks them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class DecoderConfig:
     vocab: Annotated[int, "tokens the model knows: at least the tokenizer's", "≥ 1", "in tokens"] = 4096
     tie_embeddings: Annotated[bool, "embedding and head are one matrix"] = False
     qk_norm: Annotated[bool, "normalise queries and keys, head by head"] = False
-    # The bounds are float32's, in which they are used: beyond, they are 0 or infinite.
+    # These numbers are used in float32: beyond its range they would become 0 or infinite.
     rope_theta: Annotated[
         float, "base of the rotary positions' frequencies", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
     ] = 10000.0
@@ -45,7 +46,8 @@ class DecoderConfig:
     ] = 1e-5
     init_std: Annotated[
         float,
-        "standard deviation of the first weights; residual projections have less",
+        "standard deviation of the first weights; projections that add to the residual stream have a smaller "
+        "one",
         "> 0",
         "≥ 1.2e-38",
         "≤ 3.4e38",
@@ -94,8 +96,8 @@ class DecoderConfig:
         return {"model.layers": self.layers}
 
     def parameters(self) -> Parts:
-        """Tied embeddings are counted where they are computed with, in the head: a stage that holds only the
-        embedding then needs a copy that this does not count.
+        """A tied embedding is counted once, in `last`. Where embedding and head are on different pipeline
+        stages, the first stage holds a copy that is not counted.
         """
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         table = self.vocab * self.hidden

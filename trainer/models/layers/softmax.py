@@ -2,7 +2,7 @@
 
 Arguments that several functions share:
 
-columns: [rows, 1], each row's target among the columns of this rank; any column where it is on another rank.
+columns: [rows, 1], each row's target among the columns of this rank; any valid column where `here` is False.
 here: [rows], whether the target is counted and on this rank.
 counted: [rows], whether the target is counted.
 """
@@ -23,13 +23,13 @@ from common.module_interfaces import VocabShard
 
 @dataclass(frozen=True)
 class Softmax:
-    """The softmax of a chunk's logits: exponentials of this rank's columns, and three numbers for each row.
+    """The softmax of a chunk's logits: exponentials of this rank's columns, and four numbers for each row.
 
     exponentials: [rows, this rank's vocabulary], exp(logit - own_peak).
     own_peak: [rows], the largest logit of this rank's columns.
     peak: [rows], the largest logit of the whole vocabulary.
     mass: [rows], Σ exp(logit - peak) over the whole vocabulary.
-    at_target: [rows], the target's logit.
+    at_target: [rows], the target's logit; 0 where the target is not counted.
     """
 
     exponentials: Tensor
@@ -54,7 +54,9 @@ class Softmax:
         return self.mass.log() + self.peak - self.at_target
 
     def nll_gradient(self, columns: Tensor, here: Tensor, counted: Tensor) -> Tensor:
-        """Return softmax - onehot(target), zero in rows that are not counted; in place, once."""
+        """Return softmax - onehot(target), zero in rows that are not counted, in the memory of the
+        exponentials, so call it only once.
+        """
         scale = (self.own_peak - self.peak).exp_().div_(self.mass).mul_(counted)
         gradient = self.exponentials.mul_(scale[:, None])
         return gradient.scatter_add_(1, columns, here[:, None].to(gradient.dtype).neg_())
@@ -62,7 +64,8 @@ class Softmax:
 
 @dataclass(frozen=True)
 class FusedSoftmax:
-    """The same by two compiled kernels: one reads the logits for the three numbers, one writes the gradient.
+    """The same by two compiled kernels: one reads the logits for three numbers of each row, one writes
+    the gradient.
 
     logits: [rows, this rank's vocabulary], in the dtype of the matrix product, unchanged until the gradient.
     peak, mass, at_target: as in `Softmax`.
@@ -117,7 +120,9 @@ def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 def _over_shards(
     peak: Tensor, mass: Tensor, at_target: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return peak, mass and target logit over the whole vocabulary, from this rank's; equal on all ranks."""
+    """Combine each rank's peak, mass and target logit into those of the whole vocabulary, equal on all
+    ranks.
+    """
     mine = torch.stack((peak, mass, at_target))
     parts = mine.new_empty(group.size(), *mine.shape)
     dist.all_gather(list(parts.unbind()), mine, group=group)

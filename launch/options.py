@@ -12,8 +12,8 @@ AddCommand = Callable[[str, str], argparse.ArgumentParser]
 """(name, what the command is for) → a new parser for the arguments of that command."""
 
 CONFIG = (
-    "YAML file, or a run folder to go on with; paths in it are relative to the working directory, base: to "
-    "the file"
+    "YAML file, or a run folder to go on with; relative paths in it start at the working directory, that of "
+    "base: at the file's own folder"
 )
 
 
@@ -36,6 +36,7 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nproc", type=count, default=1, metavar="N", help="ranks on this machine (default 1)"
     )
+    # Positionals after an option are appended to the argument named here: see `cli.parse`.
     parser.set_defaults(rest="overrides")
 
 
@@ -87,15 +88,15 @@ def from_fields(args: argparse.Namespace, cls: Any) -> Any:
 
 
 def integer(text: str) -> int:
-    """Type of an option: an integer that 64 bits hold, as numpy and torch need it."""
+    """Type of an option: an integer that fits in 64 bits, as numpy and torch need it."""
     value = int(text)
     if value not in INT64:
-        raise argparse.ArgumentTypeError(f"{text} is an integer that 64 bits do not hold")
+        raise argparse.ArgumentTypeError(f"{text} is an integer that does not fit in 64 bits")
     return value
 
 
 def count(text: str) -> int:
     """Type of an option: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return integer(text)

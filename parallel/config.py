@@ -35,7 +35,7 @@ class ParallelConfig:
     )
     dp_replicate: Annotated[
         int,
-        "data ranks that hold whole copies of one another's shards (HSDP)",
+        "copies of the model, each divided over dp_shard ranks as parallel.zero says (HSDP)",
         "-1 or ≥ 1",
         "not with parallel.engine=deepspeed",
     ] = 1
@@ -64,7 +64,9 @@ class ParallelConfig:
         "not with parallel.engine=deepspeed",
     ] = 1
     zero: Annotated[
-        Zero, "what data ranks share: 0 nothing, 1 optimiser state, 2 and gradients, 3 and parameters"
+        Zero,
+        "what is divided among data ranks instead of copied: 0 nothing, 1 optimiser state, 2 and gradients, "
+        "3 and parameters",
     ] = 1
     schedule: Annotated[
         PipelineSchedule,
@@ -73,7 +75,7 @@ class ParallelConfig:
         "backward, and a compiled block's is one piece)",
     ] = "1f1b"
     stages_per_rank: Annotated[
-        int, "model pieces a pipeline rank holds; 0: what the schedule needs, 1 or 2", "≥ 0"
+        int, "pipeline stages that a rank holds; 0: what the schedule needs, 1 or 2", "≥ 0"
     ] = 0
     cut: Annotated[
         str,
@@ -82,7 +84,8 @@ class ParallelConfig:
     ] = "even"
     recompute: Annotated[
         str,
-        "what backward computes again: whole blocks, all but matrix products, or each N-th block",
+        "what backward computes again: whole blocks, all but matrix products and attention, or each N-th "
+        "block",
         "like none | full | selective | every:N",
         "selective: not with parallel.engine=deepspeed and parallel.zero=3 (its gathering is not repeated "
         "alike)",

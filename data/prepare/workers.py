@@ -1,7 +1,7 @@
 """Call one function for many units in worker processes of this machine, with progress.
 
 No worker outlives the call or a parent that is killed. This file does not import the work on a unit, and
-that work does not import this file: another engine may run the same units.
+that work does not import this file: something other than local processes may run the same units.
 """
 
 import multiprocessing
@@ -19,18 +19,20 @@ from typing import Any
 from common.retry import attempts
 from data.prepare.units import Advance, Unit
 
-# (preparation, unit, advance): works on one unit; a second call for the same unit goes on after a failure.
+# (preparation, unit, advance): works on one unit; a second call for a unit goes on where a failed one
+# stopped.
 UnitFunction = Callable[[Any, Unit, Advance], None]
 
 _POLL_SECONDS = 0.2
 # For a unit whose server fails: pauses of 1, 5 and 25 s.
 ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR = 4, 1.0, 5.0
+# In a worker: shared with the parent, set by `_begin`.
 _done_bytes: Any = None
 _stop: Any = None
 
 
 class _Stopped(Exception):
-    """Raised in the other workers when the work on one unit has failed."""
+    """Raised in a worker when the parent has given up: another unit failed, or Ctrl-C."""
 
 
 def run_units(
@@ -42,13 +44,13 @@ def run_units(
     preparation: what the function needs to know of the whole; pickled as well.
     units: the units.
     workers: number of processes; with 1, this process does the work.
-    advance: called in this process with the bytes of input that are done.
+    advance: called in this process with the bytes of input done since the last call.
 
     Raises the exception of the first unit that failed; RuntimeError where a worker was killed from outside.
     """
     if workers <= 1 or len(units) <= 1:
         for unit in units:
-            _attempts(function, preparation, unit, _capped(advance, unit.bytes))
+            _with_retries(function, preparation, unit, _capped(advance, unit.bytes))
         return
     context = _context()
     done_bytes, stop = context.Value("q", 0), context.Value("b", 0)
@@ -81,7 +83,7 @@ def _context() -> ForkServerContext:
 
 
 def warm_up(workers: int) -> None:
-    """Start the fork server and its imports now, while this process still prepares the first unit."""
+    """Start the fork server and its imports now, before the first unit is handed out."""
     if workers > 1:
         _context()
         forkserver.ensure_running()
@@ -109,12 +111,12 @@ def _call(function: UnitFunction, preparation: Any, unit: Unit) -> None:
         with _done_bytes.get_lock():
             _done_bytes.value += size_bytes
 
-    _attempts(function, preparation, unit, _capped(count, unit.bytes))
+    _with_retries(function, preparation, unit, _capped(count, unit.bytes))
 
 
-def _attempts(function: UnitFunction, preparation: Any, unit: Unit, advance: Advance) -> None:
-    """Call `function`, several times for a unit that reads from a server: it keeps its finished shards, and a
-    failed attempt changes nothing else.
+def _with_retries(function: UnitFunction, preparation: Any, unit: Unit, advance: Advance) -> None:
+    """Call `function`, several times for a unit that reads from a server: the unit keeps its finished shards,
+    and a failed attempt changes nothing else.
     """
     for _ in attempts(ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR):
         try:

@@ -13,7 +13,7 @@
       │ ShuffledOrder.locate
       ▼
     era.py        Era             opens the blocks; fragments in windows, their bytes, each document checked
-      │ Era.spans
+      │ Era.spans                 (checks.py finds damage; `Stream._damaged` decides: stop or quarantine)
       ▼
     rows.py       LocatedRows     ids, separators and padding as arrays
       │ LocatedRows.rows

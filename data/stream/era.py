@@ -1,8 +1,8 @@
 """The windows of one corpus in shuffled order, and where the bytes of their ids are.
 
-A `ShuffledCorpus` opens an *era* when one of its sequences is first read: a run of shuffled blocks whose
-windows are shuffled as one (see `order`). Only open eras are in memory: a few numbers a document, whatever
-the size of the corpus.
+An *era* is some consecutive blocks of the shuffled order, whose windows are shuffled together (see `order`).
+`ShuffledCorpus` opens an era when a sequence of that era is first read. Only open eras are in memory: a few
+numbers a document, whatever the size of the corpus.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from data.stream.checks import DocumentChecks, Versions
 from data.stream.order import EraBlocks, ShuffledOrder
 from data.stream.pack import Fragments, count_windows, packing_of
 
-ERAS_KEPT = 3  # of each corpus: an epoch's end, a step that straddles two eras, and one to spare
+# Eras that stay open in each corpus: the two that a step may straddle (of one epoch, or an epoch's last and
+# the next epoch's first), and one to spare.
+ERAS_KEPT = 3
 
 
 @dataclass(frozen=True)
 class IdSpans:
-    """Where the ids are that the fragments of some windows bring; arrays [fragments], int64 unless said.
+    """Where the ids of some windows' fragments are; arrays [fragments], int64 unless noted.
 
     fragments: which part of which document is in which columns of which window.
     first_byte: the first of the fragment's ids, in its shard.
@@ -49,24 +51,24 @@ class IdSpans:
 
 
 class Era:
-    """A run of blocks whose windows are shuffled as one.
+    """Some consecutive blocks of the shuffled order, whose windows are shuffled together.
 
-    corpus, seq_len: what the era is of, and the inputs of its windows.
+    corpus, seq_len: the corpus that the era is part of; the inputs of each window.
     epoch, number: the epoch, and the number of the era in it.
     shard, place: of each document, the shard and its place in that shard, int64 [documents].
     offset, tokens: its columns of the index, int64 [documents].
     """
 
-    def __init__(self, corpus: Corpus, place: EraBlocks, packing: str, seq_len: int) -> None:
+    def __init__(self, corpus: Corpus, era_blocks: EraBlocks, packing: str, seq_len: int) -> None:
         self.corpus, self.seq_len = corpus, seq_len
-        self.epoch, self.number = place.epoch, place.era
-        storage, blocks = corpus.storage, place.blocks
+        self.epoch, self.number = era_blocks.epoch, era_blocks.era
+        storage, blocks = corpus.storage, era_blocks.blocks
         shards = corpus.block_shard[blocks].tolist()
         firsts = corpus.block_first[blocks].tolist()
         counts = corpus.block_documents[blocks].tolist()
         spans = [storage.index(s, first, first + n) for s, first, n in zip(shards, firsts, counts)]
         opened = {shard: storage.open(shard) for shard in dict.fromkeys(shards)}
-        storage.prefetch(np.unique(corpus.block_shard[place.following]).tolist())
+        storage.prefetch(np.unique(corpus.block_shard[era_blocks.following]).tolist())
         index = np.concatenate(spans, axis=1).astype(np.int64)
         self.shard = np.repeat(shards, counts)
         self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
@@ -104,9 +106,9 @@ class ShuffledCorpus:
     """One corpus's sequences in shuffled order, epoch after epoch.
 
     corpus: the corpus.
-    order: where each sequence is, by its number among those of the corpus.
+    order: where each sequence is, by its ordinal.
     sequences: how many an epoch has.
-    era: the era of some blocks, which stays open for a while.
+    era: `EraBlocks` → its `Era`; the last ERAS_KEPT stay open.
     """
 
     def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
@@ -117,8 +119,8 @@ class ShuffledCorpus:
         self.sequences = self.order.sequences
         self.era = lru_cache(maxsize=ERAS_KEPT)(self._open_era)
 
-    def _open_era(self, place: EraBlocks) -> Era:
-        return Era(self.corpus, place, self._packing, self._seq_len)
+    def _open_era(self, era_blocks: EraBlocks) -> Era:
+        return Era(self.corpus, era_blocks, self._packing, self._seq_len)
 
 
 def block_windows(corpus: Corpus, packing: str, seq_len: int) -> np.ndarray:

@@ -22,14 +22,17 @@ def add_command(add: options.AddCommand) -> None:
     parser.epilog = inspect.getdoc(Recipe)
     source = "folder, file, glob, {a..b} range, @list, URL, or - for JSONL on standard input"
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=source)
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the corpus, or DIR/train and DIR/heldout"
-    )
+    out = "folder of the corpus; with held-out documents, DIR/train and DIR/heldout"
+    parser.add_argument("--out", required=True, metavar="DIR", help=out)
     parser.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, or the word bytes")
-    parser.add_argument("--train-tokenizer", type=options.count, metavar="N", help="train one of N tokens")
     parser.add_argument(
-        "--heldout", type=float, default=0.0, metavar="X", help="share kept for evaluation, by hash"
+        "--train-tokenizer",
+        type=options.count,
+        metavar="N",
+        help="train a tokenizer with a vocabulary of N",
     )
+    share = "share kept for evaluation, such as 0.02; see --heldout-by"
+    parser.add_argument("--heldout", type=float, default=0.0, metavar="X", help=share)
     parser.add_argument(
         "--workers", type=options.count, default=0, metavar="N", help="processes (default: one a core)"
     )
@@ -68,7 +71,7 @@ def _show_corpora(report: "PrepareReport", out: str) -> None:
     sides = [side for side in (report.train, report.heldout) if side]
     columns = ("corpus", "documents", "tokens", "text bytes", "shards")
     lines = [(side.path, side.documents, side.tokens, side.text_bytes, side.shards) for side in sides]
-    done = "was there already, whole" if report.was_complete else "done"
+    done = "was complete already, nothing done" if report.was_complete else "done"
     if report.by_another_version:
         done += " (made by another version, which may read the sources otherwise)"
     tables.rows(f"{out}: {done}, {report.vocab:,} tokens in the vocabulary", columns, lines)
@@ -84,7 +87,7 @@ def _show_steps(report: "PrepareReport", text_field: str) -> None:
         if documents
     ]
     files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
-    title = f"what came in, from files of kind {files}, and what went out"
+    title = f"what came in and what went out (files: {files})"
     tables.rows(title, ("step", "documents", "size", "unit", "for example"), steps)
 
 
@@ -93,7 +96,10 @@ def _encodings(counts: Mapping[str, tuple[int, int]], examples: Mapping[str, lis
     for step, what in (
         ("changed.not_utf8", "documents are not UTF-8 and were read as Windows-1252"),
         ("changed.broken_utf8", "documents are broken UTF-8, with U+FFFD for what could not be read"),
-        ("removed.undecodable", "documents were left out, for they are not in the encoding"),
+        (
+            "removed.undecodable",
+            "documents were left out, for they are not valid in the encoding they were read with",
+        ),
         ("removed.utf16_without_mark", "documents were left out, for they look like UTF-16"),
     ):
         if step in counts:
@@ -106,8 +112,8 @@ def _tokenizer_losses(report: "PrepareReport") -> Iterator[str]:
     """Warn of ids without a text, and of text that does not come back from its ids."""
     if "noted.ids_of_no_text" in report.counts:
         yield (
-            f"the ids of {report.counts['noted.ids_of_no_text'][0]:,} documents stand for no text by this "
-            f"tokenizer ({report.examples['noted.ids_of_no_text'][0]}): is it the one that made them?"
+            f"{report.counts['noted.ids_of_no_text'][0]:,} documents have ids that this tokenizer does not "
+            f"decode to text ({report.examples['noted.ids_of_no_text'][0]}): is it the one that made them?"
         )
     same, tried = report.round_trip
     if same < tried:

@@ -115,8 +115,8 @@ class _Supervisor:
         self._note_ended()
         self._note_under_way()
         for rank in self.ranks:
-            is_there = rank.process.returncode is None
-            if is_there and rank.output.held_back and now > rank.failed_at + self.grace_seconds:
+            is_running = rank.process.returncode is None
+            if is_running and rank.output.held_back and now > rank.failed_at + self.grace_seconds:
                 rank.output.stop_holding_back()
             if rank.failed and self.kill_at == NEVER:
                 self.kill_at = now + self.grace_seconds
@@ -146,7 +146,8 @@ class _Supervisor:
 
     def _read_output(self, timeout: float) -> None:
         ready = self.selector.select(timeout)
-        # Before the output is read: a killed rank has then ended before the errors that it causes on others.
+        # Before output is read, so that a killed rank's end is dated earlier than the errors that it causes
+        # on others.
         self._note_ended()
         for key, _ in ready:
             if key.fileobj is self.signals.wakeup:
@@ -155,9 +156,9 @@ class _Supervisor:
                 self.selector.unregister(key.fd)
 
     def _conclude(self) -> int:
-        """Show the error of the rank that failed first, once all have ended; return the exit code of all."""
+        """After all have ended, show the error of the first rank to fail; return the program's exit code."""
         failed = [rank for rank in self.ranks if rank.failed]
-        self._show_errors_survived(failed)
+        self._show_errors_of_survivors(failed)
         if not failed:
             return max(rank.process.returncode for rank in self.ranks)
         first = min(failed, key=lambda rank: rank.failed_at)
@@ -175,7 +176,7 @@ class _Supervisor:
             show_line(f"error: rank {first.number} ended with exit code {code} and said nothing".encode())
         return FAILED if code < 0 else code
 
-    def _show_errors_survived(self, failed: Sequence[LocalRank]) -> None:
+    def _show_errors_of_survivors(self, failed: Sequence[LocalRank]) -> None:
         """Show what ranks that did not fail had held back, the same lines once."""
         shown: list[list[bytes]] = []
         for rank in self.ranks:
@@ -184,7 +185,7 @@ class _Supervisor:
                 shown.append(rank.output.held_back)
 
     def _ended_by_signal(self, number: int) -> int:
-        """Say how the signal `number` ended the first rank; return the exit code of all.
+        """Say how the signal `number` ended the first rank; return the program's exit code.
 
         A rank that does not handle signals yet is ended by one: there was nothing to save. A rank that was
         killed because it did not end in time has lost what came after its last checkpoint.
@@ -210,7 +211,9 @@ class _Supervisor:
                 rank.process.send_signal(number)
 
     def _kill_all(self) -> None:
-        """Kill every rank that has not left by itself, and the processes that it started."""
+        """Kill the process group of every rank that runs or failed; not of one that ended with DONE or
+        ASKED_TO_STOP.
+        """
         for rank in self.ranks:
             if rank.process.poll() not in (DONE, *ASKED_TO_STOP):
                 with contextlib.suppress(ProcessLookupError, PermissionError):

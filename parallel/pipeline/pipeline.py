@@ -1,4 +1,4 @@
-"""Pipeline parallelism: torch's schedules over the stages that `stages` cuts, and evaluation without them.
+"""Pipeline parallelism: torch's schedules over the stages that stages.py cuts, and evaluation without them.
 
 1F1B with 4 stages and 6 micro-batches. Fn: forward of micro-batch n; Bn: its backward, twice as long. After
 each forward a rank sends the hidden state to the next stage, after each backward the gradient of its input to
@@ -81,14 +81,16 @@ class Pipeline:
     def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
         """Forward and backward of all micro-batches; gradients accumulate in the parameters.
 
-        loss: (last stage's output, number of the micro-batch) → the tensor that backward starts from, not a
-            view. Called on the last stage.
+        loss: (last stage's output, number of the micro-batch) → the tensor that backward starts from.
+            Not a view: it is detached in place afterwards, which a view does not allow. Called on the last
+            stage.
         """
         count = len(inputs)
         schedule, sends = self._schedule(inputs[0].x, count)
         self._loss = loss
         kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
         x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
+        # torch hands each micro-batch its part of the target: here its number, for `loss`.
         target = torch.arange(count) if self.has_last else None
         with self._one_buffer_in_each_head():
             schedule.step(*x, target=target, return_outputs=False, **kwargs)
@@ -97,8 +99,13 @@ class Pipeline:
 
     @contextmanager
     def _one_buffer_in_each_head(self) -> Iterator[None]:
-        """GPipe and looped BFS run all forwards first, and a head finds its weight's gradient in forward."""
-        # Replicas add up what ZeRO-2 and 3 have reduced of each micro-batch, like with like; see
+        """While the context lasts, each head adds its weight's gradients up in one buffer.
+
+        A head computes them in forward, and GPipe and looped BFS run all forwards first: else there would be
+        one buffer for each micro-batch.
+        """
+        # With replicas, ZeRO-2 and 3 add each micro-batch's reduced gradients to those kept, and both must
+        # have the same parameters: a head without a gradient gives zeros; see
         # `ParameterGroup.fill_with_zeros`.
         zeros = self._layout.dp_replicate > 1 and self._layout.zero >= 2
         with ExitStack() as heads:
@@ -115,7 +122,7 @@ class Pipeline:
         """
         layout, here = self._layout, self._rank
         held: dict[tuple[int, int], Tensor] = {}  # (stage, micro-batch) → its input
-        coming: dict[tuple[int, int], Any] = {}
+        coming: dict[tuple[int, int], Any] = {}  # (stage, micro-batch) → the receive of its input, under way
         sent: list[tuple[Any, Tensor]] = []
         for slot in forward_order(layout, len(inputs)):
             if (mine := slot[here]) is not None:
@@ -135,13 +142,13 @@ class Pipeline:
                 if done is None or done[0] + 1 == layout.stages:
                     continue
                 following = (done[0] + 1, done[1])
-                target = layout.pp_index_of(following[0])
-                if source == target:
+                receiver = layout.pp_index_of(following[0])
+                if source == receiver:
                     continue
                 if source == here:
                     output = held.pop(following)
-                    sent.append((dist.isend(output, group=self._group, group_dst=target), output))
-                elif target == here:
+                    sent.append((dist.isend(output, group=self._group, group_dst=receiver), output))
+                elif receiver == here:
                     shape = self._boundary(inputs[done[1]].x)
                     held[following] = torch.empty(shape, dtype=self._dtype, device=self._device)
                     coming[following] = dist.irecv(held[following], group=self._group, group_src=source)
@@ -167,7 +174,7 @@ class Pipeline:
     def _make_schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
         # Shapes are given, so that no stage has to run forward and backward to find them out.
         hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
-        result = torch.empty(len(x), device="meta", requires_grad=True)  # a loss a row
+        result = torch.empty(len(x), device="meta", requires_grad=True)  # one loss for each row
         last = self._layout.stages - 1
         traits = SCHEDULES[self._layout.schedule]
         stages = []
@@ -193,7 +200,9 @@ class Pipeline:
             loss_fn=lambda output, number: self._loss(output, int(number)),
             scale_grads=False,
         )
-        if not several:  # schedules of one stage a rank wait for their sends themselves
+        # With one stage a rank, torch waits for sends within the step: 1F1B before the next send, GPipe after
+        # all forwards and after all backwards. With several, only after the last micro-batch: see `sends`.
+        if not several:
             return schedule, Sends({})
         insist("torch", schedule, "pipeline_order_with_comms")
         sends = Sends(arrivals(schedule.pipeline_order_with_comms)[self._rank])

@@ -77,7 +77,7 @@ def parallelize(
         context_parallel(model, plan, mesh.cp)
         blocks: Any = model.get_submodule(plan.blocks)
         recompute.apply_recompute(blocks, cfg.recompute)
-        if backend := recompute.compiler(cfg.compile, device):
+        if backend := recompute.compile_backend(cfg.compile, device):
             recompute.apply_compile(model, blocks, backend)
         if mesh.data is not None:
             from parallel.transforms import fsdp

@@ -34,7 +34,9 @@ def parse(recompute: str) -> Callable[[int], str]:
 
 
 def apply_recompute(blocks: nn.ModuleDict, recompute: str) -> None:
-    """For backward, keep of a block only its input (full), or its input and matrix products (selective)."""
+    """For backward, keep of a block only its input (full), or its input and the results of matrix products
+    and attention (selective).
+    """
     choose = parse(recompute)
     for key, block in blocks.items():
         kind = choose(int(key))
@@ -54,7 +56,7 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def compiler(wanted: bool, device: torch.device) -> str | None:
+def compile_backend(wanted: bool, device: torch.device) -> str | None:
     """The torch.compile backend for `parallel.compile` on a device; None: eager."""
     return "inductor" if wanted and device.type != "cpu" else None
 

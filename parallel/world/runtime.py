@@ -10,7 +10,8 @@ From start to end of a rank:
     stop             leave the process group
 
 A rank whose peer has ended is ended from a thread (`Runtime._follow`), because its main thread waits in a
-collective for that peer.
+collective for that peer. Under `germinal train --nproc` ranks do not use presence: their supervisor watches
+them.
 """
 
 import contextlib

@@ -34,7 +34,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     given = {override.partition("=")[0] for override in overrides}
     if (home := run_folder.home(file)) and "run_dir" not in given:
         values["run_dir"] = "" if "name" in given else str(home)
-    cfg: RunConfig = schema.build(RunConfig, values, known=schema.dotted_keys(RunConfig))
+    cfg: RunConfig = schema.build(RunConfig, values, elsewhere=schema.dotted_keys(RunConfig))
     cfg.run_dir = cfg.run_dir or f"runs/{cfg.name}"
     check(cfg)
     return cfg

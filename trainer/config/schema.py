@@ -4,9 +4,9 @@ is.
 `yaml_files` reads the mapping. OmegaConf could make dataclasses of it too, but its errors do not name the
 nearest right key, and its fields cannot have a name that Python reserves (`async`).
 
-A number or a truth may come as the text that was typed: of a number, decimal digits with `_` between them, a
-fraction and an exponent. YAML 1.1 reads 010 as 8 and 1:30 as 90, which surprises: they are refused as
-numbers.
+A number or a boolean may come as the text that was typed. A number's text is decimal digits, perhaps with `_`
+between them, a fraction and an exponent. YAML 1.1 reads 010 as 8 and 1:30 as 90, which surprises: they are
+refused as numbers.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ NUMBER = re.compile(
 INT64 = range(-(1 << 63), 1 << 63)  # what numpy and torch count with
 
 
-def build(cls: Any, values: Any, at: str = "", *, known: Sequence[str] = ()) -> Any:
+def build(cls: Any, values: Any, at: str = "", *, elsewhere: Sequence[str] = ()) -> Any:
     """An instance of the dataclass `cls` from a plain mapping; `at` is its dotted key, for messages.
 
     A field's YAML key is its name, or what its metadata calls `key` where Python reserves the name. Where the
     metadata has `kinds` (name → dataclass), the value's own key `kind` chooses the class; without it, the
-    first. `known`: keys from elsewhere in the config that an unknown key may be a misspelling of.
+    first. `elsewhere`: keys from elsewhere in the config that an unknown key may be a misspelling of.
 
     Raises:
         ValueError: an unknown key, a wrong type, a missing value; and whatever the class itself refuses.
@@ -45,13 +45,15 @@ def build(cls: Any, values: Any, at: str = "", *, known: Sequence[str] = ()) -> 
     arguments = {}
     for key, value in values.items():
         if key not in fields:
-            raise ValueError(unknown_key(_join(at, key), value, [_join(at, name) for name in fields], known))
+            raise ValueError(
+                unknown_key(_join(at, key), value, [_join(at, name) for name in fields], elsewhere)
+            )
         hint = _by_kind(fields[key], hints[fields[key].name], value, _join(at, key))
         arguments[fields[key].name] = _convert(hint, value, _join(at, key))
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if (required or field.default == MISSING) and field.name not in arguments:
-            raise ValueError(f"{_join(at, key)}: missing; give {_article(hints[field.name])}")
+            raise ValueError(f"{_join(at, key)}: missing; give {_type_in_words(hints[field.name])}")
     return cls(**arguments)
 
 
@@ -128,7 +130,7 @@ def _one_of(choices: Sequence[Any], value: Any, at: str) -> Any:
 def _convert(hint: Any, value: Any, at: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, str) and value == MISSING:
-        raise ValueError(f"{at}: missing (???); give {_article(hint)}")
+        raise ValueError(f"{at}: missing (???); give {_type_in_words(hint)}")
     if dataclasses.is_dataclass(hint):
         return build(hint, value, at)
     if origin in (typing.Union, types.UnionType):
@@ -155,7 +157,7 @@ def _scalar(hint: Any, value: Any, at: str) -> bool | int | float | str:
     number = _number(value)
     if hint is int and number is not None and number == number // 1:
         if int(number) not in INT64:
-            raise ValueError(f"{at}={_shown(value)}: an integer that 64 bits do not hold")
+            raise ValueError(f"{at}={_shown(value)}: an integer that does not fit in 64 bits")
         return int(number)  # 1e6 is a float to Python and a step count to its writer
     if hint is float and number is not None and abs(number) <= sys.float_info.max:
         return float(number)
@@ -163,7 +165,7 @@ def _scalar(hint: Any, value: Any, at: str) -> bool | int | float | str:
 
 
 def _number(value: Any) -> int | float | None:
-    """The number that a value is, or is the text of; None for another."""
+    """The number that a value is, or is the text of; None where it is neither."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if not isinstance(value, str) or not (match := NUMBER.fullmatch(value)):
@@ -175,15 +177,15 @@ def _number(value: Any) -> int | float | None:
 
 def _wrong(hint: Any, value: Any) -> str:
     if value is None:
-        return f": has no value; give {_article(hint)}, or leave the key out"
+        return f": has no value; give {_type_in_words(hint)}, or leave the key out"
     if hint is str and not isinstance(value, dict | list):
         return f"={_shown(value)}: not a text: quote it"
     if isinstance(value, str) and re.fullmatch(r"[-+]?0[0-9_]+", value):
-        return f"={value}: not {_article(hint)}: octal to some, so write it without the first 0"
-    return f"={_shown(value)}: not {_article(hint)}"
+        return f"={value}: not {_type_in_words(hint)}: a leading 0 means octal in YAML 1.1: write it without"
+    return f"={_shown(value)}: not {_type_in_words(hint)}"
 
 
-def _article(hint: Any) -> str:
+def _type_in_words(hint: Any) -> str:
     names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
     kinds = {list: "a list", dict: "a mapping"}
     return names.get(hint) or kinds.get(typing.get_origin(hint), "a mapping")  # type: ignore[arg-type]

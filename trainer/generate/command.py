@@ -62,7 +62,7 @@ def check(*, prompt: str, max_tokens: int, temperature: float, top_p: float, see
     except UnicodeEncodeError as error:  # bytes of the command line that Python could not decode
         raise ValueError(f"--prompt: not UTF-8 from character {error.start} on") from None
     if seed not in INT64:
-        raise ValueError(f"--seed {seed}: an integer that 64 bits do not hold")
+        raise ValueError(f"--seed {seed}: an integer that does not fit in 64 bits")
     if max_tokens < 1:
         raise ValueError(f"--max-tokens {max_tokens}: must be at least 1")
     if not temperature >= 0:

@@ -3,7 +3,7 @@
 from parallel.build import build_engine
 from parallel.engine import Engine, LocalParameter
 from parallel.layout.layout import Layout
-from parallel.transforms.recompute import compiler
+from parallel.transforms.recompute import compile_backend
 from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.models.build import build_model
@@ -20,7 +20,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
     plan = cfg.model.plan()
 
     def optimizer(parameters: list[LocalParameter]) -> Optimizer:
-        backend = compiler(cfg.parallel.compile, runtime.device)
+        backend = compile_backend(cfg.parallel.compile, runtime.device)
         return build_optimizer(parameters, cfg.optim, plan, compiler=backend)
 
     with allocating(cfg.model):

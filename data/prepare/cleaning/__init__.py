@@ -5,4 +5,13 @@
 - `decontaminate.py`: which documents share a run of words with an evaluation text.
 - `dedup.py`: exact and near duplicates over the whole corpus, from what the survey stored.
 - `words.py`: words and runs of words as 64-bit hashes, with which the other files compare texts.
+
+What a new step on one document touches:
+
+- `clean.py`: the step, its place in `cleaning_steps` and in the order that the docstring states.
+- `data/prepare/recipe.py`: a field of `Recipe` and its line under "Cleaning, in this order"; `check`.
+- `launch/recipe_help.py`: the line of `germinal prepare --help` for that field.
+- `data/prepare/report/step_names.py`: in words, what the tally counts under the step's name.
+- `docs/data.md`, "Steps".
+- a test in `tests/data/prepare/cleaning/test_clean.py`.
 """

@@ -57,12 +57,13 @@ def from_record(
 ) -> Document | None:
     """The document of a record: its text, or the token ids that it holds instead.
 
-    None, counted under `where`, for a record that has neither. Licence and language go into the origin.
+    None for a record that has neither, or that cannot be taken; the tally counts it, with `where` as the
+    place. Licence and language go into the origin.
     """
-    origin, around = origin_of(file, **place), partitions(file)
+    origin, folder_fields = origin_of(file, **place), partitions(file)
     for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
         value = value_at(record, key)
-        value = around.get(key) if value is None else value
+        value = folder_fields.get(key) if value is None else value
         if value is not None:
             value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
             origin[name] = value if isinstance(value, str) else str(value)
@@ -79,7 +80,7 @@ def from_record(
     ids = value_at(record, recipe.ids_field) if text is None else None
     if isinstance(ids, list):
         return _from_ids(ids, value_at(record, "attention_mask"), Document("", origin), file, where, tally)
-    has = f"fields: {fields_of([*record, *around])}"
+    has = f"fields: {fields_of([*record, *folder_fields])}"
     if text is not None or recipe.text_field in record:
         has = f"{recipe.text_field} is {'null' if text is None else type(text).__name__}"
     tally.add("removed.no_text_field", 0, f"{where} ({has})")
@@ -105,8 +106,9 @@ def _from_ids(
 ) -> Document | None:
     """Give `document` the ids of a row that was tokenised before, without its padding.
 
-    The separator at the end of the row is taken off as well: a corpus keeps it between its documents. Raises
-    ValueError where no tokenizer is given.
+    The separator at the end of the row is taken off as well: a corpus keeps it between its documents. None,
+    counted in the tally, where a value is no integer of 64 bits. Raises ValueError where no tokenizer is
+    given.
     """
     if file.tokens is None:
         raise ValueError(

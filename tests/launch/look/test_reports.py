@@ -41,7 +41,7 @@ def corpus(tmp_path: Path, capfd: Capture) -> Path:
 def test_prepare_again_says_that_it_was_done(corpus: Path, capfd: Capture) -> None:
     again = ["prepare", str(corpus.parent / "raw"), "--out", str(corpus), "--tokenizer", "bytes"]
     assert cli.main([*again, "--workers", "1"]) == 0
-    assert "was there already, whole" in capfd.readouterr().out
+    assert "was complete already, nothing done" in capfd.readouterr().out
 
 
 def test_inspect_counts_and_verify_is_satisfied(corpus: Path, capfd: Capture) -> None:

@@ -21,7 +21,7 @@ WRONG = {
     "train.steps=true": ["train.steps=true", "not an integer"],
     "optim.lr=fast": ["optim.lr='fast'", "not a finite number"],
     "optim.lr=.inf": ["optim.lr='.inf'", "not a finite number"],
-    "seed=010": ["seed=010", "not an integer", "without the first 0"],
+    "seed=010": ["seed=010", "not an integer", "a leading 0 means octal"],
     "optim.lr=007.5": ["optim.lr='007.5'", "not a finite number"],
     "seed=1:30": ["seed='1:30'", "not an integer"],
     "seed=0x10": ["seed='0x10'", "not an integer"],

@@ -220,7 +220,7 @@ def test_ids_that_are_no_text_by_the_tokenizer_are_told(
         assert cli.main([*command, "--tokenizer", "bytes"]) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert (
-            "the ids of 1 documents stand for no text by this tokenizer (raw:raw.npy:0): is it" in said
+            "1 documents have ids that this tokenizer does not decode to text (raw:raw.npy:0): is it" in said
         ) == told, said
 
 

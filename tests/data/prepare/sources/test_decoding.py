@@ -144,8 +144,8 @@ def test_the_terminal_says_that_letters_were_guessed_and_how_to_name_them(
         "encoding with --encoding, or leave them out with --undecodable skip"
     ) in said
     assert (
-        "1 documents were left out, for they are not in the encoding (a.csv, row 1, ends in line 3): name "
-        "their encoding with --encoding"
+        "1 documents were left out, for they are not valid in the encoding they were read with (a.csv, row "
+        "1, ends in line 3): name their encoding with --encoding"
     ) in said
     assert cli.main([*arguments, str(tmp_path / "named"), "--encoding", "latin-1"]) == 0
     assert "encoding" not in capsys.readouterr().out

@@ -13,5 +13,6 @@ quickstart.py  `make quickstart`
 recipe_help.py the help of `germinal prepare`'s settings
 
 To follow a command, read cli.py, the command's file, and for `train` local/run.py. A new command is a file in
-begin/ or look/ and a name in cli.py's COMMANDS.
+begin/ or look/ and a name in cli.py's COMMANDS. A second way to launch the ranks is a room beside local/: it
+takes a `job.Job`, as `local.run.run_job` does, and a command in begin/ chooses between the two.
 """

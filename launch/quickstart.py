@@ -1,8 +1,9 @@
 """`make quickstart`: from Python's own source files to a small trained language model, on a CPU, in minutes.
 
 It runs the commands that a user would type (`prepare`, `train`, `generate`) and shows each of them. It adds
-the choice of the corpus, the comparison with three compressors, and the closing table. Running it again goes
-on where it was, and repeats nothing that is done.
+the choice of the corpus, the comparison with three compressors, and the closing table. Run again, it
+continues an interrupted `prepare` or `train` and does not repeat a finished one; the comparison and the
+sample are made anew.
 """
 
 import bz2
@@ -33,8 +34,8 @@ HELDOUT_SHARE = 0.08
 # files are near-copies of each other: a model that saw most of them would look better on the rest than it is.
 LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data")
 SPLIT_RULE = (
-    f"Held out, and never trained on: the files whose contents hash into the first {HELDOUT_SHARE:.0%}. "
-    "Left out of both sides: tests, and the generated tables of encodings and pydoc_data."
+    f"Held out, and never trained on: about {HELDOUT_SHARE:.0%} of the files, chosen by a hash of their "
+    "contents. Left out of both sides: tests, and the generated tables of encodings and pydoc_data."
 )
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {

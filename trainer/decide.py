@@ -1,8 +1,10 @@
 """What follows a step: one pure function, and what it has to know of the steps before.
 
 `trainer.loop.train` calls `decide` after every step and does what the decision says. All arguments are the
-same on every rank, so every rank decides the same without a message. A rule about what the run does next (an
-input without targets, a gradient that is not finite) belongs here and nowhere else.
+same on every rank, so every rank decides the same without a message. A rule about what the run does next
+(after steps without targets, after a fault) belongs here and nowhere else. What a fault is, the engine has
+decided before: where a gradient is not finite, `Normalisation.update` in parallel/gradients/scaling.py tells
+an overflow that a lower loss scale cures from a fault (`StepResult.fault`).
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ class Then(Enum):
     GO_ON = "take the next step"
     DONE = "the last step is done"
     STOP = "some rank was asked to stop: end, and let the same command continue"
-    REWIND = "no step can be made from the checkpoint that the run was resumed from: go back to an older one"
+    REWIND = "no update was made since the run was begun, resumed or rewound: go back to an older checkpoint"
     FAIL = "end with an error"
 
 
@@ -31,7 +33,7 @@ class Decision:
     then: how the run goes on.
     evaluate: evaluate on the held-out sets first.
     save: save a checkpoint, after the evaluation.
-    why: the reason for REWIND or FAIL, one line for the user.
+    why: the reason for REWIND or FAIL, one line for the user. A run that cannot go back fails with it.
     """
 
     then: Then

@@ -38,8 +38,8 @@ def train(
 
     DONE: the last step is done, and its state saved. STOP: some rank was asked to stop (a preemption signal);
     the state is saved, and running the same command again continues. The request travels with the step's one
-    reduction, so all ranks leave together. REWIND: the first update after the resume is not finite, and
-    nothing was changed; going back to an older checkpoint is left to the caller.
+    reduction, so all ranks leave together. REWIND: the gradient of the first update from `state` on is not
+    finite, and nothing was changed; going back to an older checkpoint is left to the caller.
 
     engine: holds the model as it is at `state`.
     batches: the steps from `state` on.

@@ -61,14 +61,18 @@ class Ranks:
     def together(self, action: Callable[[], T]) -> T:
         """Return this rank's result, where the action succeeded on every rank; else raise on every rank.
 
-        A rank that failed raises its own error; the others raise the error of the first failed rank, with its
-        number. Where all ranks failed with the same text, rank 0 reports it (note ON_EVERY_RANK); where
-        several did, the first of them (note BY_ANOTHER_RANK on the others). The action itself must not call a
-        collective.
+        A rank that failed raises its own error. The others raise the text of the first failed rank with its
+        number: as a ValueError or BlockingIOError where it was one, else as a RuntimeError.
+
+        Where all ranks failed with the same class and text, rank 0 reports it (note ON_EVERY_RANK). Else the
+        first rank with each text reports it. Ranks that failed later with the same text, or not at all, get
+        the note BY_ANOTHER_RANK.
+
+        Only ValueError, RuntimeError and OSError are shared. The action itself must not call a collective.
         """
         return self._settle(action, of_the_run=False)
 
-    def first(self, action: Callable[[], T]) -> T:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Call the action on rank 0 alone; return its result, or raise its error, on every rank. Rank 0
         reports the error.
         """

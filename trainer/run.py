@@ -1,5 +1,7 @@
-"""The composition root, the only file that imports from every room: builds a run from its config
-(`assemble`), and starts the loop, also again from an older checkpoint (`Run`).
+"""Where the parts of a run are put together: `assemble` builds them from the config; `Run` starts the loop,
+and starts it again from an older checkpoint where that is needed.
+
+This is the composition root: the only file that may import from every room.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Run:
     cfg: the run's config.
     engine: holds the model and the optimiser as they are at `state`.
     loader: reads this data rank's part of the stream, ahead of the steps.
-    steps: the micro-batches of each step, as the ranks agree on them.
+    steps: the micro-batches of each step; ranks that read the same sequences mask the same damaged ones.
     state: how far the run has come.
     checkpointer, meter, evaluator: save, record and evaluate.
     stopping: whether this rank was asked to stop.
@@ -59,8 +61,8 @@ class Run:
     def __call__(self) -> bool:
         """Train to the last step and close the record; return False where the run was asked to stop.
 
-        Where no step can be made from the checkpoint that the run was resumed from, since its gradient is not
-        finite, go back to an older checkpoint, and so on. RuntimeError where none is left.
+        If the first update after a resume has a gradient that is not finite, go back to the newest older
+        checkpoint from which an update can be made, and train on. RuntimeError where there is none.
         """
         while (end := self._train()).then is Then.REWIND:
             if not self.rewind(end.why):
@@ -83,7 +85,9 @@ class Run:
         )
 
     def begin(self) -> None:
-        """Continue the record at `state`: drop the lines of later steps. Collective."""
+        """Continue the record at `state`: drop the lines of later steps, and tell the evaluator whether the
+        evaluation after this step is recorded already. Collective.
+        """
         evaluated = gather(
             self.ranks.together(
                 lambda: self.meter.resume(self.state, known_bytes=self.checkpointer.known_bytes)
@@ -137,7 +141,7 @@ def assemble(
     cfg: the run's config.
     runtime: this rank, which has joined the others.
     stack: closes what was opened.
-    fence: of the run's folder; from here on this start's right to write there.
+    fence: this start's right to write into the run folder; taken here. None: make one.
     doing: called with a description of what comes next, where that takes long.
 
     Raises:
@@ -150,7 +154,7 @@ def assemble(
     layout, stream = open_alike(cfg, ranks)
     threads.settle(cfg, runtime, ranks)
     fence = fence or Fence(cfg.folder)
-    fence.join(ranks.first(lambda: take_folder(cfg, stream, stack, fence)))
+    fence.join(ranks.on_rank_zero(lambda: take_folder(cfg, stream, stack, fence)))
     agree(ranks, place(cfg.folder, fence, ranks))
     doing("building the model")
     engine = make_engine(cfg, runtime, layout)
@@ -208,17 +212,18 @@ def assemble(
         ranks=ranks,
     )
     run.begin()
-    # Only now: a config that the checkpoint refuses must not take the place of the run's own. And after the
-    # first event, for events.jsonl is what marks the folder of a config.yaml as a run's.
-    ranks.first(lambda: describe(cfg, stream, state.step, fence))
+    # Last, for two reasons. A config that does not fit the checkpoint must not replace the run's config.yaml.
+    # And a folder with a config.yaml counts as a run folder only if it also holds an events.jsonl or a
+    # checkpoint, so `begin` has written an event first.
+    ranks.on_rank_zero(lambda: describe(cfg, stream, state.step, fence))
     return run
 
 
 def open_steps(
     cfg: RunConfig, engine: Engine, stream: Stream, state: TrainState, ranks: Ranks
 ) -> tuple[Loader, Steps]:
-    """Begin to read this data rank's part of the stream from `state` on; return the reader, and its steps as
-    the ranks agree on them.
+    """Begin to read this data rank's part of the stream from `state` on; return the loader, and the steps
+    that it gives (see `trainer.steps`).
     """
     loader = Loader(
         stream,

@@ -39,8 +39,10 @@ def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
 def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> dict[str, Any]:
     """Describe global sequence `number` of a run with this data section, seed and global batch.
 
-    Under `pieces`, in order, each fragment of a document: the shard, the sample's key and JSON, which of its
-    ids (`from_id`, `ids`) and their text.
+    Under `pieces`, in order, each fragment: `shard`, the file's name; the sample's key (`sample`) and JSON
+    (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
+    fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0; and their
+    `text`. `meta` and `text` are None where they cannot be had.
 
     Raises as `Stream.open`; ValueError past the end of the data.
     """
@@ -113,7 +115,7 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
 def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
     """Sequences of an epoch, the share of their inputs that is not padding, the share of documents cut."""
     windows = block_windows(corpus, kind, seq_len)
-    layout = layout_lengths(lengths)
+    inputs = layout_lengths(lengths)
     cut = 0
     for block in range(len(windows)):
         alone = EraBlocks(epoch=0, era=0, blocks=np.array([block]), following=np.zeros(0, dtype=np.int64))
@@ -124,7 +126,7 @@ def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> di
     return {
         "seq_len": seq_len,
         "sequences": total,
-        "utilisation": float(layout.sum() / (total * seq_len)),
+        "utilisation": float(inputs.sum() / (total * seq_len)),
         "documents_cut": cut / len(lengths),
     }
 
@@ -140,8 +142,8 @@ def _tokenizer(corpus: Corpus) -> Any:
 
 
 def _meta(corpus: Corpus, shard: int, place: int, key: str) -> dict[str, Any] | None:
-    """A sample's JSON, or None where it cannot be read. Searched between the ids of the documents before and
-    after the sample, not in the whole shard.
+    """A sample's JSON, or None where it cannot be read. Only the bytes between the ids of the previous and of
+    the next document are searched, not the whole shard.
     """
     view, index = corpus.storage.open(shard).view, corpus.storage.index(shard)
     begin, end = 0, corpus.manifest.shards[shard].bytes

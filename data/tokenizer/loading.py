@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from data.tokenizer.training import BUILT, SEPARATOR
 
-# The names that other projects give the separator; a loaded tokenizer's is the first of these that it has.
+# Usual names of the separator, ours first. A loaded tokenizer's separator is the first of these that it has.
 SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 _SENTENCEPIECE_REMEDY = (
     "give the tokenizer.json that most models have beside it, or make one: pip install transformers "
@@ -65,7 +65,7 @@ def template(tokenizer: Tokenizer, separator: int) -> tuple[list[int], list[int]
 def _probed(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(ids without the template, ids with it) of the first text found that has ids; ([], …) where none has.
 
-    The text is no added token, for such a token may be part of the template.
+    Added tokens are not tried as the text: one may be part of the template.
     """
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
@@ -98,7 +98,7 @@ def separator_id(tokenizer: Tokenizer, separator: str = "") -> int:
             return int(number)
     wanted = repr(separator) if separator else f"none of {', '.join(SEPARATORS)}"
     has = "does not have" if separator else "has"
-    raise ValueError(f"the tokenizer {has} {wanted}: name the token that ends a document as separator")
+    raise ValueError(f"the tokenizer {has} {wanted}: give the token that ends a document with --separator")
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

@@ -35,9 +35,9 @@ def run_as_children(job: Job) -> int:
 
 @contextlib.contextmanager
 def _rendezvous_file() -> Iterator[str]:
-    """Make a file for the ranks to meet at, which no other run can find; its path.
+    """Yield the path of a file, for this run alone, at which its ranks meet.
 
-    On Linux the file has no name: it ends with this process, however this process ends.
+    On Linux the file is in no folder: it ends with this process, however this process ends.
     """
     if sys.platform == "linux":
         with open(os.memfd_create("rendezvous"), "rb") as file:
@@ -51,7 +51,7 @@ def become(command: ProcessCommand) -> NoReturn:
     """Replace this process by `command`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    hold()  # a signal that comes while the program changes is for the next program
+    hold()  # signals that arrive during execve wait until the new program handles them
     os.execve(command.argv[0], command.argv, os.environ | command.env)
 
 

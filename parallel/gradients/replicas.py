@@ -1,4 +1,6 @@
-"""Adding gradients up over ranks beside backward: the interface, buckets, all-reduce of whole copies."""
+"""Adding gradients up over the data ranks while backward still runs: the interface of all three ways,
+buckets, and the way by all-reduce.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -7,20 +9,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# Enough that a message's latency does not count, and little enough that the last one is soon there.
+# Large enough that latency does not matter; small enough that the last message, which backward no longer
+# hides, is short.
 BUCKET_BYTES = 8 << 20
 
 
 class Reductions(Protocol):
     """Adds gradients up over the data ranks: `Replicas`, `rows.Rows` or `fsdp.Sharded`.
 
-    adds_up: the gradients of a step's micro-batches are added up too. If not, the engine does that.
+    adds_up: whether the gradients of successive micro-batches are added up here too. If not, the engine takes
+        and adds them after each backward; in a pipeline that is never needed.
     """
 
     adds_up: bool
 
     def before_backward(self, *, last: bool) -> None:
-        """To be called before every micro-batch's backward, except in a pipeline. last: of the step."""
+        """To be called before each micro-batch's backward, except in a pipeline.
+
+        last: this is the step's last micro-batch.
+        """
 
     def finish(self) -> None:
         """Wait until the summed gradients are there, after backward. Until then they are undefined."""
@@ -30,7 +37,8 @@ class Reductions(Protocol):
 
 
 def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters whose gradients go in one message; buckets in the order of their first parameters.
+    """Group parameters into buckets, whose gradients go in one message each. Buckets are in the order of
+    their first parameters.
 
     A parameter that would fill a bucket has one to itself, and its gradient is sent without a copy. For
     smaller ones, more messages were measured to cost as much as the copies.
@@ -51,7 +59,8 @@ def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 class Arrivals:
-    """Calls `start` for each bucket beside the last backward, once autograd has all gradients of the bucket.
+    """Calls `start` for each bucket during the step's last backward, once autograd has all gradients of the
+    bucket.
 
     Buckets start in the given order, the same on every rank: a bucket waits for those before it.
 
@@ -84,7 +93,9 @@ class Arrivals:
         self._start(self._started - 1)
 
     def finish(self) -> None:
-        """Start the other buckets, after backward: their gradients came in an earlier backward, or never."""
+        """Start the buckets not started during backward: all of them in a pipeline, else those from the first
+        on that has a parameter to which the last backward gave no gradient.
+        """
         while self._started < len(self._buckets):
             self._next()
         self._await_all()

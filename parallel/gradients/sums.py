@@ -1,4 +1,8 @@
-"""Losses and counts as a step adds them up, in total and by data source: law 3."""
+"""Losses and counts as a step adds them up, in total and by data source: law 3.
+
+Other numbers that a step has to sum over all ranks travel in the same tensor, as `others`: in the torch
+engine the squares of the gradients (for the norm), and in both engines the requests to stop and to exchange.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +14,8 @@ class Sums:
     """Adds up rows on the device, without synchronising with it.
 
     sources: number of data sources whose sums are kept apart; 0: none.
-    others: how many numbers of the caller's to pack beside the sums, for one reduction of all.
+    others: how many numbers of the caller's to pack beside the sums, for one reduction of all. The caller
+        writes them into the attribute `others`.
 
     packed, float64: others, loss sum, count, loss sum of each source, count of each source.
     """

@@ -83,7 +83,9 @@ def test_the_separator_is_found_or_asked_for() -> None:
     named = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "[STOP]": 2}, unk_token="a"))
     assert loading.separator_id(named) == 1
     assert loading.separator_id(named, "[STOP]") == 2
-    with pytest.raises(ValueError, match="does not have '<eot>': name the token that ends a document"):
+    with pytest.raises(
+        ValueError, match="does not have '<eot>': give the token that ends a document with --separator"
+    ):
         loading.separator_id(named, "<eot>")
     with pytest.raises(ValueError, match="has none of"):
         loading.separator_id(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))

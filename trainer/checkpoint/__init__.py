@@ -23,6 +23,9 @@ Tensors in and out:
   reader.py      safetensors files, mapped into memory
   finite.py      is every number that is saved finite?
   staging.py     the copy of the state that is written in the background
+A load trusts the bytes. Hashes are checked before it, in `folder.verify`: `resume` and `go_back` call it
+through newest.py.
+
 A run's saves:
   manager.py     Checkpointer: when to save, and everything that the loop and the run call
   attempt.py     one save by many ranks, coordinated through the folder alone

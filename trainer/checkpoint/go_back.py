@@ -42,13 +42,12 @@ def go_back(
     identity, events, guard: as of `Checkpointer`.
 
     RuntimeError, one line, where the run has gone back from `resumed` before and has come to it again with
-    the
-    settings that it has now: it would only do so once more.
+    the settings that it has now: it would only do so once more.
     """
-    steps = ranks.first(lambda: folders.steps(root))
+    steps = ranks.on_rank_zero(lambda: folders.steps(root))
     if resumed < 0:
         return False
-    ranks.first(lambda: check_not_in_a_circle(folders.step_folder(root, resumed), identity, why))
+    ranks.on_rank_zero(lambda: check_not_in_a_circle(folders.step_folder(root, resumed), identity, why))
     failed = [step for step in steps if step >= resumed]
     for step in (step for step in steps if step < resumed):
         at = folders.step_folder(root, step)
@@ -61,7 +60,7 @@ def go_back(
     else:
         return False
     reason = f"no step can be made from this checkpoint ({why}): went back to step {step}"
-    ranks.first(lambda: _set_aside(root, resumed, failed, reason, events, guard))
+    ranks.on_rank_zero(lambda: _set_aside(root, resumed, failed, reason, events, guard))
     return True
 
 

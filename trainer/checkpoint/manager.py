@@ -85,7 +85,7 @@ class Checkpointer:
         self._error: Exception | None = None
         self._saved = self._resumed = -1  # steps
         self._resumed_updates = -1
-        self._nonce = self.ranks.first(self._open)
+        self._nonce = self.ranks.on_rank_zero(self._open)
 
     def due(self, step: int) -> bool:
         """Whether a save is asked for after `step`."""

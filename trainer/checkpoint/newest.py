@@ -25,7 +25,7 @@ def newest(root: Path, ranks: Ranks | None = None) -> Found:
     """
     ranks = ranks or Ranks()
     passed_over: list[tuple[int, str]] = []
-    for step in ranks.first(lambda: folders.steps(root)):
+    for step in ranks.on_rank_zero(lambda: folders.steps(root)):
         reason = damage(folders.step_folder(root, step), ranks)
         if not reason:
             return Found(step, passed_over)

@@ -47,13 +47,13 @@ def resume(
     step, rejected = found.step, found.passed_over
     if step is None:
         if not rejected:
-            ranks.first(lambda: check_never_saved(root))
-        ranks.first(lambda: _set_aside(root, rejected, 0, events, guard))
+            ranks.on_rank_zero(lambda: check_never_saved(root))
+        ranks.on_rank_zero(lambda: _set_aside(root, rejected, 0, events, guard))
         return None
     at = folders.step_folder(root, step)
     document = load_state(at, engine, identity, ranks)
-    lost = ranks.first(lambda: differences(document.get("logs", {}), logs, step))
-    ranks.first(lambda: _set_aside(root, rejected, step, events, guard))
+    lost = ranks.on_rank_zero(lambda: differences(document.get("logs", {}), logs, step))
+    ranks.on_rank_zero(lambda: _set_aside(root, rejected, step, events, guard))
     now, before = identity(document["state"]["sequences"]), document["identity"]
     changed = now.changes(before)
     why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"

@@ -2,7 +2,7 @@
 
 An engine hands over `LocalParameter`s: plain local tensors, not DTensors, so an element-wise update costs no
 dispatch and is the same on every layout. Gradients arrive as sums; the update divides them by `grad_scale`,
-which is law 3's single division and the clipping at once.
+which does the single division by the global count (law 3 in CONTRIBUTING.md) and the clipping at once.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,14 @@ class Update(Protocol):
     """How the parameters of one group are updated."""
 
     def __call__(self, steps: int, divisor: Tensor | None) -> None:
-        """Update every parameter of the group. steps: updates done before; divisor: of the gradients."""
+        """Update every parameter of the group.
+
+        steps: updates done before.
+        divisor: gradients are divided by it; None: by nothing.
+        """
 
     def recount(self) -> None:
-        """The next call's `steps` is not one more than the last call's."""
+        """To be called when `steps` was set from outside: forget what was counted along with it."""
 
 
 class Optimizer:
@@ -46,8 +50,8 @@ class Optimizer:
 
     State in bfloat16 is updated in float32 and rounded stochastically; see `rounding` for why.
 
-    A `parallel.engine.LocalOptimizer`, but no torch.optim.Optimizer: making one of those imports
-    torch._dynamo, which takes a second at every start, and nothing of it was used.
+    Implements `parallel.engine.LocalOptimizer`. Not a torch.optim.Optimizer: making one imports
+    torch._dynamo, a second at every start, and nothing of it is needed.
     """
 
     def __init__(
@@ -63,8 +67,9 @@ class Optimizer:
         self._steps = 0
         self._updates: list[Update] = []
         exact = state_dtype == torch.float32
-        # Eager it is some thirty passes over memory a moment, on a GPU ten times the update itself. Slices
-        # have many shapes, and one graph a number of dimensions serves them all.
+        # Uncompiled, rounding reads and writes each moment about thirty times; on a GPU that costs ten times
+        # the update itself. Slices have many shapes; with dynamic=True one graph per number of dims serves
+        # them all.
         kernel: Kernel = rounded
         if compiler and not exact:
             kernel = torch.compile(rounded, backend=compiler, dynamic=True)

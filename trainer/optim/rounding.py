@@ -1,9 +1,10 @@
 """Stochastic rounding to bfloat16 whose draws depend on no layout.
 
-An optimiser's moments move by a hundredth of their size a step, or a thousandth. bfloat16 has 8 bits: a step
-below 1/512 of the value rounds to no step at all, so a second moment under beta2 = 0.999 would never decay.
-Values are therefore rounded up or down with the probability that makes the mean exact (Gupta et al. 2015,
-arXiv:1502.02551). On average a moment then moves as in float32, and 16 bits hold it.
+In one step an optimiser's moments change by about a hundredth or a thousandth of their size. bfloat16 has 8
+significant bits: rounding to the nearest takes away every change below 1/512 of the value, so a second moment
+under beta2 = 0.999 would never decay. Values are therefore rounded up or down with the probability that makes
+the mean exact (Gupta et al. 2015, arXiv:1502.02551). On average a moment then moves as in float32, though it
+is stored in 16 bits.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class Rounding:
         kernel: `rounded`, compiled; None: eager.
         """
         numbers = (self.seed, self.seed >> 32, self.offset[0] + first, *self.offset[1:])
-        # Filled on the device: a copy from here would wait for it.
+        # Filled on the device: copying numbers from the CPU would make the CPU wait for the device.
         low, high, *starts = (
             torch.full((), _signed(number), dtype=torch.int32, device=values.device) for number in numbers
         )
@@ -59,9 +60,11 @@ def rounded(values: Tensor, low: Tensor, high: Tensor, starts: Sequence[Tensor])
     low, high: the halves of the seed.
     starts: for each dim, the global index of the first value.
 
-    All three are int32 tensors [], so that one compiled kernel serves every step.
+    `low`, `high` and each of `starts` are int32 tensors [] and not numbers, so that one compiled kernel
+    serves every step: torch.compile may take a number for a constant, and compile anew for another.
     """
-    # A bfloat16 is a float32's upper half: what is added below carries into it in proportion.
+    # A bfloat16 is the upper 16 bits of a float32. Uniform noise added to the lower 16 carries into them with
+    # a probability proportional to what is cut off.
     bits = values.view(torch.int32) + (_noise(values, low, high, starts) & 0xFFFF)
     return (bits & -0x10000).view(torch.float32).to(torch.bfloat16)
 

@@ -42,8 +42,8 @@ class Failures:
         return code
 
     def fail_or_follow(self, error: Exception) -> int:
-        """Report a failure and return its exit code. Where the error is the effect of another rank's end,
-        report that end and return its exit code.
+        """Report a failure, unless another rank reports it, and return the exit code. Where another rank's
+        end caused the error, that end and its exit code take its place; see `Runtime.should_report`.
         """
         if self._reported_elsewhere(error):
             return FAILED
@@ -95,7 +95,8 @@ class Failures:
         """Whether another rank has reported this error and left. Wait for that rank where the notes say that
         it reports the error.
 
-        False where the ranks do not learn of each other's end: their supervisor shows one error of all.
+        False where ranks are not told of each other's end (under `germinal train --nproc`): every rank
+        reports, and the supervisor shows one of the errors.
         """
         notes = getattr(error, "__notes__", ())
         is_rank_0s = (IN_EVENTS in notes or ON_EVERY_RANK in notes) and not self.runtime.is_writer
@@ -107,7 +108,10 @@ class Failures:
         return bool(self.runtime.has_reported)
 
     def _where(self, error: Exception) -> str:
-        """The rank, of an error that only some ranks have and that does not name them yet."""
+        """Return "rank N: " for an error without a note, which may be this rank's alone. Return "" for one
+        with a note, and where this is the only rank.
+        """
         notes = getattr(error, "__notes__", ())
-        alone = self.runtime.world == 1 or not {IN_EVENTS, ON_EVERY_RANK, BY_ANOTHER_RANK}.isdisjoint(notes)
-        return "" if alone else f"rank {self.runtime.rank}: "
+        has_note = not {IN_EVENTS, ON_EVERY_RANK, BY_ANOTHER_RANK}.isdisjoint(notes)
+        needs_no_rank = has_note or self.runtime.world == 1
+        return "" if needs_no_rank else f"rank {self.runtime.rank}: "

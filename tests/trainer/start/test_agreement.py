@@ -57,7 +57,7 @@ def placed(context: Any, folders: list[Path]) -> str:
         return values
 
     fence, ranks = Fence(folders[context.rank]), Ranks(context.rank, context.world, gather)
-    fence.join(ranks.first(fence.take))
+    fence.join(ranks.on_rank_zero(fence.take))
     return place(folders[context.rank], fence, ranks).values["run_dir"]
 
 

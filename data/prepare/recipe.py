@@ -95,12 +95,12 @@ class Recipe:
     split_characters: int = 0
     max_document_bytes: int = 16 << 20
 
-    licences: list[str] = field(default_factory=list)
     fix_encoding: bool = False
     normal_form: str = ""
     min_characters: int = 0
     max_characters: int = 0
     filters: list[str] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)  # looked at first; here, as every manifest lists it
     language_hook: str = ""
     languages: list[str] = field(default_factory=list)
     scrub_hook: str = ""

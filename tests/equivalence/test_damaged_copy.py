@@ -34,8 +34,8 @@ def of_the_second_half(corpus: Path) -> Iterator[tuple[int, int, set[int]]]:
     stream = Stream.open(DataConfig([Source(str(corpus))], seq_len=32), seed=0, global_batch=BATCH)
     found: dict[tuple[int, int], set[int]] = {}
     for number in range(STEPS * BATCH):
-        _, _, era, pieces = stream.find(number)
-        for document in pieces.document.tolist():
+        _, era, spans = stream.find(number)
+        for document in spans.fragments.document.tolist():
             found.setdefault((int(era.shard[document]), int(era.offset[document])), set()).add(number)
     for (shard, offset), numbers in found.items():
         if all(number % BATCH >= BATCH // 2 for number in numbers):

@@ -19,7 +19,7 @@ def compiled(context: Any, case: Case) -> tuple[list[tuple[float, float]], int, 
     counters.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_tensor, "check", lambda *_, **__: None)
-        patch.setattr(recompute, "compiler", lambda wanted, device: "aot_eager" if wanted else None)
+        patch.setattr(recompute, "compile_backend", lambda wanted, device: "aot_eager" if wanted else None)
         found = curve(context, case)
         engine = build(case, context.rank, context.world)
         engine.evaluate(micro_batches(case, 0, engine.data_rank, engine.data_ranks))

@@ -26,7 +26,7 @@ slow: $(VENV)/.dev
 CAPABILITIES := avx2/AVX2 default/SSE41 native/AVX512_CORE
 # Every test whose result is arithmetic: engines, layouts against one process, verify, the model's own layers.
 ARITHMETIC := $(RANKS) tests/trainer/models/test_decoder.py tests/trainer/models/test_head.py \
-	tests/trainer/models/test_objectives.py tests/trainer/optim/test_rounding.py
+	tests/trainer/objectives/test_objectives.py tests/trainer/optim/test_rounding.py
 
 capabilities: $(VENV)/.dev
 	@failed=; for capability in $(CAPABILITIES); do \

@@ -85,6 +85,22 @@ def test_model_files_import_torch_common_and_each_other_only(file: Path) -> None
     assert not foreign
 
 
+DOCUMENTS = ["Makefile", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document: str) -> None:
+    roots = "|".join([*PACKAGES, "tests", "bench", "configs", "docs"])
+    named = set(
+        re.findall(
+            rf"(?<![\w/.-])(?:{roots})/[a-z0-9_/.-]*\.(?:py|md|yaml|json|tar\.gz)\b",
+            (ROOT / document).read_text(),
+        )
+    )
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
 def test_every_module_can_be_imported() -> None:
     """mypy lets an import of a deleted module pass; in a branch that rarely runs nothing else sees it."""
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]

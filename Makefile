@@ -10,13 +10,17 @@ RANKS := tests/equivalence tests/parallel
 WORKERS ?= 2
 OTHERS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(RANKS))
 
-.PHONY: quickstart test slow capabilities oldest check format lint types floors fix install install-dev clean
+.PHONY: quickstart test slow cluster capabilities oldest check format lint types floors fix install install-dev clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/python -m launch.quickstart
 
 test: $(VENV)/.dev
 	@failed=0; $(PYTEST) $(OTHERS) || failed=1; $(PYTEST) $(RANKS) || failed=1; exit $$failed
+
+# Real SLURM, hosts with networks of their own, an sshd: needs root and Debian packages (tests/cluster).
+cluster: $(VENV)/.dev
+	$(PYTEST) -m cluster tests/cluster
 
 slow: $(VENV)/.dev
 	$(PYTEST) -m slow

@@ -116,3 +116,6 @@ class ParallelConfig:
         "nvme: needs parallel.nvme_path",
     ] = "none"
     nvme_path: Annotated[str, "folder on a local disk, for what is offloaded to nvme"] = ""
+    timeout_seconds: Annotated[
+        float, "how long ranks wait for each other: at the start, and in each collective", "> 0", "in seconds"
+    ] = 600.0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from data.config import DataConfig
 from parallel.config import ParallelConfig
 from trainer.config.plain import plain
-from trainer.config.sections import CheckpointConfig, OptimConfig, TrackConfig, TrainConfig
+from trainer.config.sections import CheckpointConfig, OptimConfig, SuperviseConfig, TrackConfig, TrainConfig
 from trainer.models.config import ModelConfig
 from trainer.models.registry import MODELS
 from trainer.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
@@ -26,6 +26,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     seed: Annotated[int, "of the first weights and the order of the data"] = 0
     run_dir: Annotated[
@@ -42,7 +43,7 @@ class RunConfig:
 
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
 OUTSIDE_CURVE = (
-    *("name", "run_dir", "parallel", "checkpoint", "track"),
+    *("name", "run_dir", "parallel", "checkpoint", "supervise", "track"),
     *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
     *(
         f"train.{key}"

@@ -136,6 +136,32 @@ class CheckpointConfig:
 
 
 @dataclass
+class SuperviseConfig:
+    """When a rank counts as hanging, how often ranks are started again, and who is told."""
+
+    hang_factor: Annotated[
+        float, "a phase (step, evaluation, save) hangs that lasts this many times its median", "> 1"
+    ] = 10.0
+    hang_seconds: Annotated[float, "a phase never counts as hanging sooner", "> 0", "in seconds"] = 120.0
+    first_seconds: Annotated[
+        float,
+        "what start, compilation, and the first of each phase may last, for which there is no median yet",
+        "> 0",
+        "in seconds",
+    ] = 1800.0
+    restarts: Annotated[
+        int,
+        "how often ranks that failed are started again without a new checkpoint in between; 0: never",
+        "≥ 0",
+    ] = 3
+    notify: Annotated[
+        str,
+        "told of every fault, restart and end: an http(s) URL that gets a JSON document, or a command that "
+        "gets one on its standard input",
+    ] = ""
+
+
+@dataclass
 class TrackConfig:
     """Where metrics go besides metrics.jsonl. A key that is set wins over wandb's own variable."""
 

@@ -1,0 +1,1 @@
+"""`germinal doctor`: is this machine, and this cluster, fit to train? Imports no torch."""

@@ -1,0 +1,1 @@
+"""`germinal train --debug`: a run looked into, without writing into its folder."""

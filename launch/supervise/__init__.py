@@ -1,1 +1,7 @@
-"""What to do when the ranks of a run have ended: start them again, stop, tell somebody. Torch-free."""
+"""What to do when the ranks of a run have ended: start them again, stop, tell somebody. Torch-free.
+
+policy.py   the decision, a pure function of the attempts so far
+
+Whoever watches the ranks uses it: `launch/local` for the ranks of one machine, `launch/cluster` for one srun
+step after another.
+"""

@@ -164,7 +164,7 @@ class Slurm:
             text=True,
             timeout=timeout,
             check=False,
-            cwd=cwd,
+            cwd=cwd or self.folder,  # for slurm-N.out
         )
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done

@@ -1,9 +1,11 @@
-"""Which ranks are still there: every rank keeps a connection to rank 0, and a process that ends closes it.
+"""The ranks' own line to each other, beside the collectives: who is still there, and messages.
 
-Ranks wait for each other: at the rendezvous, in a collective, at the commit of a save. If one rank ends
-without the others, they would wait until a time-out of minutes. Here the kernel reports the end: a connection
-is closed with its process, however the process dies; keep-alive probes find a machine that is lost. A rank
-that ends in order sends its exit code first. Rank 0 forwards what it learns, and every rank then ends too:
+Every rank keeps one connection to rank 0, under every launcher. It carries two things.
+
+**Departures.** Ranks wait for each other: at the rendezvous, in a collective, at the commit of a save. If one
+rank ends without the others, they would wait until a time-out of minutes. A connection is closed with its
+process, however the process dies, and `wire` finds a machine or a link that is lost. A rank that ends in
+order sends its exit code first. Rank 0 forwards what it learns, and every rank then ends too:
 
     rank 2          rank 0          rank 1
       | killed
@@ -11,36 +13,50 @@ that ends in order sends its exit code first. Rank 0 forwards what it learns, an
                       | Departure(2) - >|
                       | on_departure    | on_departure, in a thread of its own
 
-There is no heartbeat, so a rank that is busy, or stopped in a debugger, is never taken for dead. Imports no
-torch.
+There is no heartbeat, so a rank that is busy, or stopped in a debugger, is never taken for dead. Under
+`germinal train` the supervisor is the parent of all ranks and ends them; presence then carries messages only.
 
-Rank 0 announces its address in the store at which the ranks meet. The store may be a launcher's and outlive
-the ranks: torchrun starts them again with what the dead ranks left in it. So every start has a key of its own
-in the announcement. A rank accepts an announcement only when a rank 0 answers there with that key; the ranks
-keep everything else in the store under that key.
+**Messages**, of a kind and with a payload that JSON can hold:
 
-Under `germinal train` the supervisor is the parent of all ranks, and presence is not used.
+    presence.handle("phase", lambda sender, payload: …)       on the ranks that receive this kind
+    presence.send("phase", {"step": 7})                       any rank → rank 0
+    presence.broadcast("hang", {"report": "…"})               rank 0 → every rank
+    presence.ask("stacks", seconds=5.0)                       rank 0 → every rank: {rank: what `handle`'s
+                                                              function returned there}; another rank → rank 0
+
+Register before the ranks meet (`Runtime.join`): a message of a kind without a handler is dropped. Handlers of
+`send` and `broadcast` run one after another in a thread for them alone. A question is answered in a thread of
+its own, so a rank whose main thread waits in a collective answers; one that is stopped, or whose main thread
+holds the interpreter, does not, and is missing in the answers. A single process has all this too: it sends to
+itself.
+
+**Cost.** Rank 0 holds world - 1 connections and serves all of them in one thread. `broadcast` and `ask` are a
+message to each rank (and one back), written by rank 0 alone: b bytes a message are b × world on its link, and
+so are all answers together in its memory. `send` is one message. However many ranks leave, each other rank is
+told of one, the first that left without the others: world messages, not world². Messages are for what is
+rare, such as a hang; what a rank says in every step belongs into the step's reduction. Imports no torch.
 """
 
 import contextlib
-import ipaddress
-import json
+import itertools
 import os
+import queue
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
 
-CONNECT_SECONDS = 10.0
-# How long to wait for an answer, and after a failed attempt, before the announcement is read again.
-RETRY_SECONDS = 0.2
+from parallel.world.wire import Connection, Message
+
 # How long a rank 0 that leaves alone waits for ranks that have not connected yet, to tell them.
 LATE_SECONDS = 60.0
-# Keep-alive probes: seconds of silence before the first, seconds between two, and how many may be lost.
-_IDLE, _INTERVAL, _COUNT = 15, 5, 3
+
+# (the rank that sent, the payload) → the answer, where the message is a question.
+Handler = Callable[[int, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -51,115 +67,137 @@ class Departure:
     code: its exit code; None where it died without sending one.
     why: the reason that it sent.
     agreed: all ranks were to leave together, so that no rank has to act on this one's end.
+    host: the name of its machine.
     """
 
     rank: int
     code: int | None = None
     why: str = ""
     agreed: bool = False
+    host: str = field(default="", compare=False)
 
     def __str__(self) -> str:
+        on = f" on {self.host}" if self.host else ""
         if self.code is None:
-            return f"rank {self.rank} is gone without a word: was it killed, or its machine lost?"
-        return f"rank {self.rank}: {self.why or f'left with exit code {self.code}'}"
+            causes = "was it killed, its machine lost or its link cut?"
+            return f"rank {self.rank}{on} is gone without a word: {causes}"
+        return f"rank {self.rank}{on}: {self.why or f'left with exit code {self.code}'}"
+
+
+class _Question:
+    """A question under way: whose answers are missing, and the answers so far."""
+
+    def __init__(self, asked: set[int]) -> None:
+        self.missing = asked
+        self.answers: dict[int, Any] = {}
+        self.done = threading.Event()
+
+    def settle(self, rank: int, answers: Collection[Any]) -> None:
+        """Take the answer of a rank; no answer: none will come."""
+        if rank in self.missing:
+            self.missing.discard(rank)
+            for answer in answers:
+                self.answers[rank] = answer
+        if not self.missing:
+            self.done.set()
 
 
 class Presence:
-    """This rank among `world`. `on_departure` is called in a thread of its own for each rank that leaves."""
+    """This rank among `world`. `on_departure` is called in a thread of its own for a rank that leaves.
+
+    key: rank 0's own, of this start of the ranks; known once the rank listens or is connected.
+    """
 
     def __init__(self, rank: int, world: int, on_departure: Callable[[Departure], None]) -> None:
-        self._rank = rank
-        self._world = world
+        self.rank = rank
+        self.world = world
+        self.host = socket.gethostname()
+        self.key = ""
         self._on_left = on_departure
         self._lock = threading.Lock()
-        self._peers: dict[int, socket.socket] = {}  # rank 0: of each other rank; else rank 0's
+        self._peers: dict[int, Connection] = {}  # rank 0: of each other rank; else rank 0's
         self._gone: dict[int, Departure] = {}
-        self.key = ""  # of this start of the ranks; known after `listen` or `join`
+        self._handlers: dict[str, Handler] = {}
+        self._inbox: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+        self._questions: dict[int, _Question] = {}
+        self._numbers = itertools.count()
+        self._wakeup, self._wake = socket.socketpair()
+        for end in (self._wakeup, self._wake):
+            end.setblocking(False)
 
-    def listen(self, store_host: str, store_port: int) -> str:
-        """On rank 0: begin to listen. Return the announcement for the store: `PORT KEY ADDRESS`.
-
-        ADDRESS is this machine's, as seen from the store, which another machine may hold (torchrun's c10d
-        rendezvous). Absent where the store is on this machine.
-        """
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        server = socket.create_server(
-            ("", 0), family=family, backlog=self._world, dualstack_ipv6=family == socket.AF_INET6
-        )
+    def listen(self, server: socket.socket) -> None:
+        """On rank 0: let other ranks connect to `server`, which listens, with the key that is made here."""
         self.key = os.urandom(8).hex()
         threading.Thread(target=self._serve, args=(server,), name="presence", daemon=True).start()
-        return f"{server.getsockname()[1]} {self.key} {_own_address(store_host, store_port)}".rstrip()
 
-    def join(self, store_host: str, announced: Callable[[], str], *, patience_seconds: float) -> None:
-        """On the other ranks: connect to rank 0 of this start.
+    def connected(self, rank_0: Connection, key: str) -> None:
+        """On another rank: `rank_0` is the connection to the rank 0 of this key (see `meeting.join`)."""
+        self.key = key
+        self._peers[0] = rank_0
+        threading.Thread(target=self._serve, args=(None, rank_0), name="presence", daemon=True).start()
 
-        announced: reads the announcement in the store. Until rank 0 of this start has come, it may be that of
-            an earlier start.
-        patience_seconds: RuntimeError where no announced rank 0 has answered by then.
+    # Messages
+
+    def handle(self, kind: str, handler: Handler) -> None:
+        """Call `handler(sender, payload)` for each message of this kind; its result answers a question."""
+        if not self._handlers:
+            threading.Thread(target=self._handle_messages, name="messages", daemon=True).start()
+        self._handlers[kind] = handler
+
+    def send(self, kind: str, payload: Any = None) -> None:
+        """Send a message to rank 0; rank 0 sends it to itself. Does not wait."""
+        if self.rank == 0:
+            self._inbox.put((kind, 0, payload))
+        else:
+            self._post((0,), {"kind": kind, "payload": payload})
+
+    def broadcast(self, kind: str, payload: Any = None) -> None:
+        """On rank 0: send a message to every rank that is there, rank 0 included. Does not wait."""
+        assert self.rank == 0, "only rank 0 is connected with all"
+        self._post(self.present, {"kind": kind, "payload": payload})
+        self._inbox.put((kind, 0, payload))
+
+    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
+        """Ask every rank, on rank 0; ask rank 0, on another rank. Return the answers that come within
+        `seconds`, by rank. A rank that does not answer, or has no handler for this kind, is absent.
         """
-        deadline = time.monotonic() + patience_seconds
-        while True:
-            where = announced()
-            port, self.key, *address = where.split()
+        others = self.present
+        question = _Question({0, *others} if self.rank == 0 else set(others))
+        number = next(self._numbers)
+        with self._lock:
+            self._questions[number] = question
+        self._post(others, {"ask": number, "kind": kind, "payload": payload})
+        if self.rank == 0:
+            message = {"ask": number, "kind": kind, "payload": payload}
+            threading.Thread(target=self._answer, args=(0, message), daemon=True).start()
+        if question.missing:
+            question.done.wait(seconds)
+        with self._lock:
+            del self._questions[number]
+            return dict(sorted(question.answers.items()))
 
-            def is_current(where: str = where) -> bool:
-                return time.monotonic() < deadline and announced() == where
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The ranks that this one is connected with: on rank 0 all others that are there, else rank 0."""
+        with self._lock:
+            return tuple(sorted(self._peers))
 
-            # The announced address may be out of reach from here; the store's host often is rank 0's machine.
-            for host in dict.fromkeys((*address, store_host)):
-                try:
-                    self._peers[0] = self._connect(host, int(port), is_current)
-                except OSError as error:
-                    reason = f"{host}:{port}: {error.strerror or error}"
-                    continue
-                listener = threading.Thread(
-                    target=self._read_departures, args=(self._peers[0],), name="presence"
-                )
-                listener.daemon = True
-                listener.start()
-                return
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"rank {self._rank} has not reached rank 0 within {patience_seconds:g} s: {reason}: was "
-                    "it started, and may the ranks' machines connect to each other at any port?"
-                )
-            time.sleep(RETRY_SECONDS)
+    def host_of(self, rank: int) -> str:
+        """The name of a rank's machine; empty where this rank is not connected with it."""
+        with self._lock:
+            return self.host if rank == self.rank else self._peers[rank].host if rank in self._peers else ""
 
-    def _connect(self, host: str, port: int, is_current: Callable[[], bool]) -> socket.socket:
-        """Return a connection to the rank 0 that listens there with our key.
-
-        OSError where there is none, or where the announcement changes before it has answered.
-        """
-        rank_0 = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
-        try:
-            _send(rank_0, {"rank": self._rank, "key": self.key})
-            rank_0.settimeout(RETRY_SECONDS)
-            expected, answer = _line({"rank": 0, "key": self.key}), b""
-            while answer != expected:
-                try:
-                    received = rank_0.recv(len(expected) - len(answer))
-                except TimeoutError:
-                    # Do not hang up because rank 0 is slow: it would take that for the end of this rank.
-                    if not is_current():
-                        raise
-                    continue
-                answer += received
-                if not received or not expected.startswith(answer):
-                    raise ConnectionError("who listens there is no rank 0 that waits for this rank")
-            _keep_alive(rank_0)
-        except BaseException:
-            rank_0.close()
-            raise
-        return rank_0
+    # Departures
 
     def leave(self, code: int, why: str, *, agreed: bool) -> None:
         """Tell the other ranks. Where rank 0 leaves alone, wait a while for ranks that have not connected."""
-        left = Departure(self._rank, code, why, agreed)
-        self._pass_on(left)
+        left = Departure(self.rank, code, why, agreed, self.host)
+        self._note(left)
+        self._post(self.present, {"departure": vars(left)})
         by = time.monotonic() + LATE_SECONDS
-        while self._rank == 0 and not agreed and time.monotonic() < by:
+        while self.rank == 0 and not agreed and time.monotonic() < by:
             with self._lock:
-                if len(self._peers.keys() | self._gone.keys() - {0}) == self._world - 1:
+                if len(self._peers.keys() | self._gone.keys() - {0}) == self.world - 1:
                     return
             time.sleep(0.02)
 
@@ -168,103 +206,150 @@ class Presence:
         by = time.monotonic() + patience_seconds
         while True:
             with self._lock:
-                found = [left for left in self._gone.values() if not left.agreed and left.rank != self._rank]
+                found = [left for left in self._gone.values() if not left.agreed and left.rank != self.rank]
             if found or time.monotonic() > by:
                 return found[0] if found else None
             time.sleep(0.02)
 
-    def _pass_on(self, left: Departure) -> bool:
-        """Record a departure and send it to the connected ranks. Return False where it was known."""
+    def _note(self, left: Departure) -> bool:
+        """Note a departure. Return whether it is the first of a rank that leaves without the others."""
         with self._lock:
-            if left.rank in self._gone:
-                return False
-            self._gone[left.rank] = left
-            for peer in list(self._peers.values()) if self._rank in (0, left.rank) else []:
-                _send(peer, vars(left))
-        return True
+            for question in self._questions.values():
+                question.settle(left.rank, ())
+            known = left.rank in self._gone
+            first = not left.agreed and all(other.agreed for other in self._gone.values())
+            self._gone.setdefault(left.rank, left)
+        return first and not known
 
-    def _record_departure(self, left: Departure) -> None:
-        if self._pass_on(left):
-            threading.Thread(target=self._on_left, args=(left,), daemon=True).start()
+    def _depart(self, left: Departure) -> None:
+        """Note what was learnt of another rank's end, and act on it: once, since one is enough to end all."""
+        if not self._note(left):
+            return
+        if self.rank == 0:
+            self._post(self.present, {"departure": vars(left)})
+        threading.Thread(target=self._on_left, args=(left,), daemon=True).start()
 
-    def _read_departures(self, rank_0: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError), rank_0.makefile("rb") as lines:
-            for line in lines:
-                self._record_departure(Departure(**json.loads(line)))
-        self._record_departure(Departure(0))
+    # The thread that serves the connections
 
-    def _serve(self, server: socket.socket) -> None:
+    def _post(self, ranks: Collection[int], message: Message) -> None:
+        with self._lock:
+            peers = [self._peers[rank] for rank in ranks if rank in self._peers]
+        full = [peer for peer in peers if not peer.send(message)]
+        if full:
+            with contextlib.suppress(BlockingIOError):
+                self._wake.send(b".")  # let the serving thread wait for room
+
+    def _serve(self, server: socket.socket | None, *peers: Connection) -> None:
         selector = selectors.DefaultSelector()
-        selector.register(server, selectors.EVENT_READ)
-        # Connection → (its rank, -1 until its first message; the beginning of an incomplete line).
-        connections: dict[socket.socket, tuple[int, bytes]] = {}
+        selector.register(self._wakeup, selectors.EVENT_READ)
+        if server is not None:
+            selector.register(server, selectors.EVENT_READ)
+        for member in peers:
+            selector.register(member.socket, selectors.EVENT_READ, member)
         while True:
-            for key, _ in selector.select():
-                if key.fileobj is server:
-                    peer, _ = server.accept()
-                    _keep_alive(peer)
-                    connections[peer] = (-1, b"")
-                    selector.register(peer, selectors.EVENT_READ)
-                    continue
-                peer = cast(socket.socket, key.fileobj)
-                rank, incomplete = connections[peer]
-                try:
-                    data = peer.recv(4096)
-                    *lines, incomplete = (incomplete + data).split(b"\n")
-                    for line in lines:
-                        rank = self._handle(peer, rank, json.loads(line))
-                except (OSError, ValueError, KeyError, TypeError):  # closed; or not one of our ranks
-                    data = b""
-                connections[peer] = (rank, incomplete)
-                if not data or len(incomplete) > 1 << 16:
-                    selector.unregister(peer)
-                    del connections[peer]
+            for key, events in selector.select():
+                peer: Connection = key.data
+                if key.fileobj is self._wakeup:
+                    self._wait_for_room(selector)
+                elif server is not None and key.fileobj is server:
+                    with contextlib.suppress(OSError):  # the process that connected has hung up
+                        peer = Connection(server.accept()[0])
+                        selector.register(peer.socket, selectors.EVENT_READ, peer)
+                elif events & selectors.EVENT_WRITE and peer.flush():
+                    selector.modify(peer.socket, selectors.EVENT_READ, peer)
+                elif events & selectors.EVENT_READ and not self._receive(peer):
+                    selector.unregister(peer.socket)
                     peer.close()
-                    if rank > 0:
-                        with self._lock:
-                            self._peers.pop(rank, None)
-                        self._record_departure(Departure(rank))
+                    self._disconnected(peer)
 
-    def _handle(self, peer: socket.socket, rank: int, message: dict[str, Any]) -> int:
-        """Act on one message. Return the rank of the connection."""
-        if rank > 0:
-            self._record_departure(Departure(**message))
-            return rank
+    def _disconnected(self, peer: Connection) -> None:
+        with self._lock:
+            if self._peers.get(peer.rank) is not peer:  # it has not been admitted
+                return
+            del self._peers[peer.rank]
+        self._depart(Departure(peer.rank, host=peer.host))
+
+    def _wait_for_room(self, selector: selectors.BaseSelector) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup.recv(4096)
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers:
+            if not peer.flush():
+                selector.modify(peer.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
+
+    def _receive(self, peer: Connection) -> bool:
+        """Act on what has come; return False where the other end is gone, or is none of our ranks."""
+        try:
+            messages, more = peer.receive()
+            for message in messages:
+                self._act(peer, message)
+        except (ValueError, KeyError, TypeError):
+            return False
+        return more
+
+    def _act(self, peer: Connection, message: Message) -> None:
+        if peer.rank < 0:
+            self._greet(peer, message)
+        elif "here" in message:
+            self._admit(peer)
+        elif "departure" in message:
+            self._depart(Departure(**message["departure"]))
+        elif "ask" in message:
+            threading.Thread(target=self._answer, args=(peer.rank, message), daemon=True).start()
+        elif "answer" in message:
+            with self._lock:
+                if (question := self._questions.get(message["answer"])) is not None:
+                    question.settle(peer.rank, message["payload"])
+        else:
+            self._inbox.put((message["kind"], peer.rank, message["payload"]))
+
+    def _greet(self, peer: Connection, message: Message) -> None:
+        """On rank 0: answer a rank that says hello. It is there once it has confirmed that it has the answer:
+        until then it may have turned elsewhere.
+        """
         if message["key"] != self.key:
             raise ValueError("not of this run")
+        if not 0 < message["rank"] < self.world:
+            raise ValueError("no rank of this world")
         with self._lock:
             if message["rank"] in self._peers.keys() | self._gone.keys():
                 raise ValueError("a rank of a later start: its own rank 0 has not announced itself yet")
-            _send(peer, {"rank": 0, "key": self.key})
-            self._peers[message["rank"]] = peer
-            for left in self._gone.values():
-                _send(peer, vars(left))
-        return int(message["rank"])
+        peer.rank, peer.host = int(message["rank"]), str(message["host"])
+        peer.send({"rank": 0, "key": self.key, "host": self.host})
 
+    def _admit(self, peer: Connection) -> None:
+        with self._lock:
+            if peer.rank in self._peers:
+                raise ValueError("there are two of this rank")
+            self._peers[peer.rank] = peer
+            gone = [left for left in self._gone.values() if not left.agreed or left.rank == 0]
+        for left in gone:
+            peer.send({"departure": vars(left)})
 
-def _line(message: dict[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
+    # Messages that have come
 
+    def _handle_messages(self) -> None:
+        while True:
+            kind, sender, payload = self._inbox.get()
+            if (handler := self._handlers.get(kind)) is not None:
+                try:
+                    handler(sender, payload)
+                except Exception:  # a bug in a handler must not end the messages
+                    traceback.print_exc()
 
-def _send(peer: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # the peer has ended, which its connection reports
-        peer.sendall(_line(message))
-
-
-def _own_address(host: str, port: int) -> str:
-    """This machine's address on the way to `host`; empty where `host` is a loopback address."""
-    with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
-            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-                probe.connect(address)  # on a datagram socket this sends nothing and only looks up a route
-                own = str(probe.getsockname()[0])
-                return "" if ipaddress.ip_address(own).is_loopback else own
-    return ""
-
-
-def _keep_alive(peer: socket.socket) -> None:
-    peer.settimeout(None)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", _IDLE), ("TCP_KEEPINTVL", _INTERVAL), ("TCP_KEEPCNT", _COUNT)):
-        if hasattr(socket, name):
-            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    def _answer(self, asker: int, message: Message) -> None:
+        """Answer a question: [what the handler returns], or [] where there is none."""
+        handler = self._handlers.get(message["kind"])
+        answers = []
+        if handler is not None:
+            try:
+                answers = [handler(asker, message["payload"])]
+            except Exception:
+                traceback.print_exc()
+        if asker == self.rank:
+            with self._lock:
+                if (question := self._questions.get(message["ask"])) is not None:
+                    question.settle(self.rank, answers)
+        else:
+            self._post((asker,), {"answer": message["ask"], "payload": answers})

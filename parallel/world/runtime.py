@@ -10,8 +10,8 @@ From start to end of a rank:
     stop             leave the process group
 
 A rank whose peer has ended is ended from a thread (`Runtime._follow`), because its main thread waits in a
-collective for that peer. Under `germinal train --nproc` ranks do not use presence: their supervisor watches
-them.
+collective for that peer. Under `germinal train --nproc` that is left to their supervisor, and presence
+carries messages only.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from common.exit_codes import ASKED_TO_STOP, FAILED
+from parallel.world import meeting
 from parallel.world.device import device_of
 from parallel.world.ending import end_process, end_with_parent
 from parallel.world.launcher import SLURM, identity, is_child_of_launcher, launcher_variables
@@ -56,6 +57,7 @@ class Runtime:
     has_reported: the failure has its line on standard error, written by this rank or another, so this rank
         writes no line about another rank's end.
     chooses_threads: the user has not set the number of CPU threads.
+    presence: messages to and from the other ranks, beside the collectives.
     """
 
     rank: int
@@ -67,9 +69,13 @@ class Runtime:
     has_reported: bool = field(default=False)
     chooses_threads: bool = field(default=False)
     _report_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _presence: Presence | None = field(default=None, repr=False)
+    presence: Presence = field(init=False, repr=False)
+    _supervised: bool = field(default=False, repr=False)  # the launcher ends the ranks when one has ended
     _supervisor: int = field(default=-1, repr=False)  # descriptor of the pipe to our supervisor
     _group: dict[str, Any] = field(default_factory=dict, repr=False)  # arguments of init_process_group
+
+    def __post_init__(self) -> None:
+        self.presence = Presence(self.rank, self.world, self._follow)
 
     @property
     def is_writer(self) -> bool:
@@ -109,13 +115,15 @@ class Runtime:
 
         why: the reason, where this rank was asked to stop and the others were not.
         """
-        if self._presence is not None:
+        if not self._supervised and self.world > 1:
             together = code == 0 or (code in ASKED_TO_STOP and self.is_under_way and not why)
-            self._presence.leave(code, why, agreed=together)
+            self.presence.leave(code, why, agreed=together)
 
     def first_departure(self, patience_seconds: float = 1.0) -> Departure | None:
         """The first rank that has ended without the others, whose end may have caused this rank's error."""
-        return self._presence.first_departure(patience_seconds) if self._presence is not None else None
+        if self._supervised or self.world == 1:
+            return None
+        return self.presence.first_departure(patience_seconds)
 
     def should_report(self, left: Departure) -> bool:
         """Whether this rank writes the line about another rank's end.
@@ -134,7 +142,7 @@ class Runtime:
 
     def _follow(self, left: Departure) -> None:
         """End this process because another rank has ended, unless all ranks leave together anyway."""
-        if left.agreed:
+        if left.agreed or self._supervised:
             return
         # This rank may fail too, by the same fault or for want of that rank, and report that itself.
         if left.code not in ASKED_TO_STOP:
@@ -202,42 +210,40 @@ def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] |
             "timeout": timeout,
             "device_id": device if device.type == "cuda" else None,
         }
-        if init.startswith("file://"):  # its supervisor watches
-            runtime._group["init_method"] = init
-        else:
-            shared = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            runtime._group["store"] = _reach(runtime, init, timeout, server=rank == 0 and not shared)
+        runtime._supervised = init.startswith("file://")
+        runtime._group["store"] = _reach(runtime, init, environ, timeout)
     return runtime
 
 
-def _reach(runtime: Runtime, init: str, timeout: timedelta, *, server: bool) -> dist.Store:
-    """Open the store at `init`, tcp://HOST:PORT, and connect this rank's presence by way of it.
+def _reach(runtime: Runtime, init: str, environ: Mapping[str, str], timeout: timedelta) -> dist.Store:
+    """Open the store at `init`, tcp://HOST:PORT or file://PATH, and connect this rank's presence through it.
 
     Return a view of the store with the keys of this start of the ranks. RuntimeError where rank 0 of this
     start is not there within `timeout`.
-
-    server: this process holds the store.
     """
     at = urlsplit(init)
-    assert at.hostname and at.port, init
-    tcp = dist.TCPStore(
-        at.hostname,
-        at.port,
-        runtime.world,
-        is_master=server,
-        timeout=timeout,
-        wait_for_workers=False,  # `compare_devices` names a rank that does not come
-        multi_tenant=True,
-    )
-    presence = Presence(runtime.rank, runtime.world, runtime._follow)
-    if runtime.rank == 0:
-        tcp.set("germinal/presence", presence.listen(at.hostname, at.port))
+    host, port = at.hostname or "127.0.0.1", at.port or 1
+    store: dist.Store
+    if at.scheme == "file":
+        store = dist.FileStore(at.path, runtime.world)
     else:
-        presence.join(
-            at.hostname,
-            lambda: tcp.get("germinal/presence").decode(),
+        store = dist.TCPStore(
+            host,
+            port,
+            runtime.world,
+            is_master=runtime.rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=timeout,
+            wait_for_workers=False,  # `compare_devices` names a rank that does not come
+            multi_tenant=True,
+        )
+    if runtime.rank == 0:
+        store.set("germinal/presence", meeting.listen(runtime.presence, host, port))
+    else:
+        meeting.join(
+            runtime.presence,
+            host,
+            lambda: store.get("germinal/presence").decode(),
             patience_seconds=timeout.total_seconds(),
         )
-    runtime._presence = presence
     # A launcher's store may hold what ranks of an earlier start put there, such as gloo's addresses.
-    return dist.PrefixStore(f"germinal/{presence.key}", tcp)
+    return dist.PrefixStore(f"germinal/{runtime.presence.key}", store)

@@ -11,16 +11,21 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from parallel.world import meeting
 from parallel.world.presence import Departure, Presence
 
 HOST = "127.0.0.1"
 PEER = """
 import sys, time
 from parallel.world.presence import Presence
+from parallel.world import meeting
 rank, where = int(sys.argv[1]), sys.argv[2]
 presence, host = Presence(rank, 3, lambda left: None), "127.0.0.1"
-said = presence.listen(host, 1) if rank == 0 else presence.join(host, lambda: where, patience_seconds=60)
-print(said or "there", flush=True)
+if rank == 0:
+    where = meeting.listen(presence, host, 1)
+else:
+    meeting.join(presence, host, lambda: where, patience_seconds=60)
+print(where, flush=True)
 time.sleep(60)
 """
 
@@ -41,7 +46,8 @@ def heard(count: int, *lists: list[Departure]) -> bool:
 def join(presence: Presence, *announced: str, patience_seconds: float = 60.0) -> None:
     """Each reading of the announcement gives the next of `announced`, and the last for good."""
     left = list(announced)
-    presence.join(HOST, lambda: left.pop(0) if len(left) > 1 else left[0], patience_seconds=patience_seconds)
+    announced = lambda: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
+    meeting.join(presence, HOST, announced, patience_seconds=patience_seconds)
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def three() -> tuple[list[Presence], list[list[Departure]], Callable[[int], None
     """(three ranks, what each has heard, a function that lets one join, where); rank 0 is there."""
     told: list[list[Departure]] = [[], [], []]
     ranks = [Presence(rank, 3, told[rank].append) for rank in range(3)]
-    where = ranks[0].listen(HOST, 1)
+    where = meeting.listen(ranks[0], HOST, 1)
     return ranks, told, lambda rank: join(ranks[rank], where), where
 
 
@@ -57,11 +63,11 @@ def test_a_killed_rank_is_heard_of_by_all(three: tuple) -> None:  # type: ignore
     ranks, told, join, where = three
     join(2)
     with peer(1, where) as process:
-        assert process.stdout is not None and process.stdout.readline() == "there\n"
+        assert process.stdout is not None and process.stdout.readline() == f"{where}\n"
         process.kill()
         assert heard(1, told[0], told[2])
     assert told[0] == told[2] == [Departure(1)]
-    assert "rank 1 is gone without a word" in str(ranks[2].first_departure(0.0))
+    assert f"rank 1 on {ranks[0].host} is gone without a word" in str(ranks[2].first_departure(0.0))
 
 
 def test_the_end_of_rank_0_is_heard_of_too() -> None:
@@ -81,13 +87,13 @@ def test_a_rank_that_leaves_in_words_is_heard_of_once_by_those_there_and_those_t
     join(1)
     ranks[1].leave(75, "asked to stop", agreed=False)
     assert heard(1, told[0]) and ranks[1].first_departure(0.0) is None, "it is no cause of its own"
-    ranks[1]._peers[0].shutdown(socket.SHUT_RDWR)  # as its process's end does
+    ranks[1]._peers[0].close()  # as its process's end does
     join(2)
     assert heard(1, told[2])
     assert told[0] == told[2] == [Departure(1, 75, "asked to stop")], (
         "and the connection's end is not told besides"
     )
-    assert str(ranks[2].first_departure(0.0)) == "rank 1: asked to stop"
+    assert str(ranks[2].first_departure(0.0)) == f"rank 1 on {ranks[2].host}: asked to stop"
 
 
 def test_a_rank_0_that_leaves_alone_waits_for_those_it_has_to_tell(three: tuple) -> None:  # type: ignore[type-arg]
@@ -107,8 +113,9 @@ def test_ranks_that_leave_together_are_no_cause(three: tuple) -> None:  # type: 
     join(1)
     join(2)
     ranks[1].leave(0, "", agreed=True)
-    assert heard(1, told[0], told[2])
-    assert ranks[0].first_departure(0.0) is None and ranks[2].first_departure(0.0) is None
+    ranks[2].leave(1, "broken", agreed=False)
+    assert heard(1, told[0]) and told[0] == [Departure(2, 1, "broken")] and told[2] == []
+    assert ranks[0].first_departure(0.0) == Departure(2, 1, "broken"), "rank 1 had left before"
 
 
 def test_a_stranger_is_not_listened_to(three: tuple) -> None:  # type: ignore[type-arg]
@@ -147,7 +154,7 @@ def test_what_a_dead_start_announced_is_passed_over(there: str, three: tuple) ->
     with ExitStack() as stack:
         if there == "an earlier rank 0":  # which has a rank 1 already, and hears nothing of the later one
             earlier = [Presence(rank, 3, told[2].append) for rank in (0, 1)]
-            stale = earlier[0].listen(HOST, 1)
+            stale = meeting.listen(earlier[0], HOST, 1)
             join(earlier[1], stale)
         elif there == "nobody":
             with listening(None) as port:
@@ -173,6 +180,6 @@ def test_rank_0_is_found_on_another_machine_than_the_store(three: tuple) -> None
     """Of torchrun's agents one holds the store, and another may start rank 0."""
     ranks, told, _, where = three
     assert where.split()[2:] == [], "the way to the store is a loopback one"
-    ranks[1].join("127.0.0.99:no host", lambda: f"{where} 127.0.0.1", patience_seconds=60)
+    meeting.join(ranks[1], "127.0.0.99:no host", lambda: f"{where} 127.0.0.1", patience_seconds=60)
     ranks[1].leave(1, "broken", agreed=False)
     assert heard(1, told[0])

@@ -1,0 +1,132 @@
+"""A connection that carries JSON messages, one a line. Imports no torch.
+
+The kernel finds an end that is lost: a process that ends closes its connection, and an end that no packet
+reaches for `LOST_SECONDS` is taken for gone. The kernel answers the probes, so a process that is busy, or
+stopped in a debugger, is not taken for gone, and a link that is down for some seconds does no harm.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+from typing import Any
+
+# An end that acknowledges nothing for this long is gone: 10 s of silence, then a probe every 5 s.
+LOST_SECONDS = 30
+_IDLE, _INTERVAL, _PROBES = 10, 5, 4
+# The longest line from a member, and from a process that has not shown yet that it is one.
+LONGEST_BYTES = 64 << 20
+LONGEST_GREETING_BYTES = 1 << 12
+
+Message = dict[str, Any]
+
+
+class Connection:
+    """This process's end of a connection. Any thread may send; one thread receives.
+
+    rank: the rank at the other end; -1 until that is known.
+    host: the name of that rank's machine.
+    """
+
+    def __init__(self, peer: socket.socket, rank: int = -1, host: str = "") -> None:
+        self.socket = peer
+        self.rank = rank
+        self.host = host
+        self._lock = threading.Lock()
+        self._unsent = bytearray()
+        self._received = bytearray()
+        keep_alive(peer)
+        peer.setblocking(False)
+
+    def send(self, message: Message) -> bool:
+        """Send without waiting. Return False where the kernel's buffer is full: `flush` when it is not."""
+        with self._lock:
+            self._unsent += line(message)
+            return self._flush()
+
+    def flush(self) -> bool:
+        """Send what `send` has left; return whether nothing is left."""
+        with self._lock:
+            return self._flush()
+
+    def _flush(self) -> bool:
+        try:
+            while self._unsent:
+                del self._unsent[: self.socket.send(self._unsent)]
+        except BlockingIOError:
+            return False
+        except OSError:  # the other end is gone, which `receive` reports
+            self._unsent.clear()
+        return True
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """Return the messages that are complete, and whether more may come.
+
+        ValueError where the other end sends something else than messages.
+        """
+        searched = len(self._received)
+        try:
+            data = self.socket.recv(1 << 18)
+        except BlockingIOError:
+            return [], True
+        except OSError:
+            return [], False
+        self._received += data
+        messages: list[Message] = []
+        while (end := self._received.find(b"\n", searched)) >= 0:
+            message = json.loads(self._received[:end])
+            if not isinstance(message, dict):
+                raise ValueError("not a message")
+            messages.append(message)
+            del self._received[: end + 1]
+            searched = 0
+        if len(self._received) > (LONGEST_BYTES if self.rank >= 0 else LONGEST_GREETING_BYTES):
+            raise ValueError("a line without an end")
+        return messages, bool(data)
+
+    def close(self) -> None:
+        """Close this end. A thread that receives from it sees the end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+def line(message: Message) -> bytes:
+    """Return a message as it is sent."""
+    return json.dumps(message).encode() + b"\n"
+
+
+def receive_line(peer: socket.socket, longest_bytes: int = LONGEST_GREETING_BYTES) -> Message:
+    """Wait for one message on a blocking socket; the other end must send nothing after it until it has had an
+    answer.
+
+    TimeoutError: the socket's own. ConnectionError where the other end closes, or sends no message.
+    """
+    received = b""
+    while not received.endswith(b"\n"):
+        data = peer.recv(longest_bytes)
+        received += data
+        if not data or len(received) > longest_bytes:
+            raise ConnectionError("closed without an answer")
+    with contextlib.suppress(ValueError):
+        if isinstance(message := json.loads(received), dict):
+            return message
+    raise ConnectionError("not a rank of Germinal")
+
+
+def keep_alive(peer: socket.socket) -> None:
+    """Have the kernel take an end that is out of reach for gone after LOST_SECONDS.
+
+    Keep-alive probes find it while nothing is under way, TCP_USER_TIMEOUT while something is: without it,
+    data that nobody acknowledges is sent again for a quarter of an hour.
+    """
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = (
+        ("TCP_KEEPIDLE", _IDLE),
+        ("TCP_KEEPINTVL", _INTERVAL),
+        ("TCP_KEEPCNT", _PROBES),
+        ("TCP_USER_TIMEOUT", LOST_SECONDS * 1000),
+    )
+    for name, value in options:
+        if hasattr(socket, name):  # not every system has all of them
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

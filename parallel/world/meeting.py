@@ -1,8 +1,8 @@
 """How the other ranks find rank 0, through the announcement that it leaves in a store. Imports no torch.
 
 The store may be a launcher's and outlive the ranks: torchrun starts them again with what the dead ranks left
-in it. So every start has a key of its own in the announcement. A rank accepts an announcement only when a rank
-0 answers there with that key; the ranks keep everything else in the store under that key.
+in it. So every start has a key of its own in the announcement. A rank accepts an announcement only when a
+rank 0 answers there with that key; the ranks keep everything else in the store under that key.
 
     another rank                 rank 0
       | hello: rank, key, host     |

@@ -38,25 +38,20 @@ rare, such as a hang; what a rank says in every step belongs into the step's red
 """
 
 import contextlib
-import itertools
 import os
-import queue
 import selectors
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from parallel.world.inbox import Handler, Inbox
 from parallel.world.wire import Connection, Message
 
 # How long a rank 0 that leaves alone waits for ranks that have not connected yet, to tell them.
 LATE_SECONDS = 60.0
-
-# (the rank that sent, the payload) → the answer, where the message is a question.
-Handler = Callable[[int, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -84,24 +79,6 @@ class Departure:
         return f"rank {self.rank}{on}: {self.why or f'left with exit code {self.code}'}"
 
 
-class _Question:
-    """A question under way: whose answers are missing, and the answers so far."""
-
-    def __init__(self, asked: set[int]) -> None:
-        self.missing = asked
-        self.answers: dict[int, Any] = {}
-        self.done = threading.Event()
-
-    def settle(self, rank: int, answers: Collection[Any]) -> None:
-        """Take the answer of a rank; no answer: none will come."""
-        if rank in self.missing:
-            self.missing.discard(rank)
-            for answer in answers:
-                self.answers[rank] = answer
-        if not self.missing:
-            self.done.set()
-
-
 class Presence:
     """This rank among `world`. `on_departure` is called in a thread of its own for a rank that leaves.
 
@@ -117,10 +94,7 @@ class Presence:
         self._lock = threading.Lock()
         self._peers: dict[int, Connection] = {}  # rank 0: of each other rank; else rank 0's
         self._gone: dict[int, Departure] = {}
-        self._handlers: dict[str, Handler] = {}
-        self._inbox: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
-        self._questions: dict[int, _Question] = {}
-        self._numbers = itertools.count()
+        self._inbox = Inbox()
         self._wakeup, self._wake = socket.socketpair()
         for end in (self._wakeup, self._wake):
             end.setblocking(False)
@@ -140,14 +114,12 @@ class Presence:
 
     def handle(self, kind: str, handler: Handler) -> None:
         """Call `handler(sender, payload)` for each message of this kind; its result answers a question."""
-        if not self._handlers:
-            threading.Thread(target=self._handle_messages, name="messages", daemon=True).start()
-        self._handlers[kind] = handler
+        self._inbox.handle(kind, handler)
 
     def send(self, kind: str, payload: Any = None) -> None:
         """Send a message to rank 0; rank 0 sends it to itself. Does not wait."""
         if self.rank == 0:
-            self._inbox.put((kind, 0, payload))
+            self._inbox.put(kind, 0, payload)
         else:
             self._post((0,), {"kind": kind, "payload": payload})
 
@@ -155,26 +127,21 @@ class Presence:
         """On rank 0: send a message to every rank that is there, rank 0 included. Does not wait."""
         assert self.rank == 0, "only rank 0 is connected with all"
         self._post(self.present, {"kind": kind, "payload": payload})
-        self._inbox.put((kind, 0, payload))
+        self._inbox.put(kind, 0, payload)
 
     def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
         """Ask every rank, on rank 0; ask rank 0, on another rank. Return the answers that come within
         `seconds`, by rank. A rank that does not answer, or has no handler for this kind, is absent.
         """
         others = self.present
-        question = _Question({0, *others} if self.rank == 0 else set(others))
-        number = next(self._numbers)
-        with self._lock:
-            self._questions[number] = question
-        self._post(others, {"ask": number, "kind": kind, "payload": payload})
-        if self.rank == 0:
-            message = {"ask": number, "kind": kind, "payload": payload}
-            threading.Thread(target=self._answer, args=(0, message), daemon=True).start()
-        if question.missing:
-            question.done.wait(seconds)
-        with self._lock:
-            del self._questions[number]
-            return dict(sorted(question.answers.items()))
+
+        def put(number: int) -> None:
+            question = {"ask": number, "kind": kind, "payload": payload}
+            self._post(others, question)
+            if self.rank == 0:
+                self._inbox.answer(0, question, lambda found: self._inbox.settle(number, 0, found))
+
+        return self._inbox.ask((0, *others), put, seconds)
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -213,9 +180,8 @@ class Presence:
 
     def _note(self, left: Departure) -> bool:
         """Note a departure. Return whether it is the first of a rank that leaves without the others."""
+        self._inbox.expect_no_more_of(left.rank)
         with self._lock:
-            for question in self._questions.values():
-                question.settle(left.rank, ())
             known = left.rank in self._gone
             first = not left.agreed and all(other.agreed for other in self._gone.values())
             self._gone.setdefault(left.rank, left)
@@ -296,13 +262,15 @@ class Presence:
         elif "departure" in message:
             self._depart(Departure(**message["departure"]))
         elif "ask" in message:
-            threading.Thread(target=self._answer, args=(peer.rank, message), daemon=True).start()
+            self._inbox.answer(
+                peer.rank,
+                message,
+                lambda found: self._post((peer.rank,), {"answer": message["ask"], "payload": found}),
+            )
         elif "answer" in message:
-            with self._lock:
-                if (question := self._questions.get(message["answer"])) is not None:
-                    question.settle(peer.rank, message["payload"])
+            self._inbox.settle(message["answer"], peer.rank, message["payload"])
         else:
-            self._inbox.put((message["kind"], peer.rank, message["payload"]))
+            self._inbox.put(message["kind"], peer.rank, message["payload"])
 
     def _greet(self, peer: Connection, message: Message) -> None:
         """On rank 0: answer a rank that says hello. It is there once it has confirmed that it has the answer:
@@ -326,30 +294,3 @@ class Presence:
             gone = [left for left in self._gone.values() if not left.agreed or left.rank == 0]
         for left in gone:
             peer.send({"departure": vars(left)})
-
-    # Messages that have come
-
-    def _handle_messages(self) -> None:
-        while True:
-            kind, sender, payload = self._inbox.get()
-            if (handler := self._handlers.get(kind)) is not None:
-                try:
-                    handler(sender, payload)
-                except Exception:  # a bug in a handler must not end the messages
-                    traceback.print_exc()
-
-    def _answer(self, asker: int, message: Message) -> None:
-        """Answer a question: [what the handler returns], or [] where there is none."""
-        handler = self._handlers.get(message["kind"])
-        answers = []
-        if handler is not None:
-            try:
-                answers = [handler(asker, message["payload"])]
-            except Exception:
-                traceback.print_exc()
-        if asker == self.rank:
-            with self._lock:
-                if (question := self._questions.get(message["ask"])) is not None:
-                    question.settle(self.rank, answers)
-        else:
-            self._post((asker,), {"answer": message["ask"], "payload": answers})

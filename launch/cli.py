@@ -17,10 +17,20 @@ from typing import Any, NoReturn
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
 from launch.begin import generate, prepare, train, verify
-from launch.look import checkpoint, corpus, plot, reference
+from launch.look import checkpoint, corpus, doctor, plot, reference
 from launch.options import command_adder
 
-COMMANDS = (prepare, corpus, train, verify, generate, checkpoint, reference, plot)  # in the order of --help
+COMMANDS = (
+    prepare,
+    corpus,
+    train,
+    verify,
+    generate,
+    checkpoint,
+    reference,
+    plot,
+    doctor,
+)  # in the order of --help
 
 DESCRIPTION = "Pre-train transformers: the result does not depend on the layout, the loader or the fault."
 

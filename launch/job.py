@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 RANK = "trainer"  # modules of the trainer that `launch` starts as processes
 VERIFY = "trainer.verify.command"
 GENERATE = "trainer.generate.command"
+DOCTOR = "trainer.doctor.command"
 
 # One process whatever the config's layout: law 1 says that the result is the same.
 ONE_PROCESS = (

@@ -4,4 +4,5 @@ corpus.py       `germinal data`: what is in a corpus, what a sequence of a run i
 checkpoint.py   `germinal checkpoint`: the checkpoints of a run, and is every byte of them right
 reference.py    `germinal config`: every key of a config
 plot.py         `germinal plot`: curves of runs as a picture
+doctor.py       `germinal doctor`: is this machine, and this cluster, fit to train
 """

@@ -1,0 +1,1 @@
+"""Every node of an allocation, examined at the same time and together."""

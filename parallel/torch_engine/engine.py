@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
 from common.objective import Objective
@@ -93,7 +93,7 @@ class TorchEngine:
         )
         self._passes: Passes | None = Passes(
             self._modules,
-            _pipeline(parallelized, layout, mesh, device, precision),
+            _pipeline(parallelized.stages, plan, layout, mesh, device, precision),
             objective,
             self._reductions,
             self._gradients,
@@ -237,11 +237,16 @@ class TorchEngine:
 
 
 def _pipeline(
-    parallelized: Parallelized, layout: Layout, mesh: Mesh, device: torch.device, precision: Precision
+    stages: dict[int, nn.Module],
+    plan: ModelPlan,
+    layout: Layout,
+    mesh: Mesh,
+    device: torch.device,
+    precision: Precision,
 ) -> "Pipeline | None":
     """None without one. torch's pipelining is imported only where it is used: that takes a second."""
     if layout.pp == 1:
         return None
     from parallel.pipeline.pipeline import Pipeline
 
-    return Pipeline(parallelized.stages, parallelized.first, layout, mesh, device, torch_dtype(precision))
+    return Pipeline(stages, plan.hidden_shape, layout, mesh, device, torch_dtype(precision))

@@ -33,9 +33,12 @@ class ModelPlan:
     tensor: (pattern of a module's name, in which `*` stands for one path component; style). Styles:
         "vocab_embedding"  rows of the table are split over ranks; the output is the sum of the parts;
         "column"           a linear layer split by output features;
-        "row"              a bias-free linear layer split by input features, which gives partial sums;
+        "row"              a linear layer split by input features, which gives partial sums; a bias is added
+                           to the sum;
         "sequence"         weights are whole on every rank, and each rank applies them to a part of the
                            activations (some tokens, or some heads): gradients are summed over the ranks;
+        "split"            the module computes for the whole sequence on every rank, and each rank keeps a
+                           part of its output along dim 1: gradients are summed over the ranks;
         "gather"           the module's first argument arrives split along dim 1 and is gathered; in backward
                            the ranks' gradients of it are partial sums;
         "attention_core"   attention over (q, k, v, …), each [batch, heads, seq, head_dim]: a rank computes
@@ -44,6 +47,8 @@ class ModelPlan:
                            implements `module_interfaces.VocabParallel`, by which it gets its shard.
     tied: (canonical name, alias) of parameters that are one tensor. Only the canonical name is saved.
         Materialising a model from the meta device unties them: the caller has to tie them again.
+    hidden_shape: the shape of the first stage's input, such as (batch, seq) → the shape of the hidden states
+        between two blocks, such as (batch, seq, hidden). Dim 1 is what tensor and context parallelism divide.
     init: (name, global shape) → how the parameter is drawn.
     no_decay: (name, global shape) → whether the parameter is exempt from weight decay.
 
@@ -56,5 +61,6 @@ class ModelPlan:
     last: tuple[str, ...]
     tensor: tuple[tuple[str, str], ...]
     tied: tuple[tuple[str, str], ...]
+    hidden_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
     init: Callable[[str, tuple[int, ...]], Init]
     no_decay: Callable[[str, tuple[int, ...]], bool]

@@ -35,6 +35,16 @@ class VocabParallel(Protocol):
 
 
 @runtime_checkable
+class SharesSequence(Protocol):
+    """A model whose forward needs to know that ranks share each sequence (context parallelism)."""
+
+    def set_sequence_ranks(self, ranks: int) -> None:
+        """Take the tokens that forward is given for one of `ranks` equal parts of each sequence. Attention
+        is over all of them.
+        """
+
+
+@runtime_checkable
 class FusesKernels(Protocol):
     """A module with passes of its own to compile, outside the blocks."""
 

@@ -16,24 +16,20 @@ from typing import Any, NoReturn
 
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
-from launch.begin import generate, prepare, submit, train, verify
-from launch.look import cancel, checkpoint, corpus, doctor, follow, logs, plot, reference, status
+from launch.begin import attach, generate, prepare, train, verify
+from launch.look import checkpoint, corpus, doctor, plot, reference
 from launch.options import command_adder
 
 COMMANDS = (
     prepare,
     corpus,
     train,
-    submit,
-    status,
-    logs,
-    follow,
-    cancel,
     verify,
     generate,
     checkpoint,
     reference,
     plot,
+    attach,
     doctor,
 )  # in the order of --help
 
@@ -124,7 +120,8 @@ def _instead(args: argparse.Namespace, word: str) -> str:
     """Say what to write instead of an unknown option: the nearest option, or a key of the config."""
     known = [option for action in args.parser._actions for option in action.option_strings]
     option = word.split("=")[0]
-    near = difflib.get_close_matches(option, known, n=1)
+    is_key = "." in option and hasattr(args, "overrides")  # --train.steps is no --steps
+    near = [] if is_key else difflib.get_close_matches(option, known, n=1)
     if near and (near[0] != "--help" or option.startswith("--h")):  # --steps is as near to --help as to any
         return f"did you mean {near[0]}?"
     keys = "keys of the config are key=value, without dashes; " if hasattr(args, "overrides") else ""

@@ -7,6 +7,7 @@ RANK = "trainer"  # modules of the trainer that `launch` starts as processes
 VERIFY = "trainer.verify.command"
 GENERATE = "trainer.generate.command"
 DOCTOR = "trainer.doctor.command"
+DEBUG = "trainer.debug.command"
 
 # One process whatever the config's layout: law 1 says that the result is the same.
 ONE_PROCESS = (

@@ -59,6 +59,8 @@ class Identity:
         checkpoint that have no corpus. A resume need not compare it, for `data` covers it.
     software: versions of torch and of the code; they may change, and the resume reports it.
 
+    model_defaults: the defaults of the model's keys, for checkpoints that are older than a key. Not saved.
+
     All are kept whole, so that an error can name the key that changed.
     """
 
@@ -68,9 +70,10 @@ class Identity:
     settings: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
+    model_defaults: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "model_defaults"}
 
     def check(self, saved: dict[str, Any], where: str) -> None:
         """Refuse a checkpoint of another run: `saved` is the identity in the checkpoint `where`.
@@ -79,8 +82,9 @@ class Identity:
         another.
         """
         model = _as_json(self.model)
+        before = _as_json(self.model_defaults) | saved["model"]
         for key in sorted(model.keys() | saved["model"].keys()):
-            _same(f"model.{key}", model.get(key), saved["model"].get(key), where)
+            _same(f"model.{key}", model.get(key), before.get(key), where)
         _same("seed", self.seed, saved["seed"], where)
         for key, (now, then) in self._changed(saved).items():
             if key in FIXED:

@@ -2,6 +2,7 @@
 
 inspect(folder, seq_len=0)                      every corpus at `folder`; with seq_len also how it would pack
 sequence(cfg, number, seed=…, global_batch=…)   source, epoch, shard, documents and text of one sequence
+describe(stream, number)                        the same, of a stream that is open
 """
 
 from __future__ import annotations
@@ -37,24 +38,36 @@ def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
 
 
 def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> dict[str, Any]:
-    """Describe global sequence `number` of a run with this data section, seed and global batch.
-
-    Under `pieces`, in order, each fragment: `shard`, the file's name; the sample's key (`sample`) and JSON
-    (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
-    fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0; and their
-    `text`. `meta` and `text` are None where they cannot be had.
+    """Describe global sequence `number` of a run with this data section, seed and global batch: see
+    `describe`.
 
     Raises as `Stream.open`; ValueError past the end of the data.
     """
     if number < 0:
         raise ValueError(f"a sequence number is 0 or more, not {number}")
-    stream = Stream.open(cfg, seed=seed, global_batch=global_batch)
+    return describe(Stream.open(cfg, seed=seed, global_batch=global_batch), number)
+
+
+def describe(stream: Stream, number: int) -> dict[str, Any]:
+    """Describe global sequence `number` of a stream.
+
+    Under `pieces`, in order, each fragment: `shard`, the file's name; the sample's key (`sample`) and JSON
+    (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
+    fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0, and stands in
+    `column` of the sequence; and their `text`. `meta` and `text` are None where they cannot be had.
+
+    Raises ValueError past the end of the data.
+    """
     source, era, spans = stream.find(number)
     corpus = era.corpus
     tokenizer = _tokenizer(corpus)
     described = []
-    for document, view, begin, count in zip(
-        spans.fragments.document.tolist(), spans.views, spans.first_byte.tolist(), spans.ids.tolist()
+    for document, view, begin, count, column in zip(
+        spans.fragments.document.tolist(),
+        spans.views,
+        spans.first_byte.tolist(),
+        spans.ids.tolist(),
+        spans.column.tolist(),
     ):
         shard, offset = int(era.shard[document]), int(era.offset[document])
         width = corpus.dtype.itemsize
@@ -67,6 +80,7 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
                 "document": int(era.place[document]),
                 "meta": _meta(corpus, shard, int(era.place[document]), key),
                 "from_id": (begin - offset) // width,
+                "column": column,
                 "ids": values,
                 "document_ids": int(era.tokens[document]),
                 "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,

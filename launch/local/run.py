@@ -1,19 +1,24 @@
 """Runs a job on this machine, at once."""
 
 import contextlib
+import importlib
 import os
-import pdb
-import runpy
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 from launch.job import Job, ProcessCommand
+from launch.local.debug_terminal import DebugTerminal
 from launch.local.rank_commands import rank_commands
 from launch.local.supervisor import supervise
 from trainer.process.interrupts import hold
+
+# What cuBLAS must be told before it starts, or torch.use_deterministic_algorithms refuses matrix products:
+# https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def run_job(job: Job) -> int:
@@ -56,28 +61,24 @@ def become(command: ProcessCommand) -> NoReturn:
 
 
 def debug(job: Job) -> int:
-    """Run the job as one rank in this very process, so that `breakpoint()` and pdb have the terminal.
+    """Look into a run (`trainer.debug`); return the exit code.
 
-    An exception that nobody handles opens pdb where it was raised, if there is a terminal to type on.
+    A single rank is this very process, so that `breakpoint()` and pdb have the terminal. Several are
+    children; those that enter pdb get this terminal one after another, if it is one.
     """
-    (command,) = _commands(job)
-    os.environ.update(command.env)
-    return run_module(job.module, *job.arguments)
-
-
-def run_module(module: str, *arguments: str) -> int:
-    """Run `module` in this process as `python -m` would; return its exit code."""
-    sys.argv = [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except Exception as error:
-        traceback.print_exception(error)
-        if sys.stdin.isatty():
-            pdb.post_mortem(error.__traceback__)
-        return 1
-    return 0
+    for name, value in DETERMINISTIC.items():
+        os.environ.setdefault(name, value)
+    if job.nproc == 1:
+        (command,) = _commands(job)
+        os.environ.update(command.env)
+        main: Callable[[Sequence[str]], int] = importlib.import_module(job.module).main
+        return main(job.arguments)
+    if not sys.stdin.isatty():
+        return run_as_children(job)
+    with tempfile.TemporaryDirectory(prefix="germinal-pdb-") as sockets:
+        job = replace(job, options=(*job.options, f"--sockets={sockets}"))
+        with contextlib.closing(DebugTerminal(Path(sockets))):
+            return run_as_children(job)
 
 
 def _commands(job: Job, rendezvous: str = "") -> list[ProcessCommand]:

@@ -90,9 +90,14 @@ def defer_weight_gradients(stage: nn.Module) -> DeferredGradients:
 
 
 def _linear(module: nn.Linear, deferred: DeferredGradients, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return F.linear(x, module.weight, module.bias)
-    return _Linear.apply(x, module.weight, module.bias, deferred)
+    return linear(x, module.weight, module.bias, deferred)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, deferred: DeferredGradients | None) -> Tensor:
+    """Return x · weightᵀ + bias, whose backward defers the weight's gradient where `deferred` is given."""
+    if deferred is None or not torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias, deferred)
 
 
 class _Linear(torch.autograd.Function):

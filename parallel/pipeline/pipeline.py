@@ -38,7 +38,7 @@ class Pipeline:
     """The stages of one rank and the schedule that runs them.
 
     stages: stage number → module.
-    first: the modules of the first stage on the meta device, which give the shape of the hidden states.
+    hidden_shape: as in `ModelPlan`.
     layout, mesh: of the whole model.
     device: where the stages are.
     dtype: of the hidden states.
@@ -47,7 +47,7 @@ class Pipeline:
     def __init__(
         self,
         stages: dict[int, nn.Module],
-        first: Sequence[nn.Module],
+        hidden_shape: Callable[[tuple[int, ...]], tuple[int, ...]],
         layout: Layout,
         mesh: Mesh,
         device: torch.device,
@@ -55,7 +55,7 @@ class Pipeline:
     ) -> None:
         assert mesh.pp.group is not None
         self.stages = stages
-        self._first = first
+        self._hidden_shape = hidden_shape
         self._layout = layout
         self._group = mesh.pp.group
         self._rank = mesh.pp.rank
@@ -159,10 +159,7 @@ class Pipeline:
 
     def _boundary(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the hidden states between two stages on this rank, for the first stage's input x."""
-        hidden = torch.empty(x.shape, dtype=x.dtype, device="meta")
-        for module in self._first:
-            hidden = module(hidden)
-        batch, seq, *rest = hidden.shape
+        batch, seq, *rest = self._hidden_shape(tuple(x.shape))
         return (batch, seq // self._tp, *rest)
 
     def _schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:

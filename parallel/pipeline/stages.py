@@ -1,6 +1,5 @@
 """Cutting a model into pipeline stages."""
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -40,8 +39,3 @@ def keep_stage(model: nn.Module, plan: ModelPlan, stage: int, cuts: Sequence[ran
         for name in names:
             if stage != home:
                 setattr(model, name, None)
-
-
-def meta_copy(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Copies of some of a meta-device model's modules, before they are cut."""
-    return [copy.deepcopy(getattr(model, name)) for name in names]

@@ -1,13 +1,13 @@
 """The torch engine: one optimiser step over any layout, divided once by the global count (law 3)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
 from common.objective import Objective
@@ -25,6 +25,7 @@ from parallel.gradients.scaling import Normalisation
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
+from parallel.parameters.sharded_parameter import ShardedParameter
 from parallel.parameters.whole_matrices import WholeMatrices
 from parallel.torch_engine.local_gradients import LocalGradients, make_reductions
 from parallel.torch_engine.parallelize import Parallelized
@@ -32,6 +33,11 @@ from parallel.torch_engine.passes import Passes
 
 if TYPE_CHECKING:
     from parallel.pipeline.pipeline import Pipeline
+
+
+LookAtGradients = Callable[[Sequence[ShardedParameter], float], None]
+"""Takes this rank's parameters, with summed gradients in `tensor.grad`, and the factor that makes them the
+gradient of the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class TorchEngine:
         )
         self._passes: Passes | None = Passes(
             self._modules,
-            _pipeline(parallelized, layout, mesh, device, precision),
+            _pipeline(parallelized.stages, plan, layout, mesh, device, precision),
             objective,
             self._reductions,
             self._gradients,
@@ -115,6 +121,16 @@ class TorchEngine:
             ]
         )
         self._divisor = torch.ones((), device=device)
+        self._look: LookAtGradients | None = None
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """This rank's part of the model, a module for each pipeline stage: for hooks."""
+        return self._modules
+
+    def look_at_gradients(self, look: LookAtGradients | None) -> None:
+        """From here on, call `look` in each step before the update; None: call nothing."""
+        self._look = look
 
     @property
     def data_rank(self) -> int:
@@ -145,6 +161,8 @@ class TorchEngine:
         self._gradients.sum_shared()
         totals = self._reduce(sums, self._gradients.squares(), stop, exchange)
         to_mean = normalisation.to_mean(totals.count)
+        if self._look is not None:
+            self._look(self._parameters, to_mean)
         overflow = not math.isfinite(totals.grad_squares)
         skipped = overflow or totals.count == 0
         grad_norm = math.inf if overflow else math.sqrt(totals.grad_squares) * to_mean
@@ -237,11 +255,16 @@ class TorchEngine:
 
 
 def _pipeline(
-    parallelized: Parallelized, layout: Layout, mesh: Mesh, device: torch.device, precision: Precision
+    stages: dict[int, nn.Module],
+    plan: ModelPlan,
+    layout: Layout,
+    mesh: Mesh,
+    device: torch.device,
+    precision: Precision,
 ) -> "Pipeline | None":
     """None without one. torch's pipelining is imported only where it is used: that takes a second."""
     if layout.pp == 1:
         return None
     from parallel.pipeline.pipeline import Pipeline
 
-    return Pipeline(parallelized.stages, parallelized.first, layout, mesh, device, torch_dtype(precision))
+    return Pipeline(stages, plan.hidden_shape, layout, mesh, device, torch_dtype(precision))

@@ -20,7 +20,7 @@ from parallel.layout.mesh import Mesh
 from parallel.parameters.initialize import initialize, to_device
 from parallel.parameters.ownership import assign_owners
 from parallel.parameters.sharded_parameter import ShardedParameter, make_sharded_parameter
-from parallel.pipeline.stages import cut, keep_stage, meta_copy
+from parallel.pipeline.stages import cut, keep_stage
 from parallel.transforms import float8, recompute
 from parallel.transforms.context import context_parallel
 from parallel.transforms.tensor import tensor_parallel
@@ -32,12 +32,10 @@ class Parallelized:
 
     stages: stage number → module.
     parameters: of all stages.
-    first: the modules of the first pipeline stage, uncut, on the meta device; empty without a pipeline.
     """
 
     stages: dict[int, nn.Module]
     parameters: list[ShardedParameter]
-    first: list[nn.Module]
 
 
 def parallelize(
@@ -63,12 +61,10 @@ def parallelize(
     """
     stages: dict[int, nn.Module] = {}
     held: list[ShardedParameter] = []
-    first: list[nn.Module] = []
     for number in layout.stages_of(mesh.pp.rank):
         with torch.device("meta"):
             model = model_factory()
         if layout.pp > 1:
-            first = first or meta_copy(model, plan.first)
             cuts = cut(model, plan, cfg.cut, layout.stages)
             keep_stage(model, plan, number, cuts)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -91,7 +87,7 @@ def parallelize(
         initialize(parameters, plan, seed)
         held += parameters
     assign_owners(held, mesh)
-    return Parallelized(stages, held, first)
+    return Parallelized(stages, held)
 
 
 def _materialize(model: nn.Module, plan: ModelPlan, device: torch.device) -> None:

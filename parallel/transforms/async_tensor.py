@@ -89,16 +89,18 @@ class ColumnLinear(DefersWeightGradients):
 
 
 class RowLinear(DefersWeightGradients):
-    """A row-parallel layer: its product, summed over ranks and scattered along seq."""
+    """A row-parallel layer: its product, summed over ranks and scattered along seq; then its bias."""
 
     def __init__(self, layer: nn.Linear, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.weight, self.group = layer.weight, group
+        self.weight, self.bias, self.group = layer.weight, layer.bias, group
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return _ProductScatter.apply(x, self.weight, self.deferred, self.group)
-        return product_scatter(x, self.weight.T, self.group)
+            product = _ProductScatter.apply(x, self.weight, self.deferred, self.group)
+        else:
+            product = product_scatter(x, self.weight.T, self.group)
+        return product if self.bias is None else product + self.bias
 
 
 def gather(module: nn.Module, group: dist.ProcessGroup) -> None:

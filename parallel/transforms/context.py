@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
+from common.module_interfaces import SharesSequence
 from common.objective import ModelInputs
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
@@ -61,6 +62,8 @@ def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:
         )
     for core in cores:
         _exchange_around(core, axis.group)
+    if isinstance(model, SharesSequence):
+        model.set_sequence_ranks(axis.size)
 
 
 def _exchange_around(core: nn.Module, group: dist.ProcessGroup) -> None:

@@ -60,12 +60,17 @@ def convert(blocks: nn.Module, recipe: str, *, tp: int = 1, **options: Any) -> N
 
     for name, module in blocks.named_modules():
         if isinstance(module, nn.Linear):
-            _check_dimensions(name, module, tp)
+            _check_layer(name, module, tp)
     config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), **options)
     convert_to_float8_training(blocks, config=config)
 
 
-def _check_dimensions(name: str, module: nn.Linear, tp: int) -> None:
+def _check_layer(name: str, module: nn.Linear, tp: int) -> None:
+    if tp > 1 and module.bias is not None:
+        raise ValueError(
+            f"train.fp8: layer {name} has a bias, which is not in fp8 over parallel.tp={tp}: set tp=1, or "
+            "train.fp8=none"
+        )
     for size in (module.in_features, module.out_features):
         if size % (_MULTIPLE * tp):
             over = f" over tp={tp}" if tp > 1 else ""

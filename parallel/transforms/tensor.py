@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
 from common.module_interfaces import VocabParallel, VocabShard
+from parallel.gradients.weight_gradients import DefersWeightGradients, linear
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
@@ -47,6 +48,21 @@ class VocabEmbedding(nn.Module):
         rows = F.embedding(torch.where(mine, local, 0), self.weight)
         assert self.group is not None
         return collectives.reduce_scatter(rows * mine.unsqueeze(-1).to(rows.dtype), SEQUENCE, self.group)
+
+
+class RowLinearWithBias(DefersWeightGradients):
+    """A row-parallel linear layer whose bias is added once, to this rank's part of the summed output.
+
+    weight [out, in/tp], bias [out]; [batch, seq, in/tp] → [batch, seq/tp, out].
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight, self.bias, self.group = weight, bias, group
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = linear(x, self.weight, None, self.deferred)
+        return collectives.reduce_scatter(product, SEQUENCE, self.group) + self.bias
 
 
 @dataclass(frozen=True)
@@ -132,18 +148,26 @@ def _column(at: _Target) -> dict[str, int]:
 
 def _row(at: _Target) -> dict[str, int]:
     """[out, in] cut by columns: a part of the input channels. Outputs are summed and scattered along seq."""
-    dims, group = _cut_columns(at), at.group
-    at.module.register_forward_hook(
-        lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group)
-    )
-    return dims
-
-
-def _cut_columns(at: _Target) -> dict[str, int]:
+    weight, group = _cut(at, "weight", 1), at.group
     bias = at.module._parameters.get("bias")
-    assert bias is None, f"{at.name}: a bias would be added tp times"
-    _cut(at, "weight", 1)
+    if bias is not None:
+        at.replace_by(RowLinearWithBias(weight, bias, group))
+    else:
+        at.module.register_forward_hook(
+            lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group)
+        )
     return {"weight": 1}
+
+
+def _split(at: _Target) -> dict[str, int]:
+    """The module computes for the whole sequence, and this rank keeps its part."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        part = output.shape[SEQUENCE] // at.axis.size
+        return output.narrow(SEQUENCE, at.axis.rank * part, part)
+
+    at.module.register_forward_hook(hook)
+    return {}
 
 
 def _gather(at: _Target) -> dict[str, int]:
@@ -201,9 +225,9 @@ def _async_column(at: _Target) -> dict[str, int]:
 
 def _async_row(at: _Target) -> dict[str, int]:
     assert isinstance(at.module, nn.Linear)
-    dims = _cut_columns(at)
+    _cut(at, "weight", 1)
     at.replace_by(async_tensor.RowLinear(at.module, at.group))
-    return dims
+    return {"weight": 1}
 
 
 def _async_gather(at: _Target) -> dict[str, int]:
@@ -216,6 +240,7 @@ _STYLES: Mapping[str, Callable[[_Target], dict[str, int]]] = {
     "row": _row,
     "gather": _gather,
     "sequence": _sequence,
+    "split": _split,
     "attention_core": _sequence,  # works on its heads as it is; see parallel.transforms.context
     "vocab_embedding": _vocab_embedding,
     "vocab_head": _vocab_head,

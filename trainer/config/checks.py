@@ -21,6 +21,7 @@ def check(cfg: RunConfig) -> None:
     """
     keys.check(cfg)
     cfg.model.check()
+    cfg.model.check_seq_len(cfg.data.seq_len)
     check_data(cfg.data)
     train = cfg.train
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):

@@ -18,6 +18,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def defaults(cls: Any) -> dict[str, Any]:
+    """The defaults of a config dataclass under its YAML keys; keys that must be given are left out."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            found[yaml_key(field)] = plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[yaml_key(field)] = plain(field.default_factory())
+    return found
+
+
 def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of each leaf; a list is one where nothing in it has keys."""
     if isinstance(value, dict) and value:

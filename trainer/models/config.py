@@ -54,6 +54,9 @@ class ModelConfig(Protocol):
     def check(self) -> None:
         """Raise a ValueError of one line that names the first key that does not go with another."""
 
+    def check_seq_len(self, seq_len: int) -> None:
+        """Raise a ValueError with both numbers where the model does not take rows of `seq_len` tokens."""
+
     def check_layout(self, *, tp: int, cp: int) -> None:
         """Raise a ValueError with the arithmetic where the model cannot be split over tp · cp ranks."""
 

@@ -4,7 +4,7 @@ from data.stream.stream import Stream
 from parallel.layout.layout import Layout
 from trainer.config import checks
 from trainer.config import run_config as configs
-from trainer.config.plain import plain
+from trainer.config.plain import defaults, plain
 from trainer.config.run_config import RunConfig
 from trainer.ranks import Ranks
 from trainer.start.agreement import agree, corpora, program, settings, software
@@ -45,6 +45,7 @@ def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
         data=stream.fingerprint_at(position),
         seed=cfg.seed,
         model=plain(cfg.model),
+        model_defaults=defaults(type(cfg.model)),
         settings=configs.settings(cfg),
         tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
         software=software(cfg),

@@ -1,5 +1,6 @@
 """A job on this machine: the command of each rank, where ranks meet, a module in this process."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,17 +49,19 @@ def test_the_ranks_meeting_place_is_gone_afterwards(
     assert not Path(place).exists() and not list(tmp_path.iterdir())
 
 
-def test_a_module_run_here_keeps_its_exit_code(
+def test_one_rank_is_debugged_in_this_very_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["germinal"])
-    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(int(sys.argv[1]))")
-    (tmp_path / "breaks.py").write_text("1 / 0")
-    assert run.run_module("leaves", "75") == 75
-    assert run.run_module("leaves", "0") == 0
-    assert run.run_module("breaks") == 1
-    assert "ZeroDivisionError" in capfd.readouterr().err
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (tmp_path / "debugged.py").write_text(
+        "import os\n"
+        "def main(words):\n"
+        "    print(os.getpid(), *words, os.environ['WORLD_SIZE'], os.environ['CUBLAS_WORKSPACE_CONFIG'])\n"
+        "    return 75\n"
+    )
+    assert run.debug(Job("c.yaml", ("seed=1",), module="debugged", options=("--steps=2",))) == 75
+    assert capfd.readouterr().out == f"{os.getpid()} --steps=2 c.yaml seed=1 1 :4096:8\n"
 
 
 def test_another_clone_in_the_working_directory_is_not_run(tmp_path: Path) -> None:

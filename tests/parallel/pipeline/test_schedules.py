@@ -198,7 +198,9 @@ def pipeline_of(context: Any, schedule: str, clock: Clock) -> pipeline.Pipeline:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "defer_weight_gradients", lambda stage: stage.gradients)
-        return pipeline.Pipeline(stages, [], layout, mesh, torch.device("cpu"), torch.float32)
+        return pipeline.Pipeline(
+            stages, lambda shape: shape, layout, mesh, torch.device("cpu"), torch.float32
+        )
 
 
 def run(made: pipeline.Pipeline, count: int) -> None:

@@ -12,7 +12,8 @@ from trainer.models.build import build_model
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.models.layers import attention
-from trainer.models.layers.attention import KVCache, attend, document_block_mask, document_mask, rotate
+from trainer.models.layers.attention import KVCache, attend, rotate
+from trainer.models.layers.masks import causal_block_mask, causal_mask
 from trainer.models.layers.norm import RMSNorm, _RMSNorm
 from trainer.models.layers.shared import RotaryTables
 
@@ -47,7 +48,7 @@ def hugging_face(model: Decoder) -> torch.nn.Module:
             hidden_size=cfg.hidden,
             num_attention_heads=cfg.heads,
             num_key_value_heads=cfg.key_value_heads,
-            head_dim=cfg.head_dim,
+            head_dim=cfg.head_width,
             intermediate_size=cfg.ffn_width,
             vocab_size=cfg.vocab,
             rms_norm_eps=cfg.norm_eps,
@@ -136,12 +137,31 @@ def test_positions_count_from_zero_when_not_given() -> None:
     assert torch.allclose(model(tokens(), positions=positions + 7), model(tokens()), rtol=1e-4, atol=1e-5)
 
 
+def additive_mask(seq: int, documents: Tensor | None, window: int = 0) -> Tensor:
+    mask = causal_mask(
+        seq, documents=documents, window=window, dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert isinstance(mask, Tensor)
+    return mask
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_the_block_mask_of_a_window_is_the_additive_mask(softcap: float) -> None:
+    q, k, v = (torch.randn(2, heads, 200, 16) for heads in (4, 2, 2))
+    for documents in (None, torch.tensor([[0] * 50 + [1] * 100 + [2] * 50, [0] * 200])):
+        dense = attend(q, k, v, additive_mask(200, documents, 30), softcap=softcap)
+        block = causal_block_mask(200, documents, 30, q.device)
+        assert torch.allclose(attend(q, k, v, block, softcap=softcap), dense, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_the_block_mask_is_the_additive_mask() -> None:
     documents = torch.tensor([[0] * 50 + [1] * 100 + [2] * 50, [0] * 200])
     q, k, v = (torch.randn(2, heads, 200, 16) for heads in (4, 2, 2))
-    dense = attend(q, k, v, document_mask(documents, q.dtype))
-    assert torch.allclose(attend(q, k, v, document_block_mask(documents)), dense, rtol=1e-4, atol=1e-5)
+    dense = attend(q, k, v, additive_mask(200, documents))
+    block = causal_block_mask(200, documents, 0, q.device)
+    assert torch.allclose(attend(q, k, v, block), dense, rtol=1e-4, atol=1e-5)
     alone = attend(q[:1, :, :50], k[:1, :, :50], v[:1, :, :50], None)
     assert torch.allclose(dense[:1, :, :50], alone, rtol=1e-4, atol=1e-5)
 
@@ -241,7 +261,7 @@ def test_a_wrong_mask_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model(tokens())
     monkeypatch.setattr(
         "trainer.models.layers.attention.attend",
-        lambda q, k, v, mask: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+        lambda q, k, v, mask, softcap: torch.nn.functional.scaled_dot_product_attention(q, k, v),
     )
     assert attention.attend is not attend and not torch.allclose(model(tokens()), expected, rtol=1e-3)
 

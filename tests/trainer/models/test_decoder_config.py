@@ -18,6 +18,20 @@ CONFIGS = [
     DecoderConfig(layers=2, hidden=64, heads=4, vocab=96),
     DecoderConfig(layers=3, hidden=96, heads=6, kv_heads=2, ffn_hidden=100, vocab=50, qk_norm=True),
     DecoderConfig(layers=1, hidden=32, heads=2, kv_heads=1, vocab=40, tie_embeddings=True),
+    DecoderConfig(
+        layers=2,
+        hidden=48,
+        heads=4,
+        head_dim=20,
+        vocab=40,
+        norm="layer",
+        activation="gelu_tanh",
+        attention_bias="all",
+        mlp_bias=True,
+        positions="learned",
+        max_positions=64,
+    ),
+    DecoderConfig(layers=1, hidden=32, heads=2, vocab=40, attention_bias="qkv", mlp_bias=True),
 ]
 
 

@@ -33,12 +33,16 @@ class StackConfig:
         if self.width % 2:
             raise ValueError(f"model.width={self.width}: is not even")
 
+    def check_seq_len(self, seq_len: int) -> None: ...
+
     def check_layout(self, *, tp: int, cp: int) -> None:
         if tp * cp > 1:
             raise ValueError(f"parallel.tp={tp}, parallel.cp={cp}: a stack cannot be split")
 
     def plan(self) -> ModelPlan:
-        return ModelPlan("blocks", (), (), (), (), lambda *_: Init("zeros"), lambda *_: False)
+        return ModelPlan(
+            "blocks", (), (), (), (), lambda shape: shape, lambda *_: Init("zeros"), lambda *_: False
+        )
 
     def block_counts(self) -> dict[str, int]:
         return {"model.depth": self.depth}

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 
 from trainer.models.decoder.block import Block
 from trainer.models.decoder.config import DecoderConfig
-from trainer.models.layers.attention import KVCache, document_mask, resumed_mask
+from trainer.models.layers.attention import KVCache
 from trainer.models.layers.head import LMHead
 from trainer.models.layers.linear import Embedding
-from trainer.models.layers.norm import RMSNorm
-from trainer.models.layers.shared import RotaryTables, Shared
+from trainer.models.layers.masks import causal_mask, resumed_mask
+from trainer.models.layers.norm import norm
+from trainer.models.layers.shared import RotaryTables, Shared, Stretch
+
+if TYPE_CHECKING:
+    from trainer.models.layers.masks import Mask
 
 
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, language-model head; or any consecutive part of them.
 
-    A pipeline stage is this module with `embed`, `norm` or `head` set to None and keys of `layers` deleted:
-    the rest still runs, and its state_dict keeps the whole model's names. Parameters have the values that
-    torch's constructors give them; the engine draws them anew by the config's `plan().init`.
+    A pipeline stage is this module with `embed`, `places`, `norm` or `head` set to None and keys of `layers`
+    deleted: the rest still runs, and its state_dict keeps the whole model's names. Parameters have the values
+    that torch's constructors give them; the engine draws them anew by the config's `plan().init`.
     """
 
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
         cfg.check()
         self.cfg = cfg
+        learned = cfg.positions == "learned"
         self.embed: Embedding | None = Embedding(cfg.vocab, cfg.hidden)
+        self.places: Embedding | None = Embedding(cfg.max_positions, cfg.hidden) if learned else None
         self.layers = nn.ModuleDict({str(layer): Block(cfg) for layer in range(cfg.layers)})
-        self.norm: RMSNorm | None = RMSNorm(cfg.hidden, cfg.norm_eps)
-        self.head: LMHead | None = LMHead(cfg.hidden, cfg.vocab)
-        self.rotary = RotaryTables(cfg.head_dim, cfg.rope_theta)
+        self.norm: nn.Module | None = norm(cfg.norm, cfg.hidden, cfg.norm_eps)
+        self.head: LMHead | None = LMHead(cfg.hidden, cfg.vocab, softcap=cfg.logit_softcap)
+        self.sequence_ranks = 1
+        self.rotary = None if learned else RotaryTables(cfg.head_width, cfg.rope_theta, _stretch(cfg))
         if cfg.tie_embeddings:
             self.embed.weight = self.head.weight
+
+    def set_sequence_ranks(self, ranks: int) -> None:
+        """Implements `common.module_interfaces.SharesSequence`."""
+        self.sequence_ranks = ranks
 
     def forward(
         self,
@@ -53,25 +67,55 @@ class Decoder(nn.Module):
         """
         # Under tensor parallelism hidden states are this rank's part of the sequence; the others are whole.
         whole = next((a for a in (positions, documents, targets) if a is not None), x)
+        seq, past = whole.shape[1], 0 if cache is None else cache.length
         if self.embed is not None:
             x = self.embed(x)
-        shared = self._shared(x, whole.shape[1], positions, documents, cache)
+        if self.places is not None:
+            counted = torch.arange(past, past + seq, device=x.device)
+            x = x + self.places(counted[None] if positions is None else positions)
+        assert documents is None or cache is None, "a cache holds one document a row"
+        rotary = self._rotary(seq, past, positions, x.device)
+        windows = {key: self.cfg.window_of(int(key)) for key in self.layers}
+        shared = {
+            window: Shared(rotary, self._mask(x, seq, past, documents, window))
+            for window in set(windows.values())
+        }
         for key, block in self.layers.items():
-            x = block(x, shared, None if cache is None else cache.layer(key))
+            x = block(x, shared[windows[key]], None if cache is None else cache.layer(key))
         if self.norm is not None:
             x = self.norm(x)
         return x if self.head is None else self.head(x, targets)
 
-    def _shared(
-        self, x: Tensor, seq: int, positions: Tensor | None, documents: Tensor | None, cache: KVCache | None
-    ) -> Shared:
-        past = 0 if cache is None else cache.length
+    def _rotary(
+        self, seq: int, past: int, positions: Tensor | None, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        if self.rotary is None:
+            return None
         if positions is not None:
-            rotary = self.rotary.at(positions)
-        else:
-            cos, sin = self.rotary.upto(past + seq, x.device)
-            rotary = cos[past:], sin[past:]
-        if documents is not None:
-            assert cache is None, "a cache holds one document a row"
-            return Shared(rotary, document_mask(documents, x.dtype))
-        return Shared(rotary, resumed_mask(seq, past, x.dtype, x.device) if past and seq > 1 else None)
+            return self.rotary.at(positions)
+        cos, sin = self.rotary.upto(past + seq, device)
+        return cos[past:], sin[past:]
+
+    def _mask(self, x: Tensor, seq: int, past: int, documents: Tensor | None, window: int) -> Mask:
+        if past:
+            return resumed_mask(seq, past, window, x.dtype, x.device)
+        return causal_mask(
+            seq * self.sequence_ranks,
+            documents=documents,
+            window=window,
+            dtype=x.dtype,
+            device=x.device,
+            explicit=bool(self.cfg.attention_softcap) and seq > 1,
+        )
+
+
+def _stretch(cfg: DecoderConfig) -> Stretch | None:
+    if cfg.rope_scaling == "none":
+        return None
+    return Stretch(
+        factor=cfg.rope_factor,
+        slow_only=cfg.rope_scaling == "llama3",
+        low=cfg.rope_low_frequency,
+        high=cfg.rope_high_frequency,
+        original=cfg.rope_original_positions,
+    )

@@ -21,6 +21,7 @@ def chunked_nll_sum(
     shard: VocabShard | None = None,
     compiler: str | None = None,
     gradients: GradientSum | None = None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [sequences], float32.
 
@@ -33,6 +34,7 @@ def chunked_nll_sum(
     compiler: torch.compile backend for two fused kernels, which read a chunk's logits in the dtype of the
         matrix product, so that no float32 copy of them exists; None: eager operators on such a copy.
     gradients: sums the weight's gradient over several calls; None: this call's alone.
+    softcap: logits z become softcap · tanh(z / softcap) before the softmax; 0: they do not.
 
     The softmax is computed in float32 (float64 for float64 arguments), the weight's gradient is added up in
     float32. Gradients are those of the total over the sequences: backward has to bring one factor for all of
@@ -53,7 +55,7 @@ def chunked_nll_sum(
     with torch.no_grad():
         wants_hidden = grad and hidden.requires_grad
         losses, hidden_grad = _losses_and_gradients(
-            hidden, weight, targets, chunk, shard, compiler, wants_hidden, weight_grad
+            hidden, weight, targets, chunk, shard, compiler, wants_hidden, weight_grad, softcap
         )
         total = losses.view(sequences, -1).sum(dim=1)
     # Two nodes, not one with two inputs: backward may be run for either alone.
@@ -73,6 +75,7 @@ def _losses_and_gradients(
     compiler: str | None,
     wants_hidden: bool,
     weight_grad: Tensor | None,
+    softcap: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the losses [rows] and, with `wants_hidden`, the gradient of `hidden`.
 
@@ -94,6 +97,7 @@ def _losses_and_gradients(
         part = slice(start, start + chunk)
         product = products[: len(hidden[part])]
         torch.mm(hidden[part], weight.T, out=product)
+        slope = _cap(product, softcap) if softcap else None
         exact_product = product if logits is products else logits[: len(product)].copy_(product)
         softmax: Softmax | FusedSoftmax
         if compiler is None:
@@ -104,6 +108,8 @@ def _losses_and_gradients(
         if hidden_grad is None and weight_grad is None:
             continue
         gradient = softmax.nll_gradient(columns[part], here[part], counted[part])
+        if slope is not None:
+            gradient = gradient.mul_(slope)
         if gradient.dtype != weight.dtype:
             gradient = product.copy_(gradient)
         if hidden_grad is not None:
@@ -111,6 +117,15 @@ def _losses_and_gradients(
         if weight_grad is not None:
             add_product(weight_grad, gradient, hidden[part])
     return losses, hidden_grad
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    """Put softcap · tanh(z / softcap) in the place of the logits z; return its derivative by z, of their
+    shape.
+    """
+    shares = torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / softcap)
+    logits.copy_(shares * softcap)
+    return shares.square_().neg_().add_(1)
 
 
 def _rows_at_a_time(weight: Tensor, rows: int, *, fused: bool) -> int:

@@ -1,21 +1,44 @@
-"""The gated feed-forward network."""
+"""The feed-forward network, with and without a gate."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.models.layers.linear import Linear
 
+_TANH = partial(F.gelu, approximate="tanh")
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "geglu_tanh": _TANH,
+    "gelu": F.gelu,
+    "gelu_tanh": _TANH,
+}
+
 
 class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) · w3 x) (Shazeer 2020, arXiv:2002.05202). [batch, seq, hidden] → the same."""
+    """w2(f(w1 x) · w3 x) with a gate (Shazeer 2020, arXiv:2002.05202), w2(f(w1 x)) without.
 
-    def __init__(self, hidden: int, width: int) -> None:
+    [batch, seq, hidden] → the same.
+
+    hidden: width of input and output.
+    width: width between the matrices.
+    activation: swiglu, geglu, geglu_tanh, gelu or gelu_tanh, which name f.
+    gated: whether there is a w3.
+    bias: whether the matrices have biases.
+    """
+
+    def __init__(self, hidden: int, width: int, activation: str, *, gated: bool, bias: bool) -> None:
         super().__init__()
-        self.w1 = Linear(hidden, width, bias=False)
-        self.w2 = Linear(width, hidden, bias=False)
-        self.w3 = Linear(hidden, width, bias=False)
+        self.w1 = Linear(hidden, width, bias=bias)
+        self.w2 = Linear(width, hidden, bias=bias)
+        self.w3 = Linear(hidden, width, bias=bias) if gated else None
+        self._activation = _ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        inner = self._activation(self.w1(x))
+        return self.w2(inner if self.w3 is None else inner * self.w3(x))

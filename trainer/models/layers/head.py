@@ -17,14 +17,19 @@ from trainer.models.layers.known_gradients import GradientSum
 class LMHead(nn.Module):
     """weight [vocab, hidden]; hidden states → logits, or with targets → negative log-likelihood by sequence.
 
+    hidden: width of the hidden states.
+    vocab: number of logits.
+    softcap: logits z become softcap · tanh(z / softcap); 0: they do not.
+
     With a part of the vocabulary's rows (`set_vocab_shard`), losses are those of `chunked_nll_sum` with a
     shard; without targets, the logits are those of this rank's rows.
 
     Implements `VocabParallel`, `FusesKernels` and `BuffersGradient` of `common.module_interfaces`.
     """
 
-    def __init__(self, hidden: int, vocab: int) -> None:
+    def __init__(self, hidden: int, vocab: int, *, softcap: float = 0.0) -> None:
         super().__init__()
+        self.softcap = softcap
         self.weight = nn.Parameter(torch.empty(vocab, hidden))
         if not self.weight.is_meta:  # as in layers.Linear
             nn.init.normal_(self.weight, std=hidden**-0.5)
@@ -43,7 +48,8 @@ class LMHead(nn.Module):
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats."""
         if targets is None:
-            return F.linear(hidden, self.weight)
+            logits = F.linear(hidden, self.weight)
+            return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
         return chunked_nll_sum(
             hidden.flatten(0, 1),
             self.weight,
@@ -52,6 +58,7 @@ class LMHead(nn.Module):
             shard=self._shard,
             compiler=self._compiler,
             gradients=self._gradients,
+            softcap=self.softcap,
         )
 
     @contextmanager

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def norm(kind: str, features: int, eps: float) -> nn.Module:
+    """Return the norm that `kind` names: rms, or layer, which subtracts the mean and adds a bias."""
+    return RMSNorm(features, eps) if kind == "rms" else nn.LayerNorm(features, eps)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight over the last dim, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 

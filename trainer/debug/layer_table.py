@@ -1,0 +1,138 @@
+"""Statistics of a step over all ranks: by module and parameter as a CSV file, by layer as a table.
+
+Names and numbers are those of one process, whatever the layout (law 1): each rank counts its own part of the
+values, and parameters have the names that they have in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.model_plan import ModelPlan
+from trainer.debug.moments import Moments
+from trainer.debug.observer import OUTPUT, OUTPUT_GRADIENT, WEIGHT, WEIGHT_GRADIENT, Found
+from trainer.ranks import Ranks
+
+COLUMNS = (
+    *("kind", "name", "layer", "count", "mean", "std", "max", "zeros", "norm"),
+    *("gradient_mean", "gradient_std", "gradient_max", "gradient_zeros", "gradient_norm"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module's output or a parameter, over the whole global batch and model.
+
+    kind: OUTPUT or WEIGHT.
+    name: of the module, or of the parameter.
+    layer: the block, such as `layers.3`, or the module at an end that the name is in.
+    place: of the layer in the model, for sorting.
+    values: its moments.
+    gradient: of the mean loss with respect to it.
+    """
+
+    kind: str
+    name: str
+    layer: str
+    place: tuple[int, int]
+    values: Moments
+    gradient: Moments
+
+
+def gather_rows(found: Found, ranks: Ranks, plan: ModelPlan) -> list[Row]:
+    """Add the moments of all ranks up, and sort them: outputs before weights, in the model's order.
+    Collective.
+    """
+    whole: Found = {}
+    for of_rank in ranks.gather(found):
+        for key, moments in of_rank.items():
+            whole.setdefault(key, Moments()).add(moments)
+    gradient_of = {OUTPUT: OUTPUT_GRADIENT, WEIGHT: WEIGHT_GRADIENT}
+    rows = []
+    for (kind, name), values in whole.items():
+        if kind in gradient_of:
+            layer = layer_of(name, plan)
+            gradient = whole.get((gradient_of[kind], name), Moments())
+            rows.append(Row(kind, name, layer, place_of(layer, plan), values, gradient))
+    return sorted(rows, key=lambda row: (row.kind, row.place, row.name))
+
+
+def layer_of(name: str, plan: ModelPlan) -> str:
+    """Return the part of the model that a module or parameter is in: `layers.3` of `layers.3.mlp.w1`."""
+    depth = plan.blocks.count(".") + 2 if name.startswith(f"{plan.blocks}.") else 1
+    return ".".join(name.split(".")[:depth])
+
+
+def place_of(layer: str, plan: ModelPlan) -> tuple[int, int]:
+    """Return where a layer is in the model: first modules, blocks, last modules."""
+    if layer.startswith(f"{plan.blocks}."):
+        return 1, int(layer.rpartition(".")[2])
+    if layer in plan.first:
+        return 0, plan.first.index(layer)
+    return 2, plan.last.index(layer) if layer in plan.last else len(plan.last)
+
+
+def by_layer(rows: Iterable[Row]) -> list[Row]:
+    """Return one row for each layer and kind: its own output, and all its parameters together."""
+    merged: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row.kind == OUTPUT and row.name != row.layer:
+            continue
+        empty = replace(row, name=row.layer, values=Moments(), gradient=Moments())
+        whole = merged.setdefault((row.kind, row.layer), empty)
+        whole.values.add(row.values)
+        whole.gradient.add(row.gradient)
+    return list(merged.values())
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write every row with all its statistics; numbers in full."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            values, gradient = row.values, row.gradient
+            writer.writerow(
+                (
+                    *(row.kind, row.name, row.layer, values.count),
+                    *(values.mean, values.std, values.largest, values.zero_fraction, values.norm),
+                    *(gradient.mean, gradient.std, gradient.largest, gradient.zero_fraction, gradient.norm),
+                )
+            )
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print a line for each layer: its output beside its parameters."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("layer")
+    for kind in ("output", "weights"):
+        for heading in ("mean", "std", "max", "zeros", "grad norm"):
+            table.add_column(f"{kind}\n{heading}" if heading == "mean" else f"\n{heading}", justify="right")
+    layers: dict[str, dict[str, Row]] = {}
+    for row in sorted(by_layer(rows), key=lambda row: row.place):
+        layers.setdefault(row.layer, {})[row.kind] = row
+    for layer, kinds in layers.items():
+        table.add_row(layer, *(cell for kind in (OUTPUT, WEIGHT) for cell in _cells(kinds.get(kind))))
+    console = Console()
+    # Output to a pipe or a file is not folded at the width of a terminal.
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _cells(row: Row | None) -> list[str]:
+    if row is None:
+        return ["-"] * 5
+    values, gradient = row.values, row.gradient
+    return [
+        f"{values.mean:.2g}",
+        f"{values.std:.3g}",
+        f"{values.largest:.3g}",
+        f"{values.zero_fraction:.1%}",
+        f"{gradient.norm:.3g}" if gradient.count else "-",
+    ]

@@ -1,0 +1,97 @@
+"""Which tokens a token attends to, as a mask for attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from torch.nn.attention.flex_attention import BlockMask
+
+    Mask: TypeAlias = Tensor | BlockMask | None
+    """An additive mask, FlexAttention's, or None for plain causal attention."""
+
+
+def causal_mask(
+    seq: int,
+    *,
+    documents: Tensor | None,
+    window: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    explicit: bool = False,
+) -> Mask:
+    """Return the mask of causal attention; None where it is plain, which kernels know by themselves.
+
+    seq: number of tokens.
+    documents: [batch, seq]; tokens with equal numbers are of one document, and attend to each other only.
+        None: all are of one.
+    window: a token attends to so many tokens, itself included; 0: to all before it.
+    dtype: of an additive mask.
+    explicit: on CUDA return a mask where it is plain too.
+
+    On CUDA a block mask, so that FlexAttention skips the blocks that nothing is seen of (Dong et al. 2024,
+    arXiv:2412.05496); elsewhere an additive mask, broadcastable to [batch, heads, seq, seq].
+    """
+    window = 0 if window >= seq else window
+    if documents is None and not window and not (explicit and device.type == "cuda"):
+        return None
+    if device.type == "cuda":
+        return causal_block_mask(seq, documents, window, device)
+    places = torch.arange(seq, device=device)
+    seen = causal_window(places, places, window)
+    if documents is not None:
+        seen = (documents[:, None, :, None] == documents[:, None, None, :]) & seen
+    return additive(seen, dtype)
+
+
+def causal_block_mask(seq: int, documents: Tensor | None, window: int, device: torch.device) -> BlockMask:
+    """Return the same mask for FlexAttention. It is made once a micro-batch, for all blocks."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = q >= k
+        if window:
+            seen = seen & (q - k < window)
+        return seen if documents is None else seen & (documents[b, q] == documents[b, k])
+
+    batch = None if documents is None else len(documents)
+    # Uncompiled, `create_block_mask` holds all batch · seq² values of `visible` at once.
+    make = compiled_once(create_block_mask) if device.type == "cuda" else create_block_mask
+    return make(visible, batch, None, seq, seq, device=device)
+
+
+def resumed_mask(new: int, past: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Return the additive causal mask [new, past + new] of `new` tokens after `past` cached ones; None for a
+    single one that attends to all.
+    """
+    if new == 1 and not 0 < window <= past:
+        return None
+    places = torch.arange(past + new, device=device)
+    return additive(causal_window(places[past:], places, window), dtype)
+
+
+def causal_window(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
+    """Return whether each query sees each key, bool [queries, keys], of places in one sequence.
+
+    window: a query sees so many keys, its own included; 0: all up to its own.
+    """
+    behind = queries[:, None] - keys[None, :]
+    return (behind >= 0) & (behind < window) if window else behind >= 0
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where `seen`, else -inf."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+@cache
+def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One compiled form for all blocks and models of the process; shapes are fixed, as training's are."""
+    return torch.compile(function, dynamic=False)

@@ -16,14 +16,19 @@ from typing import Any, NoReturn
 
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
-from launch.begin import attach, generate, prepare, train, verify
-from launch.look import checkpoint, corpus, doctor, plot, reference
+from launch.begin import attach, generate, prepare, submit, train, verify
+from launch.look import cancel, checkpoint, corpus, doctor, follow, logs, plot, reference, status
 from launch.options import command_adder
 
 COMMANDS = (
     prepare,
     corpus,
     train,
+    submit,
+    status,
+    logs,
+    follow,
+    cancel,
     verify,
     generate,
     checkpoint,

@@ -1,5 +1,14 @@
-"""A run as a job of a batch system. Imports no torch.
+"""A run as a job of a batch system. Imports no torch. Read in this order:
 
 cluster.py      what a run asks of a cluster: a cluster file, and the options of `germinal submit` over it
 submission.py   the folder `runs/NAME/submit/N/`: what a job runs, what it noted, how it ended
+elements.py     `--array`: which runs
+preflight.py    what is checked before anything is written or sent
+sending.py      config and cluster file → submissions; submissions → jobs
+code_state.py   the copy of the code that a job runs, its commit and difference
+script.py       the batch script, the same for every run, and the words for sbatch
+slurm.py        sbatch, squeue, scontrol, scancel, sinfo: each within a bounded time
+detached.py     --backend local: a run on this machine, in the background
+kubernetes/     a run as objects of Kubernetes
+state.py        how a run is, by the queue, its jobs' notes and the run folder
 """

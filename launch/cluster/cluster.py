@@ -7,12 +7,13 @@ A field states its key's meaning and limits in plain text, as the keys of a run'
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 Backend = Literal["slurm", "local", "kubernetes"]
 Runtime = Literal["apptainer", "singularity", "pyxis"]
 Code = Literal["copy", "installed"]
 
+BACKENDS = get_args(Backend)
 FOLDER = Path("configs/cluster")
 
 

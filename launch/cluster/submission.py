@@ -165,14 +165,30 @@ def read(folder: str | Path) -> Submission:
     return submission
 
 
-def add_job(folder: Path, job: str) -> None:
+@dataclass
+class SentJob:
+    """One line of jobs.jsonl: a job that was sent.
+
+    time: seconds since 1970.
+    job: its id in SLURM, or the id of its process.
+    host, started: of a process: its machine, and when it began as the kernel counts (`detached`).
+    """
+
+    time: float
+    job: str
+    host: str = ""
+    started: str = ""
+
+
+def add_job(folder: Path, job: str, *, host: str = "", started: str = "") -> None:
     """Remember a job that was sent."""
-    _append(folder / JOBS, {"time": time.time(), "job": job})
+    _append(folder / JOBS, dataclasses.asdict(SentJob(time.time(), job, host, started)))
 
 
-def jobs(folder: Path) -> list[str]:
-    """Return the ids of the submission's jobs, in the order in which they were sent."""
-    return [str(line["job"]) for line in _lines(folder / JOBS) if "job" in line]
+def jobs(folder: Path) -> list[SentJob]:
+    """Return the submission's jobs, in the order in which they were sent."""
+    names = {field.name for field in dataclasses.fields(SentJob)}
+    return [SentJob(**line) for line in _lines(folder / JOBS) if line.keys() == names]
 
 
 def note(folder: Path, line: Note) -> None:

@@ -1,0 +1,181 @@
+"""SLURM's programs, called so that every version from 20 on answers alike; each within a bounded time.
+
+`sbatch --parsable`, `squeue --format` and `scontrol --oneliner` are all that is used: no accounting (sacct),
+no JSON (which needs plugins that many clusters lack).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Seconds that a program may take. sbatch waits for a busy controller; nobody waits for a list so long.
+SENDING, ASKING = 60.0, 15.0
+
+# What a login shell, or a job in which `germinal submit` runs, must not hand on: SBATCH_* and SQUEUE_* change
+# what is asked for or shown; SLURM_* describe another job.
+_FOREIGN = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SINFO|SLURM|SLURMD|SRUN|PMI|PMIX)_.*")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
+
+_FIELDS = "%i|%T|%r|%S|%L|%N|%D"
+_ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
+)
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One job as squeue shows it.
+
+    job: its id.
+    state: SLURM's word, such as PENDING or RUNNING.
+    reason: why the job waits, or "None".
+    start: when it started, or is expected to; "N/A" where that is not known.
+    left: of its time limit.
+    nodes: its nodes, as n[1-2]; empty while it waits.
+    """
+
+    job: str
+    state: str
+    reason: str
+    start: str
+    left: str
+    nodes: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has ended for good. One that is requeued, or completing, has not."""
+        return self.state in _ENDED
+
+
+def send(words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Run sbatch; return the job's id. RuntimeError, one line, with what sbatch says where it refuses."""
+    try:
+        done = _run(words, SENDING, environ)
+    except TimeoutError as error:
+        raise RuntimeError(
+            f"{error}: the job may have been sent: look with squeue before you try again"
+        ) from None
+    if done.returncode:
+        raise RuntimeError(f"sbatch refused the job: {_last_words(done.stderr) or f'exit {done.returncode}'}")
+    # A site's own sbatch may print more. With several clusters: ID;CLUSTER.
+    ids = [line.partition(";")[0] for line in done.stdout.splitlines() if re.fullmatch(r"\d+(;.*)?", line)]
+    if not ids:
+        raise RuntimeError(f"sbatch printed no job id but {done.stdout.strip()[:200]!r}: look with squeue")
+    return ids[-1]
+
+
+def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJob]:
+    """Return those of the jobs that SLURM still knows: an ended job is forgotten after some minutes.
+
+    RuntimeError, one line, where squeue is missing, fails or does not answer in time.
+    """
+    if not jobs:
+        return {}
+    words = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", f"--format={_FIELDS}"]
+    try:
+        done = _run(words, ASKING, environ)
+    except TimeoutError as error:
+        raise RuntimeError(str(error)) from None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise RuntimeError(f"squeue failed: {_last_words(done.stderr) or f'exit {done.returncode}'}")
+    found = {}
+    for line in done.stdout.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) == len(_FIELDS.split("|")):
+            found[parts[0]] = QueuedJob(*parts[:6])
+    return found
+
+
+def restarts(job: str, environ: Mapping[str, str]) -> int | None:
+    """Return how often SLURM started the job again; None where it does not know the job any more."""
+    found = shown(job, environ).get("Restarts", "")
+    return int(found) if found.isdecimal() else None
+
+
+def shown(job: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what `scontrol show job` says of a job, as far as it is KEY=VALUE without spaces; {} where it
+    does not know the job. The job's name comes first and may hold anything: of a key, the last one counts.
+    """
+    try:
+        done = _run(["scontrol", "--oneliner", "show", "job", job], ASKING, environ)
+    except (RuntimeError, TimeoutError):
+        return {}
+    return dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", done.stdout)) if not done.returncode else {}
+
+
+def output_of(job: str, environ: Mapping[str, str]) -> str:
+    """Return the path of the job's output, "" where SLURM does not know the job. It may hold spaces."""
+    try:
+        done = _run(["scontrol", "show", "job", job], ASKING, environ)
+    except (RuntimeError, TimeoutError):
+        return ""
+    found = re.findall(r"^\s*StdOut=(.*)$", done.stdout, flags=re.MULTILINE)
+    return found[-1] if found else ""
+
+
+def cancel(jobs: Sequence[str], environ: Mapping[str, str], *, batch_signal: str = "") -> None:
+    """Take jobs out of the queue and end those that run; with `batch_signal`, only send that to the batch
+    step. RuntimeError, one line, where scancel fails.
+    """
+    how = ["--batch", f"--signal={batch_signal}"] if batch_signal else []
+    try:
+        done = _run(["scancel", *how, *jobs], ASKING, environ)
+    except TimeoutError as error:
+        raise RuntimeError(str(error)) from None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise RuntimeError(f"scancel failed: {_last_words(done.stderr) or f'exit {done.returncode}'}")
+
+
+def partitions(environ: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+    """Return the partitions: name → (time limit, nodes); {} where sinfo does not say."""
+    if shutil.which("sinfo", path=environ.get("PATH")) is None:
+        return {}
+    try:
+        done = _run(["sinfo", "--noheader", "--format=%R|%l|%D"], ASKING, environ)
+    except (RuntimeError, TimeoutError):
+        return {}
+    found: dict[str, tuple[str, int]] = {}
+    for line in done.stdout.splitlines() if not done.returncode else ():
+        name, limit, nodes = (*(part.strip() for part in line.split("|")), "", "")[:3]
+        if name and nodes.isdecimal():
+            found[name] = (limit, int(nodes) + found.get(name, ("", 0))[1])
+    return found
+
+
+def clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what belongs to another job, or changes SLURM's programs."""
+    return {name: value for name, value in environ.items() if name in _KEPT or not _FOREIGN.fullmatch(name)}
+
+
+def _run(
+    words: Sequence[str], seconds: float, environ: Mapping[str, str]
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program. RuntimeError where there is none of that name, TimeoutError where it takes too long."""
+    try:
+        return subprocess.run(
+            words,
+            env=clean(environ) | {"SLURM_TIME_FORMAT": "standard"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=seconds,
+        )
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"{words[0]}: no such program here: SLURM's programs are on a cluster's login nodes"
+        ) from None
+    except OSError as error:  # an argument that is too long
+        raise RuntimeError(f"{words[0]} cannot be run: {os.strerror(error.errno or 0)}") from None
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{words[0]} did not answer within {seconds:g} s") from None
+
+
+def _last_words(text: str) -> str:
+    """Return the last line of an error, without the program's name before it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return re.sub(r"^(sbatch|squeue|scancel|slurm_load_jobs)(: | )(error: )*", "", lines[-1]) if lines else ""

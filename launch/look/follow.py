@@ -1,0 +1,61 @@
+"""`germinal follow`: a run's state and steps as they change, until it ends; its exit code is the run's."""
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from common.exit_codes import DONE, FAILED, INTERRUPTED
+from launch import options
+from launch.look.status import RUN, in_words
+
+if TYPE_CHECKING:
+    from launch.cluster.state import Status
+
+EVERY_SECONDS = 5.0  # between two looks: each asks the queue once
+
+
+def add_command(add: options.AddCommand) -> None:
+    parser = add("follow", "show a run's state and steps until it ends, and end with its exit code")
+    parser.add_argument("folder", metavar="RUN", help=RUN)
+    parser.set_defaults(run=follow)
+
+
+def follow(args: argparse.Namespace) -> int:
+    """Print a line at every change of the run's state or step. Ctrl-C ends this command and leaves the
+    run.
+    """
+    from launch.cluster import state
+
+    args.started()
+    folder = state.find(args.folder, os.environ)
+    shown: tuple[object, ...] = ()
+    try:
+        while True:
+            now = state.status(folder, os.environ)
+            if (now.state, now.reason, now.step) != shown:
+                shown = (now.state, now.reason, now.step)
+                print(_line(now), flush=True)
+            if not now.is_live and now.state != "unknown":
+                break
+            time.sleep(EVERY_SECONDS)
+    except KeyboardInterrupt:
+        print(f"{now.run} goes on: `germinal status {args.folder}`", file=sys.stderr)
+        return INTERRUPTED
+    if now.code is not None:
+        return now.code
+    return DONE if now.step is not None and now.step == now.steps else FAILED
+
+
+def _line(now: "Status") -> str:
+    parts = [time.strftime("%H:%M:%S"), now.state]
+    if now.step is not None:
+        parts.append(f"step {now.step}/{now.steps}")
+    if now.loss is not None:
+        parts.append(f"loss {now.loss:.4g}")
+    if now.is_live and now.seconds_left:
+        parts.append(f"{in_words(now.seconds_left)} left")
+    if now.reason:
+        parts.append(f"({now.reason})")
+    return "  ".join(parts)

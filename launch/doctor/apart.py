@@ -77,10 +77,7 @@ def _examine(check: Check, at: Circumstances, writer: int, parent: int) -> NoRet
     os.setsid()  # programs that the check starts are killed with it; Ctrl-C reaches the parent alone
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    end_with_parent(parent)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -90,6 +87,14 @@ def _examine(check: Check, at: Circumstances, writer: int, parent: int) -> NoRet
     except BaseException as problem:
         _put(writer, _failed(check, problem))
     os._exit(0)
+
+
+def end_with_parent(parent: int) -> None:
+    """In a child: have the kernel kill it when the process `parent`, which made it, ends. On Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # that ended before the line above
+            os._exit(1)
 
 
 def _failed(check: Check, problem: BaseException) -> Finding:

@@ -25,25 +25,6 @@ PASSING = {
     "ramfs": "it lies in memory: files are lost at a reboot, and they take memory from the ranks",
     "overlay": "it belongs to a container: files are lost with it",
 }
-# Types on which the same folder can be seen by other nodes.
-SHARED = (
-    "nfs",
-    "nfs4",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "fuse.ceph",
-    "glusterfs",
-    "cifs",
-    "smb3",
-    "9p",
-    "afs",
-    "wekafs",
-    "pvfs2",
-    "orangefs",
-    "virtiofs",
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +42,7 @@ def check(at: Circumstances, folder: Path) -> Iterator[Finding]:
     A folder is made there and removed again.
     """
     there = nearest(folder.absolute())
-    yield from kind(there, mounts(), at)
+    yield from kind(there, mounts())
     try:
         place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=there))
     except OSError as problem:
@@ -114,7 +95,7 @@ def mounts(file: Path = MOUNTS) -> list[Mount]:
     return found
 
 
-def kind(there: Path, mounted: list[Mount], at: Circumstances) -> Iterator[Finding]:
+def kind(there: Path, mounted: list[Mount]) -> Iterator[Finding]:
     """Of which type the file system under `there` is, and what that means."""
     resolved = there.resolve()
     above = [mount for mount in mounted if resolved.is_relative_to(mount.point)]
@@ -132,9 +113,6 @@ def kind(there: Path, mounted: list[Mount], at: Circumstances) -> Iterator[Findi
             "mount it without nolock and local_lock; until then start a run on one node "
             "at a time: the epoch file ends the older of two starts",
         )
-    elif at.one_of_several and mount.kind not in SHARED and not mount.kind.startswith("fuse"):
-        text = f"{there} is on {mount.kind}, which usually belongs to one node"
-        yield note("folder.kind", text, "see folder.shared below for whether the nodes see the same folder")
     else:
         yield ok(
             "folder.kind",

@@ -30,7 +30,11 @@ def check(at: Circumstances) -> Iterator[Finding]:
     versions = {name: version for name in TOLD if (version := installed(name))}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     python = platform.python_version()
-    yield ok("software.versions", f"Python {python}, {told}", same={"Python": python, **versions})
+    yield ok(
+        "software.versions",
+        f"Python {python}, {told}",
+        same={"Python": python, **versions, PROJECT: installed(PROJECT) or ""},
+    )
     yield from _python()
     unfit = list(misfits(installed))
     yield from unfit

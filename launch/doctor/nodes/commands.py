@@ -24,7 +24,7 @@ def allocated(environ: Mapping[str, str]) -> list[str]:
     nodes = environ.get("SLURM_JOB_NODELIST", "")
     if "SLURM_JOB_ID" not in environ or not nodes:
         raise ValueError(
-            "--nodes: not inside an allocation: `salloc -N 2 germinal doctor --nodes`, or the same in a batch "
+            "--nodes: not in an allocation: `salloc -N 2 germinal doctor --nodes`, or the same in a batch "
             "script; or give the hosts, which are reached by ssh: --hosts a,b"
         )
     step, tasks = environ.get("SLURM_STEP_ID", ""), environ.get("SLURM_STEP_NUM_TASKS", "1")

@@ -53,22 +53,28 @@ def installed(name: str) -> str | None:
 def misfits(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
     """Yield a finding for each package that is missing, or installed in a version that another refuses.
 
+    Of several that refuse it, the one nearest to this project is named.
+
     version_of: distribution → its installed version, or None.
     """
     seen: set[str] = set()
+    told: set[str] = set()
     waiting = [(PROJECT, ""), *((PROJECT, extra) for extra in EXTRAS)]
     while waiting:
         owner, extra = waiting.pop(0)
         for need in needs(owner, extra):
-            version = version_of(need.name)
+            name, version = canonicalize_name(need.name), version_of(need.name)
             if version is None:
-                if not (owner == PROJECT and extra):  # an extra that nobody asked for
+                unasked = owner == PROJECT and extra
+                if not unasked and name not in told:
+                    told.add(name)
                     yield _unfit(need, owner, "is not installed", at_start=True)
                 continue
-            if not need.specifier.contains(Version(version), prereleases=True):
+            if not need.specifier.contains(Version(version), prereleases=True) and name not in told:
+                told.add(name)
                 yield _unfit(need, owner, f"is {version}", at_start=not extra)
             for inner in ("", *sorted(need.extras)):
-                if (key := f"{canonicalize_name(need.name)}[{inner}]") not in seen:
+                if (key := f"{name}[{inner}]") not in seen:
                     seen.add(key)
                     waiting.append((need.name, inner))
 

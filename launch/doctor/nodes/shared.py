@@ -68,7 +68,7 @@ def see(at: Place) -> Iterator[Finding]:
     """The others find the folder, and ask for what is not there yet: caches may remember that."""
     if at.is_first:
         return
-    if not wait_for(lambda: (at.path / "token").read_bytes() == at.name.encode()):
+    if not wait_for(lambda: (at.path / "token").read_bytes() == at.name.encode(), SEEN_WITHIN_SECONDS):
         text = f"{at.folder} is not the folder that {at.first} has: a file made there was not seen here"
         remedy = "put the run folder on a file system that all nodes share, and mount it on this node"
         yield error("folder.shared", text, remedy)
@@ -151,7 +151,7 @@ def count(at: Place) -> Iterator[Finding]:
         counted = count_lines(at.path / "together", at.hosts)
         return counted == (0, 0)
 
-    wait_for(all_there)
+    wait_for(all_there, SEEN_WITHIN_SECONDS)
     lost, torn = counted
     if lost or torn:
         text = f"{at.folder}: of {lines} lines that all nodes appended, {lost} are lost and {torn} torn"
@@ -165,7 +165,7 @@ def _has_time(file: Path) -> bool:
     return float(file.read_bytes()) > 0
 
 
-def wait_for(reached: Callable[[], bool], seconds: float = SEEN_WITHIN_SECONDS) -> bool:
+def wait_for(reached: Callable[[], bool], seconds: float) -> bool:
     """Whether `reached` became true within `seconds`; a file that is not there, or is empty, counts as no."""
     deadline = time.monotonic() + seconds
     while True:

@@ -42,6 +42,30 @@ LIKE_OTHERS: list[tuple[int, dict[str, Any]]] = [
     *((4, {"pp": 2, "zero": 3, "schedule": name}) for name in ("gpipe", "interleaved_zero_bubble")),
     (8, {"pp": 2, "tp": 2, "zero": 1}),
 ]
+# What families of decoders have: biases, learned positions, windows, soft caps.
+GPT2 = {
+    "norm": "layer",
+    "activation": "gelu_tanh",
+    "attention_bias": "all",
+    "mlp_bias": True,
+    "positions": "learned",
+    "max_positions": 48,
+    "qk_norm": False,
+    "tie_embeddings": True,
+}
+MIXED = {
+    "head_dim": 10,
+    "norm": "layer",
+    "activation": "geglu",
+    "attention_bias": "all",
+    "mlp_bias": True,
+    "rope_scaling": "llama3",
+    "rope_original_positions": 16,
+    "window": 6,
+    "global_every": 2,
+    "attention_softcap": 3.0,
+    "logit_softcap": 2.0,
+}
 
 
 def label(value: Any) -> str | None:
@@ -128,3 +152,24 @@ def test_recomputation(ranks: Any, world: int, parallel: dict[str, Any]) -> None
 @pytest.mark.parametrize("cut", ["cost", "3,2"])
 def test_uneven_stages(ranks: Any, cut: str) -> None:
     check(ranks, 2, Case(parallel={"pp": 2, "cut": cut}, model={"layers": 5}, micro_batch=2, steps=5))
+
+
+@pytest.mark.parametrize("model", [GPT2, MIXED], ids=["gpt2", "mixed"])
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, {"zero": 3}),
+        (2, {"tp": 2}),
+        (2, {"cp": 2}),
+        (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),
+        (4, {"pp": 2, "tp": 2}),
+        *((2, {"engine": "deepspeed", "zero": zero}) for zero in (1, 3)),
+    ],
+    ids=label,
+)
+def test_a_family_on_this_layout(
+    ranks: Any, world: int, parallel: dict[str, Any], model: dict[str, Any]
+) -> None:
+    micro = 1 if "pp" in parallel else 2
+    documents = "cp" in parallel or parallel == {"tp": 2}
+    check(ranks, world, Case(parallel=parallel, model=model, micro_batch=micro, steps=5, documents=documents))

@@ -134,7 +134,7 @@ class DecoderConfig:
             given = f"model.head_dim: {self.head_dim}"
             if not self.head_dim:
                 given = f"model.hidden: {self.hidden} / model.heads {self.heads} = {self.head_width} a head"
-            raise ValueError(f"{given}; rotary positions need an even number")
+            raise ValueError(f"{given}; model.positions=rope needs an even number")
         if self.heads % self.key_value_heads:
             raise ValueError(f"model.heads: {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
         if self.rope_scaling == "llama3" and self.rope_low_frequency >= self.rope_high_frequency:

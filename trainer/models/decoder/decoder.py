@@ -17,7 +17,7 @@ from trainer.models.layers.norm import norm
 from trainer.models.layers.shared import RotaryTables, Shared, Stretch
 
 if TYPE_CHECKING:
-    from trainer.models.layers.masks import Mask
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Decoder(nn.Module):
@@ -96,7 +96,9 @@ class Decoder(nn.Module):
         cos, sin = self.rotary.upto(past + seq, device)
         return cos[past:], sin[past:]
 
-    def _mask(self, x: Tensor, seq: int, past: int, documents: Tensor | None, window: int) -> Mask:
+    def _mask(
+        self, x: Tensor, seq: int, past: int, documents: Tensor | None, window: int
+    ) -> Tensor | BlockMask | None:
         if past:
             return resumed_mask(seq, past, window, x.dtype, x.device)
         return causal_mask(

@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from torch.nn.attention.flex_attention import BlockMask
-
-    Mask: TypeAlias = Tensor | BlockMask | None
-    """An additive mask, FlexAttention's, or None for plain causal attention."""
 
 
 def causal_mask(
@@ -26,7 +21,7 @@ def causal_mask(
     dtype: torch.dtype,
     device: torch.device,
     explicit: bool = False,
-) -> Mask:
+) -> Tensor | BlockMask | None:
     """Return the mask of causal attention; None where it is plain, which kernels know by themselves.
 
     seq: number of tokens.

@@ -6,6 +6,18 @@ exceptions, and each ends in an error line of its own; a generator serves both i
 
 import time
 from collections.abc import Iterator
+from typing import TypeVar
+
+# Note on an error (`BaseException.add_note`) that comes again, bit for bit, whenever the work is done again.
+REPEATS = "comes again at every attempt"
+
+E = TypeVar("E", bound=Exception)
+
+
+def repeats(error: E) -> E:
+    """Return the error with the note REPEATS, for `raise repeats(…)`: nobody need start the work again."""
+    error.add_note(REPEATS)
+    return error
 
 
 def attempts(times: int, pause_seconds: float, factor: float = 2.0) -> Iterator[int]:

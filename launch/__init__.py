@@ -12,7 +12,7 @@ tables.py      tables for people, JSON for scripts
 quickstart.py  `make quickstart`
 recipe_help.py the help of `germinal prepare`'s settings
 
-To follow a command, read cli.py, the command's file, and for `train` local/run.py. A new command is a file in
-begin/ or look/ and a name in cli.py's COMMANDS. A second way to launch the ranks is a room beside local/: it
-takes a `job.Job`, as `local.run.run_job` does, and a command in begin/ chooses between the two.
+To follow a command, read cli.py, the command's file, and for `train` local/keep_running.py. A new command is
+a file in begin/ or look/ and a name in cli.py's COMMANDS. A second way to launch the ranks is a room beside
+local/: it takes a `job.Job`, as `local.keep_running` does, and a command in begin/ chooses between the two.
 """

@@ -8,6 +8,7 @@ format is visible here.
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from common.retry import repeats
 from data.stream.batch import Batch
 from parallel.engine import Engine, StepResult
 from trainer.checkpoint.manager import Checkpointer
@@ -84,7 +85,7 @@ def train(
             checkpoint_due=checkpointer.due(state.step),
         )
         if decision.then is Then.FAIL:
-            raise on_every_rank(RuntimeError(decision.why))
+            raise on_every_rank(repeats(RuntimeError(decision.why)))
         if decision.evaluate and not evaluate():
             decision = SAVE_AND_STOP
         if decision.save:

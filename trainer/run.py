@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from common.retry import repeats
 from data.stream.loader import Loader
 from data.stream.stream import Stream
 from parallel.engine import Engine
@@ -66,7 +67,7 @@ class Run:
         """
         while (end := self._train()).then is Then.REWIND:
             if not self.rewind(end.why):
-                raise on_every_rank(RuntimeError(end.why))
+                raise on_every_rank(repeats(RuntimeError(end.why)))
         if end.then is not Then.DONE:
             return False
         self.meter.finish(self.state)

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from common.retry import repeats
 from data.config import DataConfig, check
 from data.corpus.corpus import Corpus, check_tokenizers, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
@@ -160,7 +161,7 @@ class Stream:
         fragments, damaged = part.spans.fragments, part.spans.damaged
         documents = fragments.document[damaged].tolist()
         if self.cfg.on_corrupt == "stop":
-            raise RuntimeError(str(era.damaged_document(documents[0])))
+            raise repeats(RuntimeError(str(era.damaged_document(documents[0]))))
         for number, document in zip(numbers[part.rows[fragments.row[damaged]]].tolist(), documents):
             found = era.damaged_document(document)
             entry = {"sequence": number, "source": self.names[part.source], **vars(found)}

@@ -76,8 +76,9 @@ def debug_arguments(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Check the config for this number of ranks; then become the only rank, or supervise several."""
+    """Check the config for this number of ranks; then run the ranks, and start them again after a failure."""
     from launch.local import run
+    from launch.local.keep_running import keep_running
     from trainer.process.disk import check_folder
 
     debug_options = debug_arguments(args)
@@ -100,4 +101,4 @@ def train(args: argparse.Namespace) -> int:
     if args.debug:
         args.started()  # Ctrl-C raises KeyboardInterrupt, at which pdb opens
         return run.debug(job)
-    return run.run_job(job)
+    return keep_running(job, cfg)

@@ -64,7 +64,8 @@ class LocalRank:
             process.stdout.close()
         for descriptor in descriptors:
             os.set_blocking(descriptor, False)
-        output = RankOutput(number, prefixed=prefixed, errors=ours, terminal=ours if has_terminal else -1)
+        terminal = ours if has_terminal else -1
+        output = RankOutput(number, prefixed=prefixed, errors=ours, terminal=terminal)
         return cls(process, output, descriptors)
 
     @property

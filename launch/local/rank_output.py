@@ -5,6 +5,7 @@ import termios
 import time
 
 from common.standard_error import write
+from launch.local.rank_log import RankLog
 
 # A line that starts so may begin a rank's final error. Every rank that fails after another has an error too;
 # only that of the first rank to fail is shown.
@@ -20,6 +21,7 @@ class RankOutput:
     prefixed: whether `[rank N]` stands before the rank's lines.
     errors: descriptor of the rank's standard error.
     terminal: the same descriptor where it is a terminal, on which the rank may draw a progress line; else -1.
+    log: keeps every line in a file besides; None: nowhere.
     held_back: lines from the beginning of an error on, not shown yet.
     held_since: when the first of them came (`time.monotonic`); 0.0 where there is none.
     showed_error: an error was shown that was not the rank's end, and nothing is held back any more.
@@ -30,6 +32,7 @@ class RankOutput:
         self.prefixed = prefixed
         self.errors = errors
         self.terminal = terminal
+        self.log: RankLog | None = None
         self.held_back: list[bytes] = []
         self.held_since = 0.0
         self.showed_error = False
@@ -58,11 +61,18 @@ class RankOutput:
         self.show_held_back()
         self.showed_error, self.held_back, self.held_since = True, [], 0.0
 
+    def close(self) -> None:
+        """No more output comes: close the log."""
+        if self.log is not None:
+            self.log.close()
+
     def _pass_on(self, descriptor: int, chunk: bytes) -> None:
         *lines, tail = (self._tails.get(descriptor, b"") + chunk).split(b"\n")
         if not chunk and tail:  # the end: what is left of a line counts as one
             lines, tail = [tail], b""
         for line in lines:
+            if self.log is not None:
+                self.log.line(line)
             begins_error = line.startswith(ERROR_BEGINNINGS) and not self.showed_error
             if descriptor == self.errors and (self.held_back or begins_error):
                 self.held_since = self.held_since or time.monotonic()

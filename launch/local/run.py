@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +13,7 @@ from typing import NoReturn
 from launch.job import Job, ProcessCommand
 from launch.local.debug_terminal import DebugTerminal
 from launch.local.rank_commands import rank_commands
+from launch.local.rendezvous_file import rendezvous_file
 from launch.local.supervisor import supervise
 from trainer.process.interrupts import hold
 
@@ -21,35 +22,10 @@ from trainer.process.interrupts import hold
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
-def run_job(job: Job) -> int:
-    """Run the job's ranks; return the exit code.
-
-    A single rank replaces this process: it has the terminal and the signals to itself, as if started by hand.
-    Several ranks are supervised by this process.
-    """
-    if job.nproc == 1:
-        become(*_commands(job))
-    return run_as_children(job)
-
-
 def run_as_children(job: Job) -> int:
     """Run the job's ranks as children of this process; return the exit code."""
-    with _rendezvous_file() as file:
-        return supervise(_commands(job, f"file://{file}"))
-
-
-@contextlib.contextmanager
-def _rendezvous_file() -> Iterator[str]:
-    """Yield the path of a file, for this run alone, at which its ranks meet.
-
-    On Linux the file is in no folder: it ends with this process, however this process ends.
-    """
-    if sys.platform == "linux":
-        with open(os.memfd_create("rendezvous"), "rb") as file:
-            yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
-    else:
-        with tempfile.TemporaryDirectory(prefix="germinal-") as folder:
-            yield f"{folder}/rendezvous"
+    with rendezvous_file() as file:
+        return supervise(_commands(job, f"file://{file}")).show_error()
 
 
 def become(command: ProcessCommand) -> NoReturn:

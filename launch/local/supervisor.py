@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine and supervises them.
+"""Starts the ranks of one machine and supervises them until all have ended.
 
 Several ranks become one program: one exit code, one error, one Ctrl-C, and no process left behind.
 """
@@ -8,24 +8,40 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED
+from common.exit_codes import ASKED_TO_STOP, DONE
 from common.standard_error import write
 from launch.job import ProcessCommand
+from launch.local.ended import STOPS, Ended, StopRequests, ended
 from launch.local.local_rank import LocalRank
-from launch.local.rank_output import SHOW_CURSOR, show_line
+from launch.local.rank_log import RankLog
+from launch.local.rank_output import SHOW_CURSOR
 from launch.local.signal_inbox import SignalInbox
 from trainer.process.interrupts import ONE_PRESS_SECONDS
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+RECORDED = (*STOPS, signal.SIGTSTP)
 NEVER = float("inf")
 
 
 def supervise(
-    commands: Sequence[ProcessCommand], *, grace_seconds: float = 10.0, stop_seconds: float = 600.0
-) -> int:
-    """Run `commands` as the ranks of one program until all have ended; return the program's exit code.
+    commands: Sequence[ProcessCommand],
+    *,
+    first_rank: int = 0,
+    grace_seconds: float = 10.0,
+    stop_seconds: float = 600.0,
+    signals: SignalInbox | None = None,
+    new_log: Callable[[int, int], RankLog] | None = None,
+    goes_on: Callable[[], str] | None = None,
+) -> Ended:
+    """Run `commands` as the ranks of one program until all have ended; return how they ended.
+
+    first_rank: the number of the first of them; they are numbered one after another.
+    grace_seconds: between SIGTERM and SIGKILL for the ranks that are left after a failure.
+    stop_seconds: in which a rank that was asked to stop has to save and leave.
+    signals: records the signals to this process; None: from here to the end only.
+    new_log: (rank, process id of rank 0) → the log that keeps the rank's lines; None: no logs.
+    goes_on: returns what the same command would do after a kill; None: nothing is said about it.
 
     Output: rank 0 keeps standard output. What the others print, and what any rank writes to standard error,
     comes out on standard error line by line behind `[rank N]`; on a terminal, rank 0 may draw its progress
@@ -37,39 +53,44 @@ def supervise(
     descriptor is in GERMINAL_UNDER_WAY.) A rank that a signal ended counts as failed (1).
 
     Signals: SIGINT, SIGTERM and SIGUSR1 are passed on, and SIGCONT with them. A request to stop may come any
-    number of times. A second SIGINT kills all ranks, and so does the end of `stop_seconds`, in which a rank
-    has to save and leave. If this process itself is killed, the kernel kills the ranks (on Linux).
+    number of times. A second SIGINT kills all ranks, and so does the end of `stop_seconds`. SIGTSTP (Ctrl-Z)
+    stops the ranks and this process, until SIGCONT. If this process itself is killed, the kernel kills the
+    ranks (on Linux).
     """
-    supervisor = _Supervisor(grace_seconds, stop_seconds)
+    inbox = signals or SignalInbox(RECORDED)
+    supervisor = _Supervisor(grace_seconds, stop_seconds, inbox)
     try:
-        for rank, command in enumerate(commands):
+        for rank, command in enumerate(commands, first_rank):
             supervisor.start(rank, command, prefixed=len(commands) > 1)
-        return supervisor.watch()
+            if new_log is not None:
+                supervisor.keep_log(rank, new_log)
+        supervisor.watch()
+        end = ended(supervisor.ranks, supervisor.stops, goes_on)
     finally:
         supervisor.close()
+        if signals is None:
+            inbox.close()
+    return end
 
 
 class _Supervisor:
     """State of `supervise`; times are `time.monotonic`.
 
     ranks: in rank order.
-    stop_requests: SIGTERM, SIGINT and a second SIGINT, in the order in which they came first.
+    stops: the requests to stop.
     interrupted_at: when the first SIGINT came.
     stop_by: when ranks that were asked to stop are killed.
     kill_at: when the ranks that are left after a failure are killed.
-    unresponsive: the ranks that were killed because they had not left by `stop_by`.
     """
 
-    def __init__(self, grace_seconds: float, stop_seconds: float) -> None:
+    def __init__(self, grace_seconds: float, stop_seconds: float, signals: SignalInbox) -> None:
         self.grace_seconds = grace_seconds
-        self.stop_seconds = stop_seconds
         self.ranks: list[LocalRank] = []
-        self.stop_requests: list[int] = []
+        self.stops = StopRequests(stop_seconds)
         self.interrupted_at = NEVER
         self.stop_by = NEVER
         self.kill_at = NEVER
-        self.unresponsive: list[int] = []
-        self.signals = SignalInbox(FORWARDED)
+        self.signals = signals
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.signals.wakeup, selectors.EVENT_READ)
         self.under_way_reader, self.under_way_writer = os.pipe()
@@ -81,33 +102,47 @@ class _Supervisor:
         for descriptor in rank.descriptors:
             self.selector.register(descriptor, selectors.EVENT_READ, rank)
 
-    def watch(self) -> int:
-        """Supervise until every rank has ended; return the exit code."""
+    def keep_log(self, number: int, new_log: Callable[[int, int], RankLog]) -> None:
+        self.ranks[-1].output.log = new_log(number, self.ranks[0].process.pid)
+
+    def watch(self) -> None:
+        """Supervise until every rank has ended."""
         while any(rank.is_running for rank in self.ranks):
             self._pass_on_signals()
             self._react()
             until_kill = min(self.kill_at, self.stop_by) - time.monotonic()
             self._read_output(timeout=max(0.0, min(1.0, until_kill)))
+        self._pass_on_signals()  # that came last: a run that was asked to stop is not started again
         self._react()
         self._read_output(timeout=0.0)
-        return self._conclude()
 
     def _pass_on_signals(self) -> None:
         for number in self.signals.take():
             now = time.monotonic()
+            if number == signal.SIGTSTP:
+                self._stand_still()
+                continue
             if number == signal.SIGINT:
                 if now > self.interrupted_at + ONE_PRESS_SECONDS:
-                    self.stop_requests.append(number)
+                    self.stops.arrived.append(number)
                     self._kill_all()
                     continue
                 self.interrupted_at = min(self.interrupted_at, now)
-            if number in self.stop_requests:
+            if number in self.stops.arrived:
                 continue
             self._send(number, self.ranks)
             self._send(signal.SIGCONT, self.ranks)  # a stopped process handles no signal
-            if number != signal.SIGUSR1:
-                self.stop_requests.append(number)
-                self.stop_by = min(self.stop_by, now + self.stop_seconds)
+            if number == signal.SIGUSR1:
+                self.stops.warned = True
+            else:
+                self.stops.arrived.append(number)
+                self.stop_by = min(self.stop_by, now + self.stops.stop_seconds)
+
+    def _stand_still(self) -> None:
+        """Stop the ranks and this process, as Ctrl-Z does to a program of one process, until SIGCONT."""
+        self._send(signal.SIGSTOP, self.ranks)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._send(signal.SIGCONT, self.ranks)
 
     def _react(self) -> None:
         """Send SIGTERM to the others after the first failure; kill what is left when its time is over."""
@@ -115,6 +150,8 @@ class _Supervisor:
         self._note_ended()
         self._note_under_way()
         for rank in self.ranks:
+            if rank.output.log is not None:
+                rank.output.log.flush()
             is_running = rank.process.returncode is None
             if is_running and rank.output.held_back and now > rank.failed_at + self.grace_seconds:
                 rank.output.stop_holding_back()
@@ -122,8 +159,8 @@ class _Supervisor:
                 self.kill_at = now + self.grace_seconds
                 # A rank that has printed an error is about to end, and its exit code may be what counts.
                 self._send(signal.SIGTERM, [rank for rank in self.ranks if not rank.output.held_back])
-        if now >= self.stop_by and not self.unresponsive:
-            self.unresponsive = self._unresponsive()
+        if now >= self.stop_by and not self.stops.unresponsive:
+            self.stops.unresponsive = self._unresponsive()
             self._kill_all()
         if now >= self.kill_at:
             self._kill_all()
@@ -135,8 +172,9 @@ class _Supervisor:
 
     def _note_under_way(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            for number in os.read(self.under_way_reader, 1 << 16).split():
-                self.ranks[int(number)].under_way = True
+            numbers = {int(word) for word in os.read(self.under_way_reader, 1 << 16).split()}
+            for rank in self.ranks:
+                rank.under_way |= rank.number in numbers
 
     def _unresponsive(self) -> list[int]:
         """The ranks that still run; where some of them are stopped, those: the others wait for them."""
@@ -154,56 +192,6 @@ class _Supervisor:
                 self.signals.clear_wakeup()
             elif not key.data.output.read(key.fd):
                 self.selector.unregister(key.fd)
-
-    def _conclude(self) -> int:
-        """After all have ended, show the error of the first rank to fail; return the program's exit code."""
-        failed = [rank for rank in self.ranks if rank.failed]
-        self._show_errors_of_survivors(failed)
-        if not failed:
-            return max(rank.process.returncode for rank in self.ranks)
-        first = min(failed, key=lambda rank: rank.failed_at)
-        code = first.process.returncode
-        has_error = bool(first.output.held_back or first.output.showed_error)
-        ended_early = -code in FORWARDED and not first.under_way and not has_error
-        if code < 0 and (self.stop_requests or ended_early):
-            return self._ended_by_signal(-code)
-        first.output.show_held_back()
-        if code < 0 and not has_error:
-            name = signal.Signals(-code).name
-            hint = " (out of memory? see the kernel's log)" if -code == signal.SIGKILL else ""
-            show_line(f"error: rank {first.number} was ended by {name}{hint}".encode())
-        elif not has_error and code not in ASKED_TO_STOP:
-            show_line(f"error: rank {first.number} ended with exit code {code} and said nothing".encode())
-        return FAILED if code < 0 else code
-
-    def _show_errors_of_survivors(self, failed: Sequence[LocalRank]) -> None:
-        """Show what ranks that did not fail had held back, the same lines once."""
-        shown: list[list[bytes]] = []
-        for rank in self.ranks:
-            if rank not in failed and rank.output.held_back not in shown:
-                rank.output.show_held_back()
-                shown.append(rank.output.held_back)
-
-    def _ended_by_signal(self, number: int) -> int:
-        """Say how the signal `number` ended the first rank; return the program's exit code.
-
-        A rank that does not handle signals yet is ended by one: there was nothing to save. A rank that was
-        killed because it did not end in time has lost what came after its last checkpoint.
-        """
-        request = self.stop_requests[-1] if self.stop_requests else number
-        how = "interrupted" if request == signal.SIGINT else "asked to stop"
-        if self.unresponsive:
-            ranks = ", ".join(map(str, self.unresponsive))
-            show_line(
-                f"error: {how}, and rank {ranks} did not answer within {self.stop_seconds:g} s: killed; "
-                "the same command goes on from the last checkpoint".encode()
-            )
-            return FAILED
-        if number in FORWARDED and len(self.stop_requests) < 2:
-            show_line(f"error: {how} before the first step: nothing was under way".encode())
-            return INTERRUPTED if request == signal.SIGINT else STOPPED
-        show_line(f"error: {how}; the same command goes on from the last checkpoint".encode())
-        return 128 + request
 
     def _send(self, number: int, ranks: Sequence[LocalRank]) -> None:
         for rank in ranks:
@@ -224,11 +212,11 @@ class _Supervisor:
         self._kill_all()
         for rank in self.ranks:
             rank.process.wait()
+            rank.output.close()
             for descriptor in rank.descriptors:
                 os.close(descriptor)
             if rank.output.terminal >= 0:  # killed while it drew, it could not show the cursor again
                 write(SHOW_CURSOR)
         self.selector.close()
-        self.signals.close()
         os.close(self.under_way_reader)
         os.close(self.under_way_writer)

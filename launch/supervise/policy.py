@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, STOPPED, WRONG
 
-# Seconds before each further start without a new checkpoint: the first follows at once.
-WAITS = (0.0, 2.0, 8.0, 30.0, 60.0)
+# Seconds before each further start without a new checkpoint. The first follows at once; a file system or a
+# machine that is away may take minutes to come back.
+WAITS = (0.0, 10.0, 60.0, 300.0)
 SAME_STEP = 3  # failures at one step, without a new checkpoint in between, after which a run is given up
 _OVER = (DONE, WRONG, *ASKED_TO_STOP)
 
@@ -59,13 +60,13 @@ class Attempt:
         """Return who ended, where and how: `rank 1 on n2 was ended by SIGKILL at step 41`."""
         who = "the run" if self.rank is None else f"rank {self.rank}"
         on = f" on {self.host}" if self.host else ""
-        when = f"at step {self.step}" if self.step else "before the first step was done"
+        when = f"at step {self.step}" if self.under_way else "before its first step was done"
         if self.host_lost:
             return f"{who}{on} was lost with its machine {when}"
         if self.hung:
             return f"{who}{on} hung {when}"
         if self.code < 0:
-            return f"{who}{on} was ended by {_signal_name(-self.code)} {when}"
+            return f"{who}{on} was ended by {signal_name(-self.code)} {when}"
         return f"{who}{on} failed with exit code {self.code} {when}"
 
 
@@ -157,6 +158,7 @@ def _same_step(attempts: Sequence[Attempt]) -> bool:
     return (
         len(latest) == SAME_STEP
         and len({attempt.step for attempt in latest}) == 1
+        and all(attempt.under_way for attempt in latest)
         and not any(attempt.has_saved for attempt in latest[1:])
     )
 
@@ -181,7 +183,8 @@ def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return SIGKILL for 9."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal

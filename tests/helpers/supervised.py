@@ -7,13 +7,14 @@ from pathlib import Path
 
 # The parent: supervises one rank for each script that it is given.
 PARENT = """
-import sys
+import signal, sys
 from launch.job import ProcessCommand
 from launch.local.supervisor import supervise
 grace, stop, *scripts = sys.argv[1:]
 answers = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())\\n"
 ranks = [ProcessCommand((sys.executable, "-c", answers + script)) for script in scripts]
-sys.exit(supervise(ranks, grace_seconds=float(grace), stop_seconds=float(stop)))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in a script's background ignores it
+sys.exit(supervise(ranks, grace_seconds=float(grace), stop_seconds=float(stop)).show_error())
 """
 SLEEP = "import time; time.sleep(60)"
 # Said by a rank whose first step is done: from then on, all may leave, each in its time.

@@ -11,7 +11,7 @@ import pytest
 
 from launch import cli
 from launch.job import Job
-from launch.local import run
+from launch.local import keep_running
 from whole_runs import ASCII, failure
 
 GERMINAL = str(Path(sys.executable).with_name("germinal"))
@@ -154,7 +154,7 @@ def test_a_wrong_config_never_imports_torch(config: str) -> None:
 
 def test_overrides_may_stand_on_both_sides_of_an_option(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     jobs: list[Job] = []
-    monkeypatch.setattr(run, "run_job", lambda job: jobs.append(job) or 0)
+    monkeypatch.setattr(keep_running, "keep_running", lambda job, cfg: jobs.append(job) or 0)
     assert cli.main(["train", config, "seed=1", "--nproc", "2", "seed=2", "train.steps=9"]) == 0
     assert jobs == [Job(config, ("seed=1", "seed=2", "train.steps=9"), 2)]
 

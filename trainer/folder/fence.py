@@ -90,6 +90,15 @@ class Fence:
             os.close(descriptor)
 
 
+def is_held_by(folder: Path, pid: int) -> bool:
+    """Whether the newest start of the run in `folder` is that of process `pid` on this machine."""
+    try:
+        mark = (folder / EPOCH).read_bytes()
+    except OSError:
+        return False
+    return mark.decode(errors="replace").endswith(f" process {pid} on {_host()}\n")
+
+
 def _epoch(mark: bytes) -> int:
     """Return the number that a mark begins with, else 0. The rest of the mark distinguishes two starts."""
     number = re.match(rb"\d{1,100} ", mark)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.exit_codes import FAILED
+from common.retry import REPEATS
 from common.standard_error import complain
 from parallel.world.runtime import Runtime
 from trainer.folder.fence import Fence
@@ -89,7 +90,9 @@ class Failures:
                 EventLog(self.folder / "events.jsonl", self.fence.check, shown=False)
             ) as events,
         ):
-            events.event("fault", step, " ".join(str(error).split()), rank=self.runtime.rank)
+            # A supervisor that reads `repeats` does not start the ranks again.
+            more = {"repeats": True} if REPEATS in notes else {}
+            events.event("fault", step, " ".join(str(error).split()), rank=self.runtime.rank, **more)
 
     def _reported_elsewhere(self, error: Exception) -> bool:
         """Whether another rank has reported this error and left. Wait for that rank where the notes say that

@@ -1,5 +1,6 @@
 """`events.jsonl`: what happened to a run besides its steps, each with its reason."""
 
+import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,8 +38,12 @@ class EventLog(JsonlLog):
         self._shown = shown
 
     def event(self, kind: str, step: int, reason: str, **fields: Any) -> None:
-        """Record that `kind` (one word, such as "resume" or "fault") happened at `step`, and why."""
+        """Record that `kind` (one word, such as "resume" or "fault") happened at `step`, and why. A
+        fault has the rank and the host that it happened on.
+        """
         if self._on:
+            if kind == "fault":  # rank 0 writes the events; a rank that writes its own fault says its number
+                fields = {"rank": 0, "host": socket.gethostname()} | fields
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self.write({"time": now, "kind": kind, "step": step, "reason": reason, **fields})
             if self._shown and kind in SHOWN:

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         commands = rank_commands(config, int(nodes), int(nproc), host, port, os.environ)
     except ValueError as error:
         return complain(error, 2)
-    return supervise(commands)
+    return supervise(commands, first_rank=int(commands[0].env["RANK"])).show_error()
 
 
 def rank_commands(

@@ -11,6 +11,7 @@ import pytest
 from launch.job import Job, python
 from launch.local import run
 from launch.local.rank_commands import KEEP_MEMORY, rank_commands
+from launch.local.rendezvous_file import rendezvous_file
 from whole_runs import ASCII
 
 
@@ -40,7 +41,7 @@ def test_the_ranks_meeting_place_is_gone_afterwards(
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with run._rendezvous_file() as place:
+    with rendezvous_file() as place:
         # As a rank does: opened anew each time, in another process.
         write = f"open({place!r}, 'a').write('met')"
         subprocess.run([sys.executable, "-c", write], check=True, timeout=60)

@@ -49,7 +49,7 @@ def test_a_killed_rank_is_started_again_and_named() -> None:
         (failed(7, hung=True, code=1), "rank 1 on n2 hung at step 7"),
         (failed(7, code=1, rank=None, host=""), "the run failed with exit code 1 at step 7"),
         (failed(7, code=-40), "was ended by signal 40"),
-        (failed(0, host_lost=True, under_way=False), "lost with its machine before the first step was done"),
+        (failed(0, host_lost=True, under_way=False), "lost with its machine before its first step was done"),
     ],
 )
 def test_what_happened_is_said(attempt: Attempt, words: str) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -184,7 +185,13 @@ def test_events_say_when_what_and_why(tmp_path: Path, capsys: pytest.CaptureFixt
     EventLog(None).event("fault", 3, "nobody hears this")
     (event,) = lines(tmp_path / "events.jsonl")
     assert event.pop("time").endswith("+00:00")
-    assert event == {"kind": "fault", "step": 3, "reason": "a reason", "rank": 1}
+    assert event == {
+        "kind": "fault",
+        "step": 3,
+        "reason": "a reason",
+        "rank": 1,
+        "host": socket.gethostname(),
+    }
     log.event("save", 4, "as planned")
     assert capsys.readouterr().err == "fault at step 3: a reason\n"
 

@@ -4,11 +4,14 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from common.exit_codes import FAILED
 
 _PARENT_SECONDS = 2.0
+# A signal to many processes reaches the launcher and its ranks one after the other.
+_SAME_SIGNAL_SECONDS = 0.5
 
 
 def end_process(why: str, code: int) -> NoReturn:
@@ -18,12 +21,19 @@ def end_process(why: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def end_with_parent(rank: int) -> None:
-    """Start a thread that ends this process when its parent, the launcher, has ended."""
+def end_with_parent(rank: int, is_stopping: Callable[[], bool]) -> None:
+    """Start a thread that ends this process when its parent, the launcher, has ended.
+
+    is_stopping: whether this rank was asked to stop. It may then end its step and save: a signal to a whole
+        SLURM step, or to a process group, kills torchrun's agent and asks the ranks to stop.
+    """
 
     def watch() -> None:
         parent = os.getppid()
         while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        time.sleep(_SAME_SIGNAL_SECONDS)
+        while is_stopping():
             time.sleep(_PARENT_SECONDS)
         end_process(
             f"rank {rank}: its launcher (process {parent}) is gone, and so nobody watches over it", FAILED

@@ -197,7 +197,7 @@ def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] |
     device = device_of(environ, local_rank)
     runtime = Runtime(rank, world, local_rank, device, chooses_threads="OMP_NUM_THREADS" not in environ)
     if is_child_of_launcher(environ) and os.getppid() > 1:
-        end_with_parent(rank)
+        end_with_parent(rank, lambda: runtime.stopping)
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
     if world > 1 and not dist.is_initialized():
         init = environ.get("GERMINAL_INIT") or address(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts import Host, hosts, until, why_not
+from hosts import Host, hosts, why_not
+from processes import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 

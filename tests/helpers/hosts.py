@@ -21,13 +21,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from processes import Loud, all_processes, children, is_alive_in, parent, until, variable
 from whole_runs import environment
 
 PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "bridge", "ss")
@@ -35,7 +35,7 @@ PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "bridge", "ss")
 COLLECT = "sleep infinity & wait"
 
 
-class Process(subprocess.Popen[str]):
+class Process(Loud):
     """A program on a host; its output is in `log`. Signals go to the program, not to nsenter, its parent."""
 
     def __init__(self, host: "Host", command: list[str], env: Mapping[str, str], cwd: Path) -> None:
@@ -51,9 +51,6 @@ class Process(subprocess.Popen[str]):
                 text=True,
                 start_new_session=True,
             )
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
 
     def program(self) -> int:
         """The program's process id, as this machine sees it; 0 where it has ended."""
@@ -143,14 +140,14 @@ class Host:
         first = self.pid
         space = os.readlink(f"/proc/{first}/ns/pid")
         own = {first, *children(first)[:1]}
-        return sorted(pid for pid in _pids() if pid not in own and _is_alive_in(pid, space))
+        return sorted(pid for pid in all_processes() if pid not in own and is_alive_in(pid, space))
 
-    def ranks(self, variable: str = "RANK") -> dict[int, int]:
-        """The ranks on this host: rank → process id. `variable` is the launcher's name for the rank."""
+    def ranks(self, name: str = "RANK") -> dict[int, int]:
+        """The ranks on this host: rank → process id. `name` is the launcher's name for the rank."""
         found = {}
         for pid in self.processes():
-            number = _variable(pid, variable)
-            if number and not _variable(_parent(pid), variable):  # a rank's own children have it too
+            number = variable(pid, name)
+            if number and not variable(parent(pid), name):  # a rank's own children have it too
                 found[int(number)] = pid
         return found
 
@@ -249,41 +246,6 @@ def host_environment() -> dict[str, str]:
     return env
 
 
-def children(pid: int) -> list[int]:
-    """Process ids of the children of a process; empty where it has ended."""
-    with contextlib.suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def until(
-    ready: Callable[[], object], *running: "subprocess.Popen[str]", seconds: float = 120.0, what: str = ""
-) -> None:
-    """Wait for `ready`; fail with the programs' output where one of them ends before, or time is up."""
-    by = time.monotonic() + seconds
-    while not ready():
-        ended = next((process for process in running if process.poll() is not None), None)
-        told = "\n".join(p.said()[-4000:] for p in running if isinstance(p, Process))
-        assert ended is None, f"ended before {what}, with {ended.returncode}\n{told}"
-        assert time.monotonic() < by, f"{seconds:g} s without {what}\n{told}"
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def burning(processes: int = 4) -> Iterator[None]:
-    """Keep the CPUs of this machine busy with that many processes."""
-    burners = [
-        subprocess.Popen(["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", "while True: pass"])
-        for _ in range(processes)
-    ]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
-
-
 def _hold(*spaces: str) -> "subprocess.Popen[bytes]":
     """Start a process that does nothing in new namespaces; it ends with this process."""
     forked = "--fork" in spaces
@@ -305,30 +267,3 @@ def _run(*command: str, at: int) -> str:
     """Run a program in the network namespace of a process."""
     words = ["nsenter", f"--target={at}", "--net", "--", *command]
     return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _is_alive_in(pid: int, space: str) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX" and os.readlink(f"/proc/{pid}/ns/pid") == space
-    except OSError:
-        return False
-
-
-def _parent(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
-
-
-def _variable(pid: int, name: str) -> str:
-    """A variable of a process's environment as it was at its start; empty where there is none."""
-    with contextlib.suppress(OSError):
-        for word in Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"):
-            if word.startswith(f"{name}="):
-                return word.removeprefix(f"{name}=")
-    return ""

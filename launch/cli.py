@@ -126,7 +126,7 @@ def _instead(args: argparse.Namespace, word: str) -> str:
     known = [option for action in args.parser._actions for option in action.option_strings]
     option = word.split("=")[0]
     is_key = "." in option and hasattr(args, "overrides")  # --train.steps is no --steps
-    near = [] if is_key else difflib.get_close_matches(option, known, n=1)
+    near = [] if is_key else difflib.get_close_matches(option, known, n=1, cutoff=0.7)  # --seed is no --step
     if near and (near[0] != "--help" or option.startswith("--h")):  # --steps is as near to --help as to any
         return f"did you mean {near[0]}?"
     keys = "keys of the config are key=value, without dashes; " if hasattr(args, "overrides") else ""

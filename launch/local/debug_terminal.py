@@ -37,7 +37,8 @@ class DebugTerminal:
     """Connects this terminal, in a thread, with each rank of this machine that enters a debugger, one after
     another.
 
-    folder: where ranks make their sockets.
+    folder: where ranks make their sockets; and the file `left`, when the pdb of a rank that has failed is
+        left: that rank then ends, and the others with it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +54,9 @@ class DebugTerminal:
 
     def _serve(self) -> None:
         while not self._closed.wait(LOOKS_EVERY_SECONDS):
-            for path in sorted(self._folder.iterdir()):
+            for path in sorted(self._folder.glob("rank-*")):
+                if (self._folder / "left").exists():
+                    return
                 # Made, and not listened at yet; or its rank has been ended meanwhile.
                 with contextlib.suppress(ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
                     attach(path)

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     add_options(parser)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     try:
         cfg = reading.load(args.config, (*args.overrides, *OVERRIDES))
         check_out(args.out, cfg)
@@ -78,7 +78,12 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
         return complain(error, WRONG)
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
-    debugger = debuggers.choose(runtime.rank, runtime.world, sockets=args.sockets, only=args.debug_rank)
+    if runtime.world > 1 and at_once is None:
+        LeaveAtOnce("the end").begin().listen()
+    sockets = args.sockets
+    if sockets is None and args.debug_rank is not None:
+        sockets = Path(tempfile.mkdtemp(prefix="germinal-pdb-"))  # entered by this user only
+    debugger = debuggers.choose(runtime.rank, runtime.world, sockets=sockets, only=args.debug_rank)
     code = FAILED
     try:
         code = _look(cfg, runtime, debugger, args)

@@ -54,7 +54,7 @@ class WaitingRank:
         self._rank, self._chosen = rank, chosen
 
     def post_mortem(self, error: BaseException) -> None:
-        last = "".join(traceback.format_exception_only(error)).strip()
+        last = " ".join("".join(traceback.format_exception_only(error)).split())
         write_line(f"rank {self._rank} failed too, and waits for rank {self._chosen}: {last}")
         threading.Event().wait()
 
@@ -76,6 +76,7 @@ class SocketDebugger(pdb.Pdb):
         self._greeting = "".join(traceback.format_exception(error))
         self.reset()
         self.interaction(None, error.__traceback__)
+        (self._path.parent / "left").touch()
         self._hang_up()
 
     def at_breakpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -88,7 +89,7 @@ class SocketDebugger(pdb.Pdb):
         if self._peer is None:
             self._connect()
         super().interaction(frame, *args)
-        if self._over:
+        if self._over and frame is not None:
             self._hang_up()
 
     def set_continue(self) -> None:

@@ -1,0 +1,50 @@
+"""Overfitting one batch: the verdict and its rule."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.stream.rows import SequenceRows
+from debugged import looked_into, opened
+from trainer.debug.overfit import NEAR_ZERO, Verdict, least_loss
+
+
+def test_one_batch_is_learnt_by_heart(trained: Path) -> None:
+    with opened(trained, ("optim.lr=1e-2", "train.global_batch=2", "model.layers=1"), step=0) as run:
+        well, lines = looked_into(run, overfits=True, steps=300)
+    assert well, lines
+    assert lines[-1].startswith("overfit: yes: the loss fell from 5.6")
+
+
+def test_a_batch_that_is_not_learnt_is_no(trained: Path) -> None:
+    with opened(trained, ("optim.lr=1e-9",)) as run:
+        well, lines = looked_into(run, overfits=True, steps=2)
+    assert not well and lines[-1].startswith("overfit: NO: the loss fell from ")
+
+
+@pytest.mark.parametrize(("last", "learnt"), [(0.29, True), (0.31, False), (math.nan, False)])
+def test_the_rule_is_near_the_least_possible_loss(last: float, learnt: bool) -> None:
+    assert NEAR_ZERO == 0.1
+    assert Verdict(10, 6.0, last, 0.2, 100).learnt is learnt
+
+
+def rows(tokens: list[list[int]], documents: list[list[int]] | None = None) -> SequenceRows:
+    ids = np.array(tokens, dtype=np.int64)
+    return SequenceRows(
+        numbers=np.arange(len(ids)),
+        tokens=ids[:, :-1],
+        following=ids[:, 1:],
+        positions=None if documents is None else np.zeros_like(ids[:, :-1]),
+        documents=None if documents is None else np.array(documents),
+    )
+
+
+def test_equal_beginnings_that_go_on_differently_cannot_be_told_apart() -> None:
+    assert least_loss(rows([[1, 2, 3], [4, 5, 6]])) == 0.0
+    # After 1 come 2 and 3, half of the time each; after 1 2 and 1 3 all is known.
+    assert least_loss(rows([[1, 2, 3], [1, 3, 3]])) == pytest.approx(2 * math.log(2) / 4)
+    # Under a document mask the second document of a row begins anew.
+    assert least_loss(rows([[1, 2, 1, 3, 1]], [[0, 0, 1, 1]])) == pytest.approx(2 * math.log(2) / 4)
+    assert least_loss(rows([[1, 2, 1, 3, 1]])) == 0.0

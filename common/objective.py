@@ -6,7 +6,7 @@ Imports torch for types only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -21,12 +21,16 @@ class ModelInputs:
     """What the model is fed with. Dim 0 of every tensor is the row.
 
     x: the first pipeline stage's input: what the model's first module takes, such as token ids [rows, seq].
-    kwargs: what every stage gets by name, what only the loss needs included. Context parallelism splits dim 1
-        of these tensors, as the sequence.
+        Dim 1 is the sequence.
+    kwargs: what every stage gets by name, what only the loss needs included.
+    sequence_dims: name in `kwargs` → the dim that is the sequence, of which each rank of context parallelism
+        gets its part. Tensors that are not named are whole on every rank, such as those that attention
+        compares over all tokens.
     """
 
     x: Tensor
     kwargs: dict[str, Tensor]
+    sequence_dims: Mapping[str, int] = field(default_factory=dict)
 
 
 class Objective(Protocol):

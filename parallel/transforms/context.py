@@ -31,23 +31,22 @@ STYLE = "attention_core"
 """Style of a module that maps (q, k, v, …), each [batch, heads, seq, head_dim], to the shape of q."""
 
 _HEADS, _TOKENS = 1, 2
-# Attention compares the documents of all tokens, so every rank needs all their numbers.
-_WHOLE = ("documents",)
 
 
 def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
-    """Cut this rank's part out of tensors [rows, seq, …], along seq. Positions are added where missing."""
+    """Cut this rank's part out of the tensors that have a sequence. `positions` are added where missing."""
     if axis.size == 1:
         return inputs
     rows, seq = inputs.x.shape[:2]
-    kwargs = dict(inputs.kwargs)
+    kwargs, dims = dict(inputs.kwargs), {**inputs.sequence_dims, "positions": SEQUENCE}
     kwargs.setdefault("positions", torch.arange(seq, device=inputs.x.device).expand(rows, seq))
 
-    def mine(whole: Tensor) -> Tensor:
-        part = whole.shape[SEQUENCE] // axis.size
-        return whole.narrow(SEQUENCE, axis.rank * part, part).contiguous()
+    def mine(whole: Tensor, dim: int) -> Tensor:
+        part = whole.shape[dim] // axis.size
+        return whole.narrow(dim, axis.rank * part, part).contiguous()
 
-    return ModelInputs(mine(inputs.x), {name: t if name in _WHOLE else mine(t) for name, t in kwargs.items()})
+    parts = {name: mine(t, dims[name]) if name in dims else t for name, t in kwargs.items()}
+    return ModelInputs(mine(inputs.x, SEQUENCE), parts, dims)
 
 
 def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:

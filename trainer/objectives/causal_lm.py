@@ -21,7 +21,7 @@ class CausalLM:
         following = tensors["following"]
         kwargs = {name: tensors[name] for name in ("positions", "documents") if name in tensors}
         kwargs["targets"] = following.masked_fill(following < 0, IGNORED)
-        return ModelInputs(tensors["tokens"], kwargs)
+        return ModelInputs(tensors["tokens"], kwargs, {"positions": 1, "targets": 1})
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return each row's summed nats over the targets that count, and their number."""

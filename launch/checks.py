@@ -24,6 +24,7 @@ def check_job(job: Job) -> "RunConfig":
 def _check_vocabularies(cfg: "RunConfig") -> None:
     """Raise ValueError where a corpus's tokenizer has more tokens than the model's vocabulary."""
     from data.corpus.manifest import read_manifest
+    from trainer.folder.run_folder import away
 
     paths = {f"data.sources[{index}].path": source.path for index, source in enumerate(cfg.data.sources)}
     paths |= {f"data.heldout[{index}].path": corpus.path for index, corpus in enumerate(cfg.data.heldout)}
@@ -33,6 +34,8 @@ def _check_vocabularies(cfg: "RunConfig") -> None:
         try:
             vocab = read_manifest(path).tokenizer.vocab
         except ValueError as error:
+            if reason := away(cfg.folder, path):
+                raise RuntimeError(f"{key}={reason}") from None
             raise ValueError(f"{key}={path!r}: {error}") from None
         if vocab > cfg.model.vocab:
             raise ValueError(

@@ -9,11 +9,14 @@ import contextlib
 import resource
 import signal
 import sys
+import time
 import traceback
 from contextlib import ExitStack
 
 from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED, WRONG
 from common.standard_error import complain, forgive
+from parallel.world.launcher import is_first
+from trainer.checkpoint.folder import goes_on
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
@@ -22,6 +25,7 @@ from trainer.process.interrupts import LeaveAtOnce
 from trainer.process.starting import Starting
 from trainer.ranks import on_every_rank
 
+ALONE_SECONDS = 3.0  # in which a launcher notices that rank 0 has ended; torchrun looks every 0.1 s
 USAGE = "usage: python -m trainer CONFIG [key=value…]"
 
 
@@ -54,7 +58,9 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     try:
         cfg = reading.load(arguments[0], arguments[1:])
     except ValueError as error:
-        return complain(error, WRONG)
+        return _complain_once(error, WRONG, signals)
+    except OSError as error:  # the file cannot be read at the moment
+        return _complain_once(error, FAILED, signals)
 
     # They import torch, which takes over a second: a config that is wrong need not wait for it.
     from parallel.world import runtime as runtimes
@@ -87,7 +93,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         with ExitStack() as stack:
             code = _train(cfg, runtime, stack, signals, failures)
             # A signal that comes while the rank is on its way out changes nothing, and prints no second line.
-            signals.save_first(runtime.stop_at_next_step)
+            signals.save_first(runtime.stop_at_next_step, lambda: goes_on(cfg.folder))
     except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
         if code in (DONE, *ASKED_TO_STOP):
             code = failures.fail_or_follow(error)
@@ -100,6 +106,16 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         runtime.announce_exit(code)
         runtime.stop(failed_with=0 if code in (DONE, *ASKED_TO_STOP) else code)
     return code
+
+
+def _complain_once(error: Exception, code: int, signals: LeaveAtOnce) -> int:
+    """Print an error that most likely all ranks have, before they have met. Rank 0 prints it, and its
+    launcher then ends the others; a rank that nobody ends within `ALONE_SECONDS` may have it alone.
+    """
+    if not is_first():
+        signals.leave_silently(code)
+        time.sleep(ALONE_SECONDS)
+    return complain(error, code)
 
 
 def _open_as_many_files_as_allowed() -> None:
@@ -132,7 +148,7 @@ def _train(  # type: ignore[no-untyped-def]
         )
         print(done, file=sys.stderr, flush=True)
     # From here on ranks wait for each other: a signal only raises a flag, and the loop ends on all together.
-    signals.save_first(runtime.stop_at_next_step)
+    signals.save_first(runtime.stop_at_next_step, lambda: goes_on(cfg.folder))
     starting.until("the first step", lambda: runtime.is_under_way)
     try:
         finished = run()

@@ -17,9 +17,10 @@ from launch.local.rank_output import show_line
 from launch.local.rendezvous_file import rendezvous_file
 from launch.local.signal_inbox import SignalInbox
 from launch.local.supervisor import RECORDED, supervise
-from launch.supervise.evidence import Before, goes_on
+from launch.supervise.evidence import Before
 from launch.supervise.policy import Again, Attempt, Decision, Leave, Stop, decide
 from launch.supervise.record import record
+from trainer.checkpoint.folder import goes_on
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import is_held_by
 

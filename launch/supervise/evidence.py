@@ -106,11 +106,3 @@ def last_step(folder: Path) -> int:
     except OSError:
         return 0
     return next((step for line in reversed(lines) if (step := step_of(line)) is not None), 0)
-
-
-def goes_on(folder: Path) -> str:
-    """Return what the same command would do after an end, for the end of a line."""
-    if saved := newest_saved(folder):
-        at = checkpoints.step_folder(folder / "checkpoints", saved)
-        return f"the same command goes on from step {saved}: {at}"
-    return "nothing is saved: the same command begins anew"

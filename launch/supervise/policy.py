@@ -107,7 +107,8 @@ def decide(attempts: Sequence[Attempt], *, restarts: int) -> Decision:
     """Return what follows the last of the `attempts`, which are in the order in which they ran.
 
     Not started again is a run
-    - that is done, was asked to stop, is held by another process or has a wrong config (0, 75, 130, 2);
+    - that is done, was asked to stop, is held by another process or has a wrong config (0, 75, 130, and 2
+      at the first start);
     - whose very first start failed before its first step, unless a machine was lost: nothing has changed
       since, and the same start would fail again;
     - that says itself that its failure must repeat;
@@ -117,7 +118,9 @@ def decide(attempts: Sequence[Attempt], *, restarts: int) -> Decision:
     restarts: how often ranks are started again without a new checkpoint in between (supervise.restarts).
     """
     last = attempts[-1]
-    if last.code in _OVER or last.asked_to_stop:
+    # The config of a later start has run before: a path in it is away, such as a disk that is not mounted.
+    passes = last.code == WRONG and len(attempts) > 1 and not last.under_way
+    if (last.code in _OVER and not passes) or last.asked_to_stop:
         return Leave(last.exit_code, _in_words(last))
     if len(attempts) == 1 and not last.under_way and not last.host_lost:
         return Leave(last.exit_code, f"{last}: the first start failed")

@@ -1,5 +1,6 @@
 """What a launcher tells its processes by environment variables: which rank each is. Torch-free."""
 
+import os
 from collections.abc import Mapping
 
 # (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
@@ -35,6 +36,12 @@ def identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
     if not 0 <= rank < world:
         raise ValueError(f"{keys[0]}={rank} is outside {keys[1]}={world}")
     return rank, world, local_rank
+
+
+def is_first(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher's variables say that this process is rank 0, or say nothing."""
+    keys = launcher_variables(environ)
+    return keys is None or environ[keys[0]] == "0"
 
 
 def is_child_of_launcher(environ: Mapping[str, str]) -> bool:

@@ -50,6 +50,18 @@ def steps(root: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
+def goes_on(folder: Path) -> str:
+    """Return what the same command would do after an end, for a line: where the run in `folder` is saved."""
+    root = folder / "checkpoints"
+    try:
+        saved = next(iter(steps(root)), 0)
+    except OSError:
+        saved = 0
+    if saved:
+        return f"the same command goes on from step {saved}: {step_folder(root, saved)}"
+    return "nothing is saved: the same command begins anew"
+
+
 def check_names(root: Path) -> None:
     """RuntimeError, one line, where a file has the name of a checkpoint."""
     for entry in os.scandir(root):

@@ -140,13 +140,20 @@ def _with_bases(path: Path, own: Mapping[str, str], above: tuple[Path, ...] = ()
 
 
 def _read_file(path: Path) -> DictConfig:
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ValueError(f"config {path}: no such file{hint}")
+        raise ValueError(f"config {path}: no such file{hint}") from None
+    except PermissionError:
+        raise ValueError(f"config {path}: may not be read by this user") from None
+    except OSError as error:  # such as a network file system that does not answer
+        raise OSError(f"config {path}: cannot be read at the moment: {error.strerror}") from error
     text = ""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
         values = _parsed(text)
         content = OmegaConf.create({} if values is None else values)
     except yaml.MarkedYAMLError as error:
@@ -154,7 +161,7 @@ def _read_file(path: Path) -> DictConfig:
         raise ValueError(f"config {path}, line {line}: not YAML: {_not_yaml(error, text)}") from None
     except OmegaConfBaseException as error:  # a null key, a !!set
         raise ValueError(f"config {path}: {_first_line(error)}") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"config {path}: not YAML: {_first_line(error)}") from None
     if not isinstance(values, dict | None) or not isinstance(content, DictConfig):
         raise ValueError(f"config {path}: not a mapping of keys to values")

@@ -56,6 +56,17 @@ def home(config: Path) -> Path | None:
     return None
 
 
+def away(folder: Path, path: str) -> str:
+    """Return what to say of a corpus that is not there, although the run in `folder` has read it: then not
+    the config is wrong. "" where the corpus is there, or the run does not know it.
+    """
+    if os.path.exists(path) or not is_run(folder) or path not in (folder / CONFIG).read_text():
+        return ""
+    return (
+        f"{path}: no such folder, but the run in {folder} has read it: is its disk mounted on this machine?"
+    )
+
+
 def find(path: str | Path) -> Path:
     """Return the folder of the run that a RUN on the command line means: a folder, or the config in it.
 

@@ -14,7 +14,7 @@ from trainer.process.interrupts import LeaveAtOnce
 def main(arguments: list[str]) -> int:
     """Run `MODULE.main(other arguments, at_once)`; return its exit code."""
     module, *rest = arguments
-    at_once = LeaveAtOnce("the end").begin()
+    at_once = LeaveAtOnce("the end", lost="").begin()
     try:
         command = importlib.import_module(module)
     except ValueError as error:  # a package lacks something: see `parallel.relied_on`

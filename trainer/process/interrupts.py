@@ -34,17 +34,21 @@ class LeaveAtOnce:
     A KeyboardInterrupt raised while torch is imported comes out as a traceback, or as another error of
     whatever caught it halfway. Before its first step a run has written nothing that it would have to finish.
 
-    what: what had not begun yet, for the line: "asked to stop before {what}: nothing was under way".
+    what: what had not come yet, for the line: "asked to stop before {what}".
+    lost: what follows in that line: ": nothing was under way".
     announces: this process may be one of several that wait for each other. A request to stop then waits
         for `announce_with`, for at most `ANNOUNCE_SECONDS`.
     """
 
-    def __init__(self, what: str, *, announces: bool = False) -> None:
+    def __init__(self, what: str, *, lost: str = ": nothing was under way", announces: bool = False) -> None:
         self._what = what
+        self._lost = lost
         self._before: dict[int, Any] = {}
         self._announce: Announce | None = None if announces else _alone
         self._pending = 0  # a request to stop that waits for `announce_with`
         self._request: Callable[[], None] | None = None
+        self._goes_on: Callable[[], str] | None = None
+        self._silent: int | None = None
         self._interrupted_at = 0.0
         self._wake = -1  # descriptor into which the system's handler writes a signal's number
         self.asked = 0  # the first signal since `save_first`
@@ -52,7 +56,9 @@ class LeaveAtOnce:
     def begin(self) -> "LeaveAtOnce":
         """Take over the signals; return this object."""
         for number in _ALL:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background job
+            # A script's background job has Ctrl-C ignored. A request to stop is answered all the same: a
+            # batch script that ignores it (`trap '' USR1`) means only itself, but its children inherit that.
+            if number in _ASKED or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._answer)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)  # see `hold`
         return self
@@ -72,11 +78,15 @@ class LeaveAtOnce:
         if self._pending:
             self._leave(self._pending)
 
-    def save_first(self, request: Callable[[], None]) -> None:
+    def save_first(self, request: Callable[[], None], goes_on: Callable[[], str]) -> None:
         """From here on there is something to save: a signal calls `request`, which must be quick, and only a
-        second Ctrl-C ends the process.
+        second Ctrl-C ends the process, with a line that ends with `goes_on()`.
         """
-        self._request = request
+        self._request, self._goes_on = request, goes_on
+
+    def leave_silently(self, code: int) -> None:
+        """From here on a signal ends the process with `code` and without a line: another rank writes it."""
+        self._silent = code
 
     def end(self) -> None:
         """Give the signals back."""
@@ -95,13 +105,16 @@ class LeaveAtOnce:
                         self._answer(number, None)
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
+        if self._silent is not None:
+            os._exit(self._silent)
         if self._request is None:
             self._leave(number)
             return
         now = time.monotonic()
         if number == signal.SIGINT:
             if self._interrupted_at and now > self._interrupted_at + ONE_PRESS_SECONDS:
-                self._go(INTERRUPTED, "interrupted again: the same command goes on from the last checkpoint")
+                after = f": {self._goes_on()}" if self._goes_on is not None else ""
+                self._go(INTERRUPTED, f"interrupted again{after}")
             self._interrupted_at = self._interrupted_at or now
         self.asked = self.asked or number
         self._request()
@@ -119,7 +132,7 @@ class LeaveAtOnce:
 
     def _why(self, number: int) -> str:
         why = "interrupted" if number == signal.SIGINT else "asked to stop"
-        return f"{why} before {self._what}: nothing was under way"
+        return f"{why} before {self._what}{self._lost}"
 
     def _go(self, code: int, why: str) -> None:
         write_line(f"error: {why}")

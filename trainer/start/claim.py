@@ -18,7 +18,7 @@ from trainer.folder import run_folder
 from trainer.folder.fence import Fence
 from trainer.folder.run_folder import EVENTS
 from trainer.optim.schedule import decay_begins
-from trainer.process.disk import NO_ROOM, explained, explaining
+from trainer.process.disk import REFUSED, explained, explaining
 from trainer.record.events import EventLog
 from trainer.record.sinks import drop_torn_tail
 from trainer.state import Identity, TrainState
@@ -38,7 +38,7 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
         try:
             cfg.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno not in REFUSED:  # full, or away for the moment
                 raise
             raise ValueError(explained(error, cfg.folder)) from error
         lock = FolderLock.take(cfg.folder)

@@ -6,6 +6,7 @@ from trainer.config import checks
 from trainer.config import run_config as configs
 from trainer.config.plain import defaults, plain
 from trainer.config.run_config import RunConfig
+from trainer.folder.run_folder import away
 from trainer.ranks import Ranks
 from trainer.start.agreement import agree, corpora, program, settings, software
 from trainer.state import Identity
@@ -26,9 +27,15 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
 
 def open_stream(cfg: RunConfig) -> Stream:
     """Open the stream of the config's sources. ValueError where the model's vocabulary cannot hold its
-    tokens.
+    tokens, RuntimeError where a corpus that the run has read is not there.
     """
-    stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
+    try:
+        stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
+    except ValueError:
+        for source in cfg.data.sources:
+            if reason := away(cfg.folder, source.path):
+                raise RuntimeError(reason) from None
+        raise
     if stream.vocab > cfg.model.vocab:
         raise ValueError(
             f"model.vocab={cfg.model.vocab} is smaller than the corpus's tokenizer, {stream.vocab} tokens: "

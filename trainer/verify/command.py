@@ -27,7 +27,7 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     `at_once`: a signal ends the process at once for as long as the command runs, since there is nothing to
     save.
     """
-    at_once = at_once or LeaveAtOnce("the end").begin()
+    at_once = at_once or LeaveAtOnce("the end", lost="").begin()
     parser = argparse.ArgumentParser(prog="python -m trainer.verify.command")
     parser.add_argument("part", choices=("record", "compare"))
     parser.add_argument("reference", type=Path)

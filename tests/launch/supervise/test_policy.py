@@ -96,6 +96,12 @@ def test_a_later_start_that_fails_before_its_first_step_counts_as_a_restart() ->
     assert isinstance(decision, Again) and decision.number == 2
 
 
+def test_a_config_that_has_run_before_is_not_wrong() -> None:
+    """A corpus may be away for a moment: only the first start says that the config is wrong."""
+    decision = decide([failed(41, saved=(0, 40)), Attempt(2, 40, 40, 40, rank=0)], restarts=3)
+    assert isinstance(decision, Again) and "failed with exit code 2 before its first step" in decision.reason
+
+
 def test_a_request_to_stop_wins_over_any_failure() -> None:
     decision = decide([failed(41), failed(42, code=1, asked_to_stop=True)], restarts=3)
     assert isinstance(decision, Leave) and decision.code == 1

@@ -63,7 +63,8 @@ def debug_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the options of --debug that were given, for `trainer.debug.command`. ValueError where one was
     given without --debug, or cannot be meant.
     """
-    given = {name: value for name in DEBUGGING if (value := getattr(args, name)) not in (None, False)}
+    values = {name: getattr(args, name) for name in DEBUGGING}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
     words = {name: f"--{name.replace('_', '-')}" for name in given}
     if given and not args.debug:
         first = next(iter(given))
@@ -99,6 +100,7 @@ def train(args: argparse.Namespace) -> int:
     ranks = f"{job.nproc} rank{'s' * (job.nproc > 1)}"
     print(f"{cfg.folder}: starting {ranks}, {threads}", file=sys.stderr)
     if args.debug:
-        args.started()  # Ctrl-C raises KeyboardInterrupt, at which pdb opens
+        if job.nproc == 1:
+            args.started()  # Ctrl-C raises KeyboardInterrupt, at which pdb opens
         return run.debug(job)
     return keep_running(job, cfg)

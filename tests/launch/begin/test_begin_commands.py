@@ -75,3 +75,15 @@ def test_verify_refuses_fp8_and_its_reference_offloads_nothing(
     assert code == 2 and "parallel.offload_optimizer=cpu" in err and "deepspeed" in err
     offloading = ("parallel.engine=deepspeed", "parallel.offload_optimizer=cpu")
     check_job(Job(config, offloading).reference())
+
+
+def test_debug_hands_its_options_on_zeros_too(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(run, "debug", lambda job: jobs.append(job) or 0)
+    words = ["--debug", "--nproc", "2", "--step", "0", "--rows", "0", "--debug-rank", "0", "--overfit"]
+    assert cli.main(["train", config, *words]) == 0
+    assert cli.main(["train", config, "--debug", "parallel.tp=2"]) == 0
+    several, single = jobs
+    assert (several.module, several.nproc, several.overrides) == ("trainer.debug.command", 2, ())
+    assert several.options == ("--step=0", "--overfit", "--rows=0", "--debug-rank=0")
+    assert (single.nproc, single.overrides, single.options) == (1, ("parallel.tp=2", *ONE_PROCESS), ())

@@ -60,10 +60,16 @@ class Job:
 
 @dataclass(frozen=True)
 class ProcessCommand:
-    """A process to start: its command line, and what is added to the environment of this process."""
+    """A process to start.
+
+    argv: its command line.
+    env: what is added to the environment of this process.
+    descriptors: of this process, which the new one has too, under the same numbers.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:

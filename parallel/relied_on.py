@@ -22,6 +22,13 @@ def borrow(package: str, module: str, name: str) -> Any:
     return getattr(holder, name)
 
 
+def replace(package: str, holder: Any, **values: Any) -> None:
+    """Give names of `holder`, such as a module's defaults, other values. ValueError as from `insist`."""
+    insist(package, holder, *values)
+    for name, value in values.items():
+        setattr(holder, name, value)
+
+
 def _missing(package: str, name: str) -> ValueError:
     return ValueError(
         f"{package} {version(package)} has no {name}, which this project builds on: install a version that "

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
+from datetime import timedelta
 
 from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED, WRONG
 from common.standard_error import complain, forgive
@@ -69,7 +70,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     signals.listen()
     _open_as_many_files_as_allowed()
     try:
-        runtime = runtimes.meet()
+        runtime = runtimes.meet(timeout=timedelta(seconds=cfg.parallel.timeout_seconds))
     except ValueError as error:
         return complain(error, WRONG)
     except RuntimeError as error:  # rank 0 did not come, or the meeting place is not there

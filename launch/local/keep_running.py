@@ -11,10 +11,10 @@ from pathlib import Path
 from common.exit_codes import INTERRUPTED, STOPPED
 from launch.job import Job
 from launch.local.ended import Ended
+from launch.local.meeting_socket import meeting_socket
 from launch.local.rank_commands import rank_commands
 from launch.local.rank_log import RankLog
 from launch.local.rank_output import show_line
-from launch.local.rendezvous_file import rendezvous_file
 from launch.local.signal_inbox import SignalInbox
 from launch.local.supervisor import RECORDED, supervise
 from launch.supervise.evidence import Before
@@ -59,8 +59,8 @@ def _run_once(job: Job, folder: Path, signals: SignalInbox, heading: str) -> End
         log.line(heading.encode())
         return log
 
-    with rendezvous_file() as file:
-        commands = rank_commands(job, rendezvous=f"file://{file}", environ=os.environ)
+    with meeting_socket(job.nproc) as meet_at:
+        commands = rank_commands(job, environ=os.environ, meet_at=meet_at)
         return supervise(commands, signals=signals, new_log=new_log, goes_on=lambda: goes_on(folder))
 
 

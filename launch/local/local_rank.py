@@ -50,7 +50,7 @@ class LocalRank:
         process = subprocess.Popen(
             command.argv,
             env=os.environ | command.env | {"GERMINAL_UNDER_WAY": str(under_way_pipe)},
-            pass_fds=(under_way_pipe,),
+            pass_fds=(under_way_pipe, *command.descriptors),
             stdin=subprocess.DEVNULL,
             stdout=None if number == 0 else subprocess.PIPE,
             stderr=theirs,

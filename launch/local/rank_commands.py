@@ -1,5 +1,6 @@
 """Job → the command of each of its ranks on this machine. Nothing is executed here."""
 
+import socket
 from collections.abc import Mapping
 
 from launch.job import Job, ProcessCommand, python
@@ -13,12 +14,15 @@ KEEP_MEMORY = {
 }
 
 
-def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> list[ProcessCommand]:
+def rank_commands(
+    job: Job, *, environ: Mapping[str, str], meet_at: socket.socket | None = None
+) -> list[ProcessCommand]:
     """Return one command a rank, in rank order.
 
     Args:
-        rendezvous: address at which the ranks meet, file:// or tcp://; unused by a single rank.
         environ: the environment that the commands will inherit.
+        meet_at: a socket of this process that listens on the loopback interface; rank 0 takes it over, and
+            the others connect to it. A single rank needs none.
     """
     commands = []
     for rank in range(job.nproc):
@@ -30,9 +34,13 @@ def rank_commands(job: Job, *, rendezvous: str, environ: Mapping[str, str]) -> l
             "LOCAL_WORLD_SIZE": str(job.nproc),
         }
         env |= {name: value for name, value in KEEP_MEMORY.items() if name not in environ}
-        if job.nproc > 1:
-            env["GERMINAL_INIT"] = rendezvous
+        descriptors: tuple[int, ...] = ()
+        if meet_at is not None and job.nproc > 1:
+            env["GERMINAL_INIT"] = "tcp://{}:{}".format(*meet_at.getsockname())
+            if rank == 0:
+                descriptors = (meet_at.fileno(),)
+                env["GERMINAL_LISTENER"] = str(meet_at.fileno())
         if job.threads and "OMP_NUM_THREADS" not in environ:
             env["OMP_NUM_THREADS"] = str(job.threads)  # PyTorch's default is all cores for every rank
-        commands.append(ProcessCommand(python(job.module, *job.arguments), env))
+        commands.append(ProcessCommand(python(job.module, *job.arguments), env, descriptors))
     return commands

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ from typing import NoReturn
 
 from launch.job import Job, ProcessCommand
 from launch.local.debug_terminal import DebugTerminal
+from launch.local.meeting_socket import meeting_socket
 from launch.local.rank_commands import rank_commands
-from launch.local.rendezvous_file import rendezvous_file
 from launch.local.supervisor import supervise
 from trainer.process.interrupts import hold
 
@@ -24,8 +25,8 @@ DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 def run_as_children(job: Job) -> int:
     """Run the job's ranks as children of this process; return the exit code."""
-    with rendezvous_file() as file:
-        return supervise(_commands(job, f"file://{file}")).show_error()
+    with meeting_socket(job.nproc) as meet_at:
+        return supervise(_commands(job, meet_at)).show_error()
 
 
 def become(command: ProcessCommand) -> NoReturn:
@@ -57,5 +58,5 @@ def debug(job: Job) -> int:
             return run_as_children(job)
 
 
-def _commands(job: Job, rendezvous: str = "") -> list[ProcessCommand]:
-    return rank_commands(job, rendezvous=rendezvous, environ=os.environ)
+def _commands(job: Job, meet_at: socket.socket | None = None) -> list[ProcessCommand]:
+    return rank_commands(job, environ=os.environ, meet_at=meet_at)

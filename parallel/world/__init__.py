@@ -3,9 +3,12 @@
 runtime.py       one rank, from joining the others to the end of its process
 launcher.py      which rank this is, by the launcher's environment variables. Torch-free
 device.py        which device it computes on
-rendezvous.py    where the ranks meet, and whether they fit together. Torch-free
+rendezvous.py    where the ranks look for rank 0, and whether they fit together. Torch-free
+slurm.py         what SLURM says of a step: nodes, ports, which rank is where. Torch-free
+addresses.py     names → addresses; the network interface of an address. Torch-free
+meeting.py       how the ranks meet: all connect to rank 0, which tells them to begin. Torch-free
 presence.py      which ranks are still there, and messages: one connection a rank. Torch-free
-meeting.py       how the other ranks find rank 0. Torch-free
+arrivals.py      who has come, and the end of a rank. Torch-free
 inbox.py         handlers of messages, questions and answers. Torch-free
 wire.py          a connection that carries messages. Torch-free
 ending.py        ends of the process from outside the main thread. Torch-free

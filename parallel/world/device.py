@@ -39,6 +39,13 @@ def device_of(environ: Mapping[str, str], local_rank: int) -> torch.device:
     return device
 
 
+def gpu_id(device: torch.device) -> str:
+    """The unique id of a GPU, by which ranks that took the same one are found; empty on a CPU."""
+    if device.type != "cuda":
+        return ""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
 def _let_segments_grow() -> None:
     """Have the CUDA allocator extend its segments, unless the user has set an allocator option.
 

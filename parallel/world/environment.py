@@ -22,3 +22,15 @@ def environment(values: Mapping[str, str], *, programs: Path | None = None) -> I
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def use_interface(name: str) -> None:
+    """Have gloo and NCCL connect over a network interface, in every group that is made from now on; an empty
+    name, or a variable that the user has set, leaves the choice as it is.
+
+    Left alone, gloo takes the interface of the address that the machine's own name has, which on Debian is
+    127.0.1.1, and NCCL the first that is up. NCCL_SOCKET_IFNAME without "=" would be the beginning of a name.
+    """
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")

@@ -27,8 +27,7 @@ There is no heartbeat, so a rank that is busy, or stopped in a debugger, is neve
 Register before the ranks meet (`Runtime.join`): a message of a kind without a handler is dropped. Handlers of
 `send` and `broadcast` run one after another in a thread for them alone. A question is answered in a thread of
 its own, so a rank whose main thread waits in a collective answers; one that is stopped, or whose main thread
-holds the interpreter, does not, and is missing in the answers. A single process has all this too: it sends to
-itself.
+holds the interpreter, does not, and is missing in the answers. A single process sends to itself.
 
 **Cost.** Rank 0 holds world - 1 connections and serves all of them in one thread. `broadcast` and `ask` are a
 message to each rank (and one back), written by rank 0 alone: b bytes a message are b × world on its link, and
@@ -38,15 +37,16 @@ rare, such as a hang; what a rank says in every step belongs into the step's red
 """
 
 import contextlib
-import os
+import queue
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import Any
 
+from parallel.world.addresses import network, plain
+from parallel.world.arrivals import Arrivals, Departure
 from parallel.world.inbox import Handler, Inbox
 from parallel.world.wire import Connection, Message
 
@@ -54,61 +54,49 @@ from parallel.world.wire import Connection, Message
 LATE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Departure:
-    """The end of a rank.
-
-    rank: which one.
-    code: its exit code; None where it died without sending one.
-    why: the reason that it sent.
-    agreed: all ranks were to leave together, so that no rank has to act on this one's end.
-    host: the name of its machine.
-    """
-
-    rank: int
-    code: int | None = None
-    why: str = ""
-    agreed: bool = False
-    host: str = field(default="", compare=False)
-
-    def __str__(self) -> str:
-        on = f" on {self.host}" if self.host else ""
-        if self.code is None:
-            causes = "was it killed, its machine lost or its link cut?"
-            return f"rank {self.rank}{on} is gone without a word: {causes}"
-        return f"rank {self.rank}{on}: {self.why or f'left with exit code {self.code}'}"
-
-
 class Presence:
     """This rank among `world`. `on_departure` is called in a thread of its own for a rank that leaves.
 
-    key: rank 0's own, of this start of the ranks; known once the rank listens or is connected.
+    host, net: this machine's name, and its network (see `addresses.network`).
+    arrivals: on rank 0: which ranks have come; on another rank: rank 0.
+    way: on another rank: the addresses of its connection to rank 0, here and there.
+    beginning: on another rank: rank 0's word that all have come, or why they cannot begin; see `meeting`.
     """
 
     def __init__(self, rank: int, world: int, on_departure: Callable[[Departure], None]) -> None:
         self.rank = rank
         self.world = world
         self.host = socket.gethostname()
-        self.key = ""
+        self.net = network()
+        self.arrivals = Arrivals(world, {"key": "", "host": self.host, "net": self.net})
+        self.way = ("", "")
+        self.beginning: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._begun: Message = {}
         self._on_left = on_departure
         self._lock = threading.Lock()
         self._peers: dict[int, Connection] = {}  # rank 0: of each other rank; else rank 0's
         self._gone: dict[int, Departure] = {}
         self._inbox = Inbox()
         self._wakeup, self._wake = socket.socketpair()
-        for end in (self._wakeup, self._wake):
-            end.setblocking(False)
+        self._wakeup.setblocking(False)
+        self._wake.setblocking(False)
 
-    def listen(self, server: socket.socket) -> None:
-        """On rank 0: let other ranks connect to `server`, which listens, with the key that is made here."""
-        self.key = os.urandom(8).hex()
+    def listen(self, server: socket.socket, about: Message) -> None:
+        """On rank 0: let other ranks connect to `server` until all have come. about: `key`, and rank 0."""
+        self.arrivals = Arrivals(self.world, {**about, "rank": 0, "host": self.host, "net": self.net})
         threading.Thread(target=self._serve, args=(server,), name="presence", daemon=True).start()
 
-    def connected(self, rank_0: Connection, key: str) -> None:
-        """On another rank: `rank_0` is the connection to the rank 0 of this key (see `meeting.join`)."""
-        self.key = key
+    def connected(self, rank_0: Connection) -> None:
+        """On another rank: `rank_0` is the connection to rank 0 (see `meeting.reach`)."""
+        self.arrivals = Arrivals(self.world, rank_0.about)
+        self.way = (plain(rank_0.socket.getsockname()[0]), plain(rank_0.socket.getpeername()[0]))
         self._peers[0] = rank_0
         threading.Thread(target=self._serve, args=(None, rank_0), name="presence", daemon=True).start()
+
+    def begin(self, beginning: Message) -> None:
+        """On rank 0: give every other rank its `beginning`."""
+        self._begun = {"begin": beginning}
+        self._post(self.present, self._begun)
 
     # Messages
 
@@ -141,7 +129,7 @@ class Presence:
             if self.rank == 0:
                 self._inbox.answer(0, question, lambda found: self._inbox.settle(number, 0, found))
 
-        return self._inbox.ask((0, *others), put, seconds)
+        return self._inbox.ask((0, *others) if self.rank == 0 else others, put, seconds)
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -150,9 +138,9 @@ class Presence:
             return tuple(sorted(self._peers))
 
     def host_of(self, rank: int) -> str:
-        """The name of a rank's machine; empty where this rank is not connected with it."""
-        with self._lock:
-            return self.host if rank == self.rank else self._peers[rank].host if rank in self._peers else ""
+        """The name of a rank's machine; empty where it is not known: rank 0 knows all, others rank 0's."""
+        known = self.arrivals.hellos.get(rank, {})
+        return self.host if rank == self.rank else str(known.get("host", ""))
 
     # Departures
 
@@ -163,9 +151,8 @@ class Presence:
         self._post(self.present, {"departure": vars(left)})
         by = time.monotonic() + LATE_SECONDS
         while self.rank == 0 and not agreed and time.monotonic() < by:
-            with self._lock:
-                if len(self._peers.keys() | self._gone.keys() - {0}) == self.world - 1:
-                    return
+            if not self.arrivals.missing():
+                return
             time.sleep(0.02)
 
     def first_departure(self, patience_seconds: float) -> Departure | None:
@@ -213,6 +200,10 @@ class Presence:
         for member in peers:
             selector.register(member.socket, selectors.EVENT_READ, member)
         while True:
+            if server is not None and self.arrivals.complete:
+                selector.unregister(server)  # nobody is to come any more
+                server.close()
+                server = None
             for key, events in selector.select():
                 peer: Connection = key.data
                 if key.fileobj is self._wakeup:
@@ -256,9 +247,11 @@ class Presence:
 
     def _act(self, peer: Connection, message: Message) -> None:
         if peer.rank < 0:
-            self._greet(peer, message)
+            self.arrivals.greet(peer, message)
         elif "here" in message:
             self._admit(peer)
+        elif "begin" in message:
+            self.beginning.put(message["begin"])
         elif "departure" in message:
             self._depart(Departure(**message["departure"]))
         elif "ask" in message:
@@ -272,25 +265,12 @@ class Presence:
         else:
             self._inbox.put(message["kind"], peer.rank, message["payload"])
 
-    def _greet(self, peer: Connection, message: Message) -> None:
-        """On rank 0: answer a rank that says hello. It is there once it has confirmed that it has the answer:
-        until then it may have turned elsewhere.
-        """
-        if message["key"] != self.key:
-            raise ValueError("not of this run")
-        if not 0 < message["rank"] < self.world:
-            raise ValueError("no rank of this world")
-        with self._lock:
-            if message["rank"] in self._peers.keys() | self._gone.keys():
-                raise ValueError("a rank of a later start: its own rank 0 has not announced itself yet")
-        peer.rank, peer.host = int(message["rank"]), str(message["host"])
-        peer.send({"rank": 0, "key": self.key, "host": self.host})
-
     def _admit(self, peer: Connection) -> None:
+        self.arrivals.check(peer)
         with self._lock:
-            if peer.rank in self._peers:
-                raise ValueError("there are two of this rank")
             self._peers[peer.rank] = peer
             gone = [left for left in self._gone.values() if not left.agreed or left.rank == 0]
-        for left in gone:
-            peer.send({"departure": vars(left)})
+        self.arrivals.admit(peer)  # last: rank 0's main thread may begin now, with all peers
+        for message in (self._begun, *({"departure": vars(left)} for left in gone)):
+            if message:
+                peer.send(message)

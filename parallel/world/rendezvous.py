@@ -1,85 +1,125 @@
-"""Where the ranks of a run meet, and whether they fit together. Imports no torch."""
+"""Where the ranks of a run look for rank 0, by the launcher's variables. Imports no torch, sends nothing."""
 
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from torch.distributed import Store
+from parallel.world import slurm
+from parallel.world.launcher import SLURM, launcher_variables
+
+LOOPBACK = "127.0.0.1"
+_START = "start with torchrun, deepspeed, accelerate launch, srun or germinal train"
 
 
-def address(environ: Mapping[str, str], world: int, *, by_srun: bool) -> str:
-    """tcp://HOST:PORT from MASTER_ADDR and MASTER_PORT in `environ`; with `by_srun` also from a SLURM step.
+@dataclass(frozen=True)
+class Place:
+    """Where the ranks look for rank 0.
 
-    Of a SLURM step the host is the first node, on which srun starts rank 0. The port is one of 10000 to 29999
-    (below the ports that the system hands out), made from the numbers of the job and the step.
-
-    ValueError where the variables are not there, or MASTER_PORT is no port.
+    host: name or address of rank 0's machine; of the machine with the store, where `announced`.
+    ports: at which rank 0 listens: the first that is free. With `announced` the port of the store.
+    key: what the ranks of this start say to each other; one key, one start. Empty: the port alone tells.
+    announced: a launcher's store is at `host`, and rank 0 writes into it where it listens.
+    one_machine: the launcher has said that all ranks are on one machine.
+    listener: descriptor of a socket that listens for rank 0 already; -1 without one.
     """
-    known = _slurm_address(environ) if by_srun else {}
-    known |= {key: environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in environ}
-    if len(known) < 2:
+
+    host: str
+    ports: tuple[int, ...]
+    key: str = ""
+    announced: bool = False
+    one_machine: bool = False
+    listener: int = -1
+
+
+def place(environ: Mapping[str, str], world: int) -> Place:
+    """Find the place, from the first of these that is there:
+
+    GERMINAL_INIT, tcp://HOST:PORT, of `germinal train`; GERMINAL_LISTENER is rank 0's socket there.
+    The store of torchrun's agent, which `accelerate launch` has too.
+    MASTER_ADDR and MASTER_PORT, of deepspeed, Open MPI, or by hand.
+    A step of srun: on its first node, where srun starts rank 0, at one of `slurm.ports`.
+
+    ValueError where there is nothing of this, or MASTER_PORT is no port.
+    """
+    if init := environ.get("GERMINAL_INIT"):
+        at = urlsplit(init)
+        assert at.hostname and at.port, init
+        listener = int(environ.get("GERMINAL_LISTENER", "-1"))
+        return Place(at.hostname, (at.port,), one_machine=True, listener=listener)
+    alone = on_one_machine(environ, world)
+    by_srun = launcher_variables(environ) == SLURM and slurm.is_task_of_srun(environ)
+    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
+    key = slurm.step_key(environ) if by_srun else ""
+    if by_srun:
+        # SLURM_LAUNCH_NODE_IPADDR is no help: srun itself may have been typed on a login node.
+        host = host or next(iter(slurm.nodes(environ)), "")
+    if not host or not (port or by_srun):
         raise ValueError(
-            f"a world of {world} ranks needs MASTER_ADDR and MASTER_PORT (or GERMINAL_INIT): start with "
-            "torchrun, deepspeed, accelerate launch, srun or germinal train"
+            f"a world of {world} ranks needs MASTER_ADDR and MASTER_PORT (or GERMINAL_INIT): {_START}"
         )
-    port = known["MASTER_PORT"]
-    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    if port and (not port.isdecimal() or not 0 < int(port) < 1 << 16):
         raise ValueError(f"MASTER_PORT={port}: not a port, which is a number from 1 to 65535")
-    host = known["MASTER_ADDR"]
-    if ":" in host and not host.startswith("["):  # IPv6, which a URL has in brackets
-        host = f"[{host}]"
-    return f"tcp://{host}:{port}"
+    return Place(
+        host=host.removeprefix("[").removesuffix("]"),  # IPv6, which a URL has in brackets
+        ports=(int(port),) if port else slurm.ports(key),
+        key=key,
+        announced=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        one_machine=alone,
+    )
 
 
-def compare_devices(store: "Store", rank: int, world: int, device: str) -> None:
-    """Return if all ranks compute on one kind of device, such as cuda. Collective, through the store alone.
+def on_one_machine(environ: Mapping[str, str], world: int) -> bool:
+    """Whether the launcher says that this machine has all ranks; False where it does not say.
 
-    To be called before the process group is made: a rank on a GPU reduces by NCCL, a rank on a CPU by gloo,
-    and they would wait for each other until a time-out. Rank 0 compares all; the others read the result.
-
-    Raises:
-        ValueError: on every rank, one line with the first rank that differs from rank 0, and both kinds.
-        RuntimeError: some ranks did not come before the store's time-out; rank 0 names the first.
+    torchrun, accelerate: LOCAL_WORLD_SIZE; deepspeed: LOCAL_SIZE; Open MPI and SLURM have names of their own.
     """
-    store.set(f"device/{rank}", device)
-    if rank == 0:
-        try:
-            kinds = [kind.decode() for kind in store.multi_get([f"device/{other}" for other in range(world)])]
-        except RuntimeError as error:  # torch's, which names keys of the store
-            absent = [other for other in range(world) if not store.check([f"device/{other}"])]
-            if not absent:
-                raise
-            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise RuntimeError(
-                f"rank {absent[0]} of {world}{more} did not come in time: was it started, with the same "
-                "MASTER_ADDR, MASTER_PORT and number of ranks?"
-            ) from error
-        unlike = [
-            f"rank {other} computes on {kind}, rank 0 on {kinds[0]}"
-            for other, kind in enumerate(kinds)
-            if kind != kinds[0]
-        ]
-        store.set("devices", unlike[0] if unlike else "alike")
-    if (found := store.get("devices").decode()) != "alike":
-        raise ValueError(
-            f"{found}: see nvidia-smi and CUDA_VISIBLE_DEVICES on the machine without a GPU, or set "
-            "GERMINAL_DEVICE to the same on every rank"
-        )
+    keys = launcher_variables(environ)
+    if keys == SLURM:
+        return (environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")) == "1"
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if keys and keys[0] == "RANK" else ()
+    local = next((environ[name] for name in (*names, "OMPI_COMM_WORLD_LOCAL_SIZE") if name in environ), "")
+    return local == str(world)
 
 
-def _slurm_address(environ: Mapping[str, str]) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT of a SLURM step; empty outside one, as in a batch script without srun."""
-    step = environ.get("SLURM_STEP_ID")
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
-    if step is None or not nodes:
-        return {}
-    # SLURM_LAUNCH_NODE_IPADDR is no help: srun itself may have been typed on a login node.
-    port = 10000 + (int(environ.get("SLURM_JOB_ID", "0")) * 7 + int(step)) % 20000
-    return {"MASTER_ADDR": _first_host(nodes), "MASTER_PORT": str(port)}
+def unlike(devices: Mapping[int, str]) -> str:
+    """The first rank that computes on another kind of device than rank 0, in words; empty where none does.
+
+    Compared before the process group is made: a rank on a GPU reduces by NCCL, a rank on a CPU by gloo, and
+    they would wait for each other until a time-out.
+
+    devices: rank → kind of device, such as cuda.
+    """
+    for rank, kind in sorted(devices.items()):
+        if kind != devices[0]:
+            return (
+                f"rank {rank} computes on {kind}, rank 0 on {devices[0]}: see nvidia-smi and "
+                "CUDA_VISIBLE_DEVICES on the machine without a GPU, or set GERMINAL_DEVICE to the same on "
+                "every rank"
+            )
+    return ""
 
 
-def _first_host(nodes: str) -> str:
-    """The first host of a SLURM host list: `node[003-005,9],other` → `node003`."""
-    first = re.match(r"(\[[^\]]*\]|[^,\[])+", nodes)
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
+def shared(gpus: Mapping[int, tuple[str, str]]) -> str:
+    """Two ranks that would compute on one GPU, in words; empty where each has its own.
+
+    gpus: rank → (machine, the GPU's unique id; empty on a CPU).
+    """
+    seen: dict[tuple[str, str], int] = {}
+    for rank, (machine, gpu) in sorted(gpus.items()):
+        if gpu and (first := seen.setdefault((machine, gpu), rank)) != rank:
+            return (
+                f"ranks {first} and {rank} on {machine} would compute on one GPU ({gpu}): start as many "
+                "ranks a machine as it has GPUs, and give each its own (srun --gpus-per-task=1, or no "
+                "CUDA_VISIBLE_DEVICES)"
+            )
+    return ""
+
+
+def missing(absent: list[int], hosts: Mapping[int, str], world: int) -> str:
+    """Ranks that have not come, in words: `ranks 1 (n1), 3 (n2) and 4 more of 8`.
+
+    hosts: rank → its machine, as far as that is known.
+    """
+    named = [f"{rank} ({hosts[rank]})" if hosts.get(rank) else str(rank) for rank in absent[:8]]
+    more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+    return f"rank{'s' * (len(absent) > 1)} {', '.join(named)}{more} of {world}"

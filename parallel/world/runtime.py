@@ -2,9 +2,9 @@
 
 From start to end of a rank:
 
-    meet             identity (`launcher`) and device (`device`) from environment variables; reach rank 0
-                     (`rendezvous`), and connect to it (`presence`), so that a rank's end is noticed
-    Runtime.join     make the process group
+    meet             identity (`launcher`) and device (`device`) from environment variables; find rank 0
+                     (`rendezvous`, `meeting`) and connect to it (`presence`), so that a rank's end is noticed
+    Runtime.join     wait until all ranks have come, and make the process group
     mark_under_way   after the first step; from now on ranks that are asked to stop leave together
     announce_exit    tell the other ranks the exit code
     stop             leave the process group
@@ -19,29 +19,35 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from common.exit_codes import ASKED_TO_STOP, FAILED
-from parallel.world import meeting
-from parallel.world.device import device_of
+from parallel.relied_on import replace
+from parallel.world import meeting, slurm
+from parallel.world.addresses import interface_of, resolve
+from parallel.world.arrivals import Departure
+from parallel.world.device import device_of, gpu_id
 from parallel.world.ending import end_process, end_with_parent
+from parallel.world.environment import use_interface
 from parallel.world.launcher import SLURM, identity, is_child_of_launcher, launcher_variables
-from parallel.world.presence import Departure, Presence
-from parallel.world.rendezvous import address, compare_devices
+from parallel.world.presence import Presence
+from parallel.world.rendezvous import LOOPBACK, Place, place
 
 # After another rank's end, how long this rank may take to end by itself: while it runs, and before its first
 # step.
 GRACE_SECONDS = 10.0
 START_GRACE_SECONDS = 2.0
+# How long ranks wait for each other where no config says so.
+TIMEOUT = timedelta(minutes=10)
 # How long a rank may take to write the line about its failure.
 REPORT_SECONDS = 10.0
+_ANNOUNCEMENT = "germinal/presence"  # the key under which rank 0 announces itself in a launcher's store
 
 
 @dataclass
@@ -71,8 +77,9 @@ class Runtime:
     _report_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     presence: Presence = field(init=False, repr=False)
     _supervised: bool = field(default=False, repr=False)  # the launcher ends the ranks when one has ended
+    _timeout: timedelta = field(default=TIMEOUT, repr=False)
+    _hosts: Callable[[int], str] = field(default=lambda rank: "", repr=False)  # of ranks that do not come
     _supervisor: int = field(default=-1, repr=False)  # descriptor of the pipe to our supervisor
-    _group: dict[str, Any] = field(default_factory=dict, repr=False)  # arguments of init_process_group
 
     def __post_init__(self) -> None:
         self.presence = Presence(self.rank, self.world, self._follow)
@@ -87,15 +94,51 @@ class Runtime:
         return torch.get_num_threads()
 
     def join(self) -> None:
-        """Make the process group of all ranks. Collective.
+        """Wait until all ranks have come, and make the process group of all. Collective.
 
-        ValueError, on every rank, where one rank has another kind of device. RuntimeError where some ranks do
-        not come in time.
+        The group's store is rank 0's own, at a port that the system chooses.
+
+        ValueError, on every rank, where the ranks do not fit together: another number of ranks, another kind
+        of device, a GPU for two of them. RuntimeError where some ranks do not come in time.
         """
-        if "store" in self._group:
-            compare_devices(self._group["store"], self.rank, self.world, self.device.type)
-        if self._group:
-            dist.init_process_group(**self._group)
+        if dist.is_initialized():
+            return
+        every_group_waits(self._timeout)
+        if self.world == 1:
+            return
+        patience_seconds = self._timeout.total_seconds()
+        if self.rank == 0:
+            meeting.gather(self.presence, patience_seconds=patience_seconds, hosts=self._hosts)
+            server = meeting.open_store(self.presence)
+            port = server.getsockname()[1]
+            # The store takes the descriptor over. It is there before another rank asks for it.
+            store = self._store(LOOPBACK, port, listener=server.detach())
+            _, interface = meeting.begin(self.presence, port)
+        else:
+            address, port, interface = meeting.await_beginning(
+                self.presence, patience_seconds=patience_seconds
+            )
+            store = self._store(address, port)
+        use_interface(interface)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+            store=store,
+            rank=self.rank,
+            world_size=self.world,
+            timeout=self._timeout,
+            device_id=self.device if self.device.type == "cuda" else None,
+        )
+
+    def _store(self, host: str, port: int, *, listener: int | None = None) -> dist.Store:
+        return dist.TCPStore(
+            host,
+            port,
+            self.world,
+            is_master=listener is not None,
+            timeout=self._timeout,
+            wait_for_workers=False,
+            master_listen_fd=listener,
+        )
 
     def stop_at_next_step(self) -> None:
         """Set `stopping`."""
@@ -169,81 +212,88 @@ class Runtime:
         dist.destroy_process_group()
 
 
-def start(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] | None = None) -> Runtime:
+def every_group_waits(timeout: timedelta) -> None:
+    """Have every process group wait `timeout` in a collective: those that torch's meshes and DeepSpeed make
+    of ranks, without a word on it, too. Torch's own default is half an hour for gloo.
+    """
+    replace("torch", distributed_c10d, default_pg_timeout=timeout, default_pg_nccl_timeout=timeout)
+
+
+def start(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) -> Runtime:
     """`meet`, then `Runtime.join`."""
     runtime = meet(timeout=timeout, env=env)
     runtime.join()
     return runtime
 
 
-def meet(*, timeout: timedelta = timedelta(minutes=10), env: Mapping[str, str] | None = None) -> Runtime:
+def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) -> Runtime:
     """Find out which rank this is and connect to rank 0, so that the end of any rank is noticed by all.
 
-    Without a launcher: a single process. `Runtime.join` makes the process group.
+    Without a launcher: a single process. `Runtime.join` makes the process group. Where the ranks meet:
+    `rendezvous.place`.
 
-    The rendezvous is GERMINAL_INIT (a file:// or tcp:// address, set by the local launcher), else
-    MASTER_ADDR and MASTER_PORT. Where srun started the ranks and these are not set, see
-    `rendezvous.address`.
-
-    timeout: for rank 0 to be there, and of every collective of the world's group.
+    timeout: for all ranks to come, and of every collective of every group.
     env: instead of this process's environment variables.
 
     Raises:
-        ValueError: a launcher's variables are missing or contradict.
-        RuntimeError: rank 0 was not there within `timeout`.
+        ValueError: a launcher's variables are missing or contradict; or another number of ranks than rank
+            0's.
+        RuntimeError: rank 0 was not there within `timeout`, or the name of its machine has no address.
     """
     environ = os.environ if env is None else env
     rank, world, local_rank = identity(environ)
     device = device_of(environ, local_rank)
     runtime = Runtime(rank, world, local_rank, device, chooses_threads="OMP_NUM_THREADS" not in environ)
+    runtime._timeout = timeout
     if is_child_of_launcher(environ) and os.getppid() > 1:
         end_with_parent(rank, lambda: runtime.stopping)
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
     if world > 1 and not dist.is_initialized():
-        init = environ.get("GERMINAL_INIT") or address(
-            environ, world, by_srun=launcher_variables(environ) == SLURM
-        )
-        runtime._group = {
-            "backend": "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            "rank": rank,
-            "world_size": world,
-            "timeout": timeout,
-            "device_id": device if device.type == "cuda" else None,
-        }
-        runtime._supervised = init.startswith("file://")
-        runtime._group["store"] = _reach(runtime, init, environ, timeout)
+        runtime._supervised = "GERMINAL_INIT" in environ
+        by_srun = launcher_variables(environ) == SLURM
+        runtime._hosts = meeting.hosts_of(environ, by_srun=by_srun)
+        otherwise = slurm.node_address if by_srun else lambda name: ""
+        _find_rank_0(runtime, place(environ, world), otherwise)
+    elif world == 1 and env is None:
+        use_interface(interface_of(LOOPBACK))  # the engines make a group of one rank
     return runtime
 
 
-def _reach(runtime: Runtime, init: str, environ: Mapping[str, str], timeout: timedelta) -> dist.Store:
-    """Open the store at `init`, tcp://HOST:PORT or file://PATH, and connect this rank's presence through it.
+def _find_rank_0(runtime: Runtime, at: Place, otherwise: Callable[[str], str]) -> None:
+    """On rank 0: listen for the others. On another rank: connect to rank 0.
 
-    Return a view of the store with the keys of this start of the ranks. RuntimeError where rank 0 of this
-    start is not there within `timeout`.
+    at: where rank 0 is to be found.
+    otherwise: name → another name or address for it, where the system's resolver has none.
     """
-    at = urlsplit(init)
-    host, port = at.hostname or "127.0.0.1", at.port or 1
-    store: dist.Store
-    if at.scheme == "file":
-        store = dist.FileStore(at.path, runtime.world)
-    else:
+    presence, patience_seconds = runtime.presence, runtime._timeout.total_seconds()
+    about = {"device": runtime.device.type, "gpu": gpu_id(runtime.device)}
+    if runtime.rank == 0 and not at.announced:
+        meeting.listen(presence, at, about)
+        return
+    store: dist.Store | None = None
+    addresses = resolve(at.host, otherwise=otherwise) if not at.one_machine else (LOOPBACK,)
+    if at.announced:
+        addresses = (meeting.answering(addresses, at.ports[0]),)
         store = dist.TCPStore(
-            host,
-            port,
-            runtime.world,
-            is_master=runtime.rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            timeout=timeout,
-            wait_for_workers=False,  # `compare_devices` names a rank that does not come
-            multi_tenant=True,
+            addresses[0], at.ports[0], runtime.world, timeout=runtime._timeout, wait_for_workers=False
         )
-    if runtime.rank == 0:
-        store.set("germinal/presence", meeting.listen(runtime.presence, host, port))
-    else:
-        meeting.join(
-            runtime.presence,
-            host,
-            lambda: store.get("germinal/presence").decode(),
-            patience_seconds=timeout.total_seconds(),
-        )
-    # A launcher's store may hold what ranks of an earlier start put there, such as gloo's addresses.
-    return dist.PrefixStore(f"germinal/{runtime.presence.key}", store)
+        if runtime.rank == 0:
+            store.set(_ANNOUNCEMENT, meeting.listen(presence, at, about))
+            return
+
+    def targets() -> list[meeting.Target]:
+        if store is None:
+            return [meeting.Target(address, port, at.key) for address in addresses for port in at.ports]
+        if not store.check([_ANNOUNCEMENT]):
+            return []
+        return meeting.announced(store.get(_ANNOUNCEMENT).decode(), addresses[0])
+
+    meeting.reach(
+        presence,
+        targets,
+        about,
+        patience_seconds=patience_seconds,
+        name=at.host,
+        # One rank a machine.
+        speaks=not runtime._supervised and (runtime.local_rank == 0 or runtime.rank == 1),
+    )

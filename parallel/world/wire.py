@@ -25,18 +25,23 @@ class Connection:
     """This process's end of a connection. Any thread may send; one thread receives.
 
     rank: the rank at the other end; -1 until that is known.
-    host: the name of that rank's machine.
+    about: what that rank said of itself.
     """
 
-    def __init__(self, peer: socket.socket, rank: int = -1, host: str = "") -> None:
+    def __init__(self, peer: socket.socket, rank: int = -1, about: Message | None = None) -> None:
         self.socket = peer
         self.rank = rank
-        self.host = host
+        self.about = about or {}
         self._lock = threading.Lock()
         self._unsent = bytearray()
         self._received = bytearray()
         keep_alive(peer)
         peer.setblocking(False)
+
+    @property
+    def host(self) -> str:
+        """The name of the other rank's machine; empty until it has said so."""
+        return str(self.about.get("host", ""))
 
     def send(self, message: Message) -> bool:
         """Send without waiting. Return False where the kernel's buffer is full: `flush` when it is not."""

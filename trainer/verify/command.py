@@ -6,6 +6,7 @@
 import argparse
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     try:
         cfg = reading.load(args.config, args.overrides)
         at_once.listen()
-        runtime = runtimes.start()
+        runtime = runtimes.start(timeout=timedelta(seconds=cfg.parallel.timeout_seconds))
     except ValueError as error:
         return complain(error, WRONG)
     except RuntimeError as error:

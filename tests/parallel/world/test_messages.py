@@ -7,21 +7,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parallel.world import meeting
+from meetings import join, listen
 from parallel.world.presence import Presence
 
-HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[3]
 PEER = """
 import sys, time
-from parallel.world import meeting
+sys.path.append("tests/helpers")
+from meetings import join
 from parallel.world.presence import Presence
 presence = Presence(2, 3, print)
 presence.handle("who", lambda sender, payload: f"2, asked by {sender}")
-meeting.join(presence, "127.0.0.1", lambda: sys.argv[1], patience_seconds=60)
+join(presence, lambda: sys.argv[1])
 print("there", flush=True)
 time.sleep(60)
 """
@@ -37,9 +39,9 @@ def until(ready: Callable[[], bool]) -> None:
 @pytest.fixture
 def three() -> list[Presence]:
     ranks = [Presence(rank, 3, print) for rank in range(3)]
-    where = meeting.listen(ranks[0], HOST, 1)
+    where = listen(ranks[0])
     for rank in ranks[1:]:
-        meeting.join(rank, HOST, lambda: where, patience_seconds=60)
+        join(rank, lambda: where)
     until(lambda: ranks[0].present == (1, 2))
     return ranks
 
@@ -103,8 +105,10 @@ def test_a_process_that_is_stopped_does_not_answer_and_is_not_taken_for_gone() -
     told: list[object] = []
     zero = Presence(0, 3, told.append)
     zero.handle("who", lambda sender, payload: "0")
-    where = meeting.listen(zero, HOST, 1)
-    with subprocess.Popen([sys.executable, "-c", PEER, where], stdout=subprocess.PIPE, text=True) as peer:
+    where = listen(zero)
+    with subprocess.Popen(
+        [sys.executable, "-c", PEER, where], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as peer:
         try:
             assert peer.stdout is not None and peer.stdout.readline() == "there\n"
             until(lambda: zero.present == (2,))

@@ -9,7 +9,7 @@ SCRIPT = """
 import sys, threading, time
 import torch
 from parallel.world import runtime as runtimes
-from parallel.world.presence import Departure
+from parallel.world.arrivals import Departure
 runtimes.GRACE_SECONDS = runtimes.START_GRACE_SECONDS = 0.2
 runtime = runtimes.Runtime(1, 2, 1, torch.device("cpu"))
 runtime.has_reported = sys.argv[1] == "said"

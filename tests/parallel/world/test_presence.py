@@ -8,23 +8,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
+import meetings
+from meetings import HOST, listen
 from parallel.world import meeting
-from parallel.world.presence import Departure, Presence
+from parallel.world.arrivals import Departure
+from parallel.world.presence import Presence
+from parallel.world.rendezvous import Place
 
-HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[3]
 PEER = """
 import sys, time
+sys.path.append("tests/helpers")
+from meetings import join, listen
 from parallel.world.presence import Presence
-from parallel.world import meeting
 rank, where = int(sys.argv[1]), sys.argv[2]
-presence, host = Presence(rank, 3, lambda left: None), "127.0.0.1"
+presence = Presence(rank, 3, lambda left: None)
 if rank == 0:
-    where = meeting.listen(presence, host, 1)
+    where = listen(presence)
 else:
-    meeting.join(presence, host, lambda: where, patience_seconds=60)
+    join(presence, lambda: where)
 print(where, flush=True)
 time.sleep(60)
 """
@@ -33,7 +39,7 @@ time.sleep(60)
 def peer(rank: int, where: str = "") -> "subprocess.Popen[str]":
     """A rank in a process of its own; it has said that it is there."""
     command = [sys.executable, "-c", PEER, str(rank), where]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def heard(count: int, *lists: list[Departure]) -> bool:
@@ -47,7 +53,7 @@ def join(presence: Presence, *announced: str, patience_seconds: float = 60.0) ->
     """Each reading of the announcement gives the next of `announced`, and the last for good."""
     left = list(announced)
     announced = lambda: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
-    meeting.join(presence, HOST, announced, patience_seconds=patience_seconds)
+    meetings.join(presence, announced, patience_seconds=patience_seconds)
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ def three() -> tuple[list[Presence], list[list[Departure]], Callable[[int], None
     """(three ranks, what each has heard, a function that lets one join, where); rank 0 is there."""
     told: list[list[Departure]] = [[], [], []]
     ranks = [Presence(rank, 3, told[rank].append) for rank in range(3)]
-    where = meeting.listen(ranks[0], HOST, 1)
+    where = listen(ranks[0])
     return ranks, told, lambda rank: join(ranks[rank], where), where
 
 
@@ -154,7 +160,7 @@ def test_what_a_dead_start_announced_is_passed_over(there: str, three: tuple) ->
     with ExitStack() as stack:
         if there == "an earlier rank 0":  # which has a rank 1 already, and hears nothing of the later one
             earlier = [Presence(rank, 3, told[2].append) for rank in (0, 1)]
-            stale = meeting.listen(earlier[0], HOST, 1)
+            stale = listen(earlier[0])
             join(earlier[1], stale)
         elif there == "nobody":
             with listening(None) as port:
@@ -164,7 +170,7 @@ def test_what_a_dead_start_announced_is_passed_over(there: str, three: tuple) ->
             answer = None if there == "a silent one" else b"220 mail.example ESMTP\r\n"
             stale = f"{stack.enter_context(listening(answer))} 0123456789abcdef"
         join(ranks[1], stale, stale, stale, where)
-        assert ranks[1].key == ranks[0].key
+        assert ranks[1].arrivals.key == ranks[0].arrivals.key
         ranks[1].leave(1, "broken", agreed=False)
         assert heard(1, told[0]) and told == [[Departure(1, 1, "broken")], [], []]
 
@@ -176,10 +182,16 @@ def test_a_rank_0_that_is_nowhere_is_an_error_in_time() -> None:
         join(Presence(1, 3, print), f"{port} 0123456789abcdef", patience_seconds=0.1)
 
 
-def test_rank_0_is_found_on_another_machine_than_the_store(three: tuple) -> None:  # type: ignore[type-arg]
+def test_rank_0_is_found_on_another_machine_than_the_store() -> None:
     """Of torchrun's agents one holds the store, and another may start rank 0."""
-    ranks, told, _, where = three
-    assert where.split()[2:] == [], "the way to the store is a loopback one"
-    meeting.join(ranks[1], "127.0.0.99:no host", lambda: f"{where} 127.0.0.1", patience_seconds=60)
-    ranks[1].leave(1, "broken", agreed=False)
-    assert heard(1, told[0])
+    told: list[Departure] = []
+    zero, one = Presence(0, 3, told.append), Presence(1, 3, print)
+    place = Place("192.0.2.254", (9,), announced=True)  # another machine's: the way there is not loopback
+    said = meeting.listen(zero, place, dict(meetings.ABOUT))
+    port, key, *addresses = said.split()
+    targets = meeting.announced(f"{port} {key} 127.0.0.99 127.0.0.1", "127.0.0.98")
+    assert [target.address for target in targets] == ["127.0.0.99", "127.0.0.1", "127.0.0.98"]
+    meeting.reach(one, lambda: targets, dict(meetings.ABOUT), patience_seconds=60)
+    assert not any(address.startswith("127.") for address in addresses)
+    one.leave(1, "broken", agreed=False)
+    assert heard(1, told)

@@ -155,7 +155,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     names = ("backend", *(name.replace("-", "_") for name, *_ in (*_COUNTS, *_KEYS)))
     given: dict[str, Any] = {name: getattr(args, name) for name in names}
     given["modules"] = args.modules
-    given["requeue"] = False if args.no_requeue else None
+    # The links of a chain take the place of a requeue.
+    given["requeue"] = False if args.no_requeue or args.chain > 1 else None
     given["env"] = _pairs("--env", args.env, needs_value=True)
     given["sbatch"] = _pairs("--sbatch", args.sbatch, needs_value=False)
     given["container"] = {"image": args.container}

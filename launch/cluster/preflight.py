@@ -33,6 +33,11 @@ def check(cluster: Cluster, environ: Mapping[str, str], *, dry: bool) -> None:
     }.items():
         if "\0" in value:
             raise ValueError(f"{name}={value!r}: has a NUL character, which no argument can hold")
+    if cluster.container.image.startswith("-"):
+        raise ValueError(f"container.image={cluster.container.image!r}: an image, not an option")
+    for mount in cluster.container.mounts:
+        if not re.fullmatch(r"[^,:-][^,:]*(:[^,:]+){0,2}", mount):
+            raise ValueError(f"container.mounts: {mount!r}: not HOST or HOST:CONTAINER, without commas")
     if cluster.backend == "local":
         _check_local(cluster)
     elif cluster.backend == "kubernetes":
@@ -52,6 +57,11 @@ def check_folder(folder: Path, cluster: Cluster) -> None:
             f"run_dir={str(folder)!r}: a backslash or a control character in the path of a job's output, "
             "which SLURM reads as a pattern: set run_dir to another folder"
         )
+    for path in (str(folder), os.getcwd()) if cluster.container.image else ():
+        if "," in path or ":" in path:
+            raise ValueError(
+                f"{path}: a container cannot mount a path with a comma or a colon: use another folder"
+            )
     if ":" in str(folder) and cluster.code == "copy":
         raise ValueError(
             f"run_dir={folder}: PYTHONPATH cannot hold a path with a colon, so the job could not run the "

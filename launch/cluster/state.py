@@ -173,15 +173,19 @@ def _from_queue(found: Status, newest: Path, queue: Jobs) -> None:
         found.code = ending.code
         found.state = {DONE: "done", STOPPED: "stopped"}.get(ending.code, "failed")
         found.reason = ending.reason
+    elif (
+        notes and notes[-1].kind == "stop"
+    ):  # a job that may not be requeued: the next link, or a new one, goes on
+        found.state, found.code, found.reason = "stopped", STOPPED, said
     if submission.is_cancelled(newest) and (ending is None or ending.code != DONE):
         found.state, found.reason = "cancelled", found.reason or "before it began"
-    elif ending is None and queue.problem:
+    elif found.code is None and queue.problem:
         found.state, found.reason = "unknown", queue.problem
-    elif ending is None and queue.over:
+    elif found.code is None and queue.over:
         last = queue.over[-1]
         found.state = "cancelled" if last.state == "CANCELLED" else "failed"
         found.reason = f"SLURM says {last.state} of job {last.job}" + (f"; before: {said}" if said else "")
-    elif ending is None:
+    elif found.code is None:
         found.reason = "its job is not there any more and left no word: see `germinal logs`"
 
 

@@ -19,6 +19,7 @@ def add_command(add: options.AddCommand) -> None:
     parser.add_argument("--lines", type=int, default=LINES, metavar="N", help=how_many)
     which = "of this job, not of the newest"
     parser.add_argument("--job", default="", metavar="JOB", help=which)
+    parser.add_argument("--rank", type=int, metavar="R", help="all that one rank of the run wrote")
     parser.set_defaults(run=logs)
 
 
@@ -29,7 +30,7 @@ def logs(args: argparse.Namespace) -> int:
     if args.lines < 0:
         raise ValueError(f"--lines {args.lines}: must be 0 or more")
     folder = state.find(args.folder, os.environ)
-    file = newest(folder, args.job)
+    file = newest(folder, args.job) if args.rank is None else _of_rank(folder, args.rank)
     if file is None:
         of = f" of job {args.job}" if args.job else ": it was not submitted, or its job has not begun"
         raise RuntimeError(f"{folder} has no log{of}")
@@ -39,6 +40,17 @@ def logs(args: argparse.Namespace) -> int:
             sys.stdout.buffer.write(line)
     sys.stdout.flush()
     return 0
+
+
+def _of_rank(folder: Path, rank: int) -> Path:
+    file = folder / "logs" / f"rank-{rank:05d}.log"
+    if file.is_file():
+        return file
+    known = [
+        path.stem.removeprefix("rank-").lstrip("0") or "0" for path in sorted(file.parent.glob("rank-*.log"))
+    ]
+    there = f"there are those of {', '.join(known[:20])}" if known else "no rank wrote one yet"
+    raise RuntimeError(f"--rank {rank}: {file} is not there: {there}")
 
 
 def newest(folder: Path, job: str = "") -> Path | None:

@@ -32,8 +32,18 @@ def text(wishes: "Sequence[Wish]") -> str:
     """Return the manifest of the runs. ValueError, one line, where an object cannot hold one."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        """Without anchors, and with a text of several lines as a block."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def represent(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, represent)
     documents = [document for wish in wishes for document in objects(wish)]
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def objects(wish: "Wish") -> list[dict[str, Any]]:

@@ -94,6 +94,21 @@ def test_how_the_last_job_ended(code, word, submitted, germinal) -> None:
     assert germinal("follow", "tiny")[0] == code
 
 
+def test_a_job_that_may_not_be_requeued_has_stopped(submitted, slurm, germinal) -> None:
+    slurm.queue(("101", "FAILED", "NonZeroExitCode"))  # SLURM's word for exit code 75
+    submission.note(FOLDER, Note(time.time(), "101", "stop", "the time limit is near; submit the run again"))
+    found = seen(germinal)
+    assert (found["state"], found["code"]) == ("stopped", 75) and "submit the run again" in found["reason"]
+
+
+def test_the_log_of_one_rank(submitted, germinal) -> None:
+    (RUN / "logs").mkdir()
+    (RUN / "logs/rank-00002.log").write_text("mine\n")
+    assert germinal("logs", "tiny", "--rank=2")[1] == "mine\n"
+    code, line = germinal.refusal("logs", "tiny", "--rank=1")
+    assert code == 1 and "--rank 1" in line and "there are those of 2" in line
+
+
 def test_a_job_that_left_no_word(submitted, germinal) -> None:
     assert seen(germinal)["state"] == "gone"
     assert germinal("follow", "tiny")[0] == 1

@@ -140,6 +140,7 @@ def test_nothing_is_sent_where_one_element_is_wrong(config, slurm, germinal) -> 
 def test_a_chain_is_one_job_behind_the_other(config, slurm, germinal) -> None:
     code, out, _ = germinal("submit", config, "--chain=3", "--after=77")
     assert code == 0 and "jobs 101, 102, 103" in out
+    assert option(slurm.calls("sbatch")[0], "no-requeue") == ""
     found = [option(words, "dependency") for words in slurm.calls("sbatch")]
     assert found == ["afterany:77", "afterany:101", "afterany:102"]
     assert [job.job for job in submission.jobs(RUN / "submit/1")] == ["101", "102", "103"]

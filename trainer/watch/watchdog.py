@@ -1,0 +1,316 @@
+"""The thread that looks whether this rank's phases last too long, and what follows where one does.
+
+    any rank    a phase is over its bound        → tells rank 0, again every RESEND_SECONDS
+    rank 0      asks every rank where it is; waits where a debugger holds one or one compiles; else writes
+                faults/hang-….txt, prints three lines, writes the event, and tells all ranks to end
+    any rank    has told rank 0, and not been asked for PATIENCE_SECONDS: rank 0 itself is stopped. It reports
+                what it knows; of several such ranks the first, which is the one that makes the file
+
+Every rank then ends with exit code 1, and whoever started the ranks starts them again. A rank that is stopped
+cannot end itself: who started it kills it.
+
+No false alarm: time in which the process did not run (stopped and continued, machine paused) does not count,
+and neither does time in a debugger. A thread that holds the interpreter inside a call into C holds this
+thread too; the other ranks then find that the rank does not answer.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from common.exit_codes import FAILED
+from common.standard_error import write_line
+from trainer.watch.phases import Bounds, Phases
+from trainer.watch.report import MOST_STACKS, Finding, document, find, grouped
+from trainer.watch.whereabouts import (
+    DEBUGGER,
+    HELD_BY_DEBUGGER,
+    Standing,
+    Whereabouts,
+    look,
+    state_of_process,
+    this_process,
+)
+
+INTERVAL_SECONDS = 1.0  # between two looks
+ANSWER_SECONDS = 10.0  # a rank that has not answered by then is taken for stopped
+SECOND_ANSWER_SECONDS = 5.0  # for later questions, which stopped ranks would hold up again
+RESEND_SECONDS = 30.0
+FIRST_PATIENCE_SECONDS = 15.0  # until rank 0 asks, once it is told
+PATIENCE_SECONDS = 60.0  # from then on, while rank 0 asks all and writes the report
+WRITE_SECONDS = 10.0  # the run folder's file system may be what hangs
+# A look that comes so much too late: the process has not been running meanwhile.
+STOOD_STILL_SECONDS = 5.0
+LATER_SECONDS = 2.0  # a rank that does not report ends so much later than the one that does
+
+_OVER, _WHERE, _STACKS, _STATE, _HERE, _END = (
+    f"hang/{kind}" for kind in ("over", "where", "stacks", "state", "here", "end")
+)
+
+# (text of the file, its finding, the phase) → where the file is. FileExistsError where another rank made it.
+Write = Callable[[str, Finding, Standing], str]
+
+
+class Channel(Protocol):
+    """Messages between ranks beside the collectives: `parallel.world.presence.Presence`."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def host(self) -> str: ...
+    def host_of(self, rank: int) -> str: ...
+    def handle(self, kind: str, handler: Callable[[int, Any], Any]) -> None: ...
+    def send(self, kind: str, payload: Any = None) -> None: ...
+    def broadcast(self, kind: str, payload: Any = None) -> None: ...
+    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]: ...
+
+
+class Watchdog:
+    """Watches the phases of this rank, from `begin` to `stop`.
+
+    phases, bounds: what the rank does, and how long that may last.
+    channel: to the other ranks.
+    write: writes the file and the event.
+    reporting: entered while this rank reports, so that another rank's end does not end it meanwhile.
+    ended: whether some rank has ended, so that nothing that now waits for it is a hang.
+    leave: ends this process with an exit code.
+    heading: the first line of the file.
+    """
+
+    def __init__(
+        self,
+        phases: Phases,
+        bounds: Bounds,
+        channel: Channel,
+        *,
+        write: Write,
+        reporting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        ended: Callable[[], bool] = lambda: False,
+        leave: Callable[[int], Any] = os._exit,
+        heading: Callable[[], str] = lambda: "hang",
+    ) -> None:
+        self._phases, self._bounds, self._channel = phases, bounds, channel
+        self._write, self._reporting, self._ended = write, reporting, ended
+        self._leave, self._heading = leave, heading
+        self._interval_seconds = min(INTERVAL_SECONDS, bounds.hang_seconds / 4, bounds.first_seconds / 4)
+        self._wake = threading.Event()
+        self._stopped = False
+        self._told: Standing | None = None  # on rank 0: what a rank has told
+        self._over_since = self._sent_at = self._asked_at = 0.0  # time.monotonic
+        self._processes: dict[int, int] = {}  # rank → process
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        for kind, handler in {
+            _OVER: self._hear,
+            _WHERE: self._answer_where,
+            _STACKS: self._answer_stacks,
+            _STATE: self._answer_state,
+            _HERE: lambda sender, process: self._processes.update({sender: process}),
+            _END: self._end,
+        }.items():
+            channel.handle(kind, handler)
+
+    def begin(self) -> None:
+        """Watch from here on: the ranks have met."""
+        if self._channel.rank == 0:
+            self._channel.broadcast(_HERE, this_process())
+        else:
+            self._channel.send(_HERE, this_process())
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # In the watchdog's thread
+
+    def _watch(self) -> None:
+        looked = time.monotonic()
+        while not self._stopped:
+            self._wake.wait(self._interval_seconds)
+            self._wake.clear()
+            late = time.monotonic() - looked - self._interval_seconds
+            if late > STOOD_STILL_SECONDS:
+                self._phases.stood_still(late)
+            try:
+                self._look()
+            except Exception as bug:  # a hang that cannot be reported still ends
+                traceback.print_exception(bug)
+                self._leave(FAILED)
+            looked = time.monotonic()
+
+    def _look(self) -> None:
+        over = self._over()
+        told, self._told = self._told, None
+        if self._channel.rank == 0:
+            if (suspected := over or told) is not None:
+                self._collect(suspected)
+        elif over is None:
+            self._over_since = 0.0
+        else:
+            self._tell(over)
+
+    def _over(self) -> Standing | None:
+        """The phase of this rank that has lasted too long, if one has."""
+        if not any(self._may_be_over(track.name) for track in self._phases.tracks):
+            return None
+        here, _ = self._here()
+        if here.held == DEBUGGER:
+            self._phases.stood_still(self._interval_seconds)
+            return None
+        return next((standing for standing in here.standings if standing.is_over), None)
+
+    def _may_be_over(self, name: str) -> bool:
+        track = next(track for track in self._phases.tracks if track.name == name)
+        if (phase := track.now) is None:
+            return False
+        seconds = self._phases.elapsed(phase)
+        shortest = min(self._bounds.hang_seconds, self._bounds.first_seconds)
+        return seconds > shortest and seconds > self._bounds.of(phase.name, track.durations(phase.name))
+
+    def _here(self) -> tuple[Whereabouts, str]:
+        return look(self._phases, self._bounds, rank=self._channel.rank, host=self._channel.host)
+
+    # On another rank than 0
+
+    def _tell(self, over: Standing) -> None:
+        """Tell rank 0; report in its place where it does not ask."""
+        now = time.monotonic()
+        if not self._over_since:
+            self._over_since, self._sent_at = now, 0.0
+        if now > self._sent_at + RESEND_SECONDS:
+            self._sent_at = now
+            self._channel.send(_OVER, vars(over))
+        asked = self._asked_at > self._over_since
+        patience = PATIENCE_SECONDS if asked else FIRST_PATIENCE_SECONDS
+        since = max(self._over_since, self._asked_at)
+        if now > since + patience:
+            self._report_alone(over)
+
+    def _report_alone(self, over: Standing) -> None:
+        here, text = self._here()
+        same_host = self._channel.host_of(0) == self._channel.host
+        state = state_of_process(self._processes[0]) if same_host and 0 in self._processes else ""
+        if state == HELD_BY_DEBUGGER:
+            self._over_since = 0.0
+            return
+        hosts = {0: self._channel.host_of(0)}
+        self._declare(over, [here], {0: state}, hosts, {here.rank: text})
+
+    # On rank 0
+
+    def _collect(self, over: Standing) -> None:
+        """Find out where all ranks are, and declare the hang, or wait where it is none (yet)."""
+        if self._ended():
+            return
+        channel = self._channel
+        answers = channel.ask(_WHERE, seconds=ANSWER_SECONDS)
+        found = [Whereabouts.from_json(answer) for answer in answers.values()]
+        if not any(standing.is_over for member in found for standing in member.standings) and found:
+            return  # it has gone on meanwhile
+        if any(member.held == DEBUGGER or _still_compiles(member) for member in found):
+            return
+        silent = self._states(set(range(channel.world)) - answers.keys())
+        if self._ended() or HELD_BY_DEBUGGER in silent.values():
+            return
+        asked = [group.ranks[0] for group in grouped(found)[:MOST_STACKS]]
+        stacks = channel.ask(_STACKS, asked, seconds=SECOND_ANSWER_SECONDS)
+        texts = {rank: str(text) for rank, text in stacks.items() if text is not None}
+        self._declare(over, found, silent, {rank: channel.host_of(rank) for rank in silent}, texts)
+
+    def _states(self, silent: set[int]) -> dict[int, str]:
+        """Rank → why it does not answer, where a rank on the same machine can see that; else ""."""
+        states = dict.fromkeys(sorted(silent), "")
+        if not silent:
+            return states
+        asked: dict[str, dict[int, int]] = {}
+        for rank in silent & self._processes.keys():
+            asked.setdefault(self._channel.host_of(rank), {})[rank] = self._processes[rank]
+        for seen in self._channel.ask(_STATE, asked, seconds=SECOND_ANSWER_SECONDS).values():
+            states |= {int(rank): state for rank, state in seen.items()}
+        return states
+
+    # Answers, each in a thread of its own
+
+    def _hear(self, sender: int, over: Mapping[str, Any]) -> None:
+        self._told = Standing(**over)
+        self._wake.set()
+
+    def _answer_where(self, sender: int, payload: Any) -> dict[str, Any]:
+        self._asked_at = time.monotonic()
+        return self._here()[0].to_json()
+
+    def _answer_stacks(self, sender: int, ranks: Sequence[int]) -> str | None:
+        return self._here()[1] if self._channel.rank in ranks else None
+
+    def _answer_state(self, sender: int, processes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+        here = processes.get(self._channel.host, {})
+        return {rank: state_of_process(process) for rank, process in here.items()}
+
+    def _end(self, sender: int, payload: Any) -> None:
+        if self._channel.rank != 0:
+            self._leave(FAILED)
+
+    # The end
+
+    def _declare(
+        self,
+        over: Standing,
+        found: Sequence[Whereabouts],
+        silent: Mapping[int, str],
+        hosts: Mapping[int, str],
+        stacks: Mapping[int, str],
+    ) -> None:
+        """Report, and end the ranks."""
+        finding = find(over, found, silent, hosts)
+        text = document(finding, found, silent, stacks, heading=self._heading())
+        with self._reporting():
+            for line in _lines(finding, self._written(text, finding, over)):
+                write_line(line)
+        if self._channel.rank == 0:
+            self._channel.broadcast(_END)
+            time.sleep(0.2)  # let the message go out
+        self._leave(FAILED)
+
+    def _written(self, text: str, finding: Finding, over: Standing) -> str:
+        """Write the file in a thread of its own, for its folder may be what hangs; return where it is, or why
+        there is none. Where another rank made it: end.
+        """
+        where = [f"no file, for it could not be written within {WRITE_SECONDS:g} s"]
+
+        def write() -> None:
+            try:
+                where[0] = self._write(text, finding, over)
+            except FileExistsError:
+                where[0] = ""
+            except (OSError, RuntimeError) as error:
+                where[0] = f"no file: {error}"
+
+        writer = threading.Thread(target=write, name="report", daemon=True)
+        writer.start()
+        writer.join(WRITE_SECONDS)
+        if not where[0]:
+            time.sleep(LATER_SECONDS)
+            self._leave(FAILED)
+        return where[0]
+
+
+def _lines(finding: Finding, file: str) -> Iterator[str]:
+    first, second, third = finding.lines
+    yield f"error: {first}"
+    yield f"  {second}"
+    yield f"  {third.format(file=file)}"
+
+
+def _still_compiles(member: Whereabouts) -> bool:
+    main = member.standing("main")
+    return member.held != "" and main is not None and not main.is_over

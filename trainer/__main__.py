@@ -66,6 +66,8 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     # They import torch, which takes over a second: a config that is wrong need not wait for it.
     from parallel.world import runtime as runtimes
     from trainer.process.failures import Failures
+    from trainer.watch.begin import watchdog
+    from trainer.watch.phases import Phases
 
     signals.listen()
     _open_as_many_files_as_allowed()
@@ -78,6 +80,8 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     signals.announce_with(runtime.announce_exit)
     fence = Fence(cfg.folder)
     failures = Failures(cfg.folder, runtime, fence)
+    phases = Phases()
+    watch = watchdog(cfg, runtime, fence, phases)
     try:
         runtime.join()
     except ValueError as error:
@@ -92,7 +96,9 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     code = DONE
     try:
         with ExitStack() as stack:
-            code = _train(cfg, runtime, stack, signals, failures)
+            watch.begin()
+            stack.callback(watch.stop)
+            code = _train(cfg, runtime, stack, signals, failures, phases)
             # A signal that comes while the rank is on its way out changes nothing, and prints no second line.
             signals.save_first(runtime.stop_at_next_step, lambda: goes_on(cfg.folder))
     except (RuntimeError, OSError) as error:  # of closing what was open, such as a save under way
@@ -129,14 +135,19 @@ def _open_as_many_files_as_allowed() -> None:
 
 
 def _train(  # type: ignore[no-untyped-def]
-    cfg: RunConfig, runtime, stack: ExitStack, signals: LeaveAtOnce, failures
+    cfg: RunConfig, runtime, stack: ExitStack, signals: LeaveAtOnce, failures, phases
 ) -> int:
     starting = Starting(shown=runtime.is_writer)
     stack.callback(starting.end)
+
+    def doing(what: str) -> None:
+        starting.now(what)
+        phases.main.next("start", 0, what)
+
     try:
         from trainer.run import assemble
 
-        run = assemble(cfg, runtime, stack, fence=failures.fence, doing=starting.now)
+        run = assemble(cfg, runtime, stack, fence=failures.fence, doing=doing, phases=phases)
     except BlockingIOError as error:
         return failures.report(error, STOPPED)
     except ValueError as error:

@@ -32,6 +32,7 @@ from trainer.start.engine import make_engine
 from trainer.start.opening import identity, open_alike
 from trainer.state import TrainState
 from trainer.steps import Steps
+from trainer.watch.phases import END, START, Phases
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Run:
     checkpointer, meter, evaluator: save, record and evaluate.
     stopping: whether this rank was asked to stop.
     ranks: this rank among all.
+    phases: what the rank is doing, for its watchdog.
     """
 
     cfg: RunConfig
@@ -58,6 +60,7 @@ class Run:
     evaluator: Evaluator
     stopping: Callable[[], bool]
     ranks: Ranks
+    phases: Phases
 
     def __call__(self) -> bool:
         """Train to the last step and close the record; return False where the run was asked to stop.
@@ -74,16 +77,19 @@ class Run:
         return True
 
     def _train(self) -> Decision:
-        return train(
-            self.engine,
-            self.steps,
-            self.state,
-            self.checkpointer,
-            self.meter,
-            self.cfg,
-            evaluator=self.evaluator,
-            stopping=self.stopping,
-        )
+        try:
+            return train(
+                self.engine,
+                self.steps,
+                self.state,
+                self.checkpointer,
+                self.meter,
+                self.cfg,
+                evaluator=self.evaluator,
+                stopping=self.stopping,
+            )
+        finally:
+            self.phases.main.next(END, self.state.step)
 
     def begin(self) -> None:
         """Continue the record at `state`: drop the lines of later steps, and tell the evaluator whether the
@@ -102,6 +108,7 @@ class Run:
 
         why: the reason, for the event.
         """
+        self.phases.main.next(START, self.state.step, "going back to an older checkpoint")
         found = self.checkpointer.go_back(self.engine, why, self._allows_a_step)
         if found is None:
             return False
@@ -113,7 +120,7 @@ class Run:
     def _seek(self, state: TrainState) -> None:
         """Read on from `state`: drop what was read ahead."""
         self.loader.seek(state.sequences)
-        self.steps.restart()
+        self.steps.restart(state.step + 1)
 
     def _allows_a_step(self, state: TrainState) -> bool:
         self._seek(state)
@@ -135,6 +142,7 @@ def assemble(
     *,
     fence: Fence | None = None,
     doing: Callable[[str], None] = lambda what: None,
+    phases: Phases | None = None,
 ) -> Run:
     """Build every part of the run, and load its newest checkpoint, if it has one. Collective: every rank
     calls it with the same config.
@@ -144,12 +152,14 @@ def assemble(
     stack: closes what was opened.
     fence: this start's right to write into the run folder; taken here. None: make one.
     doing: called with a description of what comes next, where that takes long.
+    phases: what the rank is doing from its first step on, for its watchdog.
 
     Raises:
         ValueError: the config asks for what cannot be (corpus, layout, another run's checkpoints).
         BlockingIOError: another process holds the run folder.
         RuntimeError, OSError: something is damaged, or the run folder cannot be written.
     """
+    phases = phases or Phases()
     doing("opening the corpus")
     ranks = Ranks(runtime.rank, runtime.world, gather)
     layout, stream = open_alike(cfg, ranks)
@@ -185,6 +195,7 @@ def assemble(
         logs=meter.logs,
         ranks=ranks,
         guard=fence.check,
+        phases=phases,
     )
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")
@@ -198,7 +209,7 @@ def assemble(
             runtime.mark_under_way()
         return runtime.stopping
 
-    loader, steps = open_steps(cfg, engine, stream, state, ranks)
+    loader, steps = open_steps(cfg, engine, stream, state, ranks, phases)
     stack.callback(loader.close)
     run = Run(
         cfg=cfg,
@@ -208,9 +219,10 @@ def assemble(
         state=state,
         checkpointer=checkpointer,
         meter=meter,
-        evaluator=Evaluator(heldout, every=cfg.train.eval_every, pp=layout.pp, ranks=ranks),
+        evaluator=Evaluator(heldout, every=cfg.train.eval_every, pp=layout.pp, ranks=ranks, phases=phases),
         stopping=stopping,
         ranks=ranks,
+        phases=phases,
     )
     run.begin()
     # Last, for two reasons. A config that does not fit the checkpoint must not replace the run's config.yaml.
@@ -221,7 +233,7 @@ def assemble(
 
 
 def open_steps(
-    cfg: RunConfig, engine: Engine, stream: Stream, state: TrainState, ranks: Ranks
+    cfg: RunConfig, engine: Engine, stream: Stream, state: TrainState, ranks: Ranks, phases: Phases
 ) -> tuple[Loader, Steps]:
     """Begin to read this data rank's part of the stream from `state` on; return the loader, and the steps
     that it gives (see `trainer.steps`).
@@ -241,5 +253,7 @@ def open_steps(
         ranks=ranks,
         masks_alike=cfg.data.on_corrupt == "quarantine" and engine.data_ranks < ranks.world,
         eos=stream.eos,
+        phases=phases,
+        first=state.step + 1,
     )
     return loader, steps

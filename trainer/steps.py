@@ -28,6 +28,7 @@ from typing import Any
 
 from data.stream.batch import Batch
 from trainer.ranks import Ranks
+from trainer.watch.phases import STEP, Phases
 
 Quarantined = MutableMapping[int, list[dict[str, Any]]]
 """Sequence → the damage that masks it, as `data.stream.stream.Stream.quarantined`."""
@@ -42,6 +43,8 @@ class Steps:
     ranks: this rank among all; alone, nothing is read ahead.
     masks_alike: other ranks read the same sequences, and mask the damaged ones.
     eos: id of the separator, which masked sequences are filled with; see `Batch.masked`.
+    phases: told that a step begins, with the reading of its micro-batches.
+    first: the number of the first step.
 
     What fails in reading is raised by the step that it belongs to, on every rank: see `Ranks.together`.
     """
@@ -54,8 +57,12 @@ class Steps:
         ranks: Ranks | None = None,
         masks_alike: bool = False,
         eos: int = 0,
+        phases: Phases | None = None,
+        first: int = 1,
     ) -> None:
         self._batches = iter(batches)
+        self._phases = phases or Phases()
+        self._step = first
         self._quarantined: Quarantined = {} if quarantined is None else quarantined
         self._ranks = ranks or Ranks()
         self._masks_alike = masks_alike
@@ -68,6 +75,8 @@ class Steps:
 
     def __next__(self) -> Sequence[Batch]:
         """Return the next step. Collective where some rank asked for an exchange."""
+        self._phases.main.next(STEP, self._step)
+        self._step += 1
         if self._ranks.world == 1:
             return next(self._batches)
         if self._ahead is None:
@@ -91,8 +100,11 @@ class Steps:
         """Exchange before the next step, if `asked`: whether any rank `needs_exchange`, the same on all."""
         self._exchange_next = asked
 
-    def restart(self) -> None:
-        """Begin anew, after `batches` was moved: forget the step read ahead, exchange before the next."""
+    def restart(self, first: int = 1) -> None:
+        """Begin anew with step `first`, after `batches` was moved: forget the step read ahead, and exchange
+        before the next.
+        """
+        self._step = first
         self._ahead = None
         self._exchange_next = True
 

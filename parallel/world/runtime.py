@@ -183,6 +183,11 @@ class Runtime:
             yield
             self.has_reported = True
 
+    def wait_while_reporting(self) -> None:
+        """Wait while another thread of this rank reports a failure, which may end the process."""
+        with self._report_lock:
+            pass
+
     def _follow(self, left: Departure) -> None:
         """End this process because another rank has ended, unless all ranks leave together anyway."""
         if left.agreed or self._supervised:

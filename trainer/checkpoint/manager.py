@@ -26,6 +26,7 @@ from trainer.record.digest import LogDigest
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog
 from trainer.state import Identity, TrainState
+from trainer.watch.phases import COPY, SAVE, WAIT, Phases
 
 PATIENCE_SECONDS = 1800.0
 
@@ -47,6 +48,7 @@ class Checkpointer:
         the folder alone (`attempt`).
     patience_seconds: how long a save waits for the other ranks' files.
     guard: raises where a later start of the run writes here.
+    phases: told of the parts of a save.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Checkpointer:
         ranks: Ranks | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         guard: Guard = unfenced,
+        phases: Phases | None = None,
     ) -> None:
+        self._phases = phases or Phases()
         self.root = run_dir / "checkpoints"
         self.every = every
         self.asynchronous = asynchronous
@@ -126,14 +130,16 @@ class Checkpointer:
         )
         self._saved = step
         if self.asynchronous:
-            chunks = self._staging.copy(chunks)
+            with self._phases.main.inside(COPY, step):
+                chunks = self._staging.copy(chunks)
             # A daemon, for a rank that dies of something else must not wait here for ranks that are gone.
             self._thread = threading.Thread(
                 target=self._write, args=(step, chunks, document, reason), name="checkpoint", daemon=True
             )
             self._thread.start()
         else:
-            self._write(step, chunks, document, reason)
+            with self._phases.main.inside(WAIT, step):
+                self._write(step, chunks, document, reason)
         self.stall_seconds = time.monotonic() - begin
         if not self.asynchronous:
             self._raise()
@@ -143,7 +149,8 @@ class Checkpointer:
         on any.
         """
         if self._thread is not None:
-            self._thread.join()
+            with self._phases.main.inside(WAIT, self._saved):
+                self._thread.join()
             self._thread = None
         self._raise()
 
@@ -203,6 +210,12 @@ class Checkpointer:
     # What follows may run in the background thread, where no collective may be called.
 
     def _write(self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str) -> None:
+        with self._phases.save.inside(SAVE, step):
+            self._write_and_commit(step, chunks, document, reason)
+
+    def _write_and_commit(
+        self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str
+    ) -> None:
         begin = time.monotonic()
         rank = self.ranks.rank
         attempt = Attempt(

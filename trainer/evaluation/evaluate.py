@@ -12,6 +12,7 @@ from typing import Any
 from data.stream.heldout import HeldoutLoader
 from parallel.engine import Engine
 from trainer.ranks import Ranks
+from trainer.watch.phases import EVALUATION, Phases
 
 # How many batches of a rank an evaluation goes on for after a request to stop, times the pipeline's length:
 # in a long one they take no more time, and with fewer it would be filling and draining most of the time.
@@ -36,6 +37,7 @@ class Evaluator:
     done: the last step whose evaluation is in the record.
     pp: ranks of a pipeline.
     ranks: an error in reading on one rank is raised on all: see `Ranks.together`.
+    phases: told of each part of an evaluation, `BATCHES` × pp batches.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Evaluator:
         done: int = 0,
         pp: int = 1,
         ranks: Ranks | None = None,
+        phases: Phases | None = None,
     ) -> None:
+        self._phases = phases or Phases()
         self.sets = sets
         self.every = every
         self.done = done
@@ -69,8 +73,9 @@ class Evaluator:
             loss_sum = count = 0.0
             batches: Iterator[Any] = iter(heldout)
             for _ in range(0, len(heldout), self._together):
-                read = self._ranks.together(partial(self._read, batches))
-                part = engine.evaluate(read, stop=stopping())
+                with self._phases.main.inside(EVALUATION, detail=heldout.name):
+                    read = self._ranks.together(partial(self._read, batches))
+                    part = engine.evaluate(read, stop=stopping())
                 if part.stop:
                     return None
                 loss_sum += part.loss_sum

@@ -77,6 +77,7 @@ class Failures:
 
     def record(self, error: Exception, step: int) -> None:
         """Write the failure after `step` into events.jsonl, unless another rank or event reports it."""
+        self.runtime.wait_while_reporting()  # what the watchdog reports ends other ranks, and so this step
         notes = getattr(error, "__notes__", ())
         if (
             IN_EVENTS in notes

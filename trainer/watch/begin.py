@@ -11,14 +11,14 @@ from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
 from trainer.record.events import EventLog
 from trainer.watch.phases import Bounds, Phases
-from trainer.watch.report import Finding
+from trainer.watch.report import Finding, ranges
 from trainer.watch.watchdog import Watchdog
 from trainer.watch.whereabouts import Standing
 
 
 def watchdog(cfg: RunConfig, runtime: Runtime, fence: Fence, phases: Phases) -> Watchdog:
-    """Return the watchdog of this rank, which listens to other ranks' from now on. To be made before the ranks
-    meet; call `begin` afterwards.
+    """Return the watchdog of this rank, which answers other ranks from now on. Make it before the ranks meet
+    (`Runtime.join`), and call `begin` afterwards.
     """
     hangs = HangRecord(cfg.folder, fence)
     return Watchdog(
@@ -61,8 +61,9 @@ class HangRecord:
                 "hang",
                 over.step,
                 f"{finding.lines[0].removeprefix('hang: ')}; {finding.lines[1]}",
-                rank=list(finding.ranks),
-                host=list(finding.hosts),
+                rank=next(iter(finding.ranks), None),
+                host=next(iter(finding.hosts), ""),
+                ranks=ranges(finding.ranks),
                 phase=over.phase,
                 seconds=over.seconds,
                 file=str(path.relative_to(self._folder)),

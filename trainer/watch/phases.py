@@ -155,7 +155,7 @@ class Phases:
         return self._clock() - self._stood_still_seconds
 
     def stood_still(self, seconds: float) -> None:
-        """Leave out a time in which this process could not run: stopped, in a debugger, its machine paused."""
+        """Leave out a time in which this process did not run: stopped, or its machine paused."""
         self._stood_still_seconds += seconds
 
     def elapsed(self, phase: Phase) -> float:

@@ -63,9 +63,10 @@ def find(
         behind = {rank for group in late for rank in group.ranks}
         ranks = tuple(sorted(behind))
         places = tuple(dict.fromkeys(host for group in late for host in group.hosts))
-        first = f"{told}: {_who_is_behind(over.track, groups, late)}"
-    others = [group for group in groups if not behind.issuperset(group.ranks)]
-    second = "; ".join(_at(over.track, group) for group in others[:2])
+        first = f"{told}: {_who_is_behind(over, groups, late)}"
+    # Of ranks that wait for each other in different calls, the first group is in the first line.
+    others = [group for group in groups if not behind.issuperset(group.ranks)] or groups[1:]
+    second = "; ".join(_at(over, group) for group in others[:2])
     if len(others) > 2:
         second += f"; and {sum(len(group.ranks) for group in others[2:])} ranks elsewhere"
     third = "the stacks of all ranks are in {file}; all ranks end"
@@ -94,26 +95,27 @@ def _behind(track: str, groups: Sequence[Group]) -> list[Group]:
     return rarest if len(rarest) < len(known) else [group for group, _ in known]
 
 
-def _who_is_behind(track: str, groups: Sequence[Group], late: Sequence[Group]) -> str:
+def _who_is_behind(over: Standing, groups: Sequence[Group], late: Sequence[Group]) -> str:
     if not late:
         return "all ranks wait in the same call: is a link between them cut, or a device stuck?"
     if len(late) == len(groups) > 1:
-        return f"ranks are in different calls: {'; '.join(_at(track, group) for group in late[:2])}"
+        return f"ranks are in different calls: {_at(over, late[0])}"
     more = f"; and {sum(len(group.ranks) for group in late[1:])} ranks more" if len(late) > 1 else ""
-    return f"{_at(track, late[0])}{more}"
+    return f"{_at(over, late[0])}{more}"
 
 
-def _at(track: str, group: Group) -> str:
-    """`rank 1 on n2 is in …`."""
+def _at(over: Standing, group: Group) -> str:
+    """`rank 1 on n2 is in …`, with the phase where that is not the one that hangs."""
     member = group.members[0]
-    standing = member.standing(track)
+    standing = member.standing(over.track)
     verb = "is" if len(group.ranks) == 1 else "are"
     if standing is None:
         return f"{who(group.ranks, group.hosts)} {verb} between phases"
     waits = " and wait for other ranks" if len(group.ranks) > 1 else " and waits for other ranks"
     collective = f" ({member.unfinished[0]})" if member.unfinished and standing.waits else ""
+    place = "" if standing.place == over.place else f"{standing.place}, in "
     return (
-        f"{who(group.ranks, group.hosts)} {verb} in {standing.place}, in {standing.call or 'no Python code'}"
+        f"{who(group.ranks, group.hosts)} {verb} in {place}{standing.call or 'no Python code'}"
         f"{waits if standing.waits else ''}{collective}"
     )
 

@@ -46,6 +46,7 @@ PATIENCE_SECONDS = 60.0  # from then on, while rank 0 asks all and writes the re
 WRITE_SECONDS = 10.0  # the run folder's file system may be what hangs
 # A look that comes so much too late: the process has not been running meanwhile.
 STOOD_STILL_SECONDS = 5.0
+SEND_SECONDS = 0.2  # for the message to the other ranks to go out
 LATER_SECONDS = 2.0  # a rank that does not report ends so much later than the one that does
 
 _OVER, _WHERE, _STACKS, _STATE, _HERE, _END = (
@@ -106,15 +107,12 @@ class Watchdog:
         self._over_since = self._sent_at = self._asked_at = 0.0  # time.monotonic
         self._processes: dict[int, int] = {}  # rank → process
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        for kind, handler in {
-            _OVER: self._hear,
-            _WHERE: self._answer_where,
-            _STACKS: self._answer_stacks,
-            _STATE: self._answer_state,
-            _HERE: lambda sender, process: self._processes.update({sender: process}),
-            _END: self._end,
-        }.items():
-            channel.handle(kind, handler)
+        channel.handle(_OVER, self._hear)
+        channel.handle(_WHERE, self._answer_where)
+        channel.handle(_STACKS, self._answer_stacks)
+        channel.handle(_STATE, self._answer_state)
+        channel.handle(_HERE, self._know)
+        channel.handle(_END, self._end)
 
     def begin(self) -> None:
         """Watch from here on: the ranks have met."""
@@ -256,6 +254,9 @@ class Watchdog:
         here = processes.get(self._channel.host, {})
         return {rank: state_of_process(process) for rank, process in here.items()}
 
+    def _know(self, sender: int, process: int) -> None:
+        self._processes[sender] = process
+
     def _end(self, sender: int, payload: Any) -> None:
         if self._channel.rank != 0:
             self._leave(FAILED)
@@ -273,13 +274,14 @@ class Watchdog:
         """Report, and end the ranks."""
         finding = find(over, found, silent, hosts)
         text = document(finding, found, silent, stacks, heading=self._heading())
+        # To the end: when the other ranks end, this rank's main thread must not report that as a failure.
         with self._reporting():
             for line in _lines(finding, self._written(text, finding, over)):
                 write_line(line)
-        if self._channel.rank == 0:
-            self._channel.broadcast(_END)
-            time.sleep(0.2)  # let the message go out
-        self._leave(FAILED)
+            if self._channel.rank == 0:
+                self._channel.broadcast(_END)
+                time.sleep(SEND_SECONDS)
+            self._leave(FAILED)
 
     def _written(self, text: str, finding: Finding, over: Standing) -> str:
         """Write the file in a thread of its own, for its folder may be what hangs; return where it is, or why

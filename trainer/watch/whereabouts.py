@@ -109,9 +109,8 @@ def look(phases: Phases, bounds: Bounds, *, rank: int, host: str) -> tuple[Where
         for track in phases.tracks
         if (standing := _standing(phases, bounds, track.name, found, pending, held)) is not None
     )
-    key = hashlib.sha256(repr((_without_times(standings), pending, _outline(found))).encode()).hexdigest()[
-        :16
-    ]
+    place = repr((_without_times(standings), pending, _outline(found)))
+    key = hashlib.sha256(place.encode()).hexdigest()[:16]
     text = "\n".join(stack.text() for stack in found)
     return Whereabouts(rank, host, standings, tuple(pending), held, key), text[-MOST_STACK_BYTES:]
 

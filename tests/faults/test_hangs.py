@@ -1,0 +1,159 @@
+"""A rank that hangs is found and named, all ranks end, and the run goes on as if nothing had happened."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whole_runs import (
+    GERMINAL,
+    consumed,
+    environment,
+    events,
+    make_corpus,
+    records,
+    train,
+    whole_steps,
+    write_config,
+)
+
+PLANTED = Path(__file__).parents[1] / "helpers" / "hanging"
+# Seconds. Long enough for a machine that does other things too: the wrong rank, or none, may be named else.
+HANG, FIRST = 6.0, 20.0
+# Besides the bound: the ranks are asked three times, a stopped one in vain, and killed ten seconds later.
+REPORTED = 45.0
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The config, and the folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    supervise = {"supervise__hang_seconds": HANG, "supervise__first_seconds": FIRST}
+    config = write_config(
+        folder,
+        make_corpus(folder, documents=40),
+        model__layers=1,
+        train__steps=STEPS,
+        train__eval_every=2,
+        checkpoint__every=2,
+        **supervise,
+    )
+    train(config, nproc=2)
+    return config, folder / "run"
+
+
+def hanging(where: str, rank: int, count: int, folder: Path) -> dict[str, str]:
+    """The environment of a run in which a rank hangs once; see `helpers/hanging/sitecustomize.py`."""
+    paths = [str(PLANTED), *filter(None, [os.environ.get("PYTHONPATH")])]
+    mark = folder / "mark"
+    return {"HANG": f"{where} {rank} {count} {mark}", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def start(config: Path, folder: Path, env: Mapping[str, str]) -> "subprocess.Popen[str]":
+    command = [GERMINAL, "train", str(config), "--nproc", "2", f"run_dir={folder}"]
+    return subprocess.Popen(command, env=environment() | env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(run: "subprocess.Popen[str]", config: Path, folder: Path, seconds: float) -> str:
+    """Wait for the run, which is to end within `seconds` or to start its ranks again; return what it said."""
+    began = time.monotonic()
+    try:
+        _, said = run.communicate(timeout=seconds + 120)
+    finally:
+        run.kill()
+    if run.returncode:
+        assert run.returncode == 1, said
+        assert time.monotonic() - began < seconds, said
+        train(config, f"run_dir={folder}", nproc=2)
+    return said
+
+
+def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
+    assert records(folder / "metrics.jsonl") == records(undisturbed / "metrics.jsonl")
+    assert consumed(folder) == list(range(STEPS * 8))
+    assert events(folder, "start")[-1]["epoch"] == 2, "it was started again once"
+
+
+def assert_told(said: str, folder: Path, *, rank: int | None, phase: str, call: str) -> dict[str, Any]:
+    """One hang: three lines, an event, and a file with the stacks; by all of them, `rank` is behind."""
+    lines = re.sub(r"^\[rank \d\] ", "", said, flags=re.MULTILINE).splitlines()
+    at = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(at) == 1 and "Traceback" not in said, said
+    first, second, third = lines[at[0] : at[0] + 3]
+    assert first.startswith("error: hang: ") and call in first, first
+    if rank is not None:
+        assert f"rank {rank} on {os.uname().nodename}" in first and f"rank {1 - rank} " in second, said
+    (event,) = events(folder, "hang")
+    assert (event["rank"], event["phase"]) == (rank if rank is not None else 0, phase), event
+    assert event["host"] == os.uname().nodename
+    assert event["seconds"] < FIRST + 5.0
+    assert event["file"] in third
+    assert not events(folder, "fault"), "the ends that the hang caused are no faults of their own"
+    return event
+
+
+# Where, on which rank, at which call, and what the first line names.
+PLANTS = {
+    "an endless loop in a callback": ("loop", 1, 120, "step", "sitecustomize.py:23 loop"),
+    "an endless loop in a tracker": ("tracker", 0, 12, "step", "sitecustomize.py:23 loop"),
+    "a hung read of a shard": ("read", 1, 3, "step", "for the thread data-loader, which is in data/stream"),
+    "a hung save": ("save", 1, 6, "save", "trainer/checkpoint/attempt.py"),
+    "a hung save of rank 0": ("save", 0, 6, "save", "trainer/checkpoint/attempt.py"),
+    "an evaluation": ("evaluation", 1, 8, "evaluation", "sitecustomize.py:23 loop"),
+    "the start": ("start", 1, 1, "start", "sitecustomize.py:23 loop"),
+    "a call that keeps the interpreter": ("held", 1, 120, "step", "does not answer: it runs, but none of"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", PLANTS)
+def test_a_planted_hang(what: str, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    config, reference = undisturbed
+    where, rank, count, phase, call = PLANTS[what]
+    folder = tmp_path / "run"
+    run = start(config, folder, hanging(where, rank, count, tmp_path))
+    said = finish(run, config, folder, 60 + FIRST + REPORTED)
+    event = assert_told(said, folder, rank=rank, phase=phase, call=call)
+    text = (folder / event["file"]).read_text()
+    assert f"stacks of rank {1 - rank}" in text
+    assert where == "held" or f"stacks of rank {rank}" in text
+    assert_as_undisturbed(folder, reference)
+
+
+@pytest.mark.slow
+def test_a_collective_that_other_ranks_do_not_call(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    config, reference = undisturbed
+    folder = tmp_path / "run"
+    run = start(config, folder, hanging("collective", 1, 120, tmp_path))
+    said = finish(run, config, folder, 60 + FIRST + REPORTED)
+    event = assert_told(said, folder, rank=None, phase="step", call="in different calls")
+    assert "broadcast" in event["reason"] and "rank 0" in event["reason"] and "rank 1" in event["reason"]
+    text = (folder / event["file"]).read_text()
+    assert "collective under way: gloo:broadcast number" in text  # torch's flight recorder
+    assert_as_undisturbed(folder, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [1, 0])
+def test_a_rank_that_is_stopped(stopped: int, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    config, reference = undisturbed
+    folder = tmp_path / "run"
+    run = start(config, folder, {})
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    deadline = time.monotonic() + 60
+    while whole_steps(folder / "metrics.jsonl") < 10:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(int(children.read_text().split()[stopped]), signal.SIGSTOP)
+    said = finish(run, config, folder, FIRST + REPORTED)
+    found = events(folder, "hang")
+    call = "does not answer: it is stopped by a signal"
+    assert_told(said, folder, rank=stopped, phase=found[0]["phase"] if found else "step", call=call)
+    assert_as_undisturbed(folder, reference)

@@ -233,7 +233,12 @@ def assemble(
 
 
 def open_steps(
-    cfg: RunConfig, engine: Engine, stream: Stream, state: TrainState, ranks: Ranks, phases: Phases
+    cfg: RunConfig,
+    engine: Engine,
+    stream: Stream,
+    state: TrainState,
+    ranks: Ranks,
+    phases: Phases | None = None,
 ) -> tuple[Loader, Steps]:
     """Begin to read this data rank's part of the stream from `state` on; return the loader, and the steps
     that it gives (see `trainer.steps`).

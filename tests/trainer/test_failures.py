@@ -138,7 +138,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
             def __call__(self) -> bool:
                 return training()
 
-        def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, fence: Fence, doing: Any) -> Run:
+        def assemble(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, fence: Fence, **rest: Any) -> Run:
             cfg.folder.mkdir(exist_ok=True)
             fence.take()
             stack.callback(closing)

@@ -21,25 +21,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from common.exit_codes import FAILED
 from common.standard_error import write_line
+from trainer.watch.messages import Channel, Messages
 from trainer.watch.phases import Bounds, Phases
 from trainer.watch.report import MOST_STACKS, Finding, document, find, grouped
-from trainer.watch.whereabouts import (
-    DEBUGGER,
-    HELD_BY_DEBUGGER,
-    Standing,
-    Whereabouts,
-    look,
-    state_of_process,
-    this_process,
-)
+from trainer.watch.whereabouts import DEBUGGER, HELD_BY_DEBUGGER, Standing, Whereabouts
 
 INTERVAL_SECONDS = 1.0  # between two looks
-ANSWER_SECONDS = 10.0  # a rank that has not answered by then is taken for stopped
-SECOND_ANSWER_SECONDS = 5.0  # for later questions, which stopped ranks would hold up again
 RESEND_SECONDS = 30.0
 FIRST_PATIENCE_SECONDS = 15.0  # until rank 0 asks, once it is told
 PATIENCE_SECONDS = 60.0  # from then on, while rank 0 asks all and writes the report
@@ -49,28 +40,10 @@ STOOD_STILL_SECONDS = 5.0
 SEND_SECONDS = 0.2  # for the message to the other ranks to go out
 LATER_SECONDS = 2.0  # a rank that does not report ends so much later than the one that does
 
-_OVER, _WHERE, _STACKS, _STATE, _HERE, _END = (
-    f"hang/{kind}" for kind in ("over", "where", "stacks", "state", "here", "end")
-)
+_OVER, _END = "hang/over", "hang/end"
 
 # (text of the file, its finding, the phase) → where the file is. FileExistsError where another rank made it.
 Write = Callable[[str, Finding, Standing], str]
-
-
-class Channel(Protocol):
-    """Messages between ranks beside the collectives: `parallel.world.presence.Presence`."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world(self) -> int: ...
-    @property
-    def host(self) -> str: ...
-    def host_of(self, rank: int) -> str: ...
-    def handle(self, kind: str, handler: Callable[[int, Any], Any]) -> None: ...
-    def send(self, kind: str, payload: Any = None) -> None: ...
-    def broadcast(self, kind: str, payload: Any = None) -> None: ...
-    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]: ...
 
 
 class Watchdog:
@@ -104,30 +77,23 @@ class Watchdog:
         self._wake = threading.Event()
         self._stopped = False
         self._told: Standing | None = None  # on rank 0: what a rank has told
-        self._over_since = self._sent_at = self._asked_at = 0.0  # time.monotonic
-        self._processes: dict[int, int] = {}  # rank → process
+        self._over_since = self._sent_at = 0.0  # time.monotonic
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._messages = Messages(channel, phases, bounds)
         channel.handle(_OVER, self._hear)
-        channel.handle(_WHERE, self._answer_where)
-        channel.handle(_STACKS, self._answer_stacks)
-        channel.handle(_STATE, self._answer_state)
-        channel.handle(_HERE, self._know)
         channel.handle(_END, self._end)
 
     def begin(self) -> None:
         """Watch from here on: the ranks have met."""
-        if self._channel.rank == 0:
-            self._channel.broadcast(_HERE, this_process())
-        else:
-            self._channel.send(_HERE, this_process())
+        self._messages.introduce()
         self._thread.start()
 
     def stop(self) -> None:
         """Watch no longer."""
         self._stopped = True
         self._wake.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join(1.0)  # it may be asking the other ranks
 
     # In the watchdog's thread
 
@@ -141,9 +107,9 @@ class Watchdog:
                 self._phases.stood_still(late)
             try:
                 self._look()
-            except Exception as bug:  # a hang that cannot be reported still ends
+            except Exception as bug:  # no reason to end a run that may be well
                 traceback.print_exception(bug)
-                self._leave(FAILED)
+                return
             looked = time.monotonic()
 
     def _look(self) -> None:
@@ -161,7 +127,7 @@ class Watchdog:
         """The phase of this rank that has lasted too long, if one has."""
         if not any(self._may_be_over(track.name) for track in self._phases.tracks):
             return None
-        here, _ = self._here()
+        here, _ = self._messages.here()
         if here.held == DEBUGGER:
             self._phases.stood_still(self._interval_seconds)
             return None
@@ -175,9 +141,6 @@ class Watchdog:
         shortest = min(self._bounds.hang_seconds, self._bounds.first_seconds)
         return seconds > shortest and seconds > self._bounds.of(phase.name, track.durations(phase.name))
 
-    def _here(self) -> tuple[Whereabouts, str]:
-        return look(self._phases, self._bounds, rank=self._channel.rank, host=self._channel.host)
-
     # On another rank than 0
 
     def _tell(self, over: Standing) -> None:
@@ -188,16 +151,14 @@ class Watchdog:
         if now > self._sent_at + RESEND_SECONDS:
             self._sent_at = now
             self._channel.send(_OVER, vars(over))
-        asked = self._asked_at > self._over_since
-        patience = PATIENCE_SECONDS if asked else FIRST_PATIENCE_SECONDS
-        since = max(self._over_since, self._asked_at)
-        if now > since + patience:
+        asked_at = self._messages.asked_at
+        patience = PATIENCE_SECONDS if asked_at > self._over_since else FIRST_PATIENCE_SECONDS
+        if now > max(self._over_since, asked_at) + patience:
             self._report_alone(over)
 
     def _report_alone(self, over: Standing) -> None:
-        here, text = self._here()
-        same_host = self._channel.host_of(0) == self._channel.host
-        state = state_of_process(self._processes[0]) if same_host and 0 in self._processes else ""
+        here, text = self._messages.here()
+        state = self._messages.state_of_rank_0()
         if state == HELD_BY_DEBUGGER:
             self._over_since = 0.0
             return
@@ -210,52 +171,22 @@ class Watchdog:
         """Find out where all ranks are, and declare the hang, or wait where it is none (yet)."""
         if self._ended():
             return
-        channel = self._channel
-        answers = channel.ask(_WHERE, seconds=ANSWER_SECONDS)
-        found = [Whereabouts.from_json(answer) for answer in answers.values()]
+        found = self._messages.where()
         if not any(standing.is_over for member in found for standing in member.standings) and found:
             return  # it has gone on meanwhile
         if any(member.held == DEBUGGER or _still_compiles(member) for member in found):
             return
-        silent = self._states(set(range(channel.world)) - answers.keys())
+        silent = self._messages.states(set(range(self._channel.world)) - {member.rank for member in found})
         if self._ended() or HELD_BY_DEBUGGER in silent.values():
             return
-        asked = [group.ranks[0] for group in grouped(found)[:MOST_STACKS]]
-        stacks = channel.ask(_STACKS, asked, seconds=SECOND_ANSWER_SECONDS)
-        texts = {rank: str(text) for rank, text in stacks.items() if text is not None}
-        self._declare(over, found, silent, {rank: channel.host_of(rank) for rank in silent}, texts)
+        texts = self._messages.stacks([group.ranks[0] for group in grouped(found)[:MOST_STACKS]])
+        self._declare(over, found, silent, {rank: self._channel.host_of(rank) for rank in silent}, texts)
 
-    def _states(self, silent: set[int]) -> dict[int, str]:
-        """Rank → why it does not answer, where a rank on the same machine can see that; else ""."""
-        states = dict.fromkeys(sorted(silent), "")
-        if not silent:
-            return states
-        asked: dict[str, dict[int, int]] = {}
-        for rank in silent & self._processes.keys():
-            asked.setdefault(self._channel.host_of(rank), {})[rank] = self._processes[rank]
-        for seen in self._channel.ask(_STATE, asked, seconds=SECOND_ANSWER_SECONDS).values():
-            states |= {int(rank): state for rank, state in seen.items()}
-        return states
-
-    # Answers, each in a thread of its own
+    # Messages
 
     def _hear(self, sender: int, over: Mapping[str, Any]) -> None:
         self._told = Standing(**over)
         self._wake.set()
-
-    def _answer_where(self, sender: int, payload: Any) -> dict[str, Any]:
-        self._asked_at = time.monotonic()
-        return self._here()[0].to_json()
-
-    def _answer_stacks(self, sender: int, ranks: Sequence[int]) -> str | None:
-        return self._here()[1] if self._channel.rank in ranks else None
-
-    def _answer_state(self, sender: int, processes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
-        here = processes.get(self._channel.host, {})
-        return {rank: state_of_process(process) for rank, process in here.items()}
-
-    def _know(self, sender: int, process: int) -> None:
-        self._processes[sender] = process
 
     def _end(self, sender: int, payload: Any) -> None:
         if self._channel.rank != 0:
@@ -272,16 +203,20 @@ class Watchdog:
         stacks: Mapping[int, str],
     ) -> None:
         """Report, and end the ranks."""
+        if self._stopped:
+            return
         finding = find(over, found, silent, hosts)
-        text = document(finding, found, silent, stacks, heading=self._heading())
         # To the end: when the other ranks end, this rank's main thread must not report that as a failure.
         with self._reporting():
-            for line in _lines(finding, self._written(text, finding, over)):
-                write_line(line)
-            if self._channel.rank == 0:
-                self._channel.broadcast(_END)
-                time.sleep(SEND_SECONDS)
-            self._leave(FAILED)
+            try:
+                text = document(finding, found, silent, stacks, heading=self._heading())
+                for line in _lines(finding, self._written(text, finding, over)):
+                    write_line(line)
+                if self._channel.rank == 0:
+                    self._channel.broadcast(_END)
+                    time.sleep(SEND_SECONDS)
+            finally:
+                self._leave(FAILED)
 
     def _written(self, text: str, finding: Finding, over: Standing) -> str:
         """Write the file in a thread of its own, for its folder may be what hangs; return where it is, or why

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from launch import cli
 from launch.cluster import cluster as clusters
 from launch.cluster import script, submission
 from launch.cluster.cluster import Cluster
 from launch.cluster.elements import elements
 from launch.cluster.submission import Ending
-from trainer.config import reading
+from trainer.config import keys, reading
 from trainer.config.plain import plain
 
 RUN = Path("runs/tiny")
@@ -277,3 +278,11 @@ def test_the_example_file_is_right_also_with_every_line_that_is_commented_out(na
     if name == "slurm":
         keys = {*re.findall(r"^([a-z_]+):", every.read_text(), flags=re.MULTILINE)}
         assert keys == {field.name for field in dataclasses.fields(Cluster)} - {"kubernetes"}
+
+
+def test_the_document_names_every_key_and_every_option() -> None:
+    page = (Path(__file__).parents[3] / "docs/cluster.md").read_text()
+    for key in keys.keys(Cluster):
+        assert f"`{key.name}`" in page, key.name
+    options = {o for action in cli.parse(["submit", "x"]).parser._actions for o in action.option_strings}
+    assert {o for o in options if f"`{o}" not in page and f" {o}" not in page} == {"-h", "--help"}

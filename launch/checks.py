@@ -1,11 +1,27 @@
 """What is checked of a job before any rank starts, without torch."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launch.job import Job
+from parallel.world.launcher import SLURM, identity, launcher_variables
 
 if TYPE_CHECKING:
     from trainer.config.run_config import RunConfig
+
+
+def check_alone(environ: Mapping[str, str]) -> None:
+    """ValueError where another launcher has started this process as one of several: each would start a run of
+    its own, in one folder.
+    """
+    tasks = identity(environ)[1] if launcher_variables(environ) else 1
+    if tasks > 1:
+        by_srun = launcher_variables(environ) == SLURM
+        launcher, start = ("srun", "srun germinal rank") if by_srun else ("a launcher", "… germinal rank")
+        raise ValueError(
+            f"{launcher} has started {tasks} of this command, and each would start a run of its own: let it "
+            f"start the ranks themselves, with `{start} CONFIG [key=value…]`"
+        )
 
 
 def check_job(job: Job) -> "RunConfig":

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
-from launch.begin import attach, generate, prepare, submit, train, verify
+from launch.begin import attach, generate, prepare, rank, submit, train, verify
 from launch.look import cancel, checkpoint, corpus, doctor, follow, logs, plot, reference, status
 from launch.options import command_adder
 
@@ -24,6 +24,7 @@ COMMANDS = (
     prepare,
     corpus,
     train,
+    rank,
     submit,
     status,
     logs,
@@ -92,6 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the command and its arguments; ValueError, one line, where they are wrong."""
+    if arguments and arguments[0].startswith(("--local_rank=", "--local-rank=")):
+        arguments = arguments[1:]  # `deepspeed --no_python germinal rank …` puts it before the command
     parser = build_parser()
     _check_command_names(parser, arguments)
     args, extra = parser.parse_known_args(arguments)

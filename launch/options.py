@@ -31,11 +31,16 @@ def command_adder(parser: argparse.ArgumentParser) -> AddCommand:
 
 def add_job(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that a `launch.job.Job` is made of: CONFIG, key=value and --nproc."""
-    parser.add_argument("config", metavar="CONFIG", help=CONFIG)
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes one key of it")
+    add_config(parser)
     parser.add_argument(
         "--nproc", type=count, default=1, metavar="N", help="ranks on this machine (default 1)"
     )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG and key=value."""
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes one key of it")
     # Positionals after an option are appended to the argument named here: see `cli.parse`.
     parser.set_defaults(rest="overrides")
 

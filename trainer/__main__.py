@@ -27,7 +27,7 @@ from trainer.process.starting import Starting
 from trainer.ranks import on_every_rank
 
 ALONE_SECONDS = 3.0  # in which a launcher notices that rank 0 has ended; torchrun looks every 0.1 s
-USAGE = "usage: python -m trainer CONFIG [key=value…]"
+USAGE = "usage: germinal rank CONFIG [key=value…]"
 
 
 def main(arguments: list[str]) -> int:

@@ -4,5 +4,6 @@ prepare.py    make a corpus, in this process and its workers
 train.py      check a job, then start its ranks on this machine
 submit.py     check a job, then send it to a batch system
 verify.py     one process as the reference, then the layout, compared
+rank.py       become one rank that another launcher starts
 generate.py   become the process that continues a text
 """

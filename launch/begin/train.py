@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 from launch import options
-from launch.checks import check_job
+from launch.checks import check_alone, check_job
 from launch.job import DEBUG, Job
 from trainer.process import cores
 
@@ -83,6 +83,7 @@ def train(args: argparse.Namespace) -> int:
     from trainer.process.disk import check_folder
 
     debug_options = debug_arguments(args)
+    check_alone(os.environ)
     occupancy = cores.Occupancy()
     job = Job(args.config, tuple(args.overrides), args.nproc)
     if args.debug:

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import replace
 
 from launch import options
-from launch.checks import check_job
+from launch.checks import check_alone, check_job
 from launch.job import VERIFY, Job
 from trainer.process import cores
 
@@ -30,6 +30,7 @@ def verify(args: argparse.Namespace) -> int:
     """Run some steps in one process, then on the layout, and compare; the exit code is the verdict."""
     from launch.local import run
 
+    check_alone(os.environ)
     occupancy = cores.Occupancy()
     job = Job(args.config, tuple(args.overrides), args.nproc, module=VERIFY)
     cfg = check_job(job)

@@ -12,7 +12,7 @@ group are neighbours. `Layout` computes which rank is where. The 16 ranks of pp 
 
     groups of rank 0:   tp {0, 1}   cp {0, 2}   pp {0, 8}   dp_shard {0, 2, 4, 6}, as ZeRO shards over cp too
 
-Groups made by a mesh of torch's have torch's default time-out, not the one of the world's group.
+All of them have the time-out of the world's group (`world.runtime.every_group_waits`).
 """
 
 from dataclasses import dataclass, replace

@@ -1,6 +1,7 @@
 """Which device a rank computes on."""
 
 import os
+import re
 from collections.abc import Mapping
 
 import torch
@@ -27,16 +28,43 @@ def device_of(environ: Mapping[str, str], local_rank: int) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     _let_segments_grow()
-    count = torch.cuda.device_count()
-    if count == 1 and launcher_variables(environ) == SLURM:
-        local_rank = 0  # with --gpus-per-task each task sees its own GPU only
-    if local_rank >= count:
-        raise ValueError(
-            f"local rank {local_rank} has no GPU: this machine has {count}; start fewer ranks a node"
-        )
-    device = torch.device("cuda", local_rank)
+    device = torch.device("cuda", gpu_index(environ, local_rank, torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
+
+
+def gpu_index(environ: Mapping[str, str], local_rank: int, visible: int) -> int:
+    """Which of the GPUs that this process sees a rank computes on. ValueError where there is none for it.
+
+    Mostly all ranks of a machine see all of its GPUs. With `srun --gpus-per-task` a task sees its own; where
+    the cluster does not confine tasks, it sees those of all, in the order of the tasks. `--gpu-bind=single`
+    gives neighbours the same set. A wrapper may give each rank a CUDA_VISIBLE_DEVICES of its own.
+
+    environ: the launcher's variables.
+    visible: number of GPUs that this process sees.
+    """
+    by_srun = launcher_variables(environ) == SLURM
+    own = _gpus_per_task(environ) if by_srun else 0
+    index = local_rank
+    if own:
+        index = 0 if visible <= own else local_rank * own
+    elif by_srun and environ.get("SLURM_GPU_BIND", "").startswith("single"):
+        index = local_rank % max(1, visible)
+    elif visible == 1 and (by_srun or environ.get("CUDA_VISIBLE_DEVICES")):
+        index = 0  # ranks that share it nevertheless are found when they meet
+    if index >= visible:
+        raise ValueError(
+            f"local rank {local_rank} has no GPU: this machine has {visible}; start fewer ranks a node"
+        )
+    return index
+
+
+def _gpus_per_task(environ: Mapping[str, str]) -> int:
+    """N of `--gpus-per-task=N` and `--tres-per-task=gres/gpu:N`, with or without a type; 0 without either."""
+    found = re.search(r"(\d+)$", environ.get("SLURM_GPUS_PER_TASK", "")) or re.search(
+        r"gpu(?::\w+)?[:=](\d+)", environ.get("SLURM_TRES_PER_TASK", "")
+    )
+    return int(found[1]) if found else 0
 
 
 def gpu_id(device: torch.device) -> str:

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping
 
+from parallel.world import slurm
+
 # (rank, world, local rank) under torchrun, accelerate and deepspeed; then SLURM; then Open MPI (deepspeed
 # --launcher openmpi).
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
@@ -12,9 +14,10 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
 
-# Variables of launchers that are the parent of their ranks: our supervisor, torchrun and accelerate, srun,
-# Open MPI, deepspeed. A rank that was started by hand may outlive its shell.
-_PARENTS = ("GERMINAL_INIT", "TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "CROSS_RANK")
+# Variables of launchers that are the parent of their ranks: our supervisor, torchrun and accelerate, Open
+# MPI, deepspeed; and srun (see `slurm.is_task_of_srun`). A rank that was started by hand may outlive its
+# shell.
+_PARENTS = ("GERMINAL_INIT", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "CROSS_RANK")
 
 
 def launcher_variables(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
@@ -23,8 +26,15 @@ def launcher_variables(environ: Mapping[str, str]) -> tuple[str, str, str] | Non
 
 
 def identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """(rank, world, local rank); (0, 1, 0) without a launcher. ValueError where the variables contradict."""
+    """(rank, world, local rank); (0, 1, 0) without a launcher.
+
+    ValueError where the variables contradict; or where SLURM has given several tasks or nodes to the job, and
+    srun has not started this process as one of them: it would wait for the others, or train alone.
+    """
     keys = launcher_variables(environ)
+    if keys in (None, SLURM) and not slurm.is_task_of_srun(environ):
+        _refuse_unstarted(environ)
+        return 0, 1, 0
     if keys is None:
         return 0, 1, 0
     found = {key: environ[key] for key in keys if key in environ}
@@ -44,6 +54,24 @@ def is_first(environ: Mapping[str, str] = os.environ) -> bool:
     return keys is None or environ[keys[0]] == "0"
 
 
+def _refuse_unstarted(environ: Mapping[str, str]) -> None:
+    """ValueError in a batch script, salloc's shell or on the submit host, where the job has several tasks."""
+    for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"):
+        if environ.get(name, "1") not in ("", "1"):
+            raise ValueError(
+                f"{name}={environ[name]}, and srun has not started this process: start all ranks with `srun "
+                "germinal rank CONFIG [key=value…]`, or those of one machine with `germinal train`"
+            )
+
+
 def is_child_of_launcher(environ: Mapping[str, str]) -> bool:
     """Whether the launcher is the parent of its ranks, so that they must end when it does."""
-    return any(name in environ for name in _PARENTS)
+    return any(name in environ for name in _PARENTS) or slurm.is_task_of_srun(environ)
+
+
+def cpus_per_task(environ: Mapping[str, str]) -> int:
+    """The CPUs that SLURM gives each task; 0 where it does not say. Without the plugin task/affinity or
+    task/cgroup a task may run on all CPUs of the node, and this number is all that tells its share.
+    """
+    told = environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(told) if launcher_variables(environ) == SLURM and told.isdecimal() else 0

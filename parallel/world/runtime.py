@@ -35,7 +35,13 @@ from parallel.world.arrivals import Departure
 from parallel.world.device import device_of, gpu_id
 from parallel.world.ending import end_process, end_with_parent
 from parallel.world.environment import use_interface
-from parallel.world.launcher import SLURM, identity, is_child_of_launcher, launcher_variables
+from parallel.world.launcher import (
+    SLURM,
+    cpus_per_task,
+    identity,
+    is_child_of_launcher,
+    launcher_variables,
+)
 from parallel.world.presence import Presence
 from parallel.world.rendezvous import LOOPBACK, Place, place
 
@@ -63,6 +69,7 @@ class Runtime:
     has_reported: the failure has its line on standard error, written by this rank or another, so this rank
         writes no line about another rank's end.
     chooses_threads: the user has not set the number of CPU threads.
+    cpus: of this rank, where SLURM gives each task a number of them (--cpus-per-task); else 0.
     presence: messages to and from the other ranks, beside the collectives.
     """
 
@@ -74,6 +81,7 @@ class Runtime:
     is_under_way: bool = field(default=False)
     has_reported: bool = field(default=False)
     chooses_threads: bool = field(default=False)
+    cpus: int = field(default=0)
     _report_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     presence: Presence = field(init=False, repr=False)
     _supervised: bool = field(default=False, repr=False)  # the launcher ends the ranks when one has ended
@@ -250,6 +258,7 @@ def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) 
     device = device_of(environ, local_rank)
     runtime = Runtime(rank, world, local_rank, device, chooses_threads="OMP_NUM_THREADS" not in environ)
     runtime._timeout = timeout
+    runtime.cpus = cpus_per_task(environ)
     if is_child_of_launcher(environ) and os.getppid() > 1:
         end_with_parent(rank, lambda: runtime.stopping)
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))

@@ -107,19 +107,20 @@ def choose(
         return Threads(0, f"OMP_NUM_THREADS={environ['OMP_NUM_THREADS']}")
     if folder is not None and (before := begun_with(folder, ranks)):
         return Threads(before, AS_BEGUN)
-    cores, busy = usable(), occupancy.busy()
+    cores, busy = _of_the_job(usable(), environ), occupancy.busy()
     free = min(cores.count, len(allowed()) - round(busy))
     others = f", and other work keeps {busy:.1f} busy" if round(busy) else ""
     return Threads(max(1, free // ranks), f"{cores.why}{others}")
 
 
-def share(everyones: Sequence[Allotment], rank: int, *, folder: Path) -> Threads:
+def share(everyones: Sequence[Allotment], rank: int, *, folder: Path, at_most: int = 0) -> Threads:
     """Threads of this rank, as `choose`, where no launcher set a number and all ranks start at the same time.
 
     `everyones`: the allotment of each rank, in order of rank. Ranks on one machine that may use the same
     cores divide them; a launcher may also have given each rank its own cores. What other processes keep busy
-    is not
-    measured: the other ranks, which start at the same moment, would be among them.
+    is not measured: the other ranks, which start at the same moment, would be among them.
+
+    at_most: the CPUs that SLURM gives each task, which it may not confine to them; 0: no such number.
     """
     if before := begun_with(folder, len(everyones)):
         return Threads(before, AS_BEGUN)
@@ -128,7 +129,18 @@ def share(everyones: Sequence[Allotment], rank: int, *, folder: Path) -> Threads
         mine.host == other.host and not mine.numbers.isdisjoint(other.numbers) for other in everyones
     )
     among = f" for {sharers} ranks" if sharers > 1 else ""
-    return Threads(max(1, mine.cores.count // sharers), f"{mine.cores.why}{among}")
+    count = max(1, mine.cores.count // sharers)
+    if 0 < at_most < count:
+        return Threads(at_most, f"SLURM_CPUS_PER_TASK={at_most}")
+    return Threads(count, f"{mine.cores.why}{among}")
+
+
+def _of_the_job(cores: Cores, environ: Mapping[str, str]) -> Cores:
+    """No more cores than SLURM gives the job on this node, which it may not confine to them."""
+    told = environ.get("SLURM_CPUS_ON_NODE", "")
+    if told.isdecimal() and 0 < int(told) < cores.count:
+        return Cores(int(told), f"SLURM_CPUS_ON_NODE={told}")
+    return cores
 
 
 def begun_with(folder: Path, ranks: int) -> int:

@@ -22,7 +22,7 @@ def settle(cfg: RunConfig, runtime: Runtime, ranks: Ranks) -> None:
     everyones = ranks.gather(cores.Allotment.of_this_process())
     threads = cores.Threads(cfg.train.threads, "train.threads")
     if not cfg.train.threads and runtime.chooses_threads:
-        threads = cores.share(everyones, runtime.rank, folder=cfg.folder)
+        threads = cores.share(everyones, runtime.rank, folder=cfg.folder, at_most=runtime.cpus)
         if runtime.is_writer:
             print(f"{cfg.folder}: {threads}", file=sys.stderr, flush=True)
     if threads.count:

@@ -60,4 +60,4 @@ def test_another_clone_in_the_working_directory_is_not_run(tmp_path: Path) -> No
         python("trainer", "--help"), cwd=tmp_path, env=ASCII, capture_output=True, encoding="utf-8"
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m trainer CONFIG [key=value…]")
+    assert done.stdout.startswith("usage: germinal rank CONFIG [key=value…]")

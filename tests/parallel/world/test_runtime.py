@@ -8,8 +8,10 @@ import torch
 
 from parallel.world import runtime
 from parallel.world.arrivals import Departure
-from parallel.world.device import device_of
 from parallel.world.launcher import identity
+
+STEP = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0"}
+INTERACTIVE = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": str(0xFFFFFFFA)}
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,13 @@ from parallel.world.launcher import identity
     [
         ({}, (0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}, (5, 6, 2)),
+        (STEP | {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}, (5, 6, 2)),
+        # A batch script, salloc's shell and the submit host, where the job has one task.
+        ({"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, (0, 1, 0)),
+        (INTERACTIVE | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, (0, 1, 0)),
+        ({"SLURM_JOB_ID": "9", "SLURM_NNODES": "1"}, (0, 1, 0)),
+        # `germinal train` in an allocation of several tasks says that its rank is alone.
+        (INTERACTIVE | {"SLURM_NTASKS": "4", "RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0)),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (0, 2, 0)),
     ],
 )
@@ -43,7 +51,10 @@ def test_a_single_process_joins_nothing() -> None:
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "65536"}, "^MASTER_PORT="),
         # Another launcher's ranks, inside a SLURM step; and a batch script's without srun, alone of two.
         ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n1"}, "MASTER_ADDR"),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n1"}, "start with .*srun"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n1"}, "`srun germinal rank"),
+        (INTERACTIVE | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, and srun has not"),
+        ({"SLURM_STEP_ID": str(0xFFFFFFFB), "SLURM_PROCID": "0", "SLURM_NNODES": "2"}, "SLURM_NNODES=2, and"),
+        ({"SLURM_JOB_ID": "9", "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, and srun has not started"),
     ],
 )
 def test_variables_that_contradict(env: dict[str, str], words: str) -> None:
@@ -85,19 +96,6 @@ def test_every_run_on_a_gpu_has_segments_that_grow(
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert runtime.start(env={"GERMINAL_DEVICE": device}).device.type == device
     assert os.environ.get("PYTORCH_ALLOC_CONF") == found
-
-
-def test_a_task_of_srun_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
-    assert device_of(srun, 1) == torch.device("cuda", 0) and taken == [torch.device("cuda", 0)]
-    with pytest.raises(ValueError, match="local rank 1 has no GPU: this machine has 1"):
-        device_of(srun | {"RANK": "1", "WORLD_SIZE": "2"}, 1)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert device_of(srun, 1) == torch.device("cuda", 1)
 
 
 def test_of_a_rank_that_is_gone_without_a_word_rank_0_tells_and_of_rank_0_every_rank() -> None:

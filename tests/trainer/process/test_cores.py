@@ -114,6 +114,11 @@ def test_ranks_that_were_told_nothing_share_the_cores_of_their_machine(tmp_path:
     assert threads(on("a", range(4)), on("a", range(4, 8))) == [4, 4], "srun has divided them already"
     assert threads(*[on("a", all_8, count=3)] * 4) == [1] * 4, "a quota; never none"
     assert share([on("a", all_8)] * 2, 0, folder=tmp_path).why == "cores for 2 ranks"
+    slurms = {
+        at_most: share([on("a", all_8)] * 2, 0, folder=tmp_path, at_most=at_most) for at_most in (2, 4, 6)
+    }
+    assert {at_most: threads.count for at_most, threads in slurms.items()} == {2: 2, 4: 4, 6: 4}
+    assert slurms[2].why == "SLURM_CPUS_PER_TASK=2", "SLURM does not confine the task to them"
     (tmp_path / "events.jsonl").write_text('{"kind": "start", "ranks": 2, "threads": 5}\n')
     assert threads(on("a", all_8), on("a", all_8)) == [5, 5]
 

@@ -11,6 +11,8 @@ DEBUG = "trainer.debug.command"
 
 # One process whatever the config's layout: law 1 says that the result is the same.
 ONE_PROCESS = (
+    "train.ranks=[]",
+    "parallel.layouts=[]",
     "parallel.dp_replicate=1",
     "parallel.dp_shard=1",
     "parallel.cp=1",

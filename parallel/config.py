@@ -4,7 +4,7 @@
 A field states its key's meaning and limits in plain text; `trainer.config.keys` says how, and checks them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 Engine = Literal["torch", "deepspeed"]
@@ -20,6 +20,20 @@ PipelineSchedule = Literal[
 ]
 Attention = Literal["auto", "sdpa", "flash3"]
 Offload = Literal["none", "cpu", "nvme"]
+
+
+@dataclass
+class LayoutConfig:
+    """A layout for some number of ranks; see `parallel.layouts`."""
+
+    dp_replicate: Annotated[int, "as parallel.dp_replicate", "-1 or ≥ 1"] = 1
+    dp_shard: Annotated[int, "as parallel.dp_shard", "-1 or ≥ 1"] = -1
+    cp: Annotated[int, "as parallel.cp", "-1 or ≥ 1"] = 1
+    tp: Annotated[int, "as parallel.tp", "-1 or ≥ 1"] = 1
+    pp: Annotated[int, "as parallel.pp", "-1 or ≥ 1"] = 1
+    micro_batch: Annotated[
+        int, "what a rank handles at once in this layout; 0: train.micro_batch", "≥ 0", "in sequences"
+    ] = 0
 
 
 @dataclass
@@ -63,6 +77,11 @@ class ParallelConfig:
         "-1 or ≥ 1",
         "not with parallel.engine=deepspeed",
     ] = 1
+    layouts: Annotated[
+        list[LayoutConfig],
+        "sizes in place of dp_replicate, dp_shard, cp, tp and pp: a start takes the first layout that fits "
+        "its number of ranks",
+    ] = field(default_factory=list)
     zero: Annotated[
         Zero,
         "what is divided among data ranks instead of copied: 0 nothing, 1 optimiser state, 2 and gradients, "

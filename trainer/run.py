@@ -162,7 +162,8 @@ def assemble(
     phases = phases or Phases()
     doing("opening the corpus")
     ranks = Ranks(runtime.rank, runtime.world, gather)
-    layout, stream = open_alike(cfg, ranks)
+    given = cfg
+    cfg, layout, stream = open_alike(cfg, ranks)
     threads.settle(cfg, runtime, ranks)
     fence = fence or Fence(cfg.folder)
     fence.join(ranks.on_rank_zero(lambda: take_folder(cfg, stream, stack, fence)))
@@ -228,7 +229,7 @@ def assemble(
     # Last, for two reasons. A config that does not fit the checkpoint must not replace the run's config.yaml.
     # And a folder with a config.yaml counts as a run folder only if it also holds an events.jsonl or a
     # checkpoint, so `begin` has written an event first.
-    ranks.on_rank_zero(lambda: describe(cfg, stream, state.step, fence))
+    ranks.on_rank_zero(lambda: describe(given, stream, state.step, fence))
     return run
 
 

@@ -6,11 +6,15 @@ by `layout`.
 """
 
 import re
+from dataclasses import replace
 
 from data.config import check as check_data
+from parallel.config import LayoutConfig, ParallelConfig
 from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
+
+AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
 
 
 def check(cfg: RunConfig) -> None:
@@ -24,6 +28,14 @@ def check(cfg: RunConfig) -> None:
     cfg.model.check_seq_len(cfg.data.seq_len)
     check_data(cfg.data)
     train = cfg.train
+    if train.ranks and (len(train.ranks) != 2 or train.ranks[0] > train.ranks[1]):
+        raise ValueError(f"train.ranks={train.ranks}: give the fewest and the most ranks, such as [2, 4]")
+    for axis in AXES if cfg.parallel.layouts else ():
+        if (size := getattr(cfg.parallel, axis)) != getattr(ParallelConfig, axis):
+            raise ValueError(
+                f"parallel.{axis}={size}: parallel.layouts has the sizes: put {axis} there, or set "
+                "parallel.layouts=[]"
+            )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
         raise ValueError(f"name={cfg.name!r}: not a plain folder name (letters, digits, . _ -)")
     whole, rest = divmod(train.global_batch, train.micro_batch)
@@ -51,6 +63,48 @@ def layout(cfg: RunConfig, world: int) -> Layout:
     Raises:
         ValueError: one line with the arithmetic that fails.
     """
+    return _layout(on_ranks(cfg, world), world)
+
+
+def on_ranks(cfg: RunConfig, world: int) -> RunConfig:
+    """Return the config as it is on `world` ranks: with the sizes of the first of `parallel.layouts` that
+    fits them, and its micro-batch; `cfg` itself where there are no such layouts.
+
+    Raises:
+        ValueError: one line; `train.ranks` excludes the number, or no layout fits it.
+    """
+    if cfg.train.ranks and not cfg.train.ranks[0] <= world <= cfg.train.ranks[1]:
+        fewest, most = cfg.train.ranks
+        raise ValueError(
+            f"train.ranks={cfg.train.ranks}: this start has {_ranks(world)}: start {fewest} to {most}, or "
+            "change train.ranks"
+        )
+    if not cfg.parallel.layouts:
+        return cfg
+    wrong = []
+    for number, sizes in enumerate(cfg.parallel.layouts):
+        found = _with_sizes(cfg, sizes)
+        try:
+            keys.check(found)  # what the sizes may not be combined with
+            _layout(found, world)
+        except ValueError as error:
+            wrong.append(f"[{number}] {error}")
+        else:
+            return found
+    raise ValueError(f"parallel.layouts: none fits {_ranks(world)}: {'; '.join(wrong)}")
+
+
+def _with_sizes(cfg: RunConfig, sizes: LayoutConfig) -> RunConfig:
+    axes = {axis: getattr(sizes, axis) for axis in AXES}
+    train = replace(cfg.train, micro_batch=sizes.micro_batch or cfg.train.micro_batch)
+    return replace(cfg, parallel=replace(cfg.parallel, **axes), train=train)
+
+
+def _ranks(world: int) -> str:
+    return f"{world} rank{'s' * (world > 1)}"
+
+
+def _layout(cfg: RunConfig, world: int) -> Layout:
     found = resolve(cfg.parallel, world)
     cfg.model.check_layout(tp=found.tp, cp=found.cp)
     for key, blocks in cfg.model.block_counts().items():

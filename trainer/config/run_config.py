@@ -45,10 +45,8 @@ class RunConfig:
 OUTSIDE_CURVE = (
     *("name", "run_dir", "parallel", "checkpoint", "supervise", "track"),
     *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
-    *(
-        f"train.{key}"
-        for key in ("micro_batch", "eval_every", "eval_documents", "eval_overlap", "log_every", "threads")
-    ),
+    *(f"train.{key}" for key in ("micro_batch", "log_every", "threads", "ranks")),
+    *(f"train.{key}" for key in ("eval_every", "eval_documents", "eval_overlap")),
 )
 
 # Keys that may differ between the ranks of one run: paths and caches of a node, and what only rank 0 reads.

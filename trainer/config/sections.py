@@ -105,6 +105,11 @@ class TrainConfig:
         "< data.seq_len",
         "in tokens",
     ] = 0
+    ranks: Annotated[
+        list[int],
+        "the fewest and the most ranks that a start may have, such as [2, 4]; none: any number that fits",
+        "≥ 1",
+    ] = field(default_factory=list)
     log_every: Annotated[int, "between lines of metrics.jsonl", "≥ 1", "in steps"] = 1
     # torch ends in a segmentation fault where the system refuses it a thread
     threads: Annotated[

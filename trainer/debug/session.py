@@ -72,7 +72,7 @@ def open_session(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, step: in
             "parallel.engine=torch, which reads the same checkpoints and computes the same run"
         )
     ranks = Ranks(runtime.rank, runtime.world, gather)
-    layout, stream = open_alike(cfg, ranks)
+    cfg, layout, stream = open_alike(cfg, ranks)
     threads.settle(cfg, runtime, ranks)
     engine = make_engine(cfg, runtime, layout)
     assert isinstance(engine, TorchEngine)

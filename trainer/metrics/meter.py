@@ -150,7 +150,10 @@ class Meter:
             masked = [entry for number in numbers for entry in self._quarantined.pop(number, ())]
             if self._data_rank is not None:
                 if self._cfg.data.ledger:
-                    self._ledger.write({"step": state.step, "dp_rank": self._data_rank, "sequences": numbers})
+                    line = {"step": state.step, "dp_rank": self._data_rank, "sequences": numbers}
+                    if self._cfg.parallel.layouts:
+                        line["layout"] = self._about["layout"]
+                    self._ledger.write(line)
                 self._list_quarantined(state.step, masked)
         if not self._writes:
             return

@@ -12,17 +12,19 @@ from trainer.start.agreement import agree, corpora, program, settings, software
 from trainer.state import Identity
 
 
-def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[Layout, Stream]:
-    """Return the layout and the stream of the run, once all ranks are known to have the same. Collective: the
-    first collective that a rank calls after it has joined.
+def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[RunConfig, Layout, Stream]:
+    """Return the config as it is on these ranks (`checks.on_ranks`), the layout and the stream of the run,
+    once all ranks are known to have the same. Collective: the first collective that a rank calls after it has
+    joined.
 
     ValueError where they differ; or where the layout or a corpus cannot be had, on every rank.
     """
     agree(ranks, program(cfg), settings(cfg))
+    cfg = ranks.together(lambda: checks.on_ranks(cfg, ranks.world))
     layout = ranks.together(lambda: checks.layout(cfg, ranks.world))
     stream = ranks.together(lambda: open_stream(cfg))
     agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
-    return layout, stream
+    return cfg, layout, stream
 
 
 def open_stream(cfg: RunConfig) -> Stream:

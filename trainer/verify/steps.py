@@ -42,7 +42,7 @@ class FirstSteps:
 def open_steps(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> FirstSteps:
     """Build the engine and open the stream of a run; `stack` closes both. Collective."""
     ranks = Ranks(runtime.rank, runtime.world, gather)
-    layout, stream = open_alike(cfg, ranks)
+    cfg, layout, stream = open_alike(cfg, ranks)
     engine = make_engine(cfg, runtime, layout)
     stack.callback(engine.close)
     loader = Loader(

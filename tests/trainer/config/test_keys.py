@@ -20,7 +20,8 @@ RULES = [(key, rule) for key in KEYS.values() for rule in key.rules]
 def plain() -> dict[str, Any]:
     """A whole config that is right, with every list of sections filled."""
     data = {"sources": [{"path": "a"}], "heldout": [{"path": "b"}], "stages": [{"weights": {"a": 1.0}}]}
-    return {"name": "run", "model": {"heads": 4, "hidden": 64}, "data": data}
+    model = {"heads": 4, "hidden": 64}
+    return {"name": "run", "model": model, "data": data, "parallel": {"layouts": [{}]}}
 
 
 def refusal(*settings: tuple[str, Any]) -> str:
@@ -41,8 +42,8 @@ def refusal(*settings: tuple[str, Any]) -> str:
 
 def wrapped(key: Key, number: float) -> Any:
     """A value of the key's type that is made of `number`."""
-    if key.length:
-        return [number] * key.length
+    if key.length or key.name == "train.ranks":
+        return [number] * 2
     return {"a": number} if key.name.endswith("weights") else number
 
 

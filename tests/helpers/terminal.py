@@ -20,9 +20,13 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             env={**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-            start_new_session=True,
+            preexec_fn=lambda: os.login_tty(theirs),  # as a shell's: Ctrl-C is a signal
         )
         os.close(theirs)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        os.write(self._ours, b"\x03")
 
     def type(self, line: str) -> None:
         os.write(self._ours, line.encode() + b"\n")

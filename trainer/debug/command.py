@@ -80,14 +80,17 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
         return complain(error, FAILED)
     if runtime.world > 1 and at_once is None:
         LeaveAtOnce("the end").begin().listen()
+    stack = ExitStack()
     sockets = args.sockets
-    if sockets is None and args.debug_rank is not None:
-        sockets = Path(tempfile.mkdtemp(prefix="germinal-pdb-"))  # entered by this user only
+    if sockets is None and args.debug_rank == runtime.rank and runtime.world > 1:
+        # Only this user may enter it.
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="germinal-pdb-")))
     debugger = debuggers.choose(runtime.rank, runtime.world, sockets=sockets, only=args.debug_rank)
     code = FAILED
     try:
         code = _look(cfg, runtime, debugger, args)
     finally:
+        stack.close()
         runtime.announce_exit(code)
         runtime.stop(failed_with=0 if code == DONE else code)
     return code
@@ -132,7 +135,8 @@ def _look(cfg: RunConfig, runtime: Runtime, debugger: Debugger, args: argparse.N
             return INTERRUPTED
         except Exception as error:
             debugger.post_mortem(error)
-            return complain(_with_notes(error), FAILED)
+            where = f"rank {runtime.rank}: " if runtime.world > 1 else ""
+            return complain(f"{where}{_with_notes(error)}", FAILED)
     return DONE if well else FAILED
 
 

@@ -132,11 +132,13 @@ def choose(rank: int, world: int, *, sockets: Path | None, only: int | None) -> 
     """
     if world == 1 and sockets is None:
         return TerminalDebugger() if sys.stdin is not None and sys.stdin.isatty() else NoDebugger()
-    if sockets is None or only not in (None, rank):
+    if only not in (None, rank):
         sys.breakpointhook = _pass_by
-        return NoDebugger() if sockets is None or only is None else WaitingRank(rank, only)
-    path = sockets / f"rank-{rank}"
-    debugger = SocketDebugger(path, announced=only is not None)
+        return WaitingRank(rank, only)
+    if sockets is None:
+        sys.breakpointhook = _pass_by
+        return NoDebugger()
+    debugger = SocketDebugger(sockets / f"rank-{rank}", announced=only is not None)
     sys.breakpointhook = debugger.at_breakpoint
     return debugger
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
 from parallel.engine import Micro
-from parallel.parameters.sharded_parameter import ShardedParameter
+from parallel.parameters.sharded_parameter import ShardedParameter, local_of
 from parallel.relied_on import borrow
 from parallel.transforms.tensor import matches
 from trainer.debug.moments import Moments
@@ -142,9 +142,13 @@ def _bad(tensor: Tensor) -> str:
 
 def _cause(module: nn.Module, args: Any) -> str:
     """Say whether the module's parameters or its inputs were not finite already."""
+    from torch.distributed.tensor import DTensor
+
     for name, parameter in module.named_parameters(recurse=False):
-        if not Moments.of(parameter).finite:
-            return f"its {name} is not ({_bad(parameter)})"
+        # Of a module that FSDP wraps by itself only this rank's rows are left now.
+        values = local_of(parameter) if isinstance(parameter, DTensor) else parameter
+        if not Moments.of(values).finite:
+            return f"its {name} is not ({_bad(values)})"
     if all(Moments.of(tensor).finite for tensor in _floating(args)):
         return "its inputs and its own parameters are"
     return "its input is not either"

@@ -45,6 +45,21 @@ def test_pdb_opens_at_torchs_frame(trained: Path) -> None:
         terminal.close()
 
 
+@pytest.mark.slow
+def test_ctrl_c_opens_pdb_in_one_process(trained: Path) -> None:
+    program = "import sys; from launch.entry import main; sys.argv[0] = 'germinal'; sys.exit(main())"
+    terminal = Terminal("-c", program, "train", str(trained), "--debug", "--steps", "1000000")
+    try:
+        terminal.read(b"step 6:", seconds=120)
+        terminal.interrupt()
+        assert b"KeyboardInterrupt" in terminal.read(b"(Pdb) ", seconds=60)
+        terminal.type("q")
+        terminal.read(seconds=1)
+        assert terminal.wait() == 130
+    finally:
+        terminal.close()
+
+
 FAILS = """
 import sys
 from pathlib import Path

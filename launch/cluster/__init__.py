@@ -10,5 +10,6 @@ script.py       the batch script, the same for every run, and the words for sbat
 slurm.py        sbatch, squeue, scontrol, scancel, sinfo: each within a bounded time
 detached.py     --backend local: a run on this machine, in the background
 kubernetes/     a run as objects of Kubernetes
-state.py        how a run is, by the queue, its jobs' notes and the run folder
+progress.py     how far a run is, by its folder
+state.py        how a run is, by the queue and its jobs' notes
 """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from common.lock import locked
 from launch.checks import check_job
-from launch.cluster import code_state, detached, preflight, script, slurm, state, submission
+from launch.cluster import code_state, detached, preflight, progress, script, slurm, state, submission
 from launch.cluster.cluster import Cluster
 from launch.cluster.elements import Element
 from launch.cluster.submission import Submission
@@ -139,7 +139,7 @@ def _refuse_a_second(wish: Wish, after: Sequence[str]) -> None:
             f"{name}: job {job.job} of this run is {job.state} already: `germinal cancel {name}` "
             f"first{behind}"
         )
-    holder = state.holder(wish.folder)
+    holder = progress.holder(wish.folder)
     if holder and not found.live:
         raise Busy(f"{name}: {wish.folder} is in use by {holder}: submit it when that has ended")
 

@@ -3,11 +3,8 @@
 Where the queue cannot be asked, the run folder alone says how far the run is.
 """
 
-import fcntl
-import json
-import os
+import dataclasses
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +12,10 @@ from typing import Any
 
 from common.exit_codes import DONE, STOPPED
 from launch.cluster import detached, slurm, submission
+from launch.cluster.progress import Progress, holder, progress
 from launch.cluster.slurm import QueuedJob
 from trainer.folder import run_folder
 
-TAIL_BYTES = 64 << 10
-RATE_LINES = 20  # of metrics.jsonl, over which the rate is taken
 MOST_JOBS = 100  # that are asked after: those of the newest submissions
 
 LIVE = ("queued", "held", "starting", "running", "ending")
@@ -60,14 +56,9 @@ class Status:
     backend: slurm or local; "" for a run that was not submitted.
     jobs: ids of the jobs that wait or run.
     nodes: where it runs.
-    step, steps: steps done, and to do in all; None where they are not known.
-    loss: of the last step that was logged.
-    steps_per_second, tokens_per_second: of the last steps that were logged.
-    seconds_since_step: since metrics.jsonl was written last.
-    seconds_left: until the last step, at this rate.
     job_left: of the job's time limit, as SLURM writes it.
-    restarts: starts of the ranks after the first, over the whole run.
     code: the exit code of the submission, once it is over.
+    progress: how far the run is.
     """
 
     run: str
@@ -77,21 +68,19 @@ class Status:
     backend: str = ""
     jobs: list[str] = field(default_factory=list)
     nodes: str = ""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    steps_per_second: float | None = None
-    tokens_per_second: float | None = None
-    seconds_since_step: float | None = None
-    seconds_left: float | None = None
     job_left: str = ""
-    restarts: int = 0
     code: int | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    def document(self) -> dict[str, Any]:
+        """Return all of it as one level of keys: for --json."""
+        values = dataclasses.asdict(self)
+        return values | values.pop("progress")
 
     @property
     def is_live(self) -> bool:
         """Whether the run goes on, or will."""
-        return self.state in LIVE
+        return self.state in LIVE or bool(self.jobs)
 
 
 def find(word: str, environ: Mapping[str, str]) -> Path:
@@ -137,27 +126,47 @@ def jobs(folder: Path, environ: Mapping[str, str]) -> Jobs:
 
 def status(folder: Path, environ: Mapping[str, str]) -> Status:
     """Return the state of the run in `folder`."""
-    submissions = submission.folders(folder)
-    found = Status(
-        submission.read(submissions[-1]).run if submissions else folder.resolve().name, str(folder)
-    )
-    _progress(found, folder, submissions)
+    found = Status(folder.resolve().name, str(folder))
+    queue = jobs(folder, environ)
+    current = _current(submission.folders(folder), queue)
+    if current:
+        sub = submission.read(current)
+        found.run, found.backend = sub.run, sub.cluster.backend
+        _from_queue(found, current, queue)
+    found.progress = progress(folder, current)
     held = holder(folder)
-    if submissions:
-        found.backend = submission.read(submissions[-1]).cluster.backend
-        _from_queue(found, submissions[-1], jobs(folder, environ))
     if held and not found.is_live:
         found.state, found.reason = "running", f"by {held}"
-    elif not submissions:
-        finished = found.step is not None and found.step == found.steps
+    elif not current:
+        finished = found.progress.is_finished
         found.state = "done" if finished else "stopped"
         found.code = DONE if finished else None
     return found
 
 
-def _from_queue(found: Status, newest: Path, queue: Jobs) -> None:
+def _current(submissions: list[Path], queue: Jobs) -> Path | None:
+    """Return the submission whose job runs; else the first whose job waits; else that which did something
+    last.
+    """
+    live = sorted(queue.live, key=lambda job: job.state == "PENDING")
+    for job in live:
+        for at in submissions:
+            if any(sent.job == job.job for sent in submission.jobs(at)):
+                return at
+    return max(submissions, key=_latest, default=None)
+
+
+def _latest(at: Path) -> float:
+    """Return when a submission was sent, or its jobs last noted something: seconds since 1970."""
+    times = [job.time for job in submission.jobs(at)] + [note.time for note in submission.notes(at)]
+    if ending := submission.ending(at):
+        times.append(ending.time)
+    return max(times, default=0.0)
+
+
+def _from_queue(found: Status, at: Path, queue: Jobs) -> None:
     """Fill in state, reason and jobs of a run that was submitted."""
-    notes, ending = submission.notes(newest), submission.ending(newest)
+    notes, ending = submission.notes(at), submission.ending(at)
     said = notes[-1].reason if notes else ""
     if queue.live:
         job = next((job for job in queue.live if job.state != "PENDING"), queue.live[0])
@@ -166,97 +175,27 @@ def _from_queue(found: Status, newest: Path, queue: Jobs) -> None:
         found.state = "held" if job.reason.startswith("JobHeld") else found.state
         waits = "" if job.reason in ("None", "") else f"job {job.job} waits: {job.reason}"
         found.reason = "; ".join(filter(None, (waits, said)))
-        if found.state == "running" and submission.is_cancelled(newest):
+        if found.state == "running" and submission.is_cancelled(at):
             found.state, found.reason = "ending", "asked to save and to end"
         return
+    own = {job.job for job in submission.jobs(at)}
+    over = [job for job in queue.over if job.job in own]
     if ending:
         found.code = ending.code
         found.state = {DONE: "done", STOPPED: "stopped"}.get(ending.code, "failed")
         found.reason = ending.reason
-    elif (
-        notes and notes[-1].kind == "stop"
-    ):  # a job that may not be requeued: the next link, or a new one, goes on
+    elif notes and notes[-1].kind == "stop":  # may not be requeued: the next link, or a new job, goes on
         found.state, found.code, found.reason = "stopped", STOPPED, said
-    if submission.is_cancelled(newest) and (ending is None or ending.code != DONE):
-        found.state, found.reason = "cancelled", found.reason or "before it began"
+    if submission.is_cancelled(at) and (ending is None or ending.code != DONE):
+        found.state, found.reason = "cancelled", found.reason or said or "before it began"
     elif found.code is None and queue.problem:
         found.state, found.reason = "unknown", queue.problem
-    elif found.code is None and queue.over:
-        last = queue.over[-1]
-        found.state = "cancelled" if last.state == "CANCELLED" else "failed"
+    elif found.code is None and over:
+        last = over[-1]
+        found.state = {"CANCELLED": "cancelled", "COMPLETED": "done"}.get(last.state, "failed")
         found.reason = f"SLURM says {last.state} of job {last.job}" + (f"; before: {said}" if said else "")
     elif found.code is None:
         found.reason = "its job is not there any more and left no word: see `germinal logs`"
-
-
-def _progress(found: Status, folder: Path, submissions: list[Path]) -> None:
-    """Fill in what the run folder says: step, rate, time left, restarts."""
-    lines = [line for line in _tail(folder / "metrics.jsonl") if "loss" in line]
-    found.steps = _steps(folder, submissions)
-    starts = [line for line in _tail(folder / run_folder.EVENTS, whole=True) if line.get("kind") == "start"]
-    found.restarts = max(0, len(starts) - 1)
-    if not lines:
-        return
-    last = lines[-1]
-    found.step, found.loss = last.get("step"), last.get("loss")
-    found.tokens_per_second = last.get("tokens_per_second")
-    found.seconds_since_step = max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime)
-    seconds = [line["step_seconds"] for line in lines[-RATE_LINES:] if line.get("step_seconds")]
-    if seconds:
-        found.steps_per_second = len(seconds) / sum(seconds)
-    if found.steps_per_second and found.steps is not None and found.step is not None:
-        found.seconds_left = (found.steps - found.step) / found.steps_per_second
-
-
-def _steps(folder: Path, submissions: list[Path]) -> int | None:
-    """Return train.steps of the newest submission, else of the run; None where its config cannot be read."""
-    import yaml
-
-    for file in [*(at / submission.CONFIG for at in submissions[-1:]), folder / run_folder.CONFIG]:
-        try:
-            steps = yaml.safe_load(file.read_text(encoding="utf-8"))["train"]["steps"]
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-            continue
-        if isinstance(steps, int):
-            return steps
-    return None
-
-
-def _tail(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
-    """Return the objects at the end of a JSON Lines file; `whole`: all of them."""
-    try:
-        with file.open("rb") as lines:
-            size = lines.seek(0, os.SEEK_END)
-            start = lines.seek(0 if whole else max(0, size - TAIL_BYTES))
-            data = lines.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in data[1:] if start else data:
-        try:
-            value = json.loads(line)
-        except ValueError:  # torn: being written
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
-
-
-def holder(folder: Path) -> str:
-    """Return the process that holds the run folder now, "" where none does. Waits for nobody."""
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-    except OSError:  # a file system without locks
-        return ""
-    finally:
-        os.close(descriptor)
-    return ""
 
 
 def _of_job(job: str, environ: Mapping[str, str]) -> Path | None:

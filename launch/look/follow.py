@@ -34,28 +34,29 @@ def follow(args: argparse.Namespace) -> int:
     try:
         while True:
             now = state.status(folder, os.environ)
-            if (now.state, now.reason, now.step) != shown:
-                shown = (now.state, now.reason, now.step)
+            if (now.state, now.reason, now.progress.step) != shown:
+                shown = (now.state, now.reason, now.progress.step)
                 print(_line(now), flush=True)
-            if not now.is_live and now.state != "unknown":
+            # Whether a job still runs may be unknown for a while, where the queue does not answer.
+            if not now.is_live and (now.state != "unknown" or now.progress.is_finished):
                 break
             time.sleep(EVERY_SECONDS)
     except KeyboardInterrupt:
-        print(f"{now.run} goes on: `germinal status {args.folder}`", file=sys.stderr)
+        print(f"the run goes on: `germinal status {args.folder}`", file=sys.stderr)
         return INTERRUPTED
     if now.code is not None:
         return now.code
-    return DONE if now.step is not None and now.step == now.steps else FAILED
+    return DONE if now.progress.is_finished else FAILED
 
 
 def _line(now: "Status") -> str:
     parts = [time.strftime("%H:%M:%S"), now.state]
-    if now.step is not None:
-        parts.append(f"step {now.step}/{now.steps}")
-    if now.loss is not None:
-        parts.append(f"loss {now.loss:.4g}")
-    if now.is_live and now.seconds_left:
-        parts.append(f"{in_words(now.seconds_left)} left")
+    if now.progress.step is not None:
+        parts.append(f"step {now.progress.step}/{now.progress.steps}")
+    if now.progress.loss is not None:
+        parts.append(f"loss {now.progress.loss:.4g}")
+    if now.is_live and now.progress.seconds_left:
+        parts.append(f"{in_words(now.progress.seconds_left)} left")
     if now.reason:
         parts.append(f"({now.reason})")
     return "  ".join(parts)

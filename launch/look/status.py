@@ -1,7 +1,6 @@
 """`germinal status`: how runs are: queued, running, ended, and how far."""
 
 import argparse
-import dataclasses
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +32,7 @@ def status(args: argparse.Namespace) -> int:
         folders = [entry for entry in entries if is_run(entry) or submission.folders(entry)]
     found = [state.status(folder, os.environ) for folder in folders]
     if args.json:
-        documents = [dataclasses.asdict(one) for one in found]
+        documents = [one.document() for one in found]
         tables.document(documents[0] if len(args.runs) == 1 else {"runs": documents})
     elif len(found) == 1:
         tables.facts(found[0].folder, _facts(found[0]))
@@ -44,34 +43,36 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _facts(one: "Status") -> dict[str, object]:
+    far = one.progress
     facts: dict[str, object] = {"state": one.state, "reason": one.reason}
     if one.jobs:
         facts["job"] = ", ".join(one.jobs) + (f" on {one.nodes}" if one.nodes else "")
-    facts["step"] = "-" if one.step is None else f"{one.step:,} of {tables.shown(one.steps)}"
-    if one.loss is not None:
-        facts["loss"] = one.loss
-    if one.steps_per_second:
-        facts["rate"] = f"{one.steps_per_second:.3g} steps/s, {tables.shown(one.tokens_per_second)} tokens/s"
-    if one.seconds_since_step is not None:
-        facts["last step"] = f"{in_words(one.seconds_since_step)} ago"
-    if one.is_live and one.seconds_left is not None:
-        facts["time left"] = in_words(one.seconds_left)
+    facts["step"] = "-" if far.step is None else f"{far.step:,} of {tables.shown(far.steps)}"
+    if far.loss is not None:
+        facts["loss"] = far.loss
+    if far.steps_per_second:
+        facts["rate"] = f"{far.steps_per_second:.3g} steps/s, {tables.shown(far.tokens_per_second)} tokens/s"
+    if far.seconds_since_step is not None:
+        facts["last step"] = f"{in_words(far.seconds_since_step)} ago"
+    if one.is_live and far.seconds_left is not None:
+        facts["time left"] = in_words(far.seconds_left)
     if one.job_left:
         facts["job's time left"] = one.job_left
-    facts["restarts"] = one.restarts
+    facts["restarts"] = far.restarts
     return {name: value for name, value in facts.items() if value != ""}
 
 
 def _line(one: "Status") -> tuple[object, ...]:
-    left = in_words(one.seconds_left) if one.is_live and one.seconds_left is not None else None
+    far = one.progress
+    left = in_words(far.seconds_left) if one.is_live and far.seconds_left is not None else None
     return (
         one.run,
         one.state,
         ", ".join(one.jobs) or None,
-        one.step,
-        one.steps,
+        far.step,
+        far.steps,
         left,
-        one.restarts,
+        far.restarts,
         one.reason,
     )
 

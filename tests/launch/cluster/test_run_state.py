@@ -53,6 +53,7 @@ def seen(germinal, run: str = "tiny") -> dict:
         (("RUNNING", "None"), "running", ""),
         (("COMPLETING", "None"), "ending", ""),
         (("CANCELLED", "None"), "cancelled", "SLURM says CANCELLED of job 101"),
+        (("COMPLETED", "None"), "done", "SLURM says COMPLETED of job 101"),
         (("TIMEOUT", "TimeLimit"), "failed", "SLURM says TIMEOUT of job 101"),
         (("NODE_FAIL", "None"), "failed", "SLURM says NODE_FAIL of job 101"),
         (("A_NEW_WORD", "None"), "a_new_word", ""),
@@ -243,7 +244,7 @@ def test_ctrl_c_leaves_the_run_alone(submitted, slurm, germinal, monkeypatch) ->
     monkeypatch.setattr(follow.time, "sleep", interrupt)
     slurm.queue(("101", "RUNNING", "None"))
     code, _, err = germinal("follow", "tiny")
-    assert code == 130 and "tiny goes on: `germinal status tiny`" in err
+    assert code == 130 and "the run goes on: `germinal status tiny`" in err
     assert not slurm.calls("scancel") and not submission.is_cancelled(FOLDER)
 
 
@@ -256,3 +257,22 @@ def test_torn_and_foreign_lines_are_left_out(submitted, germinal) -> None:
     (FOLDER / "notes.jsonl").write_text('{"kind": "start"}\nnonsense\n')
     assert seen(germinal)["step"] == 2
     assert state.find("tiny", os.environ) == RUN
+
+
+def test_the_submission_that_runs_counts_and_then_the_one_that_did_something_last(
+    config, submitted, slurm, germinal
+) -> None:
+    slurm.queue(("101", "RUNNING", "None"))
+    assert germinal("submit", config, "--after=tiny", "train.steps=8")[0] == 0
+    slurm.queue(("101", "RUNNING", "None"), ("102", "PENDING", "Dependency"))
+    submission.note(FOLDER, Note(time.time(), "101", "start", "2 ranks on n1 n2"))
+    progress(2)
+    found = seen(germinal)
+    assert (found["state"], found["reason"], found["steps"]) == ("running", "2 ranks on n1 n2", 4)
+    slurm.queue(("102", "PENDING", "Priority"))
+    assert (seen(germinal)["state"], seen(germinal)["steps"]) == ("queued", 8)
+    germinal("cancel", "tiny")
+    submission.ask_to_cancel(FOLDER)
+    submission.end(FOLDER, Ending(time.time(), "101", 75, "cancelled; saved at step 2"))
+    slurm.queue(("101", "FAILED", "None"), ("102", "CANCELLED", "None"))
+    assert (seen(germinal)["state"], seen(germinal)["reason"]) == ("cancelled", "cancelled; saved at step 2")

@@ -136,7 +136,7 @@ def document(
     lines = [heading, *finding.lines[:2], ""]
     if silent:
         lines.append(f"{who(tuple(sorted(silent)), ())}: no answer")
-    groups = grouped(found)
+    groups = grouped(found, finding.ranks)
     for group in groups[:MOST_GROUPS]:
         member = group.members[0]
         lines.append(who(group.ranks, group.hosts))
@@ -156,13 +156,16 @@ def document(
     return "\n".join(lines) + "\n"
 
 
-def grouped(found: Sequence[Whereabouts]) -> list[Group]:
-    """Put ranks at the same place together; the smallest groups first, for what is rare tells most."""
+def grouped(found: Sequence[Whereabouts], behind: Sequence[int] = ()) -> list[Group]:
+    """Put ranks at the same place together. First come the groups with ranks that are `behind`, then the
+    smallest, for what is rare tells most.
+    """
     by_key: dict[str, list[Whereabouts]] = {}
     for member in sorted(found, key=lambda member: member.rank):
         by_key.setdefault(member.key, []).append(member)
     groups = [Group(tuple(m.rank for m in members), tuple(members)) for members in by_key.values()]
-    return sorted(groups, key=lambda group: (len(group.ranks), group.ranks))
+    late = frozenset(behind)
+    return sorted(groups, key=lambda group: (late.isdisjoint(group.ranks), len(group.ranks), group.ranks))
 
 
 def who(ranks: Sequence[int], hosts: Sequence[str]) -> str:

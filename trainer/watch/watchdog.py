@@ -115,8 +115,11 @@ class Watchdog:
     def _look(self) -> None:
         over = self._over()
         told, self._told = self._told, None
+        suspected = over or told
+        if suspected is not None and self._ended():
+            return
         if self._channel.rank == 0:
-            if (suspected := over or told) is not None:
+            if suspected is not None:
                 self._collect(suspected)
         elif over is None:
             self._over_since = 0.0
@@ -162,8 +165,8 @@ class Watchdog:
         if state == HELD_BY_DEBUGGER:
             self._over_since = 0.0
             return
-        hosts = {0: self._channel.host_of(0)}
-        self._declare(over, [here], {0: state}, hosts, {here.rank: text})
+        finding = find(over, [here], {0: state}, {0: self._channel.host_of(0)})
+        self._declare(over, finding, [here], {0: state}, {here.rank: text})
 
     # On rank 0
 
@@ -179,8 +182,9 @@ class Watchdog:
         silent = self._messages.states(set(range(self._channel.world)) - {member.rank for member in found})
         if self._ended() or HELD_BY_DEBUGGER in silent.values():
             return
-        texts = self._messages.stacks([group.ranks[0] for group in grouped(found)[:MOST_STACKS]])
-        self._declare(over, found, silent, {rank: self._channel.host_of(rank) for rank in silent}, texts)
+        finding = find(over, found, silent, {rank: self._channel.host_of(rank) for rank in silent})
+        shown = [group.ranks[0] for group in grouped(found, finding.ranks)[:MOST_STACKS]]
+        self._declare(over, finding, found, silent, self._messages.stacks(shown))
 
     # Messages
 
@@ -197,15 +201,14 @@ class Watchdog:
     def _declare(
         self,
         over: Standing,
+        finding: Finding,
         found: Sequence[Whereabouts],
         silent: Mapping[int, str],
-        hosts: Mapping[int, str],
         stacks: Mapping[int, str],
     ) -> None:
         """Report, and end the ranks."""
         if self._stopped:
             return
-        finding = find(over, found, silent, hosts)
         # To the end: when the other ranks end, this rank's main thread must not report that as a failure.
         with self._reporting():
             try:

@@ -1,0 +1,159 @@
+"""Stacks of this process's threads, and what they say in words."""
+
+import contextlib
+import os
+import pdb
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.messages import last_collective
+from ranks import RankContext, RankPools
+from trainer.checkpoint.attempt import Attempt
+from trainer.ranks import gather
+from trainer.watch.stacks import Frame, Stack, call, is_service, stacks
+
+
+@contextmanager
+def thread(function: Callable[[], object], name: str = "mine") -> Iterator[Callable[[], Stack]]:
+    """A thread that runs `function`, and a look at its stack."""
+
+    def work() -> None:
+        with contextlib.suppress(RuntimeError, OSError):  # of what the test ends it by
+            function()
+
+    running = threading.Thread(target=work, name=name, daemon=True)
+    running.start()
+    yield lambda: next(stack for stack in stacks() if stack.thread == running.ident)
+
+
+def until(found: Callable[[], Stack], condition: Callable[[Stack], bool]) -> Stack:
+    for _ in range(10_000):
+        if condition(stack := found()):
+            return stack
+        threading.Event().wait(0.001)
+    raise AssertionError(found().text())
+
+
+def test_a_stack_names_the_innermost_call_and_our_own(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, 1, "nonce", rank=0, world=2, patience=60.0, guard=lambda: None)
+    with thread(attempt.await_others) as look:
+        stack = until(look, lambda stack: "_poll" in stack.in_words())
+        assert stack.in_words().startswith("trainer/checkpoint/attempt.py:") and "time.sleep" in stack.text()
+        assert stack.waits_for_ranks(()) and not stack.waits_for_a_thread and not is_service(stack)
+        (tmp_path / ".tmp-step-000000001-nonce").mkdir()
+        (tmp_path / ".tmp-step-000000001-nonce" / "rank-00001.failed").touch()  # ends the thread
+
+
+def test_a_thread_that_waits_for_another_names_the_other(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    pool = ThreadPoolExecutor(1)
+    from trainer.checkpoint.attempt import write_json  # opens the file that it is given
+
+    with thread(lambda: pool.submit(write_json, fifo, {}).result()) as look:
+        waiting = until(look, lambda stack: stack.waits_for_a_thread)
+        other = until(
+            lambda: next(stack for stack in stacks() if stack.name.startswith("ThreadPool")),
+            lambda stack: "write_durably" in stack.in_words(),
+        )
+        words = call(waiting, stacks())
+        assert f"for the thread {other.name}, which is in common/files.py:" in words
+        assert not waiting.waits_for_ranks(("gloo:all_reduce",)), "it waits for its own process"
+        fifo.read_bytes()
+    pool.shutdown()
+
+
+def test_a_thread_that_waits_for_work_is_not_what_another_waits_for() -> None:
+    idle: queue.Queue[None] = queue.Queue()
+    with thread(idle.get, "idle") as look:
+        stack = until(look, lambda stack: stack.waits_for_a_thread)
+        assert call(stack, stacks()) == stack.in_words()
+        idle.put(None)
+
+
+def test_a_debugger_and_a_compiler_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def prompt(self: pdb.Pdb, *rest: object) -> None:
+        asked.set()
+        go.wait(10)
+        self.set_continue()
+
+    monkeypatch.setattr(pdb.Pdb, "cmdloop", prompt)
+    with thread(lambda: pdb.Pdb(nosigint=True, readrc=False).set_trace()) as look:
+        assert asked.wait(10) and look().is_in_debugger
+        go.set()
+    compiling = Frame("torch/_inductor/codecache.py", 7, "load")
+    assert Stack("main", 1, (Frame("trainer/loop.py", 1, "train"), compiling)).compiles
+    assert not Stack("main", 1, (Frame("trainer/loop.py", 1, "train"),)).compiles
+
+
+@pytest.mark.parametrize(
+    ("innermost", "source", "pending", "waits"),
+    [
+        ("torch/distributed/distributed_c10d.py", "work.wait()", (), True),
+        ("parallel/messages/collectives.py", "self.work.wait()", ("gloo:all_to_all",), True),
+        ("parallel/gradients/sums.py", "return sums.tolist()", ("nccl:all_reduce",), True),
+        ("torch/autograd/graph.py", "return engine(…)", ("nccl:all_reduce",), True),
+        ("torch/autograd/graph.py", "return engine(…)", (), False),
+        ("user/hook.py", "while True: pass", ("nccl:all_gather",), False),
+    ],
+)
+def test_who_waits_for_other_ranks(
+    innermost: str, source: str, pending: tuple[str, ...], waits: bool
+) -> None:
+    stack = Stack("MainThread", 1, (Frame("trainer/loop.py", 1, "train"), Frame(innermost, 7, "f")), source)
+    assert stack.waits_for_ranks(pending) is waits
+
+
+def in_a_collective_alone(context: RankContext) -> tuple[str, bool, list[str]]:
+    """Rank 0 is in an all-reduce, in a thread, that rank 1 calls when rank 0 has looked."""
+    group = dist.new_group(range(context.world))
+
+    def reduce() -> None:
+        dist.all_reduce(torch.ones(3), group=group)
+
+    if context.rank == 1:
+        gather("rank 0 has looked")
+        reduce()
+        return "", True, []
+    with thread(reduce) as look:
+        stack = until(look, lambda stack: stack.waits_for_ranks(()))
+        pending = last_collective.unfinished()
+        gather("rank 0 has looked")
+    return stack.in_words(), stack.waits_for_ranks(pending), pending
+
+
+def test_the_collective_under_way_is_in_the_recorder(ranks: RankPools) -> None:
+    (words, waits, pending), _ = ranks(2).run(in_a_collective_alone)
+    assert "all_reduce" in words and waits
+    assert any(line.startswith("gloo:all_reduce number ") and "[[3]] Float" in line for line in pending)
+
+
+def test_entries_of_a_recorder_in_words() -> None:
+    entry = {
+        "profiling_name": "nccl:all_reduce",
+        "process_group": ["7", "dp_shard"],
+        "collective_seq_id": 41,
+        "p2p_seq_id": 3,
+        "is_p2p": False,
+        "input_sizes": [[1024]],
+        "input_dtypes": ["BFloat16"],
+        "state": "started",
+        "retired": False,
+    }
+    later = {**entry, "collective_seq_id": 42}
+    done = {**entry, "collective_seq_id": 40, "state": "completed"}
+    send = {**entry, "process_group": ["9", "undefined"], "is_p2p": True, "profiling_name": "nccl:send 0->1"}
+    assert last_collective.describe([done, entry, later, send]) == [
+        "nccl:all_reduce number 41 of group 7 (dp_shard), [[1024]] BFloat16",
+        "nccl:send 0->1 number 3 of group 9, [[1024]] BFloat16",
+    ]

@@ -1,0 +1,273 @@
+"""The watchdogs of several ranks in one process, with a clock for the phases that the tests turn."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.folder.fence import Fence
+from trainer.watch import messages, watchdog
+from trainer.watch import whereabouts as places
+from trainer.watch.begin import HangRecord
+from trainer.watch.phases import STEP, Bounds, Phases
+from trainer.watch.report import Finding
+from trainer.watch.watchdog import Watchdog
+from trainer.watch.whereabouts import RUNS, Standing, state_of_process
+from whole_runs import events
+
+
+class Switch:
+    """Ranks in one process: `silent` ranks get no message and answer no question."""
+
+    def __init__(self, world: int) -> None:
+        self.ends = [End(self, rank) for rank in range(world)]
+        self.silent: set[int] = set()
+
+
+class End:
+    def __init__(self, switch: Switch, rank: int) -> None:
+        self.switch, self.rank, self.host = switch, rank, f"n{rank}"
+        self.handlers: dict[str, Callable[[int, Any], Any]] = {}
+
+    @property
+    def world(self) -> int:
+        return len(self.switch.ends)
+
+    def host_of(self, rank: int) -> str:
+        return self.switch.ends[rank].host
+
+    def handle(self, kind: str, handler: Callable[[int, Any], Any]) -> None:
+        self.handlers[kind] = handler
+
+    def send(self, kind: str, payload: Any = None) -> None:
+        if 0 not in self.switch.silent:
+            self.switch.ends[0].handlers[kind](self.rank, payload)
+
+    def broadcast(self, kind: str, payload: Any = None) -> None:
+        for end in self.switch.ends:
+            if end.rank not in self.switch.silent and kind in end.handlers:
+                end.handlers[kind](self.rank, payload)
+
+    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
+        there = [end for end in self.switch.ends if end.rank not in self.switch.silent]
+        return {end.rank: end.handlers[kind](self.rank, payload) for end in there}
+
+
+class World:
+    """Ranks with watchdogs; what they wrote and with which code they left."""
+
+    def __init__(self, world: int, folder: Path) -> None:
+        self.switch = Switch(world)
+        self.now = 0.0
+        self.left: dict[int, int] = {}
+        self.reports: list[tuple[int, Finding, str]] = []
+        self.ended = False
+        self._file = folder / "hang.txt"
+        self.phases = [Phases(lambda: self.now) for _ in range(world)]
+        self.watchdogs = [self._watchdog(rank) for rank in range(world)]
+
+    def _watchdog(self, rank: int) -> Watchdog:
+        def write(text: str, finding: Finding, over: Standing) -> str:
+            with self._file.open("x") as file:
+                file.write(text)
+            self.reports.append((rank, finding, text))
+            return str(self._file)
+
+        return Watchdog(
+            self.phases[rank],
+            Bounds(10.0, 1.0, 60.0),
+            self.switch.ends[rank],
+            write=write,
+            ended=lambda: self.ended,
+            leave=lambda code: self.left.setdefault(rank, code),
+        )
+
+    def step(self, number: int, seconds: float) -> None:
+        for phases in self.phases:
+            phases.main.next(STEP, number)
+        self.now += seconds
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], World]]:
+    made: list[World] = []
+    monkeypatch.setattr(watchdog, "FIRST_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(watchdog, "LATER_SECONDS", 0.0)
+
+    def begin(ranks: int) -> World:
+        made.append(World(ranks, tmp_path))
+        for each in made[-1].watchdogs:
+            each.begin()
+        for number in range(1, 6):
+            made[-1].step(number, 0.2)
+        return made[-1]
+
+    yield begin
+    for each in (each for world in made for each in world.watchdogs):
+        each.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def looks() -> None:
+    """Give the watchdogs time for several looks."""
+    time.sleep(1.0)
+
+
+def test_one_hang_is_reported_once_and_all_ranks_leave(
+    world: Callable[[int], World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    three = world(3)
+    looks()
+    assert not three.left
+    three.step(6, 3.0)
+    until(lambda: len(three.left) == 3)
+    assert set(three.left.values()) == {1} and [rank for rank, _, _ in three.reports] == [0]
+    first, _, third = capfd.readouterr().err.splitlines()
+    assert first.startswith("error: hang: step 6 has lasted 3 s, and may last 2 s: ")
+    assert third.endswith("hang.txt; all ranks end")
+
+
+def test_a_rank_that_does_not_answer_is_named(world: Callable[[int], World]) -> None:
+    three = world(3)
+    three.switch.silent = {1}
+    three.step(6, 3.0)
+    until(lambda: {0, 2} <= three.left.keys())
+    ((_, finding, text),) = three.reports
+    assert finding.ranks == (1,) and finding.hosts == ("n1",) and "rank 1: no answer" in text
+
+
+def test_where_rank_0_does_not_answer_one_other_reports(world: Callable[[int], World]) -> None:
+    four = world(4)
+    four.switch.silent = {0}
+    four.watchdogs[0].stop()
+    four.step(6, 3.0)
+    until(lambda: {1, 2, 3} <= four.left.keys())
+    ((rank, finding, _),) = four.reports
+    assert rank != 0 and finding.ranks == (0,) and finding.hosts == ("n0",)
+
+
+def test_a_step_that_ends_while_rank_0_asks_is_no_hang(world: Callable[[int], World]) -> None:
+    two = world(2)
+    ask = two.switch.ends[0].ask
+
+    def asked_late(kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
+        if two.phases[0].main.now is not None and two.phases[0].main.now.step == 6:
+            two.step(7, 0.1)
+        return ask(kind, payload, seconds=seconds)
+
+    two.switch.ends[0].ask = asked_late  # type: ignore[method-assign]
+    two.step(6, 3.0)
+    looks()
+    assert not two.left and not two.reports
+
+
+def test_ranks_wait_for_one_that_compiles_and_for_one_in_a_debugger(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = world(2)
+    held = {1: places.COMPILER}
+    look = messages.look
+
+    def looked(phases: Phases, bounds: Bounds, *, rank: int, host: str) -> tuple[Any, str]:
+        found, text = look(phases, bounds, rank=rank, host=host)
+        document = found.to_json() | {"held": held.get(rank, "")}
+        if held.get(rank) == places.COMPILER:  # as `look` itself does
+            document["standings"] = [{**s, "bound_seconds": 60.0} for s in document["standings"]]
+        return places.Whereabouts.from_json(document), text
+
+    monkeypatch.setattr(messages, "look", looked)
+    two.step(6, 30.0)
+    looks()
+    assert not two.left
+    held[1] = places.DEBUGGER
+    two.now += 1000.0
+    looks()
+    assert not two.left
+    held.clear()
+    two.now += 100.0
+    until(lambda: len(two.left) == 2)
+
+
+def test_after_another_ranks_end_nothing_is_a_hang(world: Callable[[int], World]) -> None:
+    two = world(2)
+    two.ended = True
+    two.step(6, 100.0)
+    looks()
+    assert not two.left
+
+
+def test_a_failure_of_the_watchdog_itself_ends_no_run(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = world(1)
+    monkeypatch.setattr(messages, "look", lambda *rest, **more: 1 / 0)
+    one.step(6, 100.0)
+    looks()
+    assert not one.left and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_hangs_does_not_hold_up_the_lines(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "WRITE_SECONDS", 0.2)
+    one = world(1)
+    go = threading.Event()
+    one.watchdogs[0]._write = lambda *given: str(go.wait(10))  # type: ignore[method-assign]
+    one.step(6, 3.0)
+    until(lambda: 0 in one.left)
+    go.set()
+    assert "no file, for it could not be written within 0.2 s" in capfd.readouterr().err
+
+
+def test_the_file_and_the_event_are_made_once_a_start_and_by_the_newest_start_only(tmp_path: Path) -> None:
+    over = Standing("main", "step", 57, "", 132.0, 120.0)
+    finding = Finding((1, 2), ("n1",), ("hang: step 57 …", "ranks 0, 3 wait", "in {file}"))
+    fence = Fence(tmp_path)
+    elsewhere = Path(HangRecord(tmp_path, fence).write("text", finding, over))  # before the folder is taken
+    assert elsewhere.read_text() == "text" and elsewhere.parent != tmp_path
+    elsewhere.unlink()
+    fence.take()
+    record = HangRecord(tmp_path, fence)
+    assert record.write("text", finding, over) == str(tmp_path / "faults" / "hang-start-00001.txt")
+    with pytest.raises(FileExistsError):
+        record.write("other", finding, over)
+    (event,) = events(tmp_path, "hang")
+    assert {**event, "time": ""} == {
+        "time": "",
+        "kind": "hang",
+        "step": 57,
+        "reason": "step 57 …; ranks 0, 3 wait",
+        "rank": 1,
+        "host": "n1",
+        "ranks": "1-2",
+        "phase": "step",
+        "seconds": 132.0,
+        "file": "faults/hang-start-00001.txt",
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_system_tells_why_a_process_does_not_answer() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        with contextlib.ExitStack() as stack:
+            stack.callback(child.kill)
+            assert state_of_process(child.pid) == RUNS
+            os.kill(child.pid, signal.SIGSTOP)
+            until(lambda: "stopped by a signal" in state_of_process(child.pid))
+        until(lambda: state_of_process(child.pid) == "it has ended")
+        child.wait()
+    assert state_of_process(child.pid) == "its process is gone"

@@ -10,5 +10,13 @@ STOPPED = 75
 INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C; state saved where a run was under way
 NOBODY_READS = 128 + signal.SIGPIPE  # the reader of standard output has gone (`… | head`)
 
+IN_WORDS = {
+    DONE: "done",
+    FAILED: "failed",
+    WRONG: "the command line or the config is wrong",
+    STOPPED: "asked to stop, and to be run again",
+    INTERRUPTED: "interrupted",
+}
+
 ASKED_TO_STOP = (STOPPED, INTERRUPTED)
 """Of a rank that was asked to stop. From the end of the first step on, all ranks leave together."""

@@ -14,9 +14,9 @@ import traceback
 from contextlib import ExitStack
 from datetime import timedelta
 
-from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED, WRONG
+from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, IN_WORDS, INTERRUPTED, STOPPED, WRONG
 from common.standard_error import complain, forgive
-from parallel.world.launcher import is_first
+from parallel.world.launcher import is_first, is_supervised
 from trainer.checkpoint.folder import goes_on
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
@@ -25,6 +25,7 @@ from trainer.process.ending import run_to_the_end
 from trainer.process.interrupts import LeaveAtOnce
 from trainer.process.starting import Starting
 from trainer.ranks import on_every_rank
+from trainer.record.sinks import last_step
 
 ALONE_SECONDS = 3.0  # in which a launcher notices that rank 0 has ended; torchrun looks every 0.1 s
 USAGE = "usage: germinal rank CONFIG [key=value…]"
@@ -66,6 +67,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     # They import torch, which takes over a second: a config that is wrong need not wait for it.
     from parallel.world import runtime as runtimes
     from trainer.process.failures import Failures
+    from trainer.process.notify import Notifier
     from trainer.watch.begin import watchdog
     from trainer.watch.phases import Phases
 
@@ -94,6 +96,8 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         runtime.announce_exit(FAILED)
         return FAILED
     code = DONE
+    told = cfg.supervise.notify if runtime.is_writer and not is_supervised() else ""
+    notifier = Notifier(told, cfg.name, cfg.folder).begin()
     try:
         with ExitStack() as stack:
             watch.begin()
@@ -111,6 +115,8 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         code = FAILED
     finally:
         runtime.announce_exit(code)
+        notifier.tell("end", last_step(cfg.folder), IN_WORDS.get(code, "failed"), code=code)
+        notifier.finish()
         runtime.stop(failed_with=0 if code in (DONE, *ASKED_TO_STOP) else code)
     return code
 

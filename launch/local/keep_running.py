@@ -23,6 +23,7 @@ from launch.supervise.record import record
 from trainer.checkpoint.folder import goes_on
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import is_held_by
+from trainer.process.notify import Notifier
 
 
 def keep_running(job: Job, cfg: RunConfig) -> int:
@@ -34,6 +35,7 @@ def keep_running(job: Job, cfg: RunConfig) -> int:
     signals = SignalInbox(RECORDED)
     attempts: list[Attempt] = []
     why = ""
+    notifier = Notifier(cfg.supervise.notify, cfg.name, cfg.folder).begin()
     try:
         while True:
             before = Before.of(cfg.folder)
@@ -41,16 +43,19 @@ def keep_running(job: Job, cfg: RunConfig) -> int:
             attempts.append(_describe(end, before))
             decision = decide(attempts, restarts=cfg.supervise.restarts)
             _tell(decision, end)
+            _notify(notifier, decision, attempts[-1])
             if isinstance(decision, Leave):
                 return end.code
             record(cfg.folder, attempts[-1], decision, start=len(attempts))
             if isinstance(decision, Stop):
                 return decision.code
             if request := signals.wait(decision.wait_seconds):
+                notifier.tell("end", attempts[-1].step, "asked to stop before the next start", code=STOPPED)
                 return _asked_meanwhile(request, cfg.folder)
             why = decision.reason
     finally:
         signals.close()
+        notifier.finish()
 
 
 def _run_once(job: Job, folder: Path, signals: SignalInbox, heading: str) -> Ended:
@@ -82,6 +87,13 @@ def _tell(decision: Decision, end: Ended) -> None:
         end.show_error()
     else:
         show_line(f"error: {decision.reason}".encode())
+
+
+def _notify(notifier: Notifier, decision: Decision, attempt: Attempt) -> None:
+    about = {"rank": attempt.rank, "code": attempt.code} if attempt.code else {"code": 0}
+    if isinstance(decision, Again):
+        about |= {"restart": decision.number, "from_step": attempt.saved_after}
+    notifier.tell("restart" if isinstance(decision, Again) else "end", attempt.step, decision.reason, **about)
 
 
 def _asked_meanwhile(request: int, folder: Path) -> int:

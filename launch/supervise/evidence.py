@@ -11,9 +11,7 @@ from typing import Any
 from launch.supervise.policy import Attempt
 from trainer.checkpoint import folder as checkpoints
 from trainer.folder.run_folder import EVENTS
-from trainer.record.sinks import step_of
-
-TAIL_BYTES = 64 << 10  # of metrics.jsonl: holds the last line
+from trainer.record.sinks import last_step, step_of
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,3 @@ def newest_saved(folder: Path) -> int:
         return next(iter(checkpoints.steps(folder / "checkpoints")), 0)
     except OSError:
         return 0
-
-
-def last_step(folder: Path) -> int:
-    """Return the step of the last whole line of metrics.jsonl; 0 where there is none."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = file.readlines()
-    except OSError:
-        return 0
-    return next((step for line in reversed(lines) if (step := step_of(line)) is not None), 0)

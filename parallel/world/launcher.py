@@ -64,6 +64,13 @@ def _refuse_unstarted(environ: Mapping[str, str]) -> None:
             )
 
 
+def is_supervised(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a supervisor of ours watches the ranks, and so reports the run's end: that of `germinal train`,
+    or one that sets GERMINAL_SUPERVISED.
+    """
+    return "GERMINAL_UNDER_WAY" in environ or "GERMINAL_SUPERVISED" in environ
+
+
 def is_child_of_launcher(environ: Mapping[str, str]) -> bool:
     """Whether the launcher is the parent of its ranks, so that they must end when it does."""
     return any(name in environ for name in _PARENTS) or slurm.is_task_of_srun(environ)

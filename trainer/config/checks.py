@@ -6,6 +6,7 @@ by `layout`.
 """
 
 import re
+import shlex
 from dataclasses import replace
 
 from data.config import check as check_data
@@ -38,6 +39,8 @@ def check(cfg: RunConfig) -> None:
             )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
         raise ValueError(f"name={cfg.name!r}: not a plain folder name (letters, digits, . _ -)")
+    if (target := cfg.supervise.notify) and (wrong := _wrong_target(target)):
+        raise ValueError(f"supervise.notify={target!r}: {wrong}: give an http(s) URL or a command")
     whole, rest = divmod(train.global_batch, train.micro_batch)
     if rest:
         raise ValueError(
@@ -55,6 +58,17 @@ def check(cfg: RunConfig) -> None:
             f"{', '.join(cfg.model.sizes_to_lower())}: a model of {parameters:.3g} parameters, more bytes "
             "than 64 bits count: lower one of the two"
         )
+
+
+def _wrong_target(target: str) -> str:
+    try:
+        words = shlex.split(target)
+    except ValueError as error:
+        return str(error)
+    if not words:
+        return "an empty command"
+    is_url = "://" in words[0]
+    return "not a URL of http or https" if is_url and not re.match(r"https?://[^/\s]\S*$", target) else ""
 
 
 def layout(cfg: RunConfig, world: int) -> Layout:

@@ -51,7 +51,7 @@ OUTSIDE_CURVE = (
 
 # Keys that may differ between the ranks of one run: paths and caches of a node, and what only rank 0 reads.
 OF_A_NODE = re.compile(
-    r"name|run_dir|track\..*|train\.threads|parallel\.nvme_path|data\.(prefetch|cache_dir|cache_bytes)"
+    r"name|run_dir|track\..*|supervise\.notify|train\.threads|parallel\.nvme_path|data\.(prefetch|cache_dir|cache_bytes)"
     r"|data\.(sources|heldout)\[\d+\]\.path"
 )
 

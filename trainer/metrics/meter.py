@@ -4,7 +4,7 @@ samples, the trackers and the live line.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from parallel.engine import Engine, Micro, StepResult
@@ -78,8 +78,9 @@ class Meter:
             JsonlLog(cfg.folder / "samples.jsonl", guard),
             EventLog(cfg.folder / "events.jsonl", guard),
         )
+        shown = replace(cfg, supervise=replace(cfg.supervise, notify=""))  # a webhook's URL may be a secret
         self._trackers = Trackers(
-            track, name=cfg.name, run_dir=cfg.folder, config=plain(cfg), events=events, guard=guard
+            track, name=cfg.name, run_dir=cfg.folder, config=plain(shown), events=events, guard=guard
         )
 
     @classmethod

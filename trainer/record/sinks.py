@@ -226,3 +226,14 @@ def step_of(line: bytes) -> int | None:
         return None
     at = record.get("step") if isinstance(record, dict) else None
     return at if isinstance(at, int) else None
+
+
+def last_step(folder: Path) -> int:
+    """Return the step of the last whole line of a run's metrics.jsonl; 0 where there is none."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            lines = file.readlines()
+    except OSError:
+        return 0
+    return next((step for line in reversed(lines) if (step := step_of(line)) is not None), 0)

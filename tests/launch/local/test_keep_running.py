@@ -25,11 +25,11 @@ from trainer.config.sections import SuperviseConfig
 
 class Config:
     folder = Path(sys.argv[1])
-    supervise = SuperviseConfig(restarts=int(sys.argv[2]))
+    supervise = SuperviseConfig(restarts=int(sys.argv[2]), notify=sys.argv[4])
     name = "run"
     parallel = train = None
 
-scripts = sys.argv[4:]
+scripts = sys.argv[5:]
 policy.WAITS = (0.0, float(sys.argv[3]))
 keep_running.rank_commands = lambda job, **more: [
     ProcessCommand((sys.executable, "-c", script)) for script in scripts
@@ -68,7 +68,12 @@ def die(number=signal.SIGKILL):
 
 
 def start(
-    folder: Path, *scripts: str, restarts: int = 3, wait: float = 0.0, trapped: bool = False
+    folder: Path,
+    *scripts: str,
+    restarts: int = 3,
+    wait: float = 0.0,
+    trapped: bool = False,
+    notify: str = "",
 ) -> "subprocess.Popen[str]":
     ranks = [RANK.format(folder=str(folder), rank=rank) + script for rank, script in enumerate(scripts)]
 
@@ -78,7 +83,7 @@ def start(
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     return subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(folder), str(restarts), str(wait), *ranks],
+        [sys.executable, "-c", PARENT, str(folder), str(restarts), str(wait), notify, *ranks],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -122,6 +127,18 @@ def test_the_record_of_a_restart_goes_behind_a_torn_line_and_fences_the_dead_sta
     code, _ = finish(run, DIES_TWICE.replace("if start < 3", torn + "if start < 2"))
     assert code == 0
     assert [event["kind"] for event in records(run / "events.jsonl")] == ["start", "restart", "start"]
+
+
+def test_a_fault_a_restart_and_the_end_are_told(tmp_path: Path) -> None:
+    keep = tmp_path / "keep.py"
+    keep.write_text("import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))")
+    fails = "hold(); step(7); line('events.jsonl', kind='fault', step=7, reason='no', rank=0, host='h')\n"
+    told = tmp_path / "told"
+    command = f"{sys.executable} {keep} {told}"
+    with start(tmp_path / "run", fails + "sys.exit(start == 1)", notify=command) as parent:
+        parent.communicate(timeout=60)
+    found = [(message["kind"], message["step"], message.get("code")) for message in records(told)]
+    assert sorted(found) == [("end", 7, 0), ("fault", 7, None), ("fault", 7, None), ("restart", 7, 1)]
 
 
 def test_three_failures_at_one_step_end_the_run_with_the_reason(tmp_path: Path) -> None:

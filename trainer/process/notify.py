@@ -1,0 +1,172 @@
+"""Tells somebody outside of faults, restarts and the end of a run: `supervise.notify`, a URL or a command.
+
+One JSON object a message, by HTTP POST or on the command's standard input:
+
+    kind     fault (an event `fault` or `hang` of the run), restart, end
+    time     UTC, ISO 8601
+    run      the run's name; folder: its folder, absolute
+    host     the machine that sends the message; a fault has the machine on which it happened
+    step     the run's step; reason: one line
+    rank, code, restart, from_step …  what the event has besides
+
+No environment, no config and no command line are in it, and of URLs in `reason` neither user nor query.
+
+Sent from a thread of its own: a receiver that hangs or refuses neither delays nor fails the run.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from common.standard_error import write_line
+from trainer.folder.run_folder import EVENTS
+from trainer.record.sinks import encode, step_of
+
+SEND_SECONDS = 10.0  # for one message
+FINISH_SECONDS = 10.0  # for all that wait when the run ends
+POLL_SECONDS = 1.0  # between two looks at the run's events
+MOST_WAITING = 100
+TOLD = ("fault", "hang")
+_SECRET = re.compile(r"(?<=://)[^/\s@]+@|(?<=[\w/])\?[^\s'\"]+")
+
+
+class Notifier:
+    """Sends messages to `target` from `begin` on, and of faults that are written into the run's events.
+
+    target: `supervise.notify`; "": nothing is ever sent.
+    name: of the run.
+    folder: the run folder, which need not exist yet.
+    """
+
+    def __init__(self, target: str, name: str, folder: Path) -> None:
+        self._target = target
+        self._is_url = "://" in target.partition(" ")[0]
+        self._about = {"run": name, "folder": str(folder.absolute()), "host": socket.gethostname()}
+        self._events = folder / EVENTS
+        self._read_bytes = 0
+        self._waiting: queue.Queue[dict[str, Any]] = queue.Queue(MOST_WAITING)
+        self._ending = threading.Event()
+        self._complained = False
+        self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
+
+    def begin(self) -> "Notifier":
+        """Follow the run's events from their present end on; return this object."""
+        if self._target:
+            with contextlib.suppress(OSError):
+                self._read_bytes = self._events.stat().st_size
+            self._thread.start()
+        return self
+
+    def tell(self, kind: str, step: int, reason: str, **fields: Any) -> None:
+        """Send a message; return at once."""
+        if self._target:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._put({"kind": kind, "time": now, "step": step, "reason": reason, **fields})
+
+    def finish(self, patience_seconds: float = FINISH_SECONDS) -> None:
+        """Send what waits and end; give up after `patience_seconds`."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_seconds)
+            if self._thread.is_alive():
+                self._complain("did not answer in time: what it was not told is in events.jsonl")
+
+    def _put(self, message: Mapping[str, Any]) -> None:
+        told = {**self._about, **message, "reason": _SECRET.sub("", str(message["reason"]))}
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(told)
+
+    def _run(self) -> None:
+        while True:
+            last = self._ending.is_set()  # before the look: what was written before the end is seen
+            self._look()
+            deadline = time.monotonic() + POLL_SECONDS
+            while (left := deadline - time.monotonic()) > 0:
+                try:
+                    message = self._waiting.get(timeout=0.01 if last else min(left, 0.1))
+                except queue.Empty:
+                    if last:
+                        return
+                    if self._ending.is_set():
+                        break
+                    continue
+                if trouble := self._send(encode(message).encode()):
+                    self._complain(trouble)
+                deadline += SEND_SECONDS if last else 0.0
+
+    def _look(self) -> None:
+        """Queue the faults that were written since the last look."""
+        try:
+            with self._events.open("rb") as file:
+                file.seek(self._read_bytes)
+                for line in file:
+                    if step_of(line) is None:  # it is being written
+                        break
+                    self._read_bytes += len(line)
+                    event = json.loads(line)
+                    if event.get("kind") in TOLD and isinstance(event.get("reason"), str):
+                        self._put({**event, "kind": "fault"})
+        except (OSError, ValueError):
+            return
+
+    def _send(self, document: bytes) -> str:
+        """Return what went wrong; "" where nothing did."""
+        if self._is_url:
+            return _post(self._target, document)
+        return _call(shlex.split(self._target), document)
+
+    def _complain(self, trouble: str) -> None:
+        """Say it once. The URL may hold a secret: its host alone is named."""
+        if not self._complained:
+            self._complained = True
+            who = urlsplit(self._target).hostname if self._is_url else shlex.split(self._target)[0]
+            write_line(f"supervise.notify: {who}: {trouble}; the run goes on")
+
+
+def _post(url: str, document: bytes) -> str:
+    headers = {"Content-Type": "application/json", "User-Agent": "germinal"}
+    try:
+        request = urllib.request.Request(url, document, headers, method="POST")
+        with urllib.request.urlopen(request, timeout=SEND_SECONDS):
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"HTTP {error.code}"
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        return str(reason) or type(error).__name__
+    except http.client.HTTPException as error:  # an answer that is no HTTP
+        return f"no HTTP ({type(error).__name__})"
+
+
+def _call(command: list[str], document: bytes) -> str:
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        process.communicate(document, timeout=SEND_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"had not ended after {SEND_SECONDS:g} s: killed"
+    except OSError:  # it closed its standard input
+        process.wait()
+    return f"ended with exit code {process.returncode}" if process.returncode else ""

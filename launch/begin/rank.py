@@ -4,7 +4,8 @@ import argparse
 import os
 
 from launch import options
-from launch.job import RANK, ProcessCommand, python
+from launch.begin.train import add_debug_options, debug_arguments
+from launch.job import DEBUG, RANK, ProcessCommand, python
 from launch.local.rank_commands import KEEP_MEMORY
 
 
@@ -17,6 +18,7 @@ def add_command(add: options.AddCommand) -> None:
         metavar="N",
         help="as some launchers pass it; LOCAL_RANK has the same number",
     )
+    add_debug_options(parser)
     parser.set_defaults(run=rank)
 
 
@@ -26,7 +28,10 @@ def rank(args: argparse.Namespace) -> int:
 
     It is replaced and not imported: glibc reads the variables of KEEP_MEMORY when a program begins.
     """
-    from launch.local.run import become
+    from launch.local.run import DETERMINISTIC, become
 
-    keep = {name: value for name, value in KEEP_MEMORY.items() if name not in os.environ}
-    become(ProcessCommand(python(RANK, args.config, *args.overrides), keep))
+    debug_options = debug_arguments(args)
+    added = KEEP_MEMORY | (DETERMINISTIC if args.debug else {})
+    env = {name: value for name, value in added.items() if name not in os.environ}
+    module = (DEBUG, *debug_options) if args.debug else (RANK,)
+    become(ProcessCommand(python(*module, args.config, *args.overrides), env))

@@ -55,7 +55,7 @@ def add_debug_options(parser: argparse.ArgumentParser) -> None:
         "--debug-rank",
         type=options.integer,
         metavar="N",
-        help="pdb for this rank only (default: each that fails)",
+        help="pdb for this rank only (default: each that fails; with another launcher: none)",
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from terminal import Terminal
+from whole_runs import GERMINAL
 
 WRONG_SHAPE = """
 import sys
@@ -159,12 +160,12 @@ def test_under_torchrun_one_chosen_rank_is_debugged(trained: Path, tmp_path: Pat
             "c10d",
             "--rdzv-endpoint",
             "127.0.0.1:0",
-            "-m",
-            "trainer.debug.command",
+            "--no-python",
+            GERMINAL,
         ]
 
         agent = subprocess.Popen(
-            [*torchrun, str(trained), "--debug-rank", "1", "parallel.tp=2"],
+            [*torchrun, "rank", str(trained), "--debug", "--debug-rank", "1", "parallel.tp=2"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

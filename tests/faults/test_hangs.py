@@ -1,9 +1,11 @@
 """A rank that hangs is found and named, all ranks end, and the run goes on as if nothing had happened."""
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +75,13 @@ def finish(run: "subprocess.Popen[str]", config: Path, folder: Path, seconds: fl
         assert time.monotonic() - began < seconds, said
         train(config, f"run_dir={folder}", nproc=2)
     return said
+
+
+def wait_for_steps(folder: Path, steps: int, run: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while whole_steps(folder / "metrics.jsonl") < steps:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
@@ -147,13 +156,77 @@ def test_a_rank_that_is_stopped(stopped: int, undisturbed: tuple[Path, Path], tm
     folder = tmp_path / "run"
     run = start(config, folder, {})
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-    deadline = time.monotonic() + 60
-    while whole_steps(folder / "metrics.jsonl") < 10:
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_steps(folder, 10, run)
     os.kill(int(children.read_text().split()[stopped]), signal.SIGSTOP)
     said = finish(run, config, folder, FIRST + REPORTED)
     found = events(folder, "hang")
     call = "does not answer: it is stopped by a signal"
     assert_told(said, folder, rank=stopped, phase=found[0]["phase"] if found else "step", call=call)
     assert_as_undisturbed(folder, reference)
+
+
+@pytest.mark.slow
+def test_torchrun_kills_a_rank_that_is_stopped_and_starts_all_again(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, reference = undisturbed
+    folder = tmp_path / "run"
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [torchrun, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "trainer", config]
+    with subprocess.Popen(
+        [*map(str, command), f"run_dir={folder}"], env=environment(), stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        try:
+            wait_for_steps(folder, 10, launcher)
+            children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+            (rank_1,) = (
+                pid for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+            )
+            os.kill(int(rank_1), signal.SIGSTOP)
+            _, said = launcher.communicate(timeout=FIRST + REPORTED + 180)
+        finally:
+            launcher.kill()
+    assert launcher.returncode == 0, said
+    assert said.count("error: hang: ") == 1 and "rank 1 on " in said, said
+    assert "does not answer: it is stopped by a signal" in said
+    assert_as_undisturbed(folder, reference)
+
+
+@pytest.mark.slow
+def test_no_false_alarm_in_1000_steps_under_a_load_that_triples_them(tmp_path: Path) -> None:
+    """Evaluations and saves between, bounds of two seconds, and six busy processes for a while each."""
+    config = write_config(
+        tmp_path,
+        make_corpus(tmp_path, documents=40),
+        model__layers=1,
+        train__steps=1000,
+        train__eval_every=50,
+        checkpoint__every=100,
+        supervise__hang_seconds=2.0,
+        supervise__first_seconds=60.0,
+    )
+    folder = tmp_path / "run"
+    run = start(config, folder, {})
+    busy: list[subprocess.Popen[bytes]] = []
+    try:
+        wait_for_steps(folder, 100, run)
+        while run.poll() is None:
+            busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+            time.sleep(6)
+            while busy:
+                busy.pop().kill()
+            time.sleep(3)
+        _, said = run.communicate()
+    finally:
+        for process in busy:
+            process.kill()
+        run.kill()
+    assert run.returncode == 0, said
+    assert not events(folder, "hang") and not (folder / "faults").exists()
+    seconds = sorted(
+        json.loads(line)["step_seconds"]
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+        if "step_seconds" in line
+    )
+    assert len(seconds) == 1000
+    assert seconds[-100] > 3 * seconds[100], "the load did triple step times"

@@ -145,12 +145,15 @@ class SuperviseConfig:
     """When a rank counts as hanging, how often ranks are started again, and who is told."""
 
     hang_factor: Annotated[
-        float, "a phase (step, evaluation, save) hangs that lasts this many times its median", "> 1"
+        float,
+        "a phase (step, part of an evaluation, save) hangs that lasts this many times its median",
+        "> 1",
     ] = 10.0
     hang_seconds: Annotated[float, "a phase never counts as hanging sooner", "> 0", "in seconds"] = 120.0
     first_seconds: Annotated[
         float,
-        "what start, compilation, and the first of each phase may last, for which there is no median yet",
+        "what a piece of the start, compilation, and the first three of each phase may last, which have no "
+        "median yet",
         "> 0",
         "in seconds",
     ] = 1800.0

@@ -50,7 +50,7 @@ class Bounds:
         if phase == WAIT:
             return math.inf
         if phase in (START, END) or len(durations) < ENOUGH:
-            return self.first_seconds
+            return max(self.hang_seconds, self.first_seconds)
         return max(self.hang_seconds, self.hang_factor * median(durations))
 
 

@@ -73,7 +73,7 @@ class Watchdog:
         self._phases, self._bounds, self._channel = phases, bounds, channel
         self._write, self._reporting, self._ended = write, reporting, ended
         self._leave, self._heading = leave, heading
-        self._interval_seconds = min(INTERVAL_SECONDS, bounds.hang_seconds / 4, bounds.first_seconds / 4)
+        self._interval_seconds = min(INTERVAL_SECONDS, bounds.hang_seconds / 4)
         self._wake = threading.Event()
         self._stopped = False
         self._told: Standing | None = None  # on rank 0: what a rank has told
@@ -141,8 +141,9 @@ class Watchdog:
         if (phase := track.now) is None:
             return False
         seconds = self._phases.elapsed(phase)
-        shortest = min(self._bounds.hang_seconds, self._bounds.first_seconds)
-        return seconds > shortest and seconds > self._bounds.of(phase.name, track.durations(phase.name))
+        if seconds <= self._bounds.hang_seconds:  # the usual case, which needs no median
+            return False
+        return seconds > self._bounds.of(phase.name, track.durations(phase.name))
 
     # On another rank than 0
 

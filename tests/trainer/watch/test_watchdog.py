@@ -124,7 +124,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def looks() -> None:
     """Give the watchdogs time for several looks."""
-    time.sleep(1.0)
+    time.sleep(0.7)
 
 
 def test_one_hang_is_reported_once_and_all_ranks_leave(
@@ -265,7 +265,7 @@ def test_the_system_tells_why_a_process_does_not_answer() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
         with contextlib.ExitStack() as stack:
             stack.callback(child.kill)
-            assert state_of_process(child.pid) == RUNS
+            until(lambda: state_of_process(child.pid) == RUNS)
             os.kill(child.pid, signal.SIGSTOP)
             until(lambda: "stopped by a signal" in state_of_process(child.pid))
         until(lambda: state_of_process(child.pid) == "it has ended")

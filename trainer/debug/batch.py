@@ -76,12 +76,13 @@ def lines(found: dict[str, Any], *, step: int, data_ranks: int) -> list[str]:
     for name, facts in found["tensors"].items():
         told.append(f"  {name:<10} {facts['dtype']} {facts['shape']}   {facts['least']} … {facts['largest']}")
     for sequence in found["sequences"]:
+        pieces = sequence["pieces"]
         told.append(
             f"sequence {sequence['sequence']}: corpus {sequence['corpus']}, epoch {sequence['epoch']}, "
-            f"{len(sequence['pieces'])} documents"
+            f"{len(pieces)} document{'s' * (len(pieces) > 1)}"
         )
         told += [f"  quarantined: {one['shard']} {one['sample']}" for one in sequence["quarantined"]]
-        for piece in sequence["pieces"]:
+        for piece in pieces:
             meta = piece["meta"] or {}
             origin = meta.get("path") or meta.get("source") or "origin unknown"
             told.append(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PART_ELEMENTS = 1 << 24
+"""Looked at together: a GPU makes a copy in float64 of what it takes a norm of."""
+
 
 @dataclass
 class Moments:
@@ -28,21 +31,13 @@ class Moments:
 
     @classmethod
     def of(cls, values: Tensor) -> Moments:
-        """Return the moments of a tensor, summed in float64; they wait for the device once."""
-        values = values.detach()
+        """Return the moments of a tensor, summed in float64. Waits for the device."""
+        values = values.detach().flatten()
         if not values.numel():
             return cls()
-        low, high = values.aminmax()
-        found = torch.stack(
-            (
-                values.sum(dtype=torch.float64),
-                torch.linalg.vector_norm(values, dtype=torch.float64).square(),
-                torch.maximum(low.abs(), high.abs()).double(),
-                values.numel() - values.count_nonzero().double(),
-            )
-        )
-        total, squares, largest, zeros = found.tolist()
-        return cls(values.numel(), total, squares, largest, int(zeros))
+        found = torch.stack([_sums(part) for part in values.split(PART_ELEMENTS)])
+        total, squares, _, zeros = found.sum(dim=0).tolist()
+        return cls(values.numel(), total, squares, found[:, 2].max().item(), int(zeros))
 
     def add(self, other: Moments) -> None:
         """Count the values of `other` too."""
@@ -90,3 +85,16 @@ class Moments:
     @property
     def zero_fraction(self) -> float:
         return self.zeros / self.count if self.count else math.nan
+
+
+def _sums(values: Tensor) -> Tensor:
+    """(sum, sum of squares, largest magnitude, zeros) of a flat tensor, float64 [4]."""
+    low, high = values.aminmax()
+    return torch.stack(
+        (
+            values.sum(dtype=torch.float64),
+            torch.linalg.vector_norm(values, dtype=torch.float64).square(),
+            torch.maximum(low.abs(), high.abs()).double(),
+            values.numel() - values.count_nonzero().double(),
+        )
+    )

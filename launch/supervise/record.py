@@ -11,19 +11,21 @@ from trainer.record.events import EventLog
 from trainer.record.sinks import drop_torn_tail
 
 
-def record(folder: Path, attempt: Attempt, decision: Decision, **fields: object) -> bool:
+def record(folder: Path, attempt: Attempt, decision: Decision, *, kind: str = "", **fields: object) -> bool:
     """Write what follows an attempt into the run's events; return whether that could be done.
 
     Only between two attempts, when no rank of this supervisor runs. Ranks hold the run by its epoch, so the
     supervisor takes the next one: a rank of the attempt that is still alive, on a machine that was lost,
     writes nothing from then on. Where another start holds the folder, or it cannot be written, nothing is
     written and nothing fails.
+
+    kind: of the event, where it is neither a restart nor the run's end.
     """
     try:
         lock = FolderLock.take(folder)
     except OSError:  # another process holds it, or there is no such folder
         return False
-    kind = "restart" if isinstance(decision, Again) else "stop"
+    kind = kind or ("restart" if isinstance(decision, Again) else "stop")
     about = {"rank": attempt.rank, "host": attempt.host, "code": attempt.code, **fields}
     if isinstance(decision, Again):
         about |= {"restart": decision.number, "from_step": attempt.saved_after}

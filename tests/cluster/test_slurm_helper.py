@@ -10,11 +10,11 @@ pytestmark = pytest.mark.cluster
 def test_a_step_runs_on_both_nodes(slurm: Slurm) -> None:
     said = slurm.run("srun", "-N2", "-l", "sh", "-c", "hostname; getent hosts n1 n2 || echo unknown").stdout
     assert sorted(said.splitlines()) == [
-        "0: 127.0.0.1       n1 n2",
-        "0: 127.0.0.1       n1 n2",
+        "0: 127.0.0.1       n1 n2 n3",
+        "0: 127.0.0.1       n1 n2 n3",
         "0: n1",
-        "1: 127.0.0.1       n1 n2",
-        "1: 127.0.0.1       n1 n2",
+        "1: 127.0.0.1       n1 n2 n3",
+        "1: 127.0.0.1       n1 n2 n3",
         "1: n2",
     ]
     said = slurm.run(

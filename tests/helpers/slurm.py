@@ -6,8 +6,9 @@ own host name, its own /etc/hosts, its own process ids. So a node that is lost i
 kernel ends its slurmd and its tasks with it. Everything ends with the process that made it, however that
 process ends.
 
-n1, n2   partition `tiny`: their names resolve on each of them
-u1, u2   partition `nameless`: no name resolves
+n1, n2       partition `tiny`: their names resolve on each of them
+n1, n2, n3   partition `three`: with a node to spare
+u1, u2       partition `nameless`: no name resolves
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare")
-PARTITIONS = {"tiny": ("n1", "n2"), "nameless": ("u1", "u2")}
+PARTITIONS = {"tiny": ("n1", "n2"), "three": ("n1", "n2", "n3"), "nameless": ("u1", "u2")}
+NODES = ("n1", "n2", "n3", "u1", "u2")
 _NODE_SPACES = ("--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--mount-proc")
 START_SECONDS = 60.0
 # SLURM holds a job that was requeued for as long as a credential lives: 120 s by default, 5 s at the least.
@@ -74,7 +76,7 @@ class Slurm:
 
     def start(self) -> None:
         """Start all daemons and wait until all nodes are idle; RuntimeError, with the logs, if one is not."""
-        for name in ("state", *_nodes()):
+        for name in ("state", *NODES):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
@@ -85,17 +87,17 @@ class Slurm:
         self._daemon("munged", ["munged", "--foreground", "--force", f"--key-file={key}", *munge])
         self._until(lambda: (self.folder / "munge.socket").exists(), "munged listens")
         self._spaces("slurmctld", f"slurmctld -D -f {self.env['SLURM_CONF']}", "--pid", "--fork")
-        for node in _nodes():
+        for node in NODES:
             self._boot(node)
-        for node in _nodes():
+        for node in NODES:
             self.wait_for_node(node)
 
     def _configure(self) -> None:
         here = socket.gethostname().split(".")[0]
-        ports = _free_ports(1 + len(_nodes()))
+        ports = _free_ports(1 + len(NODES))
         text = [_CONFIG.format(host=here, folder=self.folder, ports=ports, hold=HOLD_SECONDS)]
         gpus = []
-        for node, port in zip(_nodes(), ports[1:]):
+        for node, port in zip(NODES, ports[1:]):
             text.append(
                 f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2\n"
             )
@@ -108,10 +110,9 @@ class Slurm:
                 f"PartitionName={partition} Nodes={','.join(nodes)} Default={default} State=UP "
                 "OverSubscribe=FORCE:4\n"
             )
-            known = f"127.0.0.1 localhost {here}\n"
-            known += f"127.0.0.1 {' '.join(nodes)}\n" if partition == "tiny" else ""
-            for node in nodes:
-                (self.folder / f"hosts.{node}").write_text(known)
+        for node in NODES:
+            known = "" if node in PARTITIONS["nameless"] else f"127.0.0.1 {' '.join(PARTITIONS['three'])}\n"
+            (self.folder / f"hosts.{node}").write_text(f"127.0.0.1 localhost {here}\n{known}")
         (self.folder / "slurm.conf").write_text("".join(text))
         (self.folder / "gres.conf").write_text("".join(gpus))
 
@@ -192,7 +193,9 @@ class Slurm:
         return self.job(job)
 
     def node_state(self, node: str) -> str:
-        return self.run("sinfo", "-h", "-N", "-n", node, "-o", "%T", check=False).stdout.strip()
+        # All nodes: asked for one node, sinfo 22.05 calls it mixed for minutes after its job has ended.
+        lines = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).stdout.splitlines()
+        return next((state for name, state in map(str.split, lines) if name == node), "")
 
     def wait_for_node(self, node: str, state: str = "idle", *, seconds: float = START_SECONDS) -> None:
         self._until(lambda: self.node_state(node) == state, f"node {node} is {state}", seconds)
@@ -211,10 +214,10 @@ class Slurm:
         """Cancel all jobs, wait until they are gone, and bring back nodes that are lost."""
         self.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
         self.run("scancel", "--user=root", check=False)
-        for node in _nodes():
+        for node in NODES:
             if self._daemons[node].poll() is not None:
                 self._boot(node)
-        for node in _nodes():
+        for node in NODES:
             self.wait_for_node(node, seconds=120.0)
 
     def tasks(self, node: str, **variables: object) -> list[int]:
@@ -238,7 +241,8 @@ class Slurm:
         deadline = time.monotonic() + seconds
         while not reached():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"not within {seconds:g} s: {what}\n{self.logs()}")
+                nodes = self.run("scontrol", "show", "node", "-o", check=False).stdout
+                raise RuntimeError(f"not within {seconds:g} s: {what}\n{nodes}\n{self.logs()}")
             time.sleep(0.1)
 
     def logs(self) -> str:
@@ -270,10 +274,6 @@ def running() -> Iterator[Slurm]:
     finally:
         slurm.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _nodes() -> tuple[str, ...]:
-    return tuple(node for nodes in PARTITIONS.values() for node in nodes)
 
 
 def _free_ports(count: int) -> list[int]:

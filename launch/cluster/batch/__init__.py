@@ -1,0 +1,17 @@
+"""The batch step of a SLURM job, which supervises the ranks: one srun step after another. Read in this order:
+
+__main__.py     `python -m launch.cluster.batch FOLDER`, the last line of the batch script
+supervision.py  start the ranks, see how they end, start them again, requeue or stop; note each decision
+placing.py      on which nodes of the allocation the ranks run
+allocation.py   what SLURM says of the job and its nodes; requeue
+step.py         one srun step: its command, its signals, its end
+step_output.py  what srun and the ranks print: who failed first, and the ranks' logs
+
+SLURM's ways, as seen with 22.05:
+
+- SIGUSR1 to srun reaches every rank once. SIGTERM to srun has the ranks killed before they can save.
+- At a time limit, `scancel` and a requeue, SLURM itself sends SIGTERM to every process of the job, srun and
+  this one among them, and SIGKILL after KillWait.
+- srun's exit code is the highest of the ranks': where rank 3 fails with 1 and the others are then asked to
+  stop, it is 75. The first `srun: error: NODE: task N: …` tells the cause. After a node is lost it may be 0.
+"""

@@ -1,0 +1,40 @@
+"""`python -P -m launch.cluster.batch FOLDER`: the last line of a submission's batch script."""
+
+import os
+import sys
+
+from common.exit_codes import WRONG
+from common.standard_error import complain, forgive
+from launch.cluster import submission as records
+from launch.cluster.batch.allocation import Allocation, expand
+from launch.cluster.batch.step import ASKED
+from launch.cluster.batch.supervision import Supervision
+from launch.local.signal_inbox import SignalInbox
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise the ranks of the submission in the folder `arguments` names; return the job's exit code."""
+    signals = SignalInbox(ASKED)  # first: a signal that comes while Python imports would end the job
+    try:
+        if len(arguments) != 1:
+            return complain("usage: python -P -m launch.cluster.batch FOLDER, in a SLURM job", WRONG)
+        submission = records.read(arguments[0])
+        job, nodes = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_NODELIST", "")
+        if not job or not nodes:
+            return complain("not in a SLURM job: SLURM_JOB_ID or SLURM_JOB_NODELIST is not set", WRONG)
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        allocation = Allocation(job, int(restarts) if restarts.isdecimal() else 0, expand(nodes))
+        os.chdir(submission.workdir)
+        from trainer.config import reading
+
+        cfg = reading.load(submission.config)
+        return Supervision(submission, cfg, allocation, signals, os.environ).run()
+    except ValueError as error:
+        return complain(error, WRONG)
+    finally:
+        signals.close()
+
+
+if __name__ == "__main__":
+    forgive()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""What SLURM says of this job and its nodes."""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+from launch.cluster import slurm
+
+COMMAND_SECONDS = 60.0  # for SLURM's controller to answer
+_UNUSABLE = re.compile(r"down|fail|unk|\*")  # sinfo's states; *: the node does not respond
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What SLURM does with the job.
+
+    state: such as RUNNING, COMPLETING, CANCELLED, TIMEOUT; "" where SLURM did not say.
+    reason: such as TimeLimit; None (the word) without one.
+    restarts: how often SLURM has put the job back into the queue.
+    nodes: the job's nodes, as a host list; "" where SLURM did not say.
+    """
+
+    state: str = ""
+    reason: str = ""
+    restarts: int = 0
+    nodes: str = ""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """This job.
+
+    job: its number.
+    restarts: how often it was requeued before this start.
+    nodes: the names of its nodes when it started, in SLURM's order.
+    """
+
+    job: str
+    restarts: int
+    nodes: tuple[str, ...]
+
+    def state(self) -> JobState:
+        """Ask SLURM for the state of the job."""
+        said = slurm.shown(self.job, os.environ)
+        restarts, nodes = said.get("Restarts", ""), said.get("NodeList", "")
+        return JobState(
+            state=said.get("JobState", ""),
+            reason=said.get("Reason", ""),
+            restarts=int(restarts) if restarts.isdecimal() else 0,
+            nodes="" if nodes == "(null)" else nodes,
+        )
+
+    def present(self) -> tuple[str, ...]:
+        """The job's nodes that SLURM can reach. All of them where SLURM does not answer."""
+        left = self.state().nodes
+        # A job that goes on without a lost node (--no-kill) does not have that node any more.
+        nodes = expand(left) if left else self.nodes
+        if not nodes:
+            return self.nodes
+        said = _ask("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")
+        states = dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line)
+        return tuple(node for node in nodes if not _UNUSABLE.search(states.get(node, "")))
+
+    def requeue(self) -> str:
+        """Have SLURM end this job and start it again later; return why it did not, else ""."""
+        done = _run("scontrol", "requeue", self.job)
+        return "" if done.returncode == 0 else " ".join(f"{done.stdout} {done.stderr}".split())
+
+
+def expand(hosts: str) -> tuple[str, ...]:
+    """Return the names in a host list: `n[1-2]` → n1, n2."""
+    return tuple(_ask("scontrol", "show", "hostnames", hosts).split())
+
+
+def _ask(*command: str) -> str:
+    done = _run(*command)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            command,
+            env=slurm.clean(os.environ),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND_SECONDS,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))

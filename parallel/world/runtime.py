@@ -118,9 +118,10 @@ class Runtime:
         if self.rank == 0:
             meeting.gather(self.presence, patience_seconds=patience_seconds, hosts=self._hosts)
             server = meeting.open_store(self.presence)
-            port = server.getsockname()[1]
+            own, port = server.getsockname()[:2]
             # The store takes the descriptor over. It is there before another rank asks for it.
-            store = self._store(LOOPBACK, port, listener=server.detach())
+            everywhere = own in ("::", "0.0.0.0")
+            store = self._store(LOOPBACK if everywhere else own, port, listener=server.detach())
             _, interface = meeting.begin(self.presence, port)
         else:
             address, port, interface = meeting.await_beginning(

@@ -12,7 +12,7 @@ from whole_runs import consumed, make_corpus, records, train, whole_steps, write
 
 STEPS = 80
 EVERY = 10
-RANK = ("python", "-P", "-m", "trainer")
+RANK = ("germinal", "rank")
 # How torchrun starts a rank: by the module, and by the command.
 ENTRIES = {"module": ("-m", "trainer"), "command": ("--no-python", "germinal", "rank")}
 

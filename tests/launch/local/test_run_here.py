@@ -43,13 +43,13 @@ def test_one_rank_is_debugged_in_this_very_process(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    (tmp_path / "debugged.py").write_text(
+    (tmp_path / "stands_for_debug.py").write_text(
         "import os\n"
         "def main(words):\n"
         "    print(os.getpid(), *words, os.environ['WORLD_SIZE'], os.environ['CUBLAS_WORKSPACE_CONFIG'])\n"
         "    return 75\n"
     )
-    assert run.debug(Job("c.yaml", ("seed=1",), module="debugged", options=("--steps=2",))) == 75
+    assert run.debug(Job("c.yaml", ("seed=1",), module="stands_for_debug", options=("--steps=2",))) == 75
     assert capfd.readouterr().out == f"{os.getpid()} --steps=2 c.yaml seed=1 1 :4096:8\n"
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from common.lock import FolderLock
 from debugged import looked_into, opened
-from launch import cli
 from trainer.checkpoint import folder as folders
 from trainer.debug.command import main
 
@@ -84,5 +83,5 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_passed_over(
 
 
 def test_another_engine_is_refused_with_the_remedy(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", str(trained), "--debug", "parallel.engine=deepspeed"]) == 2
+    assert main([str(trained), "parallel.engine=deepspeed"]) == 2
     assert "add parallel.engine=torch" in capfd.readouterr().err

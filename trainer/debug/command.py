@@ -79,7 +79,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
     if runtime.world > 1 and at_once is None:
-        LeaveAtOnce("the end").begin().listen()
+        LeaveAtOnce("the end", lost="").begin().listen()
     stack = ExitStack()
     sockets = args.sockets
     if sockets is None and args.debug_rank == runtime.rank and runtime.world > 1:
@@ -134,6 +134,8 @@ def _look(cfg: RunConfig, runtime: Runtime, debugger: Debugger, args: argparse.N
             debugger.post_mortem(interrupt)
             return INTERRUPTED
         except Exception as error:
+            if ON_EVERY_RANK in getattr(error, "__notes__", ()):  # foreseen: its line says all
+                return complain(error, FAILED)
             debugger.post_mortem(error)
             where = f"rank {runtime.rank}: " if runtime.world > 1 else ""
             return complain(f"{where}{_with_notes(error)}", FAILED)

@@ -18,6 +18,7 @@ from trainer.debug.observer import Observer, module_of, naming_the_backward
 from trainer.debug.session import Session
 from trainer.loop import take_step
 from trainer.optim.schedule import learning_rate
+from trainer.ranks import on_every_rank
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def look(run: Session, wanted: Wanted, say: Callable[[str], None]) -> bool:
         stack.enter_context(determinism.deterministic(run.cfg.seed, wanted=wanted.deterministic))
         first = next(run.steps, None)
         if first is None:
-            raise RuntimeError(f"the data ends at step {run.state.step}: there is no batch to look at")
+            raise on_every_rank(
+                RuntimeError(f"the data ends at step {run.state.step}: there is no batch to look at")
+            )
         _show_batch(run, wanted, first, say)
         stack.enter_context(_naming_the_module(run))
         differs = determinism.chance(run.engine, first)

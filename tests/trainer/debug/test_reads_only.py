@@ -1,6 +1,7 @@
 """`--debug` writes nothing into the run, and works while the run itself trains."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,24 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_passed_over(
 def test_another_engine_is_refused_with_the_remedy(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([str(trained), "parallel.engine=deepspeed"]) == 2
     assert "add parallel.engine=torch" in capfd.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_one_line_and_the_older_one_is_read(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained.parent / "run", copy)
+    words = ["--rows", "0", f"--out={tmp_path / 'out'}", str(trained), f"run_dir={copy}"]
+    part = copy / "checkpoints/step-000000004/rank-00000.safetensors"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    assert main(["--step", "4", *words]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert (
+        said[-1].startswith("error: ")
+        and "damaged" in said[-1]
+        and not any("Traceback" in one for one in said)
+    )
+    before = contents(copy)
+    assert main(words) == 0
+    assert "the weights of step 2 " in capfd.readouterr().out
+    assert contents(copy) == before

@@ -17,6 +17,7 @@ from launch.cluster import slurm, submission
 from launch.cluster.submission import Ending, Note, SentJob, Submission
 
 LOG = "log-local.txt"
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def start(sub: Submission) -> None:
@@ -63,8 +64,9 @@ def main(folder: str) -> int:
         for child in children:
             child.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # held back since before this process began
     place, job, nodes = Path(folder), str(os.getpid()), [socket.gethostname()]
     words = [
         sys.executable,

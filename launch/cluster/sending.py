@@ -1,9 +1,11 @@
 """Config and cluster file → submissions, checked; submissions → jobs. Read after `submission`."""
 
+import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +94,8 @@ def send(wish: Wish, *, after: Sequence[str], links: int, like: Path | None) -> 
         try:
             sub = _write(wish, folder, like)
             if wish.cluster.backend == "local":
-                detached.start(sub)
+                with _uninterrupted():
+                    detached.start(sub)
             else:
                 _send_links(sub, list(after), links)
         except RuntimeError:
@@ -181,9 +184,20 @@ def _send_links(sub: Submission, after: list[str], links: int) -> None:
         words = script.sbatch(sub, after=after)
         lines.append(shlex.join(words))
         (folder / submission.COMMAND).write_text("\n".join(lines) + "\n", errors="surrogateescape")
-        job = slurm.send(words, os.environ)
-        submission.add_job(folder, job)
+        with _uninterrupted():
+            job = slurm.send(words, os.environ)
+            submission.add_job(folder, job)
         after = [job]
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold signals back until the block ends: a job that was sent, and is not remembered, would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, detached.STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def resolve_after(words: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """SLURM's programs, called so that every version from 20 on answers alike; each within a bounded time.
 
-`sbatch --parsable`, `squeue --format` and `scontrol --oneliner` are all that is used: no accounting (sacct),
-no JSON (which needs plugins that many clusters lack).
+`sbatch --parsable`, `squeue --format`, `scontrol show job`, `scancel` and `sinfo` are all that is used: no
+accounting (sacct), no JSON (which needs plugins that many clusters lack).
 """
 
 import os
@@ -88,23 +88,6 @@ def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJo
         if len(parts) == len(_FIELDS.split("|")):
             found[parts[0]] = QueuedJob(*parts[:6])
     return found
-
-
-def restarts(job: str, environ: Mapping[str, str]) -> int | None:
-    """Return how often SLURM started the job again; None where it does not know the job any more."""
-    found = shown(job, environ).get("Restarts", "")
-    return int(found) if found.isdecimal() else None
-
-
-def shown(job: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what `scontrol show job` says of a job, as far as it is KEY=VALUE without spaces; {} where it
-    does not know the job. The job's name comes first and may hold anything: of a key, the last one counts.
-    """
-    try:
-        done = _run(["scontrol", "--oneliner", "show", "job", job], ASKING, environ)
-    except (RuntimeError, TimeoutError):
-        return {}
-    return dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", done.stdout)) if not done.returncode else {}
 
 
 def output_of(job: str, environ: Mapping[str, str]) -> str:

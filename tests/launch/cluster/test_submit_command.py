@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -163,6 +167,19 @@ def test_an_array_says_what_was_sent_before_a_refusal(config, slurm, germinal) -
     code, out, err = germinal("submit", config, "--array=seed=1,2,3")
     assert code == 1 and "tiny-seed1: job 7" in out
     assert "1 of 3 runs were sent; not sent: tiny-seed2, tiny-seed3" in err and "refused the job: full" in err
+
+
+def test_ctrl_c_while_a_job_is_sent_does_not_lose_the_job(config, slurm, tmp_path) -> None:
+    (slurm.folder / "sbatch").write_text("#!/bin/bash\ntouch called; sleep 1; echo 7\n")
+    command = [sys.executable, "-P", "-m", "launch.cli", "submit", config]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not Path("called").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to sbatch, too
+    assert "interrupted" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert [job.job for job in submission.jobs(RUN / "submit/1")] == ["7"]
 
 
 def test_a_site_that_prints_more_is_understood(config, slurm, germinal) -> None:

@@ -1,0 +1,138 @@
+"""`germinal submit|status|logs|cancel` with a real SLURM: what reaches the job, and what the queue says of
+it.
+
+The job's interpreter is a script that notes what it was given and waits: how a run trains in a job is in
+test_slurm_faults.py.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.corpus.manifest import Manifest, TokenizerEntry, write_manifest
+from launch.cluster import submission
+from slurm import Slurm
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = """$(touch pwned) `touch pwned`; touch pwned "a" 'b' %j %% é"""
+CONFIG = """
+name: tiny
+model: {layers: 2, hidden: 64, heads: 4, vocab: 512}
+data: {sources: [{path: corpus}], seq_len: 64}
+train: {steps: 4, global_batch: 8, micro_batch: 2}
+"""
+PYTHON = """#!/bin/bash
+printf '%s\\0' "$@" "$PYTHONPATH" "$PWD" > started.tmp && mv started.tmp started
+until [ -e over ]; do sleep 0.2; done
+"""
+
+Germinal = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory with a name that a shell would take for a command."""
+    folder = tmp_path / HOSTILE
+    (folder / "corpus").mkdir(parents=True)
+    write_manifest(
+        folder / "corpus", Manifest(TokenizerEntry("tokenizer.json", "0" * 64, 300, 0), "uint16", 64, ())
+    )
+    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "python").write_text(PYTHON)
+    (folder / "python").chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def germinal(slurm: Slurm, place: Path) -> Germinal:
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-P", "-m", "launch.cli", *words]
+        env = {**slurm.env, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def send(germinal: Germinal, place: Path, *words: str) -> None:
+    done = germinal("submit", "tiny.yaml", f"--python={place / 'python'}", "--partition=tiny", *words)
+    assert done.returncode == 0, done.stderr
+
+
+def state(germinal: Germinal, run: str = "tiny") -> dict:
+    return json.loads(germinal("status", run, "--json").stdout)
+
+
+def wait_for(reached: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.3)
+
+
+def test_values_reach_a_real_job_as_they_are(slurm: Slurm, place: Path, germinal: Germinal) -> None:
+    send(germinal, place, "--nodes=2", f"--sbatch=comment={HOSTILE}", f"--env=VALUE={HOSTILE}", "--time=10")
+    wait_for((place / "started").exists, "the job has not begun")
+    folder = place / "runs/tiny/submit/1"
+    expected = ["-P", "-m", "launch.cluster.batch", str(folder), f"{folder}/code:{ROOT}", str(place), ""]
+    assert (place / "started").read_text().split("\0") == expected
+    (job,) = [sent.job for sent in submission.jobs(folder)]
+    shown = slurm.run("scontrol", "show", "job", job).stdout
+    assert f"Comment={HOSTILE}" in shown and "TimeLimit=00:10:00" in shown and "NumNodes=2" in shown
+    assert submission.read(folder).cluster.env == {"VALUE": HOSTILE}
+    wait_for(lambda: state(germinal)["state"] == "running", "status does not show it running")
+    assert state(germinal, job)["jobs"] == [job]
+
+    refused = germinal("submit", "tiny.yaml")
+    assert refused.returncode == 75 and f"job {job} of this run is RUNNING" in refused.stderr
+    (place / "over").touch()
+    wait_for(lambda: not state(germinal)["jobs"], "the job has not ended")
+    assert (folder / f"log-{job}.txt").is_file()
+    assert not list(place.parent.rglob("pwned*"))
+
+
+def test_a_chain_waits_in_line_and_is_cancelled_as_one(slurm: Slurm, place: Path, germinal: Germinal) -> None:
+    send(germinal, place, "--chain=3", "--time=10")
+    wait_for(lambda: state(germinal)["state"] == "running", "the first job does not run")
+    found = state(germinal)
+    assert len(found["jobs"]) == 3
+    words = [slurm.state(job) for job in found["jobs"]]
+    assert words == ["RUNNING", "PENDING", "PENDING"]
+    assert (
+        "Dependency=afterany:" + found["jobs"][1]
+        in slurm.run("scontrol", "show", "job", found["jobs"][2]).stdout
+    )
+    done = germinal("cancel", "tiny", "--now")
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: not state(germinal)["jobs"], "jobs are left")
+    assert state(germinal)["state"] == "cancelled"
+
+
+def test_what_this_cluster_has_not_is_refused_here(slurm: Slurm, germinal: Germinal) -> None:
+    for words, says in (
+        (("--partition=no",), "partition=no: there is no such partition: known: "),
+        (("--partition=tiny", "--nodes=5"), "nodes=5: the partition tiny has 2"),
+    ):
+        done = germinal("submit", "tiny.yaml", *words)
+        assert done.returncode == 2 and says in done.stderr
+    done = germinal("submit", "tiny.yaml", "--sbatch=reservation=none")
+    assert done.returncode == 1 and "error: sbatch refused the job: " in done.stderr
+    assert "reservation" in done.stderr.lower()
+
+
+def test_each_element_of_an_array_is_a_job_that_is_shown_by_its_name(
+    slurm: Slurm, place: Path, germinal: Germinal
+) -> None:
+    send(germinal, place, "--array=seed=1,2", "--at-once=1", "--time=10")
+    wait_for(lambda: state(germinal, "tiny-seed1")["state"] == "running", "the first does not run")
+    second = state(germinal, "tiny-seed2")
+    assert second["state"] == "queued" and "Dependency" in second["reason"]
+    (place / "over").touch()
+    wait_for(lambda: not state(germinal, "tiny-seed2")["jobs"], "the second has not run")
+    assert list((place / "runs/tiny-seed2/submit/1").glob("log-*.txt"))

@@ -90,6 +90,17 @@ def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJo
     return found
 
 
+def shown(job: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what `scontrol show job` says of a job, as far as it is KEY=VALUE without spaces; {} where it
+    does not know the job. The job's name comes first and may hold anything: of a key, the last one counts.
+    """
+    try:
+        done = _run(["scontrol", "--oneliner", "show", "job", job], ASKING, environ)
+    except (RuntimeError, TimeoutError):
+        return {}
+    return dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", done.stdout)) if not done.returncode else {}
+
+
 def output_of(job: str, environ: Mapping[str, str]) -> str:
     """Return the path of the job's output, "" where SLURM does not know the job. It may hold spaces."""
     try:

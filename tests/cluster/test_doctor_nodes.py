@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, host_environment, hosts, why_not
+from hosts import Host, children, host_environment, hosts, why_not
 from launch.doctor.apart import findings_of
 from launch.doctor.check import Check, Circumstances
 from launch.doctor.checks import folder
@@ -151,11 +151,9 @@ def test_a_node_whose_disk_is_slow_is_named(
         "inject=fsync:delay_exit=300000",
     ]
     (daemon,) = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit()
-        and _command(entry).endswith("-N\0n2\0")
-        and _command(entry).startswith("slurmd")
+        child
+        for child in children(slurm._first_process("n2"))
+        if Path(f"/proc/{child}/comm").read_text() == "slurmd\n"
     ]
     with subprocess.Popen([*slow, "-p", str(daemon)], stderr=subprocess.PIPE) as strace:
         try:
@@ -168,13 +166,6 @@ def test_a_node_whose_disk_is_slow_is_named(
     assert report.levels("n2")["nodes.fsync_seconds"] == Level.WARNING
     assert "nodes.fsync_seconds" not in report.levels("n1")
     assert "n2" in report.document["exclude"]
-
-
-def _command(entry: Path) -> str:
-    try:
-        return (entry / "cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def test_a_node_whose_core_others_keep_busy_is_named(
@@ -292,7 +283,7 @@ def test_a_read_only_folder_is_found(mounted: Callable[..., Path], tmp_path: Pat
 def test_a_file_system_that_hangs_does_not_hang_the_doctor(
     mounted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A frozen file system keeps who writes there in the kernel, beyond any signal, as a dead NFS server does."""
+    """A frozen file system holds a writer in the kernel, beyond any signal, as a dead NFS server does."""
     image = tmp_path / "image"
     image.write_bytes(bytes(16 << 20))
     subprocess.run(["mkfs.ext4", "-q", image], check=True)

@@ -94,17 +94,15 @@ def _alike(name: str, facts: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def to_leave_out(findings: Sequence[Finding], hosts: Sequence[str]) -> list[str]:
-    """The nodes to leave out: those that are slow or differ, and those with an error that at most half of the
-    nodes have. None where that would be all nodes: then no node stands out.
+    """The nodes to leave out: those with an error that at most half of the nodes have, and those that are slow
+    or differ. The slow ones stay where all nodes would be left out; and if each node has an error of its own,
+    none stands out, and none is left out.
     """
     errors = Counter(finding.check for finding in findings if finding.level == Level.ERROR)
-    bad = {
-        finding.host
-        for finding in findings
-        if finding.host in hosts
-        and (
-            finding.check.startswith("nodes.")
-            or (finding.level == Level.ERROR and errors[finding.check] <= len(hosts) / 2)
-        )
-    }
-    return [host for host in hosts if host in bad] if len(bad) < len(hosts) else []
+    broken = {f.host for f in findings if f.level == Level.ERROR and errors[f.check] <= len(hosts) / 2}
+    slow_ones = {finding.host for finding in findings if finding.check.startswith("nodes.")}
+    for bad in (broken | slow_ones, broken):
+        left_out = [host for host in hosts if host in bad]
+        if len(left_out) < len(hosts):
+            return left_out
+    return []

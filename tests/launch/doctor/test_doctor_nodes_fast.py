@@ -72,6 +72,9 @@ def test_the_nodes_to_leave_out_are_those_that_stand_out() -> None:
     assert verdict.to_leave_out([warning("names.own", "127.0.1.1", "mend", host="n2")], hosts) == []
     slow = [warning("nodes.fsync_seconds", "9 times worse", "look", host="n4")]
     assert verdict.to_leave_out([*one, *slow], hosts) == ["n3", "n4"]
+    all_slow = [warning("nodes.fsync_seconds", "9 times worse", "look", host=host) for host in hosts]
+    assert verdict.to_leave_out([*one, *all_slow], hosts) == ["n3"]
+    assert verdict.to_leave_out(all_slow, hosts) == []
     # Nobody reaches n2: n2 has one error for each of the others, each of them one for n2.
     cut = [error("network.connect.n2", "no", "open", host=host) for host in hosts if host != "n2"]
     cut += [error(f"network.connect.{host}", "no", "open", host="n2") for host in hosts if host != "n2"]

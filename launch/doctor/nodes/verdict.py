@@ -94,7 +94,7 @@ def _alike(name: str, facts: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def to_leave_out(findings: Sequence[Finding], hosts: Sequence[str]) -> list[str]:
-    """The nodes to leave out: those with an error that at most half of the nodes have, and those that are slow
+    """The nodes to leave out: those with an error that at most half of all have, and those that are slow
     or differ. The slow ones stay where all nodes would be left out; and if each node has an error of its own,
     none stands out, and none is left out.
     """

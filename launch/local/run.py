@@ -5,7 +5,6 @@ import importlib
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +49,11 @@ def debug(job: Job) -> int:
         os.environ.update(command.env)
         main: Callable[[Sequence[str]], int] = importlib.import_module(job.module).main
         return main(job.arguments)
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         return run_as_children(job)
-    with tempfile.TemporaryDirectory(prefix="germinal-pdb-") as sockets:
+    from trainer.debug.debugger import socket_folder
+
+    with socket_folder() as sockets:
         job = replace(job, options=(*job.options, f"--sockets={sockets}"))
         with contextlib.closing(DebugTerminal(Path(sockets))):
             return run_as_children(job)

@@ -83,8 +83,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     stack = ExitStack()
     sockets = args.sockets
     if sockets is None and args.debug_rank == runtime.rank and runtime.world > 1:
-        # Only this user may enter it.
-        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="germinal-pdb-")))
+        sockets = Path(stack.enter_context(debuggers.socket_folder()))
     debugger = debuggers.choose(runtime.rank, runtime.world, sockets=sockets, only=args.debug_rank)
     code = FAILED
     try:

@@ -14,6 +14,7 @@ import contextlib
 import pdb
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -21,6 +22,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from common.standard_error import write_line
+
+MOST_PATH = 60  # characters of the folder in which a folder for sockets is made
 
 
 class Debugger(Protocol):
@@ -122,6 +125,14 @@ class SocketDebugger(pdb.Pdb):
             with contextlib.suppress(OSError, ValueError):  # the other side has gone
                 stream.close()
         self._peer = None
+
+
+def socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder for sockets, which only this user may enter. The path of a socket has room for some
+    100 bytes (unix(7)), and TMPDIR may be longer.
+    """
+    long = len(tempfile.gettempdir()) > MOST_PATH
+    return tempfile.TemporaryDirectory(prefix="germinal-pdb-", dir="/tmp" if long else None)
 
 
 def choose(rank: int, world: int, *, sockets: Path | None, only: int | None) -> Debugger:

@@ -1,10 +1,13 @@
 """Law 1 of the statistics: names and numbers of any layout are those of one process."""
 
+import csv
+import math
+import re
 from pathlib import Path
 
 import pytest
 
-from debugged import statistics_of
+from debugged import looked_into, opened, statistics_of
 from ranks import RankPools
 from runs import Alone
 from trainer.debug.layer_table import Row
@@ -62,3 +65,18 @@ def twice_the_norms(run) -> None:  # type: ignore[no-untyped-def]
     for chunk in run.engine.chunks():
         if chunk.name == "model.layers.2.mlp_norm.weight":
             chunk.tensor.mul_(2.0)
+
+
+def test_the_gradients_in_the_table_are_those_of_the_mean_loss(trained: Path, tmp_path: Path) -> None:
+    with opened(trained) as run:
+        _, lines = looked_into(run, tmp_path)
+    (norm,) = (match[1] for line in lines if (match := re.search(r"gradient norm ([\d.]+)", line)))
+    with (tmp_path / "statistics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    squares = sum(float(row["gradient_norm"]) ** 2 for row in rows if row["kind"] == "weight")
+    assert math.sqrt(squares) == pytest.approx(float(norm), rel=1e-3)
+    names = [row["name"] for row in rows]
+    assert (
+        names.index("embed") < names.index("layers.0") < names.index("layers.3.mlp.w2") < names.index("norm")
+    )
+    assert (tmp_path / "statistics.png").read_bytes().startswith(b"\x89PNG")

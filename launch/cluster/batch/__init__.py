@@ -2,6 +2,8 @@
 
 __main__.py     `python -m launch.cluster.batch FOLDER`, the last line of the batch script
 supervision.py  start the ranks, see how they end, start them again, requeue or stop; note each decision
+journal.py      what it says, notes, and writes into the run's events
+rank_words.py   the command of a rank, in its container
 placing.py      on which nodes of the allocation the ranks run
 allocation.py   what SLURM says of the job and its nodes; requeue
 step.py         one srun step: its command, its signals, its end

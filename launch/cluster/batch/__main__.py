@@ -7,6 +7,7 @@ from common.exit_codes import WRONG
 from common.standard_error import complain, forgive
 from launch.cluster import submission as records
 from launch.cluster.batch.allocation import Allocation, expand
+from launch.cluster.batch.journal import Journal
 from launch.cluster.batch.step import ASKED
 from launch.cluster.batch.supervision import Supervision
 from launch.local.signal_inbox import SignalInbox
@@ -28,7 +29,11 @@ def main(arguments: list[str]) -> int:
         from trainer.config import reading
 
         cfg = reading.load(submission.config)
-        return Supervision(submission, cfg, allocation, signals, os.environ).run()
+        journal = Journal(submission, job, cfg.supervise.notify)
+        try:
+            return Supervision(submission, cfg, allocation, signals, os.environ, journal).run()
+        finally:
+            journal.close()
     except ValueError as error:
         return complain(error, WRONG)
     finally:

@@ -1,11 +1,8 @@
 """The command of every rank of a submission, in its container where it has one."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from launch.cluster.submission import Submission
-from launch.local.rank_commands import KEEP_MEMORY
 
 
 def rank_words(submission: Submission) -> tuple[list[str], list[str]]:
@@ -26,21 +23,16 @@ def rank_words(submission: Submission) -> tuple[list[str], list[str]]:
 
 
 def _rank(python: str, submission: Submission) -> list[str]:
-    return [python, "-P", "-m", "trainer", submission.config]
+    return [python, "-P", "-m", "launch.entry", "rank", submission.config]
 
 
 def rank_environment(submission: Submission, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of srun, which every rank inherits."""
-    own = {name: value for name, value in KEEP_MEMORY.items() if name not in environ}
-    return {**environ, **own, **submission.cluster.env}
+    # The batch step tells others of the run's end, not rank 0.
+    return {**environ, "GERMINAL_SUPERVISED": "1", **submission.cluster.env}
 
 
 def allocated_cpus(submission: Submission, environ: Mapping[str, str]) -> int:
     """Return the CPUs of a rank; 0 where neither the run nor the job says. srun does not ask the job."""
     told = environ.get("SLURM_CPUS_PER_TASK", "")
     return submission.cluster.cpus_per_task or (int(told) if told.isdecimal() else 0)
-
-
-def log_file(submission: Submission, rank: int) -> Path:
-    """Return the file that keeps what a rank prints."""
-    return Path(os.fspath(submission.run_folder)) / "logs" / f"rank-{rank:05d}.log"

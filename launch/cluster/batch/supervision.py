@@ -1,28 +1,24 @@
 """Supervises the ranks of a job: one srun step after another, until the run is done, requeued or given up."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, STOPPED, WRONG
-from common.standard_error import write_line
 from launch.cluster import submission as records
 from launch.cluster.batch.allocation import Allocation, JobState
+from launch.cluster.batch.journal import Journal
 from launch.cluster.batch.placing import Placing
-from launch.cluster.batch.rank_words import allocated_cpus, log_file, rank_environment, rank_words
+from launch.cluster.batch.rank_words import allocated_cpus, rank_environment, rank_words
 from launch.cluster.batch.step import Placement, StepEnd, run_step, srun
 from launch.cluster.batch.step_output import StepOutput
 from launch.cluster.submission import Submission
-from launch.local.rank_log import RankLog
 from launch.local.signal_inbox import SignalInbox
 from launch.supervise.evidence import Before, newest_saved
-from launch.supervise.policy import Again, Attempt, Decision, Leave, decide
-from launch.supervise.record import record
+from launch.supervise.policy import Again, Attempt, Leave, decide
 from trainer.checkpoint.folder import goes_on
-from trainer.folder.fence import EPOCH
+from trainer.config import checks
 
 if TYPE_CHECKING:
     from trainer.config.run_config import RunConfig
@@ -42,6 +38,10 @@ class Supervision:
     allocation: the job.
     signals: those that have arrived.
     environ: of this process.
+    journal: where decisions are written.
+    attempts: how the starts of this job ended.
+    starts: how many there were.
+    held: how many of them found the run held by another job.
     """
 
     submission: Submission
@@ -49,6 +49,7 @@ class Supervision:
     allocation: Allocation
     signals: SignalInbox
     environ: Mapping[str, str]
+    journal: Journal
     attempts: list[Attempt] = field(default_factory=list)
     starts: int = 0
     held: int = 0
@@ -81,7 +82,7 @@ class Supervision:
     def _is_over(self) -> int | None:
         """Return the exit code where this job has nothing to do; say why."""
         if ending := records.ending(self.folder):
-            self._say(f"this submission is over, by job {ending.job}: {ending.reason}")
+            self.journal.say(f"this submission is over, by job {ending.job}: {ending.reason}")
             return ending.code
         if records.is_cancelled(self.folder):
             return self._end(STOPPED, "cancelled before it started", kind="stop")
@@ -102,9 +103,9 @@ class Supervision:
         self.starts += 1
         cluster = self.submission.cluster
         where = Placement(nodes, cluster.nproc, allocated_cpus(self.submission, self.environ))
-        self._note("start", f"{where.world} ranks on {' '.join(nodes)}", step=before.saved, nodes=nodes)
+        self._note("start", f"{where.world} ranks on {' '.join(nodes)}", step=before.saved, nodes=list(nodes))
         more, words = rank_words(self.submission)
-        output = StepOutput(where.world, self._new_log(where))
+        output = StepOutput(where.world, self.journal.new_log(where, self.starts))
         try:
             end = run_step(
                 srun(where, more, words),
@@ -116,7 +117,7 @@ class Supervision:
         finally:
             output.close()
         attempt = self._describe(end, where, before)
-        self._note("end", _in_words(attempt), code=attempt.code, step=attempt.step, nodes=nodes)
+        self._note("end", _in_words(attempt), code=attempt.code, step=attempt.step, nodes=list(nodes))
         return attempt
 
     def _describe(self, end: StepEnd, where: Placement, before: Before) -> Attempt:
@@ -143,7 +144,7 @@ class Supervision:
             return self._wait_for_folder()
         decision = decide(self.attempts, restarts=self.cfg.supervise.restarts)
         if not isinstance(decision, Again):
-            self._record(attempt, decision)
+            self.journal.decided(attempt, decision, start=self.starts)
             return self._end(decision.code, decision.reason, kind="stop")
         present = self.allocation.present()
         excluded = self.placing.exclude(attempt, present)
@@ -151,7 +152,7 @@ class Supervision:
             return self._requeue(f"{attempt}, and the nodes that are left are too few", attempt)
         if excluded:
             decision = replace(decision, reason=f"{decision.reason}, without {attempt.host}")
-        self._record(attempt, decision)
+        self.journal.decided(attempt, decision, start=self.starts)
         self._note("restart", decision.reason, step=attempt.saved_after)
         return self._wait(decision.wait_seconds)
 
@@ -159,7 +160,7 @@ class Supervision:
         if not self.signals.wait(seconds):
             return None
         self.signals.take()
-        return self._asked(replace(self.attempts[-1], asked_to_stop=True))
+        return self._asked(Attempt(STOPPED, asked_to_stop=True))
 
     def _wait_for_folder(self) -> int | None:
         """Another job holds the run, for now: of a node that died, until its file server notices."""
@@ -204,13 +205,8 @@ class Supervision:
         step = newest_saved(self.run_folder)
         self._note("requeue", f"{reason}; requeued", step=step)
         if attempt is not None:
-            record(
-                self.run_folder,
-                attempt,
-                Leave(STOPPED, f"{reason}; requeued"),
-                kind="requeue",
-                job=self.allocation.job,
-            )
+            requeued = Leave(STOPPED, f"{reason}; requeued")
+            self.journal.decided(attempt, requeued, start=self.starts, kind="requeue")
         if refused := self.allocation.requeue():
             self._note("stop", f"SLURM does not requeue the job: {refused}; submit the run again", step=step)
         return STOPPED
@@ -220,57 +216,25 @@ class Supervision:
         if kind:
             self._note(kind, reason, code=code)
         else:
-            self._say(reason)
-        records.end(self.folder, records.Ending(time.time(), self.allocation.job, code, reason))
+            self.journal.say(reason)
+        self.journal.end(code, reason, newest_saved(self.run_folder))
         return code
 
-    def _record(self, attempt: Attempt, decision: Decision) -> None:
-        """Write a decision into the run's events."""
-        record(self.run_folder, attempt, decision, start=self.starts, job=self.allocation.job)
-
     def _fits(self, ranks: int) -> bool:
-        """Whether the run may go on with fewer ranks than it asked for."""
-        return False
+        """Whether the run may go on with fewer ranks than it asked for: its config says so, and has a layout
+        for them.
+        """
+        if not self.cfg.train.ranks and not self.cfg.parallel.layouts:
+            return False
+        try:
+            checks.layout(self.cfg, ranks)
+        except ValueError:
+            return False
+        return True
 
-    def _new_log(self, where: Placement) -> Callable[[int], RankLog]:
-        before = _epoch(self.run_folder)
-
-        def new_log(rank: int) -> RankLog:
-            # Lines wait until ranks hold the run: a run that another job holds gets no lines of ours.
-            log = RankLog(log_file(self.submission, rank), lambda: _epoch(self.run_folder) != before)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            job = f"job {self.allocation.job}, start {self.starts}, on {where.host_of(rank)}"
-            log.line(f"=== {now} rank {rank} of {where.world}: {job}".encode())
-            return log
-
-        return new_log
-
-    def _note(
-        self,
-        kind: str,
-        reason: str,
-        *,
-        code: int | None = None,
-        step: int | None = None,
-        nodes: tuple[str, ...] = (),
-    ) -> None:
-        """Say what happens, and note it for `germinal status`."""
-        self._say(f"{kind}: {reason}")
+    def _note(self, kind: str, reason: str, **fields: Any) -> None:
         excluded = list(self.placing.excluded)
-        line = records.Note(
-            time.time(), self.allocation.job, kind, reason, code, step, self.starts, list(nodes), excluded
-        )
-        records.note(self.folder, line)
-
-    def _say(self, text: str) -> None:
-        write_line(f"{datetime.now(UTC).isoformat(timespec='seconds')} job {self.allocation.job}: {text}")
-
-
-def _epoch(run_folder: Path) -> bytes:
-    try:
-        return (run_folder / EPOCH).read_bytes()
-    except OSError:
-        return b""
+        self.journal.note(kind, reason, attempt=self.starts, excluded=excluded, **fields)
 
 
 def _in_words(attempt: Attempt) -> str:

@@ -108,6 +108,9 @@ def own_environment() -> dict[str, str]:
 def assert_undisturbed(run: Path, reference: Path, *, steps: int = STEPS) -> None:
     """The metrics are those of the undisturbed run but for times, and each sequence was consumed once."""
     ours, theirs = (records(folder / "metrics.jsonl") for folder in (run, reference))
-    assert [line["step"] for line in ours if "loss" in line] == list(range(1, steps + 1))
-    assert ours == [line for line in theirs if line["step"] <= steps]
+    recorded = [line["step"] for line in ours if "loss" in line]
+    assert recorded == list(range(1, steps + 1)), f"{run}: steps {recorded}"
+    unlike = [pair for pair in zip(ours, theirs) if pair[0] != pair[1]]
+    assert not unlike, f"{run}: {len(unlike)} lines differ, the first {unlike[0]}"
+    assert len(ours) == sum(line["step"] <= steps for line in theirs), run
     assert consumed(run) == list(range(steps * BATCH))

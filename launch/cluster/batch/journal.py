@@ -1,0 +1,80 @@
+"""What the batch step says, notes for `germinal status`, writes into the run's events, and tells others."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.standard_error import write_line
+from launch.cluster import submission as records
+from launch.cluster.batch.step import Placement
+from launch.cluster.submission import Submission
+from launch.local.rank_log import RankLog
+from launch.supervise.policy import Again, Attempt, Decision
+from launch.supervise.record import record
+from trainer.folder.fence import EPOCH
+from trainer.process.notify import Notifier
+
+
+class Journal:
+    """The record of one job.
+
+    submission: what is run.
+    job: the job's number.
+    notify: `supervise.notify` of the run's config.
+    """
+
+    def __init__(self, submission: Submission, job: str, notify: str) -> None:
+        self._submission = submission
+        self._job = job
+        self._folder = Path(submission.folder)
+        self._run_folder = Path(submission.run_folder)
+        self._notifier = Notifier(notify, submission.run, self._run_folder).begin()
+
+    def close(self) -> None:
+        """Send what waits to be sent."""
+        self._notifier.finish()
+
+    def say(self, text: str) -> None:
+        """Write one line into the job's output."""
+        write_line(f"{datetime.now(UTC).isoformat(timespec='seconds')} job {self._job}: {text}")
+
+    def note(self, kind: str, reason: str, **fields: Any) -> None:
+        """Say what happens, and note it. `fields`: of `records.Note`."""
+        self.say(f"{kind}: {reason}")
+        records.note(self._folder, records.Note(time.time(), self._job, kind, reason, **fields))
+
+    def decided(self, attempt: Attempt, decision: Decision, *, start: int, kind: str = "") -> None:
+        """Write what follows an attempt into the run's events, and tell others."""
+        record(self._run_folder, attempt, decision, kind=kind, start=start, job=self._job)
+        if isinstance(decision, Again):
+            about = {"rank": attempt.rank, "host": attempt.host, "code": attempt.code, "job": self._job}
+            about |= {"restart": decision.number, "from_step": attempt.saved_after}
+            self._notifier.tell("restart", attempt.step, decision.reason, **about)
+
+    def end(self, code: int, reason: str, step: int) -> None:
+        """Write that the submission is over, and tell others."""
+        records.end(self._folder, records.Ending(time.time(), self._job, code, reason))
+        self._notifier.tell("end", step, reason, code=code, job=self._job)
+
+    def new_log(self, where: Placement, start: int) -> Callable[[int], RankLog]:
+        """Return what makes the log of a rank, of a start that is about to begin."""
+        before = self._epoch()
+
+        def new_log(rank: int) -> RankLog:
+            file = self._run_folder / "logs" / f"rank-{rank:05d}.log"
+            # Lines wait until ranks hold the run: one that another job holds gets no lines of ours.
+            log = RankLog(file, lambda: self._epoch() != before)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            heading = f"job {self._job}, start {start}, on {where.host_of(rank)}"
+            log.line(f"=== {now} rank {rank} of {where.world}: {heading}".encode())
+            return log
+
+        return new_log
+
+    def _epoch(self) -> bytes:
+        try:
+            return (self._run_folder / EPOCH).read_bytes()
+        except OSError:
+            return b""

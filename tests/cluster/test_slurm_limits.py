@@ -1,0 +1,59 @@
+"""The time limit of a real SLURM: the state is saved, and a submitted run goes on after it."""
+
+from pathlib import Path
+
+import pytest
+
+from slurm import Slurm
+from slurm_runs import SMALL, assert_undisturbed, germinal, own_environment, submit
+from whole_runs import GERMINAL, events, make_corpus, records, train, whole_steps, write_config
+
+pytestmark = pytest.mark.cluster
+
+# A rate that does not depend on the number of steps, for nobody knows how many a minute has.
+ENDLESS = {
+    "train__steps": 100_000,
+    "train__eval_every": 0,
+    "optim__schedule": "wsd",
+    "optim__decay_fraction": 0.0,
+}
+
+
+def test_at_the_time_limit_a_run_saves_and_a_submitted_one_is_requeued_and_goes_on(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path), **{**SMALL, **ENDLESS})
+    # SLURM looks at limits twice a minute: it sends this signal 1 to 31 s before.
+    warned = submit(slurm, config, tmp_path / "warned", options=("--time", 1, "--signal-seconds", 1))
+    bare = slurm.sbatch(
+        *("--nodes=2", "--ntasks=4", "--time=1", f"--output={tmp_path / 'bare.txt'}"),
+        script=f"srun --label {GERMINAL} rank {config} run_dir={tmp_path / 'bare'}",
+        env=own_environment(),
+    )
+    slurm.wait_for_job(bare, "TIMEOUT", seconds=240)
+    said = (tmp_path / "bare.txt").read_text()
+    (stopped,) = events(tmp_path / "bare", "save")[-1:]
+    last = whole_steps(tmp_path / "bare" / "metrics.jsonl")
+    assert stopped["step"] == last > 0
+    assert said.count(f"stopped: saved at step {last}: ") == 1
+    assert "Exited with exit code 75" in said and "error: rank" not in said
+
+    warned.wait_for_note("end")
+    (first,) = warned.notes("end")
+    assert first["code"] == 75 and int(str(first["step"])) > 0, warned.log()
+    warned.wait_for_note("start", count=2)
+    warned.wait_for_step(int(str(first["step"])) + 5)
+    assert slurm.job(warned.job)["Restarts"] == "1"
+    (requeued,) = events(warned.folder, "requeue")
+    assert requeued["reason"].startswith("the time limit is near; the same command goes on from step ")
+    cancelled = germinal(slurm, "cancel", warned.folder)
+    assert cancelled.returncode == 0, cancelled.stderr
+    ending = warned.wait_for_end(seconds=90)
+    assert ending["code"] == 75 and str(ending["reason"]).startswith("cancelled; ")
+    assert slurm.job(warned.job)["Restarts"] == "1"
+
+    steps = max(last, whole_steps(warned.folder / "metrics.jsonl"))
+    train(config, f"run_dir={tmp_path / 'undisturbed'}", f"train.steps={steps}", nproc=4, timeout=400)
+    for folder in (warned.folder, tmp_path / "bare"):
+        assert_undisturbed(folder, tmp_path / "undisturbed", steps=whole_steps(folder / "metrics.jsonl"))
+    assert [line["step"] for line in records(warned.folder / "metrics.jsonl")][:2] == [1, 2]

@@ -23,7 +23,7 @@ def rank_words(submission: Submission) -> tuple[list[str], list[str]]:
 
 
 def _rank(python: str, submission: Submission) -> list[str]:
-    return [python, "-P", "-m", "launch.entry", "rank", submission.config]
+    return [python, "-P", "-m", "launch.cli", "rank", submission.config]
 
 
 def rank_environment(submission: Submission, environ: Mapping[str, str]) -> dict[str, str]:

@@ -90,9 +90,10 @@ def submit(args: argparse.Namespace) -> int:
         print(f"cluster file: {file}", file=sys.stderr)
     if cluster.backend != "kubernetes":
         preflight.warn(preflight.not_shared(wishes[0].folder, cluster))
-    if args.dry_run:
-        return _show(wishes, args)
+    preflight.warn(preflight.uneven_gpus(cluster))
     after = sending.resolve_after(args.after, os.environ)
+    if args.dry_run:
+        return _show(wishes, after)
     try:
         return _send(wishes, after, args)
     except sending.Busy as error:
@@ -124,7 +125,7 @@ def _send(wishes: "list[Wish]", after: list[str], args: argparse.Namespace) -> i
     return DONE
 
 
-def _show(wishes: "list[Wish]", args: argparse.Namespace) -> int:
+def _show(wishes: "list[Wish]", after: list[str]) -> int:
     """Show what would be sent, on standard output; write nothing."""
     from launch.cluster import script, sending
     from launch.cluster.kubernetes import manifest
@@ -137,10 +138,10 @@ def _show(wishes: "list[Wish]", args: argparse.Namespace) -> int:
         if wish.cluster.backend == "local":
             print(f"# {sub.run}: germinal train {wish.config.folder} on {wish.cluster.nproc} ranks")
             continue
-        words = sending.command(sub, [word for word in args.after if word.isdecimal()])
+        words = sending.command(sub, after)
         print(f"# {sub.run}: {_size(wish.cluster)}; {wish.config.folder}\n{words}")
     if wishes[0].cluster.backend == "slurm":
-        print(f"\n# {Path(sub.folder).name}/{'script.sh'}, the same for every run:\n{script.TEXT}", end="")
+        print(f"\n# {sub.folder}/script.sh, the same for every run:\n{script.TEXT}", end="")
     return DONE
 
 

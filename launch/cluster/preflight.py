@@ -86,6 +86,18 @@ def not_shared(folder: Path, cluster: Cluster) -> str:
     )
 
 
+def uneven_gpus(cluster: Cluster) -> str:
+    """Return a warning where a node has another number of ranks than of GPUs; "" where it has not."""
+    number = cluster.gpus_per_node.rpartition(":")[2]
+    if not number.isdecimal() or int(number) in (0, cluster.nproc):
+        return ""
+    return (
+        f"warning: gpus_per_node={cluster.gpus_per_node}, nproc={cluster.nproc}: a rank uses one GPU, so "
+        + ("GPUs stay idle" if int(number) > cluster.nproc else "ranks would have to share one")
+        + ": give both the same number"
+    )
+
+
 def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """Return the type of the file system that `folder` lies on, "" where that is not known."""
     best, found = "", ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.lock import locked
+from common.lock import FolderLock
 from launch.checks import check_job
 from launch.cluster import code_state, detached, preflight, progress, script, slurm, state, submission
 from launch.cluster.cluster import Cluster
@@ -86,22 +86,32 @@ def send(wish: Wish, *, after: Sequence[str], links: int, like: Path | None) -> 
         Busy: a job of this run waits or runs, and is not one of `after`.
         RuntimeError: sbatch refuses the job; nothing of the submission is left.
     """
-    wish.folder.mkdir(parents=True, exist_ok=True)
-    (wish.folder / submission.SUBMIT).mkdir(exist_ok=True)
-    with locked(wish.folder / submission.SUBMIT / ".lock", patience_seconds=LOCK_SECONDS):
+    above = wish.folder / submission.SUBMIT
+    above.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FolderLock.take(above, patience_seconds=LOCK_SECONDS)
+    except BlockingIOError as error:
+        raise Busy(f"{wish.config.name}: {error}") from None
+    try:
         _refuse_a_second(wish, after)
         folder = submission.new_folder(wish.folder)
         try:
-            sub = _write(wish, folder, like)
-            if wish.cluster.backend == "local":
-                with _uninterrupted():
-                    detached.start(sub)
-            else:
-                _send_links(sub, list(after), links)
+            return _write_and_send(wish, folder, list(after), links, like)
         except RuntimeError:
             if not submission.jobs(folder):
                 shutil.rmtree(folder)
             raise
+    finally:
+        lock.release()
+
+
+def _write_and_send(wish: Wish, folder: Path, after: list[str], links: int, like: Path | None) -> Submission:
+    sub = _write(wish, folder, like)
+    if wish.cluster.backend == "local":
+        with _uninterrupted():
+            detached.start(sub)
+    else:
+        _send_links(sub, after, links)
     return sub
 
 

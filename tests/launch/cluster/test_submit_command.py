@@ -182,6 +182,25 @@ def test_ctrl_c_while_a_job_is_sent_does_not_lose_the_job(config, slurm, tmp_pat
     assert [job.job for job in submission.jobs(RUN / "submit/1")] == ["7"]
 
 
+def test_of_two_submissions_at_the_same_time_one_is_sent(config, slurm) -> None:
+    """sbatch takes a moment; from then on squeue shows the job."""
+    (slurm.folder / "sbatch").write_text(
+        '#!/bin/bash\nsleep 0.3; echo "7|PENDING|None|N/A|1:00||1" >> "$(dirname "$0")/squeue.out"\n'
+        "echo x >> sent; echo 7\n"
+    )
+    command = [sys.executable, "-P", "-m", "launch.cli", "submit", config]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 75], said
+    assert Path("sent").read_text() == "x\n"
+
+
+def test_ranks_and_gpus_of_a_node_that_differ_are_warned_of(config, slurm, germinal) -> None:
+    for gpus, says in (("a100:8", "GPUs stay idle"), ("1", "share one"), ("2", "")):
+        err = germinal("submit", config, "--dry-run", "--nproc=2", f"--gpus-per-node={gpus}")[2]
+        assert ("nproc=2" in err) == bool(says) and says in err
+
+
 def test_a_site_that_prints_more_is_understood(config, slurm, germinal) -> None:
     (slurm.folder / "sbatch").write_text("#!/bin/bash\necho Welcome to 12 nodes\necho '42;big'\n")
     assert "job 42," in germinal("submit", config)[1]

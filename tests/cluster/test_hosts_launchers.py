@@ -11,7 +11,6 @@ from host_runs import RANK, assert_undisturbed, end_of_all, undisturbed, write_r
 from host_ssh import let_in_by_ssh
 from hosts import hosts, why_not
 
-PENDING = pytest.mark.xfail(reason="no `germinal rank` yet")
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 DEEPSPEED = {
     "module": ("--module", "trainer"),
@@ -25,7 +24,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="deepspeed starts its hosts by pdsh")
-@pytest.mark.parametrize("entry", ["module", pytest.param("command", marks=PENDING)])
+@pytest.mark.parametrize("entry", DEEPSPEED)
 def test_deepspeed_over_ssh(config: Path, tmp_path: Path, entry: str) -> None:
     run = tmp_path / "run"
     (tmp_path / "hostfile").write_text("h1 slots=1\nh2 slots=1\n")

@@ -21,7 +21,6 @@ from hosts import Host, Process, hosts, why_not
 from processes import burning, until
 from whole_runs import consumed, events, newest, records
 
-PENDING = pytest.mark.xfail(reason="no `germinal rank` yet")
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 # Else an agent that joins in a later round waits for an address that rank 0's agent told in the first round
@@ -55,7 +54,7 @@ def kill_rank(pair: list[Host], rank: int) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "killed", "loaded"),
-    [("module", 0, False), ("module", 0, True), pytest.param("command", 1, True, marks=PENDING)],
+    [("module", 0, False), ("module", 0, True), ("command", 1, True)],
 )
 def test_the_agents_start_the_ranks_again_when_one_is_killed(
     config: Path, tmp_path: Path, entry: str, killed: int, loaded: bool

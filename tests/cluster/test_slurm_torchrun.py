@@ -1,4 +1,4 @@
-"""torchrun as the task of srun: the batch script of docs/stopping.md saves and requeues."""
+"""torchrun as the task of srun: the batch script of docs/cluster.md saves and requeues."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from slurm import Slurm
 from whole_runs import environment, events, meeting_place, whole_steps
 
 pytestmark = pytest.mark.cluster
-DOCS = Path(__file__).parents[2] / "docs" / "stopping.md"
+DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"
 
 
 def documented_script() -> str:
@@ -26,7 +26,6 @@ def test_a_warning_before_the_time_limit_saves_and_requeues(slurm: Slurm, tmp_pa
     meeting = f"--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --rdzv-id=$SLURM_JOB_ID"
     script = documented_script().replace("CONFIG", str(config))
     script = script.replace("…", f"--nnodes=2 --nproc-per-node=1 {meeting}")
-    script = script.replace("--no-python germinal rank", "-m trainer")
     job = slurm.sbatch(
         "-N2", "--ntasks-per-node=1", f"--output={tmp_path}/out", script=script, env=environment()
     )

@@ -82,20 +82,11 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     signals.announce_with(runtime.announce_exit)
     fence = Fence(cfg.folder)
     failures = Failures(cfg.folder, runtime, fence)
+    runtime.on_lost = failures.record_lost
     phases = Phases()
     watch = watchdog(cfg, runtime, fence, phases)
-    try:
-        runtime.join()
-    except ValueError as error:
-        code = failures.report(on_every_rank(error), WRONG)
-        runtime.announce_exit(code)
+    if code := _join(runtime, failures):
         return code
-    except RuntimeError as error:  # others did not come
-        with runtime.reporting():
-            complain(error, FAILED)
-        runtime.announce_exit(FAILED)
-        return FAILED
-    code = DONE
     told = cfg.supervise.notify if runtime.is_writer and not is_supervised() else ""
     notifier = Notifier(told, cfg.name, cfg.folder).begin()
     try:
@@ -118,6 +109,20 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         notifier.tell("end", last_step(cfg.folder), IN_WORDS.get(code, "failed"), code=code)
         notifier.finish()
         runtime.stop(failed_with=0 if code in (DONE, *ASKED_TO_STOP) else code)
+    return code
+
+
+def _join(runtime, failures) -> int:  # type: ignore[no-untyped-def]
+    """Meet the other ranks; return an exit code where that fails, else DONE."""
+    try:
+        runtime.join()
+        return DONE
+    except ValueError as error:
+        code = failures.report(on_every_rank(error), WRONG)
+    except RuntimeError as error:  # others did not come
+        with runtime.reporting():
+            code = complain(error, FAILED)
+    runtime.announce_exit(code)
     return code
 
 

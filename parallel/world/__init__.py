@@ -6,7 +6,7 @@ device.py        which device it computes on
 rendezvous.py    where the ranks look for rank 0, and whether they fit together. Torch-free
 slurm.py         what SLURM says of a step: nodes, ports, which rank is where. Torch-free
 addresses.py     names → addresses; the network interface of an address. Torch-free
-meeting.py       how the ranks meet: all connect to rank 0, which tells them to begin. Torch-free
+meeting/         how the ranks meet: all connect to rank 0, which tells them to begin
 presence.py      which ranks are still there, and messages: one connection a rank. Torch-free
 arrivals.py      who has come, and the end of a rank. Torch-free
 inbox.py         handlers of messages, questions and answers. Torch-free

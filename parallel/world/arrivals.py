@@ -15,6 +15,7 @@ class Departure:
     why: the reason that it sent.
     agreed: all ranks were to leave together, so that no rank has to act on this one's end.
     host: the name of its machine.
+    out_of_reach: its machine or the link to it is lost, as far as this rank can tell; else its process ended.
     """
 
     rank: int
@@ -22,12 +23,14 @@ class Departure:
     why: str = ""
     agreed: bool = False
     host: str = field(default="", compare=False)
+    out_of_reach: bool = False
 
     def __str__(self) -> str:
         on = f" on {self.host}" if self.host else ""
         if self.code is None:
-            causes = "was it killed, its machine lost or its link cut?"
-            return f"rank {self.rank}{on} is gone without a word: {causes}"
+            if self.out_of_reach:
+                return f"rank {self.rank}{on} is out of reach: was its machine lost, or the link to it cut?"
+            return f"rank {self.rank}{on} is gone without a word: was it killed?"
         return f"rank {self.rank}{on}: {self.why or f'left with exit code {self.code}'}"
 
 

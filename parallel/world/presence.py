@@ -87,7 +87,7 @@ class Presence:
         threading.Thread(target=self._serve, args=(server,), name="presence", daemon=True).start()
 
     def connected(self, rank_0: Connection) -> None:
-        """On another rank: `rank_0` is the connection to rank 0 (see `meeting.reach`)."""
+        """On another rank: `rank_0` is the connection to rank 0 (see `meeting.find`)."""
         self.arrivals = Arrivals(self.world, rank_0.about)
         self.way = (plain(rank_0.socket.getsockname()[0]), plain(rank_0.socket.getpeername()[0]))
         self._peers[0] = rank_0
@@ -224,7 +224,7 @@ class Presence:
             if self._peers.get(peer.rank) is not peer:  # it has not been admitted
                 return
             del self._peers[peer.rank]
-        self._depart(Departure(peer.rank, host=peer.host))
+        self._depart(Departure(peer.rank, host=peer.host, out_of_reach=peer.timed_out))
 
     def _wait_for_room(self, selector: selectors.BaseSelector) -> None:
         with contextlib.suppress(BlockingIOError):

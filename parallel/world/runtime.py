@@ -29,8 +29,8 @@ from torch.distributed import distributed_c10d
 
 from common.exit_codes import ASKED_TO_STOP, FAILED
 from parallel.relied_on import replace
-from parallel.world import meeting, slurm
-from parallel.world.addresses import interface_of, resolve
+from parallel.world import slurm
+from parallel.world.addresses import interface_of
 from parallel.world.arrivals import Departure
 from parallel.world.device import device_of, gpu_id
 from parallel.world.ending import end_process, end_with_parent
@@ -42,18 +42,20 @@ from parallel.world.launcher import (
     is_child_of_launcher,
     launcher_variables,
 )
+from parallel.world.meeting import begin
+from parallel.world.meeting.find_rank_0 import find_rank_0
 from parallel.world.presence import Presence
-from parallel.world.rendezvous import LOOPBACK, Place, place
+from parallel.world.rendezvous import LOOPBACK, place
 
 # After another rank's end, how long this rank may take to end by itself: while it runs, and before its first
 # step.
 GRACE_SECONDS = 10.0
 START_GRACE_SECONDS = 2.0
+LOST_GRACE_SECONDS = 3.0  # the same where the other rank died without a word: nobody has said yet
 # How long ranks wait for each other where no config says so.
 TIMEOUT = timedelta(minutes=10)
 # How long a rank may take to write the line about its failure.
 REPORT_SECONDS = 10.0
-_ANNOUNCEMENT = "germinal/presence"  # the key under which rank 0 announces itself in a launcher's store
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Runtime:
     chooses_threads: the user has not set the number of CPU threads.
     cpus: of this rank, where SLURM gives each task a number of them (--cpus-per-task); else 0.
     presence: messages to and from the other ranks, beside the collectives.
+    on_lost: called before this process ends because another rank has ended, and its main thread waits.
     """
 
     rank: int
@@ -82,7 +85,10 @@ class Runtime:
     has_reported: bool = field(default=False)
     chooses_threads: bool = field(default=False)
     cpus: int = field(default=0)
+    on_lost: Callable[[Departure], None] = field(default=lambda left: None, repr=False)
     _report_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _note_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _has_noted: bool = field(default=False, repr=False)
     presence: Presence = field(init=False, repr=False)
     _supervised: bool = field(default=False, repr=False)  # the launcher ends the ranks when one has ended
     _timeout: timedelta = field(default=TIMEOUT, repr=False)
@@ -116,17 +122,15 @@ class Runtime:
             return
         patience_seconds = self._timeout.total_seconds()
         if self.rank == 0:
-            meeting.gather(self.presence, patience_seconds=patience_seconds, hosts=self._hosts)
-            server = meeting.open_store(self.presence)
+            begin.gather(self.presence, patience_seconds=patience_seconds, hosts=self._hosts)
+            server = begin.open_store(self.presence)
             own, port = server.getsockname()[:2]
             # The store takes the descriptor over. It is there before another rank asks for it.
             everywhere = own in ("::", "0.0.0.0")
             store = self._store(LOOPBACK if everywhere else own, port, listener=server.detach())
-            _, interface = meeting.begin(self.presence, port)
+            _, interface = begin.begin(self.presence, port)
         else:
-            address, port, interface = meeting.await_beginning(
-                self.presence, patience_seconds=patience_seconds
-            )
+            address, port, interface = begin.await_beginning(self.presence, patience_seconds=patience_seconds)
             store = self._store(address, port)
         use_interface(interface)
         dist.init_process_group(
@@ -185,6 +189,16 @@ class Runtime:
         """
         return left.code is None and 0 in (self.rank, left.rank)
 
+    def takes_note(self, left: Departure) -> bool:
+        """Whether this rank records the end of another in the run folder: once, where that rank died without
+        a word. Rank 0 does; of rank 0's own end rank 1, unless the link to it is cut, since rank 0 may then
+        record the end of rank 1.
+        """
+        mine = self.rank == 0 or (left.rank == 0 and self.rank == 1 and not left.out_of_reach)
+        with self._note_lock:
+            first, self._has_noted = not self._has_noted, self._has_noted or (mine and left.code is None)
+        return first and mine and left.code is None
+
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
         """Hold off the end of the process while this rank writes the line about its failure."""
@@ -203,10 +217,14 @@ class Runtime:
             return
         # This rank may fail too, by the same fault or for want of that rank, and report that itself.
         if left.code not in ASKED_TO_STOP:
-            time.sleep(GRACE_SECONDS if self.is_under_way else START_GRACE_SECONDS)
+            grace_seconds = LOST_GRACE_SECONDS if left.code is None else GRACE_SECONDS
+            time.sleep(grace_seconds if self.is_under_way else START_GRACE_SECONDS)
         code = FAILED if left.code is None else left.code
         self._report_lock.acquire(timeout=REPORT_SECONDS)  # held where this rank is writing its line
         # A rank that has reported is closing files and groups, and may wait there for ranks that are gone.
+        if not self.has_reported:
+            with contextlib.suppress(Exception):  # the line below says the same
+                self.on_lost(left)
         if self.has_reported or not self.should_report(left):
             os._exit(code)
         end_process(f"{left}", code)
@@ -266,49 +284,17 @@ def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) 
     if world > 1 and not dist.is_initialized():
         runtime._supervised = "GERMINAL_INIT" in environ
         by_srun = launcher_variables(environ) == SLURM
-        runtime._hosts = meeting.hosts_of(environ, by_srun=by_srun)
+        runtime._hosts = begin.hosts_of(environ, by_srun=by_srun)
         otherwise = slurm.node_address if by_srun else lambda name: ""
-        _find_rank_0(runtime, place(environ, world), otherwise)
+        find_rank_0(
+            runtime.presence,
+            place(environ, world),
+            {"device": device.type, "gpu": gpu_id(device)},
+            timeout=timeout,
+            otherwise=otherwise,
+            # One rank a machine; under our supervisor none.
+            speaks=not runtime._supervised and (local_rank == 0 or rank == 1),
+        )
     elif world == 1 and env is None:
         use_interface(interface_of(LOOPBACK))  # the engines make a group of one rank
     return runtime
-
-
-def _find_rank_0(runtime: Runtime, at: Place, otherwise: Callable[[str], str]) -> None:
-    """On rank 0: listen for the others. On another rank: connect to rank 0.
-
-    at: where rank 0 is to be found.
-    otherwise: name → another name or address for it, where the system's resolver has none.
-    """
-    presence, patience_seconds = runtime.presence, runtime._timeout.total_seconds()
-    about = {"device": runtime.device.type, "gpu": gpu_id(runtime.device)}
-    if runtime.rank == 0 and not at.announced:
-        meeting.listen(presence, at, about)
-        return
-    store: dist.Store | None = None
-    addresses = resolve(at.host, otherwise=otherwise) if not at.one_machine else (LOOPBACK,)
-    if at.announced:
-        addresses = (meeting.answering(addresses, at.ports[0]),)
-        store = dist.TCPStore(
-            addresses[0], at.ports[0], runtime.world, timeout=runtime._timeout, wait_for_workers=False
-        )
-        if runtime.rank == 0:
-            store.set(_ANNOUNCEMENT, meeting.listen(presence, at, about))
-            return
-
-    def targets() -> list[meeting.Target]:
-        if store is None:
-            return [meeting.Target(address, port, at.key) for address in addresses for port in at.ports]
-        if not store.check([_ANNOUNCEMENT]):
-            return []
-        return meeting.announced(store.get(_ANNOUNCEMENT).decode(), addresses[0])
-
-    meeting.reach(
-        presence,
-        targets,
-        about,
-        patience_seconds=patience_seconds,
-        name=at.host,
-        # One rank a machine.
-        speaks=not runtime._supervised and (runtime.local_rank == 0 or runtime.rank == 1),
-    )

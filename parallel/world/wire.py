@@ -6,6 +6,7 @@ stopped in a debugger, is not taken for gone, and a link that is down for some s
 """
 
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 # An end that acknowledges nothing for this long is gone: 10 s of silence, then a probe every 5 s.
 LOST_SECONDS = 30
 _IDLE, _INTERVAL, _PROBES = 10, 5, 4
+_OUT_OF_REACH = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 # The longest line from a member, and from a process that has not shown yet that it is one.
 LONGEST_BYTES = 64 << 20
 LONGEST_GREETING_BYTES = 1 << 12
@@ -26,12 +28,14 @@ class Connection:
 
     rank: the rank at the other end; -1 until that is known.
     about: what that rank said of itself.
+    timed_out: the other end was out of reach; its process has not closed it.
     """
 
     def __init__(self, peer: socket.socket, rank: int = -1, about: Message | None = None) -> None:
         self.socket = peer
         self.rank = rank
         self.about = about or {}
+        self.timed_out = False
         self._lock = threading.Lock()
         self._unsent = bytearray()
         self._received = bytearray()
@@ -74,7 +78,8 @@ class Connection:
             data = self.socket.recv(1 << 18)
         except BlockingIOError:
             return [], True
-        except OSError:
+        except OSError as error:
+            self.timed_out = error.errno in _OUT_OF_REACH
             return [], False
         self._received += data
         messages: list[Message] = []

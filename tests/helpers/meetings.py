@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from parallel.world import meeting
+from parallel.world.meeting import find
 from parallel.world.presence import Presence
 from parallel.world.rendezvous import Place
 
@@ -12,14 +12,14 @@ ABOUT = {"device": "cpu", "gpu": ""}
 
 def listen(presence: Presence) -> str:
     """Rank 0 listens; return its announcement."""
-    return meeting.listen(presence, Place(HOST, (1,), announced=True, one_machine=True), dict(ABOUT))
+    return find.listen(presence, Place(HOST, (1,), announced=True, one_machine=True), dict(ABOUT))
 
 
 def join(presence: Presence, announced: Callable[[], str], *, patience_seconds: float = 60.0) -> None:
     """Another rank connects to the rank 0 that is announced."""
-    meeting.reach(
+    find.reach(
         presence,
-        lambda: meeting.announced(announced(), HOST),
+        lambda: find.announced(announced(), HOST),
         dict(ABOUT),
         patience_seconds=patience_seconds,
     )

@@ -8,18 +8,24 @@ import contextlib
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.exit_codes import FAILED
 from common.retry import REPEATS
 from common.standard_error import complain
+from parallel.world.arrivals import Departure
 from parallel.world.runtime import Runtime
 from trainer.folder.fence import Fence
 from trainer.process.disk import explained
 from trainer.ranks import BY_ANOTHER_RANK, IN_EVENTS, ON_EVERY_RANK
 from trainer.record.events import EventLog
+from trainer.record.sinks import last_step
 
 # How long a rank waits for the rank that is to report the error, before it reports the error itself.
 REPORT_SECONDS = 60.0
+# How long a rank waits for the news of another's end: after an error of a collective, and after any other.
+LINK_SECONDS, OWN_SECONDS = 5.0, 1.0
+_COLLECTIVES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Failures:
         """
         if self._reported_elsewhere(error):
             return FAILED
-        left = self.runtime.first_departure() if isinstance(error, RuntimeError) else None
+        left = self._cause(error)
         with self.runtime.reporting():
             if left is None:
                 return self.fail(error)
@@ -79,21 +85,43 @@ class Failures:
         """Write the failure after `step` into events.jsonl, unless another rank or event reports it."""
         self.runtime.wait_while_reporting()  # what the watchdog reports ends other ranks, and so this step
         notes = getattr(error, "__notes__", ())
+        if not notes and (left := self._cause(error)) is not None:
+            self.record_lost(left, step)
+            return
         if (
             IN_EVENTS in notes
             or BY_ANOTHER_RANK in notes
             or (ON_EVERY_RANK in notes and not self.runtime.is_writer)
         ):
             return
+        # A supervisor that reads `repeats` does not start the ranks again.
+        more = {"repeats": True} if REPEATS in notes else {}
+        self._event(step, " ".join(str(error).split()), rank=self.runtime.rank, **more)
+
+    def record_lost(self, left: Departure, step: int | None = None) -> None:
+        """Write the end of another rank into events.jsonl, if it is this rank's to do; see
+        `Runtime.takes_note`. step: after which it was noticed; None: the last in metrics.jsonl.
+        """
+        if self.runtime.takes_note(left):
+            at = last_step(self.folder) if step is None else step
+            self._event(at, str(left), rank=left.rank, host=left.host)
+
+    def _event(self, step: int, reason: str, **fields: Any) -> None:
         with (
             contextlib.suppress(OSError, RuntimeError),
             contextlib.closing(
                 EventLog(self.folder / "events.jsonl", self.fence.check, shown=False)
             ) as events,
         ):
-            # A supervisor that reads `repeats` does not start the ranks again.
-            more = {"repeats": True} if REPEATS in notes else {}
-            events.event("fault", step, " ".join(str(error).split()), rank=self.runtime.rank, **more)
+            events.event("fault", step, reason, **fields)
+
+    def _cause(self, error: Exception) -> Departure | None:
+        """The end of another rank that has caused an error, as far as is known."""
+        if not isinstance(error, RuntimeError):
+            return None
+        # The news of the end may come later than the end of the connection that the collective used.
+        broken = any(word in str(error) for word in _COLLECTIVES)
+        return self.runtime.first_departure(LINK_SECONDS if broken else OWN_SECONDS)
 
     def _reported_elsewhere(self, error: Exception) -> bool:
         """Whether another rank has reported this error and left. Wait for that rank where the notes say that

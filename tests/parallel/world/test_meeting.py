@@ -14,8 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.world import addresses, meeting, runtime, slurm
+from parallel.world import addresses, runtime, slurm
 from parallel.world.environment import use_interface
+from parallel.world.meeting import begin, find
 from parallel.world.presence import Presence
 from parallel.world.rendezvous import Place
 
@@ -140,13 +141,13 @@ def test_ranks_of_another_number_are_told_on_every_rank(groups: list[dict[str, A
 def test_who_does_not_come_is_told_while_the_others_wait_and_when_they_give_up(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(meeting, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(begin, "SILENT_SECONDS", 0.1)
     zero = Presence(0, 4, print)
-    meeting.listen(zero, Place("127.0.0.1", (0,), one_machine=True), {"device": "cpu", "gpu": ""})
+    find.listen(zero, Place("127.0.0.1", (0,), one_machine=True), {"device": "cpu", "gpu": ""})
     names = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
     who = r"ranks 1 \(n1\), 2 \(n2\), 3 \(n2\) of 4"
     with pytest.raises(RuntimeError, match=rf"^{who} did not come within 0\.3 s: was it started"):
-        meeting.gather(zero, patience_seconds=0.3, hosts=meeting.hosts_of(names, by_srun=True))
+        begin.gather(zero, patience_seconds=0.3, hosts=begin.hosts_of(names, by_srun=True))
     said = capfd.readouterr().err
     assert len(re.findall(f"waits for {who}", said)) == said.count("\n") == 1
 
@@ -154,7 +155,7 @@ def test_who_does_not_come_is_told_while_the_others_wait_and_when_they_give_up(
 def test_a_rank_says_which_rank_0_it_waits_for(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(meeting, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(find, "SILENT_SECONDS", 0.1)
     port = free_port()
     names = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     with pytest.raises(

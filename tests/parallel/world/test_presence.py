@@ -14,8 +14,8 @@ import pytest
 
 import meetings
 from meetings import HOST, listen
-from parallel.world import meeting
 from parallel.world.arrivals import Departure
+from parallel.world.meeting import find
 from parallel.world.presence import Presence
 from parallel.world.rendezvous import Place
 
@@ -187,11 +187,11 @@ def test_rank_0_is_found_on_another_machine_than_the_store() -> None:
     told: list[Departure] = []
     zero, one = Presence(0, 3, told.append), Presence(1, 3, print)
     place = Place("192.0.2.254", (9,), announced=True)  # another machine's: the way there is not loopback
-    said = meeting.listen(zero, place, dict(meetings.ABOUT))
+    said = find.listen(zero, place, dict(meetings.ABOUT))
     port, key, *addresses = said.split()
-    targets = meeting.announced(f"{port} {key} 127.0.0.99 127.0.0.1", "127.0.0.98")
+    targets = find.announced(f"{port} {key} 127.0.0.99 127.0.0.1", "127.0.0.98")
     assert [target.address for target in targets] == ["127.0.0.99", "127.0.0.1", "127.0.0.98"]
-    meeting.reach(one, lambda: targets, dict(meetings.ABOUT), patience_seconds=60)
+    find.reach(one, lambda: targets, dict(meetings.ABOUT), patience_seconds=60)
     assert not any(address.startswith("127.") for address in addresses)
     one.leave(1, "broken", agreed=False)
     assert heard(1, told)

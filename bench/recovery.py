@@ -38,6 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "recovery.json"
 GERMINAL = Path(sys.executable).with_name("germinal")
 DAY_SECONDS = 86400.0
 ENOUGH = 0.97
+START_SECONDS = (10.0, 60.0, 300.0)
 CONFIG = """
 name: recovery
 model: {kind: decoder, layers: 4, hidden: 64, heads: 4, vocab: 257}
@@ -156,11 +157,13 @@ def effective(
     return useful / now
 
 
-def day(parts: dict[str, float], *, every: float, hangs: float, hang_seconds: float) -> dict[str, Any]:
-    """Return the share by start-up and rate, and the rate at which it falls below `ENOUGH`."""
-    beyond = max(0.0, parts["recovery_beyond_start_seconds"])
+def day(beyond: float, *, every: float, hangs: float, hang_seconds: float) -> dict[str, Any]:
+    """Return the share by start-up and rate, and the rate at which it falls below `ENOUGH`.
+
+    beyond: seconds of recovery beyond start-up.
+    """
     table = {}
-    for start in (parts["start_seconds"], 60.0, 300.0):
+    for start in START_SECONDS:
 
         def share(rate: float, start: float = start) -> float:
             about = {"start": start, "beyond": beyond, "every": every}
@@ -205,12 +208,15 @@ def main() -> None:
     result = {
         "machine": f"CPU, {os.cpu_count()} cores",
         "kills": args.kills,
+        "load_average": round(os.getloadavg()[1], 1),
         **parts,
         "day": {
             "seconds between checkpoints": args.every,
             "share of hangs": args.hangs,
             "seconds until a hang is found": args.hang_seconds,
-            **day(parts, every=args.every, hangs=args.hangs, hang_seconds=args.hang_seconds),
+            **day(
+                parts["noticed_seconds"], every=args.every, hangs=args.hangs, hang_seconds=args.hang_seconds
+            ),
         },
     }
     print(json.dumps(result, indent=1))

@@ -1,5 +1,6 @@
 """What a rank prints, as the user sees it: prefixed lines, a live progress line, one error of many."""
 
+import contextlib
 import os
 import termios
 import time
@@ -60,6 +61,12 @@ class RankOutput:
         """Show the lines that are held back, and each later line as it comes: the rank runs on."""
         self.show_held_back()
         self.showed_error, self.held_back, self.held_since = True, [], 0.0
+
+    def fit_terminal(self) -> None:
+        """Make the rank's terminal, if it has one, as wide as this process's."""
+        if self.terminal >= 0:
+            with contextlib.suppress(termios.error, OSError):
+                termios.tcsetwinsize(self.terminal, termios.tcgetwinsize(2))
 
     def close(self) -> None:
         """No more output comes: close the log."""

@@ -20,7 +20,7 @@ from launch.local.rank_output import SHOW_CURSOR
 from launch.local.signal_inbox import SignalInbox
 from trainer.process.interrupts import ONE_PRESS_SECONDS
 
-RECORDED = (*STOPS, signal.SIGTSTP)
+RECORDED = (*STOPS, signal.SIGTSTP, signal.SIGWINCH)
 NEVER = float("inf")
 
 
@@ -54,8 +54,8 @@ def supervise(
 
     Signals: SIGINT, SIGTERM and SIGUSR1 are passed on, and SIGCONT with them. A request to stop may come any
     number of times. A second SIGINT kills all ranks, and so does the end of `stop_seconds`. SIGTSTP (Ctrl-Z)
-    stops the ranks and this process, until SIGCONT. If this process itself is killed, the kernel kills the
-    ranks (on Linux).
+    stops the ranks and this process, until SIGCONT; a terminal's new size (SIGWINCH) is passed on. If this
+    process itself is killed, the kernel kills the ranks (on Linux).
     """
     inbox = signals or SignalInbox(RECORDED)
     supervisor = _Supervisor(grace_seconds, stop_seconds, inbox)
@@ -121,6 +121,10 @@ class _Supervisor:
             now = time.monotonic()
             if number == signal.SIGTSTP:
                 self._stand_still()
+                continue
+            if number == signal.SIGWINCH:
+                for rank in self.ranks:
+                    rank.output.fit_terminal()
                 continue
             if number == signal.SIGINT:
                 if now > self.interrupted_at + ONE_PRESS_SECONDS:

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -131,3 +133,26 @@ sys.exit(1)
     os.close(ours)
     assert parent.wait(timeout=20) == 1
     assert seen == b"\rstep 0\rstep 1\rstep 2\r\n\r\x1b[2Kerror: it broke\r\n\x1b[?25h"
+
+
+def test_a_terminals_new_size_reaches_rank_0() -> None:
+    tell = """
+import os, sys, time
+before = os.get_terminal_size(2).columns
+print(before, file=sys.stderr, flush=True)
+while os.get_terminal_size(2).columns == before:
+    time.sleep(0.01)
+print(os.get_terminal_size(2).columns, file=sys.stderr, flush=True)
+"""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, "5", "20", tell], stderr=theirs)
+    seen = b""
+    while b"80" not in seen:
+        seen += os.read(ours, 4096)
+    termios.tcsetwinsize(theirs, (24, 132))
+    parent.send_signal(signal.SIGWINCH)  # as the kernel does to the terminal's foreground processes
+    assert parent.wait(timeout=20) == 0
+    assert b"132" in os.read(ours, 4096)
+    os.close(theirs)
+    os.close(ours)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from terminal import Terminal
+
 from whole_runs import GERMINAL
 
 WRONG_SHAPE = """
@@ -28,8 +28,8 @@ FeedForward.forward = forward
 HERE = "from launch import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 
-def test_pdb_opens_at_torchs_frame(trained: Path) -> None:
-    terminal = Terminal("-c", WRONG_SHAPE + HERE, "train", str(trained), "--debug")
+def test_pdb_opens_at_torchs_frame(trained: Path, tmp_path: Path) -> None:
+    terminal = Terminal("-c", WRONG_SHAPE + HERE, "train", str(trained), "--debug", "--out", str(tmp_path))
     try:
         before = terminal.read(b"(Pdb) ", seconds=120).decode()
         assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x31 and 32x" in before
@@ -47,9 +47,10 @@ def test_pdb_opens_at_torchs_frame(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_opens_pdb_in_one_process(trained: Path) -> None:
+def test_ctrl_c_opens_pdb_in_one_process(trained: Path, tmp_path: Path) -> None:
     program = "import sys; from launch.entry import main; sys.argv[0] = 'germinal'; sys.exit(main())"
-    terminal = Terminal("-c", program, "train", str(trained), "--debug", "--steps", "1000000")
+    words = ("train", str(trained), "--debug", "--steps", "1000000", "--out", str(tmp_path))
+    terminal = Terminal("-c", program, *words)
     try:
         terminal.read(b"step 6:", seconds=120)
         terminal.interrupt()
@@ -137,6 +138,7 @@ def wrong_shape_everywhere(folder: Path) -> Iterator[str]:
 def test_ranks_get_the_terminal_one_after_another(trained: Path, tmp_path: Path) -> None:
     with wrong_shape_everywhere(tmp_path) as path:
         words = ("train", str(trained), "--debug", "--nproc", "2", "parallel.tp=2", "--debug-rank", "1")
+        words = (*words, "--out", str(tmp_path / "out"))
         terminal = Terminal("-c", f"import sys; {HERE}", *words, PYTHONPATH=path)
         try:
             before = terminal.read(b"(Pdb) ", seconds=120).decode()
@@ -165,7 +167,16 @@ def test_under_torchrun_one_chosen_rank_is_debugged(trained: Path, tmp_path: Pat
         ]
 
         agent = subprocess.Popen(
-            [*torchrun, "rank", str(trained), "--debug", "--debug-rank", "1", "parallel.tp=2"],
+            [
+                *torchrun,
+                "rank",
+                str(trained),
+                "--debug",
+                "--debug-rank",
+                "1",
+                "parallel.tp=2",
+                f"--out={tmp_path}",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -48,7 +48,7 @@ from typing import Any
 from parallel.world.addresses import network, plain
 from parallel.world.arrivals import Arrivals, Departure
 from parallel.world.inbox import Handler, Inbox
-from parallel.world.wire import Connection, Message
+from parallel.world.wire import Connection, Message, line
 
 # How long a rank 0 that leaves alone waits for ranks that have not connected yet, to tell them.
 LATE_SECONDS = 60.0
@@ -187,7 +187,8 @@ class Presence:
     def _post(self, ranks: Collection[int], message: Message) -> None:
         with self._lock:
             peers = [self._peers[rank] for rank in ranks if rank in self._peers]
-        full = [peer for peer in peers if not peer.send(message)]
+        sent = line(message)  # once, not for each of thousands of ranks
+        full = [peer for peer in peers if not peer.send(sent)]
         if full:
             with contextlib.suppress(BlockingIOError):
                 self._wake.send(b".")  # let the serving thread wait for room

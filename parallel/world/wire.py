@@ -47,10 +47,12 @@ class Connection:
         """The name of the other rank's machine; empty until it has said so."""
         return str(self.about.get("host", ""))
 
-    def send(self, message: Message) -> bool:
-        """Send without waiting. Return False where the kernel's buffer is full: `flush` when it is not."""
+    def send(self, message: Message | bytes) -> bool:
+        """Send a message, or the line of one, without waiting. Return False where the kernel's buffer is
+        full: `flush` when it is not.
+        """
         with self._lock:
-            self._unsent += line(message)
+            self._unsent += message if isinstance(message, bytes) else line(message)
             return self._flush()
 
     def flush(self) -> bool:

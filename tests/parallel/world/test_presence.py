@@ -124,6 +124,25 @@ def test_ranks_that_leave_together_are_no_cause(three: tuple) -> None:  # type: 
     assert ranks[0].first_departure(0.0) == Departure(2, 1, "broken"), "rank 1 had left before"
 
 
+def test_however_many_leave_each_other_rank_is_told_of_one() -> None:
+    """A node's end, or that of many ranks by one fault, is not as many messages to every rank."""
+    world = 24
+    told: list[list[Departure]] = [[] for _ in range(world)]
+    ranks = [Presence(rank, world, told[rank].append) for rank in range(world)]
+    where = listen(ranks[0])
+    for rank in ranks[1:]:
+        meetings.join(rank, lambda: where)
+    for rank in ranks[12:]:
+        rank.leave(1, f"broken {rank.rank}", agreed=False)
+    assert heard(1, *told[:12])
+    for rank in ranks[1:12]:
+        rank.handle("end", lambda sender, payload: "all before has come")
+    ranks[0].handle("end", lambda sender, payload: "")
+    assert len(ranks[0].ask("end", seconds=60)) >= 12
+    assert [len(departures) for departures in told[:12]] == [1] * 12
+    assert len({departures[0] for departures in told[:12]}) == 1, "and all of the same"
+
+
 def test_a_stranger_is_not_listened_to(three: tuple) -> None:  # type: ignore[type-arg]
     _, told, join, where = three
     port = int(where.split()[0])

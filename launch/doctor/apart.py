@@ -45,9 +45,11 @@ def findings_of(check: Check, at: Circumstances) -> Iterator[Finding]:
         yield Finding(f"{check.subject}.time", check.if_stuck, found, check.when_stuck)
     finally:
         os.close(reader)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, signal.SIGKILL)
-        _reap(child)
+        # SIGTERM first, so that a check that is left early removes its files.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, number)
+            _reap(child)
 
 
 def _lines(descriptor: int, deadline: float) -> Iterator[bytes]:
@@ -75,8 +77,9 @@ def _reap(child: int) -> None:
 def _examine(check: Check, at: Circumstances, writer: int, parent: int) -> NoReturn:
     """In the child: write each finding as a line of JSON, and end."""
     os.setsid()  # programs that the check starts are killed with it; Ctrl-C reaches the parent alone
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     end_with_parent(parent)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -84,9 +87,10 @@ def _examine(check: Check, at: Circumstances, writer: int, parent: int) -> NoRet
     try:
         for finding in check.run(at):
             _put(writer, finding)
-    except BaseException as problem:
+    except Exception as problem:
         _put(writer, _failed(check, problem))
-    os._exit(0)
+    finally:
+        os._exit(0)
 
 
 def end_with_parent(parent: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.lock import FolderLock
 from slurm import Slurm
 from slurm_runs import SMALL, TWO_NODES, assert_undisturbed, germinal, sent, submit
 from whole_runs import events, make_corpus, train, write_config
@@ -93,7 +94,7 @@ def test_a_lost_node_is_replaced_by_a_spare_one_or_else_the_job_is_requeued(
     slurm: Slurm, config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     spare = ("--spare-nodes", 1, "--partition", "three")
-    long = "train.steps=200"  # neither may end before both have begun
+    long = "train.steps=120"  # neither may end before both have begun
     with_spare = submit(slurm, config, tmp_path / "with", long, options=spare)
     without = submit(slurm, config, tmp_path / "without", long)
     for run in (with_spare, without):
@@ -107,14 +108,14 @@ def test_a_lost_node_is_replaced_by_a_spare_one_or_else_the_job_is_requeued(
     assert "put the job back into the queue" in str(without.notes("requeue")[0]["reason"])
     slurm.bring_back("n2")
     whole = tmp_path / "undisturbed"
-    train(config, f"run_dir={whole}", long, nproc=4)
+    train(config, f"run_dir={whole}", long, nproc=4, timeout=600)
     assert with_spare.wait_for_end()["code"] == 0
     assert with_spare.notes("start")[1]["nodes"] == ["n1", "n3"]
     assert slurm.job(with_spare.job)["Restarts"] == "0"
     assert without.wait_for_end()["code"] == 0
     assert int(slurm.job(without.job)["Restarts"]) >= 1
     for run in (with_spare, without):
-        assert_undisturbed(run.folder, whole, steps=200)
+        assert_undisturbed(run.folder, whole, steps=120)
 
 
 def test_nodes_whose_names_do_not_resolve(
@@ -140,3 +141,17 @@ def test_an_array_is_two_runs_at_once_which_do_not_meet(
     assert max(started) < min(ended)
     for run, reference in zip(runs, (undisturbed, other)):
         assert_undisturbed(run.folder, reference)
+
+
+def test_a_run_that_another_process_holds_for_a_while_is_started_again(
+    slurm: Slurm, config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """As after the loss of a node, until the file server notices."""
+    run = submit(slurm, config, tmp_path / "run")
+    lock = FolderLock.take(run.folder)
+    run.wait_for_note("restart")
+    assert run.notes("end")[0]["code"] == 75, run.log()
+    lock.release()
+    assert run.wait_for_end()["code"] == 0
+    assert slurm.job(run.job)["Restarts"] == "0"
+    assert_undisturbed(run.folder, undisturbed)

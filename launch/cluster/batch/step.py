@@ -73,7 +73,6 @@ def srun(where: Placement, more: Sequence[str], ranks: Sequence[str]) -> list[st
         f"--ntasks={where.world}",
         f"--ntasks-per-node={where.nproc}",
         "--distribution=block:block",
-        "--unbuffered",
         # A step whose node was lost may not have ended for SLURM yet, and holds its CPUs and GPUs.
         "--overlap",
         "--input=none",

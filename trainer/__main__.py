@@ -100,10 +100,10 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
         if code in (DONE, *ASKED_TO_STOP):
             code = failures.fail_or_follow(error)
     except Exception as bug:
+        code = FAILED
         if runtime.world == 1:
             raise
         traceback.print_exception(bug)  # now, for `stop` may not come back
-        code = FAILED
     finally:
         runtime.announce_exit(code)
         notifier.tell("end", last_step(cfg.folder), IN_WORDS.get(code, "failed"), code=code)

@@ -17,7 +17,13 @@ _LAUNCHERS = (
 # Variables of launchers that are the parent of their ranks: our supervisor, torchrun and accelerate, Open
 # MPI, deepspeed; and srun (see `slurm.is_task_of_srun`). A rank that was started by hand may outlive its
 # shell.
-_PARENTS = ("GERMINAL_INIT", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "CROSS_RANK")
+_PARENTS = (
+    "GERMINAL_INIT",
+    "GERMINAL_UNDER_WAY",
+    "TORCHELASTIC_RUN_ID",
+    "OMPI_COMM_WORLD_RANK",
+    "CROSS_RANK",
+)
 
 
 def launcher_variables(environ: Mapping[str, str]) -> tuple[str, str, str] | None:

@@ -7,6 +7,7 @@ from common.exit_codes import WRONG
 from common.standard_error import complain, forgive
 from launch.cluster import submission as records
 from launch.cluster.batch.allocation import Allocation, expand
+from launch.cluster.batch.guard import guarded
 from launch.cluster.batch.journal import Journal
 from launch.cluster.batch.step import ASKED
 from launch.cluster.batch.supervision import Supervision
@@ -31,7 +32,8 @@ def main(arguments: list[str]) -> int:
         cfg = reading.load(submission.config)
         journal = Journal(submission, job, cfg.supervise.notify)
         try:
-            return Supervision(submission, cfg, allocation, signals, os.environ, journal).run()
+            with guarded(submission, allocation):
+                return Supervision(submission, cfg, allocation, signals, os.environ, journal).run()
         finally:
             journal.close()
     except ValueError as error:

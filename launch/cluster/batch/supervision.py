@@ -141,7 +141,7 @@ class Supervision:
         if attempt.asked_to_stop:
             return self._asked(attempt)
         if attempt.code == STOPPED:
-            return self._wait_for_folder()
+            return self._wait_and_start(attempt)
         decision = decide(self.attempts, restarts=self.cfg.supervise.restarts)
         if not isinstance(decision, Again):
             self.journal.decided(attempt, decision, start=self.starts)
@@ -162,14 +162,16 @@ class Supervision:
         self.signals.take()
         return self._asked(Attempt(STOPPED, asked_to_stop=True))
 
-    def _wait_for_folder(self) -> int | None:
-        """Another job holds the run, for now: of a node that died, until its file server notices."""
+    def _wait_and_start(self, attempt: Attempt) -> int | None:
+        """The ranks left with 75, and the job was not asked to stop: another job holds the run for now, as of
+        a node that died, until its file server notices; or somebody has asked a rank alone.
+        """
         self.attempts.pop()
         self.held += 1
         if self.held > len(HELD_WAITS):
-            return self._requeue("another job holds the run")
+            return self._requeue(_in_words(attempt))
         seconds = HELD_WAITS[self.held - 1]
-        self._note("restart", f"another job holds the run: starting again in {seconds:g} s")
+        self._note("restart", f"{_in_words(attempt)}: starting again in {seconds:g} s")
         return self._wait(seconds)
 
     def _asked(self, attempt: Attempt) -> int:
@@ -242,5 +244,9 @@ def _in_words(attempt: Attempt) -> str:
         return "done"
     if attempt.code in ASKED_TO_STOP:
         at = f"saved at step {attempt.saved_after}" if attempt.under_way else "before the first step"
-        return f"asked to stop, {at}" if attempt.asked_to_stop else f"to be run again, {at}"
+        if attempt.asked_to_stop:
+            return f"asked to stop, {at}"
+        return (
+            f"the ranks left to be run again (another job holds the run, or a rank was asked to stop), {at}"
+        )
     return str(attempt)

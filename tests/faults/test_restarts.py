@@ -37,13 +37,16 @@ def test_killed_ranks_are_started_again_and_the_run_is_bit_identical(nproc: int,
                 assert process.poll() is None
                 time.sleep(0.002)
             os.kill(children(process.pid)[-1], signal.SIGKILL)
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=400)[1]
     assert process.returncode == 0, said[-2000:]
     assert said.count("was ended by SIGKILL at step ") == said.count("(restart 1 of 3)") == 2, said
     restarts = events(run, "restart")
     assert [(event["rank"], event["code"]) for event in restarts] == [(nproc - 1, -9)] * 2
-    for log in ("metrics.jsonl", "ledger.jsonl"):
-        assert records(run / log) == records(reference / log)
+    assert records(run / "metrics.jsonl") == records(reference / "metrics.jsonl")
+    ledgers = [records(folder / "ledger.jsonl") for folder in (run, reference)]
+    for ledger in ledgers:  # the data ranks write in any order
+        ledger.sort(key=lambda line: (line["step"], line["dp_rank"]))
+    assert ledgers[0] == ledgers[1]
     mine, theirs = tensors(run), tensors(reference)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     heads = (run / "logs" / f"rank-{nproc - 1:05d}.log").read_text().splitlines()
@@ -66,7 +69,7 @@ def test_a_failure_that_must_repeat_is_not_started_again(tmp_path: Path) -> None
             for place in range(len(data) // 8, len(data)):
                 data[place] ^= 1
             shard.write_bytes(data)
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=400)[1]
     assert process.returncode == 1, said[-2000:]
     assert not events(run, "restart")
     assert any(event.get("repeats") for event in events(run, "fault")), said[-2000:]

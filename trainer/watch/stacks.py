@@ -26,7 +26,16 @@ _SYNCHRONISES = re.compile(r"\.(wait|item|tolist|cpu|numpy|synchronize)\(")
 # Here a thread waits for another thread of its process.
 _HANDOVERS = ("threading.py", "queue.py", "concurrent/futures/_base.py", "concurrent/futures/thread.py")
 _DEBUGGERS = ("bdb.py", "pdb.py", "cmd.py", "_pydevd_bundle/", "debugpy/", "IPython/core/debugger.py")
-_COMPILERS = ("torch/_dynamo/", "torch/_inductor/", "triton/", "torch/utils/cpp_extension.py")
+# Not all of torch/_dynamo/ and torch/_inductor/, which also call what they have compiled.
+_COMPILERS = (
+    "torch/_dynamo/convert_frame.py",
+    "torch/_inductor/compile_fx.py",
+    "torch/_inductor/async_compile.py",
+    "torch/_inductor/codecache.py",
+    "triton/compiler/",
+    "triton/runtime/autotuner.py",
+    "torch/utils/cpp_extension.py",
+)
 
 MOST_FRAMES = 200  # of one stack: the innermost ones
 

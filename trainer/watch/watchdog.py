@@ -246,8 +246,11 @@ class Watchdog:
 
 
 def _lines(finding: Finding, file: str) -> Iterator[str]:
+    """The lines for the terminal. None begins with `error: `: `germinal train` keeps back such a line.
+    Where it starts the ranks again, it does not show the line.
+    """
     first, second, third = finding.lines
-    yield f"error: {first}"
+    yield first
     yield f"  {second}"
     yield f"  {third.format(file=file)}"
 

@@ -137,7 +137,7 @@ def test_one_hang_is_reported_once_and_all_ranks_leave(
     until(lambda: len(three.left) == 3)
     assert set(three.left.values()) == {1} and [rank for rank, _, _ in three.reports] == [0]
     first, _, third = capfd.readouterr().err.splitlines()
-    assert first.startswith("error: hang: step 6 has lasted 3 s, and may last 2 s: ")
+    assert first.startswith("hang: step 6 has lasted 3 s, and may last 2 s: ")
     assert third.endswith("hang.txt; all ranks end")
 
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from debugged import looked_into, opened, statistics_of
+
 from ranks import RankPools
 from runs import Alone
 from trainer.debug.layer_table import Row

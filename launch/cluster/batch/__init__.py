@@ -6,8 +6,8 @@ journal.py      what it says, notes, and writes into the run's events
 rank_words.py   the command of a rank, in its container
 placing.py      on which nodes of the allocation the ranks run
 allocation.py   what SLURM says of the job and its nodes; requeue
-guard.py        on the other nodes of a job with spare ones: requeues it where the batch step's own node is
-lost step.py         one srun step: its command, its signals, its end
+guard.py        on a job's other nodes: requeues the job where the batch step's own node is lost
+step.py         one srun step: its command, its signals, its end
 step_output.py  what srun and the ranks print: who failed first, and the ranks' logs
 
 SLURM's ways, as seen with 22.05:

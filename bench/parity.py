@@ -1,9 +1,9 @@
 """Every combination that is offered and fits eight processes, 20 steps against one process.
 
 `python bench/parity.py` runs what bench/results/parity.json does not hold yet, and may be stopped and started
-again at any time; docs/parity.md is written from it. What covers every pair of settings comes first, then one
-run of each value of NAMED, then what adds most triples a second, so that a part of the runs says as much as
-it can. `--write` only writes the table.
+again at any time; docs/measured/parity.md is written from it. What covers every pair of settings comes first,
+then one run of each value of NAMED, then what adds most triples a second, so that a part of the runs says as
+much as it can. `--write` only writes the table.
 """
 
 # ruff: noqa: E402
@@ -40,7 +40,7 @@ from parity_cases import (
 from ranks import RankFailure, RankPools
 
 RESULTS = ROOT / "bench/results/parity.json"
-TABLE = ROOT / "docs/parity.md"
+TABLE = ROOT / "docs/measured/parity.md"
 SAVE_SECONDS = 20.0
 STRETCH = 100
 

@@ -1,4 +1,4 @@
-"""The table of docs/parity.md, from the rows that `bench/parity.py` has measured."""
+"""The table of docs/measured/parity.md, from the rows that `bench/parity.py` has measured."""
 
 import functools
 import re

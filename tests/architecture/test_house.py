@@ -86,7 +86,7 @@ def test_model_files_import_torch_common_and_each_other_only(file: Path) -> None
 
 
 DOCUMENTS = ["Makefile", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -27,7 +27,7 @@ from whole_runs import (
     write_config,
 )
 
-KILLER = Path(__file__).parents[1] / "helpers/killer.py"
+KILLER = Path(__file__).parents[1] / "helpers/programs/killer.py"
 BAD = ("optim.lr=1e30", "optim.weight_decay=0")  # the weights stay finite, but no loss of theirs is
 
 

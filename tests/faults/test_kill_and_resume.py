@@ -26,7 +26,7 @@ from whole_runs import (
     write_config,
 )
 
-KILLER = Path(__file__).parents[1] / "helpers/killer.py"
+KILLER = Path(__file__).parents[1] / "helpers/programs/killer.py"
 STEPS, BATCH = 12, 8
 
 

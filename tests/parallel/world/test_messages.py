@@ -18,7 +18,7 @@ from parallel.world.presence import Presence
 ROOT = Path(__file__).resolve().parents[3]
 PEER = """
 import sys, time
-sys.path.append("tests/helpers")
+sys.path += ["tests/helpers", "tests/helpers/programs"]
 from meetings import join
 from parallel.world.presence import Presence
 presence = Presence(2, 3, print)

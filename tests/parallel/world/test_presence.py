@@ -22,7 +22,7 @@ from parallel.world.rendezvous import Place
 ROOT = Path(__file__).resolve().parents[3]
 PEER = """
 import sys, time
-sys.path.append("tests/helpers")
+sys.path += ["tests/helpers", "tests/helpers/programs"]
 from meetings import join, listen
 from parallel.world.presence import Presence
 rank, where = int(sys.argv[1]), sys.argv[2]

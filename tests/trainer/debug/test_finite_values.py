@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from debugged import looked_into, opened
 from torch import Tensor
 
-from debugged import looked_into, opened
 from trainer.models.layers.feed_forward import FeedForward
 
 

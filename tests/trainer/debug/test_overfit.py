@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from debugged import looked_into, opened
 
 from data.stream.rows import SequenceRows
-from debugged import looked_into, opened
 from trainer.debug.overfit import NEAR_ZERO, Verdict, least_loss
 
 

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from debugged import looked_into, opened
 
 from common.lock import FolderLock
-from debugged import looked_into, opened
 from trainer.checkpoint import folder as folders
 from trainer.debug.command import main
 

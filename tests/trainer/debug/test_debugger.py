@@ -1,7 +1,6 @@
 """A debugger's prompt on a terminal that shows the live line."""
 
 import pytest
-
 from terminal import Terminal
 
 STOPPED = """

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from terminal import Terminal
+
 from whole_runs import GERMINAL
 
 WRONG_SHAPE = """

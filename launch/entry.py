@@ -16,3 +16,7 @@ def main() -> int:
     from launch import cli
 
     return cli.main(started=at_once.end)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

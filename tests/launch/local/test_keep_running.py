@@ -24,16 +24,13 @@ from launch.supervise import policy
 from trainer.config.sections import SuperviseConfig
 
 class Config:
-    folder = Path(sys.argv[1])
+    folder, name, parallel, train = Path(sys.argv[1]), "run", None, None
     supervise = SuperviseConfig(restarts=int(sys.argv[2]), notify=sys.argv[4])
-    name = "run"
-    parallel = train = None
 
 scripts = sys.argv[5:]
 policy.WAITS = (0.0, float(sys.argv[3]))
-keep_running.rank_commands = lambda job, **more: [
-    ProcessCommand((sys.executable, "-c", script)) for script in scripts
-]
+commands = [ProcessCommand((sys.executable, "-c", script)) for script in scripts]
+keep_running.rank_commands = lambda job, **more: commands
 sys.exit(keep_running.keep_running(Job("c.yaml", nproc=len(scripts)), Config))
 """
 RANK = """

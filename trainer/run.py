@@ -72,6 +72,7 @@ class Run:
             if not self.rewind(end.why):
                 raise on_every_rank(repeats(RuntimeError(end.why)))
         if end.then is not Then.DONE:
+            self.meter.stopped(self.state)
             return False
         self.meter.finish(self.state)
         return True

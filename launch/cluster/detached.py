@@ -15,6 +15,7 @@ from pathlib import Path
 from common.exit_codes import DONE, INTERRUPTED, STOPPED
 from launch.cluster import slurm, submission
 from launch.cluster.submission import Ending, Note, SentJob, Submission
+from launch.supervise.process import begin
 
 LOG = "log-local.txt"
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -36,14 +37,14 @@ def start(sub: Submission) -> None:
             stderr=log,
             start_new_session=True,
         )
-    submission.add_job(folder, str(process.pid), host=socket.gethostname(), started=_started(process.pid))
+    submission.add_job(folder, str(process.pid), host=socket.gethostname(), started=begin(process.pid))
 
 
 def is_alive(job: SentJob) -> bool | None:
     """Whether the process of the job runs; None where that cannot be seen from this machine."""
     if job.host != socket.gethostname():
         return None
-    return _started(int(job.job)) == job.started != ""
+    return begin(int(job.job)) == job.started != ""
 
 
 def ask_to_stop(job: SentJob, number: int = signal.SIGTERM) -> None:
@@ -92,18 +93,6 @@ def main(folder: str) -> int:
     submission.note(place, Note(time.time(), job, "end", reason, code, attempt=1, nodes=nodes))
     submission.end(place, Ending(time.time(), job, code, reason))
     return code
-
-
-def _started(pid: int) -> str:
-    """Return when the process began, in ticks since the machine did, with the machine's start: no other
-    process has the same. "" where there is none, or it is dead and only not waited for.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else f"{fields[19]} {boot}"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ class Progress:
     steps_per_second, tokens_per_second: of the last steps that were logged.
     seconds_since_step: since metrics.jsonl was written last.
     seconds_left: until the last step, at this rate.
-    restarts: starts of the ranks after the first, over the whole run.
+    restarts: how often a supervisor started the ranks again, or the job went back to the queue; a start by
+        hand is none.
     """
 
     step: int | None = None
@@ -47,8 +48,7 @@ def progress(folder: Path, submitted: Path | None) -> Progress:
     found = Progress()
     lines = [line for line in _tail(folder / "metrics.jsonl") if "loss" in line]
     found.steps = _steps(folder, submitted)
-    starts = [line for line in _tail(folder / run_folder.EVENTS, whole=True) if line.get("kind") == "start"]
-    found.restarts = max(0, len(starts) - 1)
+    found.restarts = _restarts(folder)
     if not lines:
         return found
     last = lines[-1]
@@ -61,6 +61,25 @@ def progress(folder: Path, submitted: Path | None) -> Progress:
     if found.steps_per_second and found.steps is not None and found.step is not None:
         found.seconds_left = (found.steps - found.step) / found.steps_per_second
     return found
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """Return all events of the run in `folder`, oldest first."""
+    return _tail(folder / run_folder.EVENTS, whole=True)
+
+
+def _restarts(folder: Path) -> int:
+    """Count those that `germinal train` wrote into the run's events, and those that jobs noted."""
+    own = sum(event.get("kind") == "restart" and "job" not in event for event in events(folder))
+    noted = 0
+    for at in submission.folders(folder):
+        kinds = [note.kind for note in submission.notes(at)]
+        # A requeue that SLURM refuses is followed by a stop.
+        noted += sum(
+            kind == "restart" or (kind == "requeue" and after != "stop")
+            for kind, after in zip(kinds, [*kinds[1:], ""])
+        )
+    return own + noted
 
 
 def _steps(folder: Path, submitted: Path | None) -> int | None:

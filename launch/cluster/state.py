@@ -12,13 +12,14 @@ from typing import Any
 
 from common.exit_codes import DONE, STOPPED
 from launch.cluster import detached, slurm, submission
-from launch.cluster.progress import Progress, holder, progress
+from launch.cluster.last_end import last_end, restarting
+from launch.cluster.progress import Progress, events, holder, progress
 from launch.cluster.slurm import QueuedJob
 from trainer.folder import run_folder
 
 MOST_JOBS = 100  # that are asked after: those of the newest submissions
 
-LIVE = ("queued", "held", "starting", "running", "ending")
+LIVE = ("queued", "held", "starting", "running", "restarting", "ending")
 _WORDS = {
     "PENDING": "queued",
     "REQUEUED": "queued",
@@ -50,8 +51,9 @@ class Status:
     """What `germinal status` shows of a run.
 
     run, folder: its name and its folder.
-    state: queued, held, starting, running, ending; done, stopped, failed, cancelled, gone (the job left the
-        queue without a word); unknown (the queue cannot be asked).
+    state: queued, held, starting, running, restarting, ending; done, stopped, failed, cancelled (by `germinal
+        cancel` or scancel), gone (the job left the queue without a word); unknown (the queue cannot be
+        asked).
     reason: why, in one line.
     backend: slurm or local; "" for a run that was not submitted.
     jobs: ids of the jobs that wait or run.
@@ -134,13 +136,16 @@ def status(folder: Path, environ: Mapping[str, str]) -> Status:
         found.run, found.backend = sub.run, sub.cluster.backend
         _from_queue(found, current, queue)
     found.progress = progress(folder, current)
+    happened = events(folder)
     held = holder(folder)
+    again = "" if held else restarting(happened)
     if held and not found.is_live:
         found.state, found.reason = "running", f"by {held}"
+    elif again and (found.state == "running" or not found.is_live):
+        found.state, found.reason, found.code = "restarting", again, None
     elif not current:
-        finished = found.progress.is_finished
-        found.state = "done" if finished else "stopped"
-        found.code = DONE if finished else None
+        end = last_end(folder, found.progress, happened)
+        found.state, found.reason, found.code = end.state, end.reason, end.code
     return found
 
 

@@ -30,6 +30,9 @@ def cancel(args: argparse.Namespace) -> int:
     if not queue.live:
         if queue.problem:
             raise RuntimeError(f"{folder}: {queue.problem}")
+        if state.status(folder, os.environ).state == "done":
+            print(f"{folder.name}: done, nothing to cancel")
+            return 0
         raise RuntimeError(f"{folder}: no job of this run waits or runs; see `germinal status {args.folder}`")
     sent = {job.job: (at, job) for at in submission.folders(folder) for job in submission.jobs(at)}
     for job in queue.live:  # first: none of them may start the ranks again

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,13 +52,13 @@ def _facts(one: "Status") -> dict[str, object]:
     if far.loss is not None:
         facts["loss"] = far.loss
     if far.steps_per_second:
-        facts["rate"] = f"{far.steps_per_second:.3g} steps/s, {tables.shown(far.tokens_per_second)} tokens/s"
+        facts["rate"] = f"{far.steps_per_second:.3g} steps/s, {_whole(far.tokens_per_second)} tokens/s"
     if far.seconds_since_step is not None:
         facts["last step"] = f"{in_words(far.seconds_since_step)} ago"
     if one.is_live and far.seconds_left is not None:
         facts["time left"] = in_words(far.seconds_left)
     if one.job_left:
-        facts["job's time left"] = one.job_left
+        facts["job's time left"] = like_in_words(one.job_left)
     facts["restarts"] = far.restarts
     return {name: value for name, value in facts.items() if value != ""}
 
@@ -75,6 +76,21 @@ def _line(one: "Status") -> tuple[object, ...]:
         far.restarts,
         one.reason,
     )
+
+
+def _whole(rate: float | None) -> str:
+    return tables.shown(None if rate is None else round(rate))
+
+
+def like_in_words(left: str) -> str:
+    """Return squeue's time left, `[DAYS-][HOURS:]MINUTES:SECONDS`, as `in_words` writes it; other words of
+    squeue, such as UNLIMITED, as they are.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
+    if found is None:
+        return left
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return in_words(timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds())
 
 
 def in_words(seconds: float) -> str:

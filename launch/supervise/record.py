@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from common.lock import FolderLock
+from launch.supervise import process
 from launch.supervise.policy import Again, Attempt, Decision
 from trainer.folder.fence import Fence
 from trainer.folder.run_folder import EVENTS
@@ -29,6 +30,7 @@ def record(folder: Path, attempt: Attempt, decision: Decision, *, kind: str = ""
     about = {"rank": attempt.rank, "host": attempt.host, "code": attempt.code, **fields}
     if isinstance(decision, Again):
         about |= {"restart": decision.number, "from_step": attempt.saved_after}
+        about["supervisor"] = process.this_process()  # while it lives, the ranks will be started
     try:
         fence = Fence(folder)
         fence.take()

@@ -1,5 +1,6 @@
 """A run over two nodes of a real SLURM, disturbed: it ends with the metrics of the undisturbed run."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -49,6 +50,8 @@ def test_scancel_saves_and_is_not_requeued_and_the_run_goes_on_when_it_is_submit
     slurm.run("scancel", run.job)
     ending = run.wait_for_end(seconds=60)
     assert ending["code"] == 75 and str(ending["reason"]).startswith("cancelled by scancel")
+    status = json.loads(germinal(slurm, "status", run.folder, "--json").stdout)
+    assert status["state"] == "cancelled", "the word of `germinal cancel`"
     job = slurm.wait_for_job(run.job, "CANCELLED", seconds=60)
     assert job["Restarts"] == "0"
     (saved,) = run.notes("end")

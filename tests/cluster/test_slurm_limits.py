@@ -45,7 +45,7 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_is_requeued_and_goes_
     warned.wait_for_step(int(str(first["step"])) + 5)
     assert slurm.job(warned.job)["Restarts"] == "1"
     (requeued,) = events(warned.folder, "requeue")
-    assert requeued["reason"].startswith("the time limit is near; the same command goes on from step ")
+    assert requeued["reason"].startswith("the time limit is near; saved at step ")
     cancelled = germinal(slurm, "cancel", warned.folder)
     assert cancelled.returncode == 0, cancelled.stderr
     ending = warned.wait_for_end(seconds=90)

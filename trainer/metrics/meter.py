@@ -133,7 +133,11 @@ class Meter:
             for log in self._record:
                 later, torn = truncate_after(log.path, state.step, self._guard, known_bytes=known_bytes(log))
                 if later or torn:
-                    reason = f"{log.path.name}: dropped {later} lines of later steps and {torn} torn ones"
+                    found = ((later, "of later steps"), (torn, "cut short"))
+                    what = " and ".join(
+                        f"{count} line{'s' * (count > 1)} {which}" for count, which in found if count
+                    )
+                    reason = f"{log.path.name}: dropped {what}"
                     self._events.event("rewind", state.step, reason)
             reason = "went on" if state.step else "new run"
             self._events.event("start", state.step, reason, **self._about)
@@ -196,6 +200,14 @@ class Meter:
                     f" loss {result.loss:.4f}"
                 )
         self._speed.go()
+
+    def stopped(self, state: TrainState) -> None:
+        """Write that the run was asked to stop and is saved: a record that ends otherwise is one of a run
+        that was killed.
+        """
+        if self._writes:
+            reason = f"saved at step {state.step} after a request to stop" if state.step else "asked to stop"
+            self._events.event("stop", state.step, reason)
 
     def finish(self, state: TrainState) -> None:
         """Close the record of a finished run: draw its curves, print how it went and where its files are."""

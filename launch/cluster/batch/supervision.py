@@ -17,7 +17,6 @@ from launch.cluster.submission import Submission
 from launch.local.signal_inbox import SignalInbox
 from launch.supervise.evidence import Before, newest_saved
 from launch.supervise.policy import Again, Attempt, Leave, decide
-from trainer.checkpoint.folder import goes_on
 from trainer.config import checks
 
 if TYPE_CHECKING:
@@ -103,7 +102,12 @@ class Supervision:
         self.starts += 1
         cluster = self.submission.cluster
         where = Placement(nodes, cluster.nproc, allocated_cpus(self.submission, self.environ))
-        self._note("start", f"{where.world} ranks on {' '.join(nodes)}", step=before.saved, nodes=list(nodes))
+        self._note(
+            "start",
+            f"{where.world} rank{'s' * (where.world > 1)} on {' '.join(nodes)}",
+            step=before.saved,
+            nodes=list(nodes),
+        )
         more, words = rank_words(self.submission)
         output = StepOutput(where.world, self.journal.new_log(where, self.starts))
         try:
@@ -176,7 +180,8 @@ class Supervision:
 
     def _asked(self, attempt: Attempt) -> int:
         """The ranks have left because they were asked to: find out who asked, and requeue or not."""
-        saved = goes_on(self.run_folder)
+        step = newest_saved(self.run_folder)
+        saved = f"saved at step {step}" if step else "nothing is saved"
         if records.is_cancelled(self.folder):
             return self._end(STOPPED, f"cancelled; {saved}", kind="stop")
         now = self.allocation.state()
@@ -184,6 +189,7 @@ class Supervision:
             return self._requeued_by_slurm(saved)
         by_limit = now.reason == "TimeLimit" or now.state == "TIMEOUT"
         if now.state in ("COMPLETING", "CANCELLED") and not by_limit:
+            records.ask_to_cancel(self.folder)  # the same end as that of `germinal cancel`
             return self._end(STOPPED, f"cancelled by scancel; {saved}", kind="stop")
         how = "" if attempt.code == STOPPED else f"{attempt}; "
         limit = "the time limit is near" if not by_limit else "the time limit is reached"

@@ -11,6 +11,7 @@ import pytest
 
 from launch.cluster import detached, submission
 from launch.cluster.submission import SentJob
+from launch.supervise.process import begin
 
 RUN = Path("runs/tiny")
 FOLDER = RUN / "submit/1"
@@ -85,7 +86,7 @@ def is_dead(pid: str) -> bool:
 def test_another_process_with_the_same_number_is_not_taken_for_the_job() -> None:
     process = subprocess.Popen(["sleep", "60"])
     try:
-        job = SentJob(0.0, str(process.pid), detached.socket.gethostname(), detached._started(process.pid))
+        job = SentJob(0.0, str(process.pid), detached.socket.gethostname(), begin(process.pid))
         assert detached.is_alive(job) is True
         assert detached.is_alive(SentJob(0.0, job.job, job.host, "1 another boot")) is False
         assert detached.is_alive(SentJob(0.0, job.job, "elsewhere", job.started)) is None

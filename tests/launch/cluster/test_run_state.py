@@ -68,6 +68,8 @@ def test_what_the_queue_says(queued, state, reason, submitted, slurm, germinal) 
 def test_step_rate_time_left_and_restarts(submitted, slurm, germinal) -> None:
     slurm.queue(("101", "RUNNING", "None"))
     progress(3, starts=2)
+    with (RUN / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "loss": 2.5, "tokens_per_second": 17126.4, "step_seconds": 0.5}))
     submission.note(FOLDER, Note(time.time(), "101", "restart", "rank 1 on n2 was ended by SIGKILL"))
     found = seen(germinal)
     names = (
@@ -84,7 +86,12 @@ def test_step_rate_time_left_and_restarts(submitted, slurm, germinal) -> None:
     assert [found[name] for name in names] == [3, 4, 2.5, 2.0, 0.5, 1, ["101"], "n[1-2]", "1:00"]
     assert found["reason"] == "rank 1 on n2 was ended by SIGKILL" and found["seconds_since_step"] < 60
     code, out, _ = germinal("status", "tiny")
-    assert code == 0 and "3 of 4" in out and "2 steps/s" in out and "0:00:00" in out
+    assert code == 0 and "3 of 4" in out and "2 steps/s, 17,126 tokens/s" in out
+    # squeue's time left, 1:00, is written as the run's own is.
+    assert [" ".join(line.split()) for line in out.splitlines() if "time left" in line] == [
+        "time left 0:00:00",
+        "job's time left 0:01:00",
+    ]
 
 
 @pytest.mark.parametrize(("code", "word"), [(0, "done"), (75, "stopped"), (1, "failed"), (2, "failed")])
@@ -173,8 +180,9 @@ def test_a_run_that_was_never_submitted(slurm, germinal) -> None:
     RUN.mkdir(parents=True)
     progress(4)
     assert (seen(germinal)["state"], seen(germinal)["code"]) == ("done", 0)
-    progress(2)
-    assert seen(germinal)["state"] == "stopped"
+    assert germinal("cancel", "tiny")[:2] == (0, "tiny: done, nothing to cancel\n")
+    progress(2, starts=3)
+    assert (seen(germinal)["state"], seen(germinal)["restarts"]) == ("stopped", 0), "starts by hand"
     code = (
         "import sys, time; from pathlib import Path; from common.lock import FolderLock\n"
         "lock = FolderLock.take(Path(sys.argv[1])); print(1, flush=True); time.sleep(60)"

@@ -131,7 +131,17 @@ def test_the_record_reads_as_if_there_had_been_no_interruption(tmp_path: Path) -
     assert ledger[0] == {"step": 1, "dp_rank": 0, "sequences": [0, 1, 2]}
     events = lines(tmp_path / "a" / "events.jsonl")
     assert [event["kind"] for event in events] == ["start", "rewind", "rewind", "start"]
-    assert "metrics.jsonl: dropped 3 lines of later steps" in events[1]["reason"]
+    assert events[1]["reason"] == "metrics.jsonl: dropped 3 lines of later steps", "and of no torn ones"
+
+
+def test_a_request_to_stop_is_an_event_of_the_rank_that_writes(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        one = meter(config(tmp_path), rank=rank, world=2)
+        one.stopped(TrainState(step=3))
+        one.close()
+    (event,) = lines(tmp_path / "events.jsonl")
+    assert (event["kind"], event["step"]) == ("stop", 3)
+    assert event["reason"] == "saved at step 3 after a request to stop"
 
 
 def test_an_overflow_is_an_event_and_its_loss_null(tmp_path: Path) -> None:

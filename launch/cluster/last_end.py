@@ -1,0 +1,80 @@
+"""How a run that nobody runs now has ended, as its events tell: for a run without a submission. Changes
+nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.exit_codes import DONE, FAILED, STOPPED
+from launch.cluster.progress import Progress
+from launch.supervise import process
+from launch.supervise.evidence import newest_saved
+from launch.supervise.policy import WAITS
+
+# For a supervisor on another machine, which cannot be asked: the longest wait before a start, and the start.
+TRUSTED_SECONDS = max(WAITS) + 300.0
+_TELLING = ("start", "save", "fault", "hang", "restart", "stop")
+
+
+@dataclass(frozen=True)
+class LastEnd:
+    """state, reason: as of `state.Status`. code: the exit code; None where it is not known."""
+
+    state: str
+    reason: str = ""
+    code: int | None = None
+
+
+def restarting(events: Sequence[dict[str, Any]]) -> str:
+    """Return why the ranks are being started again; "" where they are not: the last start is newer than the
+    last restart, or the supervisor that wrote it has ended.
+    """
+    last = _last(events, ("start", "restart", "stop"))
+    if last is None or last.get("kind") != "restart" or "supervisor" not in last:
+        return ""
+    alive = process.is_alive(last["supervisor"])
+    if alive is None:
+        alive = _age(last) < TRUSTED_SECONDS
+    return _reason(last) if alive else ""
+
+
+def last_end(folder: Path, far: Progress, events: Sequence[dict[str, Any]]) -> LastEnd:
+    """Return how the run in `folder` ended. far: how far it is; events: all of its own."""
+    if far.is_finished:
+        return LastEnd("done", "done", DONE)
+    last = _last(events, _TELLING)
+    step = far.step or 0
+    saved = newest_saved(folder)
+    newest = f"newest checkpoint {saved}" if saved else "no checkpoint"
+    if last is None:
+        return LastEnd("stopped", f"after step {step}, {newest}" if step else "it has not begun")
+    kind, at = last["kind"], last.get("step")
+    if kind == "stop" and "code" not in last:  # by the ranks; a supervisor gives its exit code
+        return LastEnd("stopped", _reason(last), STOPPED)
+    # A fault that a run survives, such as a damaged checkpoint, is followed by steps.
+    if kind == "stop" or (kind in ("fault", "hang") and isinstance(at, int) and at >= step):
+        return LastEnd("failed", f"ended by a fault: {_reason(last)}", FAILED)
+    if kind == "restart":
+        return LastEnd("stopped", f"ended before the start that was to follow: {_reason(last)}")
+    where = f"after step {step}" if step else "before its first step was done"
+    return LastEnd("stopped", f"killed without a word {where}, {newest}")
+
+
+def _last(events: Sequence[dict[str, Any]], kinds: Sequence[str]) -> dict[str, Any] | None:
+    return next((event for event in reversed(events) if event.get("kind") in kinds), None)
+
+
+def _reason(event: dict[str, Any]) -> str:
+    return " ".join(str(event.get("reason", "")).split())
+
+
+def _age(event: dict[str, Any]) -> float:
+    """Seconds since the event; infinite where its time cannot be read."""
+    try:
+        return time.time() - datetime.fromisoformat(str(event.get("time"))).timestamp()
+    except ValueError:
+        return float("inf")

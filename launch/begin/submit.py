@@ -42,7 +42,11 @@ def add_command(add: options.AddCommand) -> None:
     parser.usage = "germinal submit CONFIG [--backend slurm] [--nodes N] [--nproc M] [options] [key=value…]"
     parser.add_argument("config", metavar="CONFIG", help=options.CONFIG)
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes one key of it")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: the cluster file's, else slurm")
+    backend = (
+        "default: the cluster file's, else slurm; kubernetes needs --dry-run and a cluster file with "
+        "kubernetes.claim"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help=backend)
     where = "cluster file, or a name in configs/cluster/ (default: BACKEND.yaml there, if there is one)"
     parser.add_argument("--cluster", default="", metavar="FILE|NAME", help=where)
     parser.add_argument("--dry-run", action="store_true", help="check, show what would be sent, send nothing")
@@ -86,7 +90,7 @@ def submit(args: argparse.Namespace) -> int:
         _only_slurm(args, cluster.backend)
     preflight.check(cluster, os.environ, dry=args.dry_run)
     wishes = sending.wishes(args.config, args.overrides, elements(args.array), cluster)
-    if file:
+    if file and (args.dry_run or not args.cluster):  # one that was found without being named
         print(f"cluster file: {file}", file=sys.stderr)
     if cluster.backend != "kubernetes":
         preflight.warn(preflight.not_shared(wishes[0].folder, cluster))

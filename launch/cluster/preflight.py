@@ -159,18 +159,21 @@ def _check_local(cluster: Cluster) -> None:
 
 
 def _check_kubernetes(cluster: Cluster, *, dry: bool) -> None:
+    missing = []
     if not dry:
-        raise ValueError(
-            "--backend kubernetes writes a manifest and sends nothing: add --dry-run, as in "
-            "`germinal submit … --dry-run | kubectl apply -f -`"
+        missing.append(
+            "--dry-run (a manifest is written and nothing is sent: `germinal submit … --dry-run | kubectl "
+            "apply -f -`)"
         )
     if not cluster.container.image:
-        raise ValueError("container.image: missing: give --container IMAGE, with germinal installed in it")
+        missing.append("container.image (--container IMAGE, with germinal installed in it)")
     if not cluster.kubernetes.claim:
-        raise ValueError(
-            "kubernetes.claim: missing: give the PersistentVolumeClaim (ReadWriteMany) that holds corpora "
-            "and runs"
+        missing.append(
+            "kubernetes.claim in a cluster file (--cluster FILE; the PersistentVolumeClaim, ReadWriteMany, "
+            "that holds corpora and runs)"
         )
+    if missing:
+        raise ValueError(f"--backend kubernetes: missing: {', '.join(missing)}")
     if cluster.spare_nodes:
         raise ValueError("spare_nodes: Kubernetes itself starts a pod that was lost on another machine")
     if ":" in cluster.gpus_per_node or (not cluster.gpus_per_node.isdecimal() and cluster.gpus_per_node):

@@ -127,6 +127,7 @@ def test_resume_on_other_layouts_loses_and_repeats_nothing(
             number=signal.SIGTERM,
         )
         assert code == 75, "a run that was asked to stop saves and exits with 75"
+        assert events(run, "stop")[-1]["reason"].endswith("after a request to stop")
     train(config)
     assert consumed(run) == list(range(STEPS * BATCH))
     mine, theirs = records(run / "metrics.jsonl"), records(undisturbed / "metrics.jsonl")

@@ -21,6 +21,9 @@ from parallel.engine import Engine
 NEAR_ZERO = 0.1
 """Nats a target: a perplexity of 1.1. A model that has learnt nothing has ln(vocabulary), 6 to 12."""
 
+FALLING = 0.01
+"""Of the loss above the least possible one: the share that goes at the end where a loss still falls."""
+
 STEPS = 300
 
 
@@ -32,6 +35,7 @@ class Verdict:
     first, last: loss of the first and of the last step, in nats a target.
     least: the least possible loss.
     most_steps: steps that were allowed.
+    still_falling: the loss was still falling when they were over.
     """
 
     steps: int
@@ -39,6 +43,7 @@ class Verdict:
     last: float
     least: float
     most_steps: int
+    still_falling: bool = False
 
     @property
     def learnt(self) -> bool:
@@ -49,10 +54,12 @@ class Verdict:
         rule = f"(rule: at most {NEAR_ZERO} above {self.least:.3f}, the least possible)"
         if self.learnt:
             return f"overfit: yes: {fell} {rule}"
-        return (
-            f"overfit: NO: {fell} {rule}: forward, backward or update is wrong, or optim.lr does not suit, "
-            "or more --steps are needed"
-        )
+        wrong = "forward, backward or update is wrong, or optim.lr does not suit"
+        if self.still_falling:
+            why = f"more --steps are needed, for the loss was still falling; else {wrong}"
+        else:
+            why = f"{wrong}; the loss did not fall any more, so more --steps will hardly help"
+        return f"overfit: NO: {fell} {rule}: {why}"
 
 
 def overfit(
@@ -78,7 +85,19 @@ def overfit(
             raise RuntimeError(f"step {number} on the same batch: {result.fault}")
         if loss - least <= NEAR_ZERO or not result.count:
             break
-    return Verdict(len(losses), losses[0], losses[-1], least, steps)
+    return Verdict(len(losses), losses[0], losses[-1], least, steps, still_falling(losses, least))
+
+
+def still_falling(losses: Sequence[float], least: float) -> bool:
+    """Whether the last quarter of the steps took away at least a hundredth of what was left of the loss above
+    `least`. Halves of that quarter are compared, for single steps are noisy.
+    """
+    quarter = losses[-max(2, len(losses) // 4) :]
+    if len(quarter) < 2:
+        return False
+    half = len(quarter) // 2
+    before, after = sum(quarter[:half]) / half, sum(quarter[-half:]) / half
+    return before - after >= FALLING * (before - least)
 
 
 def least_loss(rows: SequenceRows) -> float:

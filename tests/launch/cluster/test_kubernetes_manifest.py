@@ -57,6 +57,15 @@ def test_one_pod_a_node_and_what_follows_its_end(written) -> None:
     assert {mount["name"] for mount in ranks["volumeMounts"]} == {v["name"] for v in template["volumes"]}
 
 
+def test_all_that_is_missing_is_one_line(config, germinal, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, line = germinal.refusal("submit", config, "--backend=kubernetes")
+    assert code == 2
+    assert [name for name in ("--dry-run", "container.image", "kubernetes.claim") if name not in line] == []
+    code, line = germinal.refusal("submit", config, "--backend=kubernetes", "--dry-run", "--container=i")
+    assert code == 2 and "missing: kubernetes.claim in a cluster file" in line
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kubectl_knows_every_field_of_the_job(written, tmp_path) -> None:
     """kubectl reads the job into its own types, without a server: a field that it does not know is lost."""

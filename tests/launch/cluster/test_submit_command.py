@@ -58,13 +58,22 @@ def test_a_cluster_file_is_below_the_command_line(config, slurm, germinal) -> No
     code, _, err = germinal(
         "submit", config, "--cluster=big", "--nodes=1", "--account=us", "--sbatch=comment=b", "--no-requeue"
     )
-    assert code == 0 and "cluster file: configs/cluster/big.yaml" in err
+    assert code == 0 and "cluster file" not in err, "it was named"
+    assert germinal("submit", config, "--cluster=big", "--nodes=1", "--dry-run")[2].startswith(
+        "cluster file: configs/"
+    )
     (sent,) = slurm.calls("sbatch")
     names = ("nodes", "ntasks-per-node", "account", "mail-type", "comment", "no-requeue", "requeue")
     assert [option(sent, name) for name in names] == ["1", "2", "us", "END", "b", "", None]
     (folder / "big.yaml").write_text("node: 4\n")
     code, line = germinal.refusal("submit", config, "--cluster=big")
     assert code == 2 and "configs/cluster/big.yaml: node=4: unknown key; did you mean nodes?" in line
+
+
+def test_a_cluster_file_that_is_found_without_being_named_is_told(config, slurm, germinal) -> None:
+    Path("configs/cluster").mkdir(parents=True)
+    Path("configs/cluster/slurm.yaml").write_text("nodes: 1\n")
+    assert "cluster file: configs/cluster/slurm.yaml\n" in germinal("submit", config)[2]
 
 
 def test_the_copy_of_the_code_is_what_is_installed(config, slurm, germinal) -> None:
@@ -224,8 +233,7 @@ def test_a_site_that_prints_more_is_understood(config, slurm, germinal) -> None:
         (["--array=nonsense=1,2"], "nonsense"),
         (["--backend=local", "--nodes=2"], "nodes=2: --backend local is this one machine"),
         (["--backend=local", "--chain=2"], "--chain: needs a queue"),
-        (["--backend=kubernetes"], "add --dry-run"),
-        (["--backend=kubernetes", "--dry-run"], "container.image: missing"),
+        (["--backend=kubernetes", "--container=i"], "missing: --dry-run (a manifest is written"),
         (["--cluster=none"], "config configs/cluster/none.yaml: no such file"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from debugged import looked_into, opened
 
 from data.stream.rows import SequenceRows
-from trainer.debug.overfit import NEAR_ZERO, Verdict, least_loss
+from trainer.debug.overfit import NEAR_ZERO, Verdict, least_loss, still_falling
 
 
 def test_one_batch_is_learnt_by_heart(trained: Path) -> None:
@@ -28,6 +28,25 @@ def test_a_batch_that_is_not_learnt_is_no(trained: Path) -> None:
 def test_the_rule_is_near_the_least_possible_loss(last: float, learnt: bool) -> None:
     assert NEAR_ZERO == 0.1
     assert Verdict(10, 6.0, last, 0.2, 100).learnt is learnt
+
+
+@pytest.mark.parametrize(
+    ("losses", "falls"),
+    [
+        ([6.0 - 0.1 * step for step in range(40)], True),
+        ([6.0 * 0.99**step for step in range(40)], True),
+        ([6.0] * 20 + [3.0, 3.001] * 10, False),  # it fell once
+        ([3.0] * 30 + [3.0 + 0.1 * step for step in range(10)], False),
+        ([3.0], False),
+        ([3.0, 2.0], True),
+        ([math.nan] * 8, False),
+    ],
+)
+def test_more_steps_are_the_first_advice_where_the_loss_still_falls(losses, falls: bool) -> None:
+    assert still_falling(losses, 0.2) is falls
+    said = str(Verdict(40, losses[0], losses[-1], 0.2, 40, still_falling(losses, 0.2)))
+    assert ("least possible): more --steps are needed" in said) is falls
+    assert "forward, backward or update is wrong" in said
 
 
 def rows(tokens: list[list[int]], documents: list[list[int]] | None = None) -> SequenceRows:

@@ -112,6 +112,7 @@ def nobody_listens() -> str:
         (f"{sys.executable} -c 'exit(3)'", "ended with exit code 3"),
         ("sleep 60", "sleep: had not ended after 0.5 s: killed"),
     ],
+    ids=["refused", "no such program", "fails", "hangs"],
 )
 def test_nobody_there_is_one_line(
     target: str,

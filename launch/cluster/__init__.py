@@ -2,6 +2,7 @@
 
 cluster.py      what a run asks of a cluster: a cluster file, and the options of `germinal submit` over it
 submission.py   the folder `runs/NAME/submit/N/`: what a job runs, what it noted, how it ended
+lines.py        JSON and JSON Lines that may be torn or damaged
 elements.py     `--array`: which runs
 preflight.py    what is checked before anything is written or sent
 sending.py      config and cluster file → submissions; submissions → jobs

@@ -3,14 +3,13 @@ nothing.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from common.exit_codes import DONE, FAILED, STOPPED
-from launch.cluster.progress import Progress
+from launch.cluster.progress import Events, Progress
 from launch.supervise import process
 from launch.supervise.evidence import newest_saved
 from launch.supervise.policy import WAITS
@@ -29,11 +28,11 @@ class LastEnd:
     code: int | None = None
 
 
-def restarting(events: Sequence[dict[str, Any]]) -> str:
+def restarting(events: Events) -> str:
     """Return why the ranks are being started again; "" where they are not: the last start is newer than the
     last restart, or the supervisor that wrote it has ended.
     """
-    last = _last(events, ("start", "restart", "stop"))
+    last = events.last(("start", "restart", "stop"))
     if last is None or last.get("kind") != "restart" or "supervisor" not in last:
         return ""
     alive = process.is_alive(last["supervisor"])
@@ -42,11 +41,11 @@ def restarting(events: Sequence[dict[str, Any]]) -> str:
     return _reason(last) if alive else ""
 
 
-def last_end(folder: Path, far: Progress, events: Sequence[dict[str, Any]]) -> LastEnd:
-    """Return how the run in `folder` ended. far: how far it is; events: all of its own."""
+def last_end(folder: Path, far: Progress, events: Events) -> LastEnd:
+    """Return how the run in `folder` ended. far: how far it is; events: its own."""
     if far.is_finished:
         return LastEnd("done", "done", DONE)
-    last = _last(events, _TELLING)
+    last = events.last(_TELLING)
     step = far.step or 0
     saved = newest_saved(folder)
     newest = f"newest checkpoint {saved}" if saved else "no checkpoint"
@@ -64,10 +63,6 @@ def last_end(folder: Path, far: Progress, events: Sequence[dict[str, Any]]) -> L
     return LastEnd("stopped", f"killed without a word {where}, {newest}")
 
 
-def _last(events: Sequence[dict[str, Any]], kinds: Sequence[str]) -> dict[str, Any] | None:
-    return next((event for event in reversed(events) if event.get("kind") in kinds), None)
-
-
 def _reason(event: dict[str, Any]) -> str:
     return " ".join(str(event.get("reason", "")).split())
 
@@ -76,5 +71,5 @@ def _age(event: dict[str, Any]) -> float:
     """Seconds since the event; infinite where its time cannot be read."""
     try:
         return time.time() - datetime.fromisoformat(str(event.get("time"))).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return float("inf")

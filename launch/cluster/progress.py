@@ -1,18 +1,20 @@
 """How far a run is: what its folder says, whoever runs it. Changes nothing."""
 
 import fcntl
-import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from launch.cluster import submission
+from launch.cluster import lines, submission
 from trainer.folder import run_folder
 
-TAIL_BYTES = 64 << 10
+LINES_READ = 1000  # of metrics.jsonl, from its end, at most
 RATE_LINES = 20  # of metrics.jsonl, over which the rate is taken
+MOST_SECONDS = 1e10  # a longer time left says nothing
 
 
 @dataclass
@@ -45,41 +47,99 @@ class Progress:
 
 def progress(folder: Path, submitted: Path | None) -> Progress:
     """Return how far the run in `folder` is; `submitted`: the submission whose train.steps count."""
-    found = Progress()
-    lines = [line for line in _tail(folder / "metrics.jsonl") if "loss" in line]
-    found.steps = _steps(folder, submitted)
-    found.restarts = _restarts(folder)
-    if not lines:
+    found = Progress(steps=_steps(folder, submitted), restarts=_restarts(folder))
+    file = folder / "metrics.jsonl"
+    last = _last_steps(file)
+    if not last:
         return found
-    last = lines[-1]
-    found.step, found.loss = last.get("step"), last.get("loss")
-    found.tokens_per_second = last.get("tokens_per_second")
-    found.seconds_since_step = max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime)
-    seconds = [line["step_seconds"] for line in lines[-RATE_LINES:] if line.get("step_seconds")]
+    found.step, found.loss = lines.count(last[0].get("step")), _finite(last[0].get("loss"))
+    found.tokens_per_second = lines.number(last[0].get("tokens_per_second"))
+    found.seconds_since_step = max(0.0, time.time() - file.stat().st_mtime)
+    seconds = [taken for line in last if (taken := lines.number(line.get("step_seconds")))]
     if seconds:
         found.steps_per_second = len(seconds) / sum(seconds)
     if found.steps_per_second and found.steps is not None and found.step is not None:
-        found.seconds_left = (found.steps - found.step) / found.steps_per_second
+        left = max(0, found.steps - found.step) / found.steps_per_second
+        found.seconds_left = left if left < MOST_SECONDS else None
     return found
 
 
-def events(folder: Path) -> list[dict[str, Any]]:
-    """Return all events of the run in `folder`, oldest first."""
-    return _tail(folder / run_folder.EVENTS, whole=True)
+class Events(lines.Growing):
+    """The events of a run: how many restarts they tell of, and the last one of each kind."""
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.restarts, self._count = 0, 0
+        self._newest: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def take(self, values: dict[str, Any]) -> None:
+        """Add one event."""
+        if isinstance(kind := values.get("kind"), str):
+            self._count += 1
+            self._newest[kind] = (self._count, values)
+            self.restarts += kind == "restart" and "job" not in values  # jobs note their own
+
+    def last(self, kinds: Sequence[str]) -> dict[str, Any] | None:
+        """Return the last event of one of these kinds."""
+        found = [self._newest[kind] for kind in kinds if kind in self._newest]
+        return max(found, key=lambda newest: newest[0])[1] if found else None
+
+
+class _NotedRestarts(lines.Growing):
+    """How many restarts the jobs of a submission noted."""
+
+    def clear(self) -> None:
+        self.count = 0
+        self._before: object = None
+
+    def take(self, values: dict[str, Any]) -> None:
+        kind = values.get("kind")
+        self.count += kind in ("restart", "requeue")
+        # A requeue that SLURM refuses is followed by a stop.
+        self.count -= kind == "stop" and self._before == "requeue"
+        self._before = kind
+
+
+# `follow` looks again and again: each time only what is new is read.
+_events: dict[Path, Events] = {}
+_noted: dict[Path, _NotedRestarts] = {}
+
+
+def events(folder: Path) -> Events:
+    """Return what the events of the run in `folder` tell until now."""
+    file = folder.absolute() / run_folder.EVENTS
+    found = _events.setdefault(file, Events(file))
+    found.update()
+    return found
 
 
 def _restarts(folder: Path) -> int:
     """Count those that `germinal train` wrote into the run's events, and those that jobs noted."""
-    own = sum(event.get("kind") == "restart" and "job" not in event for event in events(folder))
-    noted = 0
+    count = events(folder).restarts
     for at in submission.folders(folder):
-        kinds = [note.kind for note in submission.notes(at)]
-        # A requeue that SLURM refuses is followed by a stop.
-        noted += sum(
-            kind == "restart" or (kind == "requeue" and after != "stop")
-            for kind, after in zip(kinds, [*kinds[1:], ""])
-        )
-    return own + noted
+        file = at.absolute() / submission.NOTES
+        noted = _noted.setdefault(file, _NotedRestarts(file))
+        noted.update()
+        count += noted.count
+    return count
+
+
+def _last_steps(file: Path) -> list[dict[str, Any]]:
+    """Return the newest lines of metrics.jsonl that are about a training step, the newest first."""
+    try:
+        near = islice(lines.newest(file), LINES_READ)
+        return list(islice((line for line in near if _is_step(line)), RATE_LINES))
+    except OSError:
+        return []
+
+
+def _is_step(line: dict[str, Any]) -> bool:
+    return "loss" in line and lines.count(line.get("step")) is not None
+
+
+def _finite(value: Any) -> float | None:
+    size = lines.number(abs(value)) if isinstance(value, int | float) else None
+    return None if size is None else float(value)
 
 
 def _steps(folder: Path, submitted: Path | None) -> int | None:
@@ -91,31 +151,11 @@ def _steps(folder: Path, submitted: Path | None) -> int | None:
             continue
         try:
             steps = yaml.safe_load(file.read_text(encoding="utf-8"))["train"]["steps"]
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
             continue
-        if isinstance(steps, int):
-            return steps
+        if lines.count(steps) is not None:
+            return lines.count(steps)
     return None
-
-
-def _tail(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
-    """Return the objects at the end of a JSON Lines file; `whole`: all of them."""
-    try:
-        with file.open("rb") as lines:
-            size = lines.seek(0, os.SEEK_END)
-            start = lines.seek(0 if whole else max(0, size - TAIL_BYTES))
-            data = lines.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in data[1:] if start else data:
-        try:
-            value = json.loads(line)
-        except ValueError:  # torn: being written
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 def holder(folder: Path) -> str:

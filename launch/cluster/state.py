@@ -3,6 +3,7 @@
 Where the queue cannot be asked, the run folder alone says how far the run is.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -108,15 +109,14 @@ def jobs(folder: Path, environ: Mapping[str, str]) -> Jobs:
     live: list[QueuedJob] = []
     problem = ""
     for at in submission.folders(folder):
-        sent, backend = submission.jobs(at), submission.read(at).cluster.backend
-        if backend == "slurm":
-            batch += [job.job for job in sent]
-            continue
-        for job in sent:
+        for job in submission.jobs(at):
+            if not job.host:  # not of this machine's processes, but of SLURM
+                batch.append(job.job)
+                continue
             alive = detached.is_alive(job)
             if alive:
                 live.append(QueuedJob(job.job, "RUNNING", "None", "N/A", "", job.host))
-            elif alive is None and submission.ending(at) is None:
+            elif alive is None and _ending(at) is None:
                 problem = f"process {job.job} runs on {job.host}, if it does: ask there"
     try:
         known = slurm.queue(batch[-MOST_JOBS:], environ)
@@ -127,13 +127,25 @@ def jobs(folder: Path, environ: Mapping[str, str]) -> Jobs:
 
 
 def status(folder: Path, environ: Mapping[str, str]) -> Status:
-    """Return the state of the run in `folder`."""
+    """Return the state of the run in `folder`. Where a file of it is damaged or cannot be read, the reason
+    says so: nothing is raised, for other runs are to be shown beside it.
+    """
     found = Status(folder.resolve().name, str(folder))
+    try:
+        _fill(found, folder, environ)
+    except (OSError, ValueError) as error:
+        found.state, found.reason = "unknown", str(error)
+    return found
+
+
+def _fill(found: Status, folder: Path, environ: Mapping[str, str]) -> None:
     queue = jobs(folder, environ)
     current = _current(submission.folders(folder), queue)
+    damaged = _damaged(current) if current else ""
     if current:
-        sub = submission.read(current)
-        found.run, found.backend = sub.run, sub.cluster.backend
+        with contextlib.suppress(ValueError):
+            sub = submission.read(current)
+            found.run, found.backend = sub.run, sub.cluster.backend
         _from_queue(found, current, queue)
     found.progress = progress(folder, current)
     happened = events(folder)
@@ -146,7 +158,7 @@ def status(folder: Path, environ: Mapping[str, str]) -> Status:
     elif not current:
         end = last_end(folder, found.progress, happened)
         found.state, found.reason, found.code = end.state, end.reason, end.code
-    return found
+    found.reason = "; ".join(filter(None, (damaged, found.reason)))
 
 
 def _current(submissions: list[Path], queue: Jobs) -> Path | None:
@@ -163,16 +175,33 @@ def _current(submissions: list[Path], queue: Jobs) -> Path | None:
 
 def _latest(at: Path) -> float:
     """Return when a submission was sent, or its jobs last noted something: seconds since 1970."""
-    times = [job.time for job in submission.jobs(at)] + [note.time for note in submission.notes(at)]
-    if ending := submission.ending(at):
-        times.append(ending.time)
-    return max(times, default=0.0)
+    said = (*submission.jobs(at), submission.last_note(at), _ending(at))
+    return max((line.time for line in said if line), default=0.0)
+
+
+def _damaged(at: Path) -> str:
+    """Return what is wrong with the files of a submission, one line; "" where they are sound."""
+    wrong = []
+    for reader in (submission.read, submission.ending):
+        try:
+            reader(at)
+        except ValueError as error:
+            wrong.append(str(error))
+    return "; ".join(wrong)
+
+
+def _ending(at: Path) -> submission.Ending | None:
+    """Return how a submission ended; None where it has not, or its end.json is damaged."""
+    try:
+        return submission.ending(at)
+    except ValueError:
+        return None
 
 
 def _from_queue(found: Status, at: Path, queue: Jobs) -> None:
     """Fill in state, reason and jobs of a run that was submitted."""
-    notes, ending = submission.notes(at), submission.ending(at)
-    said = notes[-1].reason if notes else ""
+    note = submission.last_note(at)
+    said = note.reason if note else ""
     if queue.live:
         job = next((job for job in queue.live if job.state != "PENDING"), queue.live[0])
         found.jobs, found.nodes, found.job_left = [j.job for j in queue.live], job.nodes, job.left
@@ -183,13 +212,14 @@ def _from_queue(found: Status, at: Path, queue: Jobs) -> None:
         if found.state == "running" and submission.is_cancelled(at):
             found.state, found.reason = "ending", "asked to save and to end"
         return
+    ending = _ending(at)
     own = {job.job for job in submission.jobs(at)}
     over = [job for job in queue.over if job.job in own]
     if ending:
         found.code = ending.code
         found.state = {DONE: "done", STOPPED: "stopped"}.get(ending.code, "failed")
         found.reason = ending.reason
-    elif notes and notes[-1].kind == "stop":  # may not be requeued: the next link, or a new job, goes on
+    elif note and note.kind == "stop":  # may not be requeued: the next link, or a new job, goes on
         found.state, found.code, found.reason = "stopped", STOPPED, said
     if submission.is_cancelled(at) and (ending is None or ending.code != DONE):
         found.state, found.reason = "cancelled", found.reason or said or "before it began"

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
+from launch.cluster import lines
 from launch.cluster.cluster import Cluster
 
 VERSION = 1
@@ -152,7 +153,7 @@ def read(folder: str | Path) -> Submission:
     from trainer.config import schema
 
     file = Path(folder) / FILE
-    values = _read_json(file)
+    values = lines.document(file)
     if values is None:
         raise ValueError(f"{file}: no such submission: it is written by `germinal submit`")
     if values.get("version") != VERSION:
@@ -160,7 +161,7 @@ def read(folder: str | Path) -> Submission:
         raise ValueError(f"{file}: version {found}, and this germinal reads {VERSION}: submit the run again")
     try:
         submission: Submission = schema.build(Submission, values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from None
     return submission
 
@@ -179,6 +180,10 @@ class SentJob:
     host: str = ""
     started: str = ""
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9]{1,20}", self.job):
+            raise ValueError(f"job={self.job!r}: not the id of a job or process")
+
 
 def add_job(folder: Path, job: str, *, host: str = "", started: str = "") -> None:
     """Remember a job that was sent."""
@@ -187,8 +192,7 @@ def add_job(folder: Path, job: str, *, host: str = "", started: str = "") -> Non
 
 def jobs(folder: Path) -> list[SentJob]:
     """Return the submission's jobs, in the order in which they were sent."""
-    names = {field.name for field in dataclasses.fields(SentJob)}
-    return [SentJob(**line) for line in _lines(folder / JOBS) if line.keys() == names]
+    return list(lines.records(folder / JOBS, SentJob))
 
 
 def note(folder: Path, line: Note) -> None:
@@ -196,11 +200,15 @@ def note(folder: Path, line: Note) -> None:
     _append(folder / NOTES, dataclasses.asdict(line))
 
 
-def notes(folder: Path) -> list[Note]:
-    """Return what the jobs noted, oldest first. Lines that are no notes are left out."""
-    names = {field.name for field in dataclasses.fields(Note)}
-    lines = ({key: value for key, value in line.items() if key in names} for line in _lines(folder / NOTES))
-    return [Note(**line) for line in lines if {"time", "job", "kind"} <= line.keys()]
+def notes(folder: Path) -> Iterator[Note]:
+    """Yield what the jobs noted, oldest first."""
+    return lines.records(folder / NOTES, Note)
+
+
+def last_note(folder: Path) -> Note | None:
+    """Return what the jobs noted last; None before the first note."""
+    found = (lines.as_record(values, Note) for values in lines.newest(folder / NOTES))
+    return next((note for note in found if note), None)
 
 
 def end(folder: Path, ending: Ending) -> None:
@@ -209,11 +217,17 @@ def end(folder: Path, ending: Ending) -> None:
 
 
 def ending(folder: Path) -> Ending | None:
-    """Return how the submission ended; None while a job of it may still train."""
-    values = _read_json(folder / ENDING)
-    return (
-        Ending(**values) if values and values.keys() == {f.name for f in dataclasses.fields(Ending)} else None
-    )
+    """Return how the submission ended; None while a job of it may still train.
+
+    Raises:
+        ValueError: one line with the file, which is damaged.
+    """
+    file = folder / ENDING
+    values = lines.document(file)
+    found = None if values is None else lines.as_record(values, Ending)
+    if values is not None and found is None:
+        raise ValueError(f"{file}: damaged: it does not say how the submission ended")
+    return found
 
 
 def ask_to_cancel(folder: Path) -> None:
@@ -235,32 +249,9 @@ def _write_json(file: Path, values: Any) -> None:
     write_atomically(file, (json.dumps(values, indent=1) + "\n").encode("ascii"))
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
-    return values if isinstance(values, dict) else {}
-
-
 def _append(file: Path, values: Any) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         os.write(descriptor, (json.dumps(values) + "\n").encode("ascii"))
     finally:
         os.close(descriptor)
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file; a torn line is left out."""
-    if not file.is_file():
-        return
-    for line in file.read_bytes().splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value

@@ -16,6 +16,17 @@ TEXT = r"""#!/bin/bash
 # usage: script.sh FOLDER PYTHON CODE [MODULE...]     (CODE: first on PYTHONPATH, or empty)
 folder=$1 python=$2 code=$3
 shift 3
+# SLURM's request to save (USR1), or one to end (TERM), may come before the batch step can take it. It is kept
+# here until then, and repeated, for nobody else knows when Python has started. The batch step counts it once.
+asked='' step='' repeats=''
+trap 'asked=1; pass_on' USR1 TERM
+pass_on() {
+    if [ -n "$asked" ] && [ -n "$step" ] && [ -z "$repeats" ]; then
+        # Not at once: a step that has just been forked does not ignore signals yet.
+        while sleep 0.5 && kill -USR1 "$step"; do :; done </dev/null >/dev/null 2>&1 &
+        repeats=$!
+    fi
+}
 if [ $# -gt 0 ] && ! type module >/dev/null 2>&1; then
     . /etc/profile >/dev/null 2>&1 # defines `module`, which a shell that is no login shell may lack
 fi
@@ -28,7 +39,26 @@ done
 if [ -n "$code" ]; then
     export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}"
 fi
-exec "$python" -P -m launch.cluster.batch "$folder"
+(
+    trap '' USR1 TERM # across exec, until the batch step's own handlers are there
+    exec "$python" -P -m launch.cluster.batch "$folder"
+) &
+step=$!
+pass_on
+wait "$step"
+status=$?
+while [ $status -gt 128 ] && kill -0 "$step" 2>/dev/null; do # a signal ended `wait` alone
+    wait "$step"
+    status=$?
+done
+trap '' USR1 TERM
+if [ $status -gt 128 ]; then # the signal may have come with the end of the step, whose status bash has kept
+    wait "$step" 2>/dev/null
+    last=$?
+    [ $last -eq 127 ] || status=$last
+fi
+[ -z "$repeats" ] || kill "$repeats" 2>/dev/null
+exit $status
 """
 
 # Options of sbatch that germinal sets itself → what to use for them.
@@ -66,6 +96,7 @@ OWN = {
     "usage": "see sbatch --help",
     "version": "see sbatch --version",
 }
+EARLY_SECONDS = 60  # by which SLURM may send the signal of --signal too soon (sbatch(1))
 _ABBREVIATES_NOTHING = ("gpus",)  # options of their own, though another's name begins with theirs
 
 
@@ -134,10 +165,11 @@ def _check_forms(cluster: Cluster) -> None:
         if value and not re.fullmatch(form, value):
             raise ValueError(f"{key}={value!r}: not {meaning}")
     seconds = time_seconds(cluster.time)
-    if seconds is not None and seconds <= cluster.signal_seconds:
+    if seconds is not None and seconds <= cluster.signal_seconds + EARLY_SECONDS:
         raise ValueError(
             f"time={cluster.time}: the run is told to save signal_seconds={cluster.signal_seconds} before "
-            "the limit, which would be at its start: give more time, or lower signal_seconds"
+            f"the limit, and by SLURM up to {EARLY_SECONDS} s earlier, which would be at its start: give "
+            "more time, or lower signal_seconds"
         )
 
 

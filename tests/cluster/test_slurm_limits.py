@@ -1,5 +1,6 @@
 """The time limit of a real SLURM: the state is saved, and a submitted run goes on after it."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_is_requeued_and_goes_
     slurm: Slurm, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, make_corpus(tmp_path), **{**SMALL, **ENDLESS})
-    # SLURM looks at limits twice a minute: it sends this signal 1 to 31 s before.
-    warned = submit(slurm, config, tmp_path / "warned", options=("--time", 1, "--signal-seconds", 1))
+    # SLURM looks at limits twice a minute, and sends this signal up to a minute before.
+    warned = submit(slurm, config, tmp_path / "warned", options=("--time", 2, "--signal-seconds", 55))
     bare = slurm.sbatch(
         *("--nodes=2", "--ntasks=4", "--time=1", f"--output={tmp_path / 'bare.txt'}"),
         script=f"srun --label {GERMINAL} rank {config} run_dir={tmp_path / 'bare'}",
@@ -57,3 +58,18 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_is_requeued_and_goes_
     for folder in (warned.folder, tmp_path / "bare"):
         own = whole_steps(folder / "metrics.jsonl")
         assert_undisturbed(folder, tmp_path / "undisturbed", steps=own, evaluations=False)
+
+
+def test_a_job_that_is_told_to_save_while_its_modules_load_is_requeued_and_runs(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASH_FUNC_module%%", "() { sleep 5; }")
+    config = write_config(tmp_path, make_corpus(tmp_path), **{**SMALL, "train__steps": 4})
+    run = submit(slurm, config, tmp_path / "run", options=("--modules", "slow"))
+    slurm.wait_for_job(run.job, "RUNNING")
+    time.sleep(1)  # bash itself has begun
+    slurm.run("scancel", "--batch", "--signal=USR1", run.job)
+    run.wait_for_note("requeue")
+    assert not run.notes("start")
+    assert run.wait_for_end()["code"] == 0
+    assert slurm.job(run.job)["Restarts"] == "1"

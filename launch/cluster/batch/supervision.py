@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, STOPPED, WRONG
+from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, STOPPED
 from launch.cluster import submission as records
 from launch.cluster.batch.allocation import Allocation, JobState
 from launch.cluster.batch.journal import Journal
@@ -68,6 +68,8 @@ class Supervision:
         if (code := self._is_over()) is not None:
             return code
         while True:
+            if (code := self._wait(0.0)) is not None:  # asked while Python or the job's script started
+                return code
             nodes = self.placing.choose(self.allocation.present())
             if not nodes:
                 return self._requeue(f"too few nodes are left for {self.submission.cluster.nodes}")
@@ -86,8 +88,10 @@ class Supervision:
         if records.is_cancelled(self.folder):
             return self._end(STOPPED, "cancelled before it started", kind="stop")
         saved = newest_saved(self.run_folder)
-        starts = [note for note in records.notes(self.folder) if note.kind == "start" and note.attempt == 1]
-        latest = starts[-FRUITLESS_STARTS:]
+        notes = records.notes(self.folder)
+        # One a job: its first start of the ranks, or that it was requeued before that.
+        jobs = [note for note in notes if (note.kind, note.attempt) in (("start", 1), ("requeue", 0))]
+        latest = jobs[-FRUITLESS_STARTS:]
         if len(latest) == FRUITLESS_STARTS and all((note.step or 0) == saved for note in latest):
             return self._end(
                 FAILED,
@@ -139,9 +143,8 @@ class Supervision:
 
     def _after(self, attempt: Attempt) -> int | None:
         """Do what follows an attempt; return the job's exit code, or None to start the ranks again."""
-        if attempt.code in (DONE, WRONG):
-            why = "done" if attempt.code == DONE else "the command line or the config is wrong"
-            return self._end(attempt.code, why)
+        if attempt.code == DONE:
+            return self._end(DONE, "done")
         if attempt.asked_to_stop:
             return self._asked(attempt)
         if attempt.code == STOPPED:

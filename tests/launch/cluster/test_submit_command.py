@@ -224,6 +224,7 @@ def test_a_site_that_prints_more_is_understood(config, slurm, germinal) -> None:
         (["--nodes=0"], "nodes=0: must be at least 1"),
         (["--time=2"], "signal_seconds=180"),
         (["--time=1:5"], "signal_seconds=180"),
+        (["--time=4"], "signal_seconds=180"),  # SLURM may send the signal 60 s before
         (["--partition=bad"], "partition=bad: there is no such partition: known: tiny, big"),
         (["--partition=big,bad"], "partition=bad"),
         (["--partition=tiny", "--time=61"], "more than the partition tiny allows, 1:00:00"),

@@ -31,8 +31,11 @@ ALONE_SECONDS = 3.0  # in which a launcher notices that rank 0 has ended; torchr
 USAGE = "usage: germinal rank CONFIG [key=value…]"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], *, ends_process: bool = False) -> int:
     """Train the run that `arguments` (a config file, then key=value) describe; return the exit code.
+
+    ends_process: nothing but `run_to_the_end` follows. Signals are answered as before then: given back, a
+        repeated request to stop would end the process with another code than the one it has.
 
     DeepSpeed's launcher passes a local rank before them, which is dropped: LOCAL_RANK has the same number.
     """
@@ -46,7 +49,8 @@ def main(arguments: list[str]) -> int:
     try:
         return _run(arguments, signals)
     finally:
-        signals.end()
+        if not ends_process:
+            signals.end()
 
 
 def _without_local_rank(arguments: list[str]) -> list[str]:
@@ -190,4 +194,4 @@ if __name__ == "__main__":
     forgive()
     if sys.stdout is not None:  # a terminal's encoding may have no "…"
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    run_to_the_end(lambda: main(sys.argv[1:]))
+    run_to_the_end(lambda: main(sys.argv[1:], ends_process=True))

@@ -54,8 +54,8 @@ def keep_running(job: Job, cfg: RunConfig) -> int:
                 return _asked_meanwhile(request, cfg.folder)
             why = decision.reason
     finally:
-        signals.close()
         notifier.finish()
+        signals.stop_waking()
 
 
 def _run_once(job: Job, folder: Path, signals: SignalInbox, heading: str) -> Ended:

@@ -1,11 +1,14 @@
 """Signals that arrive at the supervisor: recorded for its loop, which they wake."""
 
 import contextlib
+import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Iterable
+
+NO_REQUESTS = (signal.SIGTSTP, signal.SIGWINCH)  # the signals that ask for no end
 
 
 def _left_ignored(number: int) -> bool:
@@ -34,12 +37,22 @@ class SignalInbox:
         self._old_handlers = {number: signal.signal(number, handlers[number]) for number in handlers}
 
     def wait(self, seconds: float) -> int:
-        """Return the first signal that arrives within `seconds`, and keep it for `take`; 0 without one."""
+        """Return the first request to stop that arrives within `seconds`, and keep it for `take`; 0 without
+        one.
+
+        Ctrl-Z stops this process until SIGCONT, and a terminal's new size is nobody's to know meanwhile:
+        neither ends the wait.
+        """
         deadline = time.monotonic() + seconds
-        while not self._arrived and (left := deadline - time.monotonic()) > 0:
+        while True:
+            while self._arrived and self._arrived[0] in NO_REQUESTS:
+                if self._arrived.pop(0) == signal.SIGTSTP:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            left = deadline - time.monotonic()
+            if self._arrived or left <= 0:
+                return self._arrived[0] if self._arrived else 0
             select.select([self.wakeup], [], [], left)
             self.clear_wakeup()
-        return self._arrived[0] if self._arrived else 0
 
     def take(self) -> list[int]:
         """Return the signals that have arrived since the last call, in order."""
@@ -52,6 +65,15 @@ class SignalInbox:
         """Make `wakeup` unreadable until the next signal."""
         with contextlib.suppress(BlockingIOError):
             self.wakeup.recv(4096)
+
+    def stop_waking(self) -> None:
+        """Go on recording signals, which nobody reads any more: this process has its exit code and ends.
+
+        `close` would let a further signal end it with another one, for a request to stop may come any number
+        of times. What runs the process has to end it by `run_to_the_end`: Python's own end restores the
+        handlers.
+        """
+        signal.set_wakeup_fd(-1)
 
     def close(self) -> None:
         """Restore the handlers that were there before."""

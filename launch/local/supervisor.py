@@ -17,10 +17,10 @@ from launch.local.ended import STOPS, Ended, StopRequests, ended
 from launch.local.local_rank import LocalRank
 from launch.local.rank_log import RankLog
 from launch.local.rank_output import SHOW_CURSOR
-from launch.local.signal_inbox import SignalInbox
+from launch.local.signal_inbox import NO_REQUESTS, SignalInbox
 from trainer.process.interrupts import ONE_PRESS_SECONDS
 
-RECORDED = (*STOPS, signal.SIGTSTP, signal.SIGWINCH)
+RECORDED = (*STOPS, *NO_REQUESTS)
 NEVER = float("inf")
 
 

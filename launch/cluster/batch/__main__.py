@@ -12,6 +12,7 @@ from launch.cluster.batch.journal import Journal
 from launch.cluster.batch.step import ASKED
 from launch.cluster.batch.supervision import Supervision
 from launch.local.signal_inbox import SignalInbox
+from trainer.process.ending import run_to_the_end
 
 
 def main(arguments: list[str]) -> int:
@@ -39,9 +40,9 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         return complain(error, WRONG)
     finally:
-        signals.close()
+        signals.stop_waking()
 
 
 if __name__ == "__main__":
     forgive()
-    sys.exit(main(sys.argv[1:]))
+    run_to_the_end(lambda: main(sys.argv[1:]))

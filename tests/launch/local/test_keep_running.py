@@ -22,6 +22,7 @@ from launch.job import Job, ProcessCommand
 from launch.local import keep_running
 from launch.supervise import policy
 from trainer.config.sections import SuperviseConfig
+from trainer.process.ending import run_to_the_end
 
 class Config:
     folder, name, parallel, train = Path(sys.argv[1]), "run", None, None
@@ -31,7 +32,7 @@ scripts = sys.argv[5:]
 policy.WAITS = (0.0, float(sys.argv[3]))
 commands = [ProcessCommand((sys.executable, "-c", script)) for script in scripts]
 keep_running.rank_commands = lambda job, **more: commands
-sys.exit(keep_running.keep_running(Job("c.yaml", nproc=len(scripts)), Config))
+run_to_the_end(lambda: keep_running.keep_running(Job("c.yaml", nproc=len(scripts)), Config))
 """
 RANK = """
 import json, os, signal, socket, sys, time
@@ -195,6 +196,34 @@ def test_a_request_to_stop_between_two_starts_ends_the_run(
     assert (parent.returncode, err) == (code, said)
 
 
+def test_neither_a_terminals_new_size_nor_ctrl_z_ends_the_wait_for_the_next_start(tmp_path: Path) -> None:
+    with start(tmp_path / "run", "hold(); step(start); die() if start < 3 else None", wait=3.0) as parent:
+        assert parent.stderr is not None
+        parent.stderr.readline(), parent.stderr.readline()
+        for number in (signal.SIGWINCH, signal.SIGTSTP):
+            parent.send_signal(number)
+        until(lambda: state(parent.pid) == "T")
+        parent.send_signal(signal.SIGCONT)
+        _, err = parent.communicate(timeout=20)
+    assert (parent.returncode, err) == (0, "")
+    assert (tmp_path / "starts-0").read_text() == "xxx"
+
+
+def test_requests_to_stop_while_the_end_is_told_change_nothing(tmp_path: Path) -> None:
+    """SIGTERM every few milliseconds, from the ranks' end until that of the process."""
+    tell = f"{sys.executable} -c 'import time; time.sleep(0.5)'"
+    leaves = "hold(); step(7); save(7); print('saved', file=sys.stderr, flush=True); sys.exit(75)"
+    with start(tmp_path / "run", leaves, notify=tell) as parent:
+        assert parent.stderr is not None and parent.stderr.readline() == "saved\n"
+        until(lambda: not children(parent.pid))
+        while parent.poll() is None:
+            parent.send_signal(signal.SIGTERM)
+            parent.send_signal(signal.SIGUSR1)
+            time.sleep(0.002)
+        _, err = parent.communicate(timeout=20)
+    assert (parent.returncode, err) == (75, "")
+
+
 def test_slurms_burst_of_signals_to_supervisor_and_ranks_at_once_saves_and_leaves(tmp_path: Path) -> None:
     """SIGTERM, SIGCONT, SIGTERM to every process of the job, the supervisor's among them."""
     polite = """
@@ -243,8 +272,7 @@ def test_ctrl_z_stops_the_ranks_too(tmp_path: Path) -> None:
         (rank,) = children(parent.pid)
 
         def states() -> set[str]:
-            found = (Path(f"/proc/{pid}/stat").read_text() for pid in (parent.pid, rank))
-            return {text.rpartition(")")[2].split()[0] for text in found}
+            return {state(pid) for pid in (parent.pid, rank)}
 
         parent.send_signal(signal.SIGTSTP)
         until(lambda: states() == {"T"})
@@ -254,8 +282,12 @@ def test_ctrl_z_stops_the_ranks_too(tmp_path: Path) -> None:
     until(lambda: not alive(rank))
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def until(holds: Any) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -7,19 +7,26 @@ values, and parameters have the names that they have in a checkpoint.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.model_plan import ModelPlan
 from trainer.debug.moments import Moments
 from trainer.debug.observer import OUTPUT, OUTPUT_GRADIENT, WEIGHT, WEIGHT_GRADIENT, Found
 from trainer.ranks import Ranks
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 COLUMNS = (
     *("kind", "name", "layer", "count", "mean", "std", "max", "zeros", "norm"),
     *("gradient_mean", "gradient_std", "gradient_max", "gradient_zeros", "gradient_norm"),
 )
+HEADINGS = ("mean", "std", "max", "zeros", "grad norm")  # of the printed table
+HEIGHT = 25  # of no account; without a height rich does not heed a width where TERM=dumb
+WIDE = 160  # characters of a line where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -105,29 +112,61 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print a line for each layer: its output beside its parameters."""
-    from rich.box import SIMPLE
+    """Print a line for each layer: its output beside its parameters, or in a table of their own below where
+    the terminal is too narrow. Names and numbers are never shortened.
+    """
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    table.add_column("layer")
-    for kind in ("output", "weights"):
-        for heading in ("mean", "std", "max", "zeros", "grad norm"):
-            table.add_column(f"{kind}\n{heading}" if heading == "mean" else f"\n{heading}", justify="right")
+    console = Console()
+    # Output to a pipe or a file is not folded at the width of a terminal.
+    room = console.width if console.is_terminal else WIDE
+    for table in _fitting(rows, room):
+        Console(width=max(room, _width(table)), height=HEIGHT).print(table)
+
+
+def _fitting(rows: Sequence[Row], room: int) -> list[Table]:
+    """The tables that are at most `room` characters wide, with as much in them as there is room for."""
     layers: dict[str, dict[str, Row]] = {}
     for row in sorted(by_layer(rows), key=lambda row: row.place):
         layers.setdefault(row.layer, {})[row.kind] = row
-    for layer, kinds in layers.items():
-        table.add_row(layer, *(cell for kind in (OUTPUT, WEIGHT) for cell in _cells(kinds.get(kind))))
-    console = Console()
-    # Output to a pipe or a file is not folded at the width of a terminal.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    tables = [_table(layers, (OUTPUT, WEIGHT))]
+    for without in ((), ("zeros",), ("zeros", "mean"), ("zeros", "mean", "max")):
+        if max(map(_width, tables)) <= room:
+            break
+        tables = [_table(layers, (kind,), without) for kind in (OUTPUT, WEIGHT)]
+    return tables
+
+
+def _table(
+    layers: Mapping[str, Mapping[str, Row]], kinds: Sequence[str], without: Sequence[str] = ()
+) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("layer", no_wrap=True)
+    headings = [heading for heading in HEADINGS if heading not in without]
+    for kind in kinds:
+        for heading in headings:
+            above = {OUTPUT: "output", WEIGHT: "weights"}[kind] if heading == headings[0] else ""
+            table.add_column(f"{above}\n{heading}", justify="right", no_wrap=True)
+    for layer, of_layer in layers.items():
+        if any(kind in of_layer for kind in kinds):
+            cells = (_cells(of_layer.get(kind)) for kind in kinds)
+            shown = (cell for row in cells for heading, cell in zip(HEADINGS, row) if heading in headings)
+            table.add_row(layer, *shown)
+    return table
+
+
+def _width(table: Table) -> int:
+    from rich.console import Console
+
+    return Console(width=10_000, height=HEIGHT).measure(table).maximum
 
 
 def _cells(row: Row | None) -> list[str]:
     if row is None:
-        return ["-"] * 5
+        return ["-"] * len(HEADINGS)
     values, gradient = row.values, row.gradient
     return [
         f"{values.mean:.2g}",

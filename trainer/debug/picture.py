@@ -9,11 +9,15 @@ from typing import Any
 
 from trainer.debug.layer_table import Row
 from trainer.debug.observer import OUTPUT, WEIGHT
-from trainer.metrics.plot import COLORS, DASHES, GREY, INK, LINES
+from trainer.metrics.plot import COLORS as FEW_COLORS
+from trainer.metrics.plot import GREY, INK, LINES
 
 Series = dict[str, dict[str, Row]]
 """Line of the picture → layer → row."""
 
+# A block has nine parameters or more.
+COLORS = (*FEW_COLORS, "#db2777", "#65a30d", "#78350f", "#06b6d4")
+DASHES = ("-", "--", "-.")  # dotted is the largest magnitude
 MOST_TICKS = 12
 NICE_STEPS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -37,7 +41,7 @@ def draw(rows: Sequence[Row], picture: Path, *, title: str) -> None:
         _lines(gradient, series, at, lambda row: row.gradient.norm if row.gradient.count else math.nan)
         spread.set_yscale("log", nonpositive="mask")
         gradient.set_yscale("log", nonpositive="mask")
-        _dress(spread, f"{what}s: standard deviation\n(dotted: largest magnitude)")
+        _dress(spread, f"{what}s: standard deviation\n(dotted, hollow: largest magnitude)")
         _dress(gradient, f"norm of the mean loss's gradient\n(nats per unit of {what})")
         if kind == OUTPUT:
             _lines(zeros, series, at, lambda row: 100 * row.values.zero_fraction)
@@ -88,15 +92,17 @@ def _lines(
 ) -> None:
     for number, (name, of_layer) in enumerate(series.items()):
         own = not name  # the layers themselves; of weights, the layers with one parameter
-        joined = "-" if any(row.place[0] == 1 for row in of_layer.values()) else ""
+        dash = ":" if faint else DASHES[(number - 1) // len(COLORS) % len(DASHES)] if name else "-"
+        in_blocks = any(row.place[0] == 1 for row in of_layer.values())
         panel.plot(
             list(at.values()),
             [value(of_layer[layer]) if layer in of_layer else math.nan for layer in at],  # nan: a gap
             color=INK if own else COLORS[(number - 1) % len(COLORS)],
-            linestyle=":" if faint else DASHES[(number - 1) // len(COLORS) % len(DASHES)] if name else joined,
+            linestyle=dash if in_blocks else "",  # the parts at the ends have nothing to do with each other
             linewidth=(2.0 if own else 1.2) * (0.6 if faint else 1.0),
             alpha=0.5 if faint else 1.0,
-            marker="" if faint else "o",
+            marker="o",  # a single point has no line
+            markerfacecolor="none" if faint else None,
             markersize=5 if own else 4 if len(at) <= 30 else 2,
             label=None if faint else name or _whole(of_layer),
         )

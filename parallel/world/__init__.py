@@ -9,6 +9,7 @@ addresses.py     names → addresses; the network interface of an address. Torch
 meeting/         how the ranks meet: all connect to rank 0, which tells them to begin
 presence.py      which ranks are still there, and messages: one connection a rank. Torch-free
 arrivals.py      who has come, and the end of a rank. Torch-free
+entrance.py      rank 0's socket, at which the others come. Torch-free
 inbox.py         handlers of messages, questions and answers. Torch-free
 wire.py          a connection that carries messages. Torch-free
 ending.py        ends of the process from outside the main thread. Torch-free

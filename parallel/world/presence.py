@@ -45,13 +45,17 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from common.standard_error import write_line
 from parallel.world.addresses import network, plain
-from parallel.world.arrivals import Arrivals, Departure
+from parallel.world.arrivals import Arrivals, Departure, Elsewhere
+from parallel.world.entrance import Entrance
 from parallel.world.inbox import Handler, Inbox
 from parallel.world.wire import Connection, Message, line
 
 # How long a rank 0 that leaves alone waits for ranks that have not connected yet, to tell them.
 LATE_SECONDS = 60.0
+# Machines of which a line says that what connected from there is no rank.
+MOST_STRANGERS = 8
 
 
 class Presence:
@@ -76,6 +80,7 @@ class Presence:
         self._lock = threading.Lock()
         self._peers: dict[int, Connection] = {}  # rank 0: of each other rank; else rank 0's
         self._gone: dict[int, Departure] = {}
+        self._strangers: set[str] = set()  # addresses
         self._inbox = Inbox()
         self._wakeup, self._wake = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -117,19 +122,23 @@ class Presence:
         self._post(self.present, {"kind": kind, "payload": payload})
         self._inbox.put(kind, 0, payload)
 
-    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
-        """Ask every rank, on rank 0; ask rank 0, on another rank. Return the answers that come within
-        `seconds`, by rank. A rank that does not answer, or has no handler for this kind, is absent.
+    def ask(
+        self, kind: str, payload: Any = None, *, seconds: float, ranks: Collection[int] | None = None
+    ) -> dict[int, Any]:
+        """Ask every rank, or those of `ranks`, on rank 0; ask rank 0, on another rank. Return the answers
+        that come within `seconds`, by rank. A rank that does not answer, or has no handler for this kind, is
+        absent.
         """
-        others = self.present
+        others = tuple(rank for rank in self.present if ranks is None or rank in ranks)
+        own = (0,) if self.rank == 0 and (ranks is None or 0 in ranks) else ()
 
         def put(number: int) -> None:
             question = {"ask": number, "kind": kind, "payload": payload}
             self._post(others, question)
-            if self.rank == 0:
+            if own:
                 self._inbox.answer(0, question, lambda found: self._inbox.settle(number, 0, found))
 
-        return self._inbox.ask((0, *others) if self.rank == 0 else others, put, seconds)
+        return self._inbox.ask((*own, *others), put, seconds)
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -149,11 +158,8 @@ class Presence:
         left = Departure(self.rank, code, why, agreed, self.host)
         self._note(left)
         self._post(self.present, {"departure": vars(left)})
-        by = time.monotonic() + LATE_SECONDS
-        while self.rank == 0 and not agreed and time.monotonic() < by:
-            if not self.arrivals.missing():
-                return
-            time.sleep(0.02)
+        if self.rank == 0 and not agreed:
+            self.arrivals.nobody_missing.wait(LATE_SECONDS)
 
     def first_departure(self, patience_seconds: float) -> Departure | None:
         """The first rank that left without the others; None if none is known within `patience_seconds`."""
@@ -196,23 +202,19 @@ class Presence:
     def _serve(self, server: socket.socket | None, *peers: Connection) -> None:
         selector = selectors.DefaultSelector()
         selector.register(self._wakeup, selectors.EVENT_READ)
-        if server is not None:
-            selector.register(server, selectors.EVENT_READ)
+        entrance = Entrance(server, selector, self.host, self.world) if server is not None else None
         for member in peers:
             selector.register(member.socket, selectors.EVENT_READ, member)
         while True:
-            if server is not None and self.arrivals.complete:
-                selector.unregister(server)  # nobody is to come any more
-                server.close()
-                server = None
-            for key, events in selector.select():
+            if entrance is not None and self.arrivals.complete:
+                entrance.close()  # nobody is to come any more
+                entrance = None
+            for key, events in selector.select(entrance.pause_seconds() if entrance else None):
                 peer: Connection = key.data
                 if key.fileobj is self._wakeup:
                     self._wait_for_room(selector)
-                elif server is not None and key.fileobj is server:
-                    with contextlib.suppress(OSError):  # the process that connected has hung up
-                        peer = Connection(server.accept()[0])
-                        selector.register(peer.socket, selectors.EVENT_READ, peer)
+                elif entrance is not None and key.fileobj is entrance.server:
+                    entrance.let_in()
                 elif events & selectors.EVENT_WRITE and peer.flush():
                     selector.modify(peer.socket, selectors.EVENT_READ, peer)
                 elif events & selectors.EVENT_READ and not self._receive(peer):
@@ -242,14 +244,33 @@ class Presence:
             messages, more = peer.receive()
             for message in messages:
                 self._act(peer, message)
-        except (ValueError, KeyError, TypeError):
+        except Elsewhere:
+            return False
+        except Exception as error:  # whatever it sent, this thread serves the other connections
+            self._refuse(peer, error)
             return False
         return more
+
+    def _refuse(self, peer: Connection, error: Exception) -> None:
+        """Say whose connection is closed; of processes that are no ranks, one line for each machine."""
+        if peer.is_member:
+            who = f"rank {peer.rank} on {peer.host}"
+            write_line(
+                f"{who} sent what this rank cannot read ({type(error).__name__}: {error!s:.200}): closed"
+            )
+        elif peer.address not in self._strangers and len(self._strangers) < MOST_STRANGERS:
+            self._strangers.add(peer.address)
+            write_line(
+                f"rank 0 on {self.host} closed a connection from {peer.address}, which is no rank's of this "
+                f"run: {error!s:.200}"
+            )
 
     def _act(self, peer: Connection, message: Message) -> None:
         if peer.rank < 0:
             self.arrivals.greet(peer, message)
-        elif "here" in message:
+        elif not peer.is_member:
+            if "here" not in message:
+                raise ValueError("a message before the rank has confirmed that it is here")
             self._admit(peer)
         elif "begin" in message:
             self.beginning.put(message["begin"])
@@ -270,8 +291,10 @@ class Presence:
         self.arrivals.check(peer)
         with self._lock:
             self._peers[peer.rank] = peer
-            gone = [left for left in self._gone.values() if not left.agreed or left.rank == 0]
-        self.arrivals.admit(peer)  # last: rank 0's main thread may begin now, with all peers
-        for message in (self._begun, *({"departure": vars(left)} for left in gone)):
+            first = next((left for left in self._gone.values() if not left.agreed), None)
+        peer.is_member = True
+        # One departure is enough to end a rank: many late ranks, after the end of many, are as many messages.
+        for message in (self._begun, {"departure": vars(first)} if first else {}):
             if message:
-                peer.send(message)
+                self._post((peer.rank,), message)
+        self.arrivals.admit(peer)  # last: rank 0's main thread may begin, or end, now that all are told

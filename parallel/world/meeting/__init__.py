@@ -1,8 +1,9 @@
 """How the ranks meet: every rank finds rank 0, and rank 0 waits until all have come.
 
     another rank                                  rank 0
-      | hello: rank, world, key, machine, device    |
+      | hello: version, rank, world, key, device, …  |
       | - - - - - - - - - - - - - - - - - - - - - ->|   another key: closed. The rank tries the next port.
+    |                                             |   no rank at all: closed, and a line says so
       |                               welcome: host |
       |<- - - - - - - - - - - - - - - - - - - - - - |
       | here                                        |   from now on the end of this connection is the rank's

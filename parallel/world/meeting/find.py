@@ -13,7 +13,7 @@ from parallel.world.addresses import own_addresses
 from parallel.world.meeting.listeners import listener
 from parallel.world.presence import Presence
 from parallel.world.rendezvous import LOOPBACK, Place
-from parallel.world.wire import Connection, Message, keep_alive, line, receive_line
+from parallel.world.wire import PROTOCOL, Connection, Message, keep_alive, line, receive_line
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
@@ -108,12 +108,14 @@ def _connect(presence: Presence, target: Target, about: Message) -> Connection:
     try:
         keep_alive(rank_0)
         rank_0.settimeout(ANSWER_SECONDS)
-        rank_0.sendall(line({**about, **own, "key": target.key}))
+        rank_0.sendall(line({"protocol": PROTOCOL, **about, **own, "key": target.key}))
         answer = receive_line(rank_0)
         if "refused" in answer:
-            raise ValueError(answer["refused"])
+            raise ValueError(str(answer["refused"]))
         if answer.get("key") != target.key:
             raise ConnectionError(f"a rank 0 is there that does not wait for rank {presence.rank}")
+        if answer.get("protocol") != PROTOCOL:
+            raise ConnectionError("a rank 0 is there of another version of Germinal")
         rank_0.sendall(line({"here": presence.rank}))
         return Connection(rank_0, 0, answer)
     except BaseException:

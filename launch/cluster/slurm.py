@@ -1,6 +1,6 @@
 """SLURM's programs, called so that every version from 20 on answers alike; each within a bounded time.
 
-`sbatch --parsable`, `squeue --format`, `scontrol show job`, `scancel` and `sinfo` are all that is used: no
+`sbatch --parsable`, `squeue`, `scontrol show job`, `scancel` and `sinfo` are all that is used: no
 accounting (sacct), no JSON (which needs plugins that many clusters lack).
 """
 
@@ -20,6 +20,7 @@ _FOREIGN = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SINFO|SLURM|SLURMD|SRUN|PMI|PMIX)
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 
 _FIELDS = "%i|%T|%r|%S|%L|%N|%D"
+_FACTS = {"State": 40, "Reason": 80, "RestartCnt": 20, "NodeList": 16384}  # with the columns of each
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
@@ -90,15 +91,22 @@ def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJo
     return found
 
 
-def shown(job: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what `scontrol show job` says of a job, as far as it is KEY=VALUE without spaces; {} where it
-    does not know the job. The job's name comes first and may hold anything: of a key, the last one counts.
+def facts(job: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what squeue says of a job: State, Reason, RestartCnt, NodeList; {} where it does not say.
+
+    Each stands in columns of its own: a name, a folder or a comment of the job, which `scontrol show job`
+    mixes with them, may hold anything, JobState=… included.
     """
+    form = ",".join(f"{name}:{width}" for name, width in _FACTS.items())
+    words = ["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--Format={form}"]
     try:
-        done = _run(["scontrol", "--oneliner", "show", "job", job], ASKING, environ)
+        done = _run(words, ASKING, environ)
     except (RuntimeError, TimeoutError):
         return {}
-    return dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", done.stdout)) if not done.returncode else {}
+    line, found = done.stdout.partition("\n")[0], {}
+    for name, width in _FACTS.items() if line and not done.returncode else ():
+        found[name], line = line[:width].strip(), line[width:]
+    return found
 
 
 def output_of(job: str, environ: Mapping[str, str]) -> str:

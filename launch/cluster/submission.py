@@ -237,7 +237,7 @@ def ask_to_cancel(folder: Path) -> None:
 
 def is_cancelled(folder: Path) -> bool:
     """Whether `germinal cancel` was called."""
-    return (folder / CANCEL).exists()
+    return os.path.exists(folder / CANCEL)  # False also where the disk is away
 
 
 def _numbers(above: Path) -> list[int]:
@@ -250,8 +250,12 @@ def _write_json(file: Path, values: Any) -> None:
 
 
 def _append(file: Path, values: Any) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        os.write(descriptor, (json.dumps(values) + "\n").encode("ascii"))
+        size = os.fstat(descriptor).st_size
+        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a full disk took half a line
+        data = ("\n" * is_torn + json.dumps(values) + "\n").encode("ascii")
+        while data:
+            data = data[os.write(descriptor, data) :]
     finally:
         os.close(descriptor)

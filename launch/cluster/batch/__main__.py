@@ -3,7 +3,7 @@
 import os
 import sys
 
-from common.exit_codes import WRONG
+from common.exit_codes import FAILED, WRONG
 from common.standard_error import complain, forgive
 from launch.cluster import submission as records
 from launch.cluster.batch.allocation import Allocation, expand
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
             journal.close()
     except ValueError as error:
         return complain(error, WRONG)
+    except OSError as error:  # a disk that is away at the start
+        return complain(error, FAILED)
     finally:
         signals.stop_waking()
 

@@ -42,13 +42,13 @@ class Allocation:
 
     def state(self) -> JobState:
         """Ask SLURM for the state of the job."""
-        said = slurm.shown(self.job, os.environ)
-        restarts, nodes = said.get("Restarts", ""), said.get("NodeList", "")
+        said = slurm.facts(self.job, os.environ)
+        restarts = said.get("RestartCnt", "")
         return JobState(
-            state=said.get("JobState", ""),
+            state=said.get("State", ""),
             reason=said.get("Reason", ""),
             restarts=int(restarts) if restarts.isdecimal() else 0,
-            nodes="" if nodes == "(null)" else nodes,
+            nodes=said.get("NodeList", ""),
         )
 
     def present(self) -> tuple[str, ...]:

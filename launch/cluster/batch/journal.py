@@ -18,7 +18,8 @@ from trainer.process.notify import Notifier
 
 
 class Journal:
-    """The record of one job.
+    """The record of one job. Where a record cannot be written, as on a full disk, the job's output says so,
+    and the job goes on.
 
     submission: what is run.
     job: the job's number.
@@ -43,7 +44,12 @@ class Journal:
     def note(self, kind: str, reason: str, **fields: Any) -> None:
         """Say what happens, and note it. `fields`: of `records.Note`."""
         self.say(f"{kind}: {reason}")
-        records.note(self._folder, records.Note(time.time(), self._job, kind, reason, **fields))
+        note = records.Note(time.time(), self._job, kind, reason, **fields)
+        self._write(lambda: records.note(self._folder, note))
+
+    def cancelled(self) -> None:
+        """Write that the submission was cancelled."""
+        self._write(lambda: records.ask_to_cancel(self._folder))
 
     def decided(self, attempt: Attempt, decision: Decision, *, start: int, kind: str = "") -> None:
         """Write what follows an attempt into the run's events, and tell others."""
@@ -55,7 +61,8 @@ class Journal:
 
     def end(self, code: int, reason: str, step: int) -> None:
         """Write that the submission is over, and tell others."""
-        records.end(self._folder, records.Ending(time.time(), self._job, code, reason))
+        ending = records.Ending(time.time(), self._job, code, reason)
+        self._write(lambda: records.end(self._folder, ending))
         self._notifier.tell("end", step, reason, code=code, job=self._job)
 
     def new_log(self, where: Placement, start: int) -> Callable[[int], RankLog]:
@@ -72,6 +79,12 @@ class Journal:
             return log
 
         return new_log
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.say(f"{self._folder} cannot be written, so this is not noted: {error.strerror or error}")
 
     def _epoch(self) -> bytes:
         try:

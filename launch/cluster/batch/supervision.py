@@ -192,7 +192,7 @@ class Supervision:
             return self._requeued_by_slurm(saved)
         by_limit = now.reason == "TimeLimit" or now.state == "TIMEOUT"
         if now.state in ("COMPLETING", "CANCELLED") and not by_limit:
-            records.ask_to_cancel(self.folder)  # the same end as that of `germinal cancel`
+            self.journal.cancelled()  # the same end as that of `germinal cancel`
             return self._end(STOPPED, f"cancelled by scancel; {saved}", kind="stop")
         how = "" if attempt.code == STOPPED else f"{attempt}; "
         limit = "the time limit is near" if not by_limit else "the time limit is reached"

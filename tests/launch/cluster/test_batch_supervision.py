@@ -1,5 +1,7 @@
 """The batch step's decisions, with a SLURM and ranks that the test makes up."""
 
+import errno
+import json
 import os
 import signal
 from collections.abc import Sequence
@@ -109,3 +111,27 @@ def test_jobs_that_are_requeued_before_they_start_a_rank_come_to_an_end(supervis
         assert supervise([], asked=signal.SIGUSR1) == STOPPED
     assert supervise([]) == 1
     assert FakeAllocation.requeued == supervision.FRUITLESS_STARTS and kinds(tmp_path)[-1] == "stop"
+
+
+def test_a_full_disk_is_one_line_and_the_job_is_requeued(supervise, tmp_path, monkeypatch, capfd) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(records, "note", full)
+    asked = Attempt(STOPPED, 500, 480, 500, under_way=True, asked_to_stop=True)
+    assert supervise([asked]) == STOPPED
+    assert FakeAllocation.requeued == 1
+    said = capfd.readouterr().err
+    assert said.count("No space left on device") == said.count("so this is not noted") == 2
+    monkeypatch.setattr(records, "end", full)
+    assert supervise([Attempt(DONE, 600)]) == DONE
+
+
+def test_a_torn_note_costs_no_other(tmp_path, monkeypatch) -> None:
+    notes = tmp_path / "notes.jsonl"
+    notes.write_bytes(b'{"time": 1.0, "job": "7", "ki')
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+    for job in ("8", "9"):
+        records.note(tmp_path, records.Note(1.0, job, "start"))
+    assert [json.loads(line)["job"] for line in notes.read_text().splitlines()[1:]] == ["8", "9"]

@@ -1,0 +1,81 @@
+"""A rank's log: only into a folder that its run holds, never over another's, and never in a signal's way."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.local import rank_log
+from launch.local.rank_log import RankLog
+
+
+def test_a_file_system_that_hangs_delays_nothing_and_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_log, "CLOSE_SECONDS", 0.1)
+    answers = threading.Event()
+    logs = [RankLog(tmp_path / "logs" / name, lambda: answers.wait(20)) for name in ("a", "b")]
+    began = time.monotonic()
+    for log in logs:
+        log.line(b"x")
+        log.flush()
+    for log in logs:
+        log.close()
+    assert time.monotonic() - began < 5
+    answers.set()
+    deadline = time.monotonic() + 10
+    while not all(log.path.exists() and log.path.read_bytes() for log in logs):
+        assert time.monotonic() < deadline  # the file system is back
+        time.sleep(0.01)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said == f"{tmp_path}/logs does not answer: lines that the ranks print are missing in its logs"
+
+
+def test_a_pipe_in_the_files_place_ends_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rank.log")
+    log = RankLog(tmp_path / "rank.log", lambda: True)
+    log.line(b"x")
+    began = time.monotonic()
+    log.close()
+    assert time.monotonic() - began < 1
+
+
+def test_a_log_that_is_open_gets_no_line_once_another_start_holds_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_log, "CHECK_SECONDS", 0.0)
+    held = [True]
+    log = RankLog(tmp_path / "rank.log", lambda: held[0])
+    log.line(b"ours")
+    written(log)
+    held[0] = False
+    log.line(b"too late")
+    log.close()
+    assert log.path.read_bytes() == b"ours\n"
+
+
+def test_of_two_writers_the_second_to_rotate_leaves_the_firsts_old_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_log, "LOG_BYTES", 10)
+    one, other = (RankLog(tmp_path / "rank.log", lambda: True) for _ in range(2))
+    for log in (one, other):
+        log.line(b"over ten bytes")
+        written(log)
+    one.line(b"one")
+    written(one)
+    other.line(b"other")
+    written(other)
+    one.close(), other.close()
+    assert (tmp_path / "rank.log.1").read_bytes() == b"over ten bytes\n" * 2
+    assert (tmp_path / "rank.log").read_bytes() == b"one\nother\n"
+
+
+def written(log: RankLog) -> None:
+    deadline = time.monotonic() + 10
+    while log._held:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.05)  # from the queue into the file

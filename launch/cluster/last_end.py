@@ -2,6 +2,9 @@
 nothing.
 """
 
+import contextlib
+import re
+import socket
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +19,8 @@ from launch.supervise.policy import WAITS
 
 # For a supervisor on another machine, which cannot be asked: the longest wait before a start, and the start.
 TRUSTED_SECONDS = max(WAITS) + 300.0
+# As `launch.local.keep_running` writes it.
+_HEADING = re.compile(rb"^=== (\S+) start \d+ by process (\d{1,10}) on (\S+):", re.MULTILINE)
 _TELLING = ("start", "save", "fault", "hang", "restart", "stop")
 
 
@@ -39,6 +44,26 @@ def restarting(events: Events) -> str:
     if alive is None:
         alive = _age(last) < TRUSTED_SECONDS
     return _reason(last) if alive else ""
+
+
+def supervised(folder: Path) -> str:
+    """Return the `germinal train` of this machine that started the ranks last, if it still runs; "" if not.
+    Between the end of rank 0 and the next start nobody holds the run folder.
+    """
+    headings: list[tuple[bytes, bytes, bytes]] = []
+    for name in ("rank-00000.log.1", "rank-00000.log"):  # the older part first
+        with contextlib.suppress(OSError):
+            headings += _HEADING.findall((folder / "logs" / name).read_bytes())  # of bounded size
+    if not headings:
+        return ""
+    written, pid, host = (part.decode(errors="replace") for part in headings[-1])
+    try:
+        since = datetime.fromisoformat(written).timestamp()
+    except ValueError:
+        return ""
+    if host != socket.gethostname() or not process.has_run_since(int(pid), since):
+        return ""
+    return f"process {pid} on {host}"
 
 
 def last_end(folder: Path, far: Progress, events: Events) -> LastEnd:

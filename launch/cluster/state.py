@@ -13,7 +13,7 @@ from typing import Any
 
 from common.exit_codes import DONE, STOPPED
 from launch.cluster import detached, slurm, submission
-from launch.cluster.last_end import last_end, restarting
+from launch.cluster.last_end import last_end, restarting, supervised
 from launch.cluster.progress import Progress, events, holder, progress
 from launch.cluster.slurm import QueuedJob
 from trainer.folder import run_folder
@@ -156,8 +156,12 @@ def _fill(found: Status, folder: Path, environ: Mapping[str, str]) -> None:
     elif again and (found.state == "running" or not found.is_live):
         found.state, found.reason, found.code = "restarting", again, None
     elif not current:
+        by = supervised(folder)
         end = last_end(folder, found.progress, happened)
         found.state, found.reason, found.code = end.state, end.reason, end.code
+        if by and end.code not in (DONE, STOPPED):
+            found.state, found.code = "ending", None
+            found.reason = f"rank 0 has ended, and its supervisor, {by}, has not decided yet what follows"
     found.reason = "; ".join(filter(None, (damaged, found.reason)))
 
 

@@ -4,6 +4,8 @@ import os
 import socket
 from pathlib import Path
 
+CLOCK_SECONDS = 2.0  # by which the kernel's time of its start, in whole seconds, may be off
+
 
 def begin(pid: int) -> str:
     """Return when the process began, in ticks since the machine did, with the machine's start: no other
@@ -15,6 +17,17 @@ def begin(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else f"{fields[19]} {boot}"
+
+
+def has_run_since(pid: int, since: float) -> bool:
+    """Whether process `pid` of this machine runs, and began before `since`, in seconds since 1970: a later
+    process may have got the number of one that has ended.
+    """
+    ticks = begin(pid).partition(" ")[0]
+    if not ticks:
+        return False
+    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK") <= since + CLOCK_SECONDS
 
 
 def this_process() -> dict[str, str | int]:

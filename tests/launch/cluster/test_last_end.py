@@ -1,6 +1,7 @@
 """The state of a run that was not submitted: how it ended, or that it is being started again."""
 
 import json
+import os
 import socket
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster import state
+from launch.local import keep_running
 from launch.supervise.policy import Again, Attempt
 from launch.supervise.process import begin
 from launch.supervise.record import record
@@ -91,3 +93,24 @@ def test_a_supervisor_that_died_or_is_elsewhere_is_not_waited_for_in_vain(run: P
         elsewhere = {**supervisor, "host": "another machine"}
         write(run, START, restart | {"time": then, "supervisor": elsewhere})
         assert seen(run)[0] == expected
+
+
+def test_a_run_whose_supervisor_has_not_decided_yet_is_not_over(run: Path) -> None:
+    """While the other ranks end, up to ten seconds: `germinal follow` must not leave."""
+    write(run, START, SAVE, {"kind": "fault", "step": 3, "reason": "connection closed by peer"})
+    (run / "logs").mkdir()
+    log = run / "logs/rank-00000.log"
+    heading = keep_running._heading(1, "")  # by this very process
+    log.with_name("rank-00000.log.1").write_text(f"{heading}\n")  # the log has grown
+    log.write_text("step 1\n")
+    found = state.status(run, {})
+    assert (found.state, found.code, found.is_live) == ("ending", None, True)
+    assert f"process {os.getpid()} on " in found.reason
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    newer = heading.replace(f"process {os.getpid()} ", f"process {ended.pid} ")
+    log.write_text(f"{heading}\nstep 1\n{newer}\n")
+    assert seen(run)[0] == "failed"
+    before = (datetime.now(UTC) - timedelta(days=1000)).isoformat(timespec="seconds")
+    log.write_text(f"{heading.replace(heading.split()[1], before)}\n")
+    assert seen(run)[0] == "failed", "a process that began later has the number by chance"

@@ -16,6 +16,7 @@ def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, 
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     lines = [list(line) for line in lines]
     table = Table(show_header=header, box=SIMPLE, pad_edge=False)
@@ -23,7 +24,7 @@ def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, 
         numeric = index > 0 and all(isinstance(line[index], int | float) for line in lines)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for line in lines:
-        table.add_row(*(shown(cell) for cell in line))
+        table.add_row(*(Text(shown(cell)) for cell in line))  # a str's [brackets] would be markup
     print(title)
     # Output to a pipe or a file is not folded at the width of a terminal.
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import cli
 from launch.cluster import state
 from launch.local import keep_running
 from launch.supervise.policy import Again, Attempt
@@ -114,3 +115,15 @@ def test_a_run_whose_supervisor_has_not_decided_yet_is_not_over(run: Path) -> No
     before = (datetime.now(UTC) - timedelta(days=1000)).isoformat(timespec="seconds")
     log.write_text(f"{heading.replace(heading.split()[1], before)}\n")
     assert seen(run)[0] == "failed", "a process that began later has the number by chance"
+
+
+def test_an_error_with_brackets_is_shown_as_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parents[1])
+    reason = "[/pytorch/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1454 [bold]:smile:"
+    write(run, START, {"kind": "fault", "step": 3, "reason": reason})
+    for words in (["status", "tiny"], ["status"]):
+        assert cli.main(words) == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in (*reason.split(), "fault:")), out

@@ -109,8 +109,8 @@ def decide(attempts: Sequence[Attempt], *, restarts: int) -> Decision:
     Not started again is a run
     - that is done, was asked to stop, is held by another process or has a wrong config (0, 75, 130, and 2
       at the first start);
-    - whose very first start failed before its first step, unless a machine was lost: nothing has changed
-      since, and the same start would fail again;
+    - whose very first start failed before its first step: nothing has changed since, and the same start
+      would fail again, unless a machine was lost, or a rank hung, as on a file server that is away;
     - that says itself that its failure must repeat;
     - that failed `SAME_STEP` times in a row at one step;
     - that was started `restarts` times since its last new checkpoint.
@@ -122,7 +122,7 @@ def decide(attempts: Sequence[Attempt], *, restarts: int) -> Decision:
     passes = last.code == WRONG and len(attempts) > 1 and not last.under_way
     if (last.code in _OVER and not passes) or last.asked_to_stop:
         return Leave(last.exit_code, _in_words(last))
-    if len(attempts) == 1 and not last.under_way and not last.host_lost:
+    if len(attempts) == 1 and not last.under_way and not (last.host_lost or last.hung):
         return Leave(last.exit_code, f"{last}: the first start failed")
     if last.repeats:
         return Leave(last.exit_code, f"{last}, which would come again at every start")

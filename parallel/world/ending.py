@@ -10,14 +10,30 @@ from typing import NoReturn
 from common.exit_codes import FAILED
 
 _PARENT_SECONDS = 2.0
+_WRITE_SECONDS = 5.0
 # A signal to many processes reaches the launcher and its ranks one after the other.
 _SAME_SIGNAL_SECONDS = 0.5
 
 
+def within(seconds: float, work: Callable[[], object]) -> None:
+    """Do `work` in a thread of its own and wait for it, but no longer than `seconds`: a file system that does
+    not answer must not keep a process that is to end. What it raises is dropped.
+    """
+
+    def silently() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    thread = threading.Thread(target=silently, name="before the end", daemon=True)
+    with contextlib.suppress(RuntimeError):  # of starting it, where the interpreter is ending anyway
+        thread.start()
+        thread.join(seconds)
+
+
 def end_process(why: str, code: int) -> NoReturn:
-    """Write one line and end this process at once, from any thread."""
-    with contextlib.suppress(OSError):  # the reader of standard error may have gone
-        os.write(2, f"error: {why}\n".encode())
+    """Write one line, unless `why` is empty, and end this process, from any thread."""
+    if why:  # the reader of standard error may have gone, or read no more
+        within(_WRITE_SECONDS, lambda: os.write(2, f"error: {why}\n".encode()))
     os._exit(code)
 
 

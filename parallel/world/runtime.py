@@ -33,7 +33,7 @@ from parallel.world import slurm
 from parallel.world.addresses import interface_of
 from parallel.world.arrivals import Departure
 from parallel.world.device import device_of, gpu_id
-from parallel.world.ending import end_process, end_with_parent
+from parallel.world.ending import end_process, end_with_parent, within
 from parallel.world.environment import use_interface
 from parallel.world.launcher import (
     SLURM,
@@ -113,7 +113,7 @@ class Runtime:
         The group's store is rank 0's own, at a port that the system chooses.
 
         ValueError, on every rank, where the ranks do not fit together: another number of ranks, another kind
-        of device, a GPU for two of them. RuntimeError where some ranks do not come in time.
+        of device, a shared GPU. RuntimeError where some do not come in time.
         """
         if dist.is_initialized():
             return
@@ -200,11 +200,15 @@ class Runtime:
         return first and mine and left.code is None
 
     @contextlib.contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Hold off the end of the process while this rank writes the line about its failure."""
-        with self._report_lock:
+    def reporting(self, *, seconds: float = -1) -> Iterator[None]:
+        """Hold off this process's end while it reports; wait `seconds` for another thread's report, or -1."""
+        held = self._report_lock.acquire(timeout=seconds)
+        try:
             yield
             self.has_reported = True
+        finally:
+            if held:
+                self._report_lock.release()
 
     def wait_while_reporting(self) -> None:
         """Wait while another thread of this rank reports a failure, which may end the process."""
@@ -223,11 +227,8 @@ class Runtime:
         self._report_lock.acquire(timeout=REPORT_SECONDS)  # held where this rank is writing its line
         # A rank that has reported is closing files and groups, and may wait there for ranks that are gone.
         if not self.has_reported:
-            with contextlib.suppress(Exception):  # the line below says the same
-                self.on_lost(left)
-        if self.has_reported or not self.should_report(left):
-            os._exit(code)
-        end_process(f"{left}", code)
+            within(REPORT_SECONDS, lambda: self.on_lost(left))  # in the run folder; the line says the same
+        end_process("" if self.has_reported or not self.should_report(left) else f"{left}", code)
 
     def stop(self, *, failed_with: int = 0) -> None:
         """Leave the process group. Safe to call twice.
@@ -261,8 +262,7 @@ def start(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None)
 def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) -> Runtime:
     """Find out which rank this is and connect to rank 0, so that the end of any rank is noticed by all.
 
-    Without a launcher: a single process. `Runtime.join` makes the process group. Where the ranks meet:
-    `rendezvous.place`.
+    Without a launcher: a single process. Where the ranks meet: `rendezvous.place`.
 
     timeout: for all ranks to come, and of every collective of every group.
     env: instead of this process's environment variables.

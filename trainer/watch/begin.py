@@ -15,6 +15,8 @@ from trainer.watch.report import Finding, ranges
 from trainer.watch.watchdog import Watchdog
 from trainer.watch.whereabouts import Standing
 
+REPORT_SECONDS = 10.0  # how long the main thread may take to report a failure, before the watchdog reports
+
 
 def watchdog(cfg: RunConfig, runtime: Runtime, fence: Fence, phases: Phases) -> Watchdog:
     """Return the watchdog of this rank, which answers other ranks from now on. Make it before the ranks meet
@@ -26,7 +28,8 @@ def watchdog(cfg: RunConfig, runtime: Runtime, fence: Fence, phases: Phases) -> 
         Bounds(cfg.supervise.hang_factor, cfg.supervise.hang_seconds, cfg.supervise.first_seconds),
         runtime.presence,
         write=hangs.write,
-        reporting=runtime.reporting,
+        # The main thread may be what hangs, in its own report.
+        reporting=lambda: runtime.reporting(seconds=REPORT_SECONDS),
         ended=lambda: runtime.first_departure(0.0) is not None,
         heading=lambda: f"{cfg.name}, start {fence.epoch}, {datetime.now(UTC).isoformat(timespec='seconds')}",
     )
@@ -41,7 +44,7 @@ class HangRecord:
         self._folder, self._fence = folder, fence
 
     def write(self, text: str, finding: Finding, over: Standing) -> str:
-        """Write both; return the path of the file.
+        """Write both; return the path of the file, and why there is no event where that failed.
 
         The file is named after the start, which has one hang at most: of several ranks that report, one makes
         it. FileExistsError on the others.
@@ -55,6 +58,13 @@ class HangRecord:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+        try:
+            self._write_event(finding, over, str(path.relative_to(self._folder)))
+        except (OSError, RuntimeError) as error:
+            return f"{path} (events.jsonl has no event: {error})"
+        return str(path)
+
+    def _write_event(self, finding: Finding, over: Standing, file: str) -> None:
         log = EventLog(self._folder / "events.jsonl", self._fence.check, shown=False)
         with contextlib.closing(log) as events:
             events.event(
@@ -66,9 +76,8 @@ class HangRecord:
                 ranks=ranges(finding.ranks),
                 phase=over.phase,
                 seconds=over.seconds,
-                file=str(path.relative_to(self._folder)),
+                file=file,
             )
-        return str(path)
 
     def _write_elsewhere(self, text: str) -> str:
         descriptor, path = tempfile.mkstemp(prefix="germinal-hang-", suffix=".txt")

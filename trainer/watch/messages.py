@@ -6,7 +6,7 @@ state    of processes by host → why those on this host may not answer
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from trainer.watch.phases import Bounds, Phases
@@ -31,7 +31,9 @@ class Channel(Protocol):
     def handle(self, kind: str, handler: Callable[[int, Any], Any]) -> None: ...
     def send(self, kind: str, payload: Any = None) -> None: ...
     def broadcast(self, kind: str, payload: Any = None) -> None: ...
-    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]: ...
+    def ask(
+        self, kind: str, payload: Any = None, *, seconds: float, ranks: Collection[int] | None = None
+    ) -> dict[int, Any]: ...
 
 
 class Messages:
@@ -65,18 +67,28 @@ class Messages:
 
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """On rank 0: rank → its stacks, of these ranks."""
-        answers = self._channel.ask(_STACKS, list(ranks), seconds=SECOND_ANSWER_SECONDS)
+        answers = self._channel.ask(_STACKS, list(ranks), seconds=SECOND_ANSWER_SECONDS, ranks=ranks)
         return {rank: str(text) for rank, text in answers.items() if text is not None}
 
     def states(self, silent: set[int]) -> dict[int, str]:
-        """On rank 0: rank → why it does not answer, as a rank on its machine sees it; "" where none does."""
+        """On rank 0: rank → why it does not answer, as another on its machine sees it; "" where none does.
+
+        One rank of each machine is asked.
+        """
         states = dict.fromkeys(sorted(silent), "")
-        if not silent:
-            return states
-        asked: dict[str, dict[int, int]] = {}
+        processes: dict[str, dict[int, int]] = {}
         for rank in silent & self._processes.keys():
-            asked.setdefault(self._channel.host_of(rank), {})[rank] = self._processes[rank]
-        for seen in self._channel.ask(_STATE, asked, seconds=SECOND_ANSWER_SECONDS).values():
+            processes.setdefault(self._channel.host_of(rank), {})[rank] = self._processes[rank]
+        seeing: dict[str, int] = {}  # machine → the first rank there that answers
+        for rank in range(self._channel.world) if processes else ():
+            if rank not in silent and (host := self._channel.host_of(rank)) in processes:
+                seeing.setdefault(host, rank)
+        if not seeing:
+            return states
+        asked = {host: processes[host] for host in seeing}
+        ranks = set(seeing.values())
+        answers = self._channel.ask(_STATE, asked, seconds=SECOND_ANSWER_SECONDS, ranks=ranks)
+        for seen in answers.values():
             states |= {int(rank): state for rank, state in seen.items()}
         return states
 

@@ -19,6 +19,7 @@ import os
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -38,6 +39,7 @@ WRITE_SECONDS = 10.0  # the run folder's file system may be what hangs
 # A look that comes so much too late: the process has not been running meanwhile.
 STOOD_STILL_SECONDS = 5.0
 SEND_SECONDS = 0.2  # for the message to the other ranks to go out
+MOST_COMPLAINTS = 8  # lines about errors of the watchdog itself
 LATER_SECONDS = 2.0  # a rank that does not report ends so much later than the one that does
 
 _OVER, _END = "hang/over", "hang/end"
@@ -76,7 +78,9 @@ class Watchdog:
         self._interval_seconds = min(INTERVAL_SECONDS, bounds.hang_seconds / 4)
         self._wake = threading.Event()
         self._stopped = False
-        self._told: Standing | None = None  # on rank 0: what a rank has told
+        # On rank 0: the last that a rank has told. Another thread appends.
+        self._told = deque[Standing](maxlen=1)
+        self._complaints: set[str] = set()
         self._over_since = self._sent_at = 0.0  # time.monotonic
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._messages = Messages(channel, phases, bounds)
@@ -107,14 +111,13 @@ class Watchdog:
                 self._phases.stood_still(late)
             try:
                 self._look()
-            except Exception as bug:  # no reason to end a run that may be well
-                traceback.print_exception(bug)
-                return
+            except Exception as bug:  # no reason to end a run that may be well, nor to look no longer
+                self._complain(bug)
             looked = time.monotonic()
 
     def _look(self) -> None:
         over = self._over()
-        told, self._told = self._told, None
+        told = self._told.pop() if self._told else None
         suspected = over or told
         if suspected is not None and self._ended():
             return
@@ -125,6 +128,14 @@ class Watchdog:
             self._over_since = 0.0
         else:
             self._tell(over)
+
+    def _complain(self, bug: Exception) -> None:
+        where = traceback.extract_tb(bug.__traceback__)[-1]
+        text = f"{type(bug).__name__}: {bug} ({where.filename}:{where.lineno})"
+        if text not in self._complaints and len(self._complaints) < MOST_COMPLAINTS:
+            self._complaints.add(text)
+            told = " ".join(text.split())
+            write_line(f"rank {self._channel.rank}: the watchdog could not look, and looks again: {told}")
 
     def _over(self) -> Standing | None:
         """The phase of this rank that has lasted too long, if one has."""
@@ -190,7 +201,7 @@ class Watchdog:
     # Messages
 
     def _hear(self, sender: int, over: Mapping[str, Any]) -> None:
-        self._told = Standing(**over)
+        self._told.append(Standing(**over))
         self._wake.set()
 
     def _end(self, sender: int, payload: Any) -> None:
@@ -233,7 +244,7 @@ class Watchdog:
                 where[0] = self._write(text, finding, over)
             except FileExistsError:
                 where[0] = ""
-            except (OSError, RuntimeError) as error:
+            except Exception as error:
                 where[0] = f"no file: {error}"
 
         writer = threading.Thread(target=write, name="report", daemon=True)

@@ -47,6 +47,7 @@ def test_a_killed_rank_is_started_again_and_named() -> None:
     [
         (failed(7), "from the beginning: nothing is saved"),
         (failed(7, hung=True, code=1), "rank 1 on n2 hung at step 7"),
+        (failed(0, hung=True, code=1, under_way=False), "rank 1 on n2 hung before its first step was done"),
         (failed(7, code=1, rank=None, host=""), "the run failed with exit code 1 at step 7"),
         (failed(7, code=-40), "was ended by signal 40"),
         (failed(0, host_lost=True, under_way=False), "lost with its machine before its first step was done"),

@@ -1,6 +1,8 @@
 """Which rank a process is, from each launcher's variables."""
 
 import os
+import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -96,6 +98,25 @@ def test_every_run_on_a_gpu_has_segments_that_grow(
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert runtime.start(env={"GERMINAL_DEVICE": device}).device.type == device
     assert os.environ.get("PYTORCH_ALLOC_CONF") == found
+
+
+def test_a_file_system_that_does_not_answer_keeps_no_rank_that_is_to_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(runtime, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(runtime, "START_GRACE_SECONDS", 0.0)
+    back = threading.Event()
+    rank = runtime.Runtime(0, 2, 0, torch.device("cpu"))
+    rank.on_lost = lambda left: back.wait(20)
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match=r"^1$"):
+        rank._follow(Departure(1))
+    assert time.monotonic() - began < 10 and "rank 1 is gone without a word" in capfd.readouterr().err
+    back.set()
 
 
 def test_of_a_rank_that_is_gone_without_a_word_rank_0_tells_and_of_rank_0_every_rank() -> None:

@@ -7,21 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainer.folder.fence import Fence
 from trainer.watch import messages, watchdog
 from trainer.watch import whereabouts as places
-from trainer.watch.begin import HangRecord
 from trainer.watch.phases import STEP, Bounds, Phases
 from trainer.watch.report import Finding
 from trainer.watch.watchdog import Watchdog
 from trainer.watch.whereabouts import RUNS, Standing, state_of_process
-from whole_runs import events
 
 
 class Switch:
@@ -30,6 +27,7 @@ class Switch:
     def __init__(self, world: int) -> None:
         self.ends = [End(self, rank) for rank in range(world)]
         self.silent: set[int] = set()
+        self.asked: list[tuple[str, list[int]]] = []
 
 
 class End:
@@ -56,8 +54,12 @@ class End:
             if end.rank not in self.switch.silent and kind in end.handlers:
                 end.handlers[kind](self.rank, payload)
 
-    def ask(self, kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
-        there = [end for end in self.switch.ends if end.rank not in self.switch.silent]
+    def ask(
+        self, kind: str, payload: Any = None, *, seconds: float, ranks: Collection[int] | None = None
+    ) -> dict[int, Any]:
+        asked = [end for end in self.switch.ends if ranks is None or end.rank in ranks]
+        self.switch.asked.append((kind, [end.rank for end in asked]))
+        there = [end for end in asked if end.rank not in self.switch.silent]
         return {end.rank: end.handlers[kind](self.rank, payload) for end in there}
 
 
@@ -164,10 +166,12 @@ def test_a_step_that_ends_while_rank_0_asks_is_no_hang(world: Callable[[int], Wo
     two = world(2)
     ask = two.switch.ends[0].ask
 
-    def asked_late(kind: str, payload: Any = None, *, seconds: float) -> dict[int, Any]:
+    def asked_late(
+        kind: str, payload: Any = None, *, seconds: float, ranks: Collection[int] | None = None
+    ) -> dict[int, Any]:
         if two.phases[0].main.now is not None and two.phases[0].main.now.step == 6:
             two.step(7, 0.1)
-        return ask(kind, payload, seconds=seconds)
+        return ask(kind, payload, seconds=seconds, ranks=ranks)
 
     two.switch.ends[0].ask = asked_late  # type: ignore[method-assign]
     two.step(6, 3.0)
@@ -210,14 +214,32 @@ def test_after_another_ranks_end_nothing_is_a_hang(world: Callable[[int], World]
     assert not two.left
 
 
-def test_a_failure_of_the_watchdog_itself_ends_no_run(
-    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_failure_of_the_watchdog_itself_is_told_once_and_ends_neither_the_run_nor_the_watch(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     one = world(1)
+    look = messages.look
     monkeypatch.setattr(messages, "look", lambda *rest, **more: 1 / 0)
     one.step(6, 100.0)
     looks()
-    assert not one.left and "ZeroDivisionError" in capsys.readouterr().err
+    assert not one.left
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("rank 0: the watchdog could not look, and looks again: ZeroDivisionError: ")
+    monkeypatch.setattr(messages, "look", look)
+    until(lambda: 0 in one.left)
+
+
+def test_one_rank_a_machine_is_asked_why_others_there_do_not_answer(world: Callable[[int], World]) -> None:
+    six = world(6)
+    for end, host in zip(six.switch.ends, ("n1", "n1", "n1", "n2", "n2", "n3"), strict=True):
+        end.host = host
+    six.switch.silent = {1, 5}
+    six.step(6, 3.0)
+    until(lambda: {0, 2, 3, 4} <= six.left.keys())
+    assert [ranks for kind, ranks in six.switch.asked if kind == "hang/state"] == [[0]]
+    ((_, finding, _),) = six.reports
+    assert finding.ranks == (1, 5) and finding.hosts == ("n1", "n3")
+    assert f"do not answer: {RUNS}" in finding.lines[0], "the process of all, which rank 0 looked at"
 
 
 def test_a_run_folder_that_hangs_does_not_hold_up_the_lines(
@@ -231,33 +253,6 @@ def test_a_run_folder_that_hangs_does_not_hold_up_the_lines(
     until(lambda: 0 in one.left)
     go.set()
     assert "no file, for it could not be written within 0.2 s" in capfd.readouterr().err
-
-
-def test_the_file_and_the_event_are_made_once_a_start_and_by_the_newest_start_only(tmp_path: Path) -> None:
-    over = Standing("main", "step", 57, "", 132.0, 120.0)
-    finding = Finding((1, 2), ("n1",), ("hang: step 57 …", "ranks 0, 3 wait", "in {file}"))
-    fence = Fence(tmp_path)
-    elsewhere = Path(HangRecord(tmp_path, fence).write("text", finding, over))  # before the folder is taken
-    assert elsewhere.read_text() == "text" and elsewhere.parent != tmp_path
-    elsewhere.unlink()
-    fence.take()
-    record = HangRecord(tmp_path, fence)
-    assert record.write("text", finding, over) == str(tmp_path / "faults" / "hang-start-00001.txt")
-    with pytest.raises(FileExistsError):
-        record.write("other", finding, over)
-    (event,) = events(tmp_path, "hang")
-    assert {**event, "time": ""} == {
-        "time": "",
-        "kind": "hang",
-        "step": 57,
-        "reason": "step 57 …; ranks 0, 3 wait",
-        "rank": 1,
-        "host": "n1",
-        "ranks": "1-2",
-        "phase": "step",
-        "seconds": 132.0,
-        "file": "faults/hang-start-00001.txt",
-    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -6,6 +6,7 @@ import os
 import sys
 
 from common.exit_codes import NOBODY_READS
+from common.printable import printable
 
 
 class _Forgiving(io.FileIO):
@@ -39,7 +40,7 @@ def write_line(line: str) -> None:
 
 def complain(error: object, code: int) -> int:
     """Print an error as one line; return `code`, the exit code that goes with the error."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from common.printable import printable
+
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
     """Print a table of two columns: names and values."""
@@ -25,18 +27,18 @@ def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]], *, 
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(shown(cell)) for cell in line))  # a str's [brackets] would be markup
-    print(title)
+    print(printable(title))
     # Output to a pipe or a file is not folded at the width of a terminal.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def shown(value: Any) -> str:
-    """Format a cell: 1234567 → 1,234,567; None → -."""
+    """Format a cell: 1234567 → 1,234,567; None → -. What does not print is escaped."""
     if value is None:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def size(count: int) -> str:
@@ -50,5 +52,6 @@ def size(count: int) -> str:
 
 
 def document(value: Any) -> None:
-    """Print one JSON document on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))  # str: paths
+    """Print one JSON document on standard output. What does not print is escaped as JSON escapes it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)  # str: paths
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))

@@ -72,7 +72,7 @@ def send(words: Sequence[str], environ: Mapping[str, str]) -> str:
 def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJob]:
     """Return those of the jobs that SLURM still knows: an ended job is forgotten after some minutes.
 
-    RuntimeError, one line, where squeue is missing, fails or does not answer in time.
+    RuntimeError, one line, where squeue is missing, fails, does not answer in time, or prints something else.
     """
     if not jobs:
         return {}
@@ -83,11 +83,15 @@ def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJo
         raise RuntimeError(str(error)) from None
     if done.returncode and "Invalid job id" not in done.stderr:
         raise RuntimeError(f"squeue failed: {_last_words(done.stderr) or f'exit {done.returncode}'}")
-    found = {}
-    for line in done.stdout.splitlines():
+    found, foreign = {}, ""
+    for line in filter(str.strip, done.stdout.splitlines()):
         parts = [part.strip() for part in line.split("|")]
-        if len(parts) == len(_FIELDS.split("|")):
+        if len(parts) == len(_FIELDS.split("|")) and parts[0] in jobs and re.fullmatch("[A-Z_]+", parts[1]):
             found[parts[0]] = QueuedJob(*parts[:6])
+        else:
+            foreign = foreign or line.strip()
+    if foreign and not found:  # a site's own squeue may print more, but not instead
+        raise RuntimeError(f"squeue printed no list of jobs but {foreign[:200]!r}")
     return found
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from common.printable import printable
 from launch import tables
 from launch.doctor.finding import Finding, Level, worst
 
@@ -28,9 +29,9 @@ def show(finding: Finding) -> None:
     if sys.stdout.isatty():
         level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"
     host = f"{finding.host}: " if finding.host else ""
-    print(f"{level} {finding.check:22} {host}{finding.found}", flush=True)
+    print(f"{level} {finding.check:22} {host}{printable(finding.found)}", flush=True)
     if finding.remedy:
-        print(f"{'':31} → {finding.remedy}", flush=True)
+        print(f"{'':31} → {printable(finding.remedy)}", flush=True)
 
 
 def show_together(findings: Sequence[Finding]) -> None:

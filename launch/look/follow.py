@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from common.exit_codes import DONE, FAILED, INTERRUPTED
+from common.printable import printable
 from launch import options
 from launch.look.status import RUN, in_words
 
@@ -59,4 +60,4 @@ def _line(now: "Status") -> str:
         parts.append(f"{in_words(now.progress.seconds_left)} left")
     if now.reason:
         parts.append(f"({now.reason})")
-    return "  ".join(parts)
+    return printable("  ".join(parts))

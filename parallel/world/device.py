@@ -12,8 +12,10 @@ from parallel.world.launcher import SLURM, launcher_variables
 def device_of(environ: Mapping[str, str], local_rank: int) -> torch.device:
     """The device for a rank: CUDA where there is one, unless GERMINAL_DEVICE says cpu.
 
-    ValueError where GERMINAL_DEVICE names no device, or one that this machine does not have, or where the
-    machine has fewer GPUs than ranks.
+    Raises:
+        ValueError: GERMINAL_DEVICE names no device.
+        RuntimeError: the machine has no CUDA, which GERMINAL_DEVICE asks for, or fewer GPUs than ranks: a GPU
+            may have fallen off the machine, and the run may go on after a reboot or on another one.
     """
     wanted = environ.get("GERMINAL_DEVICE", "")
     if wanted not in ("", "cpu", "cuda"):
@@ -21,7 +23,7 @@ def device_of(environ: Mapping[str, str], local_rank: int) -> torch.device:
             f"GERMINAL_DEVICE={wanted}: choose cpu or cuda, or unset it: cuda where there is one"
         )
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
+        raise RuntimeError(
             f"GERMINAL_DEVICE=cuda: torch {torch.__version__} finds no CUDA device on this machine; see "
             "nvidia-smi and CUDA_VISIBLE_DEVICES, or choose cpu"
         )
@@ -34,7 +36,7 @@ def device_of(environ: Mapping[str, str], local_rank: int) -> torch.device:
 
 
 def gpu_index(environ: Mapping[str, str], local_rank: int, visible: int) -> int:
-    """Which of the GPUs that this process sees a rank computes on. ValueError where there is none for it.
+    """Which of the GPUs that this process sees a rank computes on. RuntimeError where there is none for it.
 
     Mostly all ranks of a machine see all of its GPUs. With `srun --gpus-per-task` a task sees its own; where
     the cluster does not confine tasks, it sees those of all, in the order of the tasks. `--gpu-bind=single`
@@ -53,8 +55,9 @@ def gpu_index(environ: Mapping[str, str], local_rank: int, visible: int) -> int:
     elif visible == 1 and (by_srun or environ.get("CUDA_VISIBLE_DEVICES")):
         index = 0  # ranks that share it nevertheless are found when they meet
     if index >= visible:
-        raise ValueError(
-            f"local rank {local_rank} has no GPU: this machine has {visible}; start fewer ranks a node"
+        raise RuntimeError(
+            f"local rank {local_rank} has no GPU: this machine has {visible}; start fewer ranks a node, or "
+            "see nvidia-smi whether one has failed"
         )
     return index
 

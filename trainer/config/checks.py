@@ -16,6 +16,7 @@ from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
 
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
+LONGEST_NAME = 200  # a file's name has at most 255 bytes, and more is put before and behind
 
 
 def check(cfg: RunConfig) -> None:
@@ -39,6 +40,11 @@ def check(cfg: RunConfig) -> None:
             )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
         raise ValueError(f"name={cfg.name!r}: not a plain folder name (letters, digits, . _ -)")
+    if len(cfg.name) > LONGEST_NAME:
+        raise ValueError(
+            f"name={cfg.name[:20]}…: {len(cfg.name)} characters: give at most {LONGEST_NAME}, for files are "
+            "called after it"
+        )
     if (target := cfg.supervise.notify) and (wrong := _wrong_target(target)):
         raise ValueError(f"supervise.notify={target!r}: {wrong}: give an http(s) URL or a command")
     whole, rest = divmod(train.global_batch, train.micro_batch)

@@ -222,7 +222,7 @@ def step_of(line: bytes) -> int | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     at = record.get("step") if isinstance(record, dict) else None
     return at if isinstance(at, int) else None

@@ -104,6 +104,33 @@ def test_wrong_values_of_a_step_are_not_known(wrong, submitted, germinal) -> Non
     assert germinal("status", "tiny")[1] == out
 
 
+@pytest.mark.parametrize(
+    "printed", ["\x00\x07\udc9a|x\n", "a|b|c|d|e|f|g|h\n", "101|x1|c|d|e|f|g\n", "Welcome\n"]
+)
+def test_a_queue_that_prints_something_else_says_nothing(printed, submitted, slurm, germinal) -> None:
+    (slurm.folder / "squeue.out").write_bytes(printed.encode(errors="surrogateescape"))
+    found = states(germinal)["tiny"]
+    assert found[0] == "unknown" and found[1].startswith("squeue printed no list of jobs but ")
+    assert germinal.refusal("cancel", "tiny")[0] == 1
+    slurm.answers("squeue", f"{printed.encode(errors='replace').decode()}101|RUNNING|None|N/A|1:00|n1|1\n")
+    assert states(germinal)["tiny"] == ("running", "")
+
+
+def test_what_does_not_print_is_escaped(submitted, slurm, germinal, monkeypatch) -> None:
+    reason = "\x1b[2J\x9b1m\u202e[/red] :smile:"
+    submission.note(FOLDER, Note(time.time(), "101", "start", reason))
+    assert states(germinal)["tiny"] == ("running", reason)  # a script gets it as it is
+    slurm.answers("squeue", "101|RUNNING|None|N/A|1:00|n\x1b[1m|1\n")
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: (slurm.queue(), (FOLDER / "end.json").write_text("{\x1b"))
+    )
+    for words in (["status"], ["status", "tiny"], ["status", "tiny", "--json"], ["follow", "tiny"]):
+        out = germinal(*words)[1]
+        assert all(c.isprintable() or c == "\n" for c in out), (words, out)
+    slurm.fails("squeue", "\x1b[2Jgone\n")
+    assert "\\x1b[2Jgone" in germinal.refusal("cancel", "tiny")[1]
+
+
 def test_events_and_notes_are_read_from_where_the_last_look_ended(tmp_path) -> None:
     at = tmp_path / "submit/1"
     at.mkdir(parents=True)

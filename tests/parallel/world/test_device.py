@@ -49,8 +49,9 @@ def test_the_gpu_of_a_rank(environ: dict[str, str], local_rank: int, visible: in
     ],
 )
 def test_a_rank_without_a_gpu_is_told(environ: dict[str, str], local_rank: int, visible: int) -> None:
+    # No ValueError: a GPU that has failed is no mistake of the command.
     with pytest.raises(
-        ValueError, match=f"^local rank {local_rank} has no GPU: this machine has {visible}; "
+        RuntimeError, match=f"^local rank {local_rank} has no GPU: this machine has {visible}; "
     ):
         gpu_index(environ, local_rank, visible)
 

@@ -32,6 +32,7 @@ WRONG = {
     "track.project=!!int 5": ["track.project=5", "not a text", "quote it"],
     "track.project=!!bool x": ["track.project=", "not YAML"],
     "name=": ["name: has no value", "give a text"],
+    f"name={'x' * 300}": ["name=xxxx", "300 characters", "give at most 200"],
     "data.ledger=3": ["data.ledger=3", "not true or false"],
     "name=[a]": ["name=['a']", "not a text"],
     "name=1_0/2": ["name='1_0/2'", "not a plain folder name"],

@@ -12,5 +12,6 @@ slurm.py        sbatch, squeue, scontrol, scancel, sinfo: each within a bounded 
 detached.py     --backend local: a run on this machine, in the background
 kubernetes/     a run as objects of Kubernetes
 progress.py     how far a run is, by its folder
+last_end.py     how a run that was not submitted ended, or that it is being started again
 state.py        how a run is, by the queue and its jobs' notes
 """

@@ -6,6 +6,7 @@ So the doctor needs no network of its own: where srun or ssh starts a process, i
 import contextlib
 import json
 import os
+import resource
 import selectors
 import subprocess
 import tempfile
@@ -16,6 +17,9 @@ from typing import IO, Any
 
 READ_BYTES = 1 << 16
 END_SECONDS = 5.0
+TELL_SECONDS = 10.0  # for a node to take a message
+FILES_PER_NODE = 3  # standard input, output and error
+FILES_KEPT = 64  # for all else
 Message = dict[str, Any]
 
 
@@ -42,21 +46,46 @@ class Channel:
         """Start the processes.
 
         commands: node → command line and environment.
+
+        Raises:
+            RuntimeError: a process cannot be started, or so many cannot be open; none is left running.
         """
+        _allow_files(len(commands))
         self._nodes: dict[str, _Node] = {}
         self._selector = selectors.DefaultSelector()
-        for host, (argv, environ) in commands.items():
-            errors = tempfile.TemporaryFile()  # noqa: SIM115
-            try:
-                process = subprocess.Popen(
-                    argv, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-                )
-            except FileNotFoundError:
-                raise RuntimeError(f"{argv[0]} is not installed here, or not on the PATH") from None
-            assert process.stdout is not None
-            os.set_blocking(process.stdout.fileno(), False)
-            self._nodes[host] = _Node(process, errors)
-            self._selector.register(process.stdout, selectors.EVENT_READ, host)
+        try:
+            for host, (argv, environ) in commands.items():
+                self._start(host, argv, environ)
+        except OSError as problem:
+            self.close()
+            at = f"after {len(self._nodes)} of {len(commands)} nodes"
+            raise RuntimeError(f"{argv[0]} cannot be started {at}: {problem.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, host: str, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        errors = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            process = subprocess.Popen(
+                argv,
+                bufsize=0,
+                env=environ,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        except FileNotFoundError:
+            errors.close()
+            raise RuntimeError(f"{argv[0]} is not installed here, or not on the PATH") from None
+        except BaseException:
+            errors.close()
+            raise
+        self._nodes[host] = _Node(process, errors)
+        assert process.stdin is not None and process.stdout is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        os.set_blocking(process.stdout.fileno(), False)
+        self._selector.register(process.stdout, selectors.EVENT_READ, host)
 
     def __enter__(self) -> "Channel":
         return self
@@ -70,12 +99,23 @@ class Channel:
         return [host for host, node in self._nodes.items() if node.open]
 
     def tell(self, host: str, message: Message) -> None:
-        """Send a message to the process of a node; nothing where that has ended."""
-        stdin = self._nodes[host].process.stdin
-        assert stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            stdin.write(json.dumps(message).encode() + b"\n")
-            stdin.flush()
+        """Send a message to the process of a node; nothing where that has ended. One that does not take it
+        in time is ended: `why_ended` says so.
+        """
+        node = self._nodes[host]
+        assert node.process.stdin is not None
+        data = json.dumps(message).encode() + b"\n"
+        until = time.monotonic() + TELL_SECONDS
+        with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as selector:
+            selector.register(node.process.stdin, selectors.EVENT_WRITE)
+            while data:
+                if not selector.select(max(0.0, until - time.monotonic())):
+                    node.process.kill()
+                    node.errors.write(f"\nit did not take a message within {TELL_SECONDS:g} s\n".encode())
+                    node.errors.flush()
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(node.process.stdin.fileno(), data) :]
 
     def messages(self, until: float) -> Iterator[tuple[str, Message]]:
         """Yield (node, message) as messages come, until the time `until` (time.monotonic) or while a process
@@ -125,3 +165,18 @@ class Channel:
             if node.process.stdout is not None:
                 node.process.stdout.close()
         self._selector.close()
+
+
+def _allow_files(nodes: int) -> None:
+    """Raise the limit of open files to what the nodes need. RuntimeError where that is too much."""
+    needed = nodes * FILES_PER_NODE + FILES_KEPT
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        most = max(0, hard - FILES_KEPT) // FILES_PER_NODE
+        raise RuntimeError(
+            f"{nodes} nodes need {needed} open files, and the hard limit (ulimit -Hn) is {hard}: have it "
+            f"raised, or examine at most {most} nodes at a time"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -17,7 +17,23 @@ from launch.doctor.nodes.channel import Channel, Message
 HELLO_SECONDS = 60.0
 EXAMINE_SECONDS = 240.0
 STEP_SECONDS = 70.0
+NEAR = 8
 WATCH_BEGINS_SECONDS = 0.5
+
+
+def peers_of(host: str, order: Sequence[str]) -> list[str]:
+    """The nodes to which a node connects: the first one, the next `NEAR`, and those 16, 32, 64 … further on
+    in a ring. Among few nodes these are all pairs. Among many they are few a node, and near and far ones, of
+    one switch and of several, are among them.
+    """
+    number, count = order.index(host), len(order)
+    steps = list(range(1, min(NEAR, count - 1) + 1))
+    far = 2 * NEAR
+    while far < count:
+        steps.append(far)
+        far *= 2
+    found = dict.fromkeys([order[0], *(order[(number + step) % count] for step in steps)])
+    return [other for other in found if other != host]
 
 
 class Examination:
@@ -76,7 +92,7 @@ class Examination:
         order = self._hosts
         self._make(
             {
-                host: {"do": "connect", "peers": [peers[other] for other in order if other != host]}
+                host: {"do": "connect", "peers": [peers[other] for other in peers_of(host, order)]}
                 for host in order
             }
         )

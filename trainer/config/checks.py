@@ -8,6 +8,7 @@ by `layout`.
 import re
 import shlex
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from data.config import check as check_data
 from parallel.config import LayoutConfig, ParallelConfig
@@ -74,7 +75,13 @@ def _wrong_target(target: str) -> str:
     if not words:
         return "an empty command"
     is_url = "://" in words[0]
-    return "not a URL of http or https" if is_url and not re.match(r"https?://[^/\s]\S*$", target) else ""
+    if not is_url:
+        return ""
+    try:
+        host, _ = urlsplit(target).hostname, urlsplit(target).port
+    except ValueError as error:
+        return str(error)
+    return "" if host and re.match(r"https?://[^/\s]\S*$", target) else "not a URL of http or https"
 
 
 def layout(cfg: RunConfig, world: int) -> Layout:

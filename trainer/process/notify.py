@@ -63,6 +63,8 @@ class Notifier:
         self._waiting: queue.Queue[dict[str, Any]] = queue.Queue(MOST_WAITING)
         self._ending = threading.Event()
         self._complained = False
+        self._dropped = False
+        self._command: subprocess.Popen[bytes] | None = None  # that is told a message now
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
 
     def begin(self) -> "Notifier":
@@ -85,12 +87,19 @@ class Notifier:
         if self._thread.is_alive():
             self._thread.join(patience_seconds)
             if self._thread.is_alive():
+                if command := self._command:
+                    _kill(command)
                 self._complain("did not answer in time: what it was not told is in events.jsonl")
 
     def _put(self, message: Mapping[str, Any]) -> None:
         told = {**self._about, **message, "reason": _SECRET.sub("", str(message["reason"]))}
-        with contextlib.suppress(queue.Full):
+        try:
             self._waiting.put_nowait(told)
+        except queue.Full:
+            if not self._dropped:
+                self._dropped = True
+                why = f"more than {MOST_WAITING} messages wait: later ones are dropped"
+                write_line(f"supervise.notify: {why}; all that happens is in events.jsonl")
 
     def _run(self) -> None:
         while True:
@@ -129,14 +138,41 @@ class Notifier:
         """Return what went wrong; "" where nothing did."""
         if self._is_url:
             return _post(self._target, document)
-        return _call(shlex.split(self._target), document)
+        return self._call(shlex.split(self._target), document)
+
+    def _call(self, command: list[str], document: bytes) -> str:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            return error.strerror or str(error)
+        self._command = process
+        try:
+            process.communicate(document, timeout=SEND_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            process.wait()
+            return f"had not ended after {SEND_SECONDS:g} s: killed"
+        except OSError:  # it closed its standard input
+            process.wait()
+        finally:
+            self._command = None
+        return f"ended with exit code {process.returncode}" if process.returncode else ""
 
     def _complain(self, trouble: str) -> None:
         """Say it once. The URL may hold a secret: its host alone is named."""
         if not self._complained:
             self._complained = True
-            who = urlsplit(self._target).hostname if self._is_url else shlex.split(self._target)[0]
+            who = _host(self._target) if self._is_url else shlex.split(self._target)[0]
             write_line(f"supervise.notify: {who}: {trouble}; the run goes on")
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or "the URL"
+    except ValueError:
+        return "the URL"
 
 
 def _post(url: str, document: bytes) -> str:
@@ -154,19 +190,7 @@ def _post(url: str, document: bytes) -> str:
         return f"no HTTP ({type(error).__name__})"
 
 
-def _call(command: list[str], document: bytes) -> str:
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-    except OSError as error:
-        return error.strerror or str(error)
-    try:
-        process.communicate(document, timeout=SEND_SECONDS)
-    except subprocess.TimeoutExpired:
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a command and what it has started, which are a session of their own."""
+    with contextlib.suppress(ProcessLookupError):  # all of them have ended
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return f"had not ended after {SEND_SECONDS:g} s: killed"
-    except OSError:  # it closed its standard input
-        process.wait()
-    return f"ended with exit code {process.returncode}" if process.returncode else ""

@@ -95,6 +95,24 @@ def test_a_receiver_that_hangs_delays_nothing(
         assert time.monotonic() - began < 1
         notifier.finish(patience_seconds=0.5)
         assert time.monotonic() - began < 5
+    said = capfd.readouterr().err
+    assert "did not answer in time" in said and said.count("more than 100 messages wait") == 1
+
+
+def test_a_command_that_hangs_ends_with_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With what it has started: nothing of the run is left."""
+    child = tmp_path / "child"
+    command = shlex.join(["sh", "-c", f"sleep 60 & echo $! > {child}; wait"])
+    notifier = Notifier(command, "mine", tmp_path).begin()
+    notifier.tell("end", 7, "done", code=0)
+    deadline = time.monotonic() + 10
+    while not (child.exists() and child.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    notifier.finish(patience_seconds=0.3)
+    status = Path(f"/proc/{child.read_text().strip()}/status")
+    while status.exists() and "State:\tZ" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not status.exists() or "State:\tZ" in status.read_text()
     assert "did not answer in time" in capfd.readouterr().err
 
 
@@ -154,6 +172,10 @@ def test_no_target_no_thread(tmp_path: Path) -> None:
         ("notify-send http://x", True),
         ("ftp://host/x", False),
         ("http://", False),
+        ("http://[::1", False),
+        ("http://[::1]:8080/x", True),
+        ("http://host:port/x", False),
+        ("http://:80/x", False),
         ("mail -s 'a run", False),
         ("  ", False),
     ],

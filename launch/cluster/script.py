@@ -22,8 +22,11 @@ asked='' step='' repeats=''
 trap 'asked=1; pass_on' USR1 TERM
 pass_on() {
     if [ -n "$asked" ] && [ -n "$step" ] && [ -z "$repeats" ]; then
-        # Not at once: a step that has just been forked does not ignore signals yet.
-        while sleep 0.5 && kill -USR1 "$step"; do :; done </dev/null >/dev/null 2>&1 &
+        ( # not at once: a step that has just been forked does not ignore signals yet
+            trap '' TERM
+            trap 'kill -KILL "$!"; exit' USR1
+            while sleep 0.5 & wait "$!" && kill -USR1 "$step"; do :; done
+        ) </dev/null >/dev/null 2>&1 &
         repeats=$!
     fi
 }
@@ -41,7 +44,7 @@ if [ -n "$code" ]; then
 fi
 (
     trap '' USR1 TERM # across exec, until the batch step's own handlers are there
-    exec "$python" -P -m launch.cluster.batch "$folder"
+    exec "$python" -P -m launch.cluster.batch "$folder" ${asked:+asked}
 ) &
 step=$!
 pass_on
@@ -57,7 +60,7 @@ if [ $status -gt 128 ]; then # the signal may have come with the end of the step
     last=$?
     [ $last -eq 127 ] || status=$last
 fi
-[ -z "$repeats" ] || kill "$repeats" 2>/dev/null
+[ -z "$repeats" ] || kill -USR1 "$repeats" 2>/dev/null
 exit $status
 """
 

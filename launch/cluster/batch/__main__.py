@@ -1,6 +1,9 @@
-"""`python -P -m launch.cluster.batch FOLDER`: the last line of a submission's batch script."""
+"""`python -P -m launch.cluster.batch FOLDER [asked]`: what a submission's batch script starts. `asked`: SLURM
+has told the job to save already.
+"""
 
 import os
+import signal
 import sys
 
 from common.exit_codes import FAILED, WRONG
@@ -19,8 +22,10 @@ def main(arguments: list[str]) -> int:
     """Supervise the ranks of the submission in the folder `arguments` names; return the job's exit code."""
     signals = SignalInbox(ASKED)  # first: a signal that comes while Python imports would end the job
     try:
-        if len(arguments) != 1:
+        if arguments[1:] not in ([], ["asked"]) or not arguments:
             return complain("usage: python -P -m launch.cluster.batch FOLDER, in a SLURM job", WRONG)
+        if arguments[1:]:
+            os.kill(os.getpid(), signal.SIGUSR1)
         submission = records.read(arguments[0])
         job, nodes = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_NODELIST", "")
         if not job or not nodes:

@@ -50,9 +50,9 @@ def test_scancel_saves_and_is_not_requeued_and_the_run_goes_on_when_it_is_submit
     slurm.run("scancel", run.job)
     ending = run.wait_for_end(seconds=60)
     assert ending["code"] == 75 and str(ending["reason"]).startswith("cancelled by scancel")
+    job = slurm.wait_for_job(run.job, "CANCELLED", seconds=60)
     status = json.loads(germinal(slurm, "status", run.folder, "--json").stdout)
     assert status["state"] == "cancelled", "the word of `germinal cancel`"
-    job = slurm.wait_for_job(run.job, "CANCELLED", seconds=60)
     assert job["Restarts"] == "0"
     (saved,) = run.notes("end")
     assert int(str(saved["step"])) >= 5

@@ -143,7 +143,7 @@ def test_a_second_ctrl_c_leaves_at_once_though_the_step_cannot_end(run: Run) -> 
         said.append(other.communicate(timeout=60)[1])
     assert [first.returncode, other.returncode] == [130, 130], said
     assert "".join(said).count("error: ") == 1, said
-    assert "interrupted again: the same command goes on" in said[0], said
+    assert "interrupted again: nothing is saved: the same command begins anew" in said[0], said
 
 
 def of_torchrun(config: Path, *options: str) -> list[str]:

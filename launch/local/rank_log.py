@@ -17,6 +17,7 @@ from common.standard_error import write_line
 LOG_BYTES = 8 << 20  # then the file becomes NAME.1, in the place of an older one
 HELD_BYTES = 1 << 20  # of lines that wait for the run folder; the first of them are dropped beyond
 CHECK_SECONDS = 1.0  # between two looks at whether the run folder is still held by this run's ranks
+OPEN_LOGS = 256  # at once; the usual soft limit of open files is 1024
 CLOSE_SECONDS = 2.0  # in which the thread has to write what waits when a log is closed
 _DRAWN = re.compile(rb"[^\r]*\r(?!$)|\x1b\[[0-9;?]*[A-Za-z]|\r$")  # a progress line that was overwritten
 
@@ -32,6 +33,8 @@ class _Writer:
         self._logs: queue.SimpleQueue[RankLog] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.hangs = False
+        self._has_failed = False
+        self._open: dict[RankLog, None] = {}  # in the order of their last lines
 
     def wake(self, log: "RankLog") -> None:
         if self._thread is None:
@@ -45,10 +48,24 @@ class _Writer:
             self.hangs = True
             write_line(f"{path.parent} does not answer: lines that the ranks print are missing in its logs")
 
+    def failed(self, path: Path, error: OSError) -> None:
+        """Say, once, that a log cannot be written."""
+        if not self._has_failed:
+            self._has_failed = True
+            write_line(f"{path}: {error.strerror or error}: lines that the ranks print are missing there")
+
     def _run(self) -> None:
         while True:
-            self._logs.get().write_now()
+            log = self._logs.get()
+            log.write_now()
             self.hangs = False
+            self._open.pop(log, None)
+            if log.is_open:
+                self._open[log] = None
+            if len(self._open) > OPEN_LOGS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                oldest.close_file()
 
 
 _WRITER = _Writer()
@@ -111,15 +128,24 @@ class RankLog:
         try:
             if self._may_write_now(at_once=closing):
                 self._write(self._take())
-        except OSError:
+        except OSError as error:
             self._failed = True
+            _WRITER.failed(self.path, error)
         if self._failed:
             self._take()
         if closing:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self.close_file()
             self._closed.set()
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
+    def close_file(self) -> None:
+        """Close the file; the next line opens it again. For the writing thread alone."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _take(self) -> bytes:
         with self._lock:

@@ -2,7 +2,9 @@
 has told the job to save already.
 """
 
+import contextlib
 import os
+import resource
 import signal
 import sys
 
@@ -52,4 +54,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     forgive()
+    with contextlib.suppress(ValueError, OSError):  # for the ranks' logs: the soft limit is for select(2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     run_to_the_end(lambda: main(sys.argv[1:]))

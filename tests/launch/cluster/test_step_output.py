@@ -1,5 +1,7 @@
 """What srun prints: who failed first, and which lines belong to which rank."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from launch.cluster.batch.placing import Placing
 from launch.cluster.batch.step import Placement, srun
 from launch.cluster.batch.step_output import RankEnd, StepOutput
+from launch.local import rank_log
 from launch.local.rank_log import RankLog
 from launch.supervise.policy import Attempt
 
@@ -33,6 +36,37 @@ def test_the_first_rank_to_fail_counts_and_each_rank_has_its_lines(tmp_path: Pat
     assert found.first == RankEnd(1, 3) and found.lost == []
     logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert logs["3.log"] == "error: boo\n" and logs["2.log"] == "stopped\n" and len(logs) == 3
+
+
+def test_a_bounded_number_of_logs_is_open_and_no_line_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_log, "OPEN_LOGS", 4)
+    found = output(tmp_path, world=20)
+    before = len(os.listdir("/proc/self/fd"))
+    files = [tmp_path / f"{rank}.log" for rank in range(20)]
+    deadline = time.monotonic() + 10
+    for text in ("a", "b"):
+        found.read("".join(f"{rank}: {text}\n" for rank in range(20)).encode())
+        while not all(f.exists() and text in f.read_text() for f in files) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    time.sleep(0.05)  # the last one may be open beside the four for a moment
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+    found.close()
+    assert [file.read_text() for file in files] == ["a\nb\n"] * 20
+
+
+def test_a_log_that_cannot_be_opened_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rank_log, "_WRITER", rank_log._Writer())
+    for rank in range(4):
+        (tmp_path / f"{rank}.log").mkdir()
+    found = output(tmp_path)
+    found.read(b"0: a\n1: a\n2: a\n0: b\n")
+    found.close()
+    said = capfd.readouterr().err
+    assert said.count("Is a directory") == said.count("are missing there") == 1
 
 
 @pytest.mark.parametrize(

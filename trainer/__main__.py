@@ -17,7 +17,7 @@ from datetime import timedelta
 from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, IN_WORDS, INTERRUPTED, STOPPED, WRONG
 from common.standard_error import complain, forgive
 from parallel.world.launcher import is_first, is_supervised
-from trainer.checkpoint.folder import goes_on
+from trainer.checkpoint.folder import before_first_step, goes_on
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.folder.fence import Fence
@@ -68,6 +68,7 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     except OSError as error:  # the file cannot be read at the moment
         return _complain_once(error, FAILED, signals)
 
+    signals.would_lose(before_first_step(cfg.folder))
     # They import torch, which takes over a second: a config that is wrong need not wait for it.
     from parallel.world import runtime as runtimes
     from trainer.process.failures import Failures
@@ -175,7 +176,7 @@ def _train(  # type: ignore[no-untyped-def]
         )
         print(done, file=sys.stderr, flush=True)
     # From here on ranks wait for each other: a signal only raises a flag, and the loop ends on all together.
-    signals.save_first(runtime.stop_at_next_step, lambda: goes_on(cfg.folder))
+    signals.save_first(runtime.stop_at_next_step, lambda: goes_on(cfg.folder), tells=runtime.is_writer)
     starting.until("the first step", lambda: runtime.is_under_way)
     try:
         finished = run()

@@ -195,9 +195,11 @@ def assemble(
         identity=lambda position: identity(cfg, stream, position),
         events=events,
         logs=meter.logs,
+        layout=str(layout),
         ranks=ranks,
         guard=fence.check,
         phases=phases,
+        gone=lambda: runtime.first_departure(0.0),
     )
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")

@@ -1,15 +1,17 @@
 """How the ranks of one machine ended: as one exit code and one error."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.exit_codes import ASKED_TO_STOP, FAILED, INTERRUPTED, STOPPED
 from launch.local.local_rank import LocalRank
 from launch.local.rank_output import show_line
 from launch.supervise.policy import signal_name
+from trainer.checkpoint.folder import before_first_step, goes_on
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass
@@ -17,7 +19,7 @@ class StopRequests:
     """Requests to stop, and how the ranks answered.
 
     stop_seconds: in which a rank has to answer.
-    arrived: SIGTERM, SIGINT and a second SIGINT, in the order in which they came first.
+    arrived: SIGTERM, SIGHUP, SIGINT and a second SIGINT, in the order in which they came first.
     warned: SIGUSR1 came.
     unresponsive: the ranks that were killed because they had not left after `stop_seconds`.
     """
@@ -54,7 +56,7 @@ class Ended:
         return self.code
 
 
-def ended(ranks: Sequence[LocalRank], stops: StopRequests, goes_on: Callable[[], str] | None) -> Ended:
+def ended(ranks: Sequence[LocalRank], stops: StopRequests, folder: Path | None) -> Ended:
     """Show the error of the first rank to fail; return how the ranks, all of which have ended, did so."""
     failed = [rank for rank in ranks if rank.failed]
     _show_errors_of_survivors(ranks, failed)
@@ -69,7 +71,7 @@ def ended(ranks: Sequence[LocalRank], stops: StopRequests, goes_on: Callable[[],
     ended_early = -code in STOPS and not first.under_way and not has_error
     if code < 0 and (stops.arrived or ended_early):
         asked = True
-        exit_code, error = _ended_by_signal(-code, stops, goes_on)
+        exit_code, error = _ended_by_signal(-code, stops, folder)
     else:
         exit_code = FAILED if code < 0 else code
         first.output.show_held_back()
@@ -97,7 +99,7 @@ def _show_errors_of_survivors(ranks: Sequence[LocalRank], failed: Sequence[Local
             shown.append(rank.output.held_back)
 
 
-def _ended_by_signal(number: int, stops: StopRequests, goes_on: Callable[[], str] | None) -> tuple[int, str]:
+def _ended_by_signal(number: int, stops: StopRequests, folder: Path | None) -> tuple[int, str]:
     """Return exit code and line where the signal `number` ended the first rank after a request to stop.
 
     A rank that does not handle signals yet is ended by one: there was nothing to save. A rank that was
@@ -105,7 +107,7 @@ def _ended_by_signal(number: int, stops: StopRequests, goes_on: Callable[[], str
     """
     request = stops.arrived[-1] if stops.arrived else number
     how = "interrupted" if request == signal.SIGINT else "asked to stop"
-    after = f"; {goes_on()}" if goes_on is not None else ""
+    after = f"; {goes_on(folder)}" if folder is not None else ""
     if stops.unresponsive:
         ranks = ", ".join(map(str, stops.unresponsive))
         return (
@@ -114,5 +116,6 @@ def _ended_by_signal(number: int, stops: StopRequests, goes_on: Callable[[], str
         )
     if number in STOPS and len(stops.arrived) < 2:
         code = INTERRUPTED if request == signal.SIGINT else STOPPED
-        return code, f"{how} before the first step: nothing was under way"
+        early = ": nothing was under way" if folder is None else before_first_step(folder)
+        return code, f"{how} before the first step{early}"
     return 128 + request, f"{how}, and killed before the state was saved{after}"

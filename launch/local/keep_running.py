@@ -66,7 +66,7 @@ def _run_once(job: Job, folder: Path, signals: SignalInbox, heading: str) -> End
 
     with meeting_socket(job.nproc) as meet_at:
         commands = rank_commands(job, environ=os.environ, meet_at=meet_at)
-        return supervise(commands, signals=signals, new_log=new_log, goes_on=lambda: goes_on(folder))
+        return supervise(commands, signals=signals, new_log=new_log, folder=folder)
 
 
 def _describe(end: Ended, before: Before) -> Attempt:

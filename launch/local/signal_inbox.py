@@ -8,14 +8,9 @@ import socket
 import time
 from collections.abc import Iterable
 
+from trainer.process.interrupts import stays_ignored
+
 NO_REQUESTS = (signal.SIGTSTP, signal.SIGWINCH)  # the signals that ask for no end
-
-
-def _left_ignored(number: int) -> bool:
-    """Whether a signal stays ignored that this process inherited as ignored: Ctrl-C and Ctrl-Z, as in a
-    script's background job. A script that ignores a request to stop (`trap '' USR1`) means only itself.
-    """
-    return number in (signal.SIGINT, signal.SIGTSTP) and signal.getsignal(number) == signal.SIG_IGN
 
 
 class SignalInbox:
@@ -31,7 +26,7 @@ class SignalInbox:
         for end in (self.wakeup, self._write_end):
             end.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._write_end.fileno(), warn_on_full_buffer=False)
-        taken = [number for number in numbers if not _left_ignored(number)]
+        taken = [number for number in numbers if not stays_ignored(number)]
         handlers = dict.fromkeys(taken, lambda number, frame: self._arrived.append(number))
         handlers[signal.SIGCHLD] = lambda number, frame: None
         self._old_handlers = {number: signal.signal(number, handlers[number]) for number in handlers}

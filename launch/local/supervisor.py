@@ -9,6 +9,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from common.exit_codes import ASKED_TO_STOP, DONE
 from common.standard_error import write
@@ -32,7 +33,7 @@ def supervise(
     stop_seconds: float = 600.0,
     signals: SignalInbox | None = None,
     new_log: Callable[[int, int], RankLog] | None = None,
-    goes_on: Callable[[], str] | None = None,
+    folder: Path | None = None,
 ) -> Ended:
     """Run `commands` as the ranks of one program until all have ended; return how they ended.
 
@@ -41,7 +42,7 @@ def supervise(
     stop_seconds: in which a rank that was asked to stop has to save and leave.
     signals: records the signals to this process; None: from here to the end only.
     new_log: (rank, process id of rank 0) → the log that keeps the rank's lines; None: no logs.
-    goes_on: returns what the same command would do after a kill; None: nothing is said about it.
+    folder: of the run, for a line on what the same command does after a kill; None: nothing is said of it.
 
     Output: rank 0 keeps standard output. What the others print, and what any rank writes to standard error,
     comes out on standard error line by line behind `[rank N]`; on a terminal, rank 0 may draw its progress
@@ -52,10 +53,10 @@ def supervise(
     way ends the others likewise. (A rank is under way when it has written its number on the pipe whose
     descriptor is in GERMINAL_UNDER_WAY.) A rank that a signal ended counts as failed (1).
 
-    Signals: SIGINT, SIGTERM and SIGUSR1 are passed on, and SIGCONT with them. A request to stop may come any
-    number of times. A second SIGINT kills all ranks, and so does the end of `stop_seconds`. SIGTSTP (Ctrl-Z)
-    stops the ranks and this process, until SIGCONT; a terminal's new size (SIGWINCH) is passed on. If this
-    process itself is killed, the kernel kills the ranks (on Linux).
+    Signals: SIGINT, SIGTERM, SIGHUP and SIGUSR1 are passed on, and SIGCONT with them. A request to stop may
+    come any number of times. A second SIGINT kills all ranks, and so does the end of `stop_seconds`. SIGTSTP
+    (Ctrl-Z) stops the ranks and this process, until SIGCONT; a terminal's new size (SIGWINCH) is passed on.
+    If this process itself is killed, the kernel kills the ranks (on Linux).
     """
     inbox = signals or SignalInbox(RECORDED)
     supervisor = _Supervisor(grace_seconds, stop_seconds, inbox)
@@ -65,7 +66,7 @@ def supervise(
             if new_log is not None:
                 supervisor.keep_log(rank, new_log)
         supervisor.watch()
-        end = ended(supervisor.ranks, supervisor.stops, goes_on)
+        end = ended(supervisor.ranks, supervisor.stops, folder)
     finally:
         supervisor.close()
         if signals is None:

@@ -153,12 +153,14 @@ class Presence:
 
     # Departures
 
-    def leave(self, code: int, why: str, *, agreed: bool) -> None:
-        """Tell the other ranks. Where rank 0 leaves alone, wait a while for ranks that have not connected."""
+    def leave(self, code: int, why: str, *, agreed: bool, awaits_late: bool = True) -> None:
+        """Tell the other ranks. Where rank 0 leaves alone, wait a while for ranks that have not connected, if
+        it `awaits_late` ones.
+        """
         left = Departure(self.rank, code, why, agreed, self.host)
         self._note(left)
         self._post(self.present, {"departure": vars(left)})
-        if self.rank == 0 and not agreed:
+        if self.rank == 0 and not agreed and awaits_late:
             self.arrivals.nobody_missing.wait(LATE_SECONDS)
 
     def first_departure(self, patience_seconds: float) -> Departure | None:
@@ -167,7 +169,7 @@ class Presence:
         while True:
             with self._lock:
                 found = [left for left in self._gone.values() if not left.agreed and left.rank != self.rank]
-            if found or time.monotonic() > by:
+            if found or time.monotonic() >= by:
                 return found[0] if found else None
             time.sleep(0.02)
 

@@ -1,7 +1,9 @@
 """Where the ranks of a run look for rank 0, by the launcher's variables. Imports no torch, sends nothing."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from parallel.world import slurm
@@ -123,3 +125,9 @@ def missing(absent: list[int], hosts: Mapping[int, str], world: int) -> str:
     named = [f"{rank} ({hosts[rank]})" if hosts.get(rank) else str(rank) for rank in absent[:8]]
     more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
     return f"rank{'s' * (len(absent) > 1)} {', '.join(named)}{more} of {world}"
+
+
+def until(deadline: float) -> str:
+    """When waiting for ranks ends, as a time of this machine's clock. deadline: `time.monotonic`."""
+    at = datetime.now() + timedelta(seconds=deadline - time.monotonic())
+    return f"until {at:%H:%M:%S} (parallel.timeout_seconds)"

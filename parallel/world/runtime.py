@@ -10,8 +10,8 @@ From start to end of a rank:
     stop             leave the process group
 
 A rank whose peer has ended is ended from a thread (`Runtime._follow`), because its main thread waits in a
-collective for that peer. Under `germinal train --nproc` that is left to their supervisor, and presence
-carries messages only.
+collective for that peer. Under `germinal train --nproc` that is left to their supervisor: a rank learns of
+the end of another, but does not end for it.
 """
 
 import contextlib
@@ -72,6 +72,7 @@ class Runtime:
         writes no line about another rank's end.
     chooses_threads: the user has not set the number of CPU threads.
     cpus: of this rank, where SLURM gives each task a number of them (--cpus-per-task); else 0.
+    is_supervised: our supervisor ends the ranks when one has ended, and shows one error of many.
     presence: messages to and from the other ranks, beside the collectives.
     on_lost: called before this process ends because another rank has ended, and its main thread waits.
     """
@@ -85,12 +86,12 @@ class Runtime:
     has_reported: bool = field(default=False)
     chooses_threads: bool = field(default=False)
     cpus: int = field(default=0)
+    is_supervised: bool = field(default=False)
     on_lost: Callable[[Departure], None] = field(default=lambda left: None, repr=False)
     _report_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _note_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _has_noted: bool = field(default=False, repr=False)
     presence: Presence = field(init=False, repr=False)
-    _supervised: bool = field(default=False, repr=False)  # the launcher ends the ranks when one has ended
     _timeout: timedelta = field(default=TIMEOUT, repr=False)
     _hosts: Callable[[int], str] = field(default=lambda rank: "", repr=False)  # of ranks that do not come
     _supervisor: int = field(default=-1, repr=False)  # descriptor of the pipe to our supervisor
@@ -171,23 +172,23 @@ class Runtime:
 
         why: the reason, where this rank was asked to stop and the others were not.
         """
-        if not self._supervised and self.world > 1:
+        if self.world > 1:
             together = code == 0 or (code in ASKED_TO_STOP and self.is_under_way and not why)
-            self.presence.leave(code, why, agreed=together)
+            self.presence.leave(code, why, agreed=together, awaits_late=not self.is_supervised)
 
     def first_departure(self, patience_seconds: float = 1.0) -> Departure | None:
         """The first rank that has ended without the others, whose end may have caused this rank's error."""
-        if self._supervised or self.world == 1:
+        if self.world == 1:
             return None
         return self.presence.first_departure(patience_seconds)
 
     def should_report(self, left: Departure) -> bool:
         """Whether this rank writes the line about another rank's end.
 
-        A rank that ended with an exit code has written its own line. About a rank that died without one,
-        rank 0 writes the line; about rank 0, every other rank.
+        A rank that ended with an exit code has written its own line. About a rank that died without one, our
+        supervisor writes the line; without it rank 0 does, and about rank 0 every other rank.
         """
-        return left.code is None and 0 in (self.rank, left.rank)
+        return left.code is None and 0 in (self.rank, left.rank) and not self.is_supervised
 
     def takes_note(self, left: Departure) -> bool:
         """Whether this rank records the end of another in the run folder: once, where that rank died without
@@ -217,7 +218,7 @@ class Runtime:
 
     def _follow(self, left: Departure) -> None:
         """End this process because another rank has ended, unless all ranks leave together anyway."""
-        if left.agreed or self._supervised:
+        if left.agreed or self.is_supervised:
             return
         # This rank may fail too, by the same fault or for want of that rank, and report that itself.
         if left.code not in ASKED_TO_STOP:
@@ -246,9 +247,7 @@ class Runtime:
 
 
 def every_group_waits(timeout: timedelta) -> None:
-    """Have every process group wait `timeout` in a collective: those that torch's meshes and DeepSpeed make
-    of ranks, without a word on it, too. Torch's own default is half an hour for gloo.
-    """
+    """Have every process group wait `timeout` in a collective, those of torch's meshes and DeepSpeed too."""
     replace("torch", distributed_c10d, default_pg_timeout=timeout, default_pg_nccl_timeout=timeout)
 
 
@@ -282,7 +281,7 @@ def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) 
         end_with_parent(rank, lambda: runtime.stopping)
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
     if world > 1 and not dist.is_initialized():
-        runtime._supervised = "GERMINAL_INIT" in environ
+        runtime.is_supervised = "GERMINAL_INIT" in environ
         by_srun = launcher_variables(environ) == SLURM
         runtime._hosts = begin.hosts_of(environ, by_srun=by_srun)
         otherwise = slurm.node_address if by_srun else lambda name: ""
@@ -293,7 +292,7 @@ def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) 
             timeout=timeout,
             otherwise=otherwise,
             # One rank a machine; under our supervisor none.
-            speaks=not runtime._supervised and (local_rank == 0 or rank == 1),
+            speaks=not runtime.is_supervised and (local_rank == 0 or rank == 1),
         )
     elif world == 1 and env is None:
         use_interface(interface_of(LOOPBACK))  # the engines make a group of one rank

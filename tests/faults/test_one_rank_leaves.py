@@ -144,6 +144,7 @@ def test_a_second_ctrl_c_leaves_at_once_though_the_step_cannot_end(run: Run) -> 
     assert [first.returncode, other.returncode] == [130, 130], said
     assert "".join(said).count("error: ") == 1, said
     assert "interrupted again: nothing is saved: the same command begins anew" in said[0], said
+    assert said[0].count("stopping after this step: saving") == 1 and "stopping" not in said[1], said
 
 
 def of_torchrun(config: Path, *options: str) -> list[str]:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from common.exit_codes import DONE, FAILED, WRONG
 from data.config import DataConfig, Source
 from parallel.world import runtime as runtimes
+from parallel.world.arrivals import Departure
 from parallel.world.runtime import Runtime
 from trainer.__main__ import main
 from trainer.config import reading
@@ -120,7 +121,7 @@ Training = Callable[[], bool]
 
 
 def raising(error: Exception) -> Training:
-    def train() -> bool:
+    def train(**_: object) -> bool:
         raise error
 
     return train
@@ -174,7 +175,7 @@ def test_one_fault_is_one_event(
 ) -> None:
     error = RuntimeError("step 4: the gradient is not finite")
     error.add_note(note)
-    monkeypatch.setattr(runtimes, "meet", lambda: Runtime(rank, 1, 0, torch.device("cpu")))
+    monkeypatch.setattr(runtimes, "meet", lambda **_: Runtime(rank, 1, 0, torch.device("cpu")))
     assert start(raising(error)) == FAILED
     assert len(events(tmp_path / "run", "fault")) == told
 
@@ -228,7 +229,8 @@ def test_after_a_failure_a_gpu_rank_does_not_wait_for_the_dead(
         did.append(f"left with {code}")
         raise Left
 
-    monkeypatch.setattr(runtimes, "meet", lambda: Runtime(0, 2, 0, torch.device(device)))
+    runtime = Runtime(0, 2, 0, torch.device(device), is_supervised=True)  # tells no rank that comes late
+    monkeypatch.setattr(runtimes, "meet", lambda **_: runtime)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: did.append("destroyed"))
     monkeypatch.setattr(os, "_exit", leave)
@@ -266,7 +268,29 @@ def test_a_rank_that_waited_for_others_in_vain_tells_those_that_came(
 
     monkeypatch.setattr(runtime, "join", in_vain)
     monkeypatch.setattr(runtime, "announce_exit", told.append)
-    monkeypatch.setattr(runtimes, "meet", lambda: runtime)
+    monkeypatch.setattr(runtimes, "meet", lambda **_: runtime)
     assert main([str(write_config(tmp_path, tmp_path))]) == FAILED
     assert told == [FAILED] and runtime.has_reported
     assert capsys.readouterr().err == "error: rank 2 of 3 did not come in time\n"
+
+
+@pytest.mark.parametrize("code", [None, FAILED])
+def test_under_our_supervisor_a_broken_collective_names_the_rank_that_has_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int | None
+) -> None:
+    """A rank that failed by itself has written its own event; the supervisor writes the line."""
+    runtime = Runtime(0, 2, 0, torch.device("cpu"), is_supervised=True)
+    fence = Fence(tmp_path)
+    fence.take()
+    failures = Failures(tmp_path, runtime, fence)
+    runtime.presence._note(Departure(1, code, host="n2"))
+    error = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234. GLHF!")
+    failures.record(error, 53)
+    assert failures.fail_or_follow(error) == FAILED
+    assert capsys.readouterr().err == ""
+    if code is not None:
+        assert not (tmp_path / "events.jsonl").exists()
+        return
+    (event,) = events(tmp_path, "fault")
+    assert event["reason"] == "rank 1 on n2 is gone without a word: was it killed?"
+    assert (event["rank"], event["host"], event["step"]) == (1, "n2", 53)

@@ -24,6 +24,14 @@ from trainer.ranks import IN_EVENTS, one_line
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the folder
 
 
+class RankIsGoneError(RuntimeError):
+    """A save cannot be committed because another rank has ended, which has a line and an event of its own."""
+
+
+def nobody() -> None:
+    """No other rank has ended."""
+
+
 class Attempt:
     """One save.
 
@@ -33,10 +41,20 @@ class Attempt:
     rank, world: this rank among those that save.
     patience: seconds that rank 0 waits for the others.
     guard: raises where a later start of the run writes here, and so does every method but `fail`.
+    gone: returns the first rank that has ended without the others, if there is one.
     """
 
     def __init__(
-        self, root: Path, step: int, nonce: str, *, rank: int, world: int, patience: float, guard: Guard
+        self,
+        root: Path,
+        step: int,
+        nonce: str,
+        *,
+        rank: int,
+        world: int,
+        patience: float,
+        guard: Guard,
+        gone: Callable[[], object] = nobody,
     ) -> None:
         self.step = step
         self.final = step_folder(root, step)
@@ -45,6 +63,7 @@ class Attempt:
         self.world = world
         self.patience_seconds = patience
         self.guard = guard
+        self.gone = gone
 
     def begin(self) -> Path:
         """Make the folder that this rank writes its files into, and return it."""
@@ -126,6 +145,8 @@ class Attempt:
             if done(names):
                 return
             self.guard()  # a rank that was left behind waits for a rank 0 that is gone
+            if (left := self.gone()) is not None:
+                raise RankIsGoneError(f"checkpoint of step {self.step} was not saved: {left}")
             if time.monotonic() > deadline:
                 others = (rank for rank in range(self.world) if rank != self.rank)
                 missing = [rank for rank in others if self._name("part.json", rank).name not in names]

@@ -52,14 +52,22 @@ def steps(root: Path) -> list[int]:
 
 def goes_on(folder: Path) -> str:
     """Return what the same command would do after an end, for a line: where the run in `folder` is saved."""
+    return _goes_on(folder) or "nothing is saved: the same command begins anew"
+
+
+def before_first_step(folder: Path) -> str:
+    """Return what a line says behind "before the first step", where a start ended so early."""
+    saved = _goes_on(folder)
+    return f" of this start: {saved}" if saved else ": nothing was under way"
+
+
+def _goes_on(folder: Path) -> str:
     root = folder / "checkpoints"
     try:
         saved = next(iter(steps(root)), 0)
     except OSError:
         saved = 0
-    if saved:
-        return f"the same command goes on from step {saved}: {step_folder(root, saved)}"
-    return "nothing is saved: the same command begins anew"
+    return f"the same command goes on from step {saved}: {step_folder(root, saved)}" if saved else ""
 
 
 def check_names(root: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from parallel.engine import Chunk, Engine
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.attempt import Attempt, not_saved, write_json
+from trainer.checkpoint.attempt import Attempt, RankIsGoneError, nobody, not_saved, write_json
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.go_back import go_back
 from trainer.checkpoint.resume import resume
@@ -44,11 +44,14 @@ class Checkpointer:
     events: the run's event log.
     logs: forced to disk before a checkpoint is, so that a resume finds every line up to the checkpoint's
         step; the checkpoint notes their length and hash.
+    layout: the layout of the ranks, in words.
     ranks: this rank among all. Starting, resuming and going back use its collectives; saving goes through
         the folder alone (`attempt`).
     patience_seconds: how long a save waits for the other ranks' files.
     guard: raises where a later start of the run writes here.
     phases: told of the parts of a save.
+    gone: returns the first rank that has ended without the others, if there is one: a save does not wait for
+        its files.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class Checkpointer:
         identity: Callable[[int], Identity],
         events: EventLog,
         logs: Sequence[JsonlLog] = (),
+        layout: str = "",
         ranks: Ranks | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         guard: Guard = unfenced,
         phases: Phases | None = None,
+        gone: Callable[[], object] = nobody,
     ) -> None:
         self._phases = phases or Phases()
+        self._layout, self._gone = layout, gone
         self.root = run_dir / "checkpoints"
         self.every = every
         self.asynchronous = asynchronous
@@ -122,6 +128,7 @@ class Checkpointer:
             "scalars": engine.scalars(),
             "identity": self.identity(state.sequences).to_json(),
             "world": self.ranks.world,
+            "layout": self._layout,
         }
         if not reason and self.retention.is_milestone(step):
             reason = f"every {self.retention.keep_every} steps, never to be deleted"
@@ -170,6 +177,7 @@ class Checkpointer:
             identity=self.identity,
             events=self.events,
             logs=self._digests,
+            layout=self._layout,
             ranks=self.ranks,
             guard=self.guard,
         )
@@ -226,6 +234,7 @@ class Checkpointer:
             world=self.ranks.world,
             patience=self.patience_seconds,
             guard=self.guard,
+            gone=self._gone,
         )
         try:
             with explaining(self.root.parent):
@@ -238,6 +247,8 @@ class Checkpointer:
                     part.files[STATE] = write_json(folder / STATE, document)
                 attempt.publish(part)
                 size = attempt.finish(document["state"]["sequences"])
+        except RankIsGoneError as error:
+            self._error = error
         except Exception as error:
             attempt.fail(one_line(error))
             self._error = not_saved(error, step, rank, self.ranks.world)

@@ -28,6 +28,7 @@ def resume(
     identity: Callable[[int], Identity],
     events: EventLog,
     logs: Mapping[str, LogDigest],
+    layout: str = "",
     ranks: Ranks,
     guard: Guard = unfenced,
 ) -> TrainState | None:
@@ -37,7 +38,7 @@ def resume(
     A checkpoint that does not verify is passed over with an event, and set aside under another name so that
     its step can be saved anew.
 
-    identity, events, ranks, guard: as of `Checkpointer`.
+    identity, events, layout, ranks, guard: as of `Checkpointer`.
     logs: by name; rank 0's then begin with the lines that the checkpoint noted.
 
     RuntimeError where the run's checkpoints are gone, the corpus changed or a tensor does not fit; ValueError
@@ -56,6 +57,13 @@ def resume(
     ranks.on_rank_zero(lambda: _set_aside(root, rejected, step, events, guard))
     now, before = identity(document["state"]["sequences"]), document["identity"]
     changed = now.changes(before)
+    # A checkpoint that is older than the field has no layout.
+    for name, then, here in (
+        ("ranks", document["world"], ranks.world),
+        ("layout", document.get("layout", ""), layout),
+    ):
+        if then and then != here:
+            changed.append(f"{name} {then} → {here}")
     why = f"passed over {len(rejected)} damaged" if rejected else "newest checkpoint, verified"
     if changed:
         why += f"; not as it was: {', '.join(changed)}"

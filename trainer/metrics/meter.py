@@ -203,8 +203,9 @@ class Meter:
 
     def stopped(self, state: TrainState) -> None:
         """Write that the run was asked to stop and is saved: a record that ends otherwise is one of a run
-        that was killed.
+        that was killed. End the live line, or it would be drawn again under the last line.
         """
+        self._progress.close()
         if self._writes:
             reason = f"saved at step {state.step} after a request to stop" if state.step else "asked to stop"
             self._events.event("stop", state.step, reason)

@@ -120,16 +120,19 @@ class Failures:
         if not isinstance(error, RuntimeError):
             return None
         # The news of the end may come later than the end of the connection that the collective used.
-        broken = any(word in str(error) for word in _COLLECTIVES)
-        return self.runtime.first_departure(LINK_SECONDS if broken else OWN_SECONDS)
+        if any(word in str(error) for word in _COLLECTIVES):
+            return self.runtime.first_departure(LINK_SECONDS)
+        # A supervisor of ours ends the other ranks once this rank has ended: no need to wait for their news.
+        return self.runtime.first_departure(0.0 if self.runtime.is_supervised else OWN_SECONDS)
 
     def _reported_elsewhere(self, error: Exception) -> bool:
         """Whether another rank has reported this error and left. Wait for that rank where the notes say that
         it reports the error.
 
-        False where ranks are not told of each other's end (under `germinal train --nproc`): every rank
-        reports, and the supervisor shows one of the errors.
+        False under `germinal train --nproc`: every rank reports, and the supervisor shows one of the errors.
         """
+        if self.runtime.is_supervised:
+            return False
         notes = getattr(error, "__notes__", ())
         is_rank_0s = (IN_EVENTS in notes or ON_EVERY_RANK in notes) and not self.runtime.is_writer
         if BY_ANOTHER_RANK not in notes and not is_rank_0s:

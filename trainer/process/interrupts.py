@@ -1,8 +1,9 @@
 """What signals do to a process: leave at once while there is nothing to save, else save first.
 
-SIGINT is Ctrl-C; SIGTERM and SIGUSR1 are requests to stop (SLURM sends SIGTERM, SIGCONT, SIGTERM within 13 ms
-at a time limit, SIGUSR1 where it is told to warn). A request to stop may come any number of times. Of Ctrl-C
-the first saves and the second leaves at once.
+SIGINT is Ctrl-C; SIGTERM, SIGUSR1 and SIGHUP are requests to stop. SLURM sends SIGTERM, SIGCONT, SIGTERM
+within 13 ms at a time limit, and SIGUSR1 where it is told to warn; SIGHUP comes where the terminal is closed
+or the ssh connection is cut. A request to stop may come any number of times. Of Ctrl-C the first saves and
+the second leaves at once.
 """
 
 import os
@@ -16,13 +17,17 @@ from typing import Any
 from common.exit_codes import INTERRUPTED, STOPPED
 from common.standard_error import write_line
 
-_ASKED = (signal.SIGTERM, signal.SIGUSR1)
+_ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _ALL = (signal.SIGINT, *_ASKED)
 
 # A terminal and a launcher may both pass the same Ctrl-C on: closer together than this, two are one.
 ONE_PRESS_SECONDS = 0.5
 # How long a rank that was asked to stop while it starts tries to reach the other ranks, before it leaves.
 ANNOUNCE_SECONDS = 120.0
+
+# The answer to the first Ctrl-C, in the place of a progress line.
+SAVING = "stopping after this step: saving; a second Ctrl-C leaves at once without saving"
+CLEAR_LINE = "\r\x1b[2K"
 
 # Announces to the other ranks that this one leaves: exit code and reason.
 Announce = Callable[[int, str], None]
@@ -48,6 +53,7 @@ class LeaveAtOnce:
         self._pending = 0  # a request to stop that waits for `announce_with`
         self._request: Callable[[], None] | None = None
         self._goes_on: Callable[[], str] | None = None
+        self._tells = False
         self._silent: int | None = None
         self._interrupted_at = 0.0
         self._wake = -1  # descriptor into which the system's handler writes a signal's number
@@ -56,9 +62,7 @@ class LeaveAtOnce:
     def begin(self) -> "LeaveAtOnce":
         """Take over the signals; return this object."""
         for number in _ALL:
-            # A script's background job has Ctrl-C ignored. A request to stop is answered all the same: a
-            # batch script that ignores it (`trap '' USR1`) means only itself, but its children inherit that.
-            if number in _ASKED or signal.getsignal(number) != signal.SIG_IGN:
+            if not stays_ignored(number):
                 self._before[number] = signal.signal(number, self._answer)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)  # see `hold`
         return self
@@ -78,11 +82,19 @@ class LeaveAtOnce:
         if self._pending:
             self._leave(self._pending)
 
-    def save_first(self, request: Callable[[], None], goes_on: Callable[[], str]) -> None:
+    def would_lose(self, lost: str) -> None:
+        """From here on a line about leaving at once ends with `lost`."""
+        self._lost = lost
+
+    def save_first(
+        self, request: Callable[[], None], goes_on: Callable[[], str], *, tells: bool = False
+    ) -> None:
         """From here on there is something to save: a signal calls `request`, which must be quick, and only a
         second Ctrl-C ends the process, with a line that ends with `goes_on()`.
+
+        tells: say on standard error, at the first Ctrl-C, what comes next; on one rank.
         """
-        self._request, self._goes_on = request, goes_on
+        self._request, self._goes_on, self._tells = request, goes_on, tells
 
     def leave_silently(self, code: int) -> None:
         """From here on a signal ends the process with `code` and without a line: another rank writes it."""
@@ -115,6 +127,8 @@ class LeaveAtOnce:
             if self._interrupted_at and now > self._interrupted_at + ONE_PRESS_SECONDS:
                 after = f": {self._goes_on()}" if self._goes_on is not None else ""
                 self._go(INTERRUPTED, f"interrupted again{after}")
+            if self._tells and not self._interrupted_at:
+                write_line(f"{CLEAR_LINE if os.isatty(2) else ''}{SAVING}")
             self._interrupted_at = self._interrupted_at or now
         self.asked = self.asked or number
         self._request()
@@ -143,6 +157,17 @@ class LeaveAtOnce:
 
 def _alone(code: int, why: str) -> None:
     """The `Announce` of a process without other ranks."""
+
+
+def stays_ignored(number: int) -> bool:
+    """Whether a signal stays ignored that this process inherited as ignored.
+
+    So do Ctrl-C and Ctrl-Z of a script's background job, and SIGHUP under nohup. Other requests to stop are
+    answered all the same: a batch script that ignores them (`trap '' USR1`) means only itself, but its
+    children inherit that.
+    """
+    mine = (signal.SIGINT, signal.SIGTSTP, signal.SIGHUP)
+    return number in mine and signal.getsignal(number) == signal.SIG_IGN
 
 
 def hold() -> None:

@@ -11,7 +11,7 @@ from parallel.world import slurm
 from parallel.world.addresses import interface_of, is_loopback, plain
 from parallel.world.meeting.listeners import family, listen_everywhere
 from parallel.world.presence import Presence
-from parallel.world.rendezvous import LOOPBACK, missing, shared, unlike
+from parallel.world.rendezvous import LOOPBACK, missing, shared, unlike, until
 
 # After this long rank 0 says who is missing.
 SILENT_SECONDS = 30.0
@@ -27,7 +27,10 @@ def gather(presence: Presence, *, patience_seconds: float, hosts: Callable[[int]
     begun = time.monotonic()
     arrivals = presence.arrivals
     if not arrivals.settled.wait(min(SILENT_SECONDS, patience_seconds)):
-        write_line(f"rank 0 on {presence.host} waits for {_absent(presence, hosts)}")
+        write_line(
+            f"rank 0 on {presence.host} waits for {_absent(presence, hosts)}, "
+            f"{until(begun + patience_seconds)}"
+        )
     if not arrivals.settled.wait(max(0.0, patience_seconds - (time.monotonic() - begun))):
         raise RuntimeError(
             f"{_absent(presence, hosts)} did not come within {patience_seconds:g} s: was it started, with "

@@ -12,7 +12,7 @@ from common.standard_error import write_line
 from parallel.world.addresses import own_addresses
 from parallel.world.meeting.listeners import listener
 from parallel.world.presence import Presence
-from parallel.world.rendezvous import LOOPBACK, Place
+from parallel.world.rendezvous import LOOPBACK, Place, until
 from parallel.world.wire import PROTOCOL, Connection, Message, keep_alive, line, receive_line
 
 CONNECT_SECONDS = 5.0
@@ -95,7 +95,8 @@ def reach(
             )
         if speaks and waited > SILENT_SECONDS:
             speaks = False
-            write_line(f"rank {presence.rank} on {presence.host} waits for rank 0{where}: {reason}")
+            end = until(begun + patience_seconds)
+            write_line(f"rank {presence.rank} on {presence.host} waits for rank 0{where}, {end}: {reason}")
         time.sleep(pause)
         # All ranks of a large world would keep a rank 0 busy that is late.
         pause = min(1.5 * pause, max(LONGEST_RETRY_SECONDS, presence.world / 1000))

@@ -1,16 +1,20 @@
 """Signals to several processes as one program: passed on once, answered in time, no orphan."""
 
 import os
+import pty
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from supervised import POLITE, SLEEP, STUBBORN, UNDER_WAY, alive, children, finish, start
+from launch.local.ended import StopRequests, _ended_by_signal
+from supervised import PARENT, POLITE, SLEEP, STUBBORN, UNDER_WAY, alive, children, finish, start
+from trainer.checkpoint.folder import goes_on
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_reaches_every_rank_and_75_comes_back(number: signal.Signals) -> None:
     script = POLITE.replace("SIGTERM", number.name)
     with start(*(UNDER_WAY.format(rank=rank) + script for rank in (0, 1))) as parent:
@@ -111,3 +115,28 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(alive(pid) for pid in pids)
+
+
+def test_ranks_save_though_the_terminal_is_closed(tmp_path: Path) -> None:
+    """SIGHUP comes, and every later write to the terminal fails."""
+    script = POLITE.replace("SIGTERM", "SIGHUP").replace(
+        "sys.exit(75)", f"print('x', file=sys.stderr); open({str(tmp_path / 'saved')!r}, 'w'); sys.exit(75)"
+    )
+    script = script.replace('print("saved", flush=True)', "time.sleep(0.3)")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-c", PARENT, "5", "20", UNDER_WAY.format(rank=0) + script]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execv(command[0], command)
+    assert os.read(terminal, 64).startswith(b"up")
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_request_to_stop_while_ranks_start_again_names_the_checkpoint(tmp_path: Path) -> None:
+    at = tmp_path / "checkpoints/step-000000120"
+    at.mkdir(parents=True)
+    code, line = _ended_by_signal(signal.SIGINT, StopRequests(600.0, arrived=[signal.SIGINT]), tmp_path)
+    assert code == 130
+    assert line == f"interrupted before the first step of this start: {goes_on(tmp_path)}" and str(at) in line

@@ -149,7 +149,8 @@ def test_who_does_not_come_is_told_while_the_others_wait_and_when_they_give_up(
     with pytest.raises(RuntimeError, match=rf"^{who} did not come within 0\.3 s: was it started"):
         begin.gather(zero, patience_seconds=0.3, hosts=begin.hosts_of(names, by_srun=True))
     said = capfd.readouterr().err
-    assert len(re.findall(f"waits for {who}", said)) == said.count("\n") == 1
+    line = rf"waits for {who}, until \d\d:\d\d:\d\d \(parallel.timeout_seconds\)\n"
+    assert len(re.findall(line, said)) == said.count("\n") == 1
 
 
 def test_a_rank_says_which_rank_0_it_waits_for(
@@ -163,7 +164,7 @@ def test_a_rank_says_which_rank_0_it_waits_for(
     ):
         runtime.meet(env=names | {"GERMINAL_DEVICE": "cpu"}, timeout=timedelta(seconds=0.5))
     said = capfd.readouterr().err
-    assert said.count("waits for rank 0 at localhost: ") == 1 and f":{port}: Connection refused" in said
+    assert said.count("waits for rank 0 at localhost, until ") == 1 and f":{port}: Connection refused" in said
 
 
 def test_a_port_in_use_is_an_error_in_one_line() -> None:

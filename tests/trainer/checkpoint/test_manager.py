@@ -237,6 +237,15 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_rank(
     assert told["changed"] == ["optim.lr 0.001 → 0.002"] and "optim.lr 0.001 → 0.002" in told["reason"]
 
 
+def test_a_resume_on_other_ranks_names_them_and_their_layout(tmp_path: Path) -> None:
+    save(make(tmp_path, layout="dp1 tp2"), FakeEngine(), 1)
+    team = Team(2)
+    team.run(lambda rank: make(tmp_path, rank, team, layout="dp2").resume(FakeEngine(rank, 2)))
+    (told,) = events(tmp_path, "resume")
+    assert told["changed"] == ["ranks 1 → 2", "layout dp1 tp2 → dp2"]
+    assert told["reason"].endswith("not as it was: ranks 1 → 2, layout dp1 tp2 → dp2")
+
+
 def test_a_tensor_missing_on_one_rank_or_left_over_is_an_error_on_all(tmp_path: Path) -> None:
     save(make(tmp_path), FakeEngine(), 1)
 

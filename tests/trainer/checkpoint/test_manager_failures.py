@@ -120,3 +120,28 @@ def test_logs_are_on_disk_before_the_checkpoint_and_files_before_the_rename(
     assert {"rank-00000.safetensors", "state.json", "metrics.jsonl", "MANIFEST.json"} <= set(before)
     assert before[-1].startswith(".tmp-step-"), "the folder's own entries come last before the rename"
     assert order[renamed + 1] == "checkpoints"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_save_does_not_wait_for_a_rank_that_has_ended(tmp_path: Path, asynchronous: bool) -> None:
+    """Nor is there an event of the save: the rank's end has one of its own."""
+    team = Team(2)
+    gone: list[str] = []
+
+    def train(rank: int) -> None:
+        checkpointer = make(
+            tmp_path,
+            rank,
+            team,
+            asynchronous=asynchronous,
+            patience_seconds=600,
+            gone=lambda: next(iter(gone), None),
+        )
+        if rank == 0:
+            save(checkpointer, FakeEngine(rank, 2), 1) if asynchronous else None
+            gone.append("rank 1 on n2 is gone without a word")
+            save(checkpointer, FakeEngine(rank, 2), 1) if not asynchronous else checkpointer.wait()
+
+    (error, _) = team.run(train)
+    assert str(error) == "checkpoint of step 1 was not saved: rank 1 on n2 is gone without a word"
+    assert not (tmp_path / "events.jsonl").exists() or not events(tmp_path, "fault")

@@ -154,9 +154,7 @@ class Presence:
     # Departures
 
     def leave(self, code: int, why: str, *, agreed: bool, awaits_late: bool = True) -> None:
-        """Tell the other ranks. Where rank 0 leaves alone, wait a while for ranks that have not connected, if
-        it `awaits_late` ones.
-        """
+        """Tell the other ranks; where rank 0 leaves alone and `awaits_late`, those that connect later too."""
         left = Departure(self.rank, code, why, agreed, self.host)
         self._note(left)
         self._post(self.present, {"departure": vars(left)})

@@ -11,6 +11,7 @@ Processes and files:
 
 exit_codes.py           how a process ended, for whoever started it
 standard_error.py       messages, though nobody may be reading them
+printable.py            text made fit for a terminal
 files.py                files that survive a crash whole
 lock.py                 locks between processes
 mapped_file.py          local files as memory

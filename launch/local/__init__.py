@@ -10,5 +10,6 @@ local_rank.py       one rank's process: how it starts, how it ended
 ended.py            how all of them ended
 rank_output.py      passes on what a rank prints, and holds its error back
 rank_log.py         keeps what a rank prints in the run folder
+folder_work.py      work on a run folder that may hang
 signal_inbox.py     signals that arrive at the supervisor
 """

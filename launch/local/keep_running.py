@@ -5,12 +5,16 @@ import shlex
 import signal
 import socket
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from common.exit_codes import INTERRUPTED, STOPPED
+from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED, WRONG
+from common.standard_error import complain
 from launch.job import Job
 from launch.local.ended import Ended
+from launch.local.folder_work import FolderHangs, in_time
 from launch.local.meeting_socket import meeting_socket
 from launch.local.rank_commands import rank_commands
 from launch.local.rank_log import RankLog
@@ -22,7 +26,7 @@ from launch.supervise.policy import Again, Attempt, Decision, Leave, Stop, decid
 from launch.supervise.record import record
 from trainer.checkpoint.folder import goes_on
 from trainer.config.run_config import RunConfig
-from trainer.folder.fence import is_held_by
+from trainer.folder.fence import is_held_by, is_lost
 from trainer.process.notify import Notifier
 
 
@@ -33,50 +37,94 @@ def keep_running(job: Job, cfg: RunConfig) -> int:
     Each restart, and the end of a run that failed too often, is a line and an event.
     """
     signals = SignalInbox(RECORDED)
-    attempts: list[Attempt] = []
-    why = ""
     notifier = Notifier(cfg.supervise.notify, cfg.name, cfg.folder).begin()
     try:
-        while True:
-            before = Before.of(cfg.folder)
-            end = _run_once(job, cfg.folder, signals, _heading(len(attempts) + 1, why))
-            attempts.append(_describe(end, before))
-            decision = decide(attempts, restarts=cfg.supervise.restarts)
-            _tell(decision, end)
-            _notify(notifier, decision, attempts[-1])
-            if isinstance(decision, Leave):
-                return end.code
-            record(cfg.folder, attempts[-1], decision, start=len(attempts))
-            if isinstance(decision, Stop):
-                return decision.code
-            if request := signals.wait(decision.wait_seconds):
-                notifier.tell("end", attempts[-1].step, "asked to stop before the next start", code=STOPPED)
-                return _asked_meanwhile(request, cfg.folder)
-            why = decision.reason
+        return _keep_running(job, cfg, signals, notifier)
+    except FolderHangs as hangs:
+        if request := signals.wait(0.0):
+            return _asked_meanwhile(request, str(hangs))
+        return complain(f"{hangs}: the ranks are not started again; the same command goes on", FAILED)
     finally:
         notifier.finish()
         signals.stop_waking()
 
 
-def _run_once(job: Job, folder: Path, signals: SignalInbox, heading: str) -> Ended:
+def _keep_running(job: Job, cfg: RunConfig, signals: SignalInbox, notifier: Notifier) -> int:
+    attempts: list[Attempt] = []
+    why = ""
+    while True:
+        before = in_time(lambda: Before.of(cfg.folder), cfg.folder, signals)
+        end, rank_0 = _run_once(job, cfg.folder, signals, _heading(len(attempts) + 1, why))
+        attempts.append(_describe(end, rank_0, before, signals, kept=bool(attempts)))
+        decision = decide(attempts, restarts=cfg.supervise.restarts)
+        _tell(decision, end)
+        _notify(notifier, decision, attempts[-1])
+        if isinstance(decision, Leave):
+            return end.code
+        if isinstance(decision, Stop) and attempts[-1].folder_lost:
+            return decision.code  # and no event: the folder is not this run's any more
+        write = partial(record, cfg.folder, attempts[-1], decision, start=len(attempts))
+        in_time(write, cfg.folder, signals)
+        if isinstance(decision, Stop):
+            return decision.code
+        if request := signals.wait(decision.wait_seconds):
+            notifier.tell("end", attempts[-1].step, "asked to stop before the next start", code=STOPPED)
+            return _asked_meanwhile(request, _goes_on(cfg.folder, signals))
+        why = decision.reason
+        if in_time(lambda: is_lost(cfg.folder), cfg.folder, signals):  # while it waited
+            attempts[-1] = replace(attempts[-1], folder_lost=True)
+            decision = decide(attempts, restarts=cfg.supervise.restarts)
+            _tell(decision, end)
+            _notify(notifier, decision, attempts[-1])
+            return FAILED
+
+
+def _run_once(job: Job, folder: Path, signals: SignalInbox, heading: str) -> tuple[Ended, int]:
+    """Run the ranks once; return how they ended, and the process id of rank 0."""
+    ids = [0]
+
     def new_log(rank: int, rank_0: int) -> RankLog:
+        ids[0] = rank_0
         log = RankLog(folder / "logs" / f"rank-{rank:05d}.log", lambda: is_held_by(folder, rank_0))
         log.line(heading.encode())
         return log
 
     with meeting_socket(job.nproc) as meet_at:
         commands = rank_commands(job, environ=os.environ, meet_at=meet_at)
-        return supervise(commands, signals=signals, new_log=new_log, folder=folder)
+        end = supervise(commands, signals=signals, new_log=new_log, folder=folder)
+    return end, ids[0]
 
 
-def _describe(end: Ended, before: Before) -> Attempt:
-    return before.attempt(
-        -end.signal or end.code,
-        asked_to_stop=end.asked_to_stop,
-        under_way=end.under_way,
-        rank=end.rank,
-        host=socket.gethostname(),
-    )
+def _goes_on(folder: Path, signals: SignalInbox) -> str:
+    """What the same command would do, asked after a request to stop."""
+    try:
+        return in_time(lambda: goes_on(folder), folder, signals, asked=True)
+    except FolderHangs as hangs:
+        return str(hangs)
+
+
+def _describe(end: Ended, rank_0: int, before: Before, signals: SignalInbox, *, kept: bool) -> Attempt:
+    """Describe the attempt that has ended. kept: a start before it kept its record in the run folder."""
+    code, folder = -end.signal or end.code, before.folder
+
+    def look() -> Attempt:
+        attempt = before.attempt(
+            code,
+            asked_to_stop=end.asked_to_stop,
+            under_way=end.under_way,
+            rank=end.rank,
+            host=socket.gethostname(),
+        )
+        lost = is_lost(folder, rank_0) if end.under_way else kept and is_lost(folder)
+        return replace(attempt, folder_lost=lost, step=before.saved if lost else attempt.step)
+
+    is_over = end.asked_to_stop or code in (DONE, WRONG, *ASKED_TO_STOP)
+    try:
+        return in_time(look, folder, signals, asked=is_over)
+    except FolderHangs:
+        if not is_over:
+            raise
+        return Attempt(code, before.saved, before.saved, before.saved, end.asked_to_stop, end.under_way)
 
 
 def _tell(decision: Decision, end: Ended) -> None:
@@ -96,9 +144,9 @@ def _notify(notifier: Notifier, decision: Decision, attempt: Attempt) -> None:
     notifier.tell("restart" if isinstance(decision, Again) else "end", attempt.step, decision.reason, **about)
 
 
-def _asked_meanwhile(request: int, folder: Path) -> int:
+def _asked_meanwhile(request: int, after: str) -> int:
     how = "interrupted" if request == signal.SIGINT else "asked to stop"
-    show_line(f"error: {how} before the next start: {goes_on(folder)}".encode())
+    show_line(f"error: {how} before the next start: {after}".encode())
     return INTERRUPTED if request == signal.SIGINT else STOPPED
 
 

@@ -30,6 +30,7 @@ class Attempt:
     repeats: the run itself says that the failure comes again, bit for bit.
     hung: the ranks ended because one of them hung.
     host_lost: the machine of a rank does not answer any more.
+    folder_lost: the run folder was moved or removed, or another start of the run has taken it over.
     rank: the first rank to fail; None where it is not known.
     host: its machine; "" where it is not known.
     """
@@ -43,6 +44,7 @@ class Attempt:
     repeats: bool = False
     hung: bool = False
     host_lost: bool = False
+    folder_lost: bool = False
     rank: int | None = None
     host: str = ""
 
@@ -61,6 +63,8 @@ class Attempt:
         who = "the run" if self.rank is None else f"rank {self.rank}"
         on = f" on {self.host}" if self.host else ""
         when = f"at step {self.step}" if self.under_way else "before its first step was done"
+        if self.folder_lost and self.under_way:
+            when = "at a step that is not known"  # for the record of it is gone
         if self.host_lost:
             return f"{who}{on} was lost with its machine {when}"
         if self.hung:
@@ -111,6 +115,7 @@ def decide(attempts: Sequence[Attempt], *, restarts: int) -> Decision:
       at the first start);
     - whose very first start failed before its first step: nothing has changed since, and the same start
       would fail again, unless a machine was lost, or a rank hung, as on a file server that is away;
+    - whose folder is not its own any more: a new one would begin there from step 0;
     - that says itself that its failure must repeat;
     - that failed `SAME_STEP` times in a row at one step;
     - that was started `restarts` times since its last new checkpoint.
@@ -122,6 +127,11 @@ def decide(attempts: Sequence[Attempt], *, restarts: int) -> Decision:
     passes = last.code == WRONG and len(attempts) > 1 and not last.under_way
     if (last.code in _OVER and not passes) or last.asked_to_stop:
         return Leave(last.exit_code, _in_words(last))
+    if last.folder_lost:
+        return Stop(
+            f"{last}, and the run folder was moved or removed, or another start of the run has taken it "
+            "over: not started again"
+        )
     if len(attempts) == 1 and not last.under_way and not (last.host_lost or last.hung):
         return Leave(last.exit_code, f"{last}: the first start failed")
     if last.repeats:

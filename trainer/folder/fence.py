@@ -99,6 +99,19 @@ def is_held_by(folder: Path, pid: int) -> bool:
     return mark.decode(errors="replace").endswith(f" process {pid} on {_host()}\n")
 
 
+def is_lost(folder: Path, pid: int | None = None) -> bool:
+    """Whether a run folder in which a run has begun was moved or removed; given `pid`, also whether another
+    start than that of process `pid` on this machine holds the run. A folder that cannot be read is not lost.
+    """
+    try:
+        (folder / EPOCH).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return pid is not None and not is_held_by(folder, pid)
+
+
 def _epoch(mark: bytes) -> int:
     """Return the number that a mark begins with, else 0. The rest of the mark distinguishes two starts."""
     number = re.match(rb"\d{1,100} ", mark)

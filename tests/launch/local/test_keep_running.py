@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,40 @@ def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, said = finish(run, "hold(); (folder / 'logs').write_text(''); step(1); print('x', file=sys.stderr)")
     assert (code, said) == (0, ["x"])
+
+
+MOVES = "hold(); step(41); save(40); os.rename(folder, folder.parent / 'away')\n"
+
+
+@pytest.mark.parametrize(
+    "end", ["die()", "sys.exit('error: run/.epoch is gone: was the folder moved or removed?')"]
+)
+def test_a_run_whose_folder_was_moved_is_not_begun_anew(end: str, tmp_path: Path) -> None:
+    code, said = finish(tmp_path / "run", MOVES + end)
+    assert code == 1 and (tmp_path / "starts-0").read_text() == "x" and not (tmp_path / "run").exists()
+    how = "was ended by SIGKILL" if end == "die()" else "failed with exit code 1"
+    assert said[-1] == (
+        f"error: {WHO} {how} at a step that is not known, and the run folder was moved or removed, or "
+        "another start of the run has taken it over: not started again"
+    )
+    assert [line for line in said[:-1] if not line.endswith("moved or removed?")] == []
+
+
+def test_a_run_whose_folder_is_removed_before_its_next_start_is_not_begun_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with start(run, "hold(); step(start); die()", wait=2.0) as parent:
+        assert parent.stderr is not None
+        parent.stderr.readline(), parent.stderr.readline()
+        while (run / "events.jsonl").read_text().count('"restart"') != 2:
+            time.sleep(0.01)
+        run.rename(tmp_path / "away")
+        _, err = parent.communicate(timeout=30)
+    assert parent.returncode == 1 and "the run folder was moved or removed" in err
+    assert (tmp_path / "starts-0").read_text() == "xx"
+
+
+def test_a_run_that_another_start_has_taken_over_is_left_to_it(tmp_path: Path) -> None:
+    taken = "hold(); step(41); (folder / '.epoch').write_text('9 bb process 1 on elsewhere\\n'); die()"
+    code, said = finish(tmp_path / "run", taken)
+    assert code == 1 and "another start of the run has taken it over" in said[-1]
+    assert (tmp_path / "run/.epoch").read_text().startswith("9 bb")

@@ -127,3 +127,22 @@ def until(holds: Any) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+HANGS = "hold(); step(7); (folder / 'events.jsonl').unlink(); os.mkfifo(folder / 'events.jsonl'); "
+
+
+@pytest.mark.parametrize(("number", "code"), ENDS)
+def test_a_request_to_stop_is_answered_while_the_run_folder_hangs(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    with start(tmp_path / "run", HANGS + "print('up', file=sys.stderr, flush=True); die()") as parent:
+        assert parent.stderr is not None and parent.stderr.readline() == "up\n"
+        until(lambda: not children(parent.pid))
+        time.sleep(0.3)
+        assert parent.poll() is None
+        parent.send_signal(number)
+        _, err = parent.communicate(timeout=20)
+    how = "interrupted" if code == 130 else "asked to stop"
+    assert parent.returncode == code
+    assert err.startswith(f"error: {how} before the next start: {tmp_path}/run has not answered for ")

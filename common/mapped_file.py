@@ -22,6 +22,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from common.retry import repeats
+
 
 class MappedFile:
     """A file's bytes, mapped read-only, and whether they may have changed since.
@@ -66,9 +68,11 @@ class MappedFile:
             # Where only a name was removed, as when a cache evicts the file, the bytes are the same.
             removed = found[:2] == self._state[:2] and found[3] < self._state[3]
             if found[0] != len(self.view):
-                raise RuntimeError(
-                    f"{self._path} had {len(self.view)} bytes when it was opened and has {found[0]} now: cut "
-                    "short or written to during the run; restore it"
+                raise repeats(
+                    RuntimeError(
+                        f"{self._path} had {len(self.view)} bytes when it was opened and has {found[0]} now: "
+                        "cut short or written to during the run; restore it"
+                    )
                 )
             self._state = found
             self._version += not removed

@@ -16,6 +16,7 @@ import xxhash
 
 from common.files import write_atomically
 from common.mapped_file import MappedFile
+from common.retry import repeats
 from data.corpus.manifest import INDEX_ROWS, MANIFEST, TEXT_BYTES, TOKENS, ShardEntry, index_name
 
 _HEADER_BYTES = 1 << 10  # more than the header of a .npy file of plain integers has
@@ -95,9 +96,11 @@ def _open(path: Path) -> MappedFile:
 def _checked(file: MappedFile, path: Path, entry: ShardEntry, *, during_run: bool = False) -> np.ndarray:
     if xxhash.xxh3_128(file.view).hexdigest() != entry.index_xxh3:
         if during_run:
-            raise RuntimeError(
-                f"index {path} was replaced or written to during the run and is another now (its hash "
-                "differs): restore it and its shard; the same command goes on"
+            raise repeats(
+                RuntimeError(
+                    f"index {path} was replaced or written to during the run and is another now (its hash "
+                    "differs): restore it and its shard; the same command goes on"
+                )
             )
         raise RuntimeError(
             f"index {path} is not the one in {MANIFEST} (hash differs): damaged or out of date; "

@@ -32,6 +32,7 @@ def thread(function: Callable[[], object], name: str = "mine") -> Iterator[Calla
     running = threading.Thread(target=work, name=name, daemon=True)
     running.start()
     yield lambda: next(stack for stack in stacks() if stack.thread == running.ident)
+    running.join(30.0)  # or the next test would find it at work
 
 
 def until(found: Callable[[], Stack], condition: Callable[[Stack], bool]) -> Stack:
@@ -45,8 +46,8 @@ def until(found: Callable[[], Stack], condition: Callable[[Stack], bool]) -> Sta
 def test_a_stack_names_the_innermost_call_and_our_own(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, 1, "nonce", rank=0, world=2, patience=60.0, guard=lambda: None)
     with thread(attempt.await_others) as look:
-        stack = until(look, lambda stack: "_poll" in stack.in_words())
-        assert stack.in_words().startswith("trainer/checkpoint/attempt.py:") and "time.sleep" in stack.text()
+        stack = until(look, lambda stack: "_poll" in stack.in_words() and "time.sleep" in stack.text())
+        assert stack.in_words().startswith("trainer/checkpoint/attempt.py:")
         assert stack.waits_for_ranks(()) and not stack.waits_for_a_thread and not is_service(stack)
         (tmp_path / ".tmp-step-000000001-nonce").mkdir()
         (tmp_path / ".tmp-step-000000001-nonce" / "rank-00001.failed").touch()  # ends the thread

@@ -176,6 +176,7 @@ def test_a_run_whose_shard_changes_stops_with_one_line(tmp_path: Path) -> None:
             "train__global_batch": 32,
             "train__micro_batch": 32,
             "train__steps": 5000,
+            "supervise__restarts": 0,  # a shard that is cut short may be a file server's hiccup: tried again
         }
         config = write_config(folder, folder / "corpus", **changes)
         metrics = folder / "run" / "metrics.jsonl"

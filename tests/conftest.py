@@ -1,6 +1,7 @@
 """What every test may ask for. helpers/ranks.py explains the pools of processes for distributed tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Before torch is imported anywhere: tests are small, and several processes share few cores.
@@ -15,6 +16,12 @@ import pytest
 from ranks import RankPools, share_cores
 
 share_cores()
+
+# A suite that runs under nohup or in a script's background has these ignored, and so would every process have
+# that a test starts and sends one to.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

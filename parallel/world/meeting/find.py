@@ -38,10 +38,11 @@ def listen(presence: Presence, place: Place, about: Message) -> str:
     RuntimeError where the port, or each of the ports, is in use.
     """
     server = listener(presence.world, place)
+    port = server.getsockname()[1]  # now, for presence closes the listener once all ranks have come
     key = os.urandom(8).hex() if place.announced else place.key
     presence.listen(server, {**about, "world": presence.world, "key": key})
     known = [LOOPBACK] if place.one_machine else [_way_to(place.host, place.ports[0]), *own_addresses()]
-    return " ".join([str(server.getsockname()[1]), key, *dict.fromkeys(filter(None, known))])
+    return " ".join([str(port), key, *dict.fromkeys(filter(None, known))])
 
 
 def announced(text: str, store_address: str) -> list[Target]:

@@ -236,7 +236,8 @@ def test_one_rank_a_machine_is_asked_why_others_there_do_not_answer(world: Calla
     six.switch.silent = {1, 5}
     six.step(6, 3.0)
     until(lambda: {0, 2, 3, 4} <= six.left.keys())
-    assert [ranks for kind, ranks in six.switch.asked if kind == "hang/state"] == [[0]]
+    # Rank 0 may find out twice, where another rank's word reaches it meanwhile.
+    assert {tuple(ranks) for kind, ranks in six.switch.asked if kind == "hang/state"} == {(0,)}
     ((_, finding, _),) = six.reports
     assert finding.ranks == (1, 5) and finding.hosts == ("n1", "n3")
     assert f"do not answer: {RUNS}" in finding.lines[0], "the process of all, which rank 0 looked at"

@@ -62,7 +62,7 @@ def test_a_thread_that_waits_for_another_names_the_other(tmp_path: Path) -> None
     with thread(lambda: pool.submit(write_json, fifo, {}).result()) as look:
         waiting = until(look, lambda stack: stack.waits_for_a_thread)
         other = until(
-            lambda: next(stack for stack in stacks() if stack.name.startswith("ThreadPool")),
+            lambda: next((stack for stack in stacks() if stack.name.startswith("ThreadPool")), waiting),
             lambda stack: "write_durably" in stack.in_words(),
         )
         words = call(waiting, [stack for stack in stacks() if stack.name in ("mine", other.name)])

@@ -169,7 +169,7 @@ def test_the_verdict_stands_whoever_reads_the_report(
 ) -> None:
     report = report_of(config, grad_norm=math.inf, loss=math.nan)
     monkeypatch.setattr(command, "compare", lambda *arguments, **options: report)
-    monkeypatch.setattr(command.runtimes, "start", lambda: runtime(0, 1))
+    monkeypatch.setattr(command.runtimes, "start", lambda **_: runtime(0, 1))
     arguments = [*options, "compare", str(tmp_path), str(config)]
     assert command.main(arguments, LeaveAtOnce("the end")) == 1
     shown = capsys.readouterr()

@@ -70,7 +70,9 @@ def test_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="layer mlp is 64 × 100"):
         float8.convert(nn.ModuleDict({"mlp": nn.Linear(64, 100)}), "rowwise")
     with pytest.raises(ValueError, match="over tp=4"):
-        float8.convert(nn.ModuleDict({"mlp": nn.Linear(64, 96)}), "rowwise", tp=4)
+        float8.convert(nn.ModuleDict({"mlp": nn.Linear(64, 96, bias=False)}), "rowwise", tp=4)
+    with pytest.raises(ValueError, match=r"layer mlp has a bias, which is not in fp8 over parallel.tp=4"):
+        float8.convert(nn.ModuleDict({"mlp": nn.Linear(64, 128)}), "rowwise", tp=4)
 
 
 def emulated(context: Any, case: Case, recipe: str) -> tuple[list[tuple[float, float]], int]:

@@ -21,6 +21,13 @@ from parallel.world.presence import Presence
 from parallel.world.rendezvous import Place
 
 
+@pytest.fixture(autouse=True)
+def no_group_of_an_earlier_test() -> None:
+    """A group of one process, as FSDP needs it, stays until its process ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def torchruns(world: int, store: dist.TCPStore) -> dict[str, str]:
     return {
         "WORLD_SIZE": str(world),

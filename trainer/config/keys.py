@@ -155,7 +155,26 @@ def keys(cls: Any) -> tuple[Key, ...]:
     return tuple(found.values())
 
 
-def _keys(cls: Any, at: str, kinds: tuple[str, ...] = ()) -> Iterator[Key]:
+def keys_of(cfg: Any) -> tuple[Key, ...]:
+    """Every key of a config as it is: of the kinds that were chosen, and of no other."""
+    whole: Any = type(cfg)
+    return _chosen_keys(whole, tuple((name, type(value)) for name, value in _by_kind(cfg)))
+
+
+def _by_kind(cfg: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(cfg):
+        if "kinds" in field.metadata:
+            yield schema.yaml_key(field), getattr(cfg, field.name)
+
+
+@cache
+def _chosen_keys(cls: Any, chosen: tuple[tuple[str, Any], ...]) -> tuple[Key, ...]:
+    return tuple(_keys(cls, "", chosen=dict(chosen)))
+
+
+def _keys(
+    cls: Any, at: str, kinds: tuple[str, ...] = (), chosen: Mapping[str, Any] | None = None
+) -> Iterator[Key]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         annotated = hints[field.name]
@@ -164,7 +183,8 @@ def _keys(cls: Any, at: str, kinds: tuple[str, ...] = ()) -> Iterator[Key]:
         element = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
         by_kind = field.metadata.get("kinds", {})
         if by_kind or dataclasses.is_dataclass(hint):
-            for kind in by_kind.values() or [hint]:
+            classes = [chosen[name]] if chosen and name in chosen else by_kind.values() or [hint]
+            for kind in classes:
                 yield from _keys(kind, f"{name}.", tuple(by_kind))
             continue
         default = field.default if field.default_factory is REQUIRED else field.default_factory()
@@ -183,8 +203,7 @@ def check(cfg: Any) -> None:
         ValueError: one line with the key, its value, what must be and, of several keys, what to change.
     """
     values = dict(_values(cfg))
-    whole: Any = type(cfg)
-    for key in keys(whole):
+    for key in keys_of(cfg):
         for at, value in _every(key.name, values):
             if wrong := _wrong(key, value, values):
                 raise ValueError(f"{at}={text(value)}: {wrong}")

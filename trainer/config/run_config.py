@@ -10,6 +10,7 @@ from parallel.config import ParallelConfig
 from trainer.config.plain import plain
 from trainer.config.sections import CheckpointConfig, OptimConfig, SuperviseConfig, TrackConfig, TrainConfig
 from trainer.models.config import ModelConfig
+from trainer.models.own import own_config
 from trainer.models.registry import MODELS
 from trainer.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
 
@@ -19,7 +20,7 @@ class RunConfig:
     """One run, whole. Read-only by convention once loaded."""
 
     name: Annotated[str, "of the run: letters, digits, . _ -; left out: the file's own"]
-    model: ModelConfig = field(metadata={"kinds": MODELS})
+    model: ModelConfig = field(metadata={"kinds": MODELS, "own_kind": own_config})
     data: DataConfig
     objective: ObjectiveConfig = field(default_factory=CausalLMConfig, metadata={"kinds": OBJECTIVES})
     optim: OptimConfig = field(default_factory=OptimConfig)

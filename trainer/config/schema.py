@@ -33,7 +33,8 @@ def build(cls: Any, values: Any, at: str = "", *, elsewhere: Sequence[str] = ())
 
     A field's YAML key is its name, or what its metadata calls `key` where Python reserves the name. Where the
     metadata has `kinds` (name → dataclass), the value's own key `kind` chooses the class; without it, the
-    first. `elsewhere`: keys from elsewhere in the config that an unknown key may be a misspelling of.
+    first. Its `own_kind`, if there is one, finds the class of a kind that `kinds` lacks, or returns None.
+    `elsewhere`: keys from elsewhere in the config that an unknown key may be a misspelling of.
 
     Raises:
         ValueError: an unknown key, a wrong type, a missing value; and whatever the class itself refuses.
@@ -48,6 +49,9 @@ def build(cls: Any, values: Any, at: str = "", *, elsewhere: Sequence[str] = ())
             raise ValueError(
                 unknown_key(_join(at, key), value, [_join(at, name) for name in fields], elsewhere)
             )
+        if own := _own_kind(fields[key], value):
+            arguments[fields[key].name] = _build_own(own, value, _join(at, key))
+            continue
         hint = _by_kind(fields[key], hints[fields[key].name], value, _join(at, key))
         arguments[fields[key].name] = _convert(hint, value, _join(at, key))
     for key, field in fields.items():
@@ -114,17 +118,33 @@ def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) ->
         return hint
     if not isinstance(value, dict) or "kind" not in value:
         return next(iter(kinds.values()))
-    return kinds[_one_of(list(kinds), value["kind"], f"{at}.kind")]
+    besides = ", or a class of your own as package.module:ConfigClass" if "own_kind" in field.metadata else ""
+    return kinds[_one_of(list(kinds), value["kind"], f"{at}.kind", besides)]
 
 
-def _one_of(choices: Sequence[Any], value: Any, at: str) -> Any:
+def _own_kind(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Return the class of a kind that is not among the field's `kinds`; None where it is, or is none."""
+    find = field.metadata.get("own_kind")
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if find is None or not isinstance(kind, str) or kind in field.metadata["kinds"]:
+        return None
+    return find(kind)
+
+
+def _build_own(cls: Any, values: dict[str, Any], at: str) -> Any:
+    """Build `cls` with the kind as it was given, whatever the class says that its `kind` may be."""
+    built = build(cls, {key: value for key, value in values.items() if key != "kind"}, at)
+    return dataclasses.replace(built, kind=values["kind"])
+
+
+def _one_of(choices: Sequence[Any], value: Any, at: str, besides: str = "") -> Any:
     number = _number(value)
     for choice in choices:
         if choice == (value if isinstance(choice, str) else number):
             return choice  # and not the value: 3.0 stands for 3
     near = difflib.get_close_matches(str(value), map(str, choices), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"{at}={_shown(value)}: not one of {', '.join(map(str, choices))}{hint}")
+    raise ValueError(f"{at}={_shown(value)}: not one of {', '.join(map(str, choices))}{besides}{hint}")
 
 
 def _convert(hint: Any, value: Any, at: str) -> Any:

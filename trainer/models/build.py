@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterator
 
 from torch import nn
 
 from trainer.models.config import ModelConfig
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def build_model(cfg: ModelConfig) -> nn.Module:
     """Return the model that `cfg` describes, on the current default device (`with torch.device("meta"):`).
 
     Parameters hold torch's default values: the engine draws them by the model's plan.
+
+    Raises:
+        ValueError: one line: there is no such class, or it holds a module whose result would depend on the
+            layout.
     """
-    model: nn.Module = pkgutil.resolve_name(cfg.model_class)(cfg)
+    try:
+        made = pkgutil.resolve_name(cfg.model_class)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model.kind={cfg.kind!r}: its model_class {cfg.model_class!r}: {error}") from error
+    model: nn.Module = made(cfg)
+    for wrong in _refused(model):
+        raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
     return model
+
+
+def _refused(model: nn.Module) -> Iterator[str]:
+    """Yield what in the model would break law 1, or is no parameter and would be left undefined."""
+    for name, module in model.named_modules():
+        kind = f"module {name!r} is a {type(module).__name__}"
+        if isinstance(module, BATCH_NORMS):
+            yield (
+                f"{kind}: its result depends on which rows share a micro-batch, so no layout would equal "
+                "another: use LayerNorm or GroupNorm"
+            )
+        if isinstance(module, DROPOUTS) and module.p > 0:
+            yield f"{kind}, p={module.p}: it draws from a rank's own generator: leave it out"
+    for name, _ in model.named_buffers():
+        yield f"buffer {name!r}: make it a parameter, or compute it in forward"

@@ -30,6 +30,7 @@ from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
 from trainer.config import checks
 from trainer.config.run_config import RunConfig
+from trainer.objectives.context import ObjectiveContext
 from trainer.start.engine import make_engine
 
 PEAK_ON_PAPER, PEAK_REAL = 989e12, 794.5e12
@@ -96,7 +97,8 @@ class Refused(Exception):
 def fill(result: Result, cfg: RunConfig, runtime: Runtime, steps: int) -> None:
     release(runtime.device)
     try:
-        engine = make_engine(cfg, runtime, checks.layout(cfg, 1))
+        context = ObjectiveContext(cfg.seed, cfg.data.seq_len, cfg.model.vocab, 0, bytes)
+        engine = make_engine(cfg, runtime, checks.layout(cfg, 1), context)
     except ValueError as error:
         raise Refused(str(error)) from error
     try:

@@ -36,6 +36,7 @@ from trainer.folder.fence import Fence
 from trainer.loop import train
 from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
+from trainer.objectives.context import ObjectiveContext
 from trainer.optim.schedule import learning_rate
 from trainer.record.events import EventLog
 from trainer.start.engine import make_engine
@@ -110,7 +111,8 @@ class Ours:
         runtime = runtimes.start()
         layout = checks.layout(cfg, 1)
         self.cfg, self.state = cfg, TrainState()
-        self.engine = make_engine(cfg, runtime, layout)
+        context = ObjectiveContext(cfg.seed, cfg.data.seq_len, cfg.model.vocab, 0, bytes)
+        self.engine = make_engine(cfg, runtime, layout, context)
         cfg.folder.mkdir()
         fence = Fence(cfg.folder)
         fence.take()

@@ -58,7 +58,8 @@ def work(rank: int, ranks: int, store: str, rounds: int) -> None:
         layout=resolve(cfg, ranks), runtime=Runtime(rank, ranks, rank, torch.device("cpu")), cfg=cfg,
         plan=MODEL.plan(), model_factory=lambda: Decoder(MODEL),
         objective=CausalLM(), optimizer_factory=optimizer,
-        precision="fp32", clip=1.0, seed=0, micro_batch=1, global_batch=ranks, seq_len=32,
+        precision="fp32", clip=1.0, seed=0, micro_batch=1, global_batch=ranks, positions=32,
+        nominal_count=ranks * 32,
     )  # fmt: skip
     for parameter in engine._parameters:
         parameter.tensor.grad = torch.randn_like(parameter.tensor)

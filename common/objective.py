@@ -37,9 +37,8 @@ class Objective(Protocol):
     """How a micro-batch becomes model inputs, and the model's output losses and counts (law 3).
 
     Both methods are pure: the same rows give the same inputs and the same loss on every rank. An objective
-    that draws random numbers draws them in `inputs`, row by row, from (seed, the row's sequence number). It
-    needs the seed in its constructor, which `trainer/objectives/build.py` does not pass yet: only the fields
-    of the objective's config.
+    that draws random numbers draws them in `inputs`, row by row, from (seed, the row's sequence number); see
+    `trainer/objectives/draws.py`.
     """
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:

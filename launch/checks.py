@@ -1,6 +1,7 @@
 """What is checked of a job before any rank starts, without torch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.job import Job
@@ -38,9 +39,10 @@ def check_job(job: Job) -> "RunConfig":
 
 
 def _check_vocabularies(cfg: "RunConfig") -> None:
-    """Raise ValueError where a corpus's tokenizer has more tokens than the model's vocabulary."""
+    """Raise ValueError where the model's vocabulary does not hold a corpus's tokens and the objective's."""
     from data.corpus.manifest import read_manifest
     from trainer.folder.run_folder import away
+    from trainer.objectives.context import ObjectiveContext
 
     paths = {f"data.sources[{index}].path": source.path for index, source in enumerate(cfg.data.sources)}
     paths |= {f"data.heldout[{index}].path": corpus.path for index, corpus in enumerate(cfg.data.heldout)}
@@ -48,13 +50,17 @@ def _check_vocabularies(cfg: "RunConfig") -> None:
         if "://" in path:  # remote: the run itself looks
             continue
         try:
-            vocab = read_manifest(path).tokenizer.vocab
+            tokenizer = read_manifest(path).tokenizer
         except ValueError as error:
             if reason := away(cfg.folder, path):
                 raise RuntimeError(f"{key}={reason}") from None
             raise ValueError(f"{key}={path!r}: {error}") from None
-        if vocab > cfg.model.vocab:
-            raise ValueError(
-                f"model.vocab={cfg.model.vocab}: the tokenizer of {path} has {vocab} tokens; "
-                f"set model.vocab to {vocab} or more"
-            )
+        context = ObjectiveContext(
+            seed=cfg.seed,
+            seq_len=cfg.data.seq_len,
+            vocab=tokenizer.vocab,
+            eos=tokenizer.eos,
+            tokenizer=(Path(path) / tokenizer.file).read_bytes,
+        )
+        if wrong := context.too_small(cfg.model.vocab, cfg.objective):
+            raise ValueError(f"{key}={path!r}: {wrong}")

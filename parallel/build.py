@@ -31,7 +31,8 @@ def build_engine(
     seed: int,
     micro_batch: int,
     global_batch: int,
-    seq_len: int,
+    positions: int,
+    nominal_count: float,
     fp8: str = "none",
     sources: int = 0,
 ) -> Engine:
@@ -48,13 +49,14 @@ def build_engine(
     seed: of the first weights.
     micro_batch: rows of a micro-batch.
     global_batch: rows of a step, over all data ranks.
-    seq_len: tokens of a row.
+    positions: of a row in the model's hidden states, such as its tokens.
+    nominal_count: about how many targets a global batch has; see `Normalisation`.
     fp8: see `float8`.
     sources: how many data sources' losses a step adds up apart; 0: none.
 
     ValueError if the batch or a setting does not fit the layout.
     """
-    check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, seq_len=seq_len)
+    check_batch(layout, global_batch=global_batch, micro_batch=micro_batch, positions=positions)
     if cfg.engine == "deepspeed":
         # Imported only here: the import takes most of a second and needs the extra `deepspeed`.
         from parallel.deepspeed_engine.build import build_deepspeed_engine
@@ -72,11 +74,10 @@ def build_engine(
             seed=seed,
             micro_batch=micro_batch,
             global_batch=global_batch,
-            seq_len=seq_len,
+            nominal_count=nominal_count,
             sources=sources,
         )
-    tokens = micro_batch * seq_len // layout.cp
-    float8.check(fp8, runtime.device, tokens=tokens)
+    float8.check(fp8, runtime.device, positions=micro_batch * positions // layout.cp)
     kernels.use(cfg.attention, runtime.device)
     # Without a cast and without shards the bare module is fastest; with ZeRO-1's shards on a CPU, `rows` is.
     sharded = layout.zero > 0 and layout.dp * layout.cp > 1
@@ -99,6 +100,6 @@ def build_engine(
         device=runtime.device,
         precision=precision,
         clip=clip,
-        nominal_count=global_batch * seq_len,
+        nominal_count=nominal_count,
         sources=sources,
     )

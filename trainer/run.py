@@ -29,7 +29,7 @@ from trainer.record.events import EventLog
 from trainer.start.agreement import agree, place
 from trainer.start.claim import check_length, decays, describe, take_folder
 from trainer.start.engine import make_engine
-from trainer.start.opening import identity, open_alike
+from trainer.start.opening import identity, objective_context, open_alike
 from trainer.state import TrainState
 from trainer.steps import Steps
 from trainer.watch.phases import END, START, Phases
@@ -170,7 +170,7 @@ def assemble(
     fence.join(ranks.on_rank_zero(lambda: take_folder(cfg, stream, stack, fence)))
     agree(ranks, place(cfg.folder, fence, ranks))
     doing("building the model")
-    engine = make_engine(cfg, runtime, layout)
+    engine = make_engine(cfg, runtime, layout, objective_context(cfg, stream))
     stack.callback(engine.close)
 
     events = EventLog(cfg.folder / "events.jsonl" if runtime.is_writer else None, fence.check)

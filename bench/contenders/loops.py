@@ -48,7 +48,8 @@ class Germinal:
                 MODEL.plan(),
             ),
             precision="fp32", clip=CLIP, seed=0, micro_batch=ROWS,
-            global_batch=place.ranks * ROWS * MICRO_BATCHES, seq_len=SEQ,
+            global_batch=place.ranks * ROWS * MICRO_BATCHES, positions=SEQ,
+            nominal_count=place.ranks * ROWS * MICRO_BATCHES * SEQ,
         )  # fmt: skip
 
     def step(self, number: int) -> float:

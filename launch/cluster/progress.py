@@ -23,7 +23,8 @@ class Progress:
 
     step, steps: steps done, and to do in all.
     loss: of the last step that was logged.
-    steps_per_second, tokens_per_second: of the last steps that were logged.
+    steps_per_second, tokens_per_second, images_per_second: of the last steps that were logged; a model takes
+        tokens or images.
     seconds_since_step: since metrics.jsonl was written last.
     seconds_left: until the last step, at this rate.
     restarts: how often a supervisor started the ranks again, or the job went back to the queue; a start by
@@ -35,6 +36,7 @@ class Progress:
     loss: float | None = None
     steps_per_second: float | None = None
     tokens_per_second: float | None = None
+    images_per_second: float | None = None
     seconds_since_step: float | None = None
     seconds_left: float | None = None
     restarts: int = 0
@@ -54,6 +56,7 @@ def progress(folder: Path, submitted: Path | None) -> Progress:
         return found
     found.step, found.loss = lines.count(last[0].get("step")), _finite(last[0].get("loss"))
     found.tokens_per_second = lines.number(last[0].get("tokens_per_second"))
+    found.images_per_second = lines.number(last[0].get("images_per_second"))
     found.seconds_since_step = max(0.0, time.time() - file.stat().st_mtime)
     seconds = [taken for line in last if (taken := lines.number(line.get("step_seconds")))]
     if seconds:

@@ -52,7 +52,10 @@ def _facts(one: "Status") -> dict[str, object]:
     if far.loss is not None:
         facts["loss"] = far.loss
     if far.steps_per_second:
-        facts["rate"] = f"{far.steps_per_second:.3g} steps/s, {_whole(far.tokens_per_second)} tokens/s"
+        rate, unit = far.tokens_per_second, "tokens"
+        if far.images_per_second is not None:
+            rate, unit = far.images_per_second, "images"
+        facts["rate"] = f"{far.steps_per_second:.3g} steps/s, {_whole(rate)} {unit}/s"
     if far.seconds_since_step is not None:
         facts["last step"] = f"{in_words(far.seconds_since_step)} ago"
     if one.is_live and far.seconds_left is not None:

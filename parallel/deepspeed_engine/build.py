@@ -35,7 +35,7 @@ def build_deepspeed_engine(
     seed: int,
     micro_batch: int,
     global_batch: int,
-    seq_len: int,
+    nominal_count: float,
     sources: int = 0,
 ) -> DeepSpeedEngine:
     """As `parallel.build.build_engine`. Collective. ValueError, with the remedy, for what it cannot do.
@@ -84,7 +84,7 @@ def build_deepspeed_engine(
         runtime=runtime,
         precision=precision,
         clip=clip,
-        nominal_count=global_batch * seq_len,
+        nominal_count=nominal_count,
         sources=sources,
         leave=leave,
     )

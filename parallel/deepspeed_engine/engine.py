@@ -41,7 +41,7 @@ class DeepSpeedEngine:
         runtime: Runtime,
         precision: str,
         clip: float,
-        nominal_count: int,
+        nominal_count: float,
         sources: int,
         leave: Callable[[], None],
     ) -> None:

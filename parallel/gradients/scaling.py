@@ -24,7 +24,7 @@ class Normalisation:
     clip: the largest norm of the mean's gradient; 0: no clipping.
     """
 
-    def __init__(self, *, precision: str, nominal_count: int, clip: float) -> None:
+    def __init__(self, *, precision: str, nominal_count: float, clip: float) -> None:
         self._nominal = 2.0 ** round(math.log2(nominal_count))
         self._clip = clip
         self._scale = LossScale() if precision == "fp16" else None

@@ -199,18 +199,21 @@ def _too_many_stages(layout: Layout, blocks: int, key: str) -> str:
     return f"{told}: lower parallel.pp, or {', or '.join(remedies)}"
 
 
-def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, seq_len: int) -> int:
-    """Micro-batches a data rank runs in one step; ValueError if the batch does not divide that way."""
+def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, positions: int) -> int:
+    """Micro-batches a data rank runs in one step; ValueError if the batch does not divide that way.
+
+    positions: of a row in the model's hidden states.
+    """
     per_round = layout.dp * micro_batch
     if global_batch % per_round:
         raise ValueError(
             f"train.global_batch={global_batch} is not divisible by "
             f"{layout.dp} data ranks · train.micro_batch={micro_batch} = {per_round}"
         )
-    if seq_len % (layout.tp * layout.cp):
+    if positions % (layout.tp * layout.cp):
         raise ValueError(
-            f"data.seq_len={seq_len} is not divisible by parallel.tp={layout.tp} · parallel.cp={layout.cp}, "
-            "which share each sequence"
+            f"data.seq_len gives rows of {positions} positions, not divisible by parallel.tp={layout.tp} · "
+            f"parallel.cp={layout.cp}, which share each row: change one of them"
         )
     count = global_batch // per_round
     if layout.pp > 1:

@@ -80,7 +80,7 @@ class TorchEngine:
         device: torch.device,
         precision: Precision,
         clip: float,
-        nominal_count: int,
+        nominal_count: float,
         sources: int = 0,
     ) -> None:
         self._layout, self._mesh, self._rank = layout, mesh, rank

@@ -18,17 +18,17 @@ _MULTIPLE = 16  # the tensor cores' step in every dimension of a product
 _NEEDS = {"tensorwise": (8, 9), "rowwise": (9, 0)}
 
 
-def check(recipe: str, device: torch.device, *, tokens: int) -> None:
+def check(recipe: str, device: torch.device, *, positions: int) -> None:
     """ValueError, one line with the remedy, where `train.fp8` is not possible.
 
-    tokens: of a micro-batch on one rank, which are the rows of a layer's input.
+    positions: of a micro-batch on one rank, which are the rows of a layer's input.
     """
     if recipe == "none":
         return
-    if tokens % _MULTIPLE:
+    if positions % _MULTIPLE:
         raise ValueError(
-            f"train.fp8={recipe}: a micro-batch has {tokens} tokens a rank, which must be a multiple of "
-            f"{_MULTIPLE}: change train.micro_batch or data.seq_len"
+            f"train.fp8={recipe}: a micro-batch has {positions} positions a rank, which must be a multiple "
+            f"of {_MULTIPLE}: change train.micro_batch or data.seq_len"
         )
     if importlib.util.find_spec("torchao") is None:
         raise ValueError(f"train.fp8={recipe} needs torchao: pip install 'germinal[fp8]'")

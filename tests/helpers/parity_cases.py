@@ -144,7 +144,7 @@ class Combination:
             layout = resolve(cfg, self.world)
             model.check_layout(tp=layout.tp, cp=layout.cp)
             check_stages(layout, blocks=model.layers, key="model.layers", cut="even")
-            check_batch(layout, global_batch=GLOBAL_BATCH, micro_batch=case.micro_batch, seq_len=SEQ)
+            check_batch(layout, global_batch=GLOBAL_BATCH, micro_batch=case.micro_batch, positions=SEQ)
             if cfg.engine == "deepspeed":
                 check_deepspeed(cfg)
         except ValueError as error:

@@ -107,7 +107,8 @@ def build(case: Case, rank: int, world: int) -> Engine:
         seed=case.seed,
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
-        seq_len=SEQ,
+        positions=SEQ,
+        nominal_count=case.global_batch * SEQ,
         sources=case.sources,
     )
 

@@ -116,7 +116,7 @@ def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
         (["train", "CONFIG", "--nproc", "2", "model.layers=3", "parallel.pp=2"], "model.layers=3"),
         (["train", "CONFIG", "data.sources=[]"], "data.sources"),
         (["train", "CONFIG", "data.sources=[{path: /nowhere}]"], "data.sources[0].path='/nowhere'"),
-        (["train", "CONFIG", "model.vocab=256"], "has 300 tokens; set model.vocab to 300 or more"),
+        (["train", "CONFIG", "model.vocab=256"], "has 300 tokens: set model.vocab to at least 300"),
         (["prepare", "x"], "required: --out"),
         (["prepare", "x", "--out", "/tmp/x", "--formt", "text"], "did you mean --format?"),
         (["prepare", "x", "--out", "/tmp/x", "--workers", "many"], "'many'"),

@@ -15,6 +15,7 @@ from parallel.config import LayoutConfig, ParallelConfig
 from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
+from trainer.models.registry import MODELS
 
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
 LONGEST_NAME = 200  # a file's name has at most 255 bytes, and more is put before and behind
@@ -28,8 +29,9 @@ def check(cfg: RunConfig) -> None:
     """
     keys.check(cfg)
     cfg.model.check()
-    cfg.model.check_seq_len(cfg.data.seq_len)
+    cfg.model.check_seq_len(cfg.row_length)
     check_data(cfg.data)
+    _check_objective(cfg)
     train = cfg.train
     if train.ranks and (len(train.ranks) != 2 or train.ranks[0] > train.ranks[1]):
         raise ValueError(f"train.ranks={train.ranks}: give the fewest and the most ranks, such as [2, 4]")
@@ -54,7 +56,7 @@ def check(cfg: RunConfig) -> None:
             f"train.global_batch={train.global_batch}: not a multiple of "
             f"train.micro_batch={train.micro_batch}: {whole}·{train.micro_batch} + {rest}"
         )
-    if train.global_batch * (cfg.data.seq_len + 1) not in schema.INT64:
+    if train.global_batch * (cfg.row_length + 1) not in schema.INT64:
         raise ValueError(
             f"train.global_batch={train.global_batch}, data.seq_len={cfg.data.seq_len}: more tokens "
             "in a step than 64 bits count"
@@ -65,6 +67,18 @@ def check(cfg: RunConfig) -> None:
             f"{', '.join(cfg.model.sizes_to_lower())}: a model of {parameters:.3g} parameters, more bytes "
             "than 64 bits count: lower one of the two"
         )
+
+
+def _check_objective(cfg: RunConfig) -> None:
+    """Raise ValueError where the objective and the model or the data do not go together."""
+    missing = cfg.objective.needs - cfg.model.offers
+    if missing:
+        fit = [kind for kind, model in MODELS.items() if cfg.objective.needs <= model.offers]
+        raise ValueError(
+            f"objective.kind={cfg.objective.kind}: needs a model that offers {', '.join(sorted(missing))}, "
+            f"which model.kind={cfg.model.kind} does not: {' or '.join(fit) or 'no model'} does"
+        )
+    cfg.objective.check(cfg.model, cfg.data)
 
 
 def _wrong_target(target: str) -> str:
@@ -140,6 +154,6 @@ def _layout(cfg: RunConfig, world: int) -> Layout:
         found,
         global_batch=cfg.train.global_batch,
         micro_batch=cfg.train.micro_batch,
-        seq_len=cfg.data.seq_len,
+        positions=cfg.model.positions_of_row(cfg.row_length),
     )
     return found

@@ -41,6 +41,11 @@ class RunConfig:
         """The run folder: config.yaml, metrics.jsonl, checkpoints/ …"""
         return Path(self.run_dir)
 
+    @property
+    def row_length(self) -> int:
+        """The length of the model's rows; the objective may make them longer than those of the stream."""
+        return self.objective.row_length(self.data.seq_len)
+
 
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
 OUTSIDE_CURVE = (

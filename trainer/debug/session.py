@@ -21,7 +21,7 @@ from trainer.process import threads
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.run import open_steps
 from trainer.start.engine import make_engine
-from trainer.start.opening import identity, open_alike
+from trainer.start.opening import identity, objective_context, open_alike
 from trainer.state import TrainState
 from trainer.steps import Steps
 
@@ -74,7 +74,7 @@ def open_session(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, step: in
     ranks = Ranks(runtime.rank, runtime.world, gather)
     cfg, layout, stream = open_alike(cfg, ranks)
     threads.settle(cfg, runtime, ranks)
-    engine = make_engine(cfg, runtime, layout)
+    engine = make_engine(cfg, runtime, layout, objective_context(cfg, stream))
     assert isinstance(engine, TorchEngine)
     stack.callback(engine.close)
     state, checkpoint = _load(cfg, engine, stream, ranks, step)

@@ -32,7 +32,7 @@ class Meter:
     writes the ledger and the list of quarantined samples.
 
     cfg: the run's config.
-    speed: measures steps, tokens and memory.
+    speed: measures steps, rows and memory.
     events: the run's event log.
     writes_metrics: this is rank 0.
     data_rank: the data rank whose ledger this rank writes; None where another rank does.
@@ -96,10 +96,17 @@ class Meter:
         fence: Fence | None = None,
     ) -> "Meter":
         """Build the meter of this rank of the run that `cfg` describes."""
-        flops = cfg.model.training_flops(cfg.data.seq_len).total / cfg.data.seq_len
+        unit, count = cfg.model.row_unit(cfg.row_length)
+        speed = Speed(
+            unit=unit,
+            units_per_row=count,
+            flops_per_row=cfg.model.training_flops(cfg.row_length).total,
+            devices=runtime.world,
+            device=runtime.device,
+        )
         return cls(
             cfg,
-            speed=Speed(flops_per_token=flops, devices=runtime.world, device=runtime.device),
+            speed=speed,
             events=events,
             writes_metrics=runtime.is_writer,
             data_rank=engine.data_rank if engine.is_first_of_data_rank else None,
@@ -149,7 +156,7 @@ class Meter:
         self, state: TrainState, result: StepResult, *, lr: float, micro_batches: Sequence[Micro]
     ) -> None:
         """Record the step that `state` now counts."""
-        self._speed.step(round(result.count))
+        self._speed.step(self._cfg.train.global_batch)
         if self._cfg.data.ledger or self._quarantined:
             numbers = [number for batch in micro_batches for number in batch.sequences if number >= 0]
             masked = [entry for number in numbers for entry in self._quarantined.pop(number, ())]

@@ -123,8 +123,9 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(f"norm {norm:.3g}")
     if (lr := metrics.get("lr")) is not None:
         parts.append(f"lr {lr:.2e}")
-    if (rate := metrics.get("tokens_per_second")) is not None:
-        parts.append(f"{rate:,.0f} tokens/s")
+    for name in metrics:
+        if name.endswith("_per_second"):
+            parts.append(f"{metrics[name]:,.0f} {name.removesuffix('_per_second')}/s")
     if (mfu := metrics.get("mfu")) is not None:
         parts.append(f"mfu {mfu:.1%}")
     return " · ".join(parts)

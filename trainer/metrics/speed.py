@@ -36,30 +36,42 @@ def peak_flops(device_name: str) -> float:
 
 
 class Speed:
-    """Tokens, seconds and, on a GPU, model FLOPs utilisation and peak memory between two readings.
+    """What is processed, seconds and, on a GPU, model FLOPs utilisation and peak memory between two readings.
 
-    flops_per_token: the model's forward and backward FLOPs for one token; recomputation does not count.
+    unit: what speed is measured in, such as tokens or images. Padding and what has no target count too: they
+        are processed.
+    units_per_row: how many a row has.
+    flops_per_row: the model's forward and backward FLOPs for one row; recomputation does not count.
     devices: how many share the work.
     device: this rank's.
 
     The time from a step's end to the next call of `go` does not count, such as an evaluation's.
     """
 
-    def __init__(self, *, flops_per_token: float = 0.0, devices: int = 1, device: torch.device) -> None:
+    def __init__(
+        self,
+        *,
+        unit: str = "tokens",
+        units_per_row: int = 1,
+        flops_per_row: float = 0.0,
+        devices: int = 1,
+        device: torch.device,
+    ) -> None:
+        self._unit, self._units = unit, units_per_row
         self._device = device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = peak_flops(name) * devices
-        self._flops = flops_per_token
-        self._tokens = self._steps = 0
+        self._flops = flops_per_row
+        self._rows = self._steps = 0
         self._seconds = 0.0
         self._since = time.perf_counter()
 
-    def step(self, tokens: int) -> None:
-        """Count a step of `tokens` target positions (over all ranks) that ends now."""
+    def step(self, rows: int) -> None:
+        """Count a step of `rows` rows (over all ranks) that ends now."""
         now = time.perf_counter()
         self._seconds += now - self._since
         self._since = now
-        self._tokens += tokens
+        self._rows += rows
         self._steps += 1
 
     def go(self) -> None:
@@ -67,12 +79,15 @@ class Speed:
         self._since = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Since the last reading: `tokens_per_second`, `step_seconds`; a GPU's `mfu`, `peak_memory_bytes`;
-        on a CPU `peak_rss_bytes`, what the process has held at most since it began.
+        """Since the last reading: `tokens_per_second` or that of another unit, `step_seconds`; a GPU's `mfu`,
+        `peak_memory_bytes`; on a CPU `peak_rss_bytes`, what the process has held at most since it began.
         """
         steps, seconds = max(1, self._steps), max(self._seconds, 1e-9)
-        rate = self._tokens / seconds
-        out = {"tokens_per_second": round(rate, 1), "step_seconds": round(seconds / steps, 6)}
+        rate = self._rows / seconds
+        out = {
+            f"{self._unit}_per_second": round(rate * self._units, 1),
+            "step_seconds": round(seconds / steps, 6),
+        }
         if self._peak and self._flops:
             out["mfu"] = round(rate * self._flops / self._peak, 4)
         if self._device.type == "cuda":
@@ -81,6 +96,6 @@ class Speed:
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             out["peak_rss_bytes"] = peak if sys.platform == "darwin" else peak * 1024
-        self._tokens = self._steps = 0
+        self._rows = self._steps = 0
         self._seconds = 0.0
         return out

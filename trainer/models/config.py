@@ -42,9 +42,12 @@ class ModelConfig(Protocol):
         config.
     kind: the value of `model.kind` that chooses this config.
     vocab: number of token ids that the model takes; 0 for a model that takes no tokens.
+    offers: what objectives may ask of the model: `ObjectiveConfig.needs` names what they need. In use:
+        "next token"  losses of `targets` [rows, seq], each token attending only to those before it.
     """
 
     model_class: ClassVar[str]
+    offers: ClassVar[frozenset[str]]
 
     @property
     def kind(self) -> str: ...
@@ -59,6 +62,16 @@ class ModelConfig(Protocol):
 
     def check_layout(self, *, tp: int, cp: int) -> None:
         """Raise a ValueError with the arithmetic where the model cannot be split over tp · cp ranks."""
+
+    def positions_of_row(self, seq_len: int) -> int:
+        """Return the positions of a row in the hidden states: what tensor and context parallelism divide. For
+        a model without tokens `seq_len` has no meaning.
+        """
+        ...
+
+    def row_unit(self, seq_len: int) -> tuple[str, int]:
+        """Return what speed is measured in, such as "tokens" or "images", and how many a row has of it."""
+        ...
 
     def plan(self) -> ModelPlan:
         """Return how the model is cut, sharded and initialised."""

@@ -1,14 +1,13 @@
 """Config → objective."""
 
 import pkgutil
-from typing import Any
 
 from common.objective import Objective
 from trainer.objectives.config import ObjectiveConfig
+from trainer.objectives.context import ObjectiveContext
 
 
-def build_objective(cfg: ObjectiveConfig) -> Objective:
-    """Return the objective that `cfg` describes."""
-    settings: dict[str, Any] = {name: value for name, value in vars(cfg).items() if name != "kind"}
-    objective: Objective = pkgutil.resolve_name(cfg.objective_class)(**settings)
+def build_objective(cfg: ObjectiveConfig, context: ObjectiveContext) -> Objective:
+    """Return the objective that `cfg` describes, in the run that `context` describes."""
+    objective: Objective = pkgutil.resolve_name(cfg.objective_class)(cfg, context)
     return objective

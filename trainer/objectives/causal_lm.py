@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from common.objective import IGNORED, ModelInputs
+from trainer.objectives.config import CausalLMConfig
+from trainer.objectives.context import ObjectiveContext
 
 
 class CausalLM:
@@ -15,6 +17,9 @@ class CausalLM:
 
     The model itself sums the negative log-likelihood, so that no stage ever holds or sends full logits.
     """
+
+    def __init__(self, cfg: CausalLMConfig | None = None, context: ObjectiveContext | None = None) -> None:
+        """Neither is needed: nothing is drawn, and the targets follow from the batch."""
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
         """Feed `tokens`, and `following` as `targets`: IGNORED where no token follows (-1)."""

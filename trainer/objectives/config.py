@@ -6,28 +6,60 @@ A field states its key's meaning and limits in plain text; `trainer.config.keys`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from data.config import DataConfig
+    from trainer.models.config import ModelConfig
 
 
-class ObjectiveConfig(Protocol):
-    """The config of any objective: a dataclass of its keys.
+class ObjectiveConfig:
+    """The config of any objective: a dataclass of its keys, which inherits from this class and overrides the
+    facts that differ from next-token prediction's.
 
     kind: the value of `objective.kind` that chooses it.
     objective_class: "module:Class" of the `common.objective.Objective` that it describes, imported only when
-        a run is built. Its arguments are the config's other fields, by name.
+        a run is built. Its arguments are this config and a `trainer.objectives.context.ObjectiveContext`.
+    needs: what a model must offer (`ModelConfig.offers`); a model without is refused by name.
+    scores_text: whether the summed loss is the negative log-likelihood of the text, so that a held-out set
+        has bits per byte.
     """
 
     objective_class: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    scores_text: ClassVar[bool] = False
+    kind: str
 
-    @property
-    def kind(self) -> str: ...
+    def targets_per_row(self, seq_len: int) -> float:
+        """Return about how many targets a row of the stream has: what the engine's loss is scaled by before
+        the true count is known. Within a factor of two is enough; it decides how gradients round, so it must
+        not depend on the layout.
+        """
+        return seq_len
+
+    def row_length(self, seq_len: int) -> int:
+        """Return the length of the model's rows, of `seq_len` tokens of the stream each."""
+        return seq_len
+
+    def extra_ids(self, seq_len: int) -> tuple[tuple[str, ...], ...]:
+        """Return for each token that the objective needs besides text, such as a mask, the names that it may
+        have in a tokenizer. `ObjectiveContext.ids` gives their ids. `model.vocab` must hold them.
+        """
+        return ()
+
+    def check(self, model: ModelConfig, data: DataConfig) -> None:
+        """Raise a ValueError of one line, before any rank starts, that names the first key of the model or
+        the data that does not go with this objective. `needs` is checked before.
+        """
 
 
 @dataclass
-class CausalLMConfig:
+class CausalLMConfig(ObjectiveConfig):
     """What is minimised: the cross-entropy of the next token."""
 
     objective_class: ClassVar[str] = "trainer.objectives.causal_lm:CausalLM"
+    needs: ClassVar[frozenset[str]] = frozenset({"next token"})
+    scores_text: ClassVar[bool] = True
 
     kind: Annotated[Literal["causal_lm"], "which objective; causal_lm: the next token"] = "causal_lm"
 

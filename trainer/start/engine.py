@@ -8,14 +8,15 @@ from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
+from trainer.objectives.context import ObjectiveContext
 from trainer.optim.build import build_optimizer
 from trainer.optim.optimizer import Optimizer
 from trainer.process.allocation import allocating
 
 
-def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
+def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout, context: ObjectiveContext) -> Engine:
     """Build the engine of the config's model, objective and optimiser on this layout, with new random
-    weights.
+    weights. `context`: what the objective may know of the run.
     """
     plan = cfg.model.plan()
 
@@ -30,7 +31,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
             cfg=cfg.parallel,
             plan=plan,
             model_factory=lambda: build_model(cfg.model),
-            objective=build_objective(cfg.objective),
+            objective=build_objective(cfg.objective, context),
             optimizer_factory=optimizer,
             precision=cfg.train.precision,
             fp8=cfg.train.fp8,
@@ -38,6 +39,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout) -> Engine:
             seed=cfg.seed,
             micro_batch=cfg.train.micro_batch,
             global_batch=cfg.train.global_batch,
-            seq_len=cfg.data.seq_len,
+            positions=cfg.model.positions_of_row(cfg.row_length),
+            nominal_count=cfg.train.global_batch * cfg.objective.targets_per_row(cfg.data.seq_len),
             sources=len(cfg.data.sources) if len(cfg.data.sources) > 1 else 0,
         )

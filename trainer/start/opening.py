@@ -7,6 +7,7 @@ from trainer.config import run_config as configs
 from trainer.config.plain import defaults, plain
 from trainer.config.run_config import RunConfig
 from trainer.folder.run_folder import away
+from trainer.objectives.context import ObjectiveContext
 from trainer.ranks import Ranks
 from trainer.start.agreement import agree, corpora, program, settings, software
 from trainer.state import Identity
@@ -38,12 +39,20 @@ def open_stream(cfg: RunConfig) -> Stream:
             if reason := away(cfg.folder, source.path):
                 raise RuntimeError(reason) from None
         raise
-    if stream.vocab > cfg.model.vocab:
-        raise ValueError(
-            f"model.vocab={cfg.model.vocab} is smaller than the corpus's tokenizer, {stream.vocab} tokens: "
-            f"set model.vocab to at least {stream.vocab}"
-        )
+    if wrong := objective_context(cfg, stream).too_small(cfg.model.vocab, cfg.objective):
+        raise ValueError(wrong)
     return stream
+
+
+def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
+    """Return what the objective may know of the run."""
+    return ObjectiveContext(
+        seed=cfg.seed,
+        seq_len=cfg.data.seq_len,
+        vocab=stream.vocab,
+        eos=stream.eos,
+        tokenizer=stream.sources[0].corpus.storage.tokenizer,
+    )
 
 
 def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:

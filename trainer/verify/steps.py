@@ -13,7 +13,7 @@ from trainer.config.run_config import RunConfig
 from trainer.optim.schedule import learning_rate
 from trainer.ranks import Ranks, gather
 from trainer.start.engine import make_engine
-from trainer.start.opening import open_alike
+from trainer.start.opening import objective_context, open_alike
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def open_steps(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> FirstSteps
     """Build the engine and open the stream of a run; `stack` closes both. Collective."""
     ranks = Ranks(runtime.rank, runtime.world, gather)
     cfg, layout, stream = open_alike(cfg, ranks)
-    engine = make_engine(cfg, runtime, layout)
+    engine = make_engine(cfg, runtime, layout, objective_context(cfg, stream))
     stack.callback(engine.close)
     loader = Loader(
         stream,

@@ -51,7 +51,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
     held = [chunk for chunk in engine.chunks() if chunk.name.startswith("model.")]
     blocks = len({match[0] for chunk in held if (match := _BLOCK.match(chunk.name))})
     stages = layout.stages_of(layout.place_of(rank).pp)
-    hidden_states = cfg.train.micro_batch * cfg.model.hidden_elements(cfg.data.seq_len) // layout.cp
+    hidden_states = cfg.train.micro_batch * cfg.model.hidden_elements(cfg.row_length) // layout.cp
     wanted: dict[str, float] = {}
     if layout.dp * layout.cp > 1:
         wanted["data"] = _data(
@@ -67,7 +67,7 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
         ends = (0 in stages) + (layout.stages - 1 in stages)
         wanted["tp"] = tensor_bytes(hidden_states, ranks=layout.tp, blocks=blocks, ends=ends, **each)
     if layout.cp > 1:
-        attention = cfg.train.micro_batch * cfg.model.attention_elements(cfg.data.seq_len)
+        attention = cfg.train.micro_batch * cfg.model.attention_elements(cfg.row_length)
         swapped = attention // (layout.cp * layout.tp)
         wanted["cp"] = context_bytes(swapped, ranks=layout.cp, blocks=blocks, **each)
     return wanted

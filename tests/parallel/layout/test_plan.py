@@ -85,16 +85,16 @@ def test_blocks_that_do_not_divide(cfg: dict[str, Any], words: str) -> None:
 
 def test_batches_that_do_not_divide() -> None:
     layout = resolve(ParallelConfig(), 4)
-    assert check_batch(layout, global_batch=32, micro_batch=2, seq_len=64) == 4
+    assert check_batch(layout, global_batch=32, micro_batch=2, positions=64) == 4
     with pytest.raises(ValueError, match=r"global_batch=30 .* 4 data ranks · train.micro_batch=2 = 8"):
-        check_batch(layout, global_batch=30, micro_batch=2, seq_len=64)
-    with pytest.raises(ValueError, match="seq_len=65"):
-        check_batch(resolve(ParallelConfig(tp=2), 2), global_batch=2, micro_batch=1, seq_len=65)
+        check_batch(layout, global_batch=30, micro_batch=2, positions=64)
+    with pytest.raises(ValueError, match=r"rows of 65 positions, not divisible by parallel.tp=2"):
+        check_batch(resolve(ParallelConfig(tp=2), 2), global_batch=2, micro_batch=1, positions=65)
     with pytest.raises(ValueError, match="needs at least 4 micro-batches"):
-        check_batch(resolve(ParallelConfig(pp=4), 4), global_batch=4, micro_batch=2, seq_len=64)
+        check_batch(resolve(ParallelConfig(pp=4), 4), global_batch=4, micro_batch=2, positions=64)
     layout = resolve(ParallelConfig(pp=2, schedule="interleaved_1f1b"), 2)
     with pytest.raises(ValueError, match="whole rounds of pp=2"):
-        check_batch(layout, global_batch=5, micro_batch=1, seq_len=64)
+        check_batch(layout, global_batch=5, micro_batch=1, positions=64)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

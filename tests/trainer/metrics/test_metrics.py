@@ -222,14 +222,14 @@ def test_a_step_is_written_down_in_microseconds(tmp_path: Path) -> None:
 def test_speed_counts_steps_and_leaves_out_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    speed = Speed(device=torch.device("cpu"), flops_per_token=10.0)
+    speed = Speed(device=torch.device("cpu"), units_per_row=10, flops_per_row=10.0)
     for _ in range(2):
         clock[0] += 0.5
-        speed.step(100)
+        speed.step(10)
     clock[0] += 60.0
     speed.go()
     clock[0] += 1.0
-    speed.step(100)
+    speed.step(10)
     read = speed.read()
     assert 1 << 24 < read.pop("peak_rss_bytes") < 1 << 40
     assert read == {"tokens_per_second": 150.0, "step_seconds": round(2 / 3, 6)}

@@ -34,6 +34,7 @@ class DecoderConfig:
     """
 
     model_class: ClassVar[str] = "trainer.models.decoder.decoder:Decoder"
+    offers: ClassVar[frozenset[str]] = frozenset({"next token"})
 
     kind: Annotated[Literal["decoder"], "which model this is"] = "decoder"
     layers: Annotated[int, "blocks", "≥ 1"] = 4
@@ -165,6 +166,12 @@ class DecoderConfig:
                 raise ValueError(
                     f"model.{key}={size} is not divisible by parallel.tp={tp} · parallel.cp={cp}"
                 )
+
+    def positions_of_row(self, seq_len: int) -> int:
+        return seq_len
+
+    def row_unit(self, seq_len: int) -> tuple[str, int]:
+        return "tokens", seq_len
 
     def plan(self) -> ModelPlan:
         return decoder_plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-Packing = Literal["cut", "best_fit"]
+Packing = Literal["cut", "best_fit", "one"]
 OnCorrupt = Literal["stop", "quarantine"]
 
 
@@ -68,8 +68,12 @@ class DataConfig:
     ledger: Annotated[bool, "write which sequences every step consumed to ledger.jsonl"] = False
     packing: Annotated[
         Packing,
-        "cut: documents end to end, cut every seq_len; best_fit: whole documents, only those longer are cut",
+        "cut: documents end to end, cut every seq_len; best_fit: whole documents, only those longer are cut; "
+        "one: one document a sequence, its end left out where it is longer",
     ] = "cut"
+    partners: Annotated[
+        bool, "give each sequence another one of its source besides, as next-sentence prediction needs"
+    ] = False
     stages: Annotated[list[MixtureStage], "new weights from a step on, in the order of their steps"] = field(
         default_factory=list
     )

@@ -38,7 +38,7 @@ class TrainState:
 
 # Keys without which a checkpoint's state or the stream would be another: changed, they are refused by name.
 FIXED = (
-    *("data.seq_len", "data.packing", "data.document_mask"),
+    *("data.seq_len", "data.packing", "data.partners", "data.document_mask"),
     *("optim.name", "optim.state_dtype", "objective.kind"),
 )
 

@@ -22,7 +22,10 @@ class Batch:
             one tensor, a column apart, wherever nothing is masked;
         positions, documents [rows, seq], under document_mask: the place inside the document, and which
             document of the row;
-        source [rows], of a stream with several sources: which one each row is from.
+        source [rows], of a stream with several sources: which one each row is from;
+        length [rows], with packing=one: inputs before the padding; 0 where nothing of the row counts;
+        partner, partner_following [rows, seq], with partners: another sequence for each, masked where the row
+            or the partner is damaged: the row is then masked too.
     sequences: the rows' global sequence numbers; -1 marks a row that is only padding.
     """
 
@@ -42,8 +45,10 @@ class Batch:
         if not rows:
             return self
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        tensors["tokens"][rows] = eos
-        tensors["following"][rows] = NO_TOKEN
+        blank = {"tokens": eos, "partner": eos, "following": NO_TOKEN, "partner_following": NO_TOKEN}
+        for name, value in (blank | {"length": 0}).items():
+            if name in tensors:
+                tensors[name][rows] = value
         if "documents" in tensors:
             tensors["documents"][rows] = 0
             tensors["positions"][rows] = torch.arange(tensors["positions"].shape[1])

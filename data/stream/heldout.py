@@ -14,6 +14,7 @@ from data.config import DataConfig, Heldout
 from data.corpus.corpus import Corpus, DamagedDocument, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, ShardBytes, written_while_read
 from data.stream.batch import Batch
+from data.stream.order import another, derive_key
 from data.stream.rows import NO_TOKEN
 
 
@@ -31,18 +32,23 @@ class HeldoutLoader:
         tokens       s 1 2 3 4 5    4 5 6 7 8 9    8 9 10 11 . .
         following    1 2 3 4 5 6    - - 7 8 9 10   - - 11 s  - -
 
+    With data.packing=one a document is one row, as in training: the first window alone.
+
     heldout: the corpus and its name.
     seq_len: inputs of a row.
     rank, ranks: this data rank, and their number.
     micro_batch: rows of a batch.
     overlap: ids of context at the start of a window, fewer than seq_len.
     max_documents: the first so many documents alone; 0: all.
-    cfg: where a remote corpus is cached (`cache_dir`).
+    cfg: where a remote corpus is cached (`cache_dir`), whether rows are documents (`packing`), and whether
+        each row has a partner (`partners`).
 
     Attributes: `name`; `corpus`; `documents` and `rows`, their numbers; `text_bytes`, the UTF-8 bytes of the
-    documents' text: bits per byte = summed loss in nats / ln 2 / text_bytes.
+    documents' text: bits per byte = summed loss in nats / ln 2 / text_bytes; 0 where rows leave out the end
+    of a document, whose bytes are not known.
 
-    Raises ValueError where the corpus is missing or empty, RuntimeError where it is damaged.
+    Raises ValueError where the corpus is missing or empty, or has one row and needs partners; RuntimeError
+    where it is damaged.
     """
 
     def __init__(
@@ -59,7 +65,8 @@ class HeldoutLoader:
     ) -> None:
         assert 0 <= overlap < seq_len, (overlap, seq_len)
         self.name = heldout.name or heldout.path
-        self.corpus = open_corpus(heldout.path, cfg or DataConfig())
+        self._cfg = cfg or DataConfig()
+        self.corpus = open_corpus(heldout.path, self._cfg)
         self._reader = DocumentReader(self.corpus)
         self._rank, self._ranks, self._micro_batch = rank, ranks, micro_batch
         self._seq_len, self._overlap = seq_len, overlap
@@ -68,11 +75,20 @@ class HeldoutLoader:
         # Windows of each document: one, and one more for every seq_len - overlap inputs beyond it.
         inputs = lengths + (lengths > 0)
         windows = np.where(inputs > 0, 1 + np.maximum(0, -(-(inputs - seq_len) // (seq_len - overlap))), 0)
+        self._one = self._cfg.packing == "one"
+        if self._one:
+            windows = np.minimum(windows, 1)
         self._windows, self._lengths, self._text_bytes = windows, lengths, text_bytes
         self._count()
+        if self._cfg.partners and self.rows < 2:
+            raise ValueError(
+                f"data.heldout: {self.name} has one sequence, and data.partners draws another one: give it "
+                "more documents"
+            )
 
     def _count(self) -> None:
-        self.text_bytes = int(self._text_bytes.sum())
+        left_out = self._one and (self._lengths[self._windows > 0] > self._seq_len).any()
+        self.text_bytes = 0 if left_out else int(self._text_bytes.sum())
         self._windows_end = np.cumsum(self._windows)
         self.rows = int(self._windows_end[-1])
 
@@ -99,20 +115,40 @@ class HeldoutLoader:
             yield self._batch(np.arange(first, first + self._micro_batch))
 
     def _batch(self, numbers: np.ndarray) -> Batch:
+        tokens, following, length = self._rows(numbers)
+        arrays = {"tokens": tokens, "following": following}
+        if self._one:
+            columns = np.arange(self._seq_len)
+            padding = columns >= length[:, None]
+            positions = np.where(padding, columns - length[:, None], columns)
+            arrays |= {"positions": positions, "documents": padding.astype(np.int64), "length": length}
+        if self._cfg.partners:
+            key = derive_key("heldout partners", self.corpus.manifest.fingerprint)
+            drawn = another(np.minimum(numbers, self.rows - 1), self.rows, key)
+            drawn = np.where(numbers < self.rows, drawn, self.rows)
+            arrays["partner"], arrays["partner_following"], _ = self._rows(drawn)
+        named = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(named, tuple(np.where(numbers < self.rows, numbers, -1).tolist()))
+
+    def _rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, following, inputs before the padding) of rows; those from `rows` on are only padding."""
         seq_len, eos = self._seq_len, self.corpus.eos
         tokens = np.full((len(numbers), seq_len), eos, dtype=np.int64)
         following = np.full((len(numbers), seq_len), NO_TOKEN, dtype=np.int64)
+        length = np.zeros(len(numbers), dtype=np.int64)
         real = numbers < self.rows
         documents = np.searchsorted(self._windows_end, numbers, side="right")
-        for row, (number, document) in enumerate(zip(numbers[real].tolist(), documents[real].tolist())):
+        for row, number, document in zip(
+            np.flatnonzero(real).tolist(), numbers[real].tolist(), documents[real].tolist()
+        ):
             before = int(self._windows_end[document - 1]) if document else 0
             begin = (number - before) * (seq_len - self._overlap)
             ids = self._window(document, begin, begin + seq_len + 1)
             context = self._overlap if number > before else 0
+            length[row] = len(ids) - 1
             tokens[row, : len(ids) - 1] = ids[:-1]
             following[row, context : len(ids) - 1] = ids[context + 1 :]
-        named = {"tokens": torch.from_numpy(tokens), "following": torch.from_numpy(following)}
-        return Batch(named, tuple(np.where(real, numbers, -1).tolist()))
+        return tokens, following, length
 
     def _window(self, document: int, begin: int, end: int) -> np.ndarray:
         """Places [begin, end) of a document's separator, its ids and the separator that ends it, int64."""

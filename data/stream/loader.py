@@ -171,10 +171,8 @@ class Loader:
 
     def _batch(self, located: LocatedRows, begin: int) -> Batch:
         end = begin + self._micro_batch
-        rows = located.rows(begin, end, document_mask=self._stream.cfg.document_mask)
-        arrays = {"tokens": rows.tokens, "following": rows.following}
-        if rows.positions is not None and rows.documents is not None:
-            arrays |= {"positions": rows.positions, "documents": rows.documents}
+        rows = located.rows(begin, end, document_mask=self._stream.document_mask)
+        arrays = rows.named(self._stream.tensors)
         if len(self._stream.sources) > 1:
             arrays["source"] = located.source[begin:end]
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,6 +1,7 @@
 """The order of one source's sequences, as a pure function, by permutations without tables.
 
     permute(places, size, key)   the shuffled places
+    another(places, size, key)   another place for each
     ShuffledOrder.locate(n)      which window of which blocks the n-th sequence of a source is
 
 The blocks of an epoch are shuffled, every `shuffle_blocks` of them are an *era*, and the windows of an era
@@ -28,6 +29,7 @@ from functools import lru_cache
 import numpy as np
 
 SMALL = 64  # up to this size a table is cheap, and better mixed than halves of so few bits
+NEARBY = 1024  # `another` place is in the same run of so many: sequences near one another share open eras
 ROUNDS = 6  # even, so that halves of unequal width end where they began
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -115,6 +117,18 @@ def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
             out[outside] = _feistel(out[outside], bits, keys)
             outside = outside[out[outside] >= size]
     return out.astype(np.int64).reshape(np.shape(places))
+
+
+def another(places: np.ndarray, size: int, key: int) -> np.ndarray:
+    """For each of `places` (int64 in [0, size)) another place, never itself (int64, same shape): each of the
+    others in the same run of NEARBY places is as likely. `size` is at least 2.
+    """
+    assert size >= 2, size
+    first = np.minimum(places // NEARBY * NEARBY, size - 2)  # the last run is never of one place
+    run = np.minimum(first + NEARBY, size) - first
+    drawn = _mix(places.astype(np.uint64) * np.uint64(_GAMMA) + np.uint64(key))
+    steps = 1 + (drawn % (run - 1).astype(np.uint64)).astype(np.int64)
+    return first + (places - first + steps) % run
 
 
 def _feistel(values: np.ndarray, bits: int, keys: list[np.uint64]) -> np.ndarray:

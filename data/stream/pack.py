@@ -11,11 +11,14 @@ PACKINGS has the ways to pack (`data.packing`):
 - best_fit: a document longer than a window is cut into full windows and a rest; rests and short documents go,
   longest first, each into the fullest window that still holds it (best-fit decreasing; Ding et al. 2024,
   arXiv:2404.10830). Few documents are cut; windows may end in padding.
+- one: each document begins a window of its own, and ends with it: what is longer than a window is left out.
+  For objectives that are about documents, such as classification. Here alone not every id is a target.
 
-    a block of documents A (5 inputs), B (2), C (4), D (3), and seq_len 6 (. is padding)
+    a block of documents A (5 inputs), B (2), C (8), D (3), and seq_len 6 (. is padding)
 
-    cut         AAAAAB  BCCCCD  DD....
-    best_fit    AAAAA.  CCCCBB  DDD...
+    cut         AAAAAB  BCCCCC  CCCDDD
+    best_fit    CCCCCC  AAAAA.  DDDBB.  CC....
+    one         AAAAA.  BB....  CCCCCC  DDD...
 """
 
 from __future__ import annotations
@@ -161,7 +164,30 @@ class BestFit:
         return self._packed[block]
 
 
-PACKINGS: dict[str, type[Packing]] = {"cut": Cut, "best_fit": BestFit}
+class One:
+    """One document a window, its end left out where it is longer; see `Packing`."""
+
+    def __init__(self, lengths: np.ndarray, first: np.ndarray, seq_len: int) -> None:
+        self._documents = np.flatnonzero(lengths)
+        self.windows = len(self._documents)
+        self.seq_len = seq_len
+        self._lengths = lengths
+
+    @staticmethod
+    def count(lengths: np.ndarray, first: np.ndarray, seq_len: int) -> np.ndarray:
+        """See `Packing`."""
+        before = np.concatenate(([0], np.cumsum(lengths > 0)))
+        return np.diff(before[first])
+
+    def fragments(self, windows: np.ndarray) -> Fragments:
+        """See `Packing`."""
+        document = self._documents[windows]
+        begin = np.zeros_like(document)
+        length = np.minimum(self._lengths[document], self.seq_len)
+        return Fragments(np.arange(len(windows)), begin, document, begin, length)
+
+
+PACKINGS: dict[str, type[Packing]] = {"cut": Cut, "best_fit": BestFit, "one": One}
 
 
 def _best_fit(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, Fragments]:

@@ -7,7 +7,7 @@ one micro-batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
@@ -27,24 +27,35 @@ class SequenceRows:
     """Sequences as arrays, each int64.
 
     numbers [rows]: global sequence numbers.
+    length [rows]: inputs before the padding; 0 where the row is masked.
     tokens, following [rows, seq_len]: `following` is the token that follows each one in its document,
         NO_TOKEN where none does (padding, a masked sequence). Not to be written to: they may be views of one
         array, a column apart.
     positions, documents [rows, seq_len]: with document_mask, else None: the place inside the document, and
         which document of the row; the padding is a document of its own.
+    partner, partner_following [rows, seq_len]: with partners, else None: another sequence for each, as
+        `tokens` and `following`.
     """
 
     numbers: np.ndarray
+    length: np.ndarray
     tokens: np.ndarray
     following: np.ndarray
-    positions: np.ndarray | None
-    documents: np.ndarray | None
+    positions: np.ndarray | None = None
+    documents: np.ndarray | None = None
+    partner: np.ndarray | None = None
+    partner_following: np.ndarray | None = None
+
+    def named(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Those of the arrays `names` that there are."""
+        return {name: array for name in names if (array := getattr(self, name)) is not None}
 
 
 class Part(NamedTuple):
     """Some rows of a list of sequences, all of one era.
 
-    rows: which ones; row i of `spans` is row rows[i] of the list, int64.
+    rows: which ones; row i of `spans` is row rows[i] of the list, int64. The partner of row i of n is row
+        n + i.
     source: the source of the sequences.
     spans: where their ids are.
     """
@@ -58,10 +69,10 @@ class Part(NamedTuple):
 class LocatedRows:
     """Where the ids of some sequences are; made by `join`, read by `rows`.
 
-    A row is seq_len + 1 ids: those of its fragments and, around them, separators. Fragments are in the order
-    of the rows, arrays are int64.
+    A row is seq_len + 1 ids: those of its fragments and, around them, separators. With partners there are as
+    many rows again, which come after all others. Fragments are in the order of the rows, arrays are int64.
 
-    numbers, source: global number and source of each row, [rows].
+    numbers, source: global number and source of each row but the partners', [rows].
     seq_len, eos, dtype: inputs of a row; the separator; type of the ids in the shards.
     views: the shard of each fragment, as bytes, [fragments].
     reads: three rows [3, fragments]: separators between the fragment before and this one, the first byte of
@@ -71,7 +82,7 @@ class LocatedRows:
     starts: the fragment's first input, as row · seq_len + column, [fragments].
     inputs: inputs of each row that a token follows: 0 where it is masked, [rows].
     short: rows with fewer than seq_len inputs.
-    masked: rows that hold a damaged document.
+    masked: rows that hold a damaged document, or whose partner does, and the partners of such rows.
     separated: inputs, as row · seq_len + column, that end a document where the next column is inside another
         document (one that was cut): a separator follows them, and is not among the ids.
     versions: (shard, version of its bytes when the documents were checked) for each shard of each era.
@@ -103,9 +114,12 @@ class LocatedRows:
         seq_len: int,
         eos: int,
         dtype: np.dtype,
+        partners: bool = False,
     ) -> LocatedRows:
-        """The rows of the sequences `numbers`, int64 [rows], from parts that hold each of them once."""
-        rows = len(numbers)
+        """The rows of the sequences `numbers`, int64 [rows], from parts that hold each of them once, and each
+        one's partner where there are `partners`.
+        """
+        rows = len(numbers) * (1 + partners)
         source = np.zeros(rows, dtype=np.int64)
         arrays, views, damaged = [], [], []
         for part in parts:
@@ -126,12 +140,15 @@ class LocatedRows:
         gap = np.diff(begin, prepend=0)
         gap[1:] -= ids[:-1]
         masked = np.unique(np.concatenate(damaged))
+        if partners:
+            masked = np.unique(masked % len(numbers))
+            masked = np.concatenate((masked, masked + len(numbers)))
         inputs = np.bincount(row, length, rows).astype(np.int64)
         inputs[masked] = 0
         cut_behind_another = (skip > 0) & (column > 0)
         return cls(
             numbers=numbers,
-            source=source,
+            source=source[: len(numbers)],
             seq_len=seq_len,
             eos=eos,
             dtype=dtype,
@@ -156,6 +173,19 @@ class LocatedRows:
 
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
         """Rows [begin, end) as arrays."""
+        numbers, length = self.numbers[begin:end], self.inputs[begin:end]
+        tokens, following = self._ids(begin, end)
+        positions = documents = partner = partner_following = None
+        if document_mask:
+            positions, documents = self._documents(begin, end)
+        if len(self.inputs) > len(self.numbers):
+            partner, partner_following = self._ids(len(self.numbers) + begin, len(self.numbers) + end)
+        return SequenceRows(
+            numbers, length, tokens, following, positions, documents, partner, partner_following
+        )
+
+    def _ids(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, following) of rows [begin, end)."""
         a, b = self.pointers[begin], self.pointers[end]
         columns = self.seq_len + 1
         fill = _Separators(self.eos, self.dtype)
@@ -181,14 +211,15 @@ class LocatedRows:
             following.ravel()[separated] = self.eos
             for row in short.tolist():
                 following[row, inputs[row] :] = NO_TOKEN
-        numbers = self.numbers[begin:end]
-        if not document_mask:
-            return SequenceRows(numbers, tokens, following, None, None)
-        starts = self.starts[a:b] - begin * self.seq_len
-        positions, documents = _documents(starts, inputs, self.seq_len)
+        return tokens, following
+
+    def _documents(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, documents) of rows [begin, end)."""
+        starts = self.starts[self.pointers[begin] : self.pointers[end]] - begin * self.seq_len
+        positions, documents = _marked(starts, self.inputs[begin:end], self.seq_len)
         masked = _within(self.masked, begin, end)
         positions[masked], documents[masked] = np.arange(self.seq_len), 0
-        return SequenceRows(numbers, tokens, following, positions, documents)
+        return positions, documents
 
 
 class _Separators(dict[int, bytes]):
@@ -207,7 +238,7 @@ def _within(values: np.ndarray, begin: int, end: int) -> np.ndarray:
     return values[(values >= begin) & (values < end)] - begin
 
 
-def _documents(starts: np.ndarray, inputs: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def _marked(starts: np.ndarray, inputs: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """(positions, documents), int64 [rows, seq_len].
 
     starts: first inputs of the fragments, as row · seq_len + column.

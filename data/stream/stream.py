@@ -37,7 +37,7 @@ from data.corpus.corpus import Corpus, check_tokenizers, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream import mixture
 from data.stream.era import Era, IdSpans, ShuffledCorpus
-from data.stream.order import derive_key
+from data.stream.order import another, derive_key
 from data.stream.rows import LocatedRows, Part, SequenceRows
 from data.stream.weights import mixture_stages
 
@@ -72,6 +72,8 @@ class Stream:
             ShuffledCorpus(corpus, cfg, derive_key(seed, ORDER_VERSION, name))
             for corpus, name in zip(corpora, self._prints)
         ]
+        if cfg.partners:
+            self._check_partners()
         caps = [
             max(1, int(source.max_epochs * shuffled.sequences)) if source.max_epochs else None
             for source, shuffled in zip(cfg.sources, self.sources)
@@ -94,6 +96,19 @@ class Stream:
             seed=seed,
             global_batch=global_batch,
         )
+
+    @property
+    def document_mask(self) -> bool:
+        """Whether rows say which document each of their tokens is of: with packing=one always, for the
+        padding is a document of its own.
+        """
+        return self.cfg.document_mask or self.cfg.packing == "one"
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The arrays of `SequenceRows` that a batch has; see `Batch`."""
+        names = ("tokens", "following", "positions", "documents", "partner", "partner_following")
+        return (*names, "length") if self.cfg.packing == "one" else names
 
     @property
     def sequences_per_epoch(self) -> dict[str, int]:
@@ -120,7 +135,7 @@ class Stream:
         """
         for _ in range(READ_AGAIN):
             located = self.locate(numbers)
-            rows = located.rows(0, len(numbers), document_mask=self.cfg.document_mask)
+            rows = located.rows(0, len(numbers), document_mask=self.document_mask)
             if located.unchanged():
                 return rows
             time.sleep(READ_AGAIN_PAUSE_SECONDS)
@@ -139,16 +154,29 @@ class Stream:
                 self._damaged(numbers, era, part)
             parts.append(part)
         dtype = self.sources[0].corpus.dtype
-        return LocatedRows.join(numbers, parts, seq_len=self.seq_len, eos=self.eos, dtype=dtype)
+        return LocatedRows.join(
+            numbers, parts, seq_len=self.seq_len, eos=self.eos, dtype=dtype, partners=self.cfg.partners
+        )
 
-    def find(self, number: int) -> tuple[int, Era, IdSpans]:
-        """(source, era, spans of its ids) of one sequence: for people who look for its text."""
-        era, part = next(self._parts(np.array([number])))
+    def find(self, number: int, *, partner: bool = False) -> tuple[int, Era, IdSpans]:
+        """(source, era, spans of its ids) of one sequence, or of its partner: for people who look for its
+        text.
+        """
+        sources, ordinals = self.mixture.locate(np.array([number]))
+        if partner:
+            ordinals = self._partners(sources, ordinals)
+        era, part = next(self._located(sources, ordinals))
         return part.source, era, part.spans
 
     def _parts(self, numbers: np.ndarray) -> Iterator[tuple[Era, Part]]:
-        """(era, the sequences that are of it) for each era that some of `numbers` are of."""
+        """(era, the rows that are of it) for each era that some of `numbers` are of, or their partners."""
         sources, ordinals = self.mixture.locate(numbers)
+        if self.cfg.partners:
+            ordinals = np.concatenate((ordinals, self._partners(sources, ordinals)))
+            sources = np.tile(sources, 2)
+        return self._located(sources, ordinals)
+
+    def _located(self, sources: np.ndarray, ordinals: np.ndarray) -> Iterator[tuple[Era, Part]]:
         for source in np.unique(sources).tolist():
             mine = np.flatnonzero(sources == source)
             shuffled = self.sources[source]
@@ -156,13 +184,38 @@ class Stream:
                 era = shuffled.era(place)
                 yield era, Part(mine[which], source, era.spans(windows))
 
+    def _partners(self, sources: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        """The ordinals of the sequences' partners: of the same source and epoch, hence never the same window
+        of the same blocks.
+        """
+        partners = np.empty_like(ordinals)
+        for source in np.unique(sources).tolist():
+            mine = np.flatnonzero(sources == source)
+            size = self.sources[source].sequences
+            epochs, places = np.divmod(ordinals[mine], size)
+            for epoch in np.unique(epochs).tolist():
+                here = epochs == epoch
+                key = derive_key(self.seed, ORDER_VERSION, self._prints[source], "partners", epoch)
+                partners[mine[here]] = epoch * size + another(places[here], size, key)
+        return partners
+
+    def _check_partners(self) -> None:
+        for i, (name, source) in enumerate(zip(self.names, self.sources)):
+            if source.sequences < 2:
+                raise ValueError(
+                    f"data.sources[{i}]: {name} has one sequence an epoch, and data.partners draws another "
+                    "one: give it more documents, or lower data.seq_len"
+                )
+
     def _damaged(self, numbers: np.ndarray, era: Era, part: Part) -> None:
         """Raise the error on the first damaged document; under on_corrupt=quarantine list all."""
         fragments, damaged = part.spans.fragments, part.spans.damaged
         documents = fragments.document[damaged].tolist()
         if self.cfg.on_corrupt == "stop":
             raise repeats(RuntimeError(str(era.damaged_document(documents[0]))))
-        for number, document in zip(numbers[part.rows[fragments.row[damaged]]].tolist(), documents):
+        # A partner's damage masks the sequence too, and is listed for it.
+        rows = part.rows[fragments.row[damaged]] % len(numbers)
+        for number, document in zip(numbers[rows].tolist(), documents):
             found = era.damaged_document(document)
             entry = {"sequence": number, "source": self.names[part.source], **vars(found)}
             listed = self.quarantined.setdefault(number, [])
@@ -175,5 +228,6 @@ class Stream:
             for segment in self.mixture.segments[:segments]
         ]
         cfg = self.cfg
-        parts = [ORDER_VERSION, self.seed, cfg.seq_len, cfg.packing, cfg.shuffle_blocks, history]
+        parts: list[Any] = [ORDER_VERSION, self.seed, cfg.seq_len, cfg.packing, cfg.shuffle_blocks, history]
+        parts += ["partners"] * cfg.partners
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -17,7 +17,7 @@ from data.config import DataConfig
 from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.tar import TAR_BLOCK, samples
-from data.stream.era import Era, block_windows
+from data.stream.era import Era, IdSpans, block_windows
 from data.stream.order import EraBlocks
 from data.stream.pack import PACKINGS, layout_lengths
 from data.stream.stream import Stream
@@ -54,13 +54,34 @@ def describe(stream: Stream, number: int) -> dict[str, Any]:
     Under `pieces`, in order, each fragment: `shard`, the file's name; the sample's key (`sample`) and JSON
     (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
     fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0, and stands in
-    `column` of the sequence; and their `text`. `meta` and `text` are None where they cannot be had.
+    `column` of the sequence; and their `text`. `meta` and `text` are None where they cannot be had. With
+    data.partners, the same of the sequence's partner under `partner`.
 
     Raises ValueError past the end of the data.
     """
     source, era, spans = stream.find(number)
     corpus = era.corpus
     tokenizer = _tokenizer(corpus)
+    partner = {}
+    if stream.cfg.partners:
+        _, other, found = stream.find(number, partner=True)
+        partner["partner"] = _pieces(other, found, tokenizer)
+    rows = stream.read([number])
+    return {
+        "sequence": number,
+        "source": stream.names[source],
+        "corpus": corpus.storage.path,
+        "epoch": era.epoch,
+        "counted_targets": int((rows.following >= 0).sum()),
+        "quarantined": stream.quarantined.get(number, []),
+        "pieces": _pieces(era, spans, tokenizer),
+        **partner,
+    }
+
+
+def _pieces(era: Era, spans: IdSpans, tokenizer: Any) -> list[dict[str, Any]]:
+    """Describe each fragment: see `describe`."""
+    corpus = era.corpus
     described = []
     for document, view, begin, count, column in zip(
         spans.fragments.document.tolist(),
@@ -86,16 +107,7 @@ def describe(stream: Stream, number: int) -> dict[str, Any]:
                 "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,
             }
         )
-    rows = stream.read([number])
-    return {
-        "sequence": number,
-        "source": stream.names[source],
-        "corpus": corpus.storage.path,
-        "epoch": era.epoch,
-        "counted_targets": int((rows.following >= 0).sum()),
-        "quarantined": stream.quarantined.get(number, []),
-        "pieces": described,
-    }
+    return described
 
 
 def _corpus(path: str, seq_len: int) -> dict[str, Any]:
@@ -127,21 +139,26 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
 
 
 def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
-    """Sequences of an epoch, the share of their inputs that is not padding, the share of documents cut."""
+    """Sequences of an epoch, the share of their inputs that is not padding, the share of documents cut, and
+    the share of all inputs that no sequence has.
+    """
     windows = block_windows(corpus, kind, seq_len)
     inputs = layout_lengths(lengths)
-    cut = 0
+    cut = taken = 0
     for block in range(len(windows)):
         alone = EraBlocks(epoch=0, era=0, blocks=np.array([block]), following=np.zeros(0, dtype=np.int64))
         era = Era(corpus, alone, kind, seq_len)
         fragments = era.packing.fragments(np.arange(era.packing.windows))
-        cut += int((np.bincount(fragments.document) > 1).sum())
+        whole = fragments.length == layout_lengths(era.tokens)[fragments.document]
+        cut += len(np.unique(fragments.document[~whole]))
+        taken += int(fragments.length.sum())
     total = int(windows.sum())
     return {
         "seq_len": seq_len,
         "sequences": total,
-        "utilisation": float(inputs.sum() / (total * seq_len)),
+        "utilisation": taken / (total * seq_len),
         "documents_cut": cut / len(lengths),
+        "left_out": 1 - taken / float(inputs.sum()),
     }
 
 

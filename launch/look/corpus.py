@@ -55,6 +55,7 @@ def data_inspect(args: argparse.Namespace) -> int:
             facts[f"packing: {kind}"] = (
                 f"{packing['sequences']:,} sequences of {packing['seq_len']:,}, "
                 f"{packing['utilisation']:.2%} used, {packing['documents_cut']:.1%} of documents cut"
+                + (f", {packing['left_out']:.1%} of tokens left out" if packing["left_out"] else "")
             )
         tables.facts(corpus["path"], facts)
     return 0
@@ -90,13 +91,18 @@ def _show_sequence(args: argparse.Namespace) -> int:
         }
         | {f"quarantined: {e['shard']}": e["sample"] for e in found["quarantined"]},
     )
-    for piece in found["pieces"]:
+    _show_pieces(found["pieces"], "---")
+    _show_pieces(found.get("partner", []), "--- partner:")
+    return 0
+
+
+def _show_pieces(pieces: list[dict[str, Any]], mark: str) -> None:
+    for piece in pieces:
         print(
-            f"--- {piece['shard']} {piece['sample']} ({_origin(piece['meta'])}): from token "
+            f"{mark} {piece['shard']} {piece['sample']} ({_origin(piece['meta'])}): from token "
             f"{piece['from_id']:,}, {len(piece['ids']):,} of {piece['document_ids']:,}"
         )
         print(piece["text"] if piece["text"] is not None else piece["ids"])
-    return 0
 
 
 def _origin(meta: dict[str, Any] | None) -> str:

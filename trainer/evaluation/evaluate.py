@@ -22,7 +22,7 @@ BATCHES = 16
 @dataclass(frozen=True)
 class HeldoutResult:
     """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents
-    evaluated.
+    evaluated; NaN where those are not known (see `HeldoutLoader.text_bytes`).
     """
 
     loss: float
@@ -82,7 +82,9 @@ class Evaluator:
                 count += part.count
             results[heldout.name] = HeldoutResult(
                 loss=loss_sum / max(1.0, count),
-                bits_per_byte=loss_sum / math.log(2.0) / max(1, heldout.text_bytes),
+                bits_per_byte=(
+                    loss_sum / math.log(2.0) / heldout.text_bytes if heldout.text_bytes else math.nan
+                ),
             )
         return results
 

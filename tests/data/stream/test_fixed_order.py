@@ -22,8 +22,10 @@ LOCATED = [(0, 0, 0, 1), (0, 7, 1, 21), (1, 0, 2, 55), (2, 2, 3, 45), (2298850, 
 STREAMS = {
     "cut": {0: (4194376739, 22293539, 4020203332), 1000000000: (2148236680, 2570895108, 1041470745)},
     "best_fit": {0: (3317802269, 68102564, 2441585007), 1000000000: (2682942958, 3823391599, 1987476197)},
+    "one": {0: (3057695313, 4058654371, 834366923), 1000000000: (1419930099, 518266318, 2374900706)},
 }
-FINGERPRINTS = {"cut": "0f3e37b84592dc9d", "best_fit": "8d7c551b553387c1"}
+PARTNERS = (1311512223, 728638376)
+FINGERPRINTS = {"cut": "0f3e37b84592dc9d", "best_fit": "8d7c551b553387c1", "one": "259655a073fa6f27"}
 
 
 def test_keys_and_permutations() -> None:
@@ -44,7 +46,7 @@ def test_sources_windows_and_blocks() -> None:
     assert found == LOCATED
 
 
-@pytest.mark.parametrize("packing", ["cut", "best_fit"])
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "one"])
 def test_ids_of_a_stream(tmp_path: Path, packing: Packing) -> None:
     for name, lengths in (("a", [7, 0, 40, 13, 90] * 12), ("b", [25, 60, 1] * 15)):
         make_corpus(tmp_path / name, numbered_documents(lengths))
@@ -56,6 +58,13 @@ def test_ids_of_a_stream(tmp_path: Path, packing: Packing) -> None:
         rows = stream.read(range(first, first + 200))
         assert (crc(rows.tokens), crc(rows.positions), crc(rows.documents)) == expected, first
     assert stream.fingerprint[:16] == FINGERPRINTS[packing]
+
+
+def test_partners(tmp_path: Path) -> None:
+    make_corpus(tmp_path, numbered_documents([7, 0, 40, 13, 90] * 12))
+    cfg = DataConfig([Source(str(tmp_path))], seq_len=32, shuffle_blocks=3, partners=True)
+    rows = Stream.open(cfg, seed=3, global_batch=8).read(range(200))
+    assert (crc(rows.partner), crc(rows.partner_following)) == PARTNERS
 
 
 def crc(values: np.ndarray | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ def test_one_order_for_every_layout_over_an_epoch_and_a_weight_change(
         lists.append(consumed(config, layout, 0, STEPS))
     assert [sequence for sequence, _ in lists[0]] == list(range(count))
     assert all(found == lists[0] for found in lists)
+
+
+def test_documents_and_their_partners_are_the_same_on_every_layout(config: DataConfig) -> None:
+    cfg = replace(config, packing="one", partners=True, document_mask=False)
+    first, *others = (consumed(cfg, layout, 0, STEPS) for layout in LAYOUTS[2:5])
+    assert len(first) == STEPS * GLOBAL_BATCH and all(found == first for found in others)
+    assert consumed(cfg, LAYOUTS[5], 5 * GLOBAL_BATCH, 2) == first[5 * GLOBAL_BATCH : 7 * GLOBAL_BATCH]
 
 
 def test_rows_say_their_source_where_there_are_several(config: DataConfig) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.stream import order
-from data.stream.order import derive_key, permute
+from data.stream.order import NEARBY, another, derive_key, permute
 
 
 @settings(max_examples=100, deadline=None)
@@ -50,6 +50,27 @@ def test_small_domains_send_each_place_everywhere_alike(size: int) -> None:
     expected = keys / size
     chi2 = ((counts - expected) ** 2 / expected).sum() / (size - 1) ** 2
     assert chi2 < 2.5  # 1 for ideal permutations
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(2, 5000), key=st.integers(0, 2**64 - 1))
+def test_another_place_is_never_itself_and_near(size: int, key: int) -> None:
+    places = np.arange(size)
+    found = another(places, size, key)
+    assert found.min() >= 0 and found.max() < size and (found != places).all()
+    assert (abs(found - places) < NEARBY).all()
+    some = np.random.default_rng(0).permutation(size)[:7]
+    assert another(some, size, key).tolist() == found[some].tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, NEARBY + 1])
+def test_each_other_place_of_a_run_is_as_likely(size: int) -> None:
+    keys, place = 20_000, size - 1
+    found = [int(another(np.array([place]), size, derive_key("another", k))[0]) for k in range(keys)]
+    others = size - 1 if size <= NEARBY else 1  # the last run of NEARBY + 1 places is of two
+    counts = np.bincount(np.array(found) - (size - 1 - others), minlength=others)
+    assert counts.sum() == keys and len(counts) == others
+    assert (abs(counts / keys * others - 1) < 5 * np.sqrt(others / keys)).all()
 
 
 def test_keys_are_told_apart_by_each_part() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream.pack import Fragments, Packing, count_windows, packing_of
+from data.stream.pack import PACKINGS, Fragments, Packing, count_windows, packing_of
 
 LENGTHS = st.lists(st.one_of(st.integers(0, 30), st.just(0), st.integers(100, 400)), min_size=1, max_size=40)
 
@@ -50,10 +52,23 @@ def test_every_input_of_every_document_once_and_none_overlap(
 
 
 @settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, seq_len=st.integers(1, 64), block=st.integers(1, 12))
+def test_one_window_holds_the_beginning_of_one_document(lengths: list[int], seq_len: int, block: int) -> None:
+    tokens, first = np.array(lengths), blocks_of(len(lengths), block)
+    packing = packing_of("one", tokens, first, seq_len)
+    windows = count_windows("one", tokens, first, seq_len)
+    some = [document for document, n in enumerate(lengths) if n]
+    assert everything(packing) == [
+        (row, 0, document, 0, min(lengths[document] + 1, seq_len)) for row, document in enumerate(some)
+    ]
+    assert windows.tolist() == [sum(n > 0 for n in lengths[a:b]) for a, b in pairwise(first.tolist())]
+
+
+@settings(max_examples=50, deadline=None)
 @given(lengths=LENGTHS, seq_len=st.integers(1, 64))
 def test_a_window_does_not_depend_on_what_else_is_asked(lengths: list[int], seq_len: int) -> None:
     tokens, first = np.array(lengths), blocks_of(len(lengths), 7)
-    for kind in ("cut", "best_fit"):
+    for kind in PACKINGS:
         packing = packing_of(kind, tokens, first, seq_len)
         order = np.random.default_rng(0).permutation(packing.windows)
         shuffled = rows_of(packing.fragments(order))

@@ -27,6 +27,14 @@ def test_a_corpus_and_how_it_would_pack(tmp_path: Path) -> None:
         "sequences": 6,
         "utilisation": 89 / 96,
         "documents_cut": 0.5,
+        "left_out": 0.0,
+    }
+    assert train["packing"]["one"] == {
+        "seq_len": 16,
+        "sequences": 3,
+        "utilisation": 1.0,
+        "documents_cut": 0.5,
+        "left_out": 1 - 48 / 89,
     }
     assert "packing" not in inspect(tmp_path / "c" / "train")["corpora"][0]
     with pytest.raises(ValueError, match="no such folder"):

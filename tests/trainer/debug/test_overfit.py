@@ -53,6 +53,7 @@ def rows(tokens: list[list[int]], documents: list[list[int]] | None = None) -> S
     ids = np.array(tokens, dtype=np.int64)
     return SequenceRows(
         numbers=np.arange(len(ids)),
+        length=np.full(len(ids), ids.shape[1] - 1),
         tokens=ids[:, :-1],
         following=ids[:, 1:],
         positions=None if documents is None else np.zeros_like(ids[:, :-1]),

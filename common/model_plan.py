@@ -22,14 +22,28 @@ class Init:
 
 
 @dataclass(frozen=True)
-class ModelPlan:
-    """How a model may be cut into stages, sharded, initialised and decayed.
+class Tower:
+    """A list of blocks with a beginning and an end. Paths are dotted, such as `text.layers`.
 
     blocks: path of the `ModuleDict` of blocks, keyed "0", "1", …. Keys survive a stage cut, so parameters
         keep their names.
-    first: top-level modules that only the first pipeline stage keeps. In other stages they are set to None,
+    first: paths of modules that only the first pipeline stage keeps. In other stages they are set to None,
         and the model's `forward` skips them.
     last: the same for the last stage.
+    """
+
+    blocks: str
+    first: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """How a model may be cut into stages, sharded, initialised and decayed.
+
+    towers: the model's lists of blocks, in the order in which `forward` runs them; most models have one. A
+        pipeline stage holds a consecutive part of each, so it runs a part of every tower. Every parameter is
+        in a tower.
     tensor: (pattern of a module's name, in which `*` stands for one path component; style). Styles:
         "vocab_embedding"  rows of the table are split over ranks; the output is the sum of the parts;
         "column"           a linear layer split by output features;
@@ -48,19 +62,36 @@ class ModelPlan:
     tied: (canonical name, alias) of parameters that are one tensor. Only the canonical name is saved.
         Materialising a model from the meta device unties them: the caller has to tie them again.
     hidden_shape: the shape of the first stage's input, such as (batch, seq) → the shape of the hidden states
-        between two blocks, such as (batch, seq, hidden). Dim 1 is what tensor and context parallelism divide.
+        between two stages, such as (batch, seq, hidden). Dim 1 is what tensor and context parallelism divide.
+        A model of several towers packs their hidden states into one tensor, such as [batch, Σ seq · hidden].
     init: (name, global shape) → how the parameter is drawn.
     no_decay: (name, global shape) → whether the parameter is exempt from weight decay.
 
-    The plan describes one list of blocks with a beginning and an end. A model without a vocabulary leaves
-    out the vocabulary's styles.
+    A model without a vocabulary leaves out the vocabulary's styles.
     """
 
-    blocks: str
-    first: tuple[str, ...]
-    last: tuple[str, ...]
+    towers: tuple[Tower, ...]
     tensor: tuple[tuple[str, str], ...]
     tied: tuple[tuple[str, str], ...]
     hidden_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
     init: Callable[[str, tuple[int, ...]], Init]
     no_decay: Callable[[str, tuple[int, ...]], bool]
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The first modules of all towers."""
+        return tuple(name for tower in self.towers for name in tower.first)
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """The last modules of all towers."""
+        return tuple(name for tower in self.towers for name in tower.last)
+
+    def block_of(self, name: str) -> str:
+        """Return the path of the block that a module or parameter is in (`layers.3` of `layers.3.mlp.w1`), or
+        "" where it is in none.
+        """
+        for tower in self.towers:
+            if name.startswith(f"{tower.blocks}."):
+                return ".".join(name.split(".")[: tower.blocks.count(".") + 2])
+        return ""

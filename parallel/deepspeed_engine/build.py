@@ -17,6 +17,7 @@ from parallel.deepspeed_engine.optim import from_factory
 from parallel.engine import OptimizerFactory
 from parallel.layout.layout import Layout
 from parallel.parameters.initialize import draw
+from parallel.parameters.towers import blocks_of
 from parallel.transforms.recompute import apply_recompute
 from parallel.world.runtime import Runtime
 
@@ -64,7 +65,8 @@ def build_deepspeed_engine(
         )
         with start.quiet():
             model = start.build_model(model_factory, config, runtime.device)
-            apply_recompute(model.get_submodule(plan.blocks), cfg.recompute)  # type: ignore[arg-type]
+            for blocks in blocks_of(model, plan):
+                apply_recompute(blocks, cfg.recompute)
             parameters = {names[name]: (value, shapes[name]) for name, value in model.named_parameters()}
             optimizer = from_factory(optimizer_factory, parameters)
             engine = start.prepare(model, optimizer, config)

@@ -28,6 +28,7 @@ from parallel.gradients.replicas import BUCKET_BYTES, Arrivals, gradients, in_bu
 from parallel.layout.cuts import shard_rows
 from parallel.layout.mesh import Axis
 from parallel.parameters.sharded_parameter import ShardedParameter
+from parallel.parameters.towers import blocks_of, present
 
 # Bytes of whole gradients, and of parameters, whose messages may be under way, besides one bucket.
 IN_FLIGHT_BYTES = 4 * BUCKET_BYTES
@@ -212,8 +213,8 @@ class Rows:
 
 def _units(stage: nn.Module, plan: ModelPlan) -> list[nn.Module]:
     """The modules whose parameters are waited for together: blocks, and the modules at the ends."""
-    ends = [getattr(stage, name) for name in (*plan.first, *plan.last)]
-    units = [*stage.get_submodule(plan.blocks).children(), *(end for end in ends if end is not None)]
+    blocks = [block for of_tower in blocks_of(stage, plan) for block in of_tower.children()]
+    units = [*blocks, *present(stage, (*plan.first, *plan.last))]
     held = {parameter for unit in units for parameter in unit.parameters()}
     assert held == set(stage.parameters()), "a parameter is in no block and at no end"
     return units

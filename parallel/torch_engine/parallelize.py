@@ -20,6 +20,7 @@ from parallel.layout.mesh import Mesh
 from parallel.parameters.initialize import initialize, to_device
 from parallel.parameters.ownership import assign_owners
 from parallel.parameters.sharded_parameter import ShardedParameter, make_sharded_parameter
+from parallel.parameters.towers import blocks_of
 from parallel.pipeline.stages import cut, keep_stage
 from parallel.transforms import float8, recompute
 from parallel.transforms.context import context_parallel
@@ -68,13 +69,15 @@ def parallelize(
             cuts = cut(model, plan, cfg.cut, layout.stages)
             keep_stage(model, plan, number, cuts)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        float8.convert(model.get_submodule(plan.blocks), fp8, tp=mesh.tp.size)
+        towers = blocks_of(model, plan)
+        for blocks in towers:
+            float8.convert(blocks, fp8, tp=mesh.tp.size)
         tp_dims = tensor_parallel(model, plan, mesh.tp, asynchronous=cfg.async_tp)
         context_parallel(model, plan, mesh.cp)
-        blocks: Any = model.get_submodule(plan.blocks)
-        recompute.apply_recompute(blocks, cfg.recompute)
+        for blocks in towers:
+            recompute.apply_recompute(blocks, cfg.recompute)
         if backend := recompute.compile_backend(cfg.compile, device):
-            recompute.apply_compile(model, blocks, backend)
+            recompute.apply_compile(model, [block for blocks in towers for block in blocks.values()], backend)
         if mesh.data is not None:
             from parallel.transforms import fsdp
 

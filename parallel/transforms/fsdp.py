@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from common.model_plan import ModelPlan
 from common.precision import Precision, torch_dtype
 from parallel.gradients.fsdp_groups import fsdp_modules, groups_of
+from parallel.parameters.towers import blocks_of, present
 from parallel.relied_on import insist
 
 
@@ -36,13 +37,14 @@ def shard(model: nn.Module, plan: ModelPlan, mesh: DeviceMesh, *, zero: int, pre
             fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
             order.append(cast(FSDPModule, modules[0]))
 
-    if not plan.tied:
-        wrap(_present(model, plan.first), reshard)
-    for block in model.get_submodule(plan.blocks).children():
-        wrap([block], reshard)
-    if not plan.tied:
-        # Backward starts with the head: gathering its weight twice would buy nothing.
-        wrap(_present(model, plan.last), False)
+    for tower, blocks in zip(plan.towers, blocks_of(model, plan), strict=True):
+        if not plan.tied:
+            wrap(present(model, tower.first), reshard)
+        for block in blocks.children():
+            wrap([block], reshard)
+        if not plan.tied:
+            # Backward starts with the head: gathering its weight twice would buy nothing.
+            wrap(present(model, tower.last), False)
     # Tied parameters have modules at both ends, so they stay with the root, which is kept through backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for group in groups_of(model):
@@ -64,7 +66,3 @@ def settle(model: nn.Module) -> None:
     for module in fsdp_modules(model):
         module.unshard()
         module.reshard()
-
-
-def _present(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
-    return [module for name in names if (module := getattr(model, name)) is not None]

@@ -1,7 +1,7 @@
 """Activation checkpointing and compilation, block by block. Neither changes a parameter's name."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -61,14 +61,14 @@ def compile_backend(wanted: bool, device: torch.device) -> str | None:
     return "inductor" if wanted and device.type != "cpu" else None
 
 
-def apply_compile(model: nn.Module, blocks: nn.ModuleDict, backend: str) -> None:
+def apply_compile(model: nn.Module, blocks: Iterable[nn.Module], backend: str) -> None:
     """Compile each block's forward, recomputation included, and let the head fuse its passes over the logits.
 
     One graph serves all blocks that recompute alike, as they differ only in their weights. What FSDP does
     around a forward is in module hooks and stays outside. Shapes are compiled as they come: training has one,
     and a second, in evaluation, must not make training's dynamic.
     """
-    for block in blocks.values():
+    for block in blocks:
         block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
     for module in model.modules():
         if isinstance(module, FusesKernels):

@@ -44,7 +44,7 @@ class Row:
     kind: str
     name: str
     layer: str
-    place: tuple[int, int]
+    place: tuple[int, int, int]
     values: Moments
     gradient: Moments
 
@@ -68,18 +68,25 @@ def gather_rows(found: Found, ranks: Ranks, plan: ModelPlan) -> list[Row]:
 
 
 def layer_of(name: str, plan: ModelPlan) -> str:
-    """Return the part of the model that a module or parameter is in: `layers.3` of `layers.3.mlp.w1`."""
-    depth = plan.blocks.count(".") + 2 if name.startswith(f"{plan.blocks}.") else 1
-    return ".".join(name.split(".")[:depth])
+    """Return the part of the model that a module or parameter is in: a block (`layers.3` of
+    `layers.3.mlp.w1`), or one of the modules before and after the blocks.
+    """
+    ends = (end for end in (*plan.first, *plan.last) if name == end or name.startswith(f"{end}."))
+    return plan.block_of(name) or next(ends, name.split(".")[0])
 
 
-def place_of(layer: str, plan: ModelPlan) -> tuple[int, int]:
-    """Return where a layer is in the model: first modules, blocks, last modules."""
-    if layer.startswith(f"{plan.blocks}."):
-        return 1, int(layer.rpartition(".")[2])
-    if layer in plan.first:
-        return 0, plan.first.index(layer)
-    return 2, plan.last.index(layer) if layer in plan.last else len(plan.last)
+def place_of(layer: str, plan: ModelPlan) -> tuple[int, int, int]:
+    """Return where a layer is in the model: tower by tower its first modules, its blocks, its last modules;
+    then what is in no tower.
+    """
+    for number, tower in enumerate(plan.towers):
+        if layer in tower.first:
+            return number, 0, tower.first.index(layer)
+        if layer in tower.last:
+            return number, 2, tower.last.index(layer)
+        if layer.startswith(f"{tower.blocks}."):
+            return number, 1, int(layer.rpartition(".")[2])
+    return len(plan.towers), 0, 0
 
 
 def by_layer(rows: Iterable[Row]) -> list[Row]:

@@ -60,14 +60,21 @@ def draw(rows: Sequence[Row], picture: Path, *, title: str) -> None:
 
 
 def _places(rows: Sequence[Row]) -> dict[str, float]:
-    """Layer → place on the x axis: blocks at their number, the others with room for their names."""
+    """Layer → place on the x axis: blocks at their number, the others with room for their names. A tower
+    begins behind the one before it.
+    """
     places = {row.layer: row.place for row in sorted(rows, key=lambda row: row.place)}
-    blocks = [number for part, number in places.values() if part == 1]
-    last, room = max(blocks, default=0), max(1.0, len(blocks) / 14)
-    found = {}
-    for layer, (part, number) in places.items():
-        first = [0.0 - room * (sum(p == 0 for p, _ in places.values()) - number), float(number)]
-        found[layer] = (*first, last + room * (number + 1))[part]
+    found: dict[str, float] = {}
+    for tower in sorted({tower for tower, _, _ in places.values()}):
+        here = {layer: (part, number) for layer, (at, part, number) in places.items() if at == tower}
+        blocks = [number for part, number in here.values() if part == 1]
+        last, room = max(blocks, default=0), max(1.0, len(blocks) / 14)
+        inside = {}
+        for layer, (part, number) in here.items():
+            first = [0.0 - room * (sum(p == 0 for p, _ in here.values()) - number), float(number)]
+            inside[layer] = (*first, last + room * (number + 1))[part]
+        start = max(found.values()) + room - min(inside.values()) if found else 0.0
+        found |= {layer: start + at for layer, at in inside.items()}
     return found
 
 
@@ -93,7 +100,7 @@ def _lines(
     for number, (name, of_layer) in enumerate(series.items()):
         own = not name  # the layers themselves; of weights, the layers with one parameter
         dash = ":" if faint else DASHES[(number - 1) // len(COLORS) % len(DASHES)] if name else "-"
-        in_blocks = any(row.place[0] == 1 for row in of_layer.values())
+        in_blocks = any(row.place[1] == 1 for row in of_layer.values())
         panel.plot(
             list(at.values()),
             [value(of_layer[layer]) if layer in of_layer else math.nan for layer in at],  # nan: a gap
@@ -109,7 +116,7 @@ def _lines(
 
 
 def _whole(of_layer: Mapping[str, Row]) -> str:
-    blocks = any(row.place[0] == 1 for row in of_layer.values())
+    blocks = any(row.place[1] == 1 for row in of_layer.values())
     return "the layer itself" if blocks else ", ".join(of_layer)
 
 

@@ -27,7 +27,7 @@ def build_optimizer(
         raise ValueError(f"optim.name: {cfg.name!r} is not one of adamw, muon")
     members: dict[tuple[str, float], list[LocalParameter]] = {}
     for parameter in parameters:
-        in_block = parameter.name.startswith(f"{plan.blocks}.")
+        in_block = plan.block_of(parameter.name) != ""
         muon = cfg.name == "muon" and in_block and len(parameter.shape) == 2
         decay = 0.0 if plan.no_decay(parameter.name, parameter.shape) else cfg.weight_decay
         members.setdefault(("muon" if muon else "adamw", decay), []).append(parameter)

@@ -60,7 +60,7 @@ def module(folder: Path, name: str, text: str = MINE) -> str:
 def test_it_is_found_in_the_working_directory_and_written_as_it_was_given(here: Path) -> None:
     name = module(here, "own_found")
     cfg = reading.load(written(here, f"{name}:Mine"), ["model.scale=0.5"])
-    assert (type(cfg.model).__name__, cfg.model.kind, cfg.model.plan().blocks) == (
+    assert (type(cfg.model).__name__, cfg.model.kind, cfg.model.plan().towers[0].blocks) == (
         "Mine", f"{name}:Mine", "layers",
     )  # fmt: skip
     assert pkgutil.resolve_name(cfg.model.model_class)(cfg.model) == (0.5, 2)

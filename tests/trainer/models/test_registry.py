@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 from torch import nn
 
-from common.model_plan import Init, ModelPlan
+from common.model_plan import Init, ModelPlan, Tower
 from data.config import DataConfig, Source
 from trainer.config import checks, keys, reading
 from trainer.config.run_config import RunConfig
@@ -41,7 +41,12 @@ class StackConfig:
 
     def plan(self) -> ModelPlan:
         return ModelPlan(
-            "blocks", (), (), (), (), lambda shape: shape, lambda *_: Init("zeros"), lambda *_: False
+            (Tower("blocks", (), ()),),
+            (),
+            (),
+            lambda shape: shape,
+            lambda *_: Init("zeros"),
+            lambda *_: False,
         )
 
     def block_counts(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import math
 
-from common.model_plan import Init, ModelPlan
+from common.model_plan import Init, ModelPlan, Tower
 
 
 def decoder_plan(
@@ -38,9 +38,13 @@ def decoder_plan(
 
     qk_norms = ("q_norm", "k_norm") if qk_norm else ()
     return ModelPlan(
-        blocks="layers",
-        first=("embed", "places") if learned_positions else ("embed",),
-        last=("norm", "head"),
+        towers=(
+            Tower(
+                blocks="layers",
+                first=("embed", "places") if learned_positions else ("embed",),
+                last=("norm", "head"),
+            ),
+        ),
         tensor=(
             ("embed", "vocab_embedding"),
             *((("places", "split"),) if learned_positions else ()),

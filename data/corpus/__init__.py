@@ -2,6 +2,7 @@
 
 manifest   what a corpus folder holds, and manifest.json: begin here
 shards     writing a shard of documents                   (used by `prepare`)
+columns    what an index may hold beside each document's ids: a picture's place, a label
 index      the index beside each shard: written, read, checked
 storage    the interface through which a corpus is read: files by name, bytes by shard
 local      a storage on a local or mounted disk           (memory-mapped)

@@ -55,15 +55,16 @@ class Corpus:
     block_shard, block_first, block_documents: of each block the shard, the first document in that shard and
         the number of documents, int64 [blocks].
 
-    Raises ValueError where no document has a token, RuntimeError where the manifest is damaged.
+    Raises ValueError where no document has a token or a picture, RuntimeError where the manifest is damaged.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.manifest = manifest = storage.manifest()
-        if manifest.tokens == 0:
+        if manifest.tokens == 0 and not manifest.media:
             raise ValueError(
-                f"corpus {storage.path} is empty: no document has a token; prepare it from other sources"
+                f"corpus {storage.path} is empty: no document has a token or a picture; prepare it from "
+                "other sources"
             )
         self.dtype = DTYPES[manifest.dtype]
         self.eos = manifest.tokenizer.eos

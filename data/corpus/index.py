@@ -1,6 +1,7 @@
 """The index beside each shard of a local corpus: written once, checked whenever its file may have changed.
 
 write_index(shard, index, sha256)   writes the index of a finished shard
+write_array(path, index)            writes an index alone
 read_index(path, entry)             reads one index, checked
 Indexes(folder, shards)             reads those of a corpus for hours, while other programs may write to them
 """
@@ -26,14 +27,10 @@ def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
     """Write the index of a finished shard beside it, in one step; return the shard's manifest entry.
 
     shard: the finished shard.
-    index: uint64 [4, documents], rows as in `data.corpus.manifest`.
+    index: uint64 [4 + columns, documents], rows as in `data.corpus.manifest`.
     sha256: hash of the shard's bytes, in hex, as they were when the index was made.
     """
-    assert index.dtype == np.uint64 and index.ndim == 2 and index.shape[0] == INDEX_ROWS, index.shape
-    path = shard.with_name(index_name(shard.name))
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(index), allow_pickle=False)
-    write_atomically(path, file.getbuffer(), draft=path.with_name(path.name + ".tmp"))
+    assert index.dtype == np.uint64 and index.ndim == 2 and index.shape[0] >= INDEX_ROWS, index.shape
     return ShardEntry(
         file=shard.name,
         bytes=shard.stat().st_size,
@@ -41,15 +38,23 @@ def write_index(shard: Path, index: np.ndarray, sha256: str) -> ShardEntry:
         documents=index.shape[1],
         tokens=int(index[TOKENS].sum()),
         text_bytes=int(index[TEXT_BYTES].sum()),
-        index_xxh3=xxhash.xxh3_128(file.getbuffer()).hexdigest(),
+        index_xxh3=write_array(shard.with_name(index_name(shard.name)), index),
     )
 
 
-def read_index(path: Path, entry: ShardEntry) -> np.ndarray:
-    """The index of one shard, memory-mapped, uint64 [4, documents], after its hash was compared with the
+def write_array(path: Path, index: np.ndarray) -> str:
+    """Write an index in one step; return the xxh3_128 of its file, in hex."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(index), allow_pickle=False)
+    write_atomically(path, file.getbuffer(), draft=path.with_name(path.name + ".tmp"))
+    return xxhash.xxh3_128(file.getbuffer()).hexdigest()
+
+
+def read_index(path: Path, entry: ShardEntry, rows: int = INDEX_ROWS) -> np.ndarray:
+    """The index of one shard, memory-mapped, uint64 [rows, documents], after its hash was compared with the
     manifest's. Raises RuntimeError, one line, where the file is missing or has another hash.
     """
-    return _checked(_open(path), path, entry)
+    return _checked(_open(path), path, entry, rows)
 
 
 class Indexes:
@@ -57,15 +62,17 @@ class Indexes:
 
     A file is hashed when it is first read, and again where it was replaced or written to since. To notice
     that, a hash of the file's identity and times (`MappedFile.stamp`) is kept, 8 bytes a shard.
+
+    rows: of each index.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardEntry]) -> None:
-        self._shards = shards
+    def __init__(self, folder: Path, shards: Sequence[ShardEntry], rows: int = INDEX_ROWS) -> None:
+        self._shards, self._rows = shards, rows
         self._paths = [folder / entry.index_file for entry in shards]
         self._known = np.zeros(len(shards), dtype=np.int64)  # 0: not read yet
 
     def read(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
-        """The index of documents [first, end) of a shard, uint64 [4, documents].
+        """The index of documents [first, end) of a shard, uint64 [rows, documents].
 
         Raises RuntimeError, one line, where the file cannot be read, or does not have the manifest's hash.
         """
@@ -77,7 +84,7 @@ class Indexes:
             if known == before:
                 index = _array(file.view)
             else:
-                index = _checked(file, path, entry, during_run=before != 0)
+                index = _checked(file, path, entry, self._rows, during_run=before != 0)
             part = index[:, first:end].copy()
             if file.version() == 0:  # else the file was written to while it was read
                 self._known[shard] = known
@@ -93,7 +100,9 @@ def _open(path: Path) -> MappedFile:
         ) from None
 
 
-def _checked(file: MappedFile, path: Path, entry: ShardEntry, *, during_run: bool = False) -> np.ndarray:
+def _checked(
+    file: MappedFile, path: Path, entry: ShardEntry, rows: int, *, during_run: bool = False
+) -> np.ndarray:
     if xxhash.xxh3_128(file.view).hexdigest() != entry.index_xxh3:
         if during_run:
             raise repeats(
@@ -108,7 +117,7 @@ def _checked(file: MappedFile, path: Path, entry: ShardEntry, *, during_run: boo
         )
     index = _array(file.view)
     totals = (index.shape[1], int(index[TOKENS].sum()), int(index[TEXT_BYTES].sum()))
-    if index.shape[0] != INDEX_ROWS or totals != (entry.documents, entry.tokens, entry.text_bytes):
+    if index.shape[0] != rows or totals != (entry.documents, entry.tokens, entry.text_bytes):
         raise RuntimeError(f"index {path} and {MANIFEST} count differently: {totals} against {entry}")
     return index
 

@@ -29,7 +29,7 @@ class LocalStorage:
     def __init__(self, path: str) -> None:
         self.path = path
         self._manifest = read_manifest(path)
-        self._indexes = Indexes(Path(path), self._manifest.shards)
+        self._indexes = Indexes(Path(path), self._manifest.shards, self._manifest.index_rows)
         self._open: weakref.WeakValueDictionary[int, MappedFile] = weakref.WeakValueDictionary()
 
     def manifest(self) -> Manifest:

@@ -2,8 +2,10 @@
 
     DIR/manifest.json          written last, by rename: without it the folder is not a corpus
     DIR/tokenizer.json
-    DIR/shard-000000.tar       WebDataset; a document is KEY.npy (1-D token ids, no separator) and KEY.json
-    DIR/shard-000000.idx.npy   its index, uint64 [4, documents]: rows OFFSET, TOKENS, CRC, TEXT_BYTES
+    DIR/shard-000000.tar       WebDataset; a document is KEY.npy (1-D token ids, no separator), KEY.json and
+                               maybe a picture, such as KEY.jpg
+    DIR/shard-000000.idx.npy   its index, uint64 [4 + columns, documents]: rows OFFSET, TOKENS, CRC,
+                               TEXT_BYTES, and those of `data.corpus.columns` that the manifest names
 
 Training finds documents by the index; the tar stays readable by any WebDataset reader. `data.corpus.shards`
 writes a shard and its index, `write_manifest` completes the folder.
@@ -22,10 +24,13 @@ from typing import Any
 import numpy as np
 
 from common.files import write_atomically
+from data.corpus import columns as further
+from data.corpus.columns import Columns
 
 MANIFEST = "manifest.json"
 FORMAT = "germinal-corpus"
 VERSION = 1
+VERSION_WITH_COLUMNS = 2  # programs that read version 1 alone do not know the index's further rows
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 # Rows of an index.
@@ -38,6 +43,7 @@ INDEX_ROWS = 4
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HEX = re.compile(r"[0-9a-f]+")
 _DERIVED = ("documents", "tokens", "text_bytes", "fingerprint")
+_WITH_COLUMNS = ("columns", "classes", "media")  # left out of a manifest that has none of them
 # Key of the hash of the rest of the manifest. Corpora of earlier versions do not have it and are read too.
 _OWN_HASH = "sha256"
 
@@ -89,6 +95,8 @@ class Manifest:
     block_documents: documents of a block, at most; see `data.corpus.corpus`.
     shards: all shards, in order.
     prepare, sources: how the corpus was made and from what. For people, except for `has_template`.
+    columns, classes, media: what the indexes hold beyond the first four rows, as in
+        `data.corpus.columns.Columns`; empty for a corpus of text without labels.
     """
 
     tokenizer: TokenizerEntry
@@ -97,6 +105,28 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     prepare: Mapping[str, Any] = field(default_factory=dict)
     sources: Sequence[Any] = ()
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+
+    @property
+    def further(self) -> Columns:
+        """The columns of the indexes beyond the first four."""
+        return Columns(self.columns, self.classes, self.media)
+
+    @property
+    def index_rows(self) -> int:
+        """Rows of every index."""
+        return INDEX_ROWS + len(self.columns)
+
+    def row(self, column: str) -> int | None:
+        """The row of an index that holds a column of `data.corpus.columns`; None where none does."""
+        return INDEX_ROWS + self.columns.index(column) if column in self.columns else None
+
+    @property
+    def version(self) -> int:
+        """The version of the format."""
+        return VERSION_WITH_COLUMNS if self.further != Columns() else VERSION
 
     @property
     def documents(self) -> int:
@@ -125,15 +155,19 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that determines the stream: tokenizer, separator, id width, blocks, shards' bytes."""
-        parts = [
-            VERSION,
+        """Hash of all that determines the stream: tokenizer, separator, id width, blocks, shards' bytes,
+        names of labels.
+        """
+        parts: list[Any] = [
+            self.version,
             self.tokenizer.sha256,
             self.tokenizer.eos,
             self.dtype,
             self.block_documents,
             [[shard.sha256, shard.index_xxh3] for shard in self.shards],
         ]
+        if self.version == VERSION_WITH_COLUMNS:
+            parts += [self.columns, self.classes, self.media]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -155,7 +189,10 @@ def file_sha256(path: Path) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Complete a corpus: write `manifest.json` in one step. All shards and indexes must be in place."""
-    document = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    document = {"format": FORMAT, "version": manifest.version, **asdict(manifest)}
+    if manifest.version == VERSION:
+        for key in _WITH_COLUMNS:
+            del document[key]
     for key in _DERIVED:
         document[key] = getattr(manifest, key)
     document[_OWN_HASH] = _own_hash(json.loads(json.dumps(document)))
@@ -194,8 +231,10 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         if document["format"] != FORMAT:
             raise ValueError(f"format is {document['format']!r}, not {FORMAT!r}")
         version = document["version"]
-        if version != VERSION:
-            raise LookupError(f"{where} has format version {version}, this program reads {VERSION}")
+        if version not in (VERSION, VERSION_WITH_COLUMNS):
+            raise LookupError(
+                f"{where} has format version {version}, this program reads {VERSION_WITH_COLUMNS}"
+            )
         unknown = document.keys() - {
             "format",
             "version",
@@ -214,6 +253,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             shards=tuple(ShardEntry(**shard) for shard in document["shards"]),
             prepare=document["prepare"],
             sources=document["sources"],
+            **{key: tuple(document.get(key, ())) for key in _WITH_COLUMNS},
         )
         _check(manifest)
         if document["fingerprint"] != manifest.fingerprint:
@@ -229,6 +269,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
+    further.check(manifest.further)
     if manifest.dtype not in DTYPES:
         raise ValueError(f"dtype is {manifest.dtype!r}, not one of {list(DTYPES)}")
     tokenizer = manifest.tokenizer

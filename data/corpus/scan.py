@@ -11,40 +11,51 @@ import json
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.mapped_file import map_file
+from data.corpus.columns import Columns
 from data.corpus.index import write_index
 from data.corpus.manifest import CRC, INDEX_ROWS, OFFSET, TEXT_BYTES, TOKENS, ShardEntry
 from data.corpus.tar import Sample, refuse, samples
 
+NO_COLUMNS = Columns()
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)\{'descr': '<u([24])', 'fortran_order': False, 'shape': \((\d+),\), \} *\n"
 )
 
 
-def index_shard(path: Path, *, dtype: str, vocab: int) -> ShardEntry:
+def index_shard(path: Path, *, dtype: str, vocab: int, further: Columns = NO_COLUMNS) -> ShardEntry:
     """Scan a finished token shard, write its index beside it and return its manifest entry.
 
     dtype, vocab: type of the ids, and the number that they are below.
+    further: the columns of the index beyond the first four.
 
     Raises as `token_index`.
     """
     view = map_file(path)
-    index, _ = token_index(view, str(path), dtype=dtype, vocab=vocab)
+    index, _ = token_index(view, str(path), dtype=dtype, vocab=vocab, further=further)
     return write_index(path, index, hashlib.sha256(view).hexdigest())
 
 
-def token_index(view: memoryview, where: str, *, dtype: str, vocab: int) -> tuple[np.ndarray, list[str]]:
-    """The index (uint64 [4, documents]) of a token shard, and the documents' keys.
+def token_index(
+    view: memoryview, where: str, *, dtype: str, vocab: int, further: Columns = NO_COLUMNS
+) -> tuple[np.ndarray, list[str]]:
+    """The index (uint64 [4 + columns, documents]) of a token shard, and the documents' keys.
 
-    A document is KEY.npy, a 1-D array of ids of type `dtype` below `vocab`, and KEY.json with `text_bytes`.
-    Other members of a sample (a picture) are not read. `where` names the shard in errors.
+    A document is KEY.npy, a 1-D array of ids of type `dtype` below `vocab`, and KEY.json with `text_bytes`;
+    with media, also a picture. Other members of a sample are not read.
+
+    view: the shard.
+    where: its name, in errors.
+    dtype, vocab: type of the ids, and the number that they are below.
+    further: the columns of the index beyond the first four.
 
     Raises RuntimeError, one line naming shard, sample and byte, at anything that training could not read.
     """
-    columns: list[tuple[int, int, int, int]] = []
+    columns: list[tuple[int, ...]] = []
     keys: list[str] = []
     for sample in samples(view, where):
         if not {"npy", "json"} <= set(sample.members):
@@ -54,9 +65,11 @@ def token_index(view: memoryview, where: str, *, dtype: str, vocab: int) -> tupl
         largest = int(ids.max()) if ids.size else -1
         if largest >= vocab:
             refuse(where, start, f"sample {sample.key!r} holds id {largest}, the vocabulary has {vocab}")
-        columns.append((start, ids.size, zlib.crc32(ids.data), _text_bytes(view, sample, where)))
+        about = _about(view, sample, where)
+        first = (start, ids.size, zlib.crc32(ids.data), about["text_bytes"])
+        columns.append((*first, *further.read(view, sample, about, where)))
         keys.append(sample.key)
-    index = np.array(columns, dtype=np.uint64).reshape(-1, INDEX_ROWS).T
+    index = np.array(columns, dtype=np.uint64).reshape(-1, INDEX_ROWS + len(further.names)).T
     assert (OFFSET, TOKENS, CRC, TEXT_BYTES) == (0, 1, 2, 3)
     return np.ascontiguousarray(index), keys
 
@@ -78,13 +91,14 @@ def token_array(view: memoryview, sample: Sample, where: str, dtype: str) -> tup
     return start, np.frombuffer(view, dtype=f"<u{width}", count=count, offset=start)
 
 
-def _text_bytes(view: memoryview, sample: Sample, where: str) -> int:
-    """`text_bytes` of a sample's JSON."""
+def _about(view: memoryview, sample: Sample, where: str) -> dict[str, Any]:
+    """A sample's JSON, which has `text_bytes`."""
     member = sample.members["json"]
     try:
-        value = json.loads(bytes(view[member.offset : member.offset + member.size]))["text_bytes"]
+        about = json.loads(bytes(view[member.offset : member.offset + member.size]))
+        value = about["text_bytes"]
         if type(value) is not int or value < 0:
             raise ValueError(f"text_bytes is {value!r}")
     except (ValueError, KeyError, TypeError) as error:
         refuse(where, member.offset, f"sample {sample.key!r}: .json is no object with text_bytes ({error!r})")
-    return value
+    return about

@@ -46,7 +46,8 @@ class Storage(Protocol):
         """
 
     def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
-        """The index of documents [first, end) of a shard, uint64 [4, documents], rows as in `manifest`.
+        """The index of documents [first, end) of a shard, uint64 [4 + columns, documents], rows as in
+        `manifest`.
 
         Raises RuntimeError where the index cannot be read or does not have the hash in the manifest.
         """

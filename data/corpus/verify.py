@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.mapped_file import map_file
+from data.corpus.columns import MEDIA
 from data.corpus.corpus import corpora_in
 from data.corpus.index import read_index
 from data.corpus.manifest import (
@@ -40,7 +41,8 @@ class Finding:
 
     file: path or URL.
     problem: one line.
-    sample, offset: key and first byte of the ids, where they are known; else "" and -1.
+    sample, offset: key, and the first byte of the ids or of the picture, where they are known; else "" and
+        -1.
     """
 
     file: str
@@ -143,7 +145,7 @@ def _verify_shard(
     findings: list[Finding] = []
     index: np.ndarray | None = None
     try:
-        index = read_index(index_path, entry)
+        index = read_index(index_path, entry, manifest.index_rows)
     except RuntimeError as error:
         findings.append(Finding(f"{corpus}/{entry.index_file}", str(error)))
     try:
@@ -155,7 +157,9 @@ def _verify_shard(
     elif hashlib.sha256(view).hexdigest() != entry.sha256:
         findings.append(Finding(name, f"its SHA-256 is not the one in {MANIFEST}"))
     try:
-        scanned, keys = token_index(view, name, dtype=manifest.dtype, vocab=manifest.tokenizer.vocab)
+        scanned, keys = token_index(
+            view, name, dtype=manifest.dtype, vocab=manifest.tokenizer.vocab, further=manifest.further
+        )
     except (RuntimeError, ValueError) as error:
         findings.append(Finding(name, str(error)))
         return findings + ([] if index is None else _damaged_documents(name, view, index, manifest))
@@ -164,17 +168,31 @@ def _verify_shard(
     if scanned.shape != index.shape:
         counts = f"{scanned.shape[1]} documents, its index {index.shape[1]}"
         return [*findings, Finding(name, f"holds {counts}")]
-    for place in np.flatnonzero((scanned != index).any(axis=0)).tolist():
+    media = [row for column in MEDIA if (row := manifest.row(column)) is not None]
+    differs = scanned != index
+    pictures = differs[media].any(axis=0)
+    for place in np.flatnonzero(pictures).tolist():
+        offset = int(index[media[0], place])
+        findings.append(Finding(name, "its picture is damaged", keys[place], offset))
+    differs[media] = False
+    for place in np.flatnonzero(differs.any(axis=0)).tolist():
         offset = int(scanned[OFFSET, place])
         findings.append(Finding(name, "is not the document its index was made from", keys[place], offset))
     return findings
 
 
 def _damaged_documents(name: str, view: memoryview, index: np.ndarray, manifest: Manifest) -> list[Finding]:
-    """For a shard that cannot be scanned: the documents whose ids do not have the checksum in the index."""
+    """For a shard that cannot be scanned: the documents whose ids, or whose picture, do not have the checksum
+    in the index.
+    """
     width = DTYPES[manifest.dtype].itemsize
-    findings = []
-    for place, (offset, tokens, crc) in enumerate(index[[OFFSET, TOKENS, CRC]].T.tolist()):
-        if zlib.crc32(view[offset : offset + tokens * width]) != crc:
-            findings.append(Finding(name, "its ids are damaged", f"document {place} of the shard", offset))
-    return findings
+    parts = [("its ids are damaged", index[[OFFSET, TOKENS, CRC]], width)]
+    media = [row for column in MEDIA if (row := manifest.row(column)) is not None]
+    if media:
+        parts.append(("its picture is damaged", index[media], 1))
+    return [
+        Finding(name, problem, f"document {place} of the shard", offset)
+        for problem, columns, unit in parts
+        for place, (offset, count, crc) in enumerate(columns.T.tolist())
+        if zlib.crc32(view[offset : offset + count * unit]) != crc
+    ]

@@ -151,9 +151,12 @@ class _Segments:
         segment; −1 where the unit ends.
         """
         self._write()
+        writers = sorted(self.writers.items())
         record = {
             "next": following,
-            "shards": {side: asdict(writer.close()) for side, writer in sorted(self.writers.items())},
+            "shards": {side: asdict(writer.close()) for side, writer in writers},
+            "columns": {side: asdict(writer.columns) for side, writer in writers},
+            "classes": {side: writer.class_numbers for side, writer in writers},
             "profiles": {side: profile.as_dict() for side, profile in self.profiles.items()},
             "tally": tally.as_dict(),
         }

@@ -2,17 +2,20 @@
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.files import write_durably
+from data.corpus.columns import Columns, merged, recast
+from data.corpus.index import read_index, write_array
 from data.corpus.manifest import (
+    INDEX_ROWS,
     Manifest,
     ShardEntry,
     TokenizerEntry,
     file_sha256,
-    index_name,
     token_dtype,
     write_manifest,
 )
@@ -47,9 +50,17 @@ def finish(
         tally.merge(segment["tally"])
     number_lines_by_file(tally, units)
     sides = {
-        side: [ShardEntry(**segment["shards"][side]) for segment in segments if side in segment["shards"]]
+        side: [
+            _Shard(ShardEntry(**segment["shards"][side]), _columns_of(segment, side))
+            for segment in segments
+            if side in segment["shards"]
+        ]
         for side in ((HELDOUT, TRAIN) if split else (TRAIN,))
     }
+    # Of both sides together, so that a label means the same class on each.
+    further = merged(
+        (shard.further for shards in sides.values() for shard in shards), _class_numbers(segments)
+    )
     for side, shards in sides.items():
         if not shards:
             raise NothingLeft(_nothing_left(side, tally, preparation.recipe.text_field))
@@ -67,11 +78,14 @@ def finish(
             tokenizer=tokenizer,
             dtype=token_dtype(tokenizer.vocab),
             block_documents=preparation.recipe.block_documents,
-            shards=tuple(_place(preparation, entry, folder, n) for n, entry in enumerate(shards)),
+            shards=tuple(_place(preparation, shard, further, folder, n) for n, shard in enumerate(shards)),
             prepare=about,
             sources=[
                 {"name": name, "documents": n} for name, (n, _, _) in about["profile"]["source"].items()
             ],
+            columns=further.names,
+            classes=further.classes,
+            media=further.media,
         )
     write_datacard(out, settings, tally, {folder.name: manifest for folder, manifest in manifests.items()})
     for folder, manifest in manifests.items():
@@ -95,16 +109,57 @@ def _nothing_left(side: str, tally: Tally, text_field: str) -> str:
     return f"no document is left of {read} that were read{why}: check the sources and the steps"
 
 
-def _place(preparation: Preparation, entry: ShardEntry, folder: Path, number: int) -> ShardEntry:
-    """Rename a shard and its index into `folder`, unless a killed attempt has; return the new entry."""
-    placed = replace(entry, file=f"shard-{number:06d}.tar")
-    for old, new in ((entry.file, placed.file), (index_name(entry.file), index_name(placed.file))):
-        source = preparation.scratch / "units" / old
-        if source.exists():
-            os.replace(source, folder / new)
-        elif not (folder / new).exists():
-            raise RuntimeError(f"{folder / new} is gone: remove {folder} and run prepare again")
+@dataclass(frozen=True)
+class _Shard:
+    """A finished shard of a unit: its manifest entry, and the columns of its index beyond the first four."""
+
+    entry: ShardEntry
+    further: Columns
+
+
+def _columns_of(segment: Mapping[str, Any], side: str) -> Columns:
+    """The columns of a segment's shard."""
+    recorded = segment["columns"][side]
+    return Columns(**{name: tuple(values) for name, values in recorded.items()})
+
+
+def _class_numbers(segments: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Every class of the corpus, and the number that the sources give to it: −1 where they give none, or
+    different ones.
+    """
+    numbers: dict[str, int] = {}
+    for segment in segments:
+        for classes in segment["classes"].values():
+            for name, number in classes.items():
+                if numbers.setdefault(name, number) != number:
+                    numbers[name] = -1
+    return numbers
+
+
+def _place(
+    preparation: Preparation, shard: _Shard, further: Columns, folder: Path, number: int
+) -> ShardEntry:
+    """Move a shard and its index into `folder`, unless a killed attempt has; return the new entry. The index
+    gets the columns of the corpus, `further`, where its own are others.
+    """
+    placed = replace(shard.entry, file=f"shard-{number:06d}.tar")
+    units = preparation.scratch / "units"
+    if shard.further == further:
+        _move(units / shard.entry.index_file, folder / placed.index_file)
+    else:  # the unit's own index stays until the end, so that a killed attempt can do this again
+        index = read_index(units / shard.entry.index_file, shard.entry, INDEX_ROWS + len(shard.further.names))
+        written = write_array(folder / placed.index_file, recast(index, shard.further, further, INDEX_ROWS))
+        placed = replace(placed, index_xxh3=written)
+    _move(units / shard.entry.file, folder / placed.file)
     return placed
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file, unless a killed attempt has."""
+    if source.exists():
+        os.replace(source, target)
+    elif not target.exists():
+        raise RuntimeError(f"{target} is gone: remove {target.parent} and run prepare again")
 
 
 def _tokenizer_entry(preparation: Preparation) -> TokenizerEntry:

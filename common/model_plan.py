@@ -55,10 +55,16 @@ class ModelPlan:
                            part of its output along dim 1: gradients are summed over the ranks;
         "gather"           the module's first argument arrives split along dim 1 and is gathered; in backward
                            the ranks' gradients of it are partial sums;
+        "alike"            the module's first argument arrives split along dim 1 and is gathered, and every
+                           rank computes the same with the whole, such as the head of a pooled token. In
+                           backward the output's gradient is divided by the number of ranks, so that the
+                           gradients of input and weights are partial sums. Modules inside have the style
+                           "sequence";
         "attention_core"   attention over (q, k, v, …), each [batch, heads, seq, head_dim]: a rank computes
                            with its heads. Context parallelism swaps sequence for heads around it;
-        "vocab_head"       as "gather", and the rows of the output matrix are split over ranks. The module
-                           implements `module_interfaces.VocabParallel`, by which it gets its shard.
+        "vocab_head"       as "gather", and the rows of the output matrix are split over ranks, and those of
+                           a bias. Modules inside have the style "sequence". The module implements
+                           `module_interfaces.VocabParallel`, by which it gets its shard.
     tied: (canonical name, alias) of parameters that are one tensor. Only the canonical name is saved.
         Materialising a model from the meta device unties them: the caller has to tie them again.
     hidden_shape: the shape of the first stage's input, such as (batch, seq) → the shape of the hidden states

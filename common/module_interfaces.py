@@ -28,7 +28,9 @@ class VocabShard:
 
 @runtime_checkable
 class VocabParallel(Protocol):
-    """A module of the style "vocab_head" (see `ModelPlan`), whose `weight` tensor parallelism splits."""
+    """A module of the style "vocab_head" (see `ModelPlan`), whose `weight`, and `bias` where it has one,
+    tensor parallelism splits.
+    """
 
     def set_vocab_shard(self, shard: VocabShard) -> None:
         """Compute with the rows in `weight` as a part of the vocabulary. Called once `weight` is split."""

@@ -20,17 +20,22 @@ IGNORED = -100
 class ModelInputs:
     """What the model is fed with. Dim 0 of every tensor is the row.
 
+    Context parallelism gives each rank its part of every sequence, and so its part of these inputs.
+
     x: the first pipeline stage's input: what the model's first module takes, such as token ids [rows, seq].
         Dim 1 is the sequence.
     kwargs: what every stage gets by name, what only the loss needs included.
-    sequence_dims: name in `kwargs` → the dim that is the sequence, of which each rank of context parallelism
-        gets its part. Tensors that are not named are whole on every rank, such as those that attention
-        compares over all tokens.
+    sequence_dims: name in `kwargs` → the dim that is the sequence, of which each rank gets its part. Tensors
+        that are not named are whole on every rank, such as those that attention compares over all tokens.
+    places: names in `kwargs` that hold places in the sequence, int64 [rows, places], such as those that are
+        predicted; negative: none. Each rank gets all of them, counted from the start of its part, with -1
+        for those that are in another rank's part. So a count leaves out what is at a negative place.
     """
 
     x: Tensor
     kwargs: dict[str, Tensor]
     sequence_dims: Mapping[str, int] = field(default_factory=dict)
+    places: frozenset[str] = frozenset()
 
 
 class Objective(Protocol):

@@ -95,6 +95,22 @@ def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     return _ReduceScatter.apply(x, dim, group)
 
 
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()  # a pipeline detaches a stage's output in place, which a view does not allow
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x, with a gradient of `factor` times what comes back."""
+    return _ScaleGradient.apply(x, factor)
+
+
 def all_to_all(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[ranks, …], part r for rank r → [ranks, …], part r from rank r. Outside autograd."""
     received = torch.empty_like(parts)

@@ -34,7 +34,9 @@ _HEADS, _TOKENS = 1, 2
 
 
 def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
-    """Cut this rank's part out of the tensors that have a sequence. `positions` are added where missing."""
+    """Cut this rank's part out of the tensors that have a sequence, and count `inputs.places` from its start.
+    `positions` are added where missing.
+    """
     if axis.size == 1:
         return inputs
     rows, seq = inputs.x.shape[:2]
@@ -45,8 +47,14 @@ def slice_inputs(inputs: ModelInputs, axis: Axis) -> ModelInputs:
         part = whole.shape[dim] // axis.size
         return whole.narrow(dim, axis.rank * part, part).contiguous()
 
+    def counted_from_mine(places: Tensor) -> Tensor:
+        part = seq // axis.size
+        local = places - axis.rank * part
+        return torch.where((local >= 0) & (local < part) & (places >= 0), local, -1)
+
     parts = {name: mine(t, dims[name]) if name in dims else t for name, t in kwargs.items()}
-    return ModelInputs(mine(inputs.x, SEQUENCE), parts, dims)
+    parts |= {name: counted_from_mine(kwargs[name]) for name in inputs.places}
+    return ModelInputs(mine(inputs.x, SEQUENCE), parts, dims, inputs.places)
 
 
 def context_parallel(model: nn.Module, plan: ModelPlan, axis: Axis) -> None:

@@ -170,6 +170,14 @@ def _split(at: _Target) -> dict[str, int]:
     return {}
 
 
+def _alike(at: _Target) -> dict[str, int]:
+    """The module gets the whole sequence, and its output's gradient comes to 1/tp of itself on every rank."""
+    _gather(at)
+    share = 1 / at.axis.size
+    at.module.register_forward_hook(lambda _, args, output: collectives.scale_gradient(output, share))
+    return {}
+
+
 def _gather(at: _Target) -> dict[str, int]:
     """The module's first argument, hidden states, is gathered along seq."""
     group = at.group
@@ -194,11 +202,15 @@ def _vocab_embedding(at: _Target) -> dict[str, int]:
 def _vocab_head(at: _Target) -> dict[str, int]:
     _gather(at)
     rows = _cut_rows(at).shape[0]
+    dims = {"weight": 0}
+    if at.module._parameters.get("bias") is not None:
+        _cut(at, "bias", 0)
+        dims["bias"] = 0
     assert isinstance(at.module, VocabParallel), (
         f"{at.name}: {type(at.module).__name__} takes no vocabulary shard"
     )
     at.module.set_vocab_shard(VocabShard(at.group, first_row=at.axis.rank * rows))
-    return {"weight": 0}
+    return dims
 
 
 def _cut_rows(at: _Target) -> nn.Parameter:
@@ -241,6 +253,7 @@ _STYLES: Mapping[str, Callable[[_Target], dict[str, int]]] = {
     "gather": _gather,
     "sequence": _sequence,
     "split": _split,
+    "alike": _alike,
     "attention_core": _sequence,  # works on its heads as it is; see parallel.transforms.context
     "vocab_embedding": _vocab_embedding,
     "vocab_head": _vocab_head,

@@ -13,7 +13,7 @@ from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.models.layers import attention
 from trainer.models.layers.attention import KVCache, attend, rotate
-from trainer.models.layers.masks import causal_block_mask, causal_mask
+from trainer.models.layers.masks import attention_block_mask, attention_mask
 from trainer.models.layers.norm import RMSNorm, _RMSNorm
 from trainer.models.layers.shared import RotaryTables
 
@@ -138,7 +138,7 @@ def test_positions_count_from_zero_when_not_given() -> None:
 
 
 def additive_mask(seq: int, documents: Tensor | None, window: int = 0) -> Tensor:
-    mask = causal_mask(
+    mask = attention_mask(
         seq, documents=documents, window=window, dtype=torch.float32, device=torch.device("cpu")
     )
     assert isinstance(mask, Tensor)
@@ -151,7 +151,7 @@ def test_the_block_mask_of_a_window_is_the_additive_mask(softcap: float) -> None
     q, k, v = (torch.randn(2, heads, 200, 16) for heads in (4, 2, 2))
     for documents in (None, torch.tensor([[0] * 50 + [1] * 100 + [2] * 50, [0] * 200])):
         dense = attend(q, k, v, additive_mask(200, documents, 30), softcap=softcap)
-        block = causal_block_mask(200, documents, 30, q.device)
+        block = attention_block_mask(200, documents, 30, q.device)
         assert torch.allclose(attend(q, k, v, block, softcap=softcap), dense, rtol=1e-4, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_the_block_mask_is_the_additive_mask() -> None:
     documents = torch.tensor([[0] * 50 + [1] * 100 + [2] * 50, [0] * 200])
     q, k, v = (torch.randn(2, heads, 200, 16) for heads in (4, 2, 2))
     dense = attend(q, k, v, additive_mask(200, documents))
-    block = causal_block_mask(200, documents, 0, q.device)
+    block = attention_block_mask(200, documents, 0, q.device)
     assert torch.allclose(attend(q, k, v, block), dense, rtol=1e-4, atol=1e-5)
     alone = attend(q[:1, :, :50], k[:1, :, :50], v[:1, :, :50], None)
     assert torch.allclose(dense[:1, :, :50], alone, rtol=1e-4, atol=1e-5)

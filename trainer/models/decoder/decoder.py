@@ -12,7 +12,7 @@ from trainer.models.decoder.config import DecoderConfig
 from trainer.models.layers.attention import KVCache
 from trainer.models.layers.head import LMHead
 from trainer.models.layers.linear import Embedding
-from trainer.models.layers.masks import causal_mask, resumed_mask
+from trainer.models.layers.masks import attention_mask, resumed_mask
 from trainer.models.layers.norm import norm
 from trainer.models.layers.shared import RotaryTables, Shared, Stretch
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
     ) -> Tensor | BlockMask | None:
         if past:
             return resumed_mask(seq, past, window, x.dtype, x.device)
-        return causal_mask(
+        return attention_mask(
             seq * self.sequence_ranks,
             documents=documents,
             window=window,

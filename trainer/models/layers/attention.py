@@ -1,4 +1,4 @@
-"""Grouped-query self-attention with rotary positions: causal, by document, with or without a cache."""
+"""Grouped-query self-attention: causal or not, by document, with or without a cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.models.layers.linear import Linear
-from trainer.models.layers.masks import additive, causal_window, compiled_once
+from trainer.models.layers.masks import additive, compiled_once, within
 from trainer.models.layers.norm import RMSNorm
 from trainer.models.layers.shared import Shared
 
@@ -54,14 +54,28 @@ class KVCache:
 
 
 class AttentionCore(nn.Module):
-    """`attend` as a module, so that a `ModelPlan` can name it: style "attention_core"."""
+    """`attend` as a module, so that a `ModelPlan` can name it: style "attention_core".
+
+    It gets whole sequences, of all heads or some: so the views of a row are told apart here.
+    """
 
     def __init__(self, softcap: float) -> None:
         super().__init__()
         self.softcap = softcap
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
-        return attend(q, k, v, mask, softcap=self.softcap)
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | BlockMask | None,
+        causal: bool = True,
+        views: int = 1,
+    ) -> Tensor:
+        if views > 1:
+            q, k, v = (t.unflatten(2, (views, -1)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        y = attend(q, k, v, mask, causal=causal, softcap=self.softcap)
+        return y.unflatten(0, (-1, views)).transpose(1, 2).flatten(2, 3) if views > 1 else y
 
 
 class Attention(nn.Module):
@@ -114,7 +128,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *shared.rotary), rotate(k, *shared.rotary)
         if past is not None:
             k, v = past.extend(k, v)
-        y = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), shared.mask)
+        heads = (t.transpose(1, 2) for t in (q, k, v))
+        y = self.core(*heads, shared.mask, shared.causal, shared.views)
         return self.wo(y.transpose(1, 2).reshape(batch, seq, -1))
 
 
@@ -129,36 +144,41 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, *, softcap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | BlockMask | None,
+    *,
+    causal: bool = True,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Attention of q [batch, heads, seq, head_dim] over k, v [batch, kv_heads, keys, head_dim] → q's shape.
 
-    mask: as in `layers.shared.Shared`. Without a mask attention is causal; a single query (decoding) attends
-        to every key.
+    mask: as in `layers.shared.Shared`.
+    causal: without a mask, a query attends to keys up to its own place; else to all, as a single query does
+        (decoding).
     softcap: scores s become softcap · tanh(s / softcap); 0: they do not.
     """
     grouped = q.shape[1] != k.shape[1]
     if mask is not None and not isinstance(mask, Tensor):
         return _flex_attention(q, k, v, softcap, block_mask=mask, enable_gqa=grouped)
     if softcap:
-        return _capped(q, k, v, mask, softcap)
+        return _capped(q, k, v, mask, causal, softcap)
     if grouped and q.is_cuda and q.dtype == torch.float32:
         # The one CUDA kernel for float32 that does not hold all scores takes as many keys as queries.
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         grouped = False
-    causal = mask is None and q.shape[2] > 1
+    causal = causal and mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, softcap: float) -> Tensor:
     """`attend` with a soft cap, holding all scores: on a CPU, and for decoding."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
     scores = torch.tanh(scores / softcap) * softcap
-    if mask is None and q.shape[2] > 1:
-        seen = causal_window(
-            torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
-        )
+    if causal and mask is None and q.shape[2] > 1:
+        seen = within(torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device))
         mask = additive(seen, scores.dtype)
     if mask is not None:
         scores = scores + mask

@@ -22,8 +22,10 @@ def chunked_nll_sum(
     compiler: str | None = None,
     gradients: GradientSum | None = None,
     softcap: float = 0.0,
+    bias: Tensor | None = None,
+    bias_gradients: GradientSum | None = None,
 ) -> Tensor:
-    """Σ over counted rows of -log softmax(hidden weightᵀ)[target], in nats: shape [sequences], float32.
+    """Σ over counted rows of -log softmax(hidden weightᵀ + bias)[target], in nats: [sequences], float32.
 
     hidden: [rows, hidden], the rows of so many sequences of one length, one after another.
     weight: [vocab, hidden].
@@ -35,6 +37,8 @@ def chunked_nll_sum(
         matrix product, so that no float32 copy of them exists; None: eager operators on such a copy.
     gradients: sums the weight's gradient over several calls; None: this call's alone.
     softcap: logits z become softcap · tanh(z / softcap) before the softmax; 0: they do not.
+    bias: [vocab], split as `weight` is; None: none.
+    bias_gradients: as `gradients`, of the bias.
 
     The softmax is computed in float32 (float64 for float64 arguments), the weight's gradient is added up in
     float32. Gradients are those of the total over the sequences: backward has to bring one factor for all of
@@ -48,27 +52,44 @@ def chunked_nll_sum(
     """
     chunk = chunk or _rows_at_a_time(weight, hidden.shape[0], fused=compiler is not None)
     grad = torch.is_grad_enabled()
-    weight_grad = None
+    weight_grad = bias_grad = None
     if grad and weight.requires_grad:
         gradients = gradients or GradientSum()
         weight_grad = gradients.buffer(weight)
+    if grad and bias is not None and bias.requires_grad:
+        bias_gradients = bias_gradients or GradientSum()
+        bias_grad = bias_gradients.buffer(bias)
     with torch.no_grad():
         wants_hidden = grad and hidden.requires_grad
         losses, hidden_grad = _losses_and_gradients(
-            hidden, weight, targets, chunk, shard, compiler, wants_hidden, weight_grad, softcap
+            hidden,
+            weight,
+            bias,
+            bias_grad,
+            targets,
+            chunk,
+            shard,
+            compiler,
+            wants_hidden,
+            weight_grad,
+            softcap,
         )
         total = losses.view(sequences, -1).sum(dim=1)
-    # Two nodes, not one with two inputs: backward may be run for either alone.
+    # A node for each, not one with several inputs: backward may be run for each alone.
     if hidden_grad is not None:
         total = HiddenGradient.apply(hidden, total, hidden_grad)
     if weight_grad is not None:
         total = total + WeightGradient.apply(weight, torch.zeros_like(total), gradients)
+    if bias_grad is not None:
+        total = total + WeightGradient.apply(bias, torch.zeros_like(total), bias_gradients)
     return total
 
 
 def _losses_and_gradients(
     hidden: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
+    bias_grad: Tensor | None,
     targets: Tensor,
     chunk: int,
     shard: VocabShard | None,
@@ -79,7 +100,7 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the losses [rows] and, with `wants_hidden`, the gradient of `hidden`.
 
-    weight_grad: what the gradient of `weight` is added to; None: it is not computed.
+    weight_grad, bias_grad: what the gradients of `weight` and `bias` are added to; None: not computed.
     """
     vocab, rows = weight.shape[0], hidden.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -96,7 +117,10 @@ def _losses_and_gradients(
     for start in range(0, rows, chunk):
         part = slice(start, start + chunk)
         product = products[: len(hidden[part])]
-        torch.mm(hidden[part], weight.T, out=product)
+        if bias is None:
+            torch.mm(hidden[part], weight.T, out=product)
+        else:
+            torch.addmm(bias, hidden[part], weight.T, out=product)
         slope = _cap(product, softcap) if softcap else None
         exact_product = product if logits is products else logits[: len(product)].copy_(product)
         softmax: Softmax | FusedSoftmax
@@ -105,7 +129,7 @@ def _losses_and_gradients(
         else:
             softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler)
         losses[part] = softmax.nll() * counted[part]
-        if hidden_grad is None and weight_grad is None:
+        if hidden_grad is None and weight_grad is None and bias_grad is None:
             continue
         gradient = softmax.nll_gradient(columns[part], here[part], counted[part])
         if slope is not None:
@@ -116,6 +140,8 @@ def _losses_and_gradients(
             torch.mm(gradient, weight, out=hidden_grad[part])
         if weight_grad is not None:
             add_product(weight_grad, gradient, hidden[part])
+        if bias_grad is not None:
+            bias_grad += gradient.sum(dim=0, dtype=bias_grad.dtype)
     return losses, hidden_grad
 
 

@@ -15,10 +15,12 @@ from trainer.models.layers.known_gradients import GradientSum
 
 
 class LMHead(nn.Module):
-    """weight [vocab, hidden]; hidden states → logits, or with targets → negative log-likelihood by sequence.
+    """weight [vocab, hidden], bias [vocab] or none; hidden states → logits, or with targets → negative
+    log-likelihood by sequence.
 
     hidden: width of the hidden states.
     vocab: number of logits.
+    bias: whether the logits have a bias.
     softcap: logits z become softcap · tanh(z / softcap); 0: they do not.
 
     With a part of the vocabulary's rows (`set_vocab_shard`), losses are those of `chunked_nll_sum` with a
@@ -27,18 +29,19 @@ class LMHead(nn.Module):
     Implements `VocabParallel`, `FusesKernels` and `BuffersGradient` of `common.module_interfaces`.
     """
 
-    def __init__(self, hidden: int, vocab: int, *, softcap: float = 0.0) -> None:
+    def __init__(self, hidden: int, vocab: int, *, bias: bool = False, softcap: float = 0.0) -> None:
         super().__init__()
         self.softcap = softcap
         self.weight = nn.Parameter(torch.empty(vocab, hidden))
         if not self.weight.is_meta:  # as in layers.Linear
             nn.init.normal_(self.weight, std=hidden**-0.5)
+        self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
         self._shard: VocabShard | None = None
         self._compiler: str | None = None
-        self._gradients: GradientSum | None = None
+        self._gradients: tuple[GradientSum | None, GradientSum | None] = (None, None)
 
     def set_vocab_shard(self, shard: VocabShard) -> None:
-        """Take `weight` for a part of the vocabulary's rows."""
+        """Take `weight` and `bias` for a part of the vocabulary's rows."""
         self._shard = shard
 
     def set_compiler(self, backend: str) -> None:
@@ -48,8 +51,9 @@ class LMHead(nn.Module):
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats."""
         if targets is None:
-            logits = F.linear(hidden, self.weight)
+            logits = F.linear(hidden, self.weight, self.bias)
             return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+        weight_gradients, bias_gradients = self._gradients
         return chunked_nll_sum(
             hidden.flatten(0, 1),
             self.weight,
@@ -57,19 +61,23 @@ class LMHead(nn.Module):
             sequences=len(targets),
             shard=self._shard,
             compiler=self._compiler,
-            gradients=self._gradients,
+            gradients=weight_gradients,
             softcap=self.softcap,
+            bias=self.bias,
+            bias_gradients=bias_gradients,
         )
 
     @contextmanager
     def one_gradient_buffer(self, *, zeros: bool) -> Iterator[None]:
-        """While the context lasts, all forwards share one `GradientSum` for the weight's gradient.
+        """While the context lasts, all forwards share one `GradientSum` for the weight's gradient, and one
+        more for the bias's.
 
         For schedules that run many forwards before the first backward. All their backwards run inside.
         """
-        self._gradients = GradientSum(zeros=zeros)
+        sums = GradientSum(zeros=zeros), GradientSum(zeros=zeros)
+        self._gradients = sums
         try:
             yield
-            assert self._gradients.waiting == 0, "a forward is left without its backward"
+            assert all(one.waiting == 0 for one in sums), "a forward is left without its backward"
         finally:
-            self._gradients = None
+            self._gradients = (None, None)

@@ -28,7 +28,9 @@ class GradientSum:
         self._factor: Tensor | None = None
 
     def buffer(self, weight: Tensor) -> Tensor:
-        """Return the sum for one more forward to add its gradient to: [vocab, hidden], at least float32."""
+        """Return the sum for one more forward to add its gradient to, of the weight's shape, at least
+        float32.
+        """
         self.waiting += 1
         if self._sum is None:
             self._sum = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))

@@ -13,21 +13,24 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-def causal_mask(
+def attention_mask(
     seq: int,
     *,
+    causal: bool = True,
     documents: Tensor | None,
     window: int,
     dtype: torch.dtype,
     device: torch.device,
     explicit: bool = False,
 ) -> Tensor | BlockMask | None:
-    """Return the mask of causal attention; None where it is plain, which kernels know by themselves.
+    """Return the mask of attention; None where it is plainly causal or plainly to all tokens, which kernels
+    know by themselves.
 
     seq: number of tokens.
+    causal: whether a token attends to itself and those before it; else to those behind it too.
     documents: [batch, seq]; tokens with equal numbers are of one document, and attend to each other only.
-        None: all are of one.
-    window: a token attends to so many tokens, itself included; 0: to all before it.
+        Padding is a document of its own. None: all are of one.
+    window: a token attends to those fewer than so many places away, itself included; 0: however far.
     dtype: of an additive mask.
     explicit: on CUDA return a mask where it is plain too.
 
@@ -38,22 +41,26 @@ def causal_mask(
     if documents is None and not window and not (explicit and device.type == "cuda"):
         return None
     if device.type == "cuda":
-        return causal_block_mask(seq, documents, window, device)
+        return attention_block_mask(seq, documents, window, device, causal=causal)
     places = torch.arange(seq, device=device)
-    seen = causal_window(places, places, window)
+    seen = within(places, places, window, causal=causal)
     if documents is not None:
         seen = (documents[:, None, :, None] == documents[:, None, None, :]) & seen
     return additive(seen, dtype)
 
 
-def causal_block_mask(seq: int, documents: Tensor | None, window: int, device: torch.device) -> BlockMask:
+def attention_block_mask(
+    seq: int, documents: Tensor | None, window: int, device: torch.device, *, causal: bool = True
+) -> BlockMask:
     """Return the same mask for FlexAttention. It is made once a micro-batch, for all blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = q >= k
+        seen = q >= k if causal else q == q
         if window:
             seen = seen & (q - k < window)
+            if not causal:
+                seen = seen & (k - q < window)
         return seen if documents is None else seen & (documents[b, q] == documents[b, k])
 
     batch = None if documents is None else len(documents)
@@ -69,15 +76,18 @@ def resumed_mask(new: int, past: int, window: int, dtype: torch.dtype, device: t
     if new == 1 and not 0 < window <= past:
         return None
     places = torch.arange(past + new, device=device)
-    return additive(causal_window(places[past:], places, window), dtype)
+    return additive(within(places[past:], places, window), dtype)
 
 
-def causal_window(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
+def within(queries: Tensor, keys: Tensor, window: int = 0, *, causal: bool = True) -> Tensor:
     """Return whether each query sees each key, bool [queries, keys], of places in one sequence.
 
-    window: a query sees so many keys, its own included; 0: all up to its own.
+    window: a query sees keys fewer than so many places away, its own included; 0: however far.
+    causal: whether it sees those up to its own place only.
     """
     behind = queries[:, None] - keys[None, :]
+    if not causal:
+        return behind.abs() < (window or keys.numel() + queries.numel())
     return (behind >= 0) & (behind < window) if window else behind >= 0
 
 

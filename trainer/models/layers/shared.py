@@ -81,13 +81,25 @@ class Shared:
 
     rotary: (cos, sin) of the sequence's positions, float32; see `RotaryTables`. None: positions are not
         rotary.
-    mask: None for plain causal attention; else FlexAttention's block mask, or an additive mask broadcastable
-        to [batch, heads, seq, keys].
+    mask: None for plain attention; else FlexAttention's block mask, or an additive mask broadcastable to
+        [batch · views, heads, seq / views, keys].
+    causal: what plain attention is: to a token itself and those before it, or to all.
+    views: a row is so many equal parts, which do not attend to each other: attention computes them as rows.
+        Their mask is that of a part. Two views of a text or a picture travel as one row.
 
     Not a dataclass, tuple or dictionary: FSDP's mixed precision looks into those, and would cast the tables
     for every block anew.
     """
 
-    def __init__(self, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | BlockMask | None = None) -> None:
+    def __init__(
+        self,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | BlockMask | None = None,
+        *,
+        causal: bool = True,
+        views: int = 1,
+    ) -> None:
         self.rotary = rotary
         self.mask = mask
+        self.causal = causal
+        self.views = views

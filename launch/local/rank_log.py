@@ -19,7 +19,7 @@ HELD_BYTES = 1 << 20  # of lines that wait for the run folder; the first of them
 CHECK_SECONDS = 1.0  # between two looks at whether the run folder is still held by this run's ranks
 OPEN_LOGS = 256  # at once; the usual soft limit of open files is 1024
 CLOSE_SECONDS = 2.0  # in which the thread has to write what waits when a log is closed
-_DRAWN = re.compile(rb"[^\r]*\r(?!$)|\x1b\[[0-9;?]*[A-Za-z]|\r$")  # a progress line that was overwritten
+_STYLE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")  # a terminal's colours, and moves of its cursor
 
 
 class _Writer:
@@ -97,7 +97,8 @@ class RankLog:
 
     def line(self, line: bytes) -> None:
         """Keep one line; `line` has no line end."""
-        kept = _DRAWN.sub(b"", line) + b"\n"
+        drawn_last = line.removesuffix(b"\r").rpartition(b"\r")[2]  # of a progress line
+        kept = _STYLE.sub(b"", drawn_last) + b"\n"
         with self._lock:
             self._held.append(kept)
             self._held_bytes += len(kept)

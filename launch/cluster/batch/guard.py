@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launch.cluster import submission as records
 from launch.cluster.batch.allocation import Allocation, expand
+from launch.cluster.batch.step import EXPORT
 from launch.cluster.submission import Note, Submission
 
 EVERY_SECONDS = 10.0
@@ -38,6 +39,7 @@ def guarded(submission: Submission, allocation: Allocation) -> Iterator[None]:
             "--kill-on-bad-exit=0",
             "--input=none",
             "--output=none",
+            EXPORT,
         ),
         *(f"--nodes={len(others)}", f"--ntasks={len(others)}", "--ntasks-per-node=1", "--cpus-per-task=1"),
         f"--nodelist={','.join(others)}",

@@ -1,5 +1,6 @@
 """One srun step: its command, the signals that it is sent, and how it ended."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -21,6 +22,8 @@ STOP_SECONDS = 600.0
 FAIL_SECONDS = 45.0
 KILL_SECONDS = 40.0
 NEVER = float("inf")
+# srun passes the whole environment on, also in a job that was sent with `--export=NONE`: SLURM_EXPORT_ENV.
+EXPORT = "--export=ALL"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def srun(where: Placement, more: Sequence[str], ranks: Sequence[str]) -> list[st
         # A step whose node was lost may not have ended for SLURM yet, and holds its CPUs and GPUs.
         "--overlap",
         "--input=none",
+        EXPORT,
     ]
     words += [f"--cpus-per-task={where.cpus}"] if where.cpus else []
     return [*words, *more, "--", *ranks]
@@ -111,8 +115,16 @@ def run_step(
                     output.read(chunk)
                 else:
                     selector.unregister(process.stdout)
-        output.read(b"")
+        _read_rest(process.stdout.fileno(), output)
     return _end(process.wait(), output, where, asked_to_stop=step.asked)
+
+
+def _read_rest(descriptor: int, output: StepOutput) -> None:
+    """Read what is left in the pipe of a step that has ended: srun tells last how the ranks ended."""
+    with contextlib.suppress(BlockingIOError):  # a process that srun left behind may hold the pipe open
+        while chunk := os.read(descriptor, 1 << 16):
+            output.read(chunk)
+    output.read(b"")
 
 
 class _Step:
@@ -145,8 +157,7 @@ class _Step:
 
 def _end(code: int, output: StepOutput, where: Placement, *, asked_to_stop: bool) -> StepEnd:
     first, lost = output.first, tuple(dict.fromkeys(output.lost))
-    rank = first.rank if first else None
-    host = where.host_of(rank) if rank is not None else ""
+    rank, host = (first.rank, first.host) if first else (None, "")
     if lost:  # the other ranks ended for want of those there, and srun's own code may be 0
         code, host = -signal.SIGKILL, lost[0]
         rank = where.nodes.index(host) * where.nproc if host in where.nodes else None

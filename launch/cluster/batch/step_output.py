@@ -9,7 +9,7 @@ from common.standard_error import write
 from launch.local.rank_log import RankLog
 
 _LABELLED = re.compile(rb" *(\d+): ?(.*)")
-_TASKS = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+_TASKS = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
 _LOST = re.compile(r"srun: error: (?:Node failure on (\S+)|Task launch for \S+ failed on node (\S+):)")
 _SIGNALS = {signal.strsignal(number): int(number) for number in signal.valid_signals()}
 
@@ -19,11 +19,13 @@ class RankEnd:
     """How a rank ended, as srun says.
 
     code: its exit code; negative: the signal that ended it.
-    rank: None where srun told of several at once.
+    rank: the lowest of those of which srun told at once.
+    host: the node on which it ran.
     """
 
     code: int
-    rank: int | None
+    rank: int
+    host: str
 
 
 @dataclass
@@ -68,8 +70,7 @@ class StepOutput:
         if lost := _LOST.match(text):
             self.lost.append(lost[1] or lost[2])
         elif (tasks := _TASKS.match(text)) and self.first is None:
-            rank_told = int(tasks[2]) if tasks[2].isdecimal() else None
-            self.first = RankEnd(_code(tasks[3]), rank_told)
+            self.first = RankEnd(_code(tasks[3]), int(tasks[2]), tasks[1])
 
 
 def _code(words: str) -> int:

@@ -33,7 +33,7 @@ def test_the_first_rank_to_fail_counts_and_each_rank_has_its_lines(tmp_path: Pat
         found.read(FAILED[at : at + 7])
     found.read(b"")
     found.close()
-    assert found.first == RankEnd(1, 3) and found.lost == []
+    assert found.first == RankEnd(1, 3, "n2") and found.lost == []
     logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert logs["3.log"] == "error: boo\n" and logs["2.log"] == "stopped\n" and len(logs) == 3
 
@@ -72,10 +72,11 @@ def test_a_log_that_cannot_be_opened_is_said_once(
 @pytest.mark.parametrize(
     ("line", "first"),
     [
-        (b"srun: error: n2: task 3: Killed\n", RankEnd(-9, 3)),
-        (b"srun: error: n2: tasks 2-3: Segmentation fault (core dumped)\n", RankEnd(-11, None)),
-        (b"srun: error: n2: task 1: User defined signal 1\n", RankEnd(-10, 1)),
-        (b"srun: error: n2: task 1: Out Of Memory\n", RankEnd(-9, 1)),
+        (b"srun: error: n2: task 3: Killed\n", RankEnd(-9, 3, "n2")),
+        (b"srun: error: n2: tasks 2-3: Segmentation fault (core dumped)\n", RankEnd(-11, 2, "n2")),
+        (b"srun: error: n2: tasks 1,3: Killed\n", RankEnd(-9, 1, "n2")),
+        (b"srun: error: n2: task 1: User defined signal 1\n", RankEnd(-10, 1, "n2")),
+        (b"srun: error: n2: task 1: Out Of Memory\n", RankEnd(-9, 1, "n2")),
         (b"1: srun: error: n2: task 3: Killed\n", None),  # a rank's own line
         (b"9: not a rank of four\n", None),
     ],

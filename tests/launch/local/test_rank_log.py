@@ -79,3 +79,20 @@ def written(log: RankLog) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(0.05)  # from the queue into the file
+
+
+@pytest.mark.parametrize(
+    ("printed", "kept"),
+    [
+        (b"10 %\r20 %\r", b"20 %"),
+        (b"10 %\r\x1b[2K\x1b[1m20 %\x1b[0m", b"20 %"),
+        (b"done\r\x1b[K", b""),
+        (b"x" * 1_000_000, b"x" * 1_000_000),  # in a time that grows with its length, not with its square
+    ],
+    ids=["progress", "style", "cleared", "long"],
+)
+def test_of_a_progress_line_what_was_drawn_last_is_kept(printed: bytes, kept: bytes, tmp_path: Path) -> None:
+    log = RankLog(tmp_path / "rank.log", lambda: True)
+    log.line(printed)
+    log.close()
+    assert log.path.read_bytes() == kept + b"\n"

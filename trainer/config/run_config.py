@@ -12,7 +12,8 @@ from trainer.config.sections import CheckpointConfig, OptimConfig, SuperviseConf
 from trainer.models.config import ModelConfig
 from trainer.models.own import own_config
 from trainer.models.registry import MODELS
-from trainer.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
+from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
+from trainer.objectives.registry import OBJECTIVES
 
 
 @dataclass

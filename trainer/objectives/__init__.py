@@ -1,6 +1,7 @@
 """What a model is trained for: batch → model inputs, model output → a sum over a count.
 
-config.py       the keys and facts of each objective, and `objective.kind` → config; without torch
+config.py       the keys and facts of each objective; without torch
+registry.py     `objective.kind` → the config of an objective
 context.py      what an objective may know of its run: seed, special tokens, which tokens begin words
 draws.py        random numbers as functions of (seed, name, sequence number, place)
 causal_lm.py    next-token prediction

@@ -1,4 +1,4 @@
-"""The config of each objective, and which objectives there are. Imports no torch.
+"""The config of any objective, and those of token prediction. Imports no torch.
 
 A field states its key's meaning and limits in plain text; `trainer.config.keys` parses and checks them.
 """
@@ -62,7 +62,3 @@ class CausalLMConfig(ObjectiveConfig):
     scores_text: ClassVar[bool] = True
 
     kind: Annotated[Literal["causal_lm"], "which objective; causal_lm: the next token"] = "causal_lm"
-
-
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {"causal_lm": CausalLMConfig}
-"""`objective.kind` → the dataclass of its keys. The first is the default."""

@@ -43,7 +43,9 @@ class ModelConfig(Protocol):
     kind: the value of `model.kind` that chooses this config.
     vocab: number of token ids that the model takes; 0 for a model that takes no tokens.
     offers: what objectives may ask of the model: `ObjectiveConfig.needs` names what they need. In use:
-        "next token"  losses of `targets` [rows, seq], each token attending only to those before it.
+        "next token"     losses of `targets` [rows, seq], each token attending only to those before it;
+        "masked tokens"  losses of `targets` at `places`, both [rows, places], every token attending to all of
+                         its document.
     """
 
     model_class: ClassVar[str]

@@ -2,6 +2,7 @@
 
 from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
+from trainer.models.encoder.config import EncoderConfig
 
-MODELS: dict[str, type[ModelConfig]] = {"decoder": DecoderConfig}
+MODELS: dict[str, type[ModelConfig]] = {"decoder": DecoderConfig, "encoder": EncoderConfig}
 """`model.kind` → the dataclass of its keys, which names the model's class. The first is the default."""

@@ -24,6 +24,7 @@ def chunked_nll_sum(
     softcap: float = 0.0,
     bias: Tensor | None = None,
     bias_gradients: GradientSum | None = None,
+    hits: Tensor | None = None,
 ) -> Tensor:
     """Σ over counted rows of -log softmax(hidden weightᵀ + bias)[target], in nats: [sequences], float32.
 
@@ -39,6 +40,7 @@ def chunked_nll_sum(
     softcap: logits z become softcap · tanh(z / softcap) before the softmax; 0: they do not.
     bias: [vocab], split as `weight` is; None: none.
     bias_gradients: as `gradients`, of the bias.
+    hits: bool [rows], filled with whether the target is counted and has the largest logit; None: not told.
 
     The softmax is computed in float32 (float64 for float64 arguments), the weight's gradient is added up in
     float32. Gradients are those of the total over the sequences: backward has to bring one factor for all of
@@ -66,6 +68,7 @@ def chunked_nll_sum(
             weight,
             bias,
             bias_grad,
+            hits,
             targets,
             chunk,
             shard,
@@ -90,6 +93,7 @@ def _losses_and_gradients(
     weight: Tensor,
     bias: Tensor | None,
     bias_grad: Tensor | None,
+    hits: Tensor | None,
     targets: Tensor,
     chunk: int,
     shard: VocabShard | None,
@@ -101,6 +105,7 @@ def _losses_and_gradients(
     """Return the losses [rows] and, with `wants_hidden`, the gradient of `hidden`.
 
     weight_grad, bias_grad: what the gradients of `weight` and `bias` are added to; None: not computed.
+    hits: see `chunked_nll_sum`.
     """
     vocab, rows = weight.shape[0], hidden.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -129,6 +134,8 @@ def _losses_and_gradients(
         else:
             softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler)
         losses[part] = softmax.nll() * counted[part]
+        if hits is not None:
+            hits[part] = (softmax.at_target >= softmax.peak) & counted[part]
         if hidden_grad is None and weight_grad is None and bias_grad is None:
             continue
         gradient = softmax.nll_gradient(columns[part], here[part], counted[part])

@@ -48,8 +48,11 @@ class LMHead(nn.Module):
         """Fuse the passes over a chunk of logits with this torch.compile backend."""
         self._compiler = backend
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats."""
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, hits: Tensor | None = None) -> Tensor:
+        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats.
+
+        hits: bool [batch, seq], filled with whether each counted target has the largest logit.
+        """
         if targets is None:
             logits = F.linear(hidden, self.weight, self.bias)
             return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
@@ -65,6 +68,7 @@ class LMHead(nn.Module):
             softcap=self.softcap,
             bias=self.bias,
             bias_gradients=bias_gradients,
+            hits=None if hits is None else hits.view(-1),
         )
 
     @contextmanager

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def norm(kind: str, features: int, eps: float) -> nn.Module:
-    """Return the norm that `kind` names: rms, or layer, which subtracts the mean and adds a bias."""
-    return RMSNorm(features, eps) if kind == "rms" else nn.LayerNorm(features, eps)
+def norm(kind: str, features: int, eps: float, bias: bool = True) -> nn.Module:
+    """Return the norm that `kind` names: rms, or layer, which subtracts the mean and may add a bias."""
+    return RMSNorm(features, eps) if kind == "rms" else nn.LayerNorm(features, eps, bias=bias)
 
 
 class RMSNorm(nn.Module):

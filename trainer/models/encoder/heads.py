@@ -1,0 +1,82 @@
+"""What an encoder predicts: tokens at given places, and whether one sentence follows another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.objective import IGNORED
+from trainer.models.layers.head import LMHead
+from trainer.models.layers.linear import Linear
+from trainer.models.layers.norm import norm
+
+
+def at_places(hidden: Tensor, places: Tensor) -> Tensor:
+    """Return the hidden states [batch, places, hidden] at `places` [batch, places] of hidden [batch, seq,
+    hidden]; at a negative place the first one's.
+    """
+    index = places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(1, index)
+
+
+class MaskedHead(LMHead):
+    """A layer with GELU and a norm, then the vocabulary: BERT's head for masked tokens.
+
+    The layer is of the few hidden states that are predicted alone, where their places are given.
+    """
+
+    def __init__(self, hidden: int, vocab: int, *, norm_kind: str, norm_eps: float, biases: bool) -> None:
+        super().__init__(hidden, vocab, bias=True)
+        self.transform = nn.ModuleDict(
+            {"dense": Linear(hidden, hidden, bias=biases), "norm": norm(norm_kind, hidden, norm_eps, biases)}
+        )
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        hits: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """hidden [batch, seq, hidden] → logits [batch, seq, vocab]; with targets [batch, places] → [batch],
+        nats.
+
+        hits: bool [batch, places], filled with whether each counted target has the largest logit.
+        places: where the targets are, [batch, places]; a target at a negative place is not counted. None: at
+            every place in turn.
+        """
+        if places is not None:
+            hidden = at_places(hidden, places)
+            if targets is not None:
+                targets = targets.masked_fill(places < 0, IGNORED)
+        hidden = self.transform["norm"](F.gelu(self.transform["dense"](hidden)))
+        return super().forward(hidden, targets, hits)
+
+
+class NextSentence(nn.Module):
+    """From one hidden state of a row: whether the row's second sentence follows its first (BERT's pooler and
+    classifier). Class 0: it does; class 1: it is from elsewhere.
+    """
+
+    def __init__(self, hidden: int, *, biases: bool) -> None:
+        super().__init__()
+        self.pooler = Linear(hidden, hidden, bias=biases)
+        self.classifier = Linear(hidden, 2, bias=biases)
+
+    def forward(self, hidden: Tensor, place: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """hidden [batch, seq, hidden] → logits [batch, 2]; with labels [batch] → [batch, 2]: the negative
+        log-likelihood in nats and whether the label has the larger logit, both 0 where the label is IGNORED
+        or the place negative.
+
+        place: of the hidden state, [batch, 1]; None: the first.
+        """
+        pooled = hidden[:, 0] if place is None else at_places(hidden, place)[:, 0]
+        logits = self.classifier(torch.tanh(self.pooler(pooled)))
+        if labels is None:
+            return logits
+        if place is not None:
+            labels = labels.masked_fill(place[:, 0] < 0, IGNORED)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = F.cross_entropy(exact, labels, ignore_index=IGNORED, reduction="none")
+        return torch.stack((nll, (exact.argmax(dim=1) == labels).to(nll.dtype)), dim=1)

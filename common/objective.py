@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,3 +61,72 @@ class Objective(Protocol):
         stage's, with one entry a row. A row's loss depends on that row alone.
         """
         ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """An objective that an evaluation measures by more than its loss: accuracy, for instance.
+
+    measures: names of the figures.
+    """
+
+    @property
+    def measures(self) -> tuple[str, ...]: ...
+
+    def measure(self, output: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return float [measures, 2]: of each figure the sum and the count over the rows of a micro-batch.
+        The engine sums both over all batches and ranks; the figure is the quotient. Arguments as of
+        `Objective.loss`.
+        """
+        ...
+
+
+@runtime_checkable
+class ComparesRows(Protocol):
+    """An objective whose loss compares the rows of the whole global batch: contrastive ones.
+
+    An objective implements it beside `Objective` by having its methods. The model's output is float
+    [rows, features]: a row's embeddings and, in further columns, the row's copies of learnt numbers such as a
+    temperature, whose gradients so come back through the output too. Under context parallelism the sum of
+    the ranks' outputs is a row's output. The engine calls `loss_of_rows` with the outputs of all rows, in
+    place of `Objective.loss`; the loss of a step depends on neither micro-batches nor ranks. The gradient
+    with respect to all outputs is taken, so nothing is to be detached.
+
+    measures: names of the figures of an evaluation, beside the loss.
+    """
+
+    @property
+    def measures(self) -> tuple[str, ...]: ...
+
+    def counted(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Tensor:
+        """Return bool [rows]: whether a row takes part, as an anchor and as a negative; no padding does.
+        Arguments as of `Objective.inputs`.
+        """
+        ...
+
+    def loss_of_rows(self, mine: Tensor, every: Tensor, counted: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Return (losses, counts) of some rows against all, each float32 [n]; see `Objective.loss`.
+
+        mine: outputs [n, features] of rows first … first + n - 1 of the global batch.
+        every: outputs [G, features] of all its rows.
+        counted: bool [G]; a row that is not counted has loss 0 and count 0, and is no row's negative.
+        first: the number of the first row of `mine` in `every`.
+        """
+        ...
+
+    def measure_rows(self, mine: Tensor, every: Tensor, counted: Tensor, first: int) -> Tensor:
+        """Return float [measures, 2]: of each figure the sum and the count over the rows `mine`. Arguments as
+        of `loss_of_rows`.
+        """
+        ...
+
+    def bounded(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the whole loss with respect to `rows`, each [n, features], without what
+        would move a learnt number out of its bounds.
+        """
+        ...
+
+
+def measures_of(objective: Objective) -> tuple[str, ...]:
+    """Return the names of the figures of an evaluation, beside the loss."""
+    return objective.measures if isinstance(objective, (Measures, ComparesRows)) else ()

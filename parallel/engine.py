@@ -13,7 +13,7 @@ ShardedParameters; it makes the other two from DeepSpeed's own tensors.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -131,11 +131,13 @@ class Evaluation:
     loss_sum: over all targets that were evaluated, in nats.
     count: the number of these targets.
     stop: some rank was asked to stop.
+    measures: name → (sum, count) of each further figure of the objective; see `common.objective.Measures`.
     """
 
     loss_sum: float
     count: float
     stop: bool
+    measures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -167,8 +169,12 @@ class Engine(Protocol):
         stop, exchange: of this rank; the result has them of all ranks.
         """
 
-    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
-        """Forward over the batches of all data ranks, each of which must have equally many."""
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False, last: bool = True) -> Evaluation:
+        """Forward over the batches of all data ranks, each of which must have equally many.
+
+        last: no more batches of the same held-out set follow. An objective that compares rows compares those
+            of all calls up to the last: the calls before it return sums of 0. A request to stop drops them.
+        """
 
     def chunks(self) -> list[Chunk]:
         """Weights and optimiser state of this rank."""

@@ -9,14 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.objective import ModelInputs, Objective
+from common.objective import ComparesRows, Measures, ModelInputs, Objective, measures_of
 from parallel.deepspeed_engine import start
 from parallel.deepspeed_engine.masters import Masters
 from parallel.deepspeed_engine.optim import FlatAdamW
 from parallel.engine import Chunk, Evaluation, Micro, StepResult
+from parallel.gradients.comparison import Comparison, Outputs
 from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
+from parallel.layout.mesh import Axis
 from parallel.relied_on import insist
 from parallel.world.runtime import Runtime
 
@@ -47,6 +49,12 @@ class DeepSpeedEngine:
     ) -> None:
         self._engine, self._optimizer, self._masters = engine, optimizer, masters
         self._objective, self._sources = objective, sources
+        self._measures = measures_of(objective)
+        self._comparison: Comparison | None = None
+        if isinstance(objective, ComparesRows):
+            group = dist.group.WORLD if layout.world > 1 else None
+            self._comparison = Comparison(objective, Axis(runtime.rank, layout.dp, group), Axis(0, 1, None))
+        self._compared: list[Outputs] = []  # of an evaluation that goes on
         self._layout, self._runtime = layout, runtime
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._grad_norm = math.inf
@@ -99,6 +107,9 @@ class DeepSpeedEngine:
         """Run forward and backward of factor × loss over the micro-batches. Return this rank's sums."""
         sums = Sums(self._sources, 2, self._runtime.device)
         self._engine.train()
+        if self._comparison is not None:
+            self._accumulate_compared(self._comparison, batches, factor, sums)
+            return sums
         for number, batch in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             inputs, source = self._inputs(batch)
@@ -106,6 +117,28 @@ class DeepSpeedEngine:
             self._engine.backward(losses.sum() * factor, scale_wrt_gas=False)
             sums.add(losses, counts, source)
         return sums
+
+    def _accumulate_compared(
+        self, comparison: Comparison, batches: Sequence[Micro], factor: float, sums: Sums
+    ) -> None:
+        """The two passes of `gradients.comparison`."""
+        with torch.no_grad():
+            outputs = [self._output(comparison, batch) for batch in batches]
+        found = comparison.compare(Outputs.joined(outputs), factor)
+        sources = [batch.tensors["source"] for batch in batches if "source" in batch.tensors]
+        sums.add(found.losses, found.counts, torch.cat(sources).to(self._runtime.device) if sources else None)
+        assert found.seeds is not None
+        seeds = found.seeds.split([len(one.rows) for one in outputs])
+        for number, batch in enumerate(batches):
+            self._engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
+            inputs, _ = self._inputs(batch)
+            output = self._engine(inputs.x, **inputs.kwargs)
+            self._engine.backward((output * seeds[number]).sum(), scale_wrt_gas=False)
+
+    def _output(self, comparison: Comparison, batch: Micro) -> Outputs:
+        inputs, _ = self._inputs(batch)
+        counted = comparison.objective.counted(batch.tensors, batch.sequences)
+        return comparison.whole(self._engine(inputs.x, **inputs.kwargs), counted.to(self._runtime.device))
 
     def _inputs(self, batch: Micro) -> tuple[ModelInputs, Tensor | None]:
         """(the model's inputs, the data source of each row where that is known)."""
@@ -159,16 +192,28 @@ class DeepSpeedEngine:
     # -- evaluation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
-        """Over the batches of all data ranks, which must give equally many."""
-        sums = Sums(0, 2, self._runtime.device)
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False, last: bool = True) -> Evaluation:
+        """See `engine.Engine.evaluate`."""
+        sums = Sums(len(self._measures), 2, self._runtime.device)
         self._engine.eval()
         for batch in batches:
+            if self._comparison is not None:
+                self._compared.append(self._output(self._comparison, batch))
+                continue
             inputs, _ = self._inputs(batch)
             output = self._engine(inputs.x, **inputs.kwargs)
             sums.add(*self._objective.loss(output, inputs), None)
-        stops, _, loss_sum, count, _ = self._reduce(sums, stop)
-        return Evaluation(loss_sum, count, stops > 0)
+            if isinstance(self._objective, Measures):
+                sums.measure(self._objective.measure(output, inputs))
+        if self._comparison is not None and last and self._compared:
+            found = self._comparison.compare(Outputs.joined(self._compared))
+            sums.add(found.losses, found.counts, None)
+            assert found.figures is not None
+            sums.measure(found.figures)
+        stops, _, loss_sum, count, figures = self._reduce(sums, stop)
+        if last or stops:
+            self._compared.clear()
+        return Evaluation(loss_sum, count, stops > 0, dict(zip(self._measures, figures, strict=True)))
 
     # -- state ----------------------------------------------------------------------------------------------
 

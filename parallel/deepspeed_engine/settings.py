@@ -94,6 +94,7 @@ def deepspeed_config(
     largest: elements of the model's largest tensor.
     """
     bucket = max(largest, min(elements, _REDUCE_BUCKET_ELEMENTS))
+    bucket += bucket % 2  # DeepSpeed refuses an odd size
     zero: dict[str, Any] = {
         "stage": layout.zero,
         "reduce_bucket_size": bucket,

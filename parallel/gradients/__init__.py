@@ -1,6 +1,7 @@
 """How gradients are added up over ranks, scaled and divided.
 
 sums.py               losses, counts and what else a step's one reduction carries
+comparison.py         losses that compare the rows of the global batch, and ∂loss/∂output of each row
 scaling.py            law 3's arithmetic: loss factor, one division, clipping, fp16's loss scale
 
 The torch engine has three ways to add up over the data ranks, behind the interface `replicas.Reductions`.

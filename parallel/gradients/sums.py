@@ -35,6 +35,12 @@ class Sums:
             # A product rather than scattered additions, which a GPU does in any order.
             self._by_source += rows @ (source[:, None] == self._numbers).double()
 
+    def measure(self, figures: Tensor) -> None:
+        """figures: float [sources, 2], the sum and the count of each figure of an evaluation, which take the
+        place of the sources there.
+        """
+        self._by_source += figures.T.double()
+
 
 BySource = tuple[tuple[float, float], ...]
 """(loss sum, count) of each data source."""

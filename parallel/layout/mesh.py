@@ -102,6 +102,25 @@ def _axis(mesh: DeviceMesh) -> Axis:
     return Axis(mesh.get_local_rank(), mesh.size(), mesh.get_group() if mesh.size() > 1 else None)
 
 
+def data_axis(layout: Layout, mesh: Mesh) -> Axis:
+    """This rank among the data ranks alone, in the order in which they divide the global batch.
+
+    Collective over the world where no axis of `mesh` is that: a group is made.
+    """
+    if layout.dp == 1:
+        return _ALONE
+    rank = layout.data_rank(dist.get_rank())
+    for axis in (mesh.replicate, mesh.shard):
+        if layout.cp == 1 and axis.size == layout.dp:
+            return Axis(rank, layout.dp, axis.group)
+    places = {rank: layout.place_of(rank) for rank in range(layout.world)}
+    apart = sorted({(place.pp, place.cp, place.tp) for place in places.values()})
+    group, _ = dist.new_subgroups_by_enumeration(
+        [[rank for rank, place in places.items() if (place.pp, place.cp, place.tp) == one] for one in apart]
+    )
+    return Axis(rank, layout.dp, group)
+
+
 def end_to_end_group(layout: Layout, first: int, last: int) -> dist.ProcessGroup | None:
     """The group of the two ranks that hold this rank's tied parameters: in pipeline ranks `first` and `last`.
 

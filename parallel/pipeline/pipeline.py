@@ -78,15 +78,23 @@ class Pipeline:
     def has_last(self) -> bool:
         return self._layout.stages - 1 in self.stages
 
-    def train(self, inputs: Sequence[ModelInputs], loss: Callable[[Tensor, int], Tensor]) -> None:
+    def train(
+        self,
+        inputs: Sequence[ModelInputs],
+        loss: Callable[[Tensor, int], Tensor],
+        *,
+        features: int | None = None,
+    ) -> None:
         """Forward and backward of all micro-batches; gradients accumulate in the parameters.
 
         loss: (last stage's output, number of the micro-batch) → the tensor that backward starts from.
             Not a view: it is detached in place afterwards, which a view does not allow. Called on the last
             stage.
+        features: the last stage's output is [rows, features]; None: [rows], one loss for each row. Of no
+            account on ranks without the last stage.
         """
         count = len(inputs)
-        schedule, sends = self._schedule(inputs[0].x, count)
+        schedule, sends = self._schedule(inputs[0].x, count, features)
         self._loss = loss
         kwargs = {name: torch.cat([one.kwargs[name] for one in inputs]) for name in inputs[0].kwargs}
         x = (torch.cat([one.x for one in inputs]),) if self.has_first else ()
@@ -162,16 +170,17 @@ class Pipeline:
         batch, seq, *rest = self._hidden_shape(tuple(x.shape))
         return (batch, seq // self._tp, *rest)
 
-    def _schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
+    def _schedule(self, x: Tensor, micro_batches: int, features: int | None) -> tuple[Any, Sends]:
         key = (micro_batches, *x.shape)
         if key not in self._schedules:
-            self._schedules[key] = self._make_schedule(x, micro_batches)
+            self._schedules[key] = self._make_schedule(x, micro_batches, features)
         return self._schedules[key]
 
-    def _make_schedule(self, x: Tensor, micro_batches: int) -> tuple[Any, Sends]:
+    def _make_schedule(self, x: Tensor, micro_batches: int, features: int | None) -> tuple[Any, Sends]:
         # Shapes are given, so that no stage has to run forward and backward to find them out.
         hidden = torch.empty(self._boundary(x), dtype=self._dtype, device="meta", requires_grad=True)
-        result = torch.empty(len(x), device="meta", requires_grad=True)  # one loss for each row
+        result_shape = (len(x),) if features is None else (len(x), features)
+        result = torch.empty(result_shape, device="meta", requires_grad=True)
         last = self._layout.stages - 1
         traits = SCHEDULES[self._layout.schedule]
         stages = []

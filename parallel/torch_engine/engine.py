@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
-from common.objective import Objective
+from common.objective import ComparesRows, Objective, measures_of
 from common.precision import Precision, torch_dtype
 from parallel.engine import (
     Chunk,
@@ -21,10 +21,11 @@ from parallel.engine import (
     OptimizerFactory,
     StepResult,
 )
+from parallel.gradients.comparison import Comparison
 from parallel.gradients.scaling import Normalisation
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
-from parallel.layout.mesh import Mesh
+from parallel.layout.mesh import Mesh, data_axis
 from parallel.parameters.sharded_parameter import ShardedParameter
 from parallel.parameters.whole_matrices import WholeMatrices
 from parallel.torch_engine.local_gradients import LocalGradients, make_reductions
@@ -85,6 +86,7 @@ class TorchEngine:
     ) -> None:
         self._layout, self._mesh, self._rank = layout, mesh, rank
         self._sources, self._device = sources, device
+        self._measures = measures_of(objective)
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._parameters = parallelized.parameters
         self._modules = list(parallelized.stages.values())
@@ -105,6 +107,7 @@ class TorchEngine:
             self._gradients,
             mesh=mesh,
             device=device,
+            comparison=_comparison(objective, layout, mesh),
         )
         self._addresses = [parameter.tensor.data_ptr() for parameter in self._parameters]
         self._optimizer: LocalOptimizer = optimizer_factory(
@@ -205,16 +208,19 @@ class TorchEngine:
         self._optimizer.step()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False) -> Evaluation:
-        """Forward over the batches of all data ranks, each of which must have equally many."""
+    def evaluate(self, batches: Iterable[Micro], *, stop: bool = False, last: bool = True) -> Evaluation:
+        """See `engine.Engine.evaluate`."""
         assert self._passes is not None, "the engine is closed"
-        sums = Sums(0, 1, self._device)
-        self._passes.evaluate(batches, sums)
+        sums = Sums(len(self._measures), 1, self._device)
+        self._passes.evaluate(batches, sums, last=last)
         sums.others[0] = float(stop)
         if self._layout.world > 1:
             dist.all_reduce(sums.packed)
-        stops, loss_sum, count = sums.packed.tolist()
-        return Evaluation(loss_sum, count, stops > 0)
+        stops, *rest = sums.packed.tolist()
+        if stops:
+            self._passes.forget_compared()
+        loss_sum, count, figures = unpack(rest)
+        return Evaluation(loss_sum, count, stops > 0, dict(zip(self._measures, figures, strict=True)))
 
     def chunks(self) -> list[Chunk]:
         """Master weights and optimiser state, as live memory; parameters without an element here left out."""
@@ -252,6 +258,13 @@ class TorchEngine:
             if was != p.address and p.tensor.numel()
         ]
         assert not moved, f"{moved[0]} lies elsewhere than when the engine was built"
+
+
+def _comparison(objective: Objective, layout: Layout, mesh: Mesh) -> Comparison | None:
+    """None where a row's loss depends on that row alone."""
+    if not isinstance(objective, ComparesRows):
+        return None
+    return Comparison(objective, data_axis(layout, mesh), mesh.cp)
 
 
 def _pipeline(

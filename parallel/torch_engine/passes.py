@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.objective import ModelInputs, Objective
+from common.objective import Measures, ModelInputs, Objective
 from parallel.engine import Micro
+from parallel.gradients.comparison import Comparison, Outputs
 from parallel.gradients.replicas import Reductions
 from parallel.gradients.sums import Sums
 from parallel.layout.mesh import Mesh
@@ -27,6 +28,7 @@ class Passes:
     reductions: add gradients up over the data ranks; told before each backward, except in a pipeline.
     gradients: takes each micro-batch's gradients but the last's where `reductions.adds_up` is False, except
         in a pipeline.
+    comparison: of the rows of the global batch; None where a row's loss depends on that row alone.
     """
 
     def __init__(
@@ -39,8 +41,11 @@ class Passes:
         *,
         mesh: Mesh,
         device: torch.device,
+        comparison: Comparison | None = None,
     ) -> None:
         self._stages, self._pipeline, self._objective = stages, pipeline, objective
+        self._comparison = comparison
+        self._compared: list[Outputs] = []
         self._reductions, self._gradients = reductions, gradients
         self._mesh, self._device = mesh, device
 
@@ -53,7 +58,9 @@ class Passes:
             return losses.sum() * factor
 
         self._set_mode(training=True)
-        if self._pipeline is not None:
+        if self._comparison is not None:
+            self._train_comparing(self._comparison, batches, sums, factor)
+        elif self._pipeline is not None:
             fed = [self._inputs(batch) for batch in batches]
             self._pipeline.train(
                 [inputs for inputs, _ in fed], lambda output, number: scaled_loss(output, *fed[number])
@@ -73,15 +80,84 @@ class Passes:
             if not (last or self._reductions.adds_up):
                 self._gradients.take()
 
-    def evaluate(self, batches: Iterable[Micro], sums: Sums) -> None:
-        """Forward over the batches; add their losses to `sums`."""
+    def _train_comparing(
+        self, comparison: Comparison, batches: Sequence[Micro], sums: Sums, factor: float
+    ) -> None:
+        """The two passes of `gradients.comparison`."""
+
+        def compare(outputs: Sequence[Outputs]) -> Sequence[Tensor]:
+            """Add the losses to `sums`, and return the seeds of each micro-batch."""
+            found = comparison.compare(Outputs.joined(outputs), factor)
+            if self._mesh.cp.rank == 0:  # the ranks that share sequences have the same losses
+                sources = [batch.tensors["source"] for batch in batches if "source" in batch.tensors]
+                source = torch.cat(sources).to(self._device) if sources else None
+                sums.add(found.losses, found.counts, source)
+            assert found.seeds is not None
+            return found.seeds.split([len(one.rows) for one in outputs])
+
+        if self._pipeline is None:
+            self._compare_one_module(comparison, batches, compare)
+            return
+        fed = [self._inputs(batch)[0] for batch in batches]
+        outputs: list[Outputs] = []
+        self._pipeline.evaluate(
+            fed, lambda output, number: outputs.append(self._output(comparison, output, batches[number]))
+        )
+        seeds: Sequence[Tensor] = compare(outputs) if self._pipeline.has_last else []
+        features = seeds[0].shape[1] if seeds else None
+        self._pipeline.train(fed, lambda output, number: (output * seeds[number]).sum(), features=features)
+
+    def _compare_one_module(
+        self,
+        comparison: Comparison,
+        batches: Sequence[Micro],
+        compare: Callable[[Sequence[Outputs]], Sequence[Tensor]],
+    ) -> None:
+        (model,) = self._stages
+        outputs = []
+        with torch.no_grad():
+            for batch in batches[:-1]:
+                inputs, _ = self._inputs(batch)
+                outputs.append(self._output(comparison, model(inputs.x, **inputs.kwargs), batch))
+        # The last micro-batch runs forward once: its backward is the first.
+        self._reductions.before_backward(last=len(batches) == 1)
+        inputs, _ = self._inputs(batches[-1])
+        output = model(inputs.x, **inputs.kwargs)
+        outputs.append(self._output(comparison, output, batches[-1]))
+        seeds = compare(outputs)
+        for number in (len(batches) - 1, *range(len(batches) - 1)):
+            last = number == len(batches) - 2 or len(batches) == 1
+            if number < len(batches) - 1:
+                self._reductions.before_backward(last=last)
+                inputs, _ = self._inputs(batches[number])
+                output = model(inputs.x, **inputs.kwargs)
+            output.backward(seeds[number].to(output.dtype))
+            del output
+            if not (last or self._reductions.adds_up):
+                self._gradients.take()
+
+    def _output(self, comparison: Comparison, output: Tensor, batch: Micro) -> Outputs:
+        counted = comparison.objective.counted(batch.tensors, batch.sequences)
+        return comparison.whole(output, counted.to(self._device))
+
+    def evaluate(self, batches: Iterable[Micro], sums: Sums, *, last: bool = True) -> None:
+        """Forward over the batches; add their losses to `sums`.
+
+        last: no more batches of the same rows follow. Rows that are compared with one another are so after
+            the last ones, with those of all calls before.
+        """
         self._set_mode(training=False)
+        if self._comparison is not None:
+            self._evaluate_comparing(self._comparison, batches, sums, last=last)
+            return
 
         def take(output: Tensor, inputs: ModelInputs) -> None:
             # Every tp rank has computed the same loss, which counts once; in training `TorchEngine._reduce`
             # sees to that.
             if self._mesh.tp.rank == 0:
                 sums.add(*self._objective.loss(output, inputs), None)
+                if isinstance(self._objective, Measures):
+                    sums.measure(self._objective.measure(output, inputs))
 
         if self._pipeline is not None:
             all_inputs = [self._inputs(batch)[0] for batch in batches]
@@ -91,6 +167,35 @@ class Passes:
             for batch in batches:
                 inputs, _ = self._inputs(batch)
                 take(model(inputs.x, **inputs.kwargs), inputs)
+
+    def forget_compared(self) -> None:
+        """Drop the rows of an evaluation that was not finished."""
+        self._compared.clear()
+
+    def _evaluate_comparing(
+        self, comparison: Comparison, batches: Iterable[Micro], sums: Sums, *, last: bool
+    ) -> None:
+        if self._pipeline is not None:
+            given = list(batches)
+            self._pipeline.evaluate(
+                [self._inputs(batch)[0] for batch in given],
+                lambda output, number: self._compared.append(self._output(comparison, output, given[number])),
+            )
+        else:
+            (model,) = self._stages
+            for batch in batches:
+                inputs, _ = self._inputs(batch)
+                output = model(inputs.x, **inputs.kwargs)
+                self._compared.append(self._output(comparison, output, batch))
+        if not last:
+            return
+        seen, self._compared = self._compared, []
+        if seen:
+            found = comparison.compare(Outputs.joined(seen))
+            if self._mesh.tp.rank == self._mesh.cp.rank == 0:
+                sums.add(found.losses, found.counts, None)
+                assert found.figures is not None
+                sums.measure(found.figures)
 
     def _set_mode(self, *, training: bool) -> None:
         for module in self._stages:

@@ -4,7 +4,7 @@ text.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,11 +22,29 @@ BATCHES = 16
 @dataclass(frozen=True)
 class HeldoutResult:
     """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents
-    evaluated; NaN where those are not known (see `HeldoutLoader.text_bytes`).
+    evaluated; NaN where those are not known (see `HeldoutLoader.text_bytes`). `measures`: the further figures
+    of the objective, such as an accuracy, by name.
     """
 
     loss: float
     bits_per_byte: float
+    measures: dict[str, float] = field(default_factory=dict)
+
+    def record(self) -> dict[str, float]:
+        """Return the figures that are known, by name: what has no bytes of text has no bits per byte."""
+        found = {"loss": self.loss}
+        if self._has_bits:
+            found["bits_per_byte"] = self.bits_per_byte
+        return found | self.measures
+
+    @property
+    def _has_bits(self) -> bool:
+        return math.isnan(self.loss) or not math.isnan(self.bits_per_byte)
+
+    def __str__(self) -> str:
+        bits = f"{self.bits_per_byte:.4f} bits per byte, " if self._has_bits else ""
+        further = (f", {name} {value:.4f}" for name, value in self.measures.items())
+        return f"{bits}loss {self.loss:.4f}{''.join(further)}"
 
 
 class Evaluator:
@@ -71,20 +89,26 @@ class Evaluator:
         results = {}
         for heldout in self.sets:
             loss_sum = count = 0.0
+            measures: dict[str, tuple[float, float]] = {}
             batches: Iterator[Any] = iter(heldout)
-            for _ in range(0, len(heldout), self._together):
+            for first in range(0, len(heldout), self._together):
                 with self._phases.main.inside(EVALUATION, detail=heldout.name):
                     read = self._ranks.together(partial(self._read, batches))
-                    part = engine.evaluate(read, stop=stopping())
+                    last = first + self._together >= len(heldout)
+                    part = engine.evaluate(read, stop=stopping(), last=last)
                 if part.stop:
                     return None
                 loss_sum += part.loss_sum
                 count += part.count
+                for name, (more, of_more) in part.measures.items():
+                    total, of_total = measures.get(name, (0.0, 0.0))
+                    measures[name] = (total + more, of_total + of_more)
             results[heldout.name] = HeldoutResult(
                 loss=loss_sum / max(1.0, count),
                 bits_per_byte=(
                     loss_sum / math.log(2.0) / heldout.text_bytes if heldout.text_bytes else math.nan
                 ),
+                measures={name: total / max(1.0, of_total) for name, (total, of_total) in measures.items()},
             )
         return results
 

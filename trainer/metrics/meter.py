@@ -4,7 +4,7 @@ samples, the trackers and the live line.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from parallel.engine import Engine, Micro, StepResult
@@ -198,14 +198,11 @@ class Meter:
     def evaluation(self, state: TrainState, results: Mapping[str, "HeldoutResult"]) -> None:
         """Record an evaluation made after `state.step`."""
         if self._writes:
-            record = {"step": state.step, "eval": {name: asdict(result) for name, result in results.items()}}
+            record = {"step": state.step, "eval": {name: result.record() for name, result in results.items()}}
             self._metrics.write(record)
             self._trackers.log(record, state.step)
             for name, result in results.items():
-                self._progress.print_line(
-                    f"step {state.step}: held-out {name}: {result.bits_per_byte:.4f} bits per byte,"
-                    f" loss {result.loss:.4f}"
-                )
+                self._progress.print_line(f"step {state.step}: held-out {name}: {result}")
         self._speed.go()
 
     def stopped(self, state: TrainState) -> None:

@@ -36,6 +36,27 @@ class VocabParallel(Protocol):
         """Compute with the rows in `weight` as a part of the vocabulary. Called once `weight` is split."""
 
 
+@dataclass(frozen=True)
+class TokenLoss:
+    """What is minimised beside the negative log-likelihood of a target, of logits z with log Z = log Σ exp z.
+
+    z_loss: λ of λ · (log Z)² (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, section 5).
+    label_smoothing: ε: the target has the probability 1 - ε, and ε is spread evenly over the vocabulary, the
+        target included (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    """
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+@runtime_checkable
+class HasTokenLoss(Protocol):
+    """A module that computes losses of tokens."""
+
+    def set_token_loss(self, options: TokenLoss) -> None:
+        """Minimise this while training; in evaluation the loss is the negative log-likelihood."""
+
+
 @runtime_checkable
 class SharesSequence(Protocol):
     """A model whose forward needs to know that ranks share each sequence (context parallelism)."""

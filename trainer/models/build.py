@@ -7,16 +7,19 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from common.module_interfaces import HasTokenLoss, TokenLoss
 from trainer.models.config import ModelConfig
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def build_model(cfg: ModelConfig) -> nn.Module:
+def build_model(cfg: ModelConfig, token_loss: TokenLoss | None = None) -> nn.Module:
     """Return the model that `cfg` describes, on the current default device (`with torch.device("meta"):`).
 
     Parameters hold torch's default values: the engine draws them by the model's plan.
+
+    token_loss: what modules that compute losses of tokens are to minimise; None: the negative log-likelihood.
 
     Raises:
         ValueError: one line: there is no such class, or it holds a module whose result would depend on the
@@ -29,7 +32,20 @@ def build_model(cfg: ModelConfig) -> nn.Module:
     model: nn.Module = made(cfg)
     for wrong in _refused(model):
         raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
+    if token_loss is not None:
+        _set_token_loss(model, token_loss, cfg)
     return model
+
+
+def _set_token_loss(model: nn.Module, token_loss: TokenLoss, cfg: ModelConfig) -> None:
+    heads = [module for module in model.modules() if isinstance(module, HasTokenLoss)]
+    for head in heads:
+        head.set_token_loss(token_loss)
+    if not heads and token_loss != TokenLoss():
+        given = f"objective.z_loss={token_loss.z_loss:g}, label_smoothing={token_loss.label_smoothing:g}"
+        raise ValueError(
+            f"{given}: no module of model.kind={cfg.kind!r} computes a token's loss with them: set both to 0"
+        )
 
 
 def _refused(model: nn.Module) -> Iterator[str]:

@@ -8,9 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from common.module_interfaces import TokenLoss
+
 if TYPE_CHECKING:
     from data.config import DataConfig
     from trainer.models.config import ModelConfig
+
+
+ZLoss = Annotated[
+    float,
+    "λ · (log Z)² is added to a target's loss while training, so that the softmax's Z stays near 1; in PaLM "
+    "1e-4",
+    "≥ 0",
+]
+LabelSmoothing = Annotated[
+    float,
+    "this share of a target's probability is spread evenly over the vocabulary while training",
+    "≥ 0",
+    "< 1",
+]
 
 
 class ObjectiveConfig:
@@ -47,6 +63,10 @@ class ObjectiveConfig:
         """
         return ()
 
+    def token_loss(self) -> TokenLoss:
+        """Return what is minimised beside the negative log-likelihood of a token."""
+        return TokenLoss()
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """Raise a ValueError of one line, before any rank starts, that names the first key of the model or
         the data that does not go with this objective. `needs` is checked before.
@@ -62,3 +82,8 @@ class CausalLMConfig(ObjectiveConfig):
     scores_text: ClassVar[bool] = True
 
     kind: Annotated[Literal["causal_lm"], "which objective; causal_lm: the next token"] = "causal_lm"
+    z_loss: ZLoss = 0.0
+    label_smoothing: LabelSmoothing = 0.0
+
+    def token_loss(self) -> TokenLoss:
+        return TokenLoss(self.z_loss, self.label_smoothing)

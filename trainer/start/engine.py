@@ -30,7 +30,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout, context: Objec
             runtime=runtime,
             cfg=cfg.parallel,
             plan=plan,
-            model_factory=lambda: build_model(cfg.model),
+            model_factory=lambda: build_model(cfg.model, cfg.objective.token_loss()),
             objective=build_objective(cfg.objective, context),
             optimizer_factory=optimizer,
             precision=cfg.train.precision,

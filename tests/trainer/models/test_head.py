@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.module_interfaces import BuffersGradient, FusesKernels, VocabParallel, VocabShard
+from common.module_interfaces import BuffersGradient, FusesKernels, HasTokenLoss, VocabParallel, VocabShard
 from common.objective import IGNORED
 from ranks import RankContext, RankPools
 from trainer.models.layers import cross_entropy
@@ -196,7 +196,7 @@ def test_no_tensor_comes_near_the_full_logits() -> None:
 
 def test_the_head_has_the_interfaces_that_parallel_looks_for() -> None:
     """Without one of them the head would be left whole, uncompiled or with a buffer for each micro-batch."""
-    for interface in (VocabParallel, FusesKernels, BuffersGradient):
+    for interface in (VocabParallel, HasTokenLoss, FusesKernels, BuffersGradient):
         assert isinstance(LMHead(8, 12), interface)
         assert not isinstance(torch.nn.Linear(8, 12), interface)
 

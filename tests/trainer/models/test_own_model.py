@@ -70,7 +70,7 @@ def test_it_is_found_in_the_working_directory_and_written_as_it_was_given(here: 
 
 @pytest.mark.parametrize(("kind", "override", "message"), [
     ("{}:Mime", "", "own_refused.py has no Mime; did you mean own_refused:Mine?"),
-    ("{}:Half", "", "Half has no model_class, vocab, check, check_seq_len, check_layout, plan, block_counts"),
+    ("{}:Half", "", "Half has no model_class, offers, vocab, check, check_seq_len, check_layout, "),
     ("{}:made", "", "made is not a dataclass"),
     ("{}:Unreadable", "", "Unreadable has a field whose type cannot be read: name 'Nowhere' is not defined"),
     ("{}.deeper:Mine", "", "no module 'own_refused.deeper': the package is"),

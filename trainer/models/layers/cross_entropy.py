@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.module_interfaces import VocabShard
+from common.module_interfaces import TokenLoss, VocabShard
 from common.objective import IGNORED
 from trainer.models.layers.known_gradients import GradientSum, HiddenGradient, WeightGradient, add_product
-from trainer.models.layers.softmax import FusedSoftmax, Softmax
+from trainer.models.layers.softmax import FusedSoftmax, Smoothing, Softmax
 
 
 def chunked_nll_sum(
@@ -25,6 +25,8 @@ def chunked_nll_sum(
     bias: Tensor | None = None,
     bias_gradients: GradientSum | None = None,
     hits: Tensor | None = None,
+    options: TokenLoss | None = None,
+    vocab: int = 0,
 ) -> Tensor:
     """Σ over counted rows of -log softmax(hidden weightᵀ + bias)[target], in nats: [sequences], float32.
 
@@ -41,6 +43,8 @@ def chunked_nll_sum(
     bias: [vocab], split as `weight` is; None: none.
     bias_gradients: as `gradients`, of the bias.
     hits: bool [rows], filled with whether the target is counted and has the largest logit; None: not told.
+    options: what is added to a row's loss; None: nothing.
+    vocab: rows of the whole output matrix, of which `weight` may be a shard; 0: those of `weight`.
 
     The softmax is computed in float32 (float64 for float64 arguments), the weight's gradient is added up in
     float32. Gradients are those of the total over the sequences: backward has to bring one factor for all of
@@ -52,6 +56,7 @@ def chunked_nll_sum(
     `hidden` is a *partial* one, whose sum over the group is the whole gradient. That holds where every rank
     runs backward with the same factor. One small all-gather a chunk, and no message in backward.
     """
+    smoothing = Smoothing.of(options or TokenLoss(), vocab or weight.shape[0])
     chunk = chunk or _rows_at_a_time(weight, hidden.shape[0], fused=compiler is not None)
     grad = torch.is_grad_enabled()
     weight_grad = bias_grad = None
@@ -73,6 +78,7 @@ def chunked_nll_sum(
             chunk,
             shard,
             compiler,
+            smoothing,
             wants_hidden,
             weight_grad,
             softcap,
@@ -98,6 +104,7 @@ def _losses_and_gradients(
     chunk: int,
     shard: VocabShard | None,
     compiler: str | None,
+    smoothing: Smoothing | None,
     wants_hidden: bool,
     weight_grad: Tensor | None,
     softcap: float,
@@ -130,15 +137,15 @@ def _losses_and_gradients(
         exact_product = product if logits is products else logits[: len(product)].copy_(product)
         softmax: Softmax | FusedSoftmax
         if compiler is None:
-            softmax = Softmax.of(exact_product, columns[part], here[part], shard)
+            softmax = Softmax.of(exact_product, columns[part], here[part], shard, smoothing)
         else:
-            softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler)
-        losses[part] = softmax.nll() * counted[part]
+            softmax = FusedSoftmax.of(product, columns[part], here[part], shard, compiler, smoothing)
+        losses[part] = softmax.loss() * counted[part]
         if hits is not None:
-            hits[part] = (softmax.at_target >= softmax.peak) & counted[part]
+            hits[part] = (softmax.numbers.at_target >= softmax.numbers.peak) & counted[part]
         if hidden_grad is None and weight_grad is None and bias_grad is None:
             continue
-        gradient = softmax.nll_gradient(columns[part], here[part], counted[part])
+        gradient = softmax.loss_gradient(columns[part], here[part], counted[part])
         if slope is not None:
             gradient = gradient.mul_(slope)
         if gradient.dtype != weight.dtype:

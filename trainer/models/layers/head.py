@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.module_interfaces import VocabShard
+from common.module_interfaces import TokenLoss, VocabShard
 from trainer.models.layers.cross_entropy import chunked_nll_sum
 from trainer.models.layers.known_gradients import GradientSum
 
@@ -26,7 +26,8 @@ class LMHead(nn.Module):
     With a part of the vocabulary's rows (`set_vocab_shard`), losses are those of `chunked_nll_sum` with a
     shard; without targets, the logits are those of this rank's rows.
 
-    Implements `VocabParallel`, `FusesKernels` and `BuffersGradient` of `common.module_interfaces`.
+    Implements `VocabParallel`, `HasTokenLoss`, `FusesKernels` and `BuffersGradient` of
+    `common.module_interfaces`.
     """
 
     def __init__(self, hidden: int, vocab: int, *, bias: bool = False, softcap: float = 0.0) -> None:
@@ -36,6 +37,8 @@ class LMHead(nn.Module):
         if not self.weight.is_meta:  # as in layers.Linear
             nn.init.normal_(self.weight, std=hidden**-0.5)
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
+        self._vocab = vocab
+        self._options = TokenLoss()
         self._shard: VocabShard | None = None
         self._compiler: str | None = None
         self._gradients: tuple[GradientSum | None, GradientSum | None] = (None, None)
@@ -44,12 +47,17 @@ class LMHead(nn.Module):
         """Take `weight` and `bias` for a part of the vocabulary's rows."""
         self._shard = shard
 
+    def set_token_loss(self, options: TokenLoss) -> None:
+        """Minimise this while training."""
+        self._options = options
+
     def set_compiler(self, backend: str) -> None:
         """Fuse the passes over a chunk of logits with this torch.compile backend."""
         self._compiler = backend
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, hits: Tensor | None = None) -> Tensor:
-        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats.
+        """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats; while
+        training, with what `set_token_loss` adds.
 
         hits: bool [batch, seq], filled with whether each counted target has the largest logit.
         """
@@ -69,6 +77,8 @@ class LMHead(nn.Module):
             bias=self.bias,
             bias_gradients=bias_gradients,
             hits=None if hits is None else hits.view(-1),
+            options=self._options if self.training else TokenLoss(),
+            vocab=self._vocab,
         )
 
     @contextmanager

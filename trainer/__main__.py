@@ -6,6 +6,7 @@ anything was under way, unless Ctrl-C came twice.
 """
 
 import contextlib
+import os
 import resource
 import signal
 import sys
@@ -39,6 +40,7 @@ def main(arguments: list[str], *, ends_process: bool = False) -> int:
 
     DeepSpeed's launcher passes a local rank before them, which is dropped: LOCAL_RANK has the same number.
     """
+    parent = os.getppid()  # now: a launcher may end in the seconds in which torch is imported
     arguments = _without_local_rank(arguments)
     if arguments in (["-h"], ["--help"]):
         print(f"{USAGE}: one rank of a run; `germinal train` starts them")
@@ -47,7 +49,7 @@ def main(arguments: list[str], *, ends_process: bool = False) -> int:
         return complain(USAGE, WRONG)
     signals = LeaveAtOnce("the first step", announces=True).begin()
     try:
-        return _run(arguments, signals)
+        return _run(arguments, signals, parent)
     finally:
         if not ends_process:
             signals.end()
@@ -60,7 +62,7 @@ def _without_local_rank(arguments: list[str]) -> list[str]:
     return arguments[1 if equals else 2 :]
 
 
-def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
+def _run(arguments: list[str], signals: LeaveAtOnce, parent: int) -> int:
     try:
         cfg = reading.load(arguments[0], arguments[1:])
     except ValueError as error:
@@ -79,7 +81,8 @@ def _run(arguments: list[str], signals: LeaveAtOnce) -> int:
     signals.listen()
     _open_as_many_files_as_allowed()
     try:
-        runtime = runtimes.meet(timeout=timedelta(seconds=cfg.parallel.timeout_seconds))
+        timeout = timedelta(seconds=cfg.parallel.timeout_seconds)
+        runtime = runtimes.meet(timeout=timeout, parent=parent)
     except ValueError as error:
         return complain(error, WRONG)
     except RuntimeError as error:  # rank 0 did not come, or the meeting place is not there
@@ -124,7 +127,7 @@ def _join(runtime, failures) -> int:  # type: ignore[no-untyped-def]
         return DONE
     except ValueError as error:
         code = failures.report(on_every_rank(error), WRONG)
-    except RuntimeError as error:  # others did not come
+    except (RuntimeError, OSError) as error:  # others did not come, or a connection cannot be made
         with runtime.reporting():
             code = complain(error, FAILED)
     runtime.announce_exit(code)

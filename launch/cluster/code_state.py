@@ -93,7 +93,7 @@ def _git() -> tuple[dict[str, Any], bytes]:
     # A checkout of something else may lie above an environment with its site-packages.
     if commit is None or top is None or Path(os.fsdecode(top.strip())) != root:
         return {"commit": None}, b""
-    names = PACKAGES  # what is run: a data set beside it is nobody's business here
+    names = PACKAGES  # only the packages are compared: other files are not run
     status = _ask_git(root, "status", "--porcelain", "--untracked-files=all", "--", *names) or b""
     lines = status.decode(errors="backslashreplace").splitlines()
     state = {

@@ -6,7 +6,7 @@ Where the queue cannot be asked, the run folder alone says how far the run is.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from launch.cluster.slurm import QueuedJob
 from trainer.folder import run_folder
 
 MOST_JOBS = 100  # that are asked after: those of the newest submissions
+
+Ask = Callable[[Sequence[str]], dict[str, QueuedJob]]
+"""Ids of jobs → those that the queue knows; RuntimeError where it cannot be asked."""
 
 LIVE = ("queued", "held", "starting", "running", "restarting", "ending")
 _WORDS = {
@@ -103,8 +106,11 @@ def find(word: str, environ: Mapping[str, str]) -> Path:
     return run_folder.find(word)
 
 
-def jobs(folder: Path, environ: Mapping[str, str]) -> Jobs:
-    """Ask after the jobs of the run in `folder`, of all its submissions."""
+def jobs(folder: Path, environ: Mapping[str, str], ask: Ask | None = None) -> Jobs:
+    """Ask after the jobs of the run in `folder`, of all its submissions.
+
+    ask: asks the queue; None: squeue.
+    """
     batch: list[str] = []
     live: list[QueuedJob] = []
     problem = ""
@@ -119,27 +125,58 @@ def jobs(folder: Path, environ: Mapping[str, str]) -> Jobs:
             elif alive is None and _ending(at) is None:
                 problem = f"process {job.job} runs on {job.host}, if it does: ask there"
     try:
-        known = slurm.queue(batch[-MOST_JOBS:], environ)
+        asked = batch[-MOST_JOBS:]
+        known = slurm.queue(asked, environ) if ask is None else ask(asked)
     except RuntimeError as error:
         return Jobs(live, [], str(error))
     found = [known[job] for job in batch if job in known]
     return Jobs([*live, *(j for j in found if not j.is_over)], [j for j in found if j.is_over], problem)
 
 
-def status(folder: Path, environ: Mapping[str, str]) -> Status:
-    """Return the state of the run in `folder`. Where a file of it is damaged or cannot be read, the reason
-    says so: nothing is raised, for other runs are to be shown beside it.
+def statuses(folders: Sequence[Path], environ: Mapping[str, str]) -> list[Status]:
+    """Return the state of the run in each folder; the queue is asked once for all. Where a file of a run is
+    damaged or cannot be read, the reason says so: nothing is raised, for other runs are shown beside it.
     """
-    found = Status(folder.resolve().name, str(folder))
-    try:
-        _fill(found, folder, environ)
-    except (OSError, ValueError) as error:
-        found.state, found.reason = "unknown", str(error)
+    ask = _asked_once([job for folder in folders for job in _batch_jobs(folder)[-MOST_JOBS:]], environ)
+    found = []
+    for folder in folders:
+        try:
+            found.append(status(folder, environ, ask))
+        except (OSError, ValueError) as error:
+            run = folder.resolve().name
+            found.append(Status(run, str(folder), state="unknown", reason=str(error)))
     return found
 
 
-def _fill(found: Status, folder: Path, environ: Mapping[str, str]) -> None:
-    queue = jobs(folder, environ)
+def _batch_jobs(folder: Path) -> list[str]:
+    with contextlib.suppress(OSError, ValueError):
+        return [job.job for at in submission.folders(folder) for job in submission.jobs(at) if not job.host]
+    return []
+
+
+def _asked_once(asked: Sequence[str], environ: Mapping[str, str]) -> Ask:
+    problem, known = "", {}
+    try:
+        known = slurm.queue(asked, environ)
+    except RuntimeError as error:
+        problem = str(error)
+
+    def ask(jobs: Sequence[str]) -> dict[str, QueuedJob]:
+        if jobs and problem:
+            raise RuntimeError(problem)
+        return {job: known[job] for job in jobs if job in known}
+
+    return ask
+
+
+def status(folder: Path, environ: Mapping[str, str], ask: Ask | None = None) -> Status:
+    """Return the state of the run in `folder`. OSError, ValueError, one line, where a file of the run cannot
+    be read or is damaged.
+
+    ask: asks the queue; None: squeue.
+    """
+    found = Status(folder.resolve().name, str(folder))
+    queue = jobs(folder, environ, ask)
     current = _current(submission.folders(folder), queue)
     damaged = _damaged(current) if current else ""
     if current:
@@ -163,6 +200,7 @@ def _fill(found: Status, folder: Path, environ: Mapping[str, str]) -> None:
             found.state, found.code = "ending", None
             found.reason = f"rank 0 has ended, and its supervisor, {by}, has not decided yet what follows"
     found.reason = "; ".join(filter(None, (damaged, found.reason)))
+    return found
 
 
 def _current(submissions: list[Path], queue: Jobs) -> Path | None:

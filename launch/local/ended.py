@@ -69,7 +69,7 @@ def ended(ranks: Sequence[LocalRank], stops: StopRequests, folder: Path | None) 
     code, error = first.process.returncode, ""
     has_error = bool(first.output.held_back or first.output.showed_error)
     ended_early = -code in STOPS and not first.under_way and not has_error
-    if code < 0 and (stops.arrived or ended_early):
+    if code < 0 and (stops.arrived or stops.unresponsive or ended_early):
         asked = True
         exit_code, error = _ended_by_signal(-code, stops, folder)
     else:
@@ -118,4 +118,5 @@ def _ended_by_signal(number: int, stops: StopRequests, folder: Path | None) -> t
         code = INTERRUPTED if request == signal.SIGINT else STOPPED
         early = ": nothing was under way" if folder is None else before_first_step(folder)
         return code, f"{how} before the first step{early}"
-    return 128 + request, f"{how}, and killed before the state was saved{after}"
+    code = INTERRUPTED if request == signal.SIGINT else FAILED
+    return code, f"{how}, and killed before the state was saved{after}"

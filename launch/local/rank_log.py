@@ -144,9 +144,12 @@ class RankLog:
 
     def close_file(self) -> None:
         """Close the file; the next line opens it again. For the writing thread alone."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        # The number is given up first: where closing fails (a file server that writes late, over the quota),
+        # the descriptor is closed all the same, and its number may soon be another file's.
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def _take(self) -> bytes:
         with self._lock:
@@ -181,11 +184,10 @@ class RankLog:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._fd), self.path.stat()):
                 os.replace(self.path, self.path.with_name(f"{self.path.name}.1"))
-        os.close(self._fd)
+        self.close_file()
         self._open()
 
     def _open(self) -> None:
-        self._fd = -1
         self.path.parent.mkdir(exist_ok=True)
         # A pipe in the file's place has no reader: without O_NONBLOCK, opening it lasts for ever.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK

@@ -12,6 +12,7 @@ from launch.local.rank_log import RankLog
 # only that of the first rank to fail is shown.
 ERROR_BEGINNINGS = (b"error: ", b"Traceback (most recent call last)")
 CLEAR_LINE = b"\r\x1b[2K"
+LINE_BYTES = 1 << 16  # a line without an end is passed on in parts of this size
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -75,8 +76,10 @@ class RankOutput:
 
     def _pass_on(self, descriptor: int, chunk: bytes) -> None:
         *lines, tail = (self._tails.get(descriptor, b"") + chunk).split(b"\n")
-        if not chunk and tail:  # the end: what is left of a line counts as one
-            lines, tail = [tail], b""
+        if descriptor != self.terminal:  # a progress bar overwrites its line and never ends it
+            tail = tail[tail.rfind(b"\r", 0, -1) + 1 :]
+        if tail and (not chunk or len(tail) > LINE_BYTES):
+            lines, tail = [*lines, tail], b""
         for line in lines:
             if self.log is not None:
                 self.log.line(line)

@@ -35,8 +35,8 @@ class SignalInbox:
         """Return the first request to stop that arrives within `seconds`, and keep it for `take`; 0 without
         one.
 
-        Ctrl-Z stops this process until SIGCONT, and a terminal's new size is nobody's to know meanwhile:
-        neither ends the wait.
+        Ctrl-Z stops this process until SIGCONT. While no rank runs, a new terminal size needs no action.
+        Neither ends the wait.
         """
         deadline = time.monotonic() + seconds
         while True:

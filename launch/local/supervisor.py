@@ -137,11 +137,11 @@ class _Supervisor:
                 continue
             self._send(number, self.ranks)
             self._send(signal.SIGCONT, self.ranks)  # a stopped process handles no signal
+            self.stop_by = min(self.stop_by, now + self.stops.stop_seconds)
             if number == signal.SIGUSR1:
                 self.stops.warned = True
             else:
                 self.stops.arrived.append(number)
-                self.stop_by = min(self.stop_by, now + self.stops.stop_seconds)
 
     def _stand_still(self) -> None:
         """Stop the ranks and this process, as Ctrl-Z does to a program of one process, until SIGCONT."""

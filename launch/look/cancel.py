@@ -30,7 +30,7 @@ def cancel(args: argparse.Namespace) -> int:
     if not queue.live:
         if queue.problem:
             raise RuntimeError(f"{folder}: {queue.problem}")
-        if state.status(folder, os.environ).state == "done":
+        if state.statuses([folder], os.environ)[0].state == "done":
             print(f"{folder.name}: done, nothing to cancel")
             return 0
         raise RuntimeError(f"{folder}: no job of this run waits or runs; see `germinal status {args.folder}`")

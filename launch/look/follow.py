@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from launch.cluster.state import Status
 
 EVERY_SECONDS = 5.0  # between two looks: each asks the queue once
+MOST_UNREADABLE = 12  # looks in a row at files of the run that cannot be read, or are damaged
 
 
 def add_command(add: options.AddCommand) -> None:
@@ -25,16 +26,24 @@ def add_command(add: options.AddCommand) -> None:
 
 def follow(args: argparse.Namespace) -> int:
     """Print a line at every change of the run's state or step. Ctrl-C ends this command and leaves the
-    run.
+    run. RuntimeError, one line, where the run's files cannot be read any more.
     """
     from launch.cluster import state
 
     args.started()
     folder = state.find(args.folder, os.environ)
     shown: tuple[object, ...] = ()
+    unreadable = 0
     try:
         while True:
-            now = state.status(folder, os.environ)
+            try:
+                now, unreadable = state.status(folder, os.environ), 0
+            except (OSError, ValueError) as error:
+                unreadable += 1
+                if unreadable == MOST_UNREADABLE:
+                    raise RuntimeError(str(error)) from None
+                time.sleep(EVERY_SECONDS)
+                continue
             if (now.state, now.reason, now.progress.step) != shown:
                 shown = (now.state, now.reason, now.progress.step)
                 print(_line(now), flush=True)

@@ -31,7 +31,7 @@ def status(args: argparse.Namespace) -> int:
     if not args.runs:
         entries = sorted(Path("runs").iterdir()) if Path("runs").is_dir() else []
         folders = [entry for entry in entries if is_run(entry) or submission.folders(entry)]
-    found = [state.status(folder, os.environ) for folder in folders]
+    found = state.statuses(folders, os.environ)
     if args.json:
         documents = [one.document() for one in found]
         tables.document(documents[0] if len(args.runs) == 1 else {"runs": documents})

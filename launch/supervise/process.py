@@ -9,7 +9,7 @@ CLOCK_SECONDS = 2.0  # by which the kernel's time of its start, in whole seconds
 
 def begin(pid: int) -> str:
     """Return when the process began, in ticks since the machine did, with the machine's start: no other
-    process has the same. "" where there is none, or it is dead and only not waited for.
+    process has the same. "" where there is none, or it has ended and is a zombie.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -37,15 +37,15 @@ def end_process(why: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def end_with_parent(rank: int, is_stopping: Callable[[], bool]) -> None:
+def end_with_parent(rank: int, parent: int, is_stopping: Callable[[], bool]) -> None:
     """Start a thread that ends this process when its parent, the launcher, has ended.
 
+    parent: the launcher's process id, as it was when this process began.
     is_stopping: whether this rank was asked to stop. It may then end its step and save: a signal to a whole
         SLURM step, or to a process group, kills torchrun's agent and asks the ranks to stop.
     """
 
     def watch() -> None:
-        parent = os.getppid()
         while os.getppid() == parent:
             time.sleep(_PARENT_SECONDS)
         time.sleep(_SAME_SIGNAL_SECONDS)

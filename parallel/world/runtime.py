@@ -258,13 +258,16 @@ def start(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None)
     return runtime
 
 
-def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) -> Runtime:
+def meet(
+    *, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None, parent: int | None = None
+) -> Runtime:
     """Find out which rank this is and connect to rank 0, so that the end of any rank is noticed by all.
 
     Without a launcher: a single process. Where the ranks meet: `rendezvous.place`.
 
     timeout: for all ranks to come, and of every collective of every group.
     env: instead of this process's environment variables.
+    parent: this process's parent when the process began; None: the present one.
 
     Raises:
         ValueError: a launcher's variables are missing or contradict; or another number of ranks than rank
@@ -277,8 +280,9 @@ def meet(*, timeout: timedelta = TIMEOUT, env: Mapping[str, str] | None = None) 
     runtime = Runtime(rank, world, local_rank, device, chooses_threads="OMP_NUM_THREADS" not in environ)
     runtime._timeout = timeout
     runtime.cpus = cpus_per_task(environ)
-    if is_child_of_launcher(environ) and os.getppid() > 1:
-        end_with_parent(rank, lambda: runtime.stopping)
+    parent = os.getppid() if parent is None else parent
+    if is_child_of_launcher(environ) and parent > 1:
+        end_with_parent(rank, parent, lambda: runtime.stopping)
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
     if world > 1 and not dist.is_initialized():
         runtime.is_supervised = "GERMINAL_INIT" in environ

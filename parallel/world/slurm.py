@@ -96,11 +96,20 @@ def _tasks_per_node(text: str) -> list[int]:
     return counts
 
 
+_addresses: dict[str, str] = {}
+
+
 def node_address(name: str) -> str:
     """The NodeAddr of a node, by which SLURM itself reaches it; empty where there is none.
 
-    It asks SLURM's controller: for names that DNS does not have only.
+    It asks SLURM's controller, until that has answered: for names that DNS does not have only.
     """
+    if name not in _addresses and (found := _ask_for_address(name)):
+        _addresses[name] = found
+    return _addresses.get(name, "")
+
+
+def _ask_for_address(name: str) -> str:
     try:
         command = ["scontrol", "--oneliner", "show", "node", name]
         told = subprocess.run(

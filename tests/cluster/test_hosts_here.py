@@ -1,6 +1,8 @@
 """Hosts of a test's own are what the other tests take them for."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,9 +56,9 @@ def test_nothing_is_left_behind_though_the_test_is_killed(tmp_path: Path) -> Non
     script = "import time, sys; from pathlib import Path; from hosts import hosts\n"
     script += "with hosts(Path(sys.argv[1])) as (a, b):\n"
     script += "    a.start('sleep', '300'); print(*a.processes(), a.pid, b.pid, flush=True); time.sleep(300)"
-    helpers = Path(__file__).parents[1] / "helpers"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        ["python", "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=helpers
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=env
     ) as test:
         assert test.stdout is not None
         pids = [int(word) for word in test.stdout.readline().split()]

@@ -106,15 +106,15 @@ def test_a_signal_to_every_process_of_the_step_loses_no_state(config: Path, tmp_
     ranks end a step of some seconds and save.
     """
     run = tmp_path / "run"
-    long = ("train.steps=100000", "checkpoint.every=0", "train.global_batch=2048", "train.micro_batch=1")
+    long = ("train.steps=100000", "checkpoint.every=0", "train.global_batch=8192", "train.micro_batch=1")
     command = (*ENTRIES["module"], config, f"run_dir={run}", *long)
     with hosts(tmp_path) as pair:
         agents = [torchrun(host, *command) for host in pair]
         until_step(run, 1, *agents)
         for host in pair:
             host.signal_all(signal.SIGUSR1)
-        end_of_all(agents, 60)
-        until(lambda: not any(host.processes() for host in pair), seconds=60, what="the end of the ranks")
+        end_of_all(agents, 120)
+        until(lambda: not any(host.processes() for host in pair), seconds=120, what="the end of the ranks")
         said = all_said(agents)
     assert "saved at step" in said, said
     assert newest(run).name == f"step-{records(run / 'metrics.jsonl')[-1]['step']:09d}"

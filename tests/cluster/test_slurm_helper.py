@@ -2,6 +2,7 @@
 
 import pytest
 
+from processes import until
 from slurm import Slurm
 
 pytestmark = pytest.mark.cluster
@@ -26,7 +27,7 @@ def test_a_step_runs_on_both_nodes(slurm: Slurm) -> None:
 def test_a_lost_node_is_down_and_comes_back(slurm: Slurm) -> None:
     job = slurm.sbatch("-N2", "--requeue", script="srun sleep 300")
     slurm.wait_for_job(job, "RUNNING")
-    assert slurm.tasks("n2", SLURM_JOB_ID=job)
+    until(lambda: slurm.tasks("n2", SLURM_JOB_ID=job), what="the job's step on n2")
     slurm.lose("n2")
     slurm.wait_for_job(job, "PENDING", seconds=60)
     slurm.bring_back("n2")

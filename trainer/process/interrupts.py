@@ -23,7 +23,7 @@ _ALL = (signal.SIGINT, *_ASKED)
 # A terminal and a launcher may both pass the same Ctrl-C on: closer together than this, two are one.
 ONE_PRESS_SECONDS = 0.5
 # How long a rank that was asked to stop while it starts tries to reach the other ranks, before it leaves.
-ANNOUNCE_SECONDS = 120.0
+ANNOUNCE_SECONDS = 10.0
 
 # The answer to the first Ctrl-C, in the place of a progress line.
 SAVING = "stopping after this step: saving; a second Ctrl-C leaves at once without saving"

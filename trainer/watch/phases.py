@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 START = "start"  # up to the first step, and while the run goes back to an older checkpoint
-STEP = "step"  # reading its micro-batches included, what has a phase of its own not
+STEP = "step"  # includes reading its micro-batches; excludes evaluation, copy and save
 EVALUATION = "evaluation"  # some batches of it: see `trainer.evaluation.evaluate.BATCHES`
 COPY = "copy"  # of the state, before a save writes it
 SAVE = "save"  # writing a checkpoint, and waiting for the other ranks' parts of it

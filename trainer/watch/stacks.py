@@ -38,6 +38,7 @@ _COMPILERS = (
 )
 
 MOST_FRAMES = 200  # of one stack: the innermost ones
+SOURCE_SECONDS = 1.0  # in which a source file has to be read
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,36 @@ def _stack(name: str, ident: int, innermost: FrameType) -> Stack:
         code = frame.f_code
         frames.append(Frame(_short(code.co_filename), frame.f_lineno or 0, code.co_name))
         frame = frame.f_back
-    source = linecache.getline(innermost.f_code.co_filename, innermost.f_lineno or 0).strip()
+    source = _SOURCES.line(innermost.f_code.co_filename, innermost.f_lineno or 0)
     return Stack(name, ident, tuple(reversed(frames)), source)
+
+
+class _SourceLines:
+    """Lines of source files. The code may lie on a disk that does not answer, which is then the very reason
+    for a look at the stacks: a line that has not come in time is left out, and so are all others until the
+    disk answers.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, list[str]] = {}
+        self._reading: threading.Thread | None = None
+
+    def line(self, file: str, number: int) -> str:
+        """Return line `number` of `file`, counted from 1; "" where there is none, or not in time."""
+        if file not in self._files and (self._reading is None or not self._reading.is_alive()):
+            self._reading = threading.Thread(
+                target=self._read, args=(file,), name="source lines", daemon=True
+            )
+            self._reading.start()
+            self._reading.join(SOURCE_SECONDS)
+        lines = self._files.get(file, [])
+        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+
+    def _read(self, file: str) -> None:
+        self._files[file] = linecache.getlines(file)
+
+
+_SOURCES = _SourceLines()
 
 
 def _short(file: str) -> str:

@@ -84,7 +84,7 @@ def locks(place: Path, told: Path) -> Iterator[Finding]:
         held = take_lock(place / "lock", patience_seconds=0)
     except OSError as problem:
         text = f"{told}: the file system has no locks ({problem.strerror})"
-        yield warning("folder.lock", text, f"start a run once at a time; {EPOCH}")
+        yield warning("folder.lock", text, f"never start one run twice at the same time; {EPOCH}")
         return
     try:
         refused = in_another_process(lambda: _is_refused(place / "lock"))
@@ -94,7 +94,7 @@ def locks(place: Path, told: Path) -> Iterator[Finding]:
         yield ok("folder.lock", f"{told}: a lock keeps a second process out")
     else:
         text = f"{told}: a second process got a lock that another one held"
-        yield warning("folder.lock", text, f"start a run once at a time; {EPOCH}")
+        yield warning("folder.lock", text, f"never start one run twice at the same time; {EPOCH}")
 
 
 def _is_refused(path: Path) -> bool:

@@ -148,7 +148,9 @@ def _use(gpu: Gpu) -> Iterator[Finding]:
     if (used := gpu.number("memory.used")) > USED_MIB:
         text = f"{gpu}: {used:,.0f} of {gpu.number('memory.total'):,.0f} MiB are in use already"
         yield warning(
-            "gpus.used", text, "see `nvidia-smi`: end what a run before has left, or choose another GPU"
+            "gpus.used",
+            text,
+            "see `nvidia-smi`: end processes left over from an earlier run, or choose another GPU",
         )
     mode = gpu.text("compute_mode")
     if mode in ("Prohibited", "Exclusive_Thread"):

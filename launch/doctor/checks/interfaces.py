@@ -160,7 +160,7 @@ def ports(file: Path) -> Iterator[Finding]:
     except (OSError, ValueError):
         return
     if high - low < FEWEST_PORTS:
-        text = f"the system gives out ports {low} to {high} only, and ranks take some each"
+        text = f"the system gives out ports {low} to {high} only, and each rank needs several"
         yield warning("network.ports", text, "sysctl -w net.ipv4.ip_local_port_range='32768 60999'")
 
 

@@ -48,7 +48,7 @@ def threads(environ: Mapping[str, str], *, allowed: int, usable: cores.Cores) ->
     """Cores that this process may use, against what SLURM and OMP_NUM_THREADS say."""
     yield ok("machine.cores", f"{usable.why}", measured={"cores": usable.count})
     if usable.count < allowed:
-        text = f"{usable.why}, though {allowed} cores are visible: threads that are more are held up in turns"
+        text = f"{usable.why}, though {allowed} cores are visible: further threads have to wait for a core"
         yield note(
             "machine.quota", text, "ask for more CPUs, or leave OMP_NUM_THREADS unset: ranks take the quota"
         )

@@ -63,7 +63,10 @@ def time_to_save(settings: Mapping[str, str], save_seconds: float) -> Iterator[F
     """KillWait: between SIGTERM at a time limit and SIGKILL, the step under way ends and the run saves."""
     wait = seconds(settings.get("KillWait", ""))
     text = f"KillWait is {wait:g} s: at a time limit, SIGKILL comes so long after SIGTERM"
-    remedy = "have the signal earlier: `sbatch --signal=TERM@300` (seconds before the limit)"
+    remedy = (
+        "have the signal earlier: `germinal submit --signal-seconds 300`, or `#SBATCH --signal=B:USR1@300` in a "
+        "script of your own (seconds before the limit)"
+    )
     if save_seconds > SHARE_FOR_SAVE * wait:
         text += f", and this run's saves took up to {save_seconds:.3g} s"
         yield warning("slurm.kill_wait", text, remedy)
@@ -89,7 +92,7 @@ def preemption(settings: Mapping[str, str]) -> Iterator[Finding]:
     elif "CANCEL" in mode:
         text = f"PreemptMode={mode}: a preempted job ends for good after its grace time"
         yield note(
-            "slurm.preempt", text, "submit it again by a dependency or an array: `germinal submit` can"
+            "slurm.preempt", text, "submit several jobs that follow one another: `germinal submit --chain 5`"
         )
     else:
         yield ok("slurm.preempt", f"PreemptMode={mode}")

@@ -126,7 +126,7 @@ def try_lock(at: Place) -> Iterator[Finding]:
         return
     except OSError as problem:
         text = f"{at.folder}: no lock between nodes: {problem.strerror}"
-        yield warning("folder.shared_lock", text, f"start a run once at a time; {EPOCH}")
+        yield warning("folder.shared_lock", text, f"never start one run twice at the same time; {EPOCH}")
         return
     text = f"{at.folder}: this node got a lock that {at.first} held: locks hold on one node only"
     remedy = f"mount it with locks for all nodes (Lustre: flock; NFS: not nolock, not local_lock); {EPOCH}"
@@ -155,7 +155,7 @@ def count(at: Place) -> Iterator[Finding]:
     lost, torn = counted
     if lost or torn:
         text = f"{at.folder}: of {lines} lines that all nodes appended, {lost} are lost and {torn} torn"
-        remedy = "as usual on NFS; logs of a run have one writer each, so start a run once at a time"
+        remedy = "as usual on NFS; logs of a run have one writer each, so never start one run twice at the same time"
         yield warning("folder.shared_append", text, remedy)
     else:
         yield ok("folder.shared_append", f"{at.folder}: {lines} lines of {len(at.hosts)} nodes are whole")

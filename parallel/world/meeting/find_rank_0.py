@@ -64,8 +64,8 @@ def find_rank_0(
 
 
 def _check_own_name(presence: Presence, at: Place, otherwise: Callable[[str], str]) -> None:
-    """On rank 0: RuntimeError where its name has no address and nobody has found it by then, since the others
-    give up too.
+    """On rank 0: RuntimeError where the name has no address and no rank has connected: the others cannot find
+    it either.
     """
     if at.one_machine:
         return

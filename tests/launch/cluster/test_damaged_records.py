@@ -68,6 +68,15 @@ def test_a_damaged_ending_is_the_reason_of_its_own_run(text, submitted, slurm, g
     assert germinal("follow", "tiny")[0] == 1
 
 
+def test_the_queue_is_asked_once_for_all_runs(submitted, slurm, germinal) -> None:
+    before = len(slurm.calls("squeue"))
+    assert germinal("status")[0] == 0
+    assert len(slurm.calls("squeue")) == before + 1
+    slurm.fails("squeue", "no controller\n")
+    assert germinal("status")[1].count("no controller") == 2
+    assert len(slurm.calls("squeue")) == before + 2
+
+
 @pytest.mark.parametrize("text", ["{", '{"version": 1}', "[]", DEEP, "\x00"])
 def test_a_damaged_submission_is_the_reason_of_its_own_run(text, submitted, slurm, germinal) -> None:
     (FOLDER / "submission.json").write_text(text)
@@ -78,11 +87,14 @@ def test_a_damaged_submission_is_the_reason_of_its_own_run(text, submitted, slur
     assert slurm.calls("scancel") == [["--batch", "--signal=TERM", "101"]]
 
 
-def test_a_file_that_cannot_be_read_is_the_reason_of_its_own_run(submitted, germinal) -> None:
+def test_a_file_that_cannot_be_read_is_the_reason_of_its_own_run(submitted, germinal, monkeypatch) -> None:
     (FOLDER / "end.json").mkdir()
     found = states(germinal)
     assert found["other"] == ("running", "")
     assert found["tiny"][0] == "unknown" and "Is a directory" in found["tiny"][1]
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    code, line = germinal.refusal("follow", "tiny")
+    assert code == 1 and "Is a directory" in line
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A rank's log: only into a folder that its run holds, never over another's, and never in a signal's way."""
 
+import errno
 import os
 import threading
 import time
@@ -40,6 +41,28 @@ def test_a_pipe_in_the_files_place_ends_nothing(tmp_path: Path) -> None:
     began = time.monotonic()
     log.close()
     assert time.monotonic() - began < 1
+
+
+def test_a_file_server_that_refuses_when_a_log_is_closed_ends_no_other_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    def close(descriptor: int) -> None:  # over the quota, which a file server says at the end
+        closed.append(descriptor)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rank_log.os, "close", close)
+        first = RankLog(tmp_path / "a.log", lambda: True)
+        first.line(b"x")
+        first.close()
+    assert len(closed) == 1 and not first.is_open
+    os.close(closed[0])
+    second = RankLog(tmp_path / "b.log", lambda: True)
+    second.line(b"y")
+    second.close()
+    assert (tmp_path / "b.log").read_bytes() == b"y\n"
 
 
 def test_a_log_that_is_open_gets_no_line_once_another_start_holds_the_run(

@@ -28,6 +28,16 @@ def test_one_rank_alone_has_no_prefix() -> None:
     assert (code, out, err) == (1, "out\n", "a warning\nerror: no\n")
 
 
+def test_a_progress_bar_without_an_end_is_neither_kept_whole_nor_lost() -> None:
+    bar = "import sys\nfor at in range(20000): sys.stderr.write(f'\\r{at:05d} ' + '#' * 100)\n"
+    code, _, err = finish(bar, bar + "sys.stderr.write('x' * 200000)")
+    assert code == 0
+    assert [len(line) for line in err.splitlines() if line.startswith("[rank 0]")] == [9 + 106]
+    long = [line for line in err.splitlines() if line.startswith("[rank 1]")]
+    assert len(long) > 1 and "".join(line.removeprefix("[rank 1] ") for line in long).endswith("x" * 200000)
+    assert max(map(len, long)) < 1 << 18
+
+
 @pytest.mark.parametrize("code", [1, 2, 3])
 def test_the_first_failure_decides_and_its_error_is_shown_once(code: int) -> None:
     fail = f"import sys; print('error: the disk is full', file=sys.stderr); sys.exit({code})"

@@ -76,14 +76,15 @@ def test_a_stopped_rank_is_woken_to_answer() -> None:
         assert parent.wait(timeout=10) == 75
 
 
-def test_a_rank_that_does_not_answer_a_request_to_stop_is_killed_and_named() -> None:
-    polite = POLITE.replace("sys.exit(75)", "time.sleep(60)")
-    with start(polite, STUBBORN, stop=1.0) as parent:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_rank_that_does_not_answer_a_request_to_stop_is_killed_and_named(number: signal.Signals) -> None:
+    scripts = (POLITE.replace("sys.exit(75)", "time.sleep(60)"), STUBBORN)
+    with start(*(script.replace("SIGTERM", number.name) for script in scripts), stop=1.0) as parent:
         assert parent.stdout is not None and parent.stderr is not None
         assert parent.stdout.readline() == "up\n"
         assert parent.stderr.readline() == "[rank 1] up\n"
         began = time.monotonic()
-        parent.terminate()
+        parent.send_signal(number)
         _, err = parent.communicate(timeout=15)
     assert parent.returncode == 1 and time.monotonic() - began < 10
     assert "error: asked to stop, and rank 0, 1 did not answer within 1 s: killed" in err

@@ -1,5 +1,7 @@
 """Where the ranks look for rank 0, from each launcher's variables."""
 
+from pathlib import Path
+
 import pytest
 
 from parallel.world import slurm
@@ -107,3 +109,18 @@ def test_who_is_missing_is_named_with_the_machine_and_not_all_of_many() -> None:
     assert missing([3], {3: "n2"}, 4) == "rank 3 (n2) of 4"
     assert missing([1, 3], {1: "", 3: "n2"}, 4) == "ranks 1, 3 (n2) of 4"
     assert missing(list(range(1, 4000)), {}, 4000).endswith("7, 8 and 3991 more of 4000")
+
+
+def test_slurms_controller_is_asked_for_a_nodes_address_until_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "scontrol"
+    program.write_text(
+        f"#!/bin/sh\necho x >> {tmp_path}/calls\n[ -f {tmp_path}/up ] && echo NodeAddr=10.1.2.3\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert slurm.node_address("a-node-of-this-test") == ""
+    (tmp_path / "up").touch()
+    assert [slurm.node_address("a-node-of-this-test") for _ in range(3)] == ["10.1.2.3"] * 3
+    assert (tmp_path / "calls").read_text() == "x\n" * 2

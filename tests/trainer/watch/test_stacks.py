@@ -5,10 +5,12 @@ import os
 import pdb
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +72,22 @@ def test_a_thread_that_waits_for_another_names_the_other(tmp_path: Path) -> None
         assert not waiting.waits_for_ranks(("gloo:all_reduce",)), "it waits for its own process"
         fifo.read_bytes()
     pool.shutdown()
+
+
+def test_a_source_file_on_a_disk_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    os.mkfifo(slow)  # opening it for reading lasts until somebody writes
+    names: dict[str, Any] = {"sleep": time.sleep, "ended": []}
+    text = "def work():\n    while not ended:\n        sleep(0.01)\n"
+    exec(compile(text, str(slow), "exec"), names)
+    try:
+        with thread(lambda: names["work"](), "on the slow disk") as look:
+            found = [look() for _ in range(3)]
+            names["ended"].append(True)
+    finally:
+        with contextlib.suppress(OSError):  # there is no reader
+            os.close(os.open(slow, os.O_WRONLY | os.O_NONBLOCK))
+    assert {(stack.frames[-1].function, stack.source) for stack in found} == {("work", "")}
 
 
 def test_a_thread_that_waits_for_work_is_not_what_another_waits_for() -> None:

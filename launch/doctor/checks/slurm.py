@@ -64,8 +64,8 @@ def time_to_save(settings: Mapping[str, str], save_seconds: float) -> Iterator[F
     wait = seconds(settings.get("KillWait", ""))
     text = f"KillWait is {wait:g} s: at a time limit, SIGKILL comes so long after SIGTERM"
     remedy = (
-        "have the signal earlier: `germinal submit --signal-seconds 300`, or `#SBATCH --signal=B:USR1@300` in a "
-        "script of your own (seconds before the limit)"
+        "have the signal earlier: `germinal submit --signal-seconds 300`, or `#SBATCH --signal=B:USR1@300` "
+        "in a script of your own (seconds before the limit)"
     )
     if save_seconds > SHARE_FOR_SAVE * wait:
         text += f", and this run's saves took up to {save_seconds:.3g} s"

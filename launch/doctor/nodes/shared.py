@@ -155,7 +155,9 @@ def count(at: Place) -> Iterator[Finding]:
     lost, torn = counted
     if lost or torn:
         text = f"{at.folder}: of {lines} lines that all nodes appended, {lost} are lost and {torn} torn"
-        remedy = "as usual on NFS; logs of a run have one writer each, so never start one run twice at the same time"
+        remedy = (
+            "as usual on NFS; a run's logs have one writer each: never start one run twice at the same time"
+        )
         yield warning("folder.shared_append", text, remedy)
     else:
         yield ok("folder.shared_append", f"{at.folder}: {lines} lines of {len(at.hosts)} nodes are whole")

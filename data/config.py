@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-Packing = Literal["cut", "best_fit", "one"]
+Packing = Literal["cut", "best_fit", "one", "views", "pair"]
 OnCorrupt = Literal["stop", "quarantine"]
 
 
@@ -69,10 +69,13 @@ class DataConfig:
     packing: Annotated[
         Packing,
         "cut: documents end to end, cut every seq_len; best_fit: whole documents, only those longer are cut; "
-        "one: one document a sequence, its end left out where it is longer",
+        "one: one document a sequence, its end left out where it is longer; views: two crops of one "
+        "document, a half of the sequence each; pair: the two texts of one document, a half each",
     ] = "cut"
     partners: Annotated[
-        bool, "give each sequence another one of its source besides, as next-sentence prediction needs"
+        bool,
+        "give each sequence another one of its source besides, as next-sentence prediction needs",
+        "not with data.packing=views or pair",
     ] = False
     stages: Annotated[list[MixtureStage], "new weights from a step on, in the order of their steps"] = field(
         default_factory=list
@@ -108,6 +111,11 @@ def check(cfg: DataConfig) -> None:
         for name in called:
             if called.count(name) > 1:
                 raise ValueError(f"data.{key} has two {what} called {name!r}; give each its own name")
+    if cfg.packing in ("views", "pair") and cfg.seq_len % 2:
+        raise ValueError(
+            f"data.seq_len={cfg.seq_len} is odd, and data.packing={cfg.packing} halves a sequence: add or "
+            "take 1"
+        )
     for i, stage in enumerate(cfg.stages):
         if i and stage.from_step <= cfg.stages[i - 1].from_step:
             raise ValueError(

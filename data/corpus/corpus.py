@@ -4,6 +4,7 @@ open_corpus(path, cfg)       a corpus at a path or URL, checked as far as can be
 open_storage(path)           only its files: for readers of the manifest alone
 corpora_in(folder)           which corpora are at a folder or URL
 check_tokenizers(key, a, b)  do the ids of two corpora mean the same?
+check_classes(key, a, b)     do their labels?
 
 A *block* is up to `block_documents` neighbouring documents of one shard: the unit that packing stays inside
 and that is shuffled.
@@ -150,4 +151,16 @@ def check_tokenizers(key: str, a: Corpus, b: Corpus) -> None:
         raise ValueError(
             f"{key}: {a.storage.path} and {b.storage.path} were prepared with different tokenizers "
             f"({first}; {second}); prepare one again with the other's --tokenizer"
+        )
+
+
+def check_classes(key: str, a: Corpus, b: Corpus) -> None:
+    """Raise ValueError, naming the config's `key`, where the labels of two corpora do not mean the same."""
+    first, second = a.manifest.classes, b.manifest.classes
+    if first and second and first != second:
+        differ = next((pair for pair in zip(first, second) if pair[0] != pair[1]), None)
+        where = f"{differ[0]!r} and {differ[1]!r}" if differ else f"{len(first)} and {len(second)} of them"
+        raise ValueError(
+            f"{key}: {a.storage.path} and {b.storage.path} have different classes ({where}); prepare them "
+            "in one command, or leave the labels of one out"
         )

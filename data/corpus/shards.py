@@ -19,7 +19,18 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.corpus.columns import CLASS, CLASS_NUMBER, LABEL, MEDIA, NO_LABEL, PICTURES, Columns
+from data.corpus.columns import (
+    CLASS,
+    CLASS_NUMBER,
+    COLUMNS,
+    FIRST_TEXT,
+    LABEL,
+    MEDIA,
+    NO_LABEL,
+    ONE_TEXT,
+    PICTURES,
+    Columns,
+)
 from data.corpus.index import write_index
 from data.corpus.manifest import ShardEntry
 from data.corpus.tar import TAR_BLOCK
@@ -141,6 +152,7 @@ class TokenShardWriter:
         self._rows: list[tuple[int, int, int, int]] = []
         self._pictures: list[tuple[int, int, int]] = []
         self._labels: list[int] = []
+        self._first_texts: list[int] = []
         self._media: set[str] = set()
         self.class_numbers: dict[str, int] = {}
         self._places: dict[str, int] = {}
@@ -154,7 +166,8 @@ class TokenShardWriter:
         ids: the document's token ids [tokens].
         text_bytes: UTF-8 bytes of the text that the ids came from.
         origin: JSON fields that say where the document is from; `class` is the document's label, and
-            `class_number` the number that the source gives to this class.
+            `class_number` the number that the source gives to this class. For a document of two texts,
+            `first_text` is the number of ids of the first one, which come first.
         media: extension → bytes of further members, such as a picture; one picture at most.
         """
         ids = np.ascontiguousarray(ids, dtype=self.dtype)
@@ -175,6 +188,7 @@ class TokenShardWriter:
         found = [(places[name], len(media[name]), zlib.crc32(media[name])) for name in pictures]
         self._pictures += found or [(0, 0, 0)]
         self._labels.append(self._label(origin))
+        self._first_texts.append(origin.get(FIRST_TEXT, ONE_TEXT))
 
     def _label(self, origin: dict[str, Any]) -> int:
         """The label of a document by its origin: a place in the shard's classes."""
@@ -189,7 +203,9 @@ class TokenShardWriter:
     @property
     def columns(self) -> Columns:
         """The columns of the index beyond the first four: those that some document has a value of."""
-        names = (MEDIA if self._media else ()) + ((LABEL,) if self.class_numbers else ())
+        pairs = any(ids != ONE_TEXT for ids in self._first_texts)
+        has = {**dict.fromkeys(MEDIA, bool(self._media)), LABEL: bool(self.class_numbers), FIRST_TEXT: pairs}
+        names = tuple(name for name in COLUMNS if has[name])
         media = tuple(name for name in PICTURES if name in self._media)
         return Columns(names, tuple(self.class_numbers), media)
 
@@ -202,7 +218,10 @@ class TokenShardWriter:
         os.replace(self._temporary, self.path)
         index = np.array(self._rows, dtype=np.uint64).reshape(-1, 4).T
         pictures = np.array(self._pictures, dtype=np.uint64).reshape(-1, len(MEDIA)).T
-        rows = dict(zip(MEDIA, pictures)) | {LABEL: np.array(self._labels, dtype=np.uint64)}
+        rows = dict(zip(MEDIA, pictures)) | {
+            LABEL: np.array(self._labels, dtype=np.uint64),
+            FIRST_TEXT: np.array(self._first_texts, dtype=np.uint64),
+        }
         further = [rows[name][None] for name in self.columns.names]
         index = np.ascontiguousarray(np.concatenate((index, *further)))
         return write_index(self.path, index, self._hashed.digest.hexdigest())

@@ -4,7 +4,7 @@
       │ open_corpus
       ▼
     corpus        data.corpus     blocks of documents
-      │ block_windows             (pack.py counts the windows of each block)
+      │ block_windows             (packing/ counts the windows of each block)
       ▼
     mixture.py    Mixture         which source has the stream's n-th sequence, and its ordinal there
       │ Mixture.locate            (weights.py: from the config to exact weights)
@@ -24,5 +24,5 @@
     batch.py      Batch           named tensors → the engine
 
 `stream.py` calls them in this order and is the file to begin with. Beside the flow: `heldout.py`, held-out
-corpora document by document; `tracing.py`, `germinal data inspect`.
+corpora document by document, with `documents.py`; `tracing.py`, `germinal data inspect`.
 """

@@ -23,7 +23,10 @@ class Batch:
         positions, documents [rows, seq], under document_mask: the place inside the document, and which
             document of the row;
         source [rows], of a stream with several sources: which one each row is from;
-        length [rows], with packing=one: inputs before the padding; 0 where nothing of the row counts;
+        where each row is of one document (packing=one, views, pair):
+            length [rows]: inputs before the padding; 0 where nothing of the row counts; [rows, 2] where the
+                row is two halves;
+            label [rows]: the document's class, -1 where none is stated;
         partner, partner_following [rows, seq], with partners: another sequence for each, masked where the row
             or the partner is damaged: the row is then masked too.
     sequences: the rows' global sequence numbers; -1 marks a row that is only padding.
@@ -46,12 +49,15 @@ class Batch:
             return self
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         blank = {"tokens": eos, "partner": eos, "following": NO_TOKEN, "partner_following": NO_TOKEN}
-        for name, value in (blank | {"length": 0}).items():
+        for name, value in (blank | {"length": 0, "label": -1}).items():
             if name in tensors:
                 tensors[name][rows] = value
         if "documents" in tensors:
-            tensors["documents"][rows] = 0
-            tensors["positions"][rows] = torch.arange(tensors["positions"].shape[1])
+            columns = torch.arange(tensors["tokens"].shape[1])
+            two = "length" in tensors and tensors["length"].dim() == 2
+            half = len(columns) // 2 if two else len(columns)
+            tensors["documents"][rows] = 2 * (columns // half)
+            tensors["positions"][rows] = columns % half
         return Batch(tensors, self.sequences)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:

@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig
+from data.corpus.columns import FIRST_TEXT, LABEL, MEDIA
 from data.corpus.corpus import Corpus, DamagedDocument
 from data.corpus.manifest import CRC, OFFSET, TOKENS
 from data.stream.checks import DocumentChecks, Versions
-from data.stream.order import EraBlocks, ShuffledOrder
-from data.stream.pack import Fragments, count_windows, packing_of
+from data.stream.order import EraBlocks, ShuffledOrder, derive_key
+from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.packing import Documents, Fragments, layout_lengths
 
 # Eras that stay open in each corpus: the two that a step may straddle (of one epoch, or an epoch's last and
 # the next epoch's first), and one to spare.
 ERAS_KEPT = 3
+NO_CLASS = -1
+"""The label of a document whose class is not stated."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,12 @@ class IdSpans:
     fragments: which part of which document is in which columns of which window.
     first_byte: the first of the fragment's ids, in its shard.
     ids: how many ids the fragment brings.
-    column: of its first id, among the seq_len + 1 ids of the window. The last of these columns is only a
-        target; where a document goes on beyond the window, it holds the document's next id. A column that no
+    column: of its first id, among the columns of the row: one more than its inputs. The last of these columns
+        is only a target; where a text goes on beyond the row, it holds the text's next id. A column that no
         fragment brings an id for holds a separator.
     views: the bytes of the fragment's shard, a list.
     damaged: whether the fragment's document is damaged, bool.
+    labels: the class of the fragment's document, NO_CLASS where none is stated.
     versions: (shard, version of its bytes when the documents were checked) for each shard of the era.
     """
 
@@ -47,20 +52,24 @@ class IdSpans:
     column: np.ndarray
     views: list[Any]
     damaged: np.ndarray
+    labels: np.ndarray
     versions: Versions
 
 
 class Era:
     """Some consecutive blocks of the shuffled order, whose windows are shuffled together.
 
-    corpus, seq_len: the corpus that the era is part of; the inputs of each window.
+    corpus: the corpus that the era is part of.
+    packing, columns: how its documents fill windows; inputs of a row: of a window, or of each of its halves.
     epoch, number: the epoch, and the number of the era in it.
     shard, place: of each document, the shard and its place in that shard, int64 [documents].
-    offset, tokens: its columns of the index, int64 [documents].
+    offset, tokens, label: its columns of the index, int64 [documents]; `label` NO_CLASS where none is stated.
+
+    kind, seq_len, key: how documents are packed, the inputs of a window, and what crops are drawn from.
     """
 
-    def __init__(self, corpus: Corpus, era_blocks: EraBlocks, packing: str, seq_len: int) -> None:
-        self.corpus, self.seq_len = corpus, seq_len
+    def __init__(self, corpus: Corpus, era_blocks: EraBlocks, kind: str, seq_len: int, key: int = 0) -> None:
+        self.corpus = corpus
         self.epoch, self.number = era_blocks.epoch, era_blocks.era
         storage, blocks = corpus.storage, era_blocks.blocks
         shards = corpus.block_shard[blocks].tolist()
@@ -73,27 +82,33 @@ class Era:
         self.shard = np.repeat(shards, counts)
         self.place = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
         self.offset, self.tokens = index[OFFSET], index[TOKENS]
+        label = corpus.manifest.row(LABEL)
+        self.label = np.full_like(self.offset, NO_CLASS) if label is None else index[label]
         self._views = {shard: one.view for shard, one in opened.items()}
         end = self.offset + self.tokens * corpus.dtype.itemsize
         self._checks = DocumentChecks(opened, self.shard, self.offset, end, index[CRC])
         bounds = np.concatenate(([0], np.cumsum(counts)))
-        self.packing = packing_of(packing, self.tokens, bounds, seq_len)
+        self.packing = PACKINGS[kind](documents_of(corpus, index, bounds, kind, key), seq_len)
+        self.columns = seq_len // self.packing.parts
 
     def spans(self, windows: np.ndarray) -> IdSpans:
-        """Where the ids of the given windows are; row i of the fragments is windows[i]."""
+        """Where the ids of the given windows are; the fragments are of the rows of windows[0], windows[1] and
+        so on.
+        """
         fragments = self.packing.fragments(windows)
-        document, skip = fragments.document, fragments.skip
+        document, opens = fragments.document, fragments.opens
         damaged = self._checks.damaged(document)
-        reaches_end = fragments.column + fragments.length == self.seq_len
-        begin = np.maximum(skip - 1, 0)
-        end = np.minimum(skip + fragments.length - 1 + reaches_end, self.tokens[document])
+        reaches_end = fragments.column + fragments.length == self.columns
+        begin = fragments.skip - 1 + opens
+        end = np.minimum(begin + fragments.length - opens + reaches_end, fragments.stop)
         return IdSpans(
             fragments=fragments,
             first_byte=self.offset[document] + begin * self.corpus.dtype.itemsize,
             ids=end - begin,
-            column=fragments.column + (skip == 0),
+            column=fragments.column + opens,
             views=[self._views[shard] for shard in self.shard[document].tolist()],
             damaged=damaged,
+            labels=self.label[document],
             versions=self._checks.versions,
         )
 
@@ -113,14 +128,15 @@ class ShuffledCorpus:
 
     def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
         self.corpus = corpus
-        self._packing, self._seq_len = cfg.packing, cfg.seq_len
+        self._packing, self._seq_len, self._key = cfg.packing, cfg.seq_len, key
         windows = block_windows(corpus, cfg.packing, cfg.seq_len)
         self.order = ShuffledOrder(windows, cfg.shuffle_blocks, key)
         self.sequences = self.order.sequences
         self.era = lru_cache(maxsize=ERAS_KEPT)(self._open_era)
 
     def _open_era(self, era_blocks: EraBlocks) -> Era:
-        return Era(self.corpus, era_blocks, self._packing, self._seq_len)
+        key = derive_key(self._key, "crops", era_blocks.epoch, era_blocks.era)
+        return Era(self.corpus, era_blocks, self._packing, self._seq_len, key)
 
 
 def block_windows(corpus: Corpus, packing: str, seq_len: int) -> np.ndarray:
@@ -128,7 +144,41 @@ def block_windows(corpus: Corpus, packing: str, seq_len: int) -> np.ndarray:
     counts = []
     ends = np.searchsorted(corpus.block_shard, np.arange(len(corpus.manifest.shards) + 1))
     for shard, (a, b) in enumerate(pairwise(ends.tolist())):
-        tokens = corpus.storage.index(shard)[TOKENS]
-        bounds = np.append(corpus.block_first[a:b], tokens.shape[0])
-        counts.append(count_windows(packing, tokens, bounds, seq_len))
+        index = corpus.storage.index(shard).astype(np.int64)
+        bounds = np.append(corpus.block_first[a:b], index.shape[1])
+        documents = documents_of(corpus, index, bounds, packing)
+        counts.append(PACKINGS[packing].count(documents, seq_len))
     return np.concatenate(counts)
+
+
+def check_sequences(what: str, sequences: int, cfg: DataConfig) -> None:
+    """Raise ValueError where a corpus, `what`, gives too few sequences for the config's rows."""
+    if not sequences:
+        reason = (
+            "no document has two texts: prepare it with --second-field"
+            if cfg.packing == "pair"
+            else "its documents have no tokens: set data.packing=one"
+        )
+        raise ValueError(f"{what} fills no sequence with data.packing={cfg.packing}: {reason}")
+    if cfg.partners and sequences < 2:
+        raise ValueError(
+            f"{what} has one sequence, and data.partners draws another one: give it more documents, or lower "
+            "data.seq_len"
+        )
+
+
+def documents_of(corpus: Corpus, index: np.ndarray, bounds: np.ndarray, kind: str, key: int = 0) -> Documents:
+    """Documents as a packing takes them.
+
+    index: their columns of the corpus's index, int64 [rows, documents].
+    bounds: block b of them holds documents [bounds[b], bounds[b + 1]).
+    kind: the packing. Where it gives each document a window, a picture without a caption has one too.
+    key: what crops are drawn from.
+    """
+    lengths = layout_lengths(index[TOKENS])
+    media = corpus.manifest.row(MEDIA[1])
+    if PACKINGS[kind].alone and media is not None:
+        lengths = np.maximum(lengths, index[media] > 0)
+    texts = corpus.manifest.row(FIRST_TEXT)
+    first_text = np.full_like(lengths, -1) if texts is None else index[texts]
+    return Documents(lengths, bounds, first_text, key)

@@ -2,6 +2,7 @@
 
     permute(places, size, key)   the shuffled places
     another(places, size, key)   another place for each
+    hashes(places, key)          64 bits for each
     ShuffledOrder.locate(n)      which window of which blocks the n-th sequence of a source is
 
 The blocks of an epoch are shuffled, every `shuffle_blocks` of them are an *era*, and the windows of an era
@@ -126,9 +127,14 @@ def another(places: np.ndarray, size: int, key: int) -> np.ndarray:
     assert size >= 2, size
     first = np.minimum(places // NEARBY * NEARBY, size - 2)  # the last run is never of one place
     run = np.minimum(first + NEARBY, size) - first
-    drawn = _mix(places.astype(np.uint64) * np.uint64(_GAMMA) + np.uint64(key))
+    drawn = hashes(places, key)
     steps = 1 + (drawn % (run - 1).astype(np.uint64)).astype(np.int64)
     return first + (places - first + steps) % run
+
+
+def hashes(places: np.ndarray, key: int) -> np.ndarray:
+    """64 bits for each of `places` (integers of at least 0), uint64, same shape."""
+    return _mix(places.astype(np.uint64) * np.uint64(_GAMMA) + np.uint64(key))
 
 
 def _feistel(values: np.ndarray, bits: int, keys: list[np.uint64]) -> np.ndarray:

@@ -8,7 +8,7 @@ one micro-batch at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import getitem
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.stream.checks import Versions
-from data.stream.era import IdSpans
+from data.stream.era import NO_CLASS, IdSpans
+from data.stream.packing.packing import Packing
 
 NO_TOKEN = -1
 """What `following` holds where no token follows."""
@@ -27,12 +28,15 @@ class SequenceRows:
     """Sequences as arrays, each int64.
 
     numbers [rows]: global sequence numbers.
-    length [rows]: inputs before the padding; 0 where the row is masked.
+    length [rows], or [rows, 2] where a sequence is two halves: inputs before the padding; 0 where the row is
+        masked.
     tokens, following [rows, seq_len]: `following` is the token that follows each one in its document,
         NO_TOKEN where none does (padding, a masked sequence). Not to be written to: they may be views of one
         array, a column apart.
     positions, documents [rows, seq_len]: with document_mask, else None: the place inside the document, and
         which document of the row; the padding is a document of its own.
+    label [rows]: where each row is of one document, else None: its class, NO_CLASS where none is stated or
+        the row is masked.
     partner, partner_following [rows, seq_len]: with partners, else None: another sequence for each, as
         `tokens` and `following`.
     """
@@ -43,6 +47,7 @@ class SequenceRows:
     following: np.ndarray
     positions: np.ndarray | None = None
     documents: np.ndarray | None = None
+    label: np.ndarray | None = None
     partner: np.ndarray | None = None
     partner_following: np.ndarray | None = None
 
@@ -54,8 +59,8 @@ class SequenceRows:
 class Part(NamedTuple):
     """Some rows of a list of sequences, all of one era.
 
-    rows: which ones; row i of `spans` is row rows[i] of the list, int64. The partner of row i of n is row
-        n + i.
+    rows: which ones; window i of `spans` is sequence rows[i] of the list, int64. The partner of sequence i of
+        n is sequence n + i.
     source: the source of the sequences.
     spans: where their ids are.
     """
@@ -69,28 +74,33 @@ class Part(NamedTuple):
 class LocatedRows:
     """Where the ids of some sequences are; made by `join`, read by `rows`.
 
-    A row is seq_len + 1 ids: those of its fragments and, around them, separators. With partners there are as
-    many rows again, which come after all others. Fragments are in the order of the rows, arrays are int64.
+    A sequence is one row, or two, of half the inputs each, side by side (`parts`). A row is `columns` + 1
+    ids: those of its fragments and, around them, separators. With partners there are as many sequences again,
+    which come after all others. Fragments are in the order of the rows, arrays are int64.
 
-    numbers, source: global number and source of each row but the partners', [rows].
-    seq_len, eos, dtype: inputs of a row; the separator; type of the ids in the shards.
+    numbers, source: global number and source of each sequence but the partners', [sequences].
+    labels: the class of its document, [sequences]; None where sequences are not of one document each.
+    parts, columns: rows of a sequence; inputs of a row.
+    eos, dtype: the separator; type of the ids in the shards.
     views: the shard of each fragment, as bytes, [fragments].
     reads: three rows [3, fragments]: separators between the fragment before and this one, the first byte of
         the ids in the shard, and the byte after them.
     begin, end: the fragment's place among the ids of all rows, [fragments].
     pointers: row r has fragments [pointers[r], pointers[r + 1]), [rows + 1].
-    starts: the fragment's first input, as row · seq_len + column, [fragments].
+    starts: the fragment's first input, as row · columns + column, [fragments].
     inputs: inputs of each row that a token follows: 0 where it is masked, [rows].
-    short: rows with fewer than seq_len inputs.
-    masked: rows that hold a damaged document, or whose partner does, and the partners of such rows.
-    separated: inputs, as row · seq_len + column, that end a document where the next column is inside another
+    short: rows with fewer inputs than columns.
+    masked: rows of sequences that hold a damaged document, or whose partner does, and of their partners.
+    separated: inputs, as row · columns + column, that end a document where the next column is inside another
         document (one that was cut): a separator follows them, and is not among the ids.
     versions: (shard, version of its bytes when the documents were checked) for each shard of each era.
     """
 
     numbers: np.ndarray
     source: np.ndarray
-    seq_len: int
+    labels: np.ndarray | None
+    parts: int
+    columns: int
     eos: int
     dtype: np.dtype
     views: list[Any]
@@ -112,44 +122,49 @@ class LocatedRows:
         parts: Sequence[Part],
         *,
         seq_len: int,
+        packing: type[Packing],
         eos: int,
         dtype: np.dtype,
         partners: bool = False,
     ) -> LocatedRows:
-        """The rows of the sequences `numbers`, int64 [rows], from parts that hold each of them once, and each
-        one's partner where there are `partners`.
+        """The sequences `numbers`, int64 [sequences], from parts that hold each of them once, and each one's
+        partner where there are `partners`.
         """
-        rows = len(numbers) * (1 + partners)
-        source = np.zeros(rows, dtype=np.int64)
+        halves, count = packing.parts, len(numbers)
+        rows, columns = count * (1 + partners) * halves, seq_len // halves
+        source = np.zeros(count * (1 + partners), dtype=np.int64)
+        labels = np.full_like(source, NO_CLASS)
         arrays, views, damaged = [], [], []
         for part in parts:
             spans, found = part.spans, part.spans.fragments
             source[part.rows] = part.source
-            row = part.rows[found.row]
-            arrays.append(
-                (row, found.column, found.length, found.skip, spans.first_byte, spans.ids, spans.column)
-            )
+            sequence = part.rows[found.row // halves]
+            labels[sequence] = spans.labels
+            row = sequence * halves + found.row % halves
+            cut = (found.opens == 0) & (found.column > 0)
+            arrays.append((row, found.column, found.length, cut, spans.first_byte, spans.ids, spans.column))
             views += spans.views
-            damaged.append(row[spans.damaged])
-        columns = [np.concatenate(column) for column in zip(*arrays)]
+            damaged.append(sequence[spans.damaged])
+        joined = [np.concatenate(column) for column in zip(*arrays)]
         if len(parts) > 1:
-            order = np.argsort(columns[0], kind="stable")
-            columns, views = [column[order] for column in columns], [views[i] for i in order.tolist()]
-        row, column, length, skip, first_byte, ids, at = columns
-        begin = row * (seq_len + 1) + at
+            order = np.argsort(joined[0], kind="stable")
+            joined, views = [column[order] for column in joined], [views[i] for i in order.tolist()]
+        row, column, length, cut, first_byte, ids, at = joined
+        begin = row * (columns + 1) + at
         gap = np.diff(begin, prepend=0)
         gap[1:] -= ids[:-1]
-        masked = np.unique(np.concatenate(damaged))
-        if partners:
-            masked = np.unique(masked % len(numbers))
-            masked = np.concatenate((masked, masked + len(numbers)))
+        blank = np.unique(np.concatenate(damaged) % count)
+        masked = np.concatenate([blank + i * count for i in range(1 + partners)])
+        labels[masked] = NO_CLASS
+        masked = (masked[:, None] * halves + np.arange(halves)).ravel()
         inputs = np.bincount(row, length, rows).astype(np.int64)
         inputs[masked] = 0
-        cut_behind_another = (skip > 0) & (column > 0)
         return cls(
             numbers=numbers,
-            source=source[: len(numbers)],
-            seq_len=seq_len,
+            source=source[:count],
+            labels=labels[:count] if packing.alone else None,
+            parts=halves,
+            columns=columns,
             eos=eos,
             dtype=dtype,
             views=views,
@@ -157,11 +172,11 @@ class LocatedRows:
             begin=begin,
             end=begin + ids,
             pointers=np.searchsorted(row, np.arange(rows + 1)),
-            starts=row * seq_len + column,
+            starts=row * columns + column,
             inputs=inputs,
-            short=np.flatnonzero(inputs < seq_len),
+            short=np.flatnonzero(inputs < columns),
             masked=masked,
-            separated=(row * seq_len + column - 1)[cut_behind_another],
+            separated=(row * columns + column - 1)[cut],
             versions=[version for part in parts for version in part.spans.versions],
         )
 
@@ -172,22 +187,29 @@ class LocatedRows:
         return all(shard.version() == version for shard, version in self.versions)
 
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
-        """Rows [begin, end) as arrays."""
-        numbers, length = self.numbers[begin:end], self.inputs[begin:end]
-        tokens, following = self._ids(begin, end)
-        positions = documents = partner = partner_following = None
-        if document_mask:
-            positions, documents = self._documents(begin, end)
-        if len(self.inputs) > len(self.numbers):
-            partner, partner_following = self._ids(len(self.numbers) + begin, len(self.numbers) + end)
-        return SequenceRows(
-            numbers, length, tokens, following, positions, documents, partner, partner_following
+        """Sequences [begin, end) as arrays."""
+        parts, all_rows = self.parts, len(self.numbers) * self.parts
+        length = self.inputs[begin * parts : end * parts]
+        tokens, following = self._ids(begin * parts, end * parts)
+        rows = SequenceRows(
+            numbers=self.numbers[begin:end],
+            length=length if parts == 1 else length.reshape(-1, parts),
+            tokens=tokens,
+            following=following,
+            label=None if self.labels is None else self.labels[begin:end],
         )
+        if document_mask:
+            positions, documents = self._documents(begin * parts, end * parts)
+            rows = replace(rows, positions=positions, documents=documents)
+        if len(self.inputs) > all_rows:
+            partner, partner_following = self._ids(all_rows + begin * parts, all_rows + end * parts)
+            rows = replace(rows, partner=partner, partner_following=partner_following)
+        return rows
 
     def _ids(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, following) of rows [begin, end)."""
+        """(tokens, following) of rows [begin, end), as sequences."""
         a, b = self.pointers[begin], self.pointers[end]
-        columns = self.seq_len + 1
+        columns = self.columns + 1
         fill = _Separators(self.eos, self.dtype)
         gap, first, last = self.reads[:, a:b].tolist()
         gap[0] = int(self.begin[a]) - begin * columns  # since the start of this row, not since the one before
@@ -203,23 +225,28 @@ class LocatedRows:
         # Converting is half of the work: once, for the tokens and what follows them.
         wide = ids.astype(np.int64)
         tokens, following = wide[:, :-1], wide[:, 1:]
-        inputs = self.inputs[begin:end]
-        separated = _within(self.separated, begin * self.seq_len, end * self.seq_len)
+        separated = _within(self.separated, begin * self.columns, end * self.columns)
         short = _within(self.short, begin, end)
-        if separated.size or short.size:  # few micro-batches, where documents are cut
+        if separated.size or short.size:  # where documents are joined, few micro-batches
             following = following.copy()
             following.ravel()[separated] = self.eos
-            for row in short.tolist():
-                following[row, inputs[row] :] = NO_TOKEN
-        return tokens, following
+            padding = np.arange(self.columns) >= self.inputs[begin:end][short, None]
+            following[short] = np.where(padding, NO_TOKEN, following[short])
+        return self._sequences(tokens), self._sequences(following)
 
     def _documents(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """(positions, documents) of rows [begin, end)."""
-        starts = self.starts[self.pointers[begin] : self.pointers[end]] - begin * self.seq_len
-        positions, documents = _marked(starts, self.inputs[begin:end], self.seq_len)
+        """(positions, documents) of rows [begin, end), as sequences."""
+        starts = self.starts[self.pointers[begin] : self.pointers[end]] - begin * self.columns
+        positions, documents = _marked(starts, self.inputs[begin:end], self.columns)
         masked = _within(self.masked, begin, end)
-        positions[masked], documents[masked] = np.arange(self.seq_len), 0
-        return positions, documents
+        positions[masked], documents[masked] = np.arange(self.columns), 0
+        # A half is a text and its padding at most: documents 0 and 1 of the first, 2 and 3 of the second.
+        documents += 2 * (np.arange(begin, end) % self.parts)[:, None]
+        return self._sequences(positions), self._sequences(documents)
+
+    def _sequences(self, rows: np.ndarray) -> np.ndarray:
+        """Rows [rows, columns] as sequences [rows / parts, parts · columns]."""
+        return rows if self.parts == 1 else rows.reshape(-1, self.parts * self.columns)
 
 
 class _Separators(dict[int, bytes]):

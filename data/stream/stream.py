@@ -10,7 +10,7 @@ position of a run is one integer, and any number of readers of one stream agree.
       │  ShuffledOrder.locate     order.py     blocks are shuffled in an epoch, windows in an era
       ▼
     epoch, era, window
-      │  Era.spans                era.py       fragments of documents (pack.py), their bytes in the shards
+      │  Era.spans                era.py       fragments of documents (packing/), their bytes in the shards
       │                                        (data.corpus), each document held against its checksum
       │                                        (checks.py)
       ▼
@@ -33,11 +33,13 @@ import numpy as np
 
 from common.retry import repeats
 from data.config import DataConfig, check
-from data.corpus.corpus import Corpus, check_tokenizers, open_corpus
+from data.corpus.corpus import Corpus, check_classes, check_tokenizers, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream import mixture
-from data.stream.era import Era, IdSpans, ShuffledCorpus
+from data.stream.era import Era, IdSpans, ShuffledCorpus, check_sequences
 from data.stream.order import another, derive_key
+from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.packing import Packing
 from data.stream.rows import LocatedRows, Part, SequenceRows
 from data.stream.weights import mixture_stages
 
@@ -58,6 +60,7 @@ class Stream:
         check(cfg)
         for a, b in pairwise(corpora):
             check_tokenizers("data.sources", a, b)
+            check_classes("data.sources", a, b)
         self.cfg = cfg
         self.seq_len = cfg.seq_len
         self.vocab = corpora[0].manifest.tokenizer.vocab
@@ -72,8 +75,8 @@ class Stream:
             ShuffledCorpus(corpus, cfg, derive_key(seed, ORDER_VERSION, name))
             for corpus, name in zip(corpora, self._prints)
         ]
-        if cfg.partners:
-            self._check_partners()
+        for i, (name, shuffled) in enumerate(zip(self.names, self.sources)):
+            check_sequences(f"data.sources[{i}]: {name}", shuffled.sequences, cfg)
         caps = [
             max(1, int(source.max_epochs * shuffled.sequences)) if source.max_epochs else None
             for source, shuffled in zip(cfg.sources, self.sources)
@@ -99,16 +102,26 @@ class Stream:
 
     @property
     def document_mask(self) -> bool:
-        """Whether rows say which document each of their tokens is of: with packing=one always, for the
-        padding is a document of its own.
+        """Whether rows say which document each of their tokens is of: always where a row is of one document
+        alone, for the padding is a document of its own.
         """
-        return self.cfg.document_mask or self.cfg.packing == "one"
+        return self.cfg.document_mask or self.packing.alone
+
+    @property
+    def packing(self) -> type[Packing]:
+        """How documents fill sequences."""
+        return PACKINGS[self.cfg.packing]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the documents' labels; empty where no source states any."""
+        return next((found for source in self.sources if (found := source.corpus.manifest.classes)), ())
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """The arrays of `SequenceRows` that a batch has; see `Batch`."""
         names = ("tokens", "following", "positions", "documents", "partner", "partner_following")
-        return (*names, "length") if self.cfg.packing == "one" else names
+        return (*names, "length", "label") if self.packing.alone else names
 
     @property
     def sequences_per_epoch(self) -> dict[str, int]:
@@ -155,7 +168,13 @@ class Stream:
             parts.append(part)
         dtype = self.sources[0].corpus.dtype
         return LocatedRows.join(
-            numbers, parts, seq_len=self.seq_len, eos=self.eos, dtype=dtype, partners=self.cfg.partners
+            numbers,
+            parts,
+            seq_len=self.seq_len,
+            packing=self.packing,
+            eos=self.eos,
+            dtype=dtype,
+            partners=self.cfg.partners,
         )
 
     def find(self, number: int, *, partner: bool = False) -> tuple[int, Era, IdSpans]:
@@ -199,14 +218,6 @@ class Stream:
                 partners[mine[here]] = epoch * size + another(places[here], size, key)
         return partners
 
-    def _check_partners(self) -> None:
-        for i, (name, source) in enumerate(zip(self.names, self.sources)):
-            if source.sequences < 2:
-                raise ValueError(
-                    f"data.sources[{i}]: {name} has one sequence an epoch, and data.partners draws another "
-                    "one: give it more documents, or lower data.seq_len"
-                )
-
     def _damaged(self, numbers: np.ndarray, era: Era, part: Part) -> None:
         """Raise the error on the first damaged document; under on_corrupt=quarantine list all."""
         fragments, damaged = part.spans.fragments, part.spans.damaged
@@ -214,7 +225,7 @@ class Stream:
         if self.cfg.on_corrupt == "stop":
             raise repeats(RuntimeError(str(era.damaged_document(documents[0]))))
         # A partner's damage masks the sequence too, and is listed for it.
-        rows = part.rows[fragments.row[damaged]] % len(numbers)
+        rows = part.rows[fragments.row[damaged] // self.packing.parts] % len(numbers)
         for number, document in zip(numbers[rows].tolist(), documents):
             found = era.damaged_document(document)
             entry = {"sequence": number, "source": self.names[part.source], **vars(found)}

@@ -19,7 +19,8 @@ from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.tar import TAR_BLOCK, samples
 from data.stream.era import Era, IdSpans, block_windows
 from data.stream.order import EraBlocks
-from data.stream.pack import PACKINGS, layout_lengths
+from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.packing import layout_lengths
 from data.stream.stream import Stream
 
 _MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
@@ -54,8 +55,8 @@ def describe(stream: Stream, number: int) -> dict[str, Any]:
     Under `pieces`, in order, each fragment: `shard`, the file's name; the sample's key (`sample`) and JSON
     (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
     fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0, and stands in
-    `column` of the sequence; and their `text`. `meta` and `text` are None where they cannot be had. With
-    data.partners, the same of the sequence's partner under `partner`.
+    `column` of the sequence; their `text`; and the document's `class`. `meta`, `text` and `class` are None
+    where they cannot be had. With data.partners, the same of the sequence's partner under `partner`.
 
     Raises ValueError past the end of the data.
     """
@@ -88,7 +89,7 @@ def _pieces(era: Era, spans: IdSpans, tokenizer: Any) -> list[dict[str, Any]]:
         spans.views,
         spans.first_byte.tolist(),
         spans.ids.tolist(),
-        spans.column.tolist(),
+        (spans.fragments.row * era.columns + spans.column).tolist(),
     ):
         shard, offset = int(era.shard[document]), int(era.offset[document])
         width = corpus.dtype.itemsize
@@ -104,6 +105,7 @@ def _pieces(era: Era, spans: IdSpans, tokenizer: Any) -> list[dict[str, Any]]:
                 "column": column,
                 "ids": values,
                 "document_ids": int(era.tokens[document]),
+                "class": None if era.label[document] < 0 else corpus.manifest.classes[era.label[document]],
                 "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,
             }
         )
@@ -134,7 +136,8 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
         quantiles = np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest").tolist()
         report["document_tokens"] = dict(zip(("least", "p10", "median", "p90", "most"), quantiles))
         if seq_len:
-            report["packing"] = {kind: _packing(corpus, lengths, kind, seq_len) for kind in PACKINGS}
+            whole = [kind for kind, packing in PACKINGS.items() if packing.parts == 1]
+            report["packing"] = {kind: _packing(corpus, lengths, kind, seq_len) for kind in whole}
     return report
 
 

@@ -101,6 +101,7 @@ def _show_pieces(pieces: list[dict[str, Any]], mark: str) -> None:
         print(
             f"{mark} {piece['shard']} {piece['sample']} ({_origin(piece['meta'])}): from token "
             f"{piece['from_id']:,}, {len(piece['ids']):,} of {piece['document_ids']:,}"
+            + (f", class {piece['class']}" if piece["class"] is not None else "")
         )
         print(piece["text"] if piece["text"] is not None else piece["ids"])
 

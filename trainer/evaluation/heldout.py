@@ -1,6 +1,6 @@
 """Opens the held-out sets of a run, and leaves their damaged documents out."""
 
-from data.corpus.corpus import check_tokenizers
+from data.corpus.corpus import check_classes, check_tokenizers
 from data.stream.heldout import HeldoutLoader
 from data.stream.stream import Stream
 from parallel.engine import Engine
@@ -19,8 +19,9 @@ def open_heldout(
     ranks: Ranks,
 ) -> list[HeldoutLoader]:
     """Open every held-out set of the config, for this data rank. Collective. ValueError where one was made
-    with another tokenizer than the training `stream`: its ids would be read as other words. A set that is
-    also trained on is an event at `step`: that may be intended.
+    with another tokenizer than the training `stream`, or has other classes: its ids would be read as other
+    words, its labels as other classes. A set that is also trained on is an event at `step`: that may be
+    intended.
 
     Under data.on_corrupt=quarantine a damaged document is left out, of the loss and of the bytes that it is
     divided by, on every rank alike, and is an event at `step`.
@@ -41,7 +42,10 @@ def open_heldout(
             for entry in cfg.data.heldout
         ]
         for number, heldout in enumerate(sets):
-            check_tokenizers(f"data.heldout[{number}].path", heldout.corpus, stream.sources[0].corpus)
+            key = f"data.heldout[{number}].path"
+            check_tokenizers(key, heldout.corpus, stream.sources[0].corpus)
+            for source in stream.sources:
+                check_classes(key, heldout.corpus, source.corpus)
         return sets
 
     sets = ranks.together(open_sets)

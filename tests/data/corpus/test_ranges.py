@@ -12,7 +12,7 @@ from data.config import DataConfig, Source
 from data.corpus.manifest import read_manifest
 from data.corpus.remote import ranges
 from data.corpus.verify import verify
-from data.stream.heldout import DocumentReader
+from data.stream.documents import DocumentReader
 from data.stream.stream import Stream
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, everything, open_stream

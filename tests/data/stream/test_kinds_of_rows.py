@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.config import DataConfig, Heldout, Source
+from data.config import DataConfig, Heldout, Packing, Source
 from data.stream.heldout import HeldoutLoader
 from data.stream.loader import Loader
 from data.stream.stream import Stream
@@ -28,6 +29,138 @@ def test_one_document_a_row_by_hand(tmp_path: Path) -> None:
     assert rows.positions is not None and rows.documents is not None
     assert rows.documents[order].tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6]
     assert rows.positions[order].tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]]
+
+
+def test_two_texts_by_hand(tmp_path: Path) -> None:
+    make_corpus(tmp_path, [[1, 2, 3, 4, 5], [6, 7, 8, 9], [10]], first_texts=[2, 4, 1])
+    stream = open_stream(tmp_path, seq_len=8, packing="pair")
+    rows = stream.read(range(epoch_of(stream)))
+    order = np.argsort(rows.tokens[:, 1])
+    assert rows.tokens[order].tolist() == [
+        [0, 1, 2, 0, 0, 3, 4, 5],
+        [0, 6, 7, 8, 0, 0, 0, 0],
+        [0, 10, 0, 0, 0, 0, 0, 0],
+    ]
+    assert rows.following[order].tolist() == [
+        [1, 2, 0, -1, 3, 4, 5, 0],
+        [6, 7, 8, 9, 0, -1, -1, -1],  # the first text goes on beyond its half; the second is empty
+        [10, 0, -1, -1, 0, -1, -1, -1],
+    ]
+    assert rows.length[order].tolist() == [[3, 4], [4, 1], [2, 1]]
+    assert rows.positions is not None and rows.documents is not None
+    assert rows.documents[order].tolist()[0] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert rows.positions[order].tolist()[0] == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert rows.documents[order].tolist()[1] == [0, 0, 0, 0, 2, 3, 3, 3]
+    assert rows.positions[order].tolist()[1] == [0, 1, 2, 3, 0, 0, 1, 2]
+
+
+def test_two_views_are_crops_of_one_document_drawn_anew_each_epoch(tmp_path: Path) -> None:
+    lengths = [1, 2, 30, 7, 12, 5] * 10
+    make_corpus(tmp_path, numbered_documents(lengths))
+    first = np.concatenate(([0], np.cumsum(lengths)))
+    stream = open_stream(tmp_path, seq_len=20, packing="views")
+    epoch = epoch_of(stream)
+    assert epoch == len(lengths)
+    rows = stream.read(range(2 * epoch))
+    crops = set()
+    for tokens, following, length in zip(rows.tokens, rows.following, rows.length.tolist()):
+        both = []
+        for half, count in enumerate(length):
+            ids = tokens[10 * half : 10 * (half + 1)].tolist()
+            assert ids[0] == 0 and ids[count:] == [0] * (10 - count)
+            crop = ids[1:count]
+            assert crop == list(range(crop[0], crop[0] + len(crop)))
+            assert following[10 * half : 10 * (half + 1)].tolist() == [*crop, 0, *[-1] * (10 - count)]
+            both.append(int(np.searchsorted(first, crop[0] - 1, side="right")) - 1)
+            most = min(9, lengths[both[-1]])
+            assert most - most // 2 <= len(crop) <= most and crop[-1] <= first[both[-1] + 1]
+            crops.add((both[-1], crop[0], len(crop)))
+        assert both[0] == both[1]
+    assert len(crops) > 2.2 * epoch  # of 4 · epoch crops, 20 epochs of documents of one or two ids
+    again = open_stream(tmp_path, seq_len=20, packing="views")
+    for part in np.array_split(np.random.default_rng(0).permutation(2 * epoch), 7):
+        some = again.read(part)
+        assert (some.tokens == rows.tokens[part]).all() and (some.length == rows.length[part]).all()
+
+
+@pytest.mark.parametrize("packing", ["one", "pair", "views"])
+def test_heldout_rows_of_classes_and_halves_are_as_in_training(tmp_path: Path, packing: Packing) -> None:
+    lengths = [3, 0, 6, 9, 5]
+    classes = ["b", None, "a", "b", None]
+    first_texts = [1, 0, 3, 9, 2]
+    make_corpus(tmp_path, numbered_documents(lengths), classes=classes, first_texts=first_texts)
+    stream = open_stream(tmp_path, seq_len=12, packing=packing)
+    trained = stream.read(range(epoch_of(stream)))
+    assert stream.classes == ("a", "b") and trained.label is not None
+    assert sorted(trained.label.tolist()) == [-1, 0, 1, 1]
+    cfg = DataConfig(packing=packing, seq_len=12)
+    heldout = HeldoutLoader(Heldout(str(tmp_path)), seq_len=12, rank=0, ranks=1, micro_batch=3, cfg=cfg)
+    batches = list(heldout)
+    assert (heldout.rows, [batch.sequences for batch in batches]) == (4, [(0, 1, 2), (3, -1, -1)])
+    rows = {name: np.concatenate([b.tensors[name].numpy() for b in batches]) for name in batches[0].tensors}
+    assert set(rows) == {"tokens", "following", "positions", "documents", "length", "label"}
+    assert rows["label"].tolist() == [1, 0, 1, -1, -1, -1]
+    assert rows["length"].shape == (6, *trained.length.shape[1:])
+    assert (rows["length"][4:] == 0).all() and (rows["following"][4:] == -1).all()
+    order = np.argsort([row[row > 0].min() for row in trained.tokens])
+    if packing == "views":  # drawn otherwise: of the same documents
+        assert heldout.text_bytes == 0
+        ends = np.cumsum([n for n in lengths if n])
+        for row in (trained.tokens[order], rows["tokens"][:4]):
+            assert np.searchsorted(ends, row.max(axis=1)).tolist() == [0, 1, 2, 3]
+        half = rows["documents"][:4].reshape(-1, 6) % 2 == 0
+        assert (half.sum(axis=1) == rows["length"][:4].ravel()).all()
+        return
+    for name in ("tokens", "following", "positions", "documents", "length", "label"):
+        assert (rows[name][:4] == getattr(trained, name)[order]).all(), name
+    heldout.leave_out([3])
+    left = np.concatenate([batch.tensors["tokens"].numpy() for batch in heldout])
+    assert heldout.rows == 3 and (left == rows["tokens"][[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("packing", ["pair", "views"])
+def test_damage_masks_both_halves(tmp_path: Path, packing: Packing) -> None:
+    lengths = [5] * 12
+    make_corpus(tmp_path, numbered_documents(lengths), first_texts=[2] * 12, classes=["a"] * 12)
+    whole = open_stream(tmp_path, seq_len=8, packing=packing).read(range(12))
+    damage(tmp_path, document=4)
+    cfg = DataConfig([Source(str(tmp_path))], seq_len=8, packing=packing, on_corrupt="quarantine")
+    stream = Stream.open(cfg, seed=0, global_batch=12)
+    loader = Loader(stream, rank=0, ranks=1, global_batch=12, micro_batch=12)
+    batch = next(loader)[0]
+    loader.close()
+    number = min(stream.quarantined)  # of later epochs too, which were read ahead
+    assert (batch.tensors["tokens"][number] == EOS).all() and (batch.tensors["following"][number] == -1).all()
+    assert batch.tensors["length"][number].tolist() == [0, 0] and batch.tensors["label"][number] == -1
+    others = np.arange(12) != number
+    assert (batch.tensors["tokens"].numpy()[others] == whole.tokens[others]).all()
+    # A rank whose copy is sound masks the row in the same way.
+    folder = tmp_path.parent / f"{tmp_path.name}-sound"
+    make_corpus(folder, numbered_documents(lengths), first_texts=[2] * 12, classes=["a"] * 12)
+    rows = Loader(
+        Stream.open(replace(cfg, sources=[Source(str(folder))]), seed=0, global_batch=12),
+        rank=0,
+        ranks=1,
+        global_batch=12,
+        micro_batch=12,
+    )
+    masked = next(rows)[0].masked({number}, eos=EOS)
+    rows.close()
+    for name, tensor in masked.tensors.items():
+        assert (tensor == batch.tensors[name]).all(), name
+
+
+def test_corpora_that_cannot_fill_such_rows_are_refused(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "text", numbered_documents([5] * 4), classes=["a", "b", "a", "b"])
+    make_corpus(tmp_path / "other", numbered_documents([5] * 4), classes=["a", "c", "a", "c"])
+    with pytest.raises(
+        ValueError, match=r"^data\.sources\[0\]: text fills no sequence with data\.packing=pair: no"
+    ):
+        open_stream(tmp_path / "text", packing="pair")
+    with pytest.raises(ValueError, match=r"have different classes \('b' and 'c'\)"):
+        open_stream(tmp_path / "text", tmp_path / "other", packing="one")
+    with pytest.raises(ValueError, match=r"^data\.seq_len=7 is odd, and data\.packing=views halves"):
+        open_stream(tmp_path / "text", packing="views", seq_len=7)
 
 
 def test_heldout_rows_are_one_document_each_as_in_training(tmp_path: Path) -> None:
@@ -97,7 +230,7 @@ def test_partners_are_part_of_the_fingerprint_and_nothing_else_is(tmp_path: Path
     assert len(prints) == len(CHANGES)
 
 
-CHANGES: list[dict[str, Any]] = [{}, {"partners": True}, {"packing": "one"}]
+CHANGES: list[dict[str, Any]] = [{}, {"partners": True}, {"packing": "one"}, {"packing": "views"}]
 
 
 def test_a_damaged_partner_masks_the_row_and_a_damaged_row_its_partner(tmp_path: Path) -> None:
@@ -129,7 +262,7 @@ def damage(folder: Path, document: int) -> None:
 
 def test_one_sequence_has_no_partner(tmp_path: Path) -> None:
     make_corpus(tmp_path, numbered_documents([5]))
-    with pytest.raises(ValueError, match=r"^data\.sources\[0\]: \S+ has one sequence an epoch, and data"):
+    with pytest.raises(ValueError, match=r"^data\.sources\[0\]: \S+ has one sequence, and data"):
         open_stream(tmp_path, partners=True)
     heldout = Heldout(str(tmp_path))
     with pytest.raises(ValueError, match=r"has one sequence, and data\.partners"):
@@ -143,7 +276,7 @@ def test_a_batch_has_length_and_partner_and_masks_them(tmp_path: Path) -> None:
     batch = next(loader)[0]
     loader.close()
     assert set(batch.tensors) == {
-        *("tokens", "following", "positions", "documents", "length", "partner", "partner_following")
+        *("tokens", "following", "positions", "documents", "length", "label", "partner", "partner_following")
     }
     assert (batch.tensors["length"] == (batch.tensors["documents"] == 0).sum(dim=1)).all()
     masked = batch.masked({2}, eos=EOS).tensors

@@ -9,13 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream.pack import PACKINGS, Fragments, Packing, count_windows, packing_of
+from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.packing import Documents, Fragments, Packing, layout_lengths
 
 LENGTHS = st.lists(st.one_of(st.integers(0, 30), st.just(0), st.integers(100, 400)), min_size=1, max_size=40)
 
 
 def blocks_of(count: int, size: int) -> np.ndarray:
     return np.append(np.arange(0, count, size), count)
+
+
+def documents(tokens: np.ndarray, first: np.ndarray, key: int = 0) -> Documents:
+    """Documents whose first text, in a pair, is a third of their ids; every fifth has one text alone."""
+    first_text = np.where(np.arange(len(tokens)) % 5 == 4, -1, tokens.astype(np.int64) // 3)
+    return Documents(layout_lengths(tokens), first, first_text, key)
+
+
+def packing_of(kind: str, tokens: np.ndarray, first: np.ndarray, seq_len: int) -> Packing:
+    return PACKINGS[kind](documents(tokens, first), seq_len)
+
+
+def count_windows(kind: str, tokens: np.ndarray, first: np.ndarray, seq_len: int) -> np.ndarray:
+    return PACKINGS[kind].count(documents(tokens, first), seq_len)
 
 
 def rows_of(fragments: Fragments) -> list[tuple[int, ...]]:
@@ -65,14 +80,64 @@ def test_one_window_holds_the_beginning_of_one_document(lengths: list[int], seq_
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=LENGTHS, seq_len=st.integers(1, 64))
+@given(lengths=LENGTHS, half=st.integers(1, 32), block=st.integers(1, 12))
+def test_a_pair_is_a_half_window_of_each_text(lengths: list[int], half: int, block: int) -> None:
+    tokens, first = np.array(lengths), blocks_of(len(lengths), block)
+    packing = packing_of("pair", tokens, first, 2 * half)
+    some = [document for document, n in enumerate(lengths) if n and document % 5 != 4]
+    assert packing.windows == len(some) == count_windows("pair", tokens, first, 2 * half).sum()
+    found = packing.fragments(np.arange(packing.windows))
+    expected = []
+    for row, document in enumerate(some):
+        n, between = lengths[document], lengths[document] // 3
+        expected += [
+            (2 * row, 0, document, 0, min(1 + between, half), between),
+            (2 * row + 1, 0, document, between, min(1 + n - between, half), n),
+        ]
+    assert [(*row, stop) for row, stop in zip(rows_of(found), found.stop.tolist())] == expected
+    assert (found.opens == 1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, half=st.integers(1, 32), key=st.integers(0, 2**64 - 1))
+def test_a_view_is_a_crop_of_its_document(lengths: list[int], half: int, key: int) -> None:
+    tokens, first = np.array(lengths), blocks_of(len(lengths), 7)
+    packing = PACKINGS["views"](documents(tokens, first, key), 2 * half)
+    found = packing.fragments(np.arange(packing.windows))
+    assert found.row.tolist() == list(range(2 * sum(n > 0 for n in lengths)))
+    ids, n = found.length - 1, tokens[found.document]
+    most = np.minimum(n, half - 1)
+    assert (ids <= most).all() and (ids >= most - most // 2).all()
+    assert (found.skip >= 0).all() and (found.skip + ids <= n).all()
+    assert (found.stop == found.skip + ids).all() and (found.opens == 1).all()
+
+
+def test_crops_are_drawn_evenly_and_apart() -> None:
+    tokens = np.full(20_000, 39)
+    packing = PACKINGS["views"](documents(tokens, np.array([0, 20_000]), 5), 64)
+    found = packing.fragments(np.arange(20_000))
+    ids, begin = (found.length - 1).reshape(-1, 2), found.skip.reshape(-1, 2)
+    sizes = np.bincount(ids.ravel())[16:]
+    assert len(sizes) == 16 and (abs(sizes / sizes.mean() - 1) < 0.08).all()  # of 16 to 31 ids
+    # Of 39 ids a crop of 31 begins at one of 9 places.
+    places = np.bincount(begin[ids == 31])
+    assert len(places) == 9 and (abs(places / places.mean() - 1) < 0.25).all()
+    for drawn in (ids, begin - (39 - ids) / 2):
+        assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.03
+    again = PACKINGS["views"](documents(tokens, np.array([0, 20_000]), 6), 64).fragments(np.arange(20_000))
+    assert (again.skip != found.skip).mean() > 0.8
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, seq_len=st.integers(1, 32).map(lambda n: 2 * n))
 def test_a_window_does_not_depend_on_what_else_is_asked(lengths: list[int], seq_len: int) -> None:
     tokens, first = np.array(lengths), blocks_of(len(lengths), 7)
     for kind in PACKINGS:
         packing = packing_of(kind, tokens, first, seq_len)
         order = np.random.default_rng(0).permutation(packing.windows)
         shuffled = rows_of(packing.fragments(order))
-        restored = sorted((int(order[row]), *rest) for row, *rest in shuffled)
+        parts = packing.parts
+        restored = sorted((int(order[row // parts]) * parts + row % parts, *rest) for row, *rest in shuffled)
         assert restored == sorted(everything(packing))
 
 

@@ -7,10 +7,13 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data.corpus.columns import CLASS, FIRST_TEXT, LABEL, Columns
 from data.corpus.manifest import Manifest, TokenizerEntry, token_dtype, write_manifest
 from data.corpus.scan import index_shard
 
@@ -25,6 +28,8 @@ def make_corpus(
     block_documents: int = 8,
     vocab: int = 50_000,
     tokenizer: bytes = b"{}",
+    classes: Sequence[str | None] = (),
+    first_texts: Sequence[int] = (),
 ) -> Path:
     """Write a corpus and return its folder.
 
@@ -32,7 +37,11 @@ def make_corpus(
     shard_documents, block_documents: documents of a shard, and of a block.
     vocab: ids are below it; says the type of the ids.
     tokenizer: content of tokenizer.json.
+    classes: the class of each document, None where it has none; empty: no labels.
+    first_texts: ids of the first of each document's two texts; empty: documents of one text.
     """
+    names = (LABEL,) * bool(classes) + (FIRST_TEXT,) * bool(first_texts)
+    further = Columns(names, tuple(sorted({name for name in classes if name is not None})))
     folder.mkdir(parents=True, exist_ok=True)
     dtype = token_dtype(vocab)
     (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -43,12 +52,17 @@ def make_corpus(
             for place, ids in enumerate(documents[first : first + shard_documents], start=first):
                 payload = io.BytesIO()
                 np.save(payload, np.asarray(ids, dtype=dtype), allow_pickle=False)
-                meta = {"source": "made", "path": f"doc/{place}", "text_bytes": 3 * len(ids)}
+                meta: dict[str, Any] = {"source": "made", "path": f"doc/{place}", "text_bytes": 3 * len(ids)}
+                if classes:
+                    meta[CLASS] = classes[place]
+                if first_texts:
+                    meta[FIRST_TEXT] = first_texts[place]
                 _add(tar, f"{place:08d}.json", json.dumps(meta).encode())
                 _add(tar, f"{place:08d}.npy", payload.getvalue())
-        shards.append(index_shard(path, dtype=dtype, vocab=vocab))
+        shards.append(index_shard(path, dtype=dtype, vocab=vocab, further=further))
     entry = TokenizerEntry("tokenizer.json", hashlib.sha256(tokenizer).hexdigest(), vocab, EOS)
-    write_manifest(folder, Manifest(entry, dtype, block_documents, tuple(shards)))
+    manifest = Manifest(entry, dtype, block_documents, tuple(shards))
+    write_manifest(folder, replace(manifest, columns=further.names, classes=further.classes))
     return folder
 
 

@@ -1,0 +1,15 @@
+"""`data.packing` → the way to pack that it names."""
+
+from __future__ import annotations
+
+from data.stream.packing.alone import One, Pair, Views
+from data.stream.packing.joined import BestFit, Cut
+from data.stream.packing.packing import Packing
+
+PACKINGS: dict[str, type[Packing]] = {
+    "cut": Cut,
+    "best_fit": BestFit,
+    "one": One,
+    "views": Views,
+    "pair": Pair,
+}

@@ -5,6 +5,8 @@ Read in this order:
 config.py      `ModelConfig`: what the rest of the project may ask of any model's config, without torch
 decoder/       the decoder-only language model
 encoder/       BERT and its successors
+towers/        models that embed the two sides of a row
+pairs.py       what objectives know of those models
 layers/        what models are put together from
 registry.py    `model.kind` → the config of a model
 build.py       a config → its torch module

@@ -3,6 +3,11 @@
 from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.encoder.config import EncoderConfig
+from trainer.models.towers.text_pair_config import TextPairConfig
 
-MODELS: dict[str, type[ModelConfig]] = {"decoder": DecoderConfig, "encoder": EncoderConfig}
+MODELS: dict[str, type[ModelConfig]] = {
+    "decoder": DecoderConfig,
+    "encoder": EncoderConfig,
+    "text_pair": TextPairConfig,
+}
 """`model.kind` → the dataclass of its keys, which names the model's class. The first is the default."""

@@ -5,6 +5,10 @@ registry.py     `objective.kind` → the config of an objective
 context.py      what an objective may know of its run: seed, special tokens, which tokens begin words
 draws.py        random numbers as functions of (seed, name, sequence number, place)
 causal_lm.py    next-token prediction
+contrastive.py  contrastive, CLIP's and SigLIP's: rows of the global batch are compared
+contrastive_config.py
+                their keys
+pairs.py        the two sides of a row → model inputs
 build.py        a config and a context → its objective
 
 The interface is `common.objective.Objective`: the engines call it.

@@ -9,6 +9,13 @@ contrastive.py  contrastive, CLIP's and SigLIP's: rows of the global batch are c
 contrastive_config.py
                 their keys
 pairs.py        the two sides of a row → model inputs
+masked_images.py
+                masked image modelling, as in SimMIM
+classification.py
+                the class of a row
+picture_config.py
+                their keys
+pictures.py     a batch's pictures → model inputs
 build.py        a config and a context → its objective
 
 The interface is `common.objective.Objective`: the engines call it.

@@ -2,11 +2,14 @@
 
 from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
+from trainer.objectives.picture_config import ClassificationConfig, MaskedImagesConfig
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
     "contrastive": ContrastiveConfig,
     "clip": ClipConfig,
     "siglip": SiglipConfig,
+    "classification": ClassificationConfig,
+    "masked_images": MaskedImagesConfig,
 }
 """`objective.kind` → the dataclass of its keys. The first is the default."""

@@ -52,6 +52,33 @@ class MixtureStage:
 
 
 @dataclass
+class Augment:
+    """How the views of a picture differ from it, drawn anew for each sequence number and view. Held-out
+    pictures are shown by their centre square.
+    """
+
+    crop_scale: Annotated[
+        float,
+        "a view is a crop of at least this share of the picture's area, drawn evenly up to all of it; "
+        "1: its centre square",
+        "> 0",
+        "≤ 1",
+    ] = 1.0
+    crop_ratio: Annotated[
+        float, "a crop's width is from this share of its height to the inverse share", "> 0", "≤ 1"
+    ] = 0.75
+    flip: Annotated[float, "share of the views that are mirrored, left to right", "≥ 0", "≤ 1"] = 0.0
+    jitter: Annotated[
+        float, "share of the views whose colours are changed by the four keys below", "≥ 0", "≤ 1"
+    ] = 1.0
+    brightness: Annotated[float, "b: brightness times a factor from 1 - b to 1 + b", "≥ 0"] = 0.0
+    contrast: Annotated[float, "the same of contrast", "≥ 0"] = 0.0
+    saturation: Annotated[float, "the same of saturation", "≥ 0"] = 0.0
+    hue: Annotated[float, "h: hue turned by -h to h of the whole circle", "≥ 0", "≤ 0.5"] = 0.0
+    grayscale: Annotated[float, "share of the views without colour", "≥ 0", "≤ 1"] = 0.0
+
+
+@dataclass
 class DataConfig:
     """The stream of training sequences, and the held-out corpora."""
 
@@ -86,6 +113,23 @@ class DataConfig:
         "≥ 0",
     ] = 0.0
     shuffle_blocks: Annotated[int, "blocks of documents that are shuffled as one", "≥ 1", "in blocks"] = 64
+    image_size: Annotated[
+        int,
+        "read each document's picture, and scale its views to squares of this size; 0: read no pictures",
+        "≥ 0",
+        "needs data.packing=one",
+        "in pixels",
+    ] = 0
+    image_views: Annotated[
+        int,
+        "views of each picture, each with crop, flip and colours of its own",
+        "≥ 1",
+        "needs data.image_size",
+    ] = 1
+    augment: Annotated[Augment, "how the views of a picture are drawn"] = field(default_factory=Augment)
+    decode_threads: Annotated[
+        int, "threads that decode pictures ahead of need; 0: one a core of the process, 16 at most", "≥ 0"
+    ] = 0
     on_corrupt: Annotated[
         OnCorrupt,
         "a damaged document ends the run (stop), or the sequences that hold it are masked (quarantine)",

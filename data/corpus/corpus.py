@@ -47,6 +47,23 @@ class DamagedDocument:
         )
 
 
+@dataclass(frozen=True)
+class DamagedPicture(DamagedDocument):
+    """A document whose picture cannot be shown.
+
+    offset: the first byte of the picture in the shard.
+    reason: why not.
+    """
+
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"shard {self.shard}: sample {self.sample!r}, byte {self.offset}: its picture cannot be shown: "
+            f"{self.reason}; see `germinal data verify`, restore it, or set data.on_corrupt=quarantine"
+        )
+
+
 class Corpus:
     """A corpus and its table of blocks.
 
@@ -92,6 +109,10 @@ class Corpus:
     def damaged_document(self, shard: int, offset: int) -> DamagedDocument:
         """The report on the damaged document whose ids start at byte `offset` of a shard."""
         return DamagedDocument(self.shard_path(shard), self.sample_key(shard, offset), offset)
+
+    def damaged_picture(self, shard: int, offset: int, picture: int, reason: str) -> DamagedPicture:
+        """The report on the picture at byte `picture` of a shard; its document has its ids at `offset`."""
+        return DamagedPicture(self.shard_path(shard), self.sample_key(shard, offset), picture, reason)
 
     def sample_key(self, shard: int, offset: int) -> str:
         """The key of the sample whose ids start at byte `offset`, from the tar header before them."""

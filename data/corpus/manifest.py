@@ -124,6 +124,11 @@ class Manifest:
         return INDEX_ROWS + self.columns.index(column) if column in self.columns else None
 
     @property
+    def media_rows(self) -> list[int]:
+        """The rows of an index that hold a picture's first byte, length and CRC-32; none without them."""
+        return [row for column in further.MEDIA if (row := self.row(column)) is not None]
+
+    @property
     def version(self) -> int:
         """The version of the format."""
         return VERSION_WITH_COLUMNS if self.further != Columns() else VERSION
@@ -233,7 +238,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         version = document["version"]
         if version not in (VERSION, VERSION_WITH_COLUMNS):
             raise LookupError(
-                f"{where} has format version {version}, this program reads {VERSION_WITH_COLUMNS}"
+                f"{where} has format version {version}, this program reads {VERSION} and "
+                f"{VERSION_WITH_COLUMNS}"
             )
         unknown = document.keys() - {
             "format",

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from common.mapped_file import map_file
-from data.corpus.columns import MEDIA
 from data.corpus.corpus import corpora_in
 from data.corpus.index import read_index
 from data.corpus.manifest import (
@@ -168,7 +167,7 @@ def _verify_shard(
     if scanned.shape != index.shape:
         counts = f"{scanned.shape[1]} documents, its index {index.shape[1]}"
         return [*findings, Finding(name, f"holds {counts}")]
-    media = [row for column in MEDIA if (row := manifest.row(column)) is not None]
+    media = manifest.media_rows
     differs = scanned != index
     pictures = differs[media].any(axis=0)
     for place in np.flatnonzero(pictures).tolist():
@@ -187,7 +186,7 @@ def _damaged_documents(name: str, view: memoryview, index: np.ndarray, manifest:
     """
     width = DTYPES[manifest.dtype].itemsize
     parts = [("its ids are damaged", index[[OFFSET, TOKENS, CRC]], width)]
-    media = [row for column in MEDIA if (row := manifest.row(column)) is not None]
+    media = manifest.media_rows
     if media:
         parts.append(("its picture is damaged", index[media], 1))
     return [

@@ -15,7 +15,7 @@ from data.stream.rows import NO_TOKEN
 class Batch:
     """One micro-batch of one data rank.
 
-    tensors: not to be written to, each int64:
+    tensors: not to be written to, each int64 but `image`:
         tokens [rows, seq];
         following [rows, seq]: the token that follows each one in its document, -1 where none does (padding, a
             masked sequence) or where a held-out window repeats context. `tokens` and `following` are views of
@@ -27,6 +27,8 @@ class Batch:
             length [rows]: inputs before the padding; 0 where nothing of the row counts; [rows, 2] where the
                 row is two halves;
             label [rows]: the document's class, -1 where none is stated;
+            image [rows, views, size, size, 3], uint8, with data.image_size: the views of the document's
+                picture, RGB; zeros where `length` is 0, as it also is where the picture is damaged;
         partner, partner_following [rows, seq], with partners: another sequence for each, masked where the row
             or the partner is damaged: the row is then masked too.
     sequences: the rows' global sequence numbers; -1 marks a row that is only padding.
@@ -49,7 +51,7 @@ class Batch:
             return self
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         blank = {"tokens": eos, "partner": eos, "following": NO_TOKEN, "partner_following": NO_TOKEN}
-        for name, value in (blank | {"length": 0, "label": -1}).items():
+        for name, value in (blank | {"length": 0, "label": -1, "image": 0}).items():
             if name in tensors:
                 tensors[name][rows] = value
         if "documents" in tensors:

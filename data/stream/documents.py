@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from data.corpus.columns import LABEL
 from data.corpus.corpus import Corpus, DamagedDocument
 from data.corpus.manifest import CRC, OFFSET, TOKENS
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, ShardBytes, written_while_read
+from data.pictures.decode import NotAPicture
+from data.pictures.decoders import checked_bytes
 from data.stream.era import NO_CLASS, documents_of
 from data.stream.order import derive_key
 from data.stream.packing.alone import Views
@@ -26,13 +29,21 @@ class DocumentRows:
     corpus, reader: the corpus, and what reads its documents.
     kind, seq_len: the packing, and the inputs of a row.
     limit: the first so many documents alone; None: all.
+    pictures: are the rows those of documents with a picture alone?
 
     Attributes: `rows`, their number; `document` of each row; `cut`, whether a part of some document is in no
     row.
     """
 
     def __init__(
-        self, corpus: Corpus, reader: DocumentReader, kind: str, seq_len: int, limit: int | None
+        self,
+        corpus: Corpus,
+        reader: DocumentReader,
+        kind: str,
+        seq_len: int,
+        limit: int | None,
+        *,
+        pictures: bool = False,
     ) -> None:
         self._reader, self._eos, self._seq_len = reader, corpus.eos, seq_len
         storage, shards = corpus.storage, range(len(corpus.manifest.shards))
@@ -41,7 +52,7 @@ class DocumentRows:
         self._labels = np.full(index.shape[1], NO_CLASS) if label is None else index[label]
         bounds = np.array([0, index.shape[1]])
         key = derive_key("heldout crops", corpus.manifest.fingerprint)
-        self._documents = documents_of(corpus, index, bounds, kind, key)
+        self._documents = documents_of(corpus, index, bounds, kind, key, pictures)
         self._kind = PACKINGS[kind]
         self._columns = seq_len // self._kind.parts
         self._pack()
@@ -133,10 +144,36 @@ class DocumentReader:
         raw = opened.view[offset : offset + tokens * self._corpus.dtype.itemsize]
         return self._corpus.damaged_document(shard, offset) if zlib.crc32(raw) != crc else None
 
+    def picture(self, number: int) -> tuple[Any, tuple[int, int, int]]:
+        """(bytes of the shard, (first byte, length, CRC-32)) of a document's picture; length 0: none."""
+        shard, place = self._place(number)
+        opened, index = self._opened(shard)
+        first, size, crc = index[self._corpus.manifest.media_rows, place].tolist()
+        return opened.view, (first, size, crc)
+
+    def picture_damage_of(self, number: int) -> DamagedDocument | None:
+        """The report on a document whose picture does not have its checksum, else None."""
+        view, place = self.picture(number)
+        try:
+            checked_bytes(view, *place)
+        except NotAPicture as error:
+            return self.damaged_picture(number, str(error))
+        return None
+
+    def damaged_picture(self, number: int, reason: str) -> DamagedDocument:
+        """The report on a document whose picture cannot be shown."""
+        _, (first, _, _) = self.picture(number)
+        shard, _, offset, _, _ = self._find(number)
+        return self._corpus.damaged_picture(shard, offset, first, reason)
+
     def _find(self, number: int) -> tuple[int, ShardBytes, int, int, int]:
         """(shard, its bytes, first byte of the ids in it, ids, their CRC-32) of a document."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        place = number - int(self._ends[shard - 1] if shard else 0)
+        shard, place = self._place(number)
         opened, index = self._opened(shard)
         offset, tokens, crc = index[[OFFSET, TOKENS, CRC], place].tolist()
         return shard, opened, offset, tokens, crc
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """(shard, place in it) of a document."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - int(self._ends[shard - 1] if shard else 0)

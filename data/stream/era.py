@@ -16,7 +16,7 @@ import numpy as np
 
 from data.config import DataConfig
 from data.corpus.columns import FIRST_TEXT, LABEL, MEDIA
-from data.corpus.corpus import Corpus, DamagedDocument
+from data.corpus.corpus import Corpus, DamagedDocument, DamagedPicture
 from data.corpus.manifest import CRC, OFFSET, TOKENS
 from data.stream.checks import DocumentChecks, Versions
 from data.stream.order import EraBlocks, ShuffledOrder, derive_key
@@ -43,6 +43,7 @@ class IdSpans:
     views: the bytes of the fragment's shard, a list.
     damaged: whether the fragment's document is damaged, bool.
     labels: the class of the fragment's document, NO_CLASS where none is stated.
+    media: its picture's first byte in the shard, length and CRC-32, [3, fragments]; None without pictures.
     versions: (shard, version of its bytes when the documents were checked) for each shard of the era.
     """
 
@@ -53,6 +54,7 @@ class IdSpans:
     views: list[Any]
     damaged: np.ndarray
     labels: np.ndarray
+    media: np.ndarray | None
     versions: Versions
 
 
@@ -64,11 +66,21 @@ class Era:
     epoch, number: the epoch, and the number of the era in it.
     shard, place: of each document, the shard and its place in that shard, int64 [documents].
     offset, tokens, label: its columns of the index, int64 [documents]; `label` NO_CLASS where none is stated.
+    media: those of its picture, int64 [3, documents]; None where pictures are not read.
 
     kind, seq_len, key: how documents are packed, the inputs of a window, and what crops are drawn from.
+    pictures: are pictures read, so that a document without one fills no window?
     """
 
-    def __init__(self, corpus: Corpus, era_blocks: EraBlocks, kind: str, seq_len: int, key: int = 0) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        era_blocks: EraBlocks,
+        kind: str,
+        seq_len: int,
+        key: int = 0,
+        pictures: bool = False,
+    ) -> None:
         self.corpus = corpus
         self.epoch, self.number = era_blocks.epoch, era_blocks.era
         storage, blocks = corpus.storage, era_blocks.blocks
@@ -84,11 +96,12 @@ class Era:
         self.offset, self.tokens = index[OFFSET], index[TOKENS]
         label = corpus.manifest.row(LABEL)
         self.label = np.full_like(self.offset, NO_CLASS) if label is None else index[label]
+        self.media = index[corpus.manifest.media_rows] if pictures else None
         self._views = {shard: one.view for shard, one in opened.items()}
         end = self.offset + self.tokens * corpus.dtype.itemsize
         self._checks = DocumentChecks(opened, self.shard, self.offset, end, index[CRC])
         bounds = np.concatenate(([0], np.cumsum(counts)))
-        self.packing = PACKINGS[kind](documents_of(corpus, index, bounds, kind, key), seq_len)
+        self.packing = PACKINGS[kind](documents_of(corpus, index, bounds, kind, key, pictures), seq_len)
         self.columns = seq_len // self.packing.parts
 
     def spans(self, windows: np.ndarray) -> IdSpans:
@@ -109,12 +122,19 @@ class Era:
             views=[self._views[shard] for shard in self.shard[document].tolist()],
             damaged=damaged,
             labels=self.label[document],
+            media=None if self.media is None else self.media[:, document],
             versions=self._checks.versions,
         )
 
     def damaged_document(self, document: int) -> DamagedDocument:
         """The report on a damaged document of the era."""
         return self.corpus.damaged_document(int(self.shard[document]), int(self.offset[document]))
+
+    def damaged_picture(self, document: int, reason: str) -> DamagedPicture:
+        """The report on a picture of the era that cannot be shown."""
+        assert self.media is not None
+        ids, picture = int(self.offset[document]), int(self.media[0, document])
+        return self.corpus.damaged_picture(int(self.shard[document]), ids, picture, reason)
 
 
 class ShuffledCorpus:
@@ -129,24 +149,25 @@ class ShuffledCorpus:
     def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
         self.corpus = corpus
         self._packing, self._seq_len, self._key = cfg.packing, cfg.seq_len, key
-        windows = block_windows(corpus, cfg.packing, cfg.seq_len)
+        self._pictures = cfg.image_size > 0
+        windows = block_windows(corpus, cfg.packing, cfg.seq_len, pictures=self._pictures)
         self.order = ShuffledOrder(windows, cfg.shuffle_blocks, key)
         self.sequences = self.order.sequences
         self.era = lru_cache(maxsize=ERAS_KEPT)(self._open_era)
 
     def _open_era(self, era_blocks: EraBlocks) -> Era:
         key = derive_key(self._key, "crops", era_blocks.epoch, era_blocks.era)
-        return Era(self.corpus, era_blocks, self._packing, self._seq_len, key)
+        return Era(self.corpus, era_blocks, self._packing, self._seq_len, key, self._pictures)
 
 
-def block_windows(corpus: Corpus, packing: str, seq_len: int) -> np.ndarray:
+def block_windows(corpus: Corpus, packing: str, seq_len: int, *, pictures: bool = False) -> np.ndarray:
     """Windows of each block, int64 [blocks]. Reads (and so checks) every index."""
     counts = []
     ends = np.searchsorted(corpus.block_shard, np.arange(len(corpus.manifest.shards) + 1))
     for shard, (a, b) in enumerate(pairwise(ends.tolist())):
         index = corpus.storage.index(shard).astype(np.int64)
         bounds = np.append(corpus.block_first[a:b], index.shape[1])
-        documents = documents_of(corpus, index, bounds, packing)
+        documents = documents_of(corpus, index, bounds, packing, pictures=pictures)
         counts.append(PACKINGS[packing].count(documents, seq_len))
     return np.concatenate(counts)
 
@@ -167,18 +188,23 @@ def check_sequences(what: str, sequences: int, cfg: DataConfig) -> None:
         )
 
 
-def documents_of(corpus: Corpus, index: np.ndarray, bounds: np.ndarray, kind: str, key: int = 0) -> Documents:
+def documents_of(
+    corpus: Corpus, index: np.ndarray, bounds: np.ndarray, kind: str, key: int = 0, pictures: bool = False
+) -> Documents:
     """Documents as a packing takes them.
 
     index: their columns of the corpus's index, int64 [rows, documents].
     bounds: block b of them holds documents [bounds[b], bounds[b + 1]).
     kind: the packing. Where it gives each document a window, a picture without a caption has one too.
     key: what crops are drawn from.
+    pictures: does a document without a picture take no room?
     """
     lengths = layout_lengths(index[TOKENS])
     media = corpus.manifest.row(MEDIA[1])
     if PACKINGS[kind].alone and media is not None:
         lengths = np.maximum(lengths, index[media] > 0)
+        if pictures:
+            lengths[index[media] == 0] = 0
     texts = corpus.manifest.row(FIRST_TEXT)
     first_text = np.full_like(lengths, -1) if texts is None else index[texts]
     return Documents(lengths, bounds, first_text, key)

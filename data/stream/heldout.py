@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from data.config import DataConfig, Heldout
 from data.corpus.corpus import DamagedDocument, open_corpus
+from data.pictures.decoders import DecodedPictures, Decoders
 from data.stream.batch import Batch
 from data.stream.documents import DocumentReader, DocumentRows
 from data.stream.era import check_sequences
+from data.stream.images import check_pictures
 from data.stream.order import another, derive_key
 from data.stream.packing.kinds import PACKINGS
 from data.stream.rows import NO_TOKEN
+
+_BATCHES_AHEAD = 2  # whose pictures are decoded while another one is evaluated
 
 
 class HeldoutLoader:
@@ -32,6 +38,8 @@ class HeldoutLoader:
         following    1 2 3 4 5 6    - - 7 8 9 10   - - 11 s  - -
 
     Where training gives each document a row of its own (data.packing=one, views, pair), so does evaluation.
+    With data.image_size the first view of a picture is its centre square; further ones are drawn as in
+    training, from the row's number.
 
     heldout: the corpus and its name.
     seq_len: inputs of a row.
@@ -77,7 +85,13 @@ class HeldoutLoader:
         self._windows, self._lengths, self._text_bytes = windows, lengths, text_bytes
         kind, limit = self._cfg.packing, max_documents or None
         alone = PACKINGS[kind].alone
-        self._alone = DocumentRows(self.corpus, self._reader, kind, seq_len, limit) if alone else None
+        self._pictures = self._cfg.image_size > 0
+        check_pictures(f"data.heldout: {self.name}", self.corpus, self._cfg)
+        self._alone = (
+            DocumentRows(self.corpus, self._reader, kind, seq_len, limit, pictures=self._pictures)
+            if alone
+            else None
+        )
         self._count()
         check_sequences(f"data.heldout: {self.name}", self.rows, self._cfg)
 
@@ -96,8 +110,12 @@ class HeldoutLoader:
         """The damaged ones among the documents that this rank reads, by number. Reads them all."""
         mine = np.arange(self.rows) // self._micro_batch % self._ranks == self._rank
         numbers = np.unique(self._document_of(np.flatnonzero(mine)))
-        found = ((number, self._reader.damage_of(number)) for number in numbers.tolist())
+        found = ((number, self._damage_of(number)) for number in numbers.tolist())
         return [(number, damage) for number, damage in found if damage]
+
+    def _damage_of(self, number: int) -> DamagedDocument | None:
+        damage = self._reader.damage_of(number)
+        return self._reader.picture_damage_of(number) if self._pictures and damage is None else damage
 
     def leave_out(self, documents: list[int]) -> None:
         """Continue as if these documents were not in the corpus. They must be the same on every rank."""
@@ -112,9 +130,39 @@ class HeldoutLoader:
         return -(-self.rows // (self._ranks * self._micro_batch))
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in range(len(self)):
-            first = (batch * self._ranks + self._rank) * self._micro_batch
-            yield self._batch(np.arange(first, first + self._micro_batch))
+        firsts = [(batch * self._ranks + self._rank) * self._micro_batch for batch in range(len(self))]
+        numbers = (np.arange(first, first + self._micro_batch) for first in firsts)
+        return self._with_pictures(numbers) if self._pictures else map(self._batch, numbers)
+
+    def _with_pictures(self, numbers: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """The batches of these rows; the pictures of some are decoded while another one is used."""
+        decoders = Decoders(self._cfg, derive_key("held-out views", self.corpus.manifest.fingerprint), 1)
+        try:
+            ahead: deque[tuple[Batch, DecodedPictures]] = deque()
+            for some in numbers:
+                ahead.append((self._batch(some), self._submit(decoders, some)))
+                if len(ahead) > _BATCHES_AHEAD:
+                    yield self._shown(*ahead.popleft())
+            while ahead:
+                yield self._shown(*ahead.popleft())
+        finally:
+            decoders.close()
+
+    def _submit(self, decoders: Decoders, numbers: np.ndarray) -> DecodedPictures:
+        """Begin to decode the pictures of some rows."""
+        shards: list[Any] = [b""] * len(numbers)
+        places = np.zeros((3, len(numbers)), dtype=np.int64)
+        real = np.flatnonzero(numbers < self.rows)
+        for row, document in zip(real.tolist(), self._document_of(numbers[real]).tolist()):
+            shards[row], places[:, row] = self._reader.picture(document)
+        return decoders.submit(numbers, shards, places)
+
+    def _shown(self, batch: Batch, pictures: DecodedPictures) -> Batch:
+        """The batch with its pictures. Raises RuntimeError where one of them is damaged."""
+        for row, reason in pictures.wait().items():
+            document = int(self._document_of(np.array(batch.sequences[row])))
+            raise RuntimeError(str(self._reader.damaged_picture(document, reason)))
+        return Batch(batch.tensors | {"image": torch.from_numpy(pictures.pixels)}, batch.sequences)
 
     def _batch(self, numbers: np.ndarray) -> Batch:
         arrays = self._rows(numbers)

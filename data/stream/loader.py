@@ -7,6 +7,9 @@ send between processes.
       │
       ▼  a queue of chunks, `prefetch` steps at least
     `next(loader)`  one step: this rank's micro-batches
+
+With pictures (data.image_size), other threads decode them from the moment when their rows are made; `next`
+waits for those of its own step alone.
 """
 
 from __future__ import annotations
@@ -22,12 +25,18 @@ import numpy as np
 import torch
 
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
+from data.pictures.decoders import DecodedPictures
 from data.stream.batch import Batch
+from data.stream.images import ImagesAhead
 from data.stream.rows import LocatedRows
 from data.stream.stream import Stream
 
 GULP_ROWS: Final = 4096  # sequences located in one call: enough that its fixed cost does not show
 CHUNK_TOKENS: Final = 1 << 17  # handed over at once: few switches of threads, and a chunk stays in the cache
+CHUNK_PIXEL_BYTES: Final = 1 << 25  # or so many bytes of decoded pictures, of which `prefetch` steps are held
+
+Made = tuple[Batch, DecodedPictures | None]
+"""A micro-batch, and its pictures, which threads may still be at work on."""
 
 
 class Loader:
@@ -63,13 +72,17 @@ class Loader:
                 f"train.micro_batch={micro_batch} sequences"
             )
         assert 0 <= rank < ranks, (rank, ranks)
-        self._stream = stream
+        self._stream, cfg = stream, stream.cfg
+        self._images: ImagesAhead | None = None
         self._rank, self._rows = rank, global_batch // ranks
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._gulp = max(1, GULP_ROWS // self._rows)
         self._chunk = max(1, CHUNK_TOKENS // (self._rows * stream.seq_len))
+        if cfg.image_size:
+            pixel_bytes = self._rows * cfg.image_views * cfg.image_size**2 * 3
+            self._chunk = max(1, min(self._chunk, CHUNK_PIXEL_BYTES // pixel_bytes))
         self._queued = -(-prefetch // self._chunk)
-        self._ready: deque[list[Batch]] = deque()
+        self._ready: deque[list[Made]] = deque()
         self._closed = threading.Event()
         self._start(start)
 
@@ -86,7 +99,9 @@ class Loader:
         self._start(sequence)
 
     def _start(self, sequence: int) -> None:
-        self._queue: queue.Queue[list[list[Batch]] | Exception] = queue.Queue(self._queued)
+        self._queue: queue.Queue[list[list[Made]] | Exception] = queue.Queue(self._queued)
+        if self._stream.cfg.image_size:
+            self._images = self._stream.images_ahead()
         self._thread = threading.Thread(
             target=self._read_ahead,
             args=(sequence + self._rank * self._rows,),
@@ -107,7 +122,14 @@ class Loader:
                 self.close()
                 raise item
             self._ready.extend(item)
-        return self._ready.popleft()
+        step = self._ready.popleft()
+        if self._images is None:
+            return [batch for batch, _ in step]
+        try:
+            return [self._images.shown(batch, pictures) for batch, pictures in step if pictures is not None]
+        except Exception:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop the thread, wait for it and drop what it read ahead. A second call does nothing."""
@@ -118,6 +140,9 @@ class Loader:
                 self._queue.get_nowait()  # room for the put it may be waiting in
             except queue.Empty:
                 self._thread.join(timeout=0.01)
+        if self._images is not None:
+            self._images.close()
+            self._images = None
 
     def _read_ahead(self, start: int) -> None:
         """Queue the steps from this rank's row `start` on, and the error that ends them. In the thread."""
@@ -129,7 +154,7 @@ class Loader:
         except Exception as error:
             self._queue.put(error)
 
-    def _chunks(self, start: int) -> Iterator[list[list[Batch]]]:
+    def _chunks(self, start: int) -> Iterator[list[list[Made]]]:
         """The steps from this rank's row `start` on, some at a time, until the loader is closed."""
         step, count = 0, 1  # the first step alone, so that it comes soon; then twice as many each time
         most = self._gulp
@@ -165,15 +190,16 @@ class Loader:
         firsts = start + np.arange(count) * self._global_batch
         return self._stream.locate((firsts[:, None] + np.arange(self._rows)).ravel())
 
-    def _batches(self, located: LocatedRows, first: int) -> list[Batch]:
+    def _batches(self, located: LocatedRows, first: int) -> list[Made]:
         """One step's micro-batches, from row `first` on."""
         return [self._batch(located, a) for a in range(first, first + self._rows, self._micro_batch)]
 
-    def _batch(self, located: LocatedRows, begin: int) -> Batch:
+    def _batch(self, located: LocatedRows, begin: int) -> Made:
         end = begin + self._micro_batch
         rows = located.rows(begin, end, document_mask=self._stream.document_mask)
         arrays = rows.named(self._stream.tensors)
         if len(self._stream.sources) > 1:
             arrays["source"] = located.source[begin:end]
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Batch(tensors, tuple(rows.numbers.tolist()))
+        pictures = None if self._images is None else self._images.submit(located, begin, end)
+        return Batch(tensors, tuple(rows.numbers.tolist())), pictures

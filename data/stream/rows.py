@@ -80,6 +80,8 @@ class LocatedRows:
 
     numbers, source: global number and source of each sequence but the partners', [sequences].
     labels: the class of its document, [sequences]; None where sequences are not of one document each.
+    media: the first byte of its picture in the shard, the length (0 where the sequence is masked) and the
+        CRC-32, [3, sequences]; None without pictures. With pictures a sequence is one fragment.
     parts, columns: rows of a sequence; inputs of a row.
     eos, dtype: the separator; type of the ids in the shards.
     views: the shard of each fragment, as bytes, [fragments].
@@ -99,6 +101,7 @@ class LocatedRows:
     numbers: np.ndarray
     source: np.ndarray
     labels: np.ndarray | None
+    media: np.ndarray | None
     parts: int
     columns: int
     eos: int
@@ -134,12 +137,15 @@ class LocatedRows:
         rows, columns = count * (1 + partners) * halves, seq_len // halves
         source = np.zeros(count * (1 + partners), dtype=np.int64)
         labels = np.full_like(source, NO_CLASS)
+        media = None if parts[0].spans.media is None else np.zeros((3, len(source)), dtype=np.int64)
         arrays, views, damaged = [], [], []
         for part in parts:
             spans, found = part.spans, part.spans.fragments
             source[part.rows] = part.source
             sequence = part.rows[found.row // halves]
             labels[sequence] = spans.labels
+            if media is not None and spans.media is not None:
+                media[:, sequence] = spans.media
             row = sequence * halves + found.row % halves
             cut = (found.opens == 0) & (found.column > 0)
             arrays.append((row, found.column, found.length, cut, spans.first_byte, spans.ids, spans.column))
@@ -156,6 +162,9 @@ class LocatedRows:
         blank = np.unique(np.concatenate(damaged) % count)
         masked = np.concatenate([blank + i * count for i in range(1 + partners)])
         labels[masked] = NO_CLASS
+        if media is not None:
+            media = media[:, :count]
+            media[1, blank] = 0
         masked = (masked[:, None] * halves + np.arange(halves)).ravel()
         inputs = np.bincount(row, length, rows).astype(np.int64)
         inputs[masked] = 0
@@ -163,6 +172,7 @@ class LocatedRows:
             numbers=numbers,
             source=source[:count],
             labels=labels[:count] if packing.alone else None,
+            media=media,
             parts=halves,
             columns=columns,
             eos=eos,

@@ -26,6 +26,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -33,10 +34,11 @@ import numpy as np
 
 from common.retry import repeats
 from data.config import DataConfig, check
-from data.corpus.corpus import Corpus, check_classes, check_tokenizers, open_corpus
+from data.corpus.corpus import Corpus, DamagedDocument, check_classes, check_tokenizers, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream import mixture
 from data.stream.era import Era, IdSpans, ShuffledCorpus, check_sequences
+from data.stream.images import ImagesAhead, check_pictures
 from data.stream.order import another, derive_key
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.packing import Packing
@@ -61,6 +63,8 @@ class Stream:
         for a, b in pairwise(corpora):
             check_tokenizers("data.sources", a, b)
             check_classes("data.sources", a, b)
+        for corpus in corpora:
+            check_pictures("data.sources", corpus, cfg)
         self.cfg = cfg
         self.seq_len = cfg.seq_len
         self.vocab = corpora[0].manifest.tokenizer.vocab
@@ -81,7 +85,8 @@ class Stream:
             max(1, int(source.max_epochs * shuffled.sequences)) if source.max_epochs else None
             for source, shuffled in zip(cfg.sources, self.sources)
         ]
-        stages = mixture_stages(cfg, self.names, [corpus.manifest.tokens for corpus in corpora], global_batch)
+        sizes = [c.manifest.documents if cfg.image_size else c.manifest.tokens for c in corpora]
+        stages = mixture_stages(cfg, self.names, sizes, global_batch)
         self.mixture = mixture.build(stages, caps, derive_key(seed, ORDER_VERSION, "mixture"))
         self.length = self.mixture.length
 
@@ -177,6 +182,35 @@ class Stream:
             partners=self.cfg.partners,
         )
 
+    def pictures(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The views of these sequences' pictures, uint8 [sequences, views, size, size, 3].
+
+        Raises RuntimeError naming shard, sample and byte of a damaged picture; with on_corrupt=quarantine its
+        views are black.
+        """
+        located = self.locate(numbers)
+        images = self.images_ahead()
+        try:
+            decoded = images.submit(located, 0, len(located.numbers))
+            for row, reason in decoded.wait().items():
+                self.damaged_picture(int(located.numbers[row]), reason)
+                decoded.pixels[row] = 0
+        finally:
+            images.close()
+        return decoded.pixels
+
+    def images_ahead(self) -> ImagesAhead:
+        """Threads that decode the pictures of this stream's rows; the caller closes them."""
+        return ImagesAhead(self.cfg, self.seed, self.eos, self.damaged_picture)
+
+    def damaged_picture(self, number: int, reason: str) -> None:
+        """Raise the error on a sequence whose picture cannot be shown; on_corrupt=quarantine: list it."""
+        source, era, spans = self.find(number)
+        found = era.damaged_picture(int(spans.fragments.document[0]), reason)
+        if self.cfg.on_corrupt == "stop":
+            raise repeats(RuntimeError(str(found)))
+        self._list(number, source, found)
+
     def find(self, number: int, *, partner: bool = False) -> tuple[int, Era, IdSpans]:
         """(source, era, spans of its ids) of one sequence, or of its partner: for people who look for its
         text.
@@ -227,11 +261,13 @@ class Stream:
         # A partner's damage masks the sequence too, and is listed for it.
         rows = part.rows[fragments.row[damaged] // self.packing.parts] % len(numbers)
         for number, document in zip(numbers[rows].tolist(), documents):
-            found = era.damaged_document(document)
-            entry = {"sequence": number, "source": self.names[part.source], **vars(found)}
-            listed = self.quarantined.setdefault(number, [])
-            if entry not in listed:  # a sequence may be read again
-                listed.append(entry)
+            self._list(number, part.source, era.damaged_document(document))
+
+    def _list(self, number: int, source: int, found: DamagedDocument) -> None:
+        entry = {"sequence": number, "source": self.names[source], **vars(found)}
+        listed = self.quarantined.setdefault(number, [])
+        if entry not in listed:  # a sequence may be read again
+            listed.append(entry)
 
     def _fingerprint(self, segments: int) -> str:
         history = [
@@ -241,4 +277,6 @@ class Stream:
         cfg = self.cfg
         parts: list[Any] = [ORDER_VERSION, self.seed, cfg.seq_len, cfg.packing, cfg.shuffle_blocks, history]
         parts += ["partners"] * cfg.partners
+        if cfg.image_size:
+            parts.append(["pictures", cfg.image_size, cfg.image_views, asdict(cfg.augment)])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -52,7 +52,6 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
         vocab=stream.vocab,
         eos=stream.eos,
         tokenizer=stream.sources[0].corpus.storage.tokenizer,
-        model=cfg.model,
     )
 
 

@@ -117,7 +117,7 @@ def test_manifests_whose_columns_do_not_fit_are_refused(corpus: Path) -> None:
         ({"classes": []}, "it has 0 classes"),
         ({"columns": ["label"]}, "it has media"),
         ({"classes": ["a", "b", "c"]}, "its fingerprint does not match"),
-        ({"version": 3}, "has format version 3, this program reads 2"),
+        ({"version": 3}, "has format version 3, this program reads 1 and 2"),
     ):
         (corpus / "train" / MANIFEST).write_text(json.dumps(document | change))
         with pytest.raises((RuntimeError, ValueError), match=reason):

@@ -122,4 +122,6 @@ def test_a_corpus_of_pictures_is_sound_and_a_flipped_byte_of_one_is_found(tmp_pa
     raw = bytearray(shard.read_bytes())
     raw[raw.index(picture) + 100] ^= 1
     shard.write_bytes(raw)
-    assert ["SHA-256" in finding.problem for finding in verify(corpus)] == [True]
+    whole, damaged = verify(corpus)
+    assert "SHA-256" in whole.problem
+    assert (damaged.problem, damaged.offset) == ("its picture is damaged", raw.index(picture[:100]))

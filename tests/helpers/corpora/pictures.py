@@ -13,7 +13,8 @@ from PIL import Image
 def pixels(number: int, height: int = 24, width: int = 32) -> np.ndarray:
     """The pixels of a smooth picture, uint8 [height, width, 3]; each number gives another one."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    waves = [np.sin(2 * np.pi * (x * (1 + (number * 7 + c) % 5) + y * ((number + c) % 4))) for c in range(3)]
+    turns = [x * (1 + (number * 7 + c) % 5) + y * ((number + c) % 4) + 0.618 * number for c in range(3)]
+    waves = [np.sin(2 * np.pi * turn) for turn in turns]
     return ((np.stack(waves, axis=-1) + 1) * 127.5).astype(np.uint8)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-InitKind = Literal["normal", "trunc_normal", "ones", "zeros"]
+InitKind = Literal["normal", "trunc_normal", "ones", "zeros", "constant"]
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,12 @@ class Init:
 
     kind: the distribution; `trunc_normal` is cut at ±3 std.
     std: standard deviation of `normal` and `trunc_normal`.
+    value: of `constant`.
     """
 
     kind: InitKind
     std: float = 0.0
+    value: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,17 @@ class Measures(Protocol):
 
 
 @runtime_checkable
+class TakesFeatures(Protocol):
+    """An objective whose model gives several numbers a row: logits of classes, or predicted pixels."""
+
+    def features(self, inputs: ModelInputs) -> int:
+        """Return how many: the model's output is float32 [rows, features]. Without this method it is
+        [rows], one loss for each row.
+        """
+        ...
+
+
+@runtime_checkable
 class ComparesRows(Protocol):
     """An objective whose loss compares the rows of the whole global batch: contrastive ones.
 

@@ -61,6 +61,7 @@ def _check_vocabularies(cfg: "RunConfig") -> None:
             vocab=tokenizer.vocab,
             eos=tokenizer.eos,
             tokenizer=(Path(path) / tokenizer.file).read_bytes,
+            model=cfg.model,
         )
         if wrong := context.too_small(cfg.model.vocab, cfg.objective):
             raise ValueError(f"{key}={path!r}: {wrong}")

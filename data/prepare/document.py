@@ -15,12 +15,14 @@ class Document:
     origin: source, path, and the place in the file (offset, row, key, …); the corpus keeps it.
     ids: [tokens] token ids, for data that was tokenised before; None for text.
     media: file extension → bytes of members that are kept beside the text, such as a picture.
+    second: the second text of a document that is a pair; else None.
     """
 
     text: str
     origin: dict[str, Any]
     ids: NDArray[np.integer] | None = None
     media: dict[str, bytes] = field(default_factory=dict)
+    second: str | None = None
 
     @property
     def where(self) -> str:
@@ -29,11 +31,12 @@ class Document:
 
     @property
     def is_text(self) -> bool:
-        """Is the document text alone, so that cleaning may change it?"""
-        return self.ids is None and not self.media
+        """Is the document one text alone, so that cleaning may change it?"""
+        return self.ids is None and not self.media and self.second is None
 
     @property
     def content(self) -> bytes:
-        """The bytes by which two documents are the same document: ids or text, then media."""
+        """The bytes by which two documents are the same document: ids or text, second text, media."""
         given = self.ids.astype("<i8").tobytes() if self.ids is not None else self.text.encode()
-        return given + b"".join(self.media[extension] for extension in sorted(self.media))
+        second = b"" if self.second is None else b"\0" + self.second.encode()
+        return given + second + b"".join(self.media[extension] for extension in sorted(self.media))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.corpus.columns import FIRST_TEXT
 from data.corpus.shards import TokenShardWriter
 from data.prepare.cleaning import clean
 from data.prepare.document import Document
@@ -126,10 +127,7 @@ class _Segments:
         """Tokenise all waiting documents, then write them all: document by document, each of the two would
         evict the other's data from the processor's cache.
         """
-        ids = [
-            document.ids if document.ids is not None else self.encoder(document.text)
-            for _, _, document, _ in self.waiting
-        ]
+        ids = [self._ids_of(document) for _, _, document, _ in self.waiting]
         self._check_round_trip(ids)
         for tokens, (side, ordinal, document, text_bytes) in zip(ids, self.waiting):
             if side not in self.writers:
@@ -139,11 +137,23 @@ class _Segments:
             self.profiles[side].add(document.origin, text_bytes, len(tokens))
         self.waiting, self.waiting_bytes = [], 0
 
+    def _ids_of(self, document: Document) -> NDArray[np.integer]:
+        """The ids of a document: given, or those of its text; of two texts, those of one behind the other's,
+        and how many the first one has goes into the origin.
+        """
+        if document.ids is not None:
+            return document.ids
+        ids = self.encoder(document.text)
+        if document.second is None:
+            return ids
+        document.origin[FIRST_TEXT] = len(ids)
+        return np.concatenate((ids, self.encoder(document.second)))
+
     def _check_round_trip(self, ids: list[Any]) -> None:
         """Decode one document of the batch again, to find a tokenizer that loses text, at little cost."""
         if self.waiting and self.waiting[0][2].ids is None:
             side, _, document, text_bytes = self.waiting[0]
-            came_back = self.encoder.gives_back(document.text, ids[0])
+            came_back = self.encoder.gives_back(document.text, ids[0][: document.origin.get(FIRST_TEXT)])
             self.profiles[side].count_round_trip(came_back, text_bytes, len(ids[0]))
 
     def seal(self, following: int, tally: Tally) -> None:
@@ -168,12 +178,13 @@ class _Segments:
 
 
 def text_bytes_of(document: Document, encode: Encoder) -> int:
-    """UTF-8 bytes of the document's text; for given ids, of the text that they stand for.
+    """UTF-8 bytes of the document's text, or of both; for given ids, of the text that they stand for.
 
     Raises ValueError for an id that the tokenizer does not have.
     """
     if document.ids is None:
-        return len(document.text) if document.text.isascii() else len(document.text.encode())
+        texts = (document.text, document.second or "")
+        return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
     largest, least = (int(document.ids.max()), int(document.ids.min())) if document.ids.size else (0, 0)
     if least < 0 or largest >= encode.vocab:
         wrong = largest if least >= 0 else least

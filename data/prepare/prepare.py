@@ -199,7 +199,8 @@ def _training_texts(preparation: Preparation, units: list[Unit], advance: Advanc
             if document.ids is None and not is_heldout(document, preparation):
                 some = True
                 advance(len(document.text))
-                left -= len(document.text)
-                yield from encoder.parts(document.text)
+                for text in (document.text, document.second or ""):
+                    left -= len(text)
+                    yield from encoder.parts(text)
     if not some:
         raise ValueError("there is no text to train a tokenizer on: give one with --tokenizer")

@@ -32,6 +32,11 @@ class Recipe:
     Reading:
     format: kind of all files; "auto" decides for each file, by its name and first bytes.
     text_field: column or key of the text; "doc.body" is the field `body` in the field `doc`.
+    second_field: column or key of a second text, for pairs such as question and answer; "" for none. A row
+        without one is left out.
+    label_field: column or key of the document's class, a text or a number; "" for none.
+    label_folder: the folder whose name is the class: 1 for the first below the source, 2 for the next, -1 for
+        the one that the file is in; 0 for none.
     ids_field: column or key of token ids, for a row without a text.
     ids_dtype: type of the numbers in a `.bin` of token ids, or "auto".
     licence_field: column, key or folder (`license=MIT/`) with the licence, which is kept with the document.
@@ -81,6 +86,9 @@ class Recipe:
 
     format: str = "auto"
     text_field: str = "text"
+    second_field: str = ""
+    label_field: str = ""
+    label_folder: int = 0
     ids_field: str = "input_ids"
     ids_dtype: str = "auto"
     licence_field: str = "license"
@@ -194,6 +202,11 @@ def check(recipe: Recipe) -> None:
         )
     if not 0 < recipe.near_threshold <= 1:
         raise ValueError(f"--near-threshold {recipe.near_threshold} is not a similarity: give one in (0, 1]")
+    if recipe.label_field and recipe.label_folder:
+        raise ValueError(
+            f"--label-field {recipe.label_field!r} and --label-folder {recipe.label_folder}: give one of the "
+            "two, from which the classes are taken"
+        )
     if recipe.languages and not (recipe.language_hook or recipe.language_field):
         raise ValueError(
             "--languages is given, but neither --language-hook nor --language-field says what a text's is"

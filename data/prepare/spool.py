@@ -14,6 +14,7 @@ from data.prepare.document import Document
 _SCHEMA = pa.schema(
     [
         ("text", pa.large_string()),
+        ("second", pa.large_string()),
         ("origin", pa.string()),
         ("ids", pa.large_binary()),
         ("media", pa.map_(pa.string(), pa.large_binary())),
@@ -44,10 +45,10 @@ class SpoolWriter:
         """Append one document."""
         ids = document.ids.astype("<i8").tobytes() if document.ids is not None else None
         media = sorted(document.media.items())
-        self._rows.append(
-            {"text": document.text, "origin": json.dumps(document.origin), "ids": ids, "media": media}
-        )
-        self._bytes += len(document.text) + len(ids or b"") + sum(len(value) for _, value in media)
+        texts = {"text": document.text, "second": document.second}
+        self._rows.append({**texts, "origin": json.dumps(document.origin), "ids": ids, "media": media})
+        self._bytes += sum(len(value or "") for value in (*texts.values(), ids))
+        self._bytes += sum(len(value) for _, value in media)
         if self._bytes >= _BATCH_BYTES:
             self._flush()
 
@@ -63,4 +64,5 @@ def read(path: Path) -> Iterator[Document]:
         for batch in stream:
             for row in batch.to_pylist():
                 ids = np.frombuffer(row["ids"], "<i8") if row["ids"] is not None else None
-                yield Document(row["text"], json.loads(row["origin"]), ids, dict(row["media"]))
+                origin = json.loads(row["origin"])
+                yield Document(row["text"], origin, ids, dict(row["media"]), row["second"])

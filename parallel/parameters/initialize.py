@@ -26,6 +26,8 @@ def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: 
         return whole.fill_(1.0)
     if how.kind == "zeros":
         return whole.zero_()
+    if how.kind == "constant":
+        return whole.fill_(how.value)
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
     if how.kind == "normal":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.objective import Measures, ModelInputs, Objective
+from common.objective import Measures, ModelInputs, Objective, TakesFeatures
 from parallel.engine import Micro
 from parallel.gradients.comparison import Comparison, Outputs
 from parallel.gradients.replicas import Reductions
@@ -62,8 +62,11 @@ class Passes:
             self._train_comparing(self._comparison, batches, sums, factor)
         elif self._pipeline is not None:
             fed = [self._inputs(batch) for batch in batches]
+            taken = self._objective
             self._pipeline.train(
-                [inputs for inputs, _ in fed], lambda output, number: scaled_loss(output, *fed[number])
+                [inputs for inputs, _ in fed],
+                lambda output, number: scaled_loss(output, *fed[number]),
+                features=taken.features(fed[0][0]) if isinstance(taken, TakesFeatures) else None,
             )
         else:
             self._train_one_module(batches, scaled_loss)

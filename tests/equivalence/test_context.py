@@ -53,7 +53,7 @@ def test_model_without_such_a_module_is_refused(ranks: Any) -> None:
 
 def plain_curve(context: Any, case: Case) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "DecoderConfig", PlainConfig)
+        patch.setitem(runs.MODELS, "decoder", PlainConfig)
         return curve(context, case)
 
 

@@ -1,4 +1,4 @@
-"""Tiny runs of the real decoder on any layout, and the batches they see."""
+"""Tiny runs of the real models on any layout, and the batches they see."""
 
 import functools
 from dataclasses import dataclass, field, replace
@@ -7,15 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.objective import Objective
 from parallel.build import build_engine
 from parallel.config import ParallelConfig
 from parallel.engine import Chunk, Engine
 from parallel.layout.layout import resolve
 from parallel.world.runtime import Runtime
 from trainer.config.sections import OptimConfig
-from trainer.models.decoder.config import DecoderConfig
-from trainer.models.decoder.decoder import Decoder
-from trainer.objectives.causal_lm import CausalLM
+from trainer.models.build import build_model
+from trainer.models.config import ModelConfig
+from trainer.models.registry import MODELS
+from trainer.objectives.build import build_objective
+from trainer.objectives.context import ObjectiveContext
+from trainer.objectives.registry import OBJECTIVES
 from trainer.optim.build import build_optimizer
 from trainer.verify.deviation import distance_and_scale, kind_of
 from trainer.verify.limits import floor
@@ -52,6 +56,8 @@ class Case:
     optimizer: str = "adamw"
     state_dtype: str = "fp32"
     sources: int = 0  # number of them; sequence n is of source n % sources
+    objective: dict[str, Any] = field(default_factory=dict)
+    partners: bool = False  # a document a row, and another one beside it
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
@@ -72,6 +78,15 @@ def sequence(number: int, documents: bool) -> dict[str, Tensor]:
     return row
 
 
+def row(number: int, case: Case) -> dict[str, Tensor]:
+    """What the stream gives of one sequence."""
+    found = sequence(number, case.documents)
+    if case.partners:
+        other = sequence(number + 100_000, False)
+        found |= {"partner": other["tokens"], "partner_following": other["following"]}
+    return found
+
+
 def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     """What data rank `rank` reads in a step: its rows of the global batch, in micro-batches."""
     rows = case.global_batch // ranks
@@ -79,7 +94,7 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     batches = []
     for start in range(first, first + rows, case.micro_batch):
         numbers = range(start, start + case.micro_batch)
-        read = [sequence(number, case.documents) for number in numbers]
+        read = [row(number, case) for number in numbers]
         tensors = {k: torch.stack([row[k] for row in read]) for k in read[0]}
         if case.sources:
             tensors["source"] = torch.tensor(numbers) % case.sources
@@ -87,11 +102,23 @@ def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:
     return batches
 
 
+def model_of(case: Case) -> ModelConfig:
+    """The config of the case's model; a decoder unless it says another `kind`."""
+    sizes: dict[str, Any] = {"layers": 4, "hidden": 32, "heads": 4, "ffn_hidden": 48, "vocab": VOCAB}
+    kind = case.model.get("kind", "decoder")
+    if kind == "decoder":
+        sizes |= {"kv_heads": 2, "qk_norm": True}
+    return MODELS[kind](**(sizes | case.model))
+
+
+def objective_of(case: Case) -> Objective:
+    cfg = OBJECTIVES[case.objective.get("kind", "causal_lm")](**case.objective)
+    return build_objective(cfg, ObjectiveContext(case.seed, SEQ, VOCAB, 0, lambda: b"", model_of(case)))
+
+
 def build(case: Case, rank: int, world: int) -> Engine:
     cfg = ParallelConfig(**case.parallel)
-    sizes: dict[str, Any] = {"layers": 4, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn_hidden": 48}
-    sizes |= {"vocab": VOCAB, "qk_norm": True, **case.model}
-    model = DecoderConfig(**sizes)
+    model = model_of(case)
     plan = model.plan()
     optim = OptimConfig(name=case.optimizer, state_dtype=case.state_dtype)  # type: ignore[arg-type]
     return build_engine(
@@ -99,8 +126,8 @@ def build(case: Case, rank: int, world: int) -> Engine:
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
         cfg=cfg,
         plan=plan,
-        model_factory=lambda: Decoder(model),
-        objective=CausalLM(),
+        model_factory=lambda: build_model(model),
+        objective=objective_of(case),
         optimizer_factory=lambda parameters: build_optimizer(parameters, optim, plan),
         precision=case.precision,  # type: ignore[arg-type]
         clip=case.clip,

@@ -5,8 +5,13 @@ Read in this order:
 config.py      `ModelConfig`: what the rest of the project may ask of any model's config, without torch
 decoder/       the decoder-only language model
 encoder/       BERT and its successors
+towers/        models that embed the two sides of a row
+pairs.py       what objectives know of those models
+vision/        the vision transformer
+pictures.py    what objectives know of models that take pictures
 layers/        what models are put together from
 registry.py    `model.kind` → the config of a model
+own.py         the config of a model of the user's own, from outside this project
 build.py       a config → its torch module
 
 A new model is a folder like decoder/ and a line in registry.py. Its files import torch, `common` and each

@@ -45,7 +45,10 @@ class ModelConfig(Protocol):
     offers: what objectives may ask of the model: `ObjectiveConfig.needs` names what they need. In use:
         "next token"     losses of `targets` [rows, seq], each token attending only to those before it;
         "masked tokens"  losses of `targets` at `places`, both [rows, places], every token attending to all of
-                         its document.
+                         its document;
+        "classes"        a logit for each class, float [rows, classes]; see `trainer.models.pictures`;
+        "pixels"         the values of the patches at `places` [rows, places], which are hidden from it: float
+                         [rows, places · values].
     """
 
     model_class: ClassVar[str]

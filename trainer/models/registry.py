@@ -3,6 +3,13 @@
 from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.encoder.config import EncoderConfig
+from trainer.models.towers.text_pair_config import TextPairConfig
+from trainer.models.vision.config import VisionConfig
 
-MODELS: dict[str, type[ModelConfig]] = {"decoder": DecoderConfig, "encoder": EncoderConfig}
+MODELS: dict[str, type[ModelConfig]] = {
+    "decoder": DecoderConfig,
+    "encoder": EncoderConfig,
+    "text_pair": TextPairConfig,
+    "vision": VisionConfig,
+}
 """`model.kind` → the dataclass of its keys, which names the model's class. The first is the default."""

@@ -12,6 +12,8 @@ from trainer.objectives.config import ObjectiveConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.models.config import ModelConfig
+
 _SPACES = ("Ġ", "Ċ", "ĉ", "č", "▁", " ", "\n", "\t")
 """How a piece begins that begins with white space: of byte-level BPE, of SentencePiece, and as it is."""
 
@@ -26,6 +28,7 @@ class ObjectiveContext:
     eos: the id between two documents.
     tokenizer: reads the tokenizer's `tokenizer.json`; called only where an objective asks for what is in it.
         Empty bytes where there is none.
+    model: the config of the model that is trained.
     """
 
     seed: int
@@ -33,6 +36,7 @@ class ObjectiveContext:
     vocab: int
     eos: int
     tokenizer: Callable[[], bytes]
+    model: ModelConfig | None = None
 
     def ids(self, wanted: Sequence[Sequence[str]]) -> tuple[int, ...]:
         """Return an id for each token that `ObjectiveConfig.extra_ids` names: the tokenizer's, where it has a

@@ -1,8 +1,17 @@
 """Which objectives there are. Imports no torch."""
 
 from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
+from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
+from trainer.objectives.masked.config import MaskedLMConfig
+from trainer.objectives.picture_config import ClassificationConfig, MaskedImagesConfig
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
+    "masked_lm": MaskedLMConfig,
+    "contrastive": ContrastiveConfig,
+    "clip": ClipConfig,
+    "siglip": SiglipConfig,
+    "classification": ClassificationConfig,
+    "masked_images": MaskedImagesConfig,
 }
 """`objective.kind` → the dataclass of its keys. The first is the default."""

@@ -52,6 +52,7 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
         vocab=stream.vocab,
         eos=stream.eos,
         tokenizer=stream.sources[0].corpus.storage.tokenizer,
+        model=cfg.model,
     )
 
 

@@ -66,7 +66,8 @@ def cleaning_steps(recipe: Recipe, evaluation: Path) -> list[CleaningStep]:
 def cleaner(recipe: Recipe, evaluation: Path) -> Keep:
     """All steps of `cleaning_steps` as one function, which also leaves out what is empty after them.
 
-    Given ids, and captions and classes of pictures, are taken as they are: only their licence is checked.
+    Given ids, captions and classes of pictures, and pairs of texts are taken as they are: only their licence
+    is checked.
     """
     chosen = cleaning_steps(recipe, evaluation)
 

@@ -9,6 +9,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 
+from data.corpus.columns import CLASS
 from data.prepare.document import Document
 from data.prepare.readers import ids, json_rows, samples, tables, text
 from data.prepare.recipe import Recipe
@@ -39,7 +40,8 @@ def documents(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
     Raises RuntimeError, naming the file, where it is damaged; ValueError where the command must change.
     """
     try:
-        yield from READERS[file_range.file.kind](file_range, recipe, tally)
+        read = READERS[file_range.file.kind](file_range, recipe, tally)
+        yield from _in_folders(read, recipe.label_folder, tally) if recipe.label_folder else read
     except DAMAGE as error:
         raise unreadable(file_range, error) from error
     except (RuntimeError, ValueError):
@@ -48,6 +50,17 @@ def documents(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
         if "://" not in file_range.file.path:
             raise  # a bug of this program, with its traceback
         raise unreadable(file_range, error) from error  # network libraries have errors of their own
+
+
+def _in_folders(read: Iterator[Document], number: int, tally: Tally) -> Iterator[Document]:
+    """The documents, each of the class that its folder `number` names: see `Recipe.label_folder`."""
+    for document in read:
+        folders = document.origin["path"].split("/")[:-1]
+        if abs(number) <= len(folders):
+            document.origin[CLASS] = folders[number - (number > 0)]
+        else:
+            tally.add("noted.no_class", len(document.text), document.where)
+        yield document
 
 
 def unreadable(file_range: FileRange, error: Exception) -> RuntimeError:

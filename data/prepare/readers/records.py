@@ -1,10 +1,13 @@
-"""How a record (a row of a table, a JSON object) becomes a document: text, or ids; licence and language."""
+"""How a record (a row of a table, a JSON object) becomes a document: one text, or two, or ids; licence,
+language and class.
+"""
 
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
+from data.corpus.columns import CLASS, CLASS_NUMBER
 from data.prepare.document import Document
 from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decoded
@@ -58,9 +61,10 @@ def from_record(
     """The document of a record: its text, or the token ids that it holds instead.
 
     None for a record that has neither, or that cannot be taken; the tally counts it, with `where` as the
-    place. Licence and language go into the origin.
+    place. Licence, language and class go into the origin.
     """
     origin, folder_fields = origin_of(file, **place), partitions(file)
+    origin |= _class_of(record, recipe, folder_fields, tally, where)
     for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
         value = value_at(record, key)
         value = folder_fields.get(key) if value is None else value
@@ -68,15 +72,19 @@ def from_record(
             value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
             origin[name] = value if isinstance(value, str) else str(value)
     text = value_at(record, recipe.text_field)
-    if isinstance(text, bytes):
-        text = decoded(text, recipe, tally, where)
-        if text is None:
+    if isinstance(text, str | bytes):
+        first = _text(text, recipe, tally, where)
+        if first is None or not recipe.second_field:
+            return None if first is None else Document(first, origin)
+        found = value_at(record, recipe.second_field)
+        if not isinstance(found, str | bytes):
+            has = (
+                fields_of([*record]) if found is None else f"{recipe.second_field} is {type(found).__name__}"
+            )
+            tally.add("removed.no_second_text", len(first), f"{where} (fields: {has})")
             return None
-    if isinstance(text, str):
-        if too_long(text, recipe):
-            tally.add("removed.too_long_document", len(text), where)
-            return None
-        return Document(whole(text, tally, where), origin)
+        second = _text(found, recipe, tally, where)
+        return None if second is None else Document(first, origin, second=second)
     ids = value_at(record, recipe.ids_field) if text is None else None
     if isinstance(ids, list):
         return _from_ids(ids, value_at(record, "attention_mask"), Document("", origin), file, where, tally)
@@ -85,6 +93,33 @@ def from_record(
         has = f"{recipe.text_field} is {'null' if text is None else type(text).__name__}"
     tally.add("removed.no_text_field", 0, f"{where} ({has})")
     return None
+
+
+def _text(value: str | bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
+    """A field's text; None, counted in the tally, where it is too long or cannot be decoded."""
+    text = decoded(value, recipe, tally, where) if isinstance(value, bytes) else value
+    if text is None:
+        return None
+    if too_long(text, recipe):
+        tally.add("removed.too_long_document", len(text), where)
+        return None
+    return whole(text, tally, where)
+
+
+def _class_of(
+    record: dict[str, Any], recipe: Recipe, folder_fields: dict[str, str], tally: Tally, where: str
+) -> dict[str, Any]:
+    """The class of a record as fields of its origin: its name, and its number where it is one."""
+    if not recipe.label_field:
+        return {}
+    value = value_at(record, recipe.label_field)
+    value = folder_fields.get(recipe.label_field) if value is None else value
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        tally.add("noted.no_class", 0, where)
+        return {}
+    return {CLASS: str(value), **({CLASS_NUMBER: value} if isinstance(value, int) and value >= 0 else {})}
 
 
 def fields_of(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from data.opening import open_bytes
 from data.prepare.document import Document
 from data.prepare.readers.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
 from data.prepare.readers.records import from_record, partitions
-from data.prepare.recipe import Recipe
+from data.prepare.recipe import Recipe, option
 from data.prepare.sources.decoding import decoded_row, open_text
 from data.prepare.sources.looks import binary_format
 from data.prepare.sources.sources import InputFile
@@ -134,6 +134,12 @@ def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
         raise ValueError(
             f"{file.path} has {columns.count(wanted[0])} columns {wanted[0]!r}: name one otherwise"
         )
+    for key, name in (("second_field", recipe.second_field), ("label_field", recipe.label_field)):
+        if name and name not in columns and name not in partitions(file):
+            raise ValueError(
+                f"{file.path} has no column {name!r}: give {option(key)} as one of {', '.join(columns)}"
+                f"{_from_folders(file)}"
+            )
 
 
 def _from_folders(file: InputFile) -> str:
@@ -190,7 +196,7 @@ def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
 
 def _wanted(names: list[str], recipe: Recipe) -> list[str]:
     text = [recipe.text_field] if recipe.text_field in names else [recipe.ids_field, "attention_mask"]
-    return [*text, recipe.licence_field, recipe.language_field]
+    return [*text, recipe.second_field, recipe.label_field, recipe.licence_field, recipe.language_field]
 
 
 def _names(field: Any) -> list[str]:

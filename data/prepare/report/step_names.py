@@ -10,6 +10,7 @@ _WORDS = {
     "removed.too_long_document": "left out: longer than --max-document-bytes",
     "removed.too_many_columns": "left out: a row of more columns than the header has",
     "removed.ids_not_integers": "left out: ids that are no integers",
+    "removed.no_second_text": "left out: no text in the field of the second text (--second-field)",
     "removed.no_text_in_sample": "left out: no text in the sample",
     "removed.before_first_record": "left out: before the first record",
     "removed.empty": "left out: nothing in it",
@@ -33,6 +34,7 @@ _WORDS = {
     "noted.json_as_text": "read as text: a .json file that holds no rows",
     "noted.text_like_json_lines": "read as text, though it looks like lines of JSON (--format jsonl)",
     "noted.no_separator": "read as one document: --split-at never occurs in the file",
+    "noted.no_class": "taken without a class: none is stated",
     "noted.ids_of_no_text": "taken as they are: ids that stand for no text by this tokenizer",
     "noted.separator_in_ids": "taken as they are: ids with the separator in the middle of a row",
 }

@@ -12,9 +12,8 @@ import pytest
 from trainer.config import checks, keys, schema
 from trainer.config.keys import Key
 from trainer.config.run_config import RunConfig
-
-KEYS = {key.name: key for key in keys.keys(RunConfig)}
-RULES = [(key, rule) for key in KEYS.values() for rule in key.rules]
+from trainer.models.registry import MODELS
+from trainer.objectives.registry import OBJECTIVES
 
 
 def plain() -> dict[str, Any]:
@@ -22,6 +21,32 @@ def plain() -> dict[str, Any]:
     data = {"sources": [{"path": "a"}], "heldout": [{"path": "b"}], "stages": [{"weights": {"a": 1.0}}]}
     model = {"heads": 4, "hidden": 64}
     return {"name": "run", "model": model, "data": data, "parallel": {"layouts": [{}]}}
+
+
+def keys_of_kind(kind: str) -> dict[str, Key]:
+    """The keys of a config; `kind`: `model.kind=…` or `objective.kind=…`, whose section alone; "": all."""
+    values, (name, _, chosen) = plain(), kind.partition(".kind=")
+    if kind:
+        values[name] = values.get(name, {}) | {"kind": chosen}
+    found = {key.name: key for key in keys.keys_of(schema.build(RunConfig, values))}
+    return (
+        {n: key for n, key in found.items() if n.startswith(f"{name}.") and n != f"{name}.kind"}
+        if kind
+        else found
+    )
+
+
+KINDS = ["", *(f"model.kind={kind}" for kind in MODELS), *(f"objective.kind={kind}" for kind in OBJECTIVES)]
+KEYS_OF = {kind: keys_of_kind(kind) for kind in KINDS}
+KEYS = KEYS_OF[""]
+EVERY = [(kind, name) for kind, found in KEYS_OF.items() for name in found if not kind or name not in KEYS]
+RULES = [(kind, KEYS_OF[kind][name], rule) for kind, name in EVERY for rule in KEYS_OF[kind][name].rules]
+
+
+def chosen(kind: str) -> Iterator[tuple[str, Any]]:
+    if kind:
+        name, _, value = kind.partition("=")
+        yield name, value
 
 
 def refusal(*settings: tuple[str, Any]) -> str:
@@ -43,7 +68,7 @@ def refusal(*settings: tuple[str, Any]) -> str:
 def wrapped(key: Key, number: float) -> Any:
     """A value of the key's type that is made of `number`."""
     if key.length or key.name == "train.ranks":
-        return [number] * 2
+        return [number] * (key.length or 2)
     return {"a": number} if key.name.endswith("weights") else number
 
 
@@ -58,14 +83,16 @@ def several(key: Key) -> Iterator[Any]:
 
 
 def test_every_fact_is_understood() -> None:
-    for key in KEYS.values():
+    for of_kind, name in EVERY:
+        known = KEYS | KEYS_OF[of_kind]
+        key = known[name]
         kinds = (key.bounds, key.rules, key.forms, key.unit, key.length, "not empty" in key.facts)
         understood = sum(len(kind) if isinstance(kind, tuple) else bool(kind) for kind in kinds)
         assert understood - max(0, len(key.forms) - 1) == len(key.facts), key
         for rule in key.rules:
             for other, wanted in rule.conditions:
-                assert other in KEYS, rule
-                assert set(wanted) <= set(map(keys.text, several(KEYS[other]))), rule
+                assert other in known, rule
+                assert set(wanted) <= set(map(keys.text, several(known[other]))), rule
             assert set(rule.of) <= set(map(keys.text, several(key))), rule
 
 
@@ -73,69 +100,80 @@ def test_the_defaults_are_right() -> None:
     assert refusal() == ""
 
 
-@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.bounds])
-def test_a_bound_that_is_stated_is_kept(name: str) -> None:
-    key = KEYS[name]
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, name in EVERY if KEYS_OF[kind][name].bounds]
+)
+def test_a_bound_that_is_stated_is_kept(kind: str, name: str) -> None:
+    key = KEYS_OF[kind][name]
     for bound in key.bounds:
         limit = float(KEYS[bound.limit].default if bound.limit in KEYS else bound.limit)
         whole = "int" in str(key.hint)
         below, above = (limit - 1, limit + 1) if whole else (nextafter(limit, -inf), nextafter(limit, inf))
         outside = {"≥": below, ">": limit, "≤": above, "<": limit}[bound.sign]
         outside -= whole and outside == bound.besides
-        words = refusal((name, wrapped(key, outside)))
+        words = refusal(*chosen(kind), (name, wrapped(key, outside)))
         assert words.startswith(name.replace("[]", "[0]") + "=") and "must be" in words, words
 
 
-@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if numeric(key)])
-def test_a_bound_that_is_kept_is_stated(name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, name in EVERY if numeric(KEYS_OF[kind][name])]
+)
+def test_a_bound_that_is_kept_is_stated(kind: str, name: str) -> None:
     """What is refused for this key's own sake, no other key named, lies outside what it states."""
-    key = KEYS[name]
+    known = KEYS | KEYS_OF[kind]
+    key = known[name]
     for number in (-(2**40), -2, -1, -0.5, 0, 1e-9, 0.5, 1, 1.5, 2, 3, 1000, 2**40):
         if isinstance(number, float) and "int" in str(key.hint):
             continue
-        words = refusal((name, wrapped(key, number)))
-        others = [other for other in KEYS if re.search(rf"(?<![\w.]){re.escape(other)}\b", words)]
+        words = refusal(*chosen(kind), (name, wrapped(key, number)))
+        others = [other for other in known if re.search(rf"(?<![\w.]){re.escape(other)}\b", words)]
         if not words or set(others) - {name}:  # arithmetic over several keys
             continue
-        values = {other: KEYS[other].default for other in KEYS}
+        values = {other: known[other].default for other in known}
         assert any(bound.broken(number, values) for bound in key.bounds), words
 
 
-@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if list(several(key))])
-def test_what_is_none_of_few_is_refused_with_the_nearest(name: str) -> None:
-    key = KEYS[name]
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, name in EVERY if list(several(KEYS_OF[kind][name]))]
+)
+def test_what_is_none_of_few_is_refused_with_the_nearest(kind: str, name: str) -> None:
+    key = KEYS_OF[kind][name]
     wrong = "typo" if key.hint is bool or key.name == "parallel.zero" else f"{next(several(key))}x"
-    words = refusal((name, [wrong] if name == "track.tools" else wrong))
+    words = refusal(*chosen(kind), (name, [wrong] if name == "track.tools" else wrong))
     assert words.startswith(name), words
     assert "not true or false" in words or "not one of" in words, words
     assert wrong == "typo" or "did you mean" in words, words
 
 
-@pytest.mark.parametrize(("key", "rule"), RULES, ids=lambda x: getattr(x, "name", getattr(x, "text", None)))
-def test_a_combination_that_is_stated_is_refused(key: Key, rule: keys.Rule) -> None:
+@pytest.mark.parametrize(
+    ("kind", "key", "rule"), RULES, ids=lambda x: getattr(x, "name", getattr(x, "text", x if x else "any"))
+)
+def test_a_combination_that_is_stated_is_refused(kind: str, key: Key, rule: keys.Rule) -> None:
+    known = KEYS | KEYS_OF[kind]
     for value in rule.of or [value for value in several(key) if value != key.default] or [2]:
-        settings = [*needed(key, value), (key.name, value)]
+        settings = [*chosen(kind), *needed(key, value, known), (key.name, value)]
         for other, wanted in rule.conditions:
-            fitting = [v for v in several(KEYS[other]) if (keys.text(v) in wanted) != rule.needs]
-            against = fitting[-1] if wanted else type(KEYS[other].default)()
-            settings += [*needed(KEYS[other], against), (other, against)]
+            fitting = [v for v in several(known[other]) if (keys.text(v) in wanted) != rule.needs]
+            against = fitting[-1] if wanted else type(known[other].default)()
+            settings += [*needed(known[other], against, known), (other, against)]
         words = refusal(*settings)
         assert rule.text in words and words.startswith(f"{key.name}={keys.text(value)} "), words
         assert f"set {key.name}={keys.text(key.default)}" in words
 
 
-def needed(key: Key, value: Any) -> Iterator[tuple[str, Any]]:
+def needed(key: Key, value: Any, known: dict[str, Key]) -> Iterator[tuple[str, Any]]:
     """What a key's value asks of other keys."""
     for rule in key.rules:
         if rule.needs and (keys.text(value) in rule.of if rule.of else value != key.default):
             for other, wanted in rule.conditions:
-                yield other, next((v for v in several(KEYS[other]) if keys.text(v) in wanted), "somewhere")
+                yield other, next((v for v in several(known[other]) if keys.text(v) in wanted), "somewhere")
 
 
 def test_a_combination_that_is_refused_is_stated() -> None:
     """Every two values of keys with few: a refusal that names both keys is a rule of one of them."""
     few = {name: [v for v in several(key) if v != key.default] for name, key in KEYS.items()}
-    del few["track.tools"]
+    for name in ("track.tools", "model.kind", "objective.kind"):  # whether two kinds fit is said elsewhere
+        del few[name]
     found = 0
     for (a, ones), (b, others) in itertools.combinations(few.items(), 2):
         for one, other in itertools.product(ones, others):

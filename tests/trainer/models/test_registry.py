@@ -23,6 +23,7 @@ class StackConfig:
     """Linear layers on images."""
 
     model_class: ClassVar[str] = "test_registry:Stack"
+    offers: ClassVar[frozenset[str]] = frozenset({"next token"})
 
     kind: Annotated[Literal["stack"], "which model this is"] = "stack"
     depth: Annotated[int, "blocks", "≥ 1"] = 3
@@ -38,6 +39,12 @@ class StackConfig:
     def check_layout(self, *, tp: int, cp: int) -> None:
         if tp * cp > 1:
             raise ValueError(f"parallel.tp={tp}, parallel.cp={cp}: a stack cannot be split")
+
+    def positions_of_row(self, seq_len: int) -> int:
+        return self.width
+
+    def row_unit(self, seq_len: int) -> tuple[str, int]:
+        return "images", 1
 
     def plan(self) -> ModelPlan:
         return ModelPlan(

@@ -63,7 +63,7 @@ class EncoderConfig:
         int, "learned positions: how many there are; at least data.seq_len", "≥ 1", "in tokens"
     ] = 512
     token_types: Annotated[
-        int, "vectors that tell a row's first sentence from its second; 0: none", "≥ 0"
+        int, "vectors that tell a row's first sentence from its second; 0: none", "≥ 0", "0 or ≥ 2"
     ] = 0
     # These numbers are used in float32: beyond its range they would become 0 or infinite.
     rope_theta: Annotated[

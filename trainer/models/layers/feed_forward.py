@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.models.layers.linear import Linear
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """GELU by a sigmoid (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2), as CLIP computes it."""
+    return x * torch.sigmoid(1.702 * x)
+
 
 _TANH = partial(F.gelu, approximate="tanh")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -17,6 +24,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "geglu_tanh": _TANH,
     "gelu": F.gelu,
     "gelu_tanh": _TANH,
+    "quick_gelu": _quick_gelu,
 }
 
 
@@ -27,7 +35,7 @@ class FeedForward(nn.Module):
 
     hidden: width of input and output.
     width: width between the matrices.
-    activation: swiglu, geglu, geglu_tanh, gelu or gelu_tanh, which name f.
+    activation: swiglu, geglu, geglu_tanh, gelu, gelu_tanh or quick_gelu, which name f.
     gated: whether there is a w3.
     bias: whether the matrices have biases.
     """

@@ -1,0 +1,92 @@
+"""An encoder of pairs of texts, as plain data, and what follows from it. Imports no torch.
+
+The strings in a field's `Annotated` are its key's meaning, limits and unit; `trainer.config.keys` parses and
+checks them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+from common.model_plan import Init, ModelPlan, Tower
+from trainer.models.config import Parts
+from trainer.models.encoder.config import EncoderConfig
+from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
+
+PUBLISHED_SCALE = {"scale": 1 / 0.07, "scale_bias": 10.0}
+PUBLISHED_BIAS = -10.0
+
+
+@dataclass
+class TextPairConfig(EncoderConfig):
+    """An encoder that embeds both texts of a row, each in a half of it: a bi-encoder with shared weights
+    (Reimers and Gurevych 2019, arXiv:1908.10084). Its keys are an encoder's without the vocabulary's head.
+
+    The methods are those of `trainer.models.config.ModelConfig`, which documents them.
+    """
+
+    model_class: ClassVar[str] = "trainer.models.towers.text_pair:TextPair"
+    offers: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    tie_embeddings: ClassVar[bool] = False  # type: ignore[misc]
+    next_sentence: ClassVar[bool] = False  # type: ignore[misc]
+
+    kind: Annotated[Literal["text_pair"], "which model this is"] = "text_pair"  # type: ignore[assignment]
+    embedding: Annotated[int, "width of an embedding; 0: the pooled hidden state itself", "≥ 0"] = 0
+    pool: Annotated[
+        TextPool, "what an embedding is made of: the mean of its text's hidden states, the first or the last"
+    ] = "mean"
+    learnt: Annotated[
+        Learnt,
+        "what is learnt of the scores besides: their scale, as in CLIP, or scale and bias, as in SigLIP",
+    ] = "none"
+    first_scale: Annotated[
+        float,
+        "the learnt scale's first value, the inverse of a temperature; 0: as published, 1 / 0.07 with a "
+        "scale alone, 10 with a bias",
+        "≥ 0",
+        "≤ 3.4e38",
+    ] = 0.0
+
+    def check_seq_len(self, seq_len: int) -> None:
+        if self.positions == "learned" and seq_len // 2 > self.max_positions:
+            raise ValueError(
+                f"data.seq_len={seq_len} makes texts of {seq_len // 2} tokens, more than "
+                f"model.max_positions={self.max_positions}: raise that, or lower data.seq_len"
+            )
+
+    def plan(self) -> ModelPlan:
+        encoder = super().plan()
+        at_end = ("norm",) if self.norm_place == "pre" else ()
+        kept = tuple(
+            rule for rule in encoder.tensor if rule[0].split(".")[0] not in ("head", "next_sentence")
+        )
+        return replace(
+            encoder,
+            towers=(Tower("layers", encoder.first, (*at_end, "head")),),
+            tensor=(*kept, ("head", "alike"), ("head.project", "sequence")),
+            init=lambda name, shape: (
+                learnt_init(name, self.learnt, self.first_scale) or encoder.init(name, shape)
+            ),
+        )
+
+    def parameters(self) -> Parts:
+        whole = super().parameters()
+        norm = self.hidden * (2 if self.norm == "layer" and self.biases else 1)
+        head = self.hidden * self.embedding + LEARNT_COLUMNS[self.learnt]
+        return replace(whole, last=head + norm * (self.norm_place == "pre"))
+
+    def training_flops(self, seq_len: int) -> Parts:
+        """Of both texts, each of half of a row: attention is inside a text. The forward of the first pass is
+        computed again in the second, so it is not counted.
+        """
+        one = super().training_flops(seq_len // 2)
+        return replace(one, block=2 * one.block, last=2 * 6 * self.hidden * self.embedding)
+
+
+def learnt_init(name: str, learnt: str, first_scale: float) -> Init | None:
+    """Return how a learnt number of a `TextHead` begins; None for any other parameter."""
+    if name.endswith(".log_scale"):
+        return Init("constant", value=math.log(first_scale or PUBLISHED_SCALE[learnt]))
+    return Init("constant", value=PUBLISHED_BIAS) if name.endswith(".score_bias") else None

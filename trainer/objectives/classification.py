@@ -1,0 +1,54 @@
+"""Supervised classification of pictures, or of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.objective import ModelInputs
+from trainer.models.pictures import HasClasses, pictures_of
+from trainer.objectives.context import ObjectiveContext
+from trainer.objectives.picture_config import ClassificationConfig
+from trainer.objectives.pictures import picture_inputs
+
+
+class Classification:
+    """The cross-entropy of a row's class. Rows without a label, and padding rows, are not counted."""
+
+    def __init__(self, cfg: ClassificationConfig, context: ObjectiveContext) -> None:
+        model: object = context.model
+        assert isinstance(model, HasClasses)
+        self._smoothing, self._classes = cfg.label_smoothing, model.classes
+        self._pictures = pictures_of(model)
+
+    def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
+        """Feed the pictures or the tokens, and for the loss `label` [rows], -1 for none."""
+        assert self._pictures is not None
+        fed = picture_inputs(tensors["image"], self._pictures)
+        return replace(fed, kwargs=fed.kwargs | {"label": tensors["label"]})
+
+    def features(self, inputs: ModelInputs) -> int:
+        """Implements `common.objective.TakesFeatures`: a logit for each class."""
+        return self._classes
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Implements `common.objective.Measures`: the share of rows whose class has the largest logit."""
+        return ("top_1",)
+
+    def measure(self, output: Tensor, inputs: ModelInputs) -> Tensor:
+        label = inputs.kwargs["label"]
+        right = (output.argmax(dim=1) == label).sum()
+        return torch.stack((right, (label >= 0).sum()))[None].to(torch.float64)
+
+    def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return each row's nats, and 1 for a row with a label. output: logits [rows, classes]."""
+        label = inputs.kwargs["label"]
+        counted = (label >= 0).to(torch.float32)
+        exact = output.to(torch.promote_types(output.dtype, torch.float32))
+        losses = F.cross_entropy(exact, label.clamp(min=0), reduction="none", label_smoothing=self._smoothing)
+        return losses * counted, counted

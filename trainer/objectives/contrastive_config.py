@@ -1,0 +1,95 @@
+"""The configs of the objectives that compare rows. Imports no torch.
+
+A field states its key's meaning and limits in plain text; `trainer.config.keys` parses and checks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from trainer.models.pairs import EmbedsPairs
+from trainer.objectives.config import ObjectiveConfig
+
+if TYPE_CHECKING:
+    from data.config import DataConfig
+    from trainer.models.config import ModelConfig
+
+Negatives = Literal["other_side", "both_sides"]
+
+
+class ComparingConfig(ObjectiveConfig):
+    """What the configs of all objectives that compare rows have in common.
+
+    learnt: what a model must learn of the scores besides; see `EmbedsPairs`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    learnt: ClassVar[str]
+
+    def targets_per_row(self, seq_len: int) -> float:
+        return 1
+
+    def check(self, model: ModelConfig, data: DataConfig) -> None:
+        learnt = model.learnt if isinstance(model, EmbedsPairs) else "none"
+        if learnt != self.learnt:
+            raise ValueError(
+                f"objective.kind={self.kind}: needs model.learnt={self.learnt}, and this model has "
+                f"model.learnt={learnt}: set that, or choose another objective"
+            )
+        if isinstance(model, EmbedsPairs) and model.vocab and data.packing not in ("views", "pair"):
+            raise ValueError(
+                f"data.packing={data.packing}: objective.kind={self.kind} compares the two halves of a row: "
+                "set data.packing to views (two crops of a document) or pair (its two texts)"
+            )
+
+
+@dataclass
+class ContrastiveConfig(ComparingConfig):
+    """What is minimised: the cross-entropy of a row's other side among the sides of all rows of the global
+    batch (InfoNCE: van den Oord et al. 2018, arXiv:1807.03748).
+
+    With `both_sides` this is SimCLR's NT-Xent (Chen et al. 2020, arXiv:2002.05709): the other rows' same side
+    is among the negatives too.
+    """
+
+    objective_class: ClassVar[str] = "trainer.objectives.contrastive:Contrastive"
+    learnt: ClassVar[str] = "none"
+
+    kind: Annotated[Literal["contrastive"], "the other side of a row among all rows of the global batch"] = (
+        "contrastive"
+    )
+    temperature: Annotated[float, "what cosines are divided by", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 0.05
+    negatives: Annotated[Negatives, "the other rows' other sides, or all of their sides, as in SimCLR"] = (
+        "other_side"
+    )
+
+    def targets_per_row(self, seq_len: int) -> float:
+        return 2
+
+
+@dataclass
+class ClipConfig(ComparingConfig):
+    """What is minimised: CLIP's softmax over the rows of the global batch, in both directions, with a learnt
+    scale (Radford et al. 2021, arXiv:2103.00020, figure 3).
+    """
+
+    objective_class: ClassVar[str] = "trainer.objectives.contrastive:Clip"
+    learnt: ClassVar[str] = "scale"
+
+    kind: Annotated[Literal["clip"], "CLIP's: contrastive with a learnt temperature"] = "clip"
+    largest_scale: Annotated[
+        float, "the learnt scale stays at or below this, as published", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
+    ] = 100.0
+
+
+@dataclass
+class SiglipConfig(ComparingConfig):
+    """What is minimised: the binary cross-entropy of every pair of sides of the global batch: is it a row's
+    own? With a learnt scale and bias (Zhai et al. 2023, arXiv:2303.15343).
+    """
+
+    objective_class: ClassVar[str] = "trainer.objectives.contrastive:Siglip"
+    learnt: ClassVar[str] = "scale_bias"
+
+    kind: Annotated[Literal["siglip"], "SigLIP's: every pair of sides apart, with a sigmoid"] = "siglip"

@@ -12,6 +12,8 @@ SCONTROL_SECONDS = 15.0
 # Ports below those that the system hands out (from 32768 on).
 _PORTS = range(10000, 30000)
 _CANDIDATES = 12
+_RANGE = r"\d+(?:-\d+)?"
+_HOST = rf"(?:[^\s,\[\]]|\[{_RANGE}(?:,{_RANGE})*\])+"  # `gpu[07,12-13].cluster`
 # Ids from here on are no step of srun's but SLURM's own: a batch script, salloc's shell (slurm.h).
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
@@ -50,10 +52,12 @@ def nodes(environ: Mapping[str, str]) -> list[str]:
 
 def expand(names: str) -> list[str]:
     """The hosts of a host list: `n[1-2],gpu[07]` → n1, n2, gpu07. Brackets may come more than once in a
-    name.
+    name. [] where the text is no host list, as where it was cut.
     """
+    if not re.fullmatch(rf"{_HOST}(?:,{_HOST})*", names):
+        return []
     found: list[str] = []
-    for word in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", names):
+    for word in re.findall(_HOST, names):
         parts = re.split(r"\[([^\]]*)\]", word)  # texts and the insides of brackets, in turn
         choices = [list(_numbers(part)) if at % 2 else [part] for at, part in enumerate(parts)]
         found += ["".join(chosen) for chosen in itertools.product(*choices)]

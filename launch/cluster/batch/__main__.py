@@ -11,12 +11,13 @@ import sys
 from common.exit_codes import FAILED, WRONG
 from common.standard_error import complain, forgive
 from launch.cluster import submission as records
-from launch.cluster.batch.allocation import Allocation, expand
+from launch.cluster.batch.allocation import Allocation
 from launch.cluster.batch.guard import guarded
 from launch.cluster.batch.journal import Journal
 from launch.cluster.batch.step import ASKED
 from launch.cluster.batch.supervision import Supervision
 from launch.local.signal_inbox import SignalInbox
+from parallel.world.slurm import expand
 from trainer.process.ending import run_to_the_end
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
         if not job or not nodes:
             return complain("not in a SLURM job: SLURM_JOB_ID or SLURM_JOB_NODELIST is not set", WRONG)
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-        allocation = Allocation(job, int(restarts) if restarts.isdecimal() else 0, expand(nodes))
+        allocation = Allocation(job, int(restarts) if restarts.isdecimal() else 0, tuple(expand(nodes)))
         os.chdir(submission.workdir)
         from trainer.config import reading
 

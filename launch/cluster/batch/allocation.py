@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import dataclass
 
 from launch.cluster import slurm
+from parallel.world.slurm import expand
 
 COMMAND_SECONDS = 60.0  # for SLURM's controller to answer
 _UNUSABLE = re.compile(r"down|fail|unk|\*")  # sinfo's states; *: the node does not respond
@@ -53,11 +54,8 @@ class Allocation:
 
     def present(self) -> tuple[str, ...]:
         """The job's nodes that SLURM can reach. All of them where SLURM does not answer."""
-        left = self.state().nodes
         # A job that goes on without a lost node (--no-kill) does not have that node any more.
-        nodes = expand(left) if left else self.nodes
-        if not nodes:
-            return self.nodes
+        nodes = tuple(expand(self.state().nodes)) or self.nodes
         said = _ask("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")
         states = dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line)
         return tuple(node for node in nodes if not _UNUSABLE.search(states.get(node, "")))
@@ -66,11 +64,6 @@ class Allocation:
         """Have SLURM end this job and start it again later; return why it did not, else ""."""
         done = _run("scontrol", "requeue", self.job)
         return "" if done.returncode == 0 else " ".join(f"{done.stdout} {done.stderr}".split())
-
-
-def expand(hosts: str) -> tuple[str, ...]:
-    """Return the names in a host list: `n[1-2]` → n1, n2."""
-    return tuple(_ask("scontrol", "show", "hostnames", hosts).split())
 
 
 def _ask(*command: str) -> str:

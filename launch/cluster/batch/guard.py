@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.cluster import submission as records
-from launch.cluster.batch.allocation import Allocation, expand
+from launch.cluster.batch.allocation import Allocation
 from launch.cluster.batch.step import EXPORT
 from launch.cluster.submission import Note, Submission
+from parallel.world.slurm import expand
 
 EVERY_SECONDS = 10.0
 END_SECONDS = 5.0
@@ -69,7 +70,7 @@ def main(folder: str, job: str, host: str) -> int:
         now = allocation.state()
         if now.state and now.state != "RUNNING":
             return 0
-        nodes = expand(now.nodes) if now.nodes else ()
+        nodes = expand(now.nodes)
         if nodes and host not in nodes:
             if allocation.requeue() == "":
                 reason = f"{host}, on which the batch step ran, was lost: requeued"

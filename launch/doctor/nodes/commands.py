@@ -5,38 +5,29 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from launch.doctor.programs import output_of
+from parallel.world import slurm
 
 MEMBER = "launch.doctor.nodes.member"
 # srun takes options from variables of these names, which a batch script has for its own sruns.
 PREFIXES = ("SLURM_", "SRUN_", "SBATCH_")
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
-STEP_OF_A_SHELL = 0xFFFFFFF0  # steps from here on are batch scripts and interactive shells
 
 
 def allocated(environ: Mapping[str, str]) -> list[str]:
     """The nodes of the SLURM job that this process belongs to.
 
-    Raises:
-        ValueError: outside a job, or in one of several tasks of a step.
-        RuntimeError: SLURM does not tell.
+    ValueError outside a job, and in one of several tasks of a step.
     """
-    nodes = environ.get("SLURM_JOB_NODELIST", "")
+    nodes = slurm.expand(environ.get("SLURM_JOB_NODELIST", ""))
     if "SLURM_JOB_ID" not in environ or not nodes:
         raise ValueError(
             "--nodes: not in an allocation: `salloc -N 2 germinal doctor --nodes`, or the same in a batch "
             "script; or give the hosts, which are reached by ssh: --hosts a,b"
         )
-    step, tasks = environ.get("SLURM_STEP_ID", ""), environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if step.isdecimal() and int(step) < STEP_OF_A_SHELL and tasks != "1":
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if slurm.is_task_of_srun(environ) and tasks != "1":
         raise ValueError(f"--nodes: one of {tasks} tasks of srun; start it once, and not by srun")
-    try:
-        told = output_of(["scontrol", "show", "hostnames", nodes])
-    except TimeoutError as problem:
-        raise RuntimeError(str(problem)) from None
-    if not told:
-        raise RuntimeError(f"scontrol does not tell which nodes {nodes} are; is it on the PATH?")
-    return told.split()
+    return nodes
 
 
 def by_srun(host: str, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

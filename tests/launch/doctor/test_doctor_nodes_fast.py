@@ -234,6 +234,14 @@ def test_the_commands_of_nodes() -> None:
     assert commands.job_variables(environ) == {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_CONF": "/c"}
 
 
+def test_the_nodes_of_a_job_are_known_without_its_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of salloc's shell, whose step is SLURM's own and has a task for each node."""
+    monkeypatch.setenv("PATH", "")
+    shell = {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2],gpu07"}
+    assert commands.allocated(job | shell) == ["n1", "n2", "gpu07"]
+
+
 def test_the_command_line_is_refused_where_it_is_wrong(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +260,7 @@ def test_the_command_line_is_refused_where_it_is_wrong(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert cli.main(["doctor", "--nodes"]) == 2
     assert "one of 2 tasks of srun" in capfd.readouterr().err

@@ -48,6 +48,10 @@ def test_neighbouring_jobs_and_steps_begin_with_other_ports() -> None:
         ("gpu[07,12-13].cluster,n[1-2]", ["gpu07.cluster", "gpu12.cluster", "gpu13.cluster", "n1", "n2"]),
         ("rack[2-3]n[04-05]", ["rack2n04", "rack2n05", "rack3n04", "rack3n05"]),
         ("", []),
+        ("n[1-3],m[1-", []),
+        ("n[1-3],", []),
+        ("n[a-c]", []),
+        ("(null) n1", []),
     ],
 )
 def test_a_host_list(names: str, hosts: list[str]) -> None:

@@ -16,4 +16,5 @@ files.py                files that survive a crash whole
 lock.py                 locks between processes
 mapped_file.py          local files as memory
 retry.py                attempts with pauses
+programs.py             other programs, run to their end
 """

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 from common.exit_codes import DONE, INTERRUPTED, STOPPED
-from launch.cluster import slurm, submission
+from launch.cluster import submission
 from launch.cluster.submission import Ending, Note, SentJob, Submission
 from launch.supervise.process import begin
+from parallel.world.slurm import clean
 
 LOG = "log-local.txt"
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -24,7 +25,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def start(sub: Submission) -> None:
     """Start the job of a submission, and remember it."""
     folder = Path(sub.folder)
-    env = slurm.clean(os.environ) | sub.cluster.env
+    env = clean(os.environ) | sub.cluster.env
     if sub.code:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (sub.code, env.get("PYTHONPATH", ""))))
     with (folder / LOG).open("ab") as log:

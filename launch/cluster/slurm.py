@@ -1,23 +1,22 @@
 """SLURM's programs, called so that every version from 20 on answers alike; each within a bounded time.
 
-`sbatch --parsable`, `squeue`, `scontrol show job`, `scancel` and `sinfo` are all that is used: no
-accounting (sacct), no JSON (which needs plugins that many clusters lack).
+`sbatch --parsable`, `squeue`, `scontrol show job`, `scontrol requeue`, `scancel` and `sinfo` are all that is
+used: no accounting (sacct), no JSON (which needs plugins that many clusters lack).
 """
 
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from subprocess import CompletedProcess
 
-# Seconds that a program may take. sbatch waits for a busy controller; nobody waits for a list so long.
+from common.programs import run
+from parallel.world.slurm import clean
+
+# Seconds that a program may take. What sends or decides waits for a busy controller; nobody waits for a list
+# so long.
 SENDING, ASKING = 60.0, 15.0
-
-# What a login shell, or a job in which `germinal submit` runs, must not hand on: SBATCH_* and SQUEUE_* change
-# what is asked for or shown; SLURM_* describe another job.
-_FOREIGN = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SINFO|SLURM|SLURMD|SRUN|PMI|PMIX)_.*")
-_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 
 _FIELDS = "%i|%T|%r|%S|%L|%N|%D"
 _FACTS = {"State": 40, "Reason": 80, "RestartCnt": 20, "NodeList": 16384}  # with the columns of each
@@ -55,7 +54,7 @@ class QueuedJob:
 def send(words: Sequence[str], environ: Mapping[str, str]) -> str:
     """Run sbatch; return the job's id. RuntimeError, one line, with what sbatch says where it refuses."""
     try:
-        done = _run(words, SENDING, environ)
+        done = _run(words, environ, SENDING)
     except TimeoutError as error:
         raise RuntimeError(
             f"{error}: the job may have been sent: look with squeue before you try again"
@@ -77,10 +76,7 @@ def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJo
     if not jobs:
         return {}
     words = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", f"--format={_FIELDS}"]
-    try:
-        done = _run(words, ASKING, environ)
-    except TimeoutError as error:
-        raise RuntimeError(str(error)) from None
+    done = _ask(words, environ, ASKING)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise RuntimeError(f"squeue failed: {_last_words(done.stderr) or f'exit {done.returncode}'}")
     found, foreign = {}, ""
@@ -104,8 +100,8 @@ def facts(job: str, environ: Mapping[str, str]) -> dict[str, str]:
     form = ",".join(f"{name}:{width}" for name, width in _FACTS.items())
     words = ["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--Format={form}"]
     try:
-        done = _run(words, ASKING, environ)
-    except (RuntimeError, TimeoutError):
+        done = _ask(words, environ, ASKING)
+    except RuntimeError:
         return {}
     line, found = done.stdout.partition("\n")[0], {}
     for name, width in _FACTS.items() if line and not done.returncode else ():
@@ -116,8 +112,8 @@ def facts(job: str, environ: Mapping[str, str]) -> dict[str, str]:
 def output_of(job: str, environ: Mapping[str, str]) -> str:
     """Return the path of the job's output, "" where SLURM does not know the job. It may hold spaces."""
     try:
-        done = _run(["scontrol", "show", "job", job], ASKING, environ)
-    except (RuntimeError, TimeoutError):
+        done = _ask(["scontrol", "show", "job", job], environ, ASKING)
+    except RuntimeError:
         return ""
     found = re.findall(r"^\s*StdOut=(.*)$", done.stdout, flags=re.MULTILINE)
     return found[-1] if found else ""
@@ -128,12 +124,29 @@ def cancel(jobs: Sequence[str], environ: Mapping[str, str], *, batch_signal: str
     step. RuntimeError, one line, where scancel fails.
     """
     how = ["--batch", f"--signal={batch_signal}"] if batch_signal else []
-    try:
-        done = _run(["scancel", *how, *jobs], ASKING, environ)
-    except TimeoutError as error:
-        raise RuntimeError(str(error)) from None
+    done = _ask(["scancel", *how, *jobs], environ, ASKING)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise RuntimeError(f"scancel failed: {_last_words(done.stderr) or f'exit {done.returncode}'}")
+
+
+def requeue(job: str, environ: Mapping[str, str]) -> str:
+    """Have SLURM end a job and start it again later; return why it did not, else ""."""
+    try:
+        done = _ask(["scontrol", "requeue", job], environ, SENDING)
+    except RuntimeError as error:
+        return str(error)
+    return (_last_words(done.stderr) or f"exit {done.returncode}") if done.returncode else ""
+
+
+def node_states(nodes: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return node → state, such as idle or down*; {} where sinfo does not say."""
+    words = ["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"]
+    try:
+        done = _ask(words, environ, SENDING)
+    except RuntimeError:
+        return {}
+    lines = done.stdout.splitlines() if not done.returncode else []
+    return dict(line.split(maxsplit=1) for line in lines if " " in line)
 
 
 def partitions(environ: Mapping[str, str]) -> dict[str, tuple[str, int]]:
@@ -141,8 +154,8 @@ def partitions(environ: Mapping[str, str]) -> dict[str, tuple[str, int]]:
     if shutil.which("sinfo", path=environ.get("PATH")) is None:
         return {}
     try:
-        done = _run(["sinfo", "--noheader", "--format=%R|%l|%D"], ASKING, environ)
-    except (RuntimeError, TimeoutError):
+        done = _ask(["sinfo", "--noheader", "--format=%R|%l|%D"], environ, ASKING)
+    except RuntimeError:
         return {}
     found: dict[str, tuple[str, int]] = {}
     for line in done.stdout.splitlines() if not done.returncode else ():
@@ -152,33 +165,26 @@ def partitions(environ: Mapping[str, str]) -> dict[str, tuple[str, int]]:
     return found
 
 
-def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what belongs to another job, or changes SLURM's programs."""
-    return {name: value for name, value in environ.items() if name in _KEPT or not _FOREIGN.fullmatch(name)}
-
-
-def _run(
-    words: Sequence[str], seconds: float, environ: Mapping[str, str]
-) -> "subprocess.CompletedProcess[str]":
-    """Run a program. RuntimeError where there is none of that name, TimeoutError where it takes too long."""
+def _ask(words: Sequence[str], environ: Mapping[str, str], seconds: float) -> "CompletedProcess[str]":
+    """Run a program. RuntimeError, one line, where it cannot be run or takes too long."""
     try:
-        return subprocess.run(
-            words,
-            env=clean(environ) | {"SLURM_TIME_FORMAT": "standard"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            timeout=seconds,
-        )
+        return _run(words, environ, seconds)
+    except TimeoutError as error:
+        raise RuntimeError(str(error)) from None
+
+
+def _run(words: Sequence[str], environ: Mapping[str, str], seconds: float) -> "CompletedProcess[str]":
+    """Run a program. RuntimeError where it cannot be run, TimeoutError where it takes too long."""
+    try:
+        return run(words, seconds=seconds, environ=clean(environ) | {"SLURM_TIME_FORMAT": "standard"})
+    except TimeoutError:
+        raise
     except FileNotFoundError:
         raise RuntimeError(
             f"{words[0]}: no such program here: SLURM's programs are on a cluster's login nodes"
         ) from None
     except OSError as error:  # an argument that is too long
         raise RuntimeError(f"{words[0]} cannot be run: {os.strerror(error.errno or 0)}") from None
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"{words[0]} did not answer within {seconds:g} s") from None
 
 
 def _last_words(text: str) -> str:

@@ -6,6 +6,5 @@ apart.py         runs a check in a process of its own, so that what hangs cannot
 one_machine.py   every check of this machine
 checks/          the checks, a file a subject
 nodes/           every node of an allocation: the same checks there, what nodes do together, which differs
-programs.py      runs a program and returns what it printed
 report.py        lines for people, JSON for scripts
 """

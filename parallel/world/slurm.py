@@ -5,8 +5,9 @@ Imports no torch.
 import hashlib
 import itertools
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
+
+from common.programs import run
 
 SCONTROL_SECONDS = 15.0
 # Ports below those that the system hands out (from 32768 on).
@@ -16,6 +17,10 @@ _RANGE = r"\d+(?:-\d+)?"
 _HOST = rf"(?:[^\s,\[\]]|\[{_RANGE}(?:,{_RANGE})*\])+"  # `gpu[07,12-13].cluster`
 # Ids from here on are no step of srun's but SLURM's own: a batch script, salloc's shell (slurm.h).
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
+# What a login shell, a batch script or a job in which `germinal submit` runs must not hand on: SBATCH_* and
+# SQUEUE_* change what is asked for or shown, SRUN_* how a step is started; SLURM_* describe another job.
+_FOREIGN = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SINFO|SLURM|SLURMD|SRUN|PMI|PMIX)_.*")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 
 
 def is_task_of_srun(environ: Mapping[str, str]) -> bool:
@@ -100,6 +105,11 @@ def _tasks_per_node(text: str) -> list[int]:
     return counts
 
 
+def clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what describes a job, or changes SLURM's programs."""
+    return {name: value for name, value in environ.items() if name in _KEPT or not _FOREIGN.fullmatch(name)}
+
+
 _addresses: dict[str, str] = {}
 
 
@@ -115,11 +125,8 @@ def node_address(name: str) -> str:
 
 def _ask_for_address(name: str) -> str:
     try:
-        command = ["scontrol", "--oneliner", "show", "node", name]
-        told = subprocess.run(
-            command, capture_output=True, text=True, timeout=SCONTROL_SECONDS, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        done = run(["scontrol", "--oneliner", "show", "node", name], seconds=SCONTROL_SECONDS)
+    except OSError:
         return ""
-    found = re.search(r"\bNodeAddr=(\S+)", told)
+    found = re.search(r"\bNodeAddr=(\S+)", done.stdout)
     return found[1] if found else ""

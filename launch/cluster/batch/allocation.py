@@ -2,13 +2,11 @@
 
 import os
 import re
-import subprocess
 from dataclasses import dataclass
 
 from launch.cluster import slurm
 from parallel.world.slurm import expand
 
-COMMAND_SECONDS = 60.0  # for SLURM's controller to answer
 _UNUSABLE = re.compile(r"down|fail|unk|\*")  # sinfo's states; *: the node does not respond
 
 
@@ -56,32 +54,9 @@ class Allocation:
         """The job's nodes that SLURM can reach. All of them where SLURM does not answer."""
         # A job that goes on without a lost node (--no-kill) does not have that node any more.
         nodes = tuple(expand(self.state().nodes)) or self.nodes
-        said = _ask("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")
-        states = dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line)
+        states = slurm.node_states(nodes, os.environ)
         return tuple(node for node in nodes if not _UNUSABLE.search(states.get(node, "")))
 
     def requeue(self) -> str:
         """Have SLURM end this job and start it again later; return why it did not, else ""."""
-        done = _run("scontrol", "requeue", self.job)
-        return "" if done.returncode == 0 else " ".join(f"{done.stdout} {done.stderr}".split())
-
-
-def _ask(*command: str) -> str:
-    done = _run(*command)
-    return done.stdout if done.returncode == 0 else ""
-
-
-def _run(*command: str) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(
-            command,
-            env=slurm.clean(os.environ),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_SECONDS,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 1, "", str(error))
+        return slurm.requeue(self.job, os.environ)

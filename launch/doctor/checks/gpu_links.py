@@ -4,8 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from common.programs import output_of
 from launch.doctor.finding import Finding, error, note, ok, warning
-from launch.doctor.programs import output_of
 
 # Xid numbers that mean broken hardware or a GPU that has to be reset (NVIDIA's "XID Errors").
 BROKEN = {

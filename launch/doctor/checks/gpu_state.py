@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from common.programs import output_of
 from launch.doctor.finding import Finding, error, note, ok, warning
-from launch.doctor.programs import output_of
 
 # Names of `nvidia-smi --help-query-gpu`. What a driver does not know is left out of the question.
 FIELDS = (

@@ -6,12 +6,12 @@ Written from NVIDIA's documentation of nvidia-smi and of Xid errors, and tried o
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from common.programs import output_of
 from launch.doctor.check import Circumstances
 from launch.doctor.checks import gpu_links, gpu_state
 from launch.doctor.checks.machine import tasks_on_node
 from launch.doctor.checks.software import torch_cuda
 from launch.doctor.finding import Finding, error, note, ok, warning
-from launch.doctor.programs import output_of
 
 SMI = "nvidia-smi"
 DEVICES = Path("/proc/driver/nvidia/gpus")

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from common.programs import output_of
 from launch.doctor.check import Circumstances
 from launch.doctor.checks.software import torch_cuda
 from launch.doctor.finding import Finding, note, ok, warning
-from launch.doctor.programs import output_of
 from launch.job import DOCTOR, Job
 from launch.local.run import run_as_children
 from trainer.process import cores

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from common.programs import output_of
 from launch.doctor.check import Circumstances
 from launch.doctor.finding import Finding, note, ok, warning
-from launch.doctor.programs import output_of
 
 # Of KillWait, what is left for the save: the step under way has to end first, and ranks have to leave.
 SHARE_FOR_SAVE = 0.5

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from parallel.world import slurm
 
 MEMBER = "launch.doctor.nodes.member"
-# srun takes options from variables of these names, which a batch script has for its own sruns.
-PREFIXES = ("SLURM_", "SRUN_", "SBATCH_")
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 def allocated(environ: Mapping[str, str]) -> list[str]:
@@ -41,8 +38,7 @@ def by_srun(host: str, environ: Mapping[str, str]) -> tuple[list[str], dict[str,
         *("--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap"),
         *("--cpu-bind=none", "--mpi=none", "--quiet", "--kill-on-bad-exit=0"),
     ]
-    kept = {key: value for key, value in environ.items() if key in KEPT or not key.startswith(PREFIXES)}
-    return ["srun", *options, sys.executable, "-P", "-m", MEMBER, host], kept
+    return ["srun", *options, sys.executable, "-P", "-m", MEMBER, host], slurm.clean(environ)
 
 
 def by_ssh(host: str, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

@@ -21,3 +21,21 @@ def test_nothing_is_known_where_squeue_does_not_answer(slurm) -> None:
     assert ALLOCATION.state() == JobState()
     slurm.fails("squeue", "slurm_load_jobs error: Invalid job id specified")
     assert ALLOCATION.state() == JobState()
+
+
+def test_a_node_that_slurm_does_not_reach_is_not_present(slurm) -> None:
+    """n3 is not the job's any more; n1 is in two partitions, and so in two lines."""
+    slurm.answers("squeue", f"{'RUNNING':<40}{'None':<80}{'0':<20}{'n[1-2]':<16384}\n")
+    slurm.answers("sinfo", "n1 allocated\nn1 allocated\nn2 down*\n")
+    assert Allocation("7", 0, ("n1", "n2", "n3")).present() == ("n1",)
+    assert slurm.calls("sinfo")[0][2] == "--nodes=n1,n2"
+    slurm.fails("sinfo", "slurm_load_partitions: Unable to contact slurm controller")
+    slurm.fails("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
+    assert Allocation("7", 0, ("n1", "n2", "n3")).present() == ("n1", "n2", "n3")
+
+
+def test_a_requeue_that_is_refused_is_told(slurm) -> None:
+    assert ALLOCATION.requeue() == ""
+    assert slurm.calls("scontrol") == [["requeue", "7"]]
+    slurm.fails("scontrol", "Requested operation is presently disabled for job 7")
+    assert ALLOCATION.requeue() == "Requested operation is presently disabled for job 7"

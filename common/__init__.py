@@ -17,4 +17,5 @@ lock.py                 locks between processes
 mapped_file.py          local files as memory
 retry.py                attempts with pauses
 programs.py             other programs, run to their end
+processes.py            what the kernel tells of a process
 """

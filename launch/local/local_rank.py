@@ -1,6 +1,5 @@
 """One rank of this machine, as its supervisor sees it: how its process is started, and how it ended."""
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -8,8 +7,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
+from common import processes
 from common.exit_codes import ASKED_TO_STOP
 from launch.job import ProcessCommand
 from launch.local.rank_output import RankOutput, open_terminal
@@ -93,10 +92,8 @@ class LocalRank:
     @property
     def is_stopped(self) -> bool:
         """Whether the process is stopped by a signal or a debugger (proc(5): state T or t)."""
-        with contextlib.suppress(OSError):
-            status = Path(f"/proc/{self.process.pid}/stat").read_text()
-            return status.rpartition(")")[2].split()[0] in "Tt"
-        return False
+        found = processes.stat(self.process.pid)
+        return found is not None and found.state in "Tt"
 
 
 def _prepare_child(parent: int) -> None:

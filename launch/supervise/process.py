@@ -4,6 +4,8 @@ import os
 import socket
 from pathlib import Path
 
+from common import processes
+
 CLOCK_SECONDS = 2.0  # by which the kernel's time of its start, in whole seconds, may be off
 
 
@@ -11,12 +13,13 @@ def begin(pid: int) -> str:
     """Return when the process began, in ticks since the machine did, with the machine's start: no other
     process has the same. "" where there is none, or it has ended and is a zombie.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    found = processes.stat(pid)
+    if found is None or found.has_ended:
         return ""
-    return "" if fields[0] in "ZX" else f"{fields[19]} {boot}"
+    try:
+        return f"{found.began_ticks} {processes.boot_id()}"
+    except OSError:  # a kernel that has only a part of /proc, as sandboxes do
+        return ""
 
 
 def has_run_since(pid: int, since: float) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
+from common.processes import boot_id
+
 # How long a name may take to get an address.
 RESOLVE_SECONDS = 40.0
 _RETRY_SECONDS = 2.0
@@ -96,7 +98,6 @@ def network() -> str:
     Elsewhere it is the machine's name.
     """
     try:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
-            return f"{boot.read().strip()}:{os.stat('/proc/self/ns/net').st_ino}"
+        return f"{boot_id()}:{os.stat('/proc/self/ns/net').st_ino}"
     except OSError:
         return socket.gethostname()

@@ -1,14 +1,13 @@
 """Where one rank is at a moment: its phases, how long they have lasted, and in which call its threads are."""
 
-import contextlib
 import hashlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from common import processes
 from parallel.messages.last_collective import unfinished
 from trainer.watch import phases as names
 from trainer.watch.phases import Bounds, Phases
@@ -24,8 +23,8 @@ _STATES = {
     "t": "a debugger holds it",
     "D": "it waits in the kernel, for a disk or a file server",
     "Z": "it has ended",
-    "": "its process is gone",
 }
+GONE = "its process is gone"
 RUNS = "it runs, but none of its Python threads does: a call into C does not let go of the interpreter"
 HELD_BY_DEBUGGER = _STATES["t"]
 
@@ -148,12 +147,10 @@ def _outline(found: Sequence[Stack]) -> list[tuple[Any, ...]]:
 
 def state_of_process(pid: int) -> str:
     """Return why a process of this machine may not answer, in words; "" where the system does not tell."""
-    if not Path("/proc/self/stat").exists():
+    if processes.stat(os.getpid()) is None:
         return ""
-    state = ""
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return _STATES.get(state, RUNS)
+    found = processes.stat(pid)
+    return _STATES.get(found.state, RUNS) if found else GONE
 
 
 def this_process() -> int:

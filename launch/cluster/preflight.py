@@ -9,8 +9,9 @@ from pathlib import Path
 
 from launch.cluster import script, slurm
 from launch.cluster.cluster import Cluster
+from launch.mounts import mount_of
 
-# File systems that other machines do not see (statfs(2) has only their numbers; /proc/mounts has the names).
+# File systems that other machines do not see.
 LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "apfs", "hfs")
 
 
@@ -73,7 +74,8 @@ def not_shared(folder: Path, cluster: Cluster) -> str:
     """Return a warning where other machines probably do not see the run folder; "" where all is well."""
     if cluster.backend != "slurm":
         return ""
-    found = file_system(folder)
+    mount = mount_of(folder)
+    found = mount.kind if mount else ""
     on_tmp = (
         folder.is_relative_to("/tmp") or folder.is_relative_to("/var/tmp") or folder.is_relative_to("/dev")
     )
@@ -96,21 +98,6 @@ def uneven_gpus(cluster: Cluster) -> str:
         + ("GPUs stay idle" if int(number) > cluster.nproc else "ranks would have to share one")
         + ": give both the same number"
     )
-
-
-def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """Return the type of the file system that `folder` lies on, "" where that is not known."""
-    best, found = "", ""
-    try:
-        lines = mounts.read_text(errors="surrogateescape").splitlines()
-    except OSError:  # no Linux
-        return ""
-    for line in lines:
-        _, at, kind = line.split(" ", 3)[:3]
-        at = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), at)
-        if len(at) >= len(best) and folder.is_relative_to(at):
-            best, found = at, kind
-    return found
 
 
 def _check_slurm(cluster: Cluster, environ: Mapping[str, str]) -> None:

@@ -4,19 +4,18 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from launch.doctor.check import Circumstances
 from launch.doctor.checks import folder_work
 from launch.doctor.finding import Finding, Level, error, note, ok, one_line, warning
+from launch.mounts import mount_of
 from launch.tables import size
 
 GIB = 1 << 30
 FULL_BYTES = GIB
 SCARCE_BYTES = 10 * GIB
 SCARCE_FILES = 10_000
-MOUNTS = Path("/proc/self/mountinfo")
 PREFIX = ".germinal-doctor-"
 
 # Type of file system → what becomes of files there.
@@ -27,22 +26,13 @@ PASSING = {
 }
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A mounted file system: where, of which type, with which options."""
-
-    point: Path
-    kind: str
-    options: tuple[str, ...]
-
-
 def check(at: Circumstances, folder: Path) -> Iterator[Finding]:
     """Everything about the file system under `folder`, or under the nearest folder above that exists.
 
     A folder is made there and removed again.
     """
     there = nearest(folder.absolute())
-    yield from kind(there, mounts())
+    yield from kind(there)
     try:
         place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=there))
     except OSError as problem:
@@ -83,25 +73,11 @@ def remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def mounts(file: Path = MOUNTS) -> list[Mount]:
-    """The mounted file systems of this process (proc(5), mountinfo); empty on other systems than Linux."""
-    found = []
-    with contextlib.suppress(OSError):
-        for line in file.read_text(errors="replace").splitlines():
-            mine, _, theirs = line.partition(" - ")
-            fields, (kind, _, *options) = mine.split(" "), theirs.split(" ")
-            point = Path(fields[4].encode().decode("unicode_escape"))
-            found.append(Mount(point, kind, tuple(",".join([fields[5], *options]).split(","))))
-    return found
-
-
-def kind(there: Path, mounted: list[Mount]) -> Iterator[Finding]:
+def kind(there: Path) -> Iterator[Finding]:
     """Of which type the file system under `there` is, and what that means."""
-    resolved = there.resolve()
-    above = [mount for mount in mounted if resolved.is_relative_to(mount.point)]
-    if not above:
+    mount = mount_of(there)
+    if mount is None:
         return
-    mount = max(reversed(above), key=lambda mount: len(mount.point.parts))  # the last of one place is on top
     if why := PASSING.get(mount.kind):
         yield warning("folder.kind", f"{there} is on {mount.kind}: {why}", "put runs and corpora on a disk")
         return

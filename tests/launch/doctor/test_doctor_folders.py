@@ -10,6 +10,7 @@ import pytest
 from launch.doctor.check import Circumstances
 from launch.doctor.checks import folder, folder_work, slurm
 from launch.doctor.finding import Finding, Level
+from launch.mounts import Mount
 
 ALONE = Circumstances((), {})
 
@@ -33,19 +34,20 @@ def test_a_sound_folder_is_well_and_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kinds_of_file_systems_are_told(tmp_path: Path) -> None:
-    def level(line: str) -> dict[str, Level]:
-        file = tmp_path / "mountinfo"
-        root = "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
-        file.write_text(root + f"40 22 0:45 / {tmp_path} {line}\n")
-        return found(folder.kind(tmp_path, folder.mounts(file)))
+def test_kinds_of_file_systems_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def level(kind: str, options: str) -> dict[str, Level]:
+        mount = Mount(tmp_path, kind, tuple(options.split(",")))
+        monkeypatch.setattr(folder, "mount_of", {tmp_path: mount}.get)
+        return found(folder.kind(tmp_path))
 
-    assert level("rw,noatime shared:7 - xfs /dev/md0 rw") == {}
-    assert level("rw - tmpfs tmpfs rw,size=1024k") == {"folder.kind": Level.WARNING}
-    assert level("rw,relatime - overlay overlay rw,lowerdir=/a") == {"folder.kind": Level.WARNING}
-    assert level("rw - nfs4 server:/home rw,vers=4.2,hard") == {}
-    assert level("rw - nfs server:/home rw,vers=3,nolock") == {"folder.kind": Level.NOTE}
-    assert [f.same for f in folder.kind(tmp_path, folder.mounts(tmp_path / "mountinfo"))] == [{}]
+    assert level("xfs", "rw,noatime") == {}
+    assert [f.same for f in folder.kind(tmp_path)] == [{"file system": "xfs"}]
+    assert level("tmpfs", "rw,size=1024k") == {"folder.kind": Level.WARNING}
+    assert level("overlay", "rw,lowerdir=/a") == {"folder.kind": Level.WARNING}
+    assert level("nfs4", "rw,vers=4.2,hard") == {}
+    assert level("nfs", "rw,vers=3,nolock") == {"folder.kind": Level.NOTE}
+    assert [f.same for f in folder.kind(tmp_path)] == [{}]
+    assert list(folder.kind(tmp_path / "elsewhere")) == []  # the system does not tell
 
 
 def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,16 @@
-"""JSON and JSON Lines on disk that may be torn or damaged: what is wrong is left out, or named in one line.
-
-A file is read in parts, so that a long one costs no memory. A line that is still being written has no end:
-readers leave it for later.
-"""
+"""JSON on disk that may be torn or damaged: what is wrong is left out, or named in one line."""
 
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.config import schema
+from trainer.record.reading import objects
 
-PART_BYTES = 64 << 10
-LINE_BYTES = 1 << 20  # a longer line is none of ours
 MARK_BYTES = 256  # by which a file is known to be the one that was read
 FILE_BYTES = 64 << 20  # of one JSON document
 _said: set[Path] = set()  # files with wrong lines, which were told of
@@ -42,42 +36,6 @@ def document(file: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise ValueError(f"{file}: not a JSON object")
     return values
-
-
-def objects(file: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield (position behind the line, its object) for each whole line from the position `start` on. The
-    object is None where the line is none. Nothing where there is no file.
-    """
-    if not file.is_file():
-        return
-    with file.open("rb") as lines:
-        lines.seek(start)
-        while line := lines.readline(LINE_BYTES):
-            start = lines.tell()
-            if line.endswith(b"\n"):
-                yield start, _object(line)
-            elif len(line) == LINE_BYTES:
-                yield start, None
-
-
-def newest(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file from the last line to the first, read from its end. Lines that
-    are no objects are left out.
-    """
-    if not file.is_file():
-        return
-    with file.open("rb") as lines:
-        position, rest = lines.seek(0, os.SEEK_END), b""
-        while position:
-            begin = max(0, position - PART_BYTES)
-            lines.seek(begin)
-            data = lines.read(position - begin) + rest
-            position = begin
-            rest, *whole = data.split(b"\n") if position else [b"", *data.split(b"\n")]
-            rest = rest if len(rest) < LINE_BYTES else b""
-            for line in reversed(whole):
-                if (value := _object(line)) is not None:
-                    yield value
 
 
 def records(file: Path, kind: type[Record]) -> Iterator[Record]:
@@ -162,11 +120,3 @@ def count(value: Any) -> int | None:
     """Return an integer from 0 on that 64 bits hold; None for anything else."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
     return value if is_count else None
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.cluster import lines, submission
 from trainer.folder import run_folder
+from trainer.record.reading import newest
 
 LINES_READ = 1000  # of metrics.jsonl, from its end, at most
 RATE_LINES = 20  # of metrics.jsonl, over which the rate is taken
@@ -130,7 +131,7 @@ def _restarts(folder: Path) -> int:
 def _last_steps(file: Path) -> list[dict[str, Any]]:
     """Return the newest lines of metrics.jsonl that are about a training step, the newest first."""
     try:
-        near = islice(lines.newest(file), LINES_READ)
+        near = islice(newest(file), LINES_READ)
         return list(islice((line for line in near if _is_step(line)), RATE_LINES))
     except OSError:
         return []

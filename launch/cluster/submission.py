@@ -32,6 +32,7 @@ from typing import Any
 from common.files import write_atomically
 from launch.cluster import lines
 from launch.cluster.cluster import Cluster
+from trainer.record.reading import newest
 
 VERSION = 1
 
@@ -207,7 +208,7 @@ def notes(folder: Path) -> Iterator[Note]:
 
 def last_note(folder: Path) -> Note | None:
     """Return what the jobs noted last; None before the first note."""
-    found = (lines.as_record(values, Note) for values in lines.newest(folder / NOTES))
+    found = (lines.as_record(values, Note) for values in newest(folder / NOTES))
     return next((note for note in found if note), None)
 
 

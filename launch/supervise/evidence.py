@@ -1,9 +1,6 @@
 """What a run folder tells of an attempt: how far it came, and what the ranks wrote down about its end."""
 
 import contextlib
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,8 @@ from typing import Any
 from launch.supervise.policy import Attempt
 from trainer.checkpoint import folder as checkpoints
 from trainer.folder.run_folder import EVENTS
-from trainer.record.sinks import last_step, step_of
+from trainer.record.events import read_events
+from trainer.record.sinks import last_step
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Before:
         under_way: whether the first step was done; None: as metrics.jsonl tells, which may miss steps where
             train.log_every is not 1.
         """
-        events = list(self._events())
+        events = self._events()
         hangs = [event for event in events if event["kind"] == "hang"] if code else []
         told = hangs or [event for event in events if event["kind"] == "fault" and code > 0 and rank is None]
         if told:
@@ -76,15 +74,12 @@ class Before:
             host=host,
         )
 
-    def _events(self) -> Iterator[dict[str, Any]]:
-        with contextlib.suppress(OSError), (self.folder / EVENTS).open("rb") as file:
-            if self.events_bytes <= file.seek(0, os.SEEK_END):
-                file.seek(self.events_bytes)
-            else:  # replaced by a shorter file
-                file.seek(0)
-            for line in file:
-                if step_of(line) is not None and "kind" in (event := json.loads(line)):
-                    yield event
+    def _events(self) -> list[dict[str, Any]]:
+        path = self.folder / EVENTS
+        with contextlib.suppress(OSError):
+            is_another = path.stat().st_size < self.events_bytes  # replaced by a shorter file
+            return list(read_events(path, 0 if is_another else self.events_bytes))
+        return []
 
 
 def newest_saved(folder: Path) -> int:

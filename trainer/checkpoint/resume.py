@@ -1,6 +1,5 @@
 """Loading the newest checkpoint that verifies, and reporting what changed since it was saved."""
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,7 @@ from trainer.folder.run_folder import EVENTS
 from trainer.optim.schedule import decay_begins, decay_from, jump, of_settings
 from trainer.ranks import Ranks
 from trainer.record.digest import LogDigest, differences
-from trainer.record.events import EventLog
-from trainer.record.sinks import step_of
+from trainer.record.events import EventLog, read_events
 from trainer.state import Identity, TrainState
 
 
@@ -89,15 +87,11 @@ def check_never_saved(root: Path) -> None:
     A start at step 0 gives up what was saved before it, and so does a newest checkpoint that was set aside.
     """
     saved = 0
-    with contextlib.suppress(FileNotFoundError), (root.parent / EVENTS).open("rb") as file:
-        for line in file:
-            if (step := step_of(line)) is None:
-                continue
-            kind = json.loads(line).get("kind")
-            if kind in ("save", "resume"):
-                saved = step
-            elif kind == "start" and not step:
-                saved = 0
+    for event in read_events(root.parent / EVENTS):
+        if event["kind"] in ("save", "resume") and isinstance(event.get("step"), int):
+            saved = event["step"]
+        elif event["kind"] == "start" and event.get("step") == 0:
+            saved = 0
     if saved and not any(root.glob(f"{folders.step_folder(root, saved).name}.*")):
         raise RuntimeError(
             f"{root} holds no checkpoint, but this run has saved step {saved}: put its checkpoints back (is "

@@ -9,13 +9,15 @@ without a number share their cores themselves (`share`). Imports no torch.
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from trainer.folder.run_folder import EVENTS
+from trainer.record.events import read_events
 
 CGROUPS = Path("/sys/fs/cgroup")
 AS_BEGUN = "as this run began; train.threads changes it"
@@ -146,13 +148,10 @@ def _of_the_job(cores: Cores, environ: Mapping[str, str]) -> Cores:
 def begun_with(folder: Path, ranks: int) -> int:
     """The threads of a run's last start on as many ranks, from its events; 0 where it has none."""
     found = 0
-    with contextlib.suppress(OSError), (folder / "events.jsonl").open("rb") as lines:
-        for line in lines:
-            if b'"start"' in line:
-                with contextlib.suppress(ValueError):  # torn by a kill
-                    event = json.loads(line)
-                    if event.get("kind") == "start" and event.get("ranks") == ranks:
-                        found = event.get("threads", 0)
+    with contextlib.suppress(OSError):
+        for event in read_events(folder / EVENTS):
+            if event["kind"] == "start" and event.get("ranks") == ranks:
+                found = event.get("threads", 0)
     return found
 
 

@@ -16,7 +16,6 @@ Sent from a thread of its own: a receiver that hangs or refuses neither delays n
 
 import contextlib
 import http.client
-import json
 import os
 import queue
 import re
@@ -36,7 +35,8 @@ from urllib.parse import urlsplit
 
 from common.standard_error import write_line
 from trainer.folder.run_folder import EVENTS
-from trainer.record.sinks import encode, step_of
+from trainer.record.reading import objects
+from trainer.record.sinks import encode
 
 SEND_SECONDS = 10.0  # for one message
 FINISH_SECONDS = 10.0  # for all that wait when the run ends
@@ -122,16 +122,11 @@ class Notifier:
     def _look(self) -> None:
         """Queue the faults that were written since the last look."""
         try:
-            with self._events.open("rb") as file:
-                file.seek(self._read_bytes)
-                for line in file:
-                    if step_of(line) is None:  # it is being written
-                        break
-                    self._read_bytes += len(line)
-                    event = json.loads(line)
-                    if event.get("kind") in TOLD and isinstance(event.get("reason"), str):
-                        self._put({**event, "kind": "fault"})
-        except (OSError, ValueError):
+            for position, event in objects(self._events, self._read_bytes):
+                self._read_bytes = position
+                if event and event.get("kind") in TOLD and isinstance(event.get("reason"), str):
+                    self._put({**event, "kind": "fault"})
+        except OSError:
             return
 
     def _send(self, document: bytes) -> str:

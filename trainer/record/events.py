@@ -2,11 +2,13 @@
 
 import socket
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trainer.folder.fence import Guard, unfenced
+from trainer.record.reading import objects
 from trainer.record.sinks import JsonlLog
 
 SHOWN = (
@@ -19,6 +21,15 @@ SHOWN = (
     "skip",
     "tracker",
 )  # what a user at the terminal wants to see
+
+
+def read_events(path: Path, start: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the events of a file from the position `start` on, the oldest first; none where there is no file.
+    A line that is damaged, or still being written, is left out. OSError where the file cannot be read.
+    """
+    for _, values in objects(path, start):
+        if values is not None and isinstance(values.get("kind"), str):
+            yield values
 
 
 class EventLog(JsonlLog):

@@ -1,7 +1,6 @@
 """SLURM's settings against what a run needs: the time for a save, what preemption does."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 from common.programs import output_of
 from launch.doctor.check import Circumstances
 from launch.doctor.finding import Finding, note, ok, warning
+from trainer.folder.run_folder import EVENTS
+from trainer.record.events import read_events
 
 # Of KillWait, what is left for the save: the step under way has to end first, and ranks have to leave.
 SHARE_FOR_SAVE = 0.5
@@ -50,12 +51,11 @@ def seconds(value: str) -> float:
 def longest_save(folder: Path) -> float:
     """The longest save that the run in `folder` recorded, in seconds; 0 where there is none."""
     longest = 0.0
-    with contextlib.suppress(OSError), (folder / "events.jsonl").open("rb") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a kill
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("kind") == "save":
-                    longest = max(longest, float(event.get("seconds") or 0))
+    with contextlib.suppress(OSError):
+        for event in read_events(folder / EVENTS):
+            took = event.get("seconds")
+            if event["kind"] == "save" and isinstance(took, int | float):
+                longest = max(longest, took)
     return longest
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from launch.cluster import lines, progress, submission
 from launch.cluster.submission import Note
+from trainer.record import reading
 
 RUN = Path("runs/tiny")
 FOLDER = RUN / "submit/1"
@@ -166,12 +167,12 @@ def test_events_and_notes_are_read_from_where_the_last_look_ended(tmp_path) -> N
 
 
 def test_the_last_note_is_read_from_the_end(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(lines, "PART_BYTES", 50)
+    monkeypatch.setattr(reading, "PART_BYTES", 50)
     assert submission.last_note(tmp_path) is None
     for number in range(9):
         submission.note(tmp_path, Note(time.time(), "1", "start", f"reason {number}"))
     append(tmp_path / "notes.jsonl", "x" * 300, '{"kind"')
-    read = list(lines.newest(tmp_path / "notes.jsonl"))
+    read = list(reading.newest(tmp_path / "notes.jsonl"))
     assert [line["reason"] for line in read] == [f"reason {number}" for number in range(8, -1, -1)]
     monkeypatch.setattr(lines, "records", None)  # never the whole of it
     assert submission.last_note(tmp_path).reason == "reason 8"

@@ -129,7 +129,7 @@ def until(holds: Any) -> None:
         time.sleep(0.02)
 
 
-HANGS = "hold(); step(7); (folder / 'events.jsonl').unlink(); os.mkfifo(folder / 'events.jsonl'); "
+HANGS = "hold(); step(7); (folder / 'metrics.jsonl').unlink(); os.mkfifo(folder / 'metrics.jsonl'); "
 
 
 @pytest.mark.parametrize(("number", "code"), ENDS)

@@ -20,3 +20,15 @@ IN_WORDS = {
 
 ASKED_TO_STOP = (STOPPED, INTERRUPTED)
 """Of a rank that was asked to stop. From the end of the first step on, all ranks leave together."""
+
+
+def of_request(number: int) -> int:
+    """Return the exit code after a request to stop by a signal, where the state is saved or nothing was under
+    way.
+    """
+    return INTERRUPTED if number == signal.SIGINT else STOPPED
+
+
+def request_in_words(number: int) -> str:
+    """Return what a request to stop by a signal was, for a line that goes on with when it came."""
+    return "interrupted" if number == signal.SIGINT else "asked to stop"

@@ -8,14 +8,13 @@ anything was under way, unless Ctrl-C came twice.
 import contextlib
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
 from contextlib import ExitStack
 from datetime import timedelta
 
-from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, IN_WORDS, INTERRUPTED, STOPPED, WRONG
+from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, IN_WORDS, STOPPED, WRONG, of_request
 from common.standard_error import complain, forgive
 from parallel.world.launcher import is_first, is_supervised
 from trainer.checkpoint.folder import before_first_step, goes_on
@@ -191,7 +190,7 @@ def _train(  # type: ignore[no-untyped-def]
         return DONE
     if runtime.is_writer:
         print(run.left_at(), file=sys.stderr, flush=True)
-    return INTERRUPTED if signals.asked == signal.SIGINT else STOPPED
+    return of_request(signals.asked)
 
 
 if __name__ == "__main__":

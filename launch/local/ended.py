@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.exit_codes import ASKED_TO_STOP, FAILED, INTERRUPTED, STOPPED
+from common.exit_codes import ASKED_TO_STOP, FAILED, INTERRUPTED, of_request, request_in_words
 from launch.local.local_rank import LocalRank
 from launch.local.rank_output import show_line
 from launch.supervise.policy import signal_name
@@ -106,7 +106,7 @@ def _ended_by_signal(number: int, stops: StopRequests, folder: Path | None) -> t
     killed because it did not end in time has lost what came after its last checkpoint.
     """
     request = stops.arrived[-1] if stops.arrived else number
-    how = "interrupted" if request == signal.SIGINT else "asked to stop"
+    how = request_in_words(request)
     after = f"; {goes_on(folder)}" if folder is not None else ""
     if stops.unresponsive:
         ranks = ", ".join(map(str, stops.unresponsive))
@@ -115,8 +115,7 @@ def _ended_by_signal(number: int, stops: StopRequests, folder: Path | None) -> t
             f"{how}, and rank {ranks} did not answer within {stops.stop_seconds:g} s: killed{after}",
         )
     if number in STOPS and len(stops.arrived) < 2:
-        code = INTERRUPTED if request == signal.SIGINT else STOPPED
         early = ": nothing was under way" if folder is None else before_first_step(folder)
-        return code, f"{how} before the first step{early}"
+        return of_request(request), f"{how} before the first step{early}"
     code = INTERRUPTED if request == signal.SIGINT else FAILED
     return code, f"{how}, and killed before the state was saved{after}"

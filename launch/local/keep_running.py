@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import socket
 import sys
 from dataclasses import replace
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, INTERRUPTED, STOPPED, WRONG
+from common.exit_codes import ASKED_TO_STOP, DONE, FAILED, WRONG, of_request, request_in_words
 from common.standard_error import complain
 from launch.job import Job
 from launch.local.ended import Ended
@@ -68,7 +67,8 @@ def _keep_running(job: Job, cfg: RunConfig, signals: SignalInbox, notifier: Noti
         if isinstance(decision, Stop):
             return decision.code
         if request := signals.wait(decision.wait_seconds):
-            notifier.tell("end", attempts[-1].step, "asked to stop before the next start", code=STOPPED)
+            why = f"{request_in_words(request)} before the next start"
+            notifier.tell("end", attempts[-1].step, why, code=of_request(request))
             return _asked_meanwhile(request, _goes_on(cfg.folder, signals))
         why = decision.reason
         if in_time(lambda: is_lost(cfg.folder), cfg.folder, signals):  # while it waited
@@ -145,9 +145,8 @@ def _notify(notifier: Notifier, decision: Decision, attempt: Attempt) -> None:
 
 
 def _asked_meanwhile(request: int, after: str) -> int:
-    how = "interrupted" if request == signal.SIGINT else "asked to stop"
-    show_line(f"error: {how} before the next start: {after}".encode())
-    return INTERRUPTED if request == signal.SIGINT else STOPPED
+    show_line(f"error: {request_in_words(request)} before the next start: {after}".encode())
+    return of_request(request)
 
 
 def _heading(number: int, why: str) -> str:

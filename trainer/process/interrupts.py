@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from common.exit_codes import INTERRUPTED, STOPPED
+from common.exit_codes import INTERRUPTED, STOPPED, of_request, request_in_words
 from common.standard_error import write_line
 
 _ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -134,19 +134,17 @@ class LeaveAtOnce:
         self._request()
 
     def _leave(self, number: int) -> None:
-        interrupted = number == signal.SIGINT
-        if self._announce is None and not interrupted:
+        if self._announce is None and number != signal.SIGINT:
             if not self._pending:
                 self._pending = number
                 late = threading.Timer(ANNOUNCE_SECONDS, lambda: self._go(STOPPED, self._why(number)))
                 late.daemon = True
                 late.start()
             return
-        self._go(INTERRUPTED if interrupted else STOPPED, self._why(number))
+        self._go(of_request(number), self._why(number))
 
     def _why(self, number: int) -> str:
-        why = "interrupted" if number == signal.SIGINT else "asked to stop"
-        return f"{why} before {self._what}{self._lost}"
+        return f"{request_in_words(number)} before {self._what}{self._lost}"
 
     def _go(self, code: int, why: str) -> None:
         write_line(f"error: {why}")

@@ -29,8 +29,8 @@ slow: $(VENV)/.dev
 # Sums run in another order there, and 16-bit products are emulated. `native` is what the processor has.
 CAPABILITIES := avx2/AVX2 default/SSE41 native/AVX512_CORE
 # Every test whose result is arithmetic: engines, layouts against one process, verify, the model's own layers.
-ARITHMETIC := $(RANKS) tests/trainer/models/test_decoder.py tests/trainer/models/test_head.py \
-	tests/trainer/objectives/test_objectives.py tests/trainer/optim/test_rounding.py
+ARITHMETIC := $(RANKS) tests/trainer/models/test_decoder.py tests/trainer/models/test_families.py \
+	tests/trainer/models/test_head.py tests/trainer/objectives/test_objectives.py tests/trainer/optim/test_rounding.py
 
 capabilities: $(VENV)/.dev
 	@failed=; for capability in $(CAPABILITIES); do \

@@ -1,4 +1,4 @@
-"""The decoder: against Hugging Face's, cut into stages, document by document, cached."""
+"""The decoder: cut into stages, document by document, cached. test_families.py compares it with others'."""
 
 import copy
 import fnmatch
@@ -32,59 +32,6 @@ def drawn(cfg: DecoderConfig, dtype: torch.dtype = torch.float64) -> Decoder:
 
 def tokens(batch: int = 2, seq: int = 16, vocab: int = 50) -> Tensor:
     return torch.randint(vocab, (batch, seq), generator=torch.Generator().manual_seed(1))
-
-
-def hugging_face(model: Decoder) -> torch.nn.Module:
-    """Llama, or with qk-norm Qwen3, holding this model's weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
-    cfg = model.cfg
-    config_class, model_class = (
-        (Qwen3Config, Qwen3ForCausalLM) if cfg.qk_norm else (LlamaConfig, LlamaForCausalLM)
-    )
-    theirs = model_class(
-        config_class(
-            num_hidden_layers=cfg.layers,
-            hidden_size=cfg.hidden,
-            num_attention_heads=cfg.heads,
-            num_key_value_heads=cfg.key_value_heads,
-            head_dim=cfg.head_width,
-            intermediate_size=cfg.ffn_width,
-            vocab_size=cfg.vocab,
-            rms_norm_eps=cfg.norm_eps,
-            tie_word_embeddings=cfg.tie_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
-            attn_implementation="eager",
-        )
-    ).double()
-    names = {
-        "embed": "model.embed_tokens",
-        "layers": "model.layers",
-        "norm": "model.norm",
-        "head": "lm_head",
-        "attention_norm": "input_layernorm",
-        "attention": "self_attn",
-        "mlp_norm": "post_attention_layernorm",
-        "wq": "q_proj",
-        "wk": "k_proj",
-        "wv": "v_proj",
-        "wo": "o_proj",
-        "w1": "gate_proj",
-        "w2": "down_proj",
-        "w3": "up_proj",
-    }
-    state = {".".join(names.get(p, p) for p in name.split(".")): t for name, t in model.state_dict().items()}
-    theirs.load_state_dict(state)
-    return theirs
-
-
-@pytest.mark.parametrize("cfg", [SMALL, RICH])
-def test_logits_are_those_of_hugging_face(cfg: DecoderConfig) -> None:
-    model = drawn(cfg)
-    theirs = hugging_face(model)
-    with torch.no_grad():
-        # Rotary tables are float32 in both.
-        assert torch.allclose(model(tokens()), theirs(tokens()).logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("cfg", [SMALL, RICH])

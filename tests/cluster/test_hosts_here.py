@@ -55,14 +55,16 @@ def test_a_silent_or_unplugged_or_lost_host_is_out_of_reach_and_then_back(tmp_pa
 def test_nothing_is_left_behind_though_the_test_is_killed(tmp_path: Path) -> None:
     script = "import time, sys; from pathlib import Path; from hosts import hosts\n"
     script += "with hosts(Path(sys.argv[1])) as (a, b):\n"
-    script += "    a.start('sleep', '300'); print(*a.processes(), a.pid, b.pid, flush=True); time.sleep(300)"
+    script += "    a.start('sleep', '300')\n"
+    script += "    while not a.processes(): time.sleep(0.05)\n"
+    script += "    print(*a.processes(), a.pid, b.pid, flush=True); time.sleep(300)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=env
     ) as test:
         assert test.stdout is not None
         pids = [int(word) for word in test.stdout.readline().split()]
-        assert len(pids) >= 2 and all(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert len(pids) == 3 and all(Path(f"/proc/{pid}").exists() for pid in pids)
         test.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="the end of what it started")
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout

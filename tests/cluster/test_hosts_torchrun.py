@@ -68,7 +68,7 @@ def test_the_agents_start_the_ranks_again_when_one_is_killed(
         codes, _ = end_of_all(agents, 180)
         assert codes == [0, 0], all_said(agents)
         assert not any(host.processes() for host in pair)
-    assert len(events(run, "start")) == 3 if loaded else 2
+    assert len(events(run, "start")) == (3 if loaded else 2)
     assert_undisturbed(run, expected)
 
 

@@ -106,8 +106,7 @@ def test_a_rank_killed_on_another_node_is_named_in_one_line_and_in_the_event(
     slurm.wait_for_job(job, "FAILED", seconds=60)
     errors = [line for line in (tmp_path / "out.txt").read_text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith("error: rank 3 on n2 is gone without a word"), errors
-    for event in events(folder, "fault"):
-        assert event["host"] in ("n1", "n2") and event["rank"] in range(4), event
+    assert [(event["rank"], event["host"]) for event in events(folder, "fault")] == [(3, "n2")]
 
 
 def test_germinal_train_in_every_task_of_a_step_is_refused(

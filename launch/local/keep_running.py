@@ -4,6 +4,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -55,9 +56,7 @@ def _keep_running(job: Job, cfg: RunConfig, signals: SignalInbox, notifier: Noti
         before = in_time(lambda: Before.of(cfg.folder), cfg.folder, signals)
         end, rank_0 = _run_once(job, cfg.folder, signals, _heading(len(attempts) + 1, why))
         attempts.append(_describe(end, rank_0, before, signals, kept=bool(attempts)))
-        decision = decide(attempts, restarts=cfg.supervise.restarts)
-        _tell(decision, end)
-        _notify(notifier, decision, attempts[-1])
+        decision = _decide(attempts, end, cfg, notifier)
         if isinstance(decision, Leave):
             return end.code
         if isinstance(decision, Stop) and attempts[-1].folder_lost:
@@ -73,9 +72,7 @@ def _keep_running(job: Job, cfg: RunConfig, signals: SignalInbox, notifier: Noti
         why = decision.reason
         if in_time(lambda: is_lost(cfg.folder), cfg.folder, signals):  # while it waited
             attempts[-1] = replace(attempts[-1], folder_lost=True)
-            decision = decide(attempts, restarts=cfg.supervise.restarts)
-            _tell(decision, end)
-            _notify(notifier, decision, attempts[-1])
+            _decide(attempts, end, cfg, notifier)
             return FAILED
 
 
@@ -127,21 +124,21 @@ def _describe(end: Ended, rank_0: int, before: Before, signals: SignalInbox, *, 
         return Attempt(code, before.saved, before.saved, before.saved, end.asked_to_stop, end.under_way)
 
 
-def _tell(decision: Decision, end: Ended) -> None:
-    """Show what follows. The decision's line says how the ranks ended, so their end needs no other."""
+def _decide(attempts: Sequence[Attempt], end: Ended, cfg: RunConfig, notifier: Notifier) -> Decision:
+    """Return what follows the last attempt; show it, and tell others."""
+    decision, attempt = decide(attempts, restarts=cfg.supervise.restarts), attempts[-1]
+    # The decision's line says how the ranks ended, so their end needs no other.
     if isinstance(decision, Again):
         show_line(decision.reason.encode())
     elif isinstance(decision, Leave):
         end.show_error()
     else:
         show_line(f"error: {decision.reason}".encode())
-
-
-def _notify(notifier: Notifier, decision: Decision, attempt: Attempt) -> None:
     about = {"rank": attempt.rank, "code": attempt.code} if attempt.code else {"code": 0}
     if isinstance(decision, Again):
         about |= {"restart": decision.number, "from_step": attempt.saved_after}
     notifier.tell("restart" if isinstance(decision, Again) else "end", attempt.step, decision.reason, **about)
+    return decision
 
 
 def _asked_meanwhile(request: int, after: str) -> int:

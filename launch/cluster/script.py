@@ -17,19 +17,10 @@ TEXT = r"""#!/bin/bash
 folder=$1 python=$2 code=$3
 shift 3
 # SLURM's request to save (USR1), or one to end (TERM), may come before the batch step can take it. It is kept
-# here until then, and repeated, for nobody else knows when Python has started. The batch step counts it once.
-asked='' step='' repeats=''
-trap 'asked=1; pass_on' USR1 TERM
-pass_on() {
-    if [ -n "$asked" ] && [ -n "$step" ] && [ -z "$repeats" ]; then
-        ( # not at once: a step that has just been forked does not ignore signals yet
-            trap '' TERM
-            trap 'kill -KILL "$!"; exit' USR1
-            while sleep 0.5 & wait "$!" && kill -USR1 "$step"; do :; done
-        ) </dev/null >/dev/null 2>&1 &
-        repeats=$!
-    fi
-}
+# here, and repeated until the batch step ends, for nobody else knows when Python has started. The batch step
+# counts it once.
+asked=''
+trap 'asked=1' USR1 TERM
 if [ $# -gt 0 ] && ! type module >/dev/null 2>&1; then
     . /etc/profile >/dev/null 2>&1 # defines `module`, which a shell that is no login shell may lack
 fi
@@ -42,26 +33,24 @@ done
 if [ -n "$code" ]; then
     export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}"
 fi
-(
+exec 4>&1
+# The batch step's parent takes no signals, and writes the exit code into a pipe. Where a signal comes just
+# when bash's `wait` has collected a process, bash loses its exit code and makes it 255.
+exec 3< <(
     trap '' USR1 TERM # across exec, until the batch step's own handlers are there
-    exec "$python" -P -m launch.cluster.batch "$folder" ${asked:+asked}
-) &
-step=$!
-pass_on
-wait "$step"
-status=$?
-while [ $status -gt 128 ] && kill -0 "$step" 2>/dev/null; do # a signal ended `wait` alone
-    wait "$step"
-    status=$?
+    "$python" -P -m launch.cluster.batch "$folder" ${asked:+asked} >&4 4>&- &
+    echo "$!"
+    wait "$!"
+    echo "$?"
+)
+read -r step <&3
+until
+    read -r -t 1 status <&3
+    [ $? -le 128 ] # more: nothing came within the second
+do
+    [ -z "$asked" ] || kill -USR1 "$step" 2>/dev/null
 done
-trap '' USR1 TERM
-if [ $status -gt 128 ]; then # the signal may have come with the end of the step, whose status bash has kept
-    wait "$step" 2>/dev/null
-    last=$?
-    [ $last -eq 127 ] || status=$last
-fi
-[ -z "$repeats" ] || kill -USR1 "$repeats" 2>/dev/null
-exit $status
+exit "${status:-1}"
 """
 
 # Options of sbatch that germinal sets itself → what to use for them.

@@ -18,6 +18,7 @@ from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
 from trainer.models.registry import MODELS
 from trainer.objectives.build import build_objective
+from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.registry import OBJECTIVES
 from trainer.optim.build import build_optimizer
@@ -111,14 +112,20 @@ def model_of(case: Case) -> ModelConfig:
     return MODELS[kind](**(sizes | case.model))
 
 
+def objective_config_of(case: Case) -> ObjectiveConfig:
+    return OBJECTIVES[case.objective.get("kind", "causal_lm")](**case.objective)
+
+
 def objective_of(case: Case) -> Objective:
-    cfg = OBJECTIVES[case.objective.get("kind", "causal_lm")](**case.objective)
-    return build_objective(cfg, ObjectiveContext(case.seed, SEQ, VOCAB, 0, lambda: b"", model_of(case)))
+    cfg, model = objective_config_of(case), model_of(case)
+    context = ObjectiveContext(case.seed, SEQ, VOCAB, 0, lambda: b"", model)
+    assert not (wrong := context.too_small(model.vocab, cfg)), wrong
+    return build_objective(cfg, context)
 
 
 def build(case: Case, rank: int, world: int) -> Engine:
     cfg = ParallelConfig(**case.parallel)
-    model = model_of(case)
+    model, objective = model_of(case), objective_config_of(case)
     plan = model.plan()
     optim = OptimConfig(name=case.optimizer, state_dtype=case.state_dtype)  # type: ignore[arg-type]
     return build_engine(
@@ -126,7 +133,7 @@ def build(case: Case, rank: int, world: int) -> Engine:
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
         cfg=cfg,
         plan=plan,
-        model_factory=lambda: build_model(model),
+        model_factory=lambda: build_model(model, objective.token_loss()),
         objective=objective_of(case),
         optimizer_factory=lambda parameters: build_optimizer(parameters, optim, plan),
         precision=case.precision,  # type: ignore[arg-type]
@@ -134,8 +141,8 @@ def build(case: Case, rank: int, world: int) -> Engine:
         seed=case.seed,
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
-        positions=SEQ,
-        nominal_count=case.global_batch * SEQ,
+        positions=model.positions_of_row(objective.row_length(SEQ)),
+        nominal_count=case.global_batch * objective.targets_per_row(SEQ),
         sources=case.sources,
     )
 

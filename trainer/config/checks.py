@@ -29,7 +29,7 @@ def check(cfg: RunConfig) -> None:
     """
     keys.check(cfg)
     cfg.model.check()
-    cfg.model.check_seq_len(cfg.row_length)
+    _check_row_length(cfg)
     check_data(cfg.data)
     _check_objective(cfg)
     train = cfg.train
@@ -67,6 +67,19 @@ def check(cfg: RunConfig) -> None:
             f"{', '.join(cfg.model.sizes_to_lower())}: a model of {parameters:.3g} parameters, more bytes "
             "than 64 bits count: lower one of the two"
         )
+
+
+def _check_row_length(cfg: RunConfig) -> None:
+    """Raise ValueError where the model does not take rows as long as the objective makes them."""
+    try:
+        cfg.model.check_seq_len(cfg.row_length)
+    except ValueError as error:
+        if cfg.row_length == cfg.data.seq_len:
+            raise
+        raise ValueError(
+            f"objective.kind={cfg.objective.kind} makes rows of {cfg.row_length} tokens out of "
+            f"data.seq_len={cfg.data.seq_len}, and of such rows: {error}"
+        ) from None
 
 
 def _check_objective(cfg: RunConfig) -> None:

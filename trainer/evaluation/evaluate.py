@@ -22,8 +22,9 @@ BATCHES = 16
 @dataclass(frozen=True)
 class HeldoutResult:
     """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents
-    evaluated; NaN where those are not known (see `HeldoutLoader.text_bytes`). `measures`: the further figures
-    of the objective, such as an accuracy, by name.
+    evaluated; NaN where those are not known (see `HeldoutLoader.text_bytes`), or the loss is not that of the
+    text (`ObjectiveConfig.scores_text`). `measures`: the further figures of the objective, such as an
+    accuracy, by name.
     """
 
     loss: float
@@ -53,6 +54,7 @@ class Evaluator:
     sets: cut by document, so that the figures do not depend on the batch, the layout or the training stream.
     every: steps between two evaluations; there is one after the last step besides. 0: only that one.
     done: the last step whose evaluation is in the record.
+    scores_text: whether the loss is the negative log-likelihood of the text.
     pp: ranks of a pipeline.
     ranks: an error in reading on one rank is raised on all: see `Ranks.together`.
     phases: told of each part of an evaluation, `BATCHES` × pp batches.
@@ -64,6 +66,7 @@ class Evaluator:
         *,
         every: int,
         done: int = 0,
+        scores_text: bool = True,
         pp: int = 1,
         ranks: Ranks | None = None,
         phases: Phases | None = None,
@@ -72,6 +75,7 @@ class Evaluator:
         self.sets = sets
         self.every = every
         self.done = done
+        self._scores_text = scores_text
         self._together = BATCHES * pp
         self._ranks = ranks or Ranks()
 
@@ -105,12 +109,14 @@ class Evaluator:
                     measures[name] = (total + more, of_total + of_more)
             results[heldout.name] = HeldoutResult(
                 loss=loss_sum / max(1.0, count),
-                bits_per_byte=(
-                    loss_sum / math.log(2.0) / heldout.text_bytes if heldout.text_bytes else math.nan
-                ),
+                bits_per_byte=self._bits_per_byte(loss_sum, heldout),
                 measures={name: total / max(1.0, of_total) for name, (total, of_total) in measures.items()},
             )
         return results
+
+    def _bits_per_byte(self, loss_sum: float, heldout: HeldoutLoader) -> float:
+        known = self._scores_text and heldout.text_bytes
+        return loss_sum / math.log(2.0) / heldout.text_bytes if known else math.nan
 
     def _read(self, batches: Iterator[Any]) -> list[Any]:
         return list(islice(batches, self._together))

@@ -44,6 +44,8 @@ class ModelConfig(Protocol):
     vocab: number of token ids that the model takes; 0 for a model that takes no tokens.
     offers: what objectives may ask of the model: `ObjectiveConfig.needs` names what they need. In use:
         "next token"     losses of `targets` [rows, seq], each token attending only to those before it;
+        "prefix"         the same, and with `prefix` [rows] so many tokens at a row's beginning attend to each
+                         other;
         "masked tokens"  losses of `targets` at `places`, both [rows, places], every token attending to all of
                          its document;
         "classes"        a logit for each class, float [rows, classes]; see `trainer.models.pictures`;

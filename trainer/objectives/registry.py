@@ -4,9 +4,12 @@ from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
 from trainer.objectives.masked.config import MaskedLMConfig
 from trainer.objectives.picture_config import ClassificationConfig, MaskedImagesConfig
+from trainer.objectives.spans.config import FillInTheMiddleConfig, SpanCorruptionConfig
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
+    "fill_in_the_middle": FillInTheMiddleConfig,
+    "span_corruption": SpanCorruptionConfig,
     "masked_lm": MaskedLMConfig,
     "contrastive": ContrastiveConfig,
     "clip": ClipConfig,

@@ -54,6 +54,7 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         targets: Tensor | None = None,
+        prefix: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Return hidden states [batch, seq, hidden] without a `head`; with one, logits [batch, seq, vocab],
@@ -63,6 +64,7 @@ class Decoder(nn.Module):
         positions: [batch, seq], each token's position for the rotation; None: counted from 0.
         documents: [batch, seq], tokens attend to tokens of the same number; None: to all before them.
         targets: [batch, seq], `common.objective.IGNORED` where no loss is counted.
+        prefix: [batch], so many tokens at the beginning of a row attend to each other; None: none do.
         cache: the tokens that x continues; x is added to it.
         """
         # Under tensor parallelism hidden states are this rank's part of the sequence; the others are whole.
@@ -77,7 +79,7 @@ class Decoder(nn.Module):
         rotary = self._rotary(seq, past, positions, x.device)
         windows = {key: self.cfg.window_of(int(key)) for key in self.layers}
         shared = {
-            window: Shared(rotary, self._mask(x, seq, past, documents, window))
+            window: Shared(rotary, self._mask(x, seq, past, documents, prefix, window))
             for window in set(windows.values())
         }
         for key, block in self.layers.items():
@@ -97,7 +99,7 @@ class Decoder(nn.Module):
         return cos[past:], sin[past:]
 
     def _mask(
-        self, x: Tensor, seq: int, past: int, documents: Tensor | None, window: int
+        self, x: Tensor, seq: int, past: int, documents: Tensor | None, prefix: Tensor | None, window: int
     ) -> Tensor | BlockMask | None:
         if past:
             return resumed_mask(seq, past, window, x.dtype, x.device)
@@ -105,6 +107,7 @@ class Decoder(nn.Module):
             seq * self.sequence_ranks,
             documents=documents,
             window=window,
+            prefix=prefix,
             dtype=x.dtype,
             device=x.device,
             explicit=bool(self.cfg.attention_softcap) and seq > 1,

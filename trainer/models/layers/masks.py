@@ -19,6 +19,7 @@ def attention_mask(
     causal: bool = True,
     documents: Tensor | None,
     window: int,
+    prefix: Tensor | None = None,
     dtype: torch.dtype,
     device: torch.device,
     explicit: bool = False,
@@ -31,6 +32,8 @@ def attention_mask(
     documents: [batch, seq]; tokens with equal numbers are of one document, and attend to each other only.
         Padding is a document of its own. None: all are of one.
     window: a token attends to those fewer than so many places away, itself included; 0: however far.
+    prefix: [batch], so many tokens at the beginning of a row attend to each other, though attention is
+        causal. None: none do.
     dtype: of an additive mask.
     explicit: on CUDA return a mask where it is plain too.
 
@@ -38,32 +41,43 @@ def attention_mask(
     arXiv:2412.05496); elsewhere an additive mask, broadcastable to [batch, heads, seq, seq].
     """
     window = 0 if window >= seq else window
-    if documents is None and not window and not (explicit and device.type == "cuda"):
+    if documents is None and prefix is None and not window and not (explicit and device.type == "cuda"):
         return None
     if device.type == "cuda":
-        return attention_block_mask(seq, documents, window, device, causal=causal)
+        return attention_block_mask(seq, documents, window, device, causal=causal, prefix=prefix)
     places = torch.arange(seq, device=device)
     seen = within(places, places, window, causal=causal)
+    if prefix is not None:
+        both = within(places, places, window, causal=False)
+        seen = seen | (both & (places < prefix[:, None, None, None]))
     if documents is not None:
         seen = (documents[:, None, :, None] == documents[:, None, None, :]) & seen
     return additive(seen, dtype)
 
 
 def attention_block_mask(
-    seq: int, documents: Tensor | None, window: int, device: torch.device, *, causal: bool = True
+    seq: int,
+    documents: Tensor | None,
+    window: int,
+    device: torch.device,
+    *,
+    causal: bool = True,
+    prefix: Tensor | None = None,
 ) -> BlockMask:
     """Return the same mask for FlexAttention. It is made once a micro-batch, for all blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = q >= k if causal else q == q
+        if prefix is not None:
+            seen = seen | (k < prefix[b])
         if window:
             seen = seen & (q - k < window)
-            if not causal:
+            if not causal or prefix is not None:
                 seen = seen & (k - q < window)
         return seen if documents is None else seen & (documents[b, q] == documents[b, k])
 
-    batch = None if documents is None else len(documents)
+    batch = next((len(given) for given in (documents, prefix) if given is not None), None)
     # Uncompiled, `create_block_mask` holds all batch · seq² values of `visible` at once.
     make = compiled_once(create_block_mask) if device.type == "cuda" else create_block_mask
     return make(visible, batch, None, seq, seq, device=device)

@@ -208,7 +208,7 @@ def test_a_wrong_mask_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model(tokens())
     monkeypatch.setattr(
         "trainer.models.layers.attention.attend",
-        lambda q, k, v, mask, softcap: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+        lambda q, k, v, mask, **keys: torch.nn.functional.scaled_dot_product_attention(q, k, v),
     )
     assert attention.attend is not attend and not torch.allclose(model(tokens()), expected, rtol=1e-3)
 

@@ -15,6 +15,7 @@ from parallel.config import LayoutConfig, ParallelConfig
 from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
+from trainer.models.config import NEXT_TOKEN
 from trainer.models.registry import MODELS
 
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
@@ -92,6 +93,11 @@ def _check_objective(cfg: RunConfig) -> None:
             f"which model.kind={cfg.model.kind} does not: {' or '.join(fit) or 'no model'} does"
         )
     cfg.objective.check(cfg.model, cfg.data)
+    if cfg.track.samples and NEXT_TOKEN not in cfg.model.offers:
+        raise ValueError(
+            f"track.samples: model.kind={cfg.model.kind} predicts no next token, so it continues no prompts: "
+            "set it to []"
+        )
 
 
 def _wrong_target(target: str) -> str:

@@ -47,6 +47,15 @@ class RunConfig:
         """The length of the model's rows; the objective may make them longer than those of the stream."""
         return self.objective.row_length(self.data.seq_len)
 
+    @property
+    def flops_per_row(self) -> float:
+        """Floating-point operations of a row's forward and backward. The model's last part counts for the
+        positions that it computes.
+        """
+        parts = self.model.training_flops(self.row_length)
+        share = self.objective.positions_of_head(self.data.seq_len) / self.row_length
+        return parts.total - parts.last * (1 - share)
+
 
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
 OUTSIDE_CURVE = (

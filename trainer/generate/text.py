@@ -10,6 +10,7 @@ from data.tokenizer import loading
 from trainer.config import reading
 from trainer.folder import run_folder
 from trainer.generate.sampling import generate
+from trainer.models.config import NEXT_TOKEN
 from trainer.trained.trained_model import TrainedModel, load_newest, load_step
 
 
@@ -31,11 +32,14 @@ def continue_text(
         step: the checkpoint's; default: the newest that verifies.
 
     Raises:
-        ValueError: `run` is no run folder, or has no checkpoint of `step`.
+        ValueError: `run` is no run folder, its model predicts no next token, or there is no checkpoint of
+            `step`.
         RuntimeError: no checkpoint verifies, or the tokenizer is not the one that the run was trained with.
     """
     run = run_folder.find(run)
     cfg = reading.load(run / run_folder.CONFIG)
+    if NEXT_TOKEN not in cfg.model.offers:
+        raise ValueError(f"{run}: model.kind={cfg.model.kind} predicts no next token: it continues no text")
     trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
     return continue_prompt(
         trained, prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed

@@ -100,7 +100,7 @@ class Meter:
         speed = Speed(
             unit=unit,
             units_per_row=count,
-            flops_per_row=cfg.model.training_flops(cfg.row_length).total,
+            flops_per_row=cfg.flops_per_row,
             devices=runtime.world,
             device=runtime.device,
         )

@@ -12,6 +12,9 @@ from typing import ClassVar, Protocol
 
 from common.model_plan import ModelPlan
 
+NEXT_TOKEN = "next token"
+"""What a model that continues text offers; see `ModelConfig`."""
+
 
 @dataclass(frozen=True)
 class Parts:

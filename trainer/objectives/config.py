@@ -57,6 +57,12 @@ class ObjectiveConfig:
         """Return the length of the model's rows, of `seq_len` tokens of the stream each."""
         return seq_len
 
+    def positions_of_head(self, seq_len: int) -> float:
+        """Return how many positions of a row the model's last part computes: what its operations are counted
+        for.
+        """
+        return self.row_length(seq_len)
+
     def extra_ids(self, seq_len: int) -> tuple[tuple[str, ...], ...]:
         """Return for each token that the objective needs besides text, such as a mask, the names that it may
         have in a tokenizer. `ObjectiveContext.ids` gives their ids. `model.vocab` must hold them.

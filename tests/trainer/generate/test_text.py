@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from data.tokenizer import training
 from trained_runs import VOCAB, make_trained_run
 from trainer.checkpoint import folder as checkpoints
+from trainer.config import reading
 from trainer.generate.sampling import generate
 from trainer.generate.text import continue_text, decode
 from trainer.state import Identity
@@ -59,3 +60,14 @@ def test_a_prompt_has_the_template_that_the_documents_had(tmp_path: Path, said: 
     expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=0, vocab=VOCAB)
     text = "".join(continue_text(tmp_path / "run", "ab", max_tokens=20, temperature=0))
     assert text == tokenizer.decode(list(expected)) and text
+
+
+def test_a_model_that_predicts_no_next_token_continues_no_text(tmp_path: Path) -> None:
+    config = "model: {kind: encoder}\nobjective: {kind: masked_lm}\ndata: {sources: [{path: x}]}\n"
+    (run := tmp_path / "run").mkdir()
+    (run / "config.yaml").write_text(config)
+    (run / "events.jsonl").touch()
+    with pytest.raises(ValueError, match=r"model\.kind=encoder predicts no next token: it continues no text"):
+        continue_text(run, "ab")
+    with pytest.raises(ValueError, match=r"^track\.samples: model\.kind=encoder predicts no next token"):
+        reading.load(run / "config.yaml", ["track.samples=[ab]"])

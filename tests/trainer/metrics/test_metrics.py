@@ -17,6 +17,7 @@ from parallel.engine import StepResult
 from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import TrackConfig, TrainConfig
+from trainer.evaluation.evaluate import HeldoutResult
 from trainer.metrics.meter import Meter
 from trainer.metrics.speed import Speed, peak_flops
 from trainer.models.decoder.config import DecoderConfig
@@ -34,12 +35,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @dataclass
 class Micro:
     sequences: tuple[int, ...]
-
-
-@dataclass
-class Held:
-    loss: float
-    bits_per_byte: float
 
 
 def config(folder: Path, **train: Any) -> RunConfig:
@@ -111,7 +106,7 @@ def test_the_record_reads_as_if_there_had_been_no_interruption(tmp_path: Path) -
             while state.step < last:
                 advance(one, state)
                 if state.step == 4:
-                    one.evaluation(state, {"held": Held(1.0, 2.0)})
+                    one.evaluation(state, {"held": HeldoutResult(1.0, 2.0)})
             if last == 6:
                 one.close()
         timed = ("tokens_per_second", "step_seconds", "peak_rss_bytes")

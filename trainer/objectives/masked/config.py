@@ -56,6 +56,9 @@ class MaskedLMConfig(ObjectiveConfig):
     def targets_per_row(self, seq_len: int) -> float:
         return self.mask_rate * seq_len
 
+    def positions_of_head(self, seq_len: int) -> float:
+        return self.mask_rate * seq_len
+
     def extra_ids(self, seq_len: int) -> tuple[tuple[str, ...], ...]:
         mask = ("[MASK]", "<mask>")
         return (mask, ("[CLS]", "<cls>", "<s>")) if self.next_sentence else (mask,)

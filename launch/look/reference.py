@@ -88,15 +88,20 @@ def by_section(found: list[Key]) -> list[tuple[str, list[Key]]]:
 
 def about(section: str) -> str:
     """Return the first paragraph of a section's docstring, of its first kind where it has several."""
-    at: Any = RunConfig
+    found: list[Any] = [RunConfig]
     for part in section.split("."):
-        field = next(
-            f for f in at.__dataclass_fields__.values() if schema.yaml_key(f) == part.removesuffix("[]")
-        )
-        at = typing.get_type_hints(at)[field.name]
-        at = typing.get_args(at)[0] if part.endswith("[]") else at
-        at = next(iter(field.metadata.get("kinds", {"": at}).values()))
-    return " ".join((inspect.getdoc(at) or "").split("\n\n")[0].split())
+        found = [inner for outer in found for inner in _sections(outer, part)]
+    return " ".join((inspect.getdoc(found[0]) or "").split("\n\n")[0].split())
+
+
+def _sections(at: Any, part: str) -> list[Any]:
+    """The dataclasses that a part of a key's name may stand for in the dataclass `at`, one for each kind."""
+    for field in at.__dataclass_fields__.values():
+        if schema.yaml_key(field) == part.removesuffix("[]"):
+            hint = typing.get_type_hints(at)[field.name]
+            hint = typing.get_args(hint)[0] if part.endswith("[]") else hint
+            return list(field.metadata.get("kinds", {"": hint}).values())
+    return []
 
 
 def kind(key: Key) -> str:

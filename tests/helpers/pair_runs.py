@@ -14,6 +14,8 @@ from runs import Batch
 from trainer.config.sections import OptimConfig
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
+from trainer.models.pictures import pictures_of
+from trainer.models.towers.image_text_config import ImageTextConfig, ImageTowerConfig, TextTowerConfig
 from trainer.models.towers.text_pair_config import TextPairConfig
 from trainer.objectives.build import build_objective
 from trainer.objectives.config import ObjectiveConfig
@@ -25,6 +27,19 @@ VOCAB = 64
 SEQ = 32  # of a row, both texts
 TEXT_PAIR = TextPairConfig(
     layers=4, hidden=32, heads=4, ffn_hidden=48, vocab=VOCAB, window=4, embedding=12, learnt="scale"
+)
+
+IMAGE_TEXT = ImageTextConfig(
+    vocab=VOCAB,
+    embedding=12,
+    learnt="scale_bias",
+    text=TextTowerConfig(
+        layers=2, hidden=32, heads=4, ffn_hidden=48, max_positions=SEQ, causal=False, project="linear_bias"
+    ),
+    image=ImageTowerConfig(
+        layers=4, hidden=24, heads=2, ffn_hidden=40, image_size=16, patch_size=8, registers=1
+    ),
+    first_scale=4.0,
 )
 
 
@@ -41,8 +56,10 @@ class PairCase:
     steps: int = 5
 
 
-def row(number: int) -> dict[str, torch.Tensor]:
-    """Global sequence `number`: two texts of one counting, of uneven lengths; some are not there."""
+def row(number: int, pictures: bool) -> dict[str, torch.Tensor]:
+    """Global sequence `number`: two texts of one counting, of uneven lengths, or one and a picture; some are
+    not there.
+    """
     draw = torch.Generator().manual_seed(7919 * number + 1)
     start, step = torch.randint(1, VOCAB, (2,), generator=draw).tolist()
     half = SEQ // 2
@@ -53,6 +70,10 @@ def row(number: int) -> dict[str, torch.Tensor]:
     place = torch.arange(half).expand(2, half)
     padding = place >= length[:, None]
     tokens = (start + step * (place + offset[:, None])) % VOCAB
+    image = torch.randint(256, (1, 16, 16, 3), generator=draw, dtype=torch.uint8)
+    if pictures:
+        text = {"tokens": tokens[0].masked_fill(padding[0], 0), "documents": padding[0].long()}
+        return text | {"length": length[0], "image": (image // 4 + 3 * start).to(torch.uint8)}
     return {
         "tokens": tokens.masked_fill(padding, 0).flatten(),
         "documents": (padding + 2 * torch.arange(2)[:, None]).flatten(),
@@ -67,7 +88,7 @@ def micro_batches(case: PairCase, step: int, rank: int, ranks: int) -> list[Batc
     batches = []
     for start in range(first, first + rows, case.micro_batch):
         numbers = range(start, start + case.micro_batch)
-        read = [row(number) for number in numbers]
+        read = [row(number, pictures_of(case.model) is not None) for number in numbers]
         batches.append(Batch({k: torch.stack([r[k] for r in read]) for k in read[0]}, tuple(numbers)))
     return batches
 
@@ -90,7 +111,7 @@ def build(case: PairCase, rank: int, world: int) -> Engine:
         seed=1,
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
-        positions=case.model.positions_of_row(SEQ),
+        positions=case.model.positions_of_row(SEQ // 2),
         nominal_count=case.global_batch * case.objective.targets_per_row(SEQ),
     )
 

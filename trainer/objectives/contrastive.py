@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.objective import ModelInputs
-from trainer.models.pairs import LEARNT_COLUMNS, EmbedsPairs
+from trainer.models.pairs import LEARNT_COLUMNS, EmbedsPairs, TextPool
+from trainer.models.pictures import pictures_of
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
-from trainer.objectives.pairs import both_sides_there, text_pair_inputs
+from trainer.objectives.pairs import both_sides_there, image_text_inputs, text_pair_inputs
+from trainer.objectives.pictures import picture_inputs
 
 RECALLS = (1, 5, 10)
 NOT_SCORED = -1e30
@@ -38,11 +40,16 @@ class Compares:
     columns: ClassVar[int] = 0
 
     def __init__(self, cfg: Any, context: ObjectiveContext) -> None:
-        assert isinstance(context.model, EmbedsPairs)
-        self._model: EmbedsPairs = context.model
+        model = context.model
+        self._pictures = pictures_of(model)
+        self._pool: TextPool | None = model.pool if isinstance(model, EmbedsPairs) else None
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
-        return text_pair_inputs(tensors, self._model.pool)
+        if self._pictures is None:
+            assert self._pool is not None, "the model embeds nothing that is known here"
+            return text_pair_inputs(tensors, self._pool)
+        pictures = picture_inputs(tensors["image"], self._pictures)
+        return pictures if self._pool is None else image_text_inputs(tensors, pictures, self._pool)
 
     def counted(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Tensor:
         return both_sides_there(tensors, sequences)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.pairs import EmbedsPairs
+from trainer.models.pictures import HasHeads, pictures_of
 from trainer.objectives.config import ObjectiveConfig
 
 if TYPE_CHECKING:
@@ -37,7 +38,16 @@ class ComparingConfig(ObjectiveConfig):
                 f"objective.kind={self.kind}: needs model.learnt={self.learnt}, and this model has "
                 f"model.learnt={learnt}: set that, or choose another objective"
             )
-        if isinstance(model, EmbedsPairs) and model.vocab and data.packing not in ("views", "pair"):
+        if isinstance(model, HasHeads) and model.head != "embedding":
+            raise ValueError(
+                f"model.head={model.head}: objective.kind={self.kind} needs model.head=embedding"
+            )
+        of_pictures = pictures_of(model) is not None
+        if of_pictures and model.vocab and data.packing != "one":
+            raise ValueError(
+                f"data.packing={data.packing}: a picture and its caption are one row: set data.packing=one"
+            )
+        if not of_pictures and data.packing not in ("views", "pair"):
             raise ValueError(
                 f"data.packing={data.packing}: objective.kind={self.kind} compares the two halves of a row: "
                 "set data.packing to views (two crops of a document) or pair (its two texts)"

@@ -20,6 +20,16 @@ def text_pair_inputs(tensors: Mapping[str, Tensor], pool: TextPool) -> ModelInpu
     return ModelInputs(tensors["tokens"], kwargs, {"positions": 1, "weights": 2})
 
 
+def image_text_inputs(tensors: Mapping[str, Tensor], pictures: ModelInputs, pool: TextPool) -> ModelInputs:
+    """Return the inputs of a model for pictures with captions, one text a row; see `data.packing` one.
+
+    pictures: the inputs of a model for the pictures alone.
+    """
+    weights = text_weights(tensors["length"][:, None], tensors["tokens"].shape[1], pool)
+    kwargs = {"patches": pictures.x, "documents": tensors["documents"], "weights": weights}
+    return ModelInputs(tensors["tokens"], kwargs)
+
+
 def text_weights(length: Tensor, seq: int, pool: TextPool) -> Tensor:
     """Return the weight of each token of a row in the embeddings of its texts: float32 [rows, texts, seq].
 

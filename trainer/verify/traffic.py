@@ -43,7 +43,7 @@ def rows(
 
 def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[str, float]:
     """Return axis → bytes that `rank` sends in one step, for the axes whose formula holds on this layout."""
-    if cfg.parallel.engine != "torch":
+    if cfg.parallel.engine != "torch" or "embedding" in cfg.objective.needs:  # two forwards a micro-batch
         return {}
     micro_batches = layout.micro_batches(cfg.train.global_batch, cfg.train.micro_batch)
     element_bytes = ELEMENT_BYTES[cfg.train.precision]
@@ -62,6 +62,8 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
         sends = sum(0 <= other < layout.stages and other not in stages for _, other in neighbours)
         wanted["pp"] = pipeline_bytes(hidden_states // layout.tp, sends=sends, **each)
     if cfg.parallel.recompute != "none":  # blocks that are computed again send again
+        return wanted
+    if len(cfg.model.plan().towers) > 1:  # whose blocks differ in size
         return wanted
     if layout.tp > 1:
         ends = (0 in stages) + (layout.stages - 1 in stages)

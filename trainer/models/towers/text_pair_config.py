@@ -6,17 +6,14 @@ checks them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-from common.model_plan import Init, ModelPlan, Tower
+from common.model_plan import ModelPlan, Tower
 from trainer.models.config import Parts
 from trainer.models.encoder.config import EncoderConfig
 from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
-
-PUBLISHED_SCALE = {"scale": 1 / 0.07, "scale_bias": 10.0}
-PUBLISHED_BIAS = -10.0
+from trainer.models.towers.learnt import learnt_init
 
 
 @dataclass
@@ -83,10 +80,3 @@ class TextPairConfig(EncoderConfig):
         """
         one = super().training_flops(seq_len // 2)
         return replace(one, block=2 * one.block, last=2 * 6 * self.hidden * self.embedding)
-
-
-def learnt_init(name: str, learnt: str, first_scale: float) -> Init | None:
-    """Return how a learnt number of a `TextHead` begins; None for any other parameter."""
-    if name.endswith(".log_scale"):
-        return Init("constant", value=math.log(first_scale or PUBLISHED_SCALE[learnt]))
-    return Init("constant", value=PUBLISHED_BIAS) if name.endswith(".score_bias") else None

@@ -1,0 +1,286 @@
+"""A tower for pictures beside one for texts, as plain data, and what follows from it. Imports no torch.
+
+The strings in a field's `Annotated` are its key's meaning, limits and unit; `trainer.config.keys` parses and
+checks them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from common.model_plan import Init, ModelPlan, Tower
+from trainer.models.config import Parts
+from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
+from trainer.models.pictures import Pictures
+from trainer.models.towers.learnt import learnt_init
+from trainer.models.vision.config import VisionConfig
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Projection = Literal["none", "linear", "linear_bias"]
+
+
+@dataclass
+class TextTowerConfig:
+    """The tower for texts: pre-norm blocks with LayerNorm and biases, learned positions."""
+
+    layers: Annotated[int, "blocks", "≥ 1"] = 12
+    hidden: Annotated[int, "width; a multiple of heads", "≥ 1"] = 512
+    heads: Annotated[int, "attention heads", "≥ 1"] = 8
+    ffn_hidden: Annotated[int, "width of the feed-forward layer; 0: 4 · hidden", "≥ 0"] = 0
+    activation: Annotated[Activation, "of the feed-forward layer"] = "quick_gelu"
+    max_positions: Annotated[int, "learned positions; at least data.seq_len", "≥ 1", "in tokens"] = 77
+    causal: Annotated[bool, "whether a token attends only to itself and those before it"] = True
+    pool: Annotated[
+        TextPool, "what an embedding is made of: the mean of a text's hidden states, the first or the last"
+    ] = "last"
+    project: Annotated[Projection, "the layer from the pooled hidden state to the embedding"] = "linear"
+    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-5
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn_hidden or 4 * self.hidden
+
+    @property
+    def block_matrices(self) -> int:
+        """Parameters of a block's matrices."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.ffn_width
+
+
+@dataclass
+class ImageTowerConfig:
+    """The tower for pictures: a vision transformer; its keys are those of model.kind=vision."""
+
+    image_size: Annotated[
+        int, "height and width of a picture, a multiple of patch_size", "≥ 1", "in pixels"
+    ] = 224
+    patch_size: Annotated[int, "height and width of a patch", "≥ 1", "in pixels"] = 32
+    layers: Annotated[int, "blocks", "≥ 1"] = 12
+    hidden: Annotated[int, "width; a multiple of heads", "≥ 1"] = 768
+    heads: Annotated[int, "attention heads", "≥ 1"] = 12
+    ffn_hidden: Annotated[int, "width of the feed-forward layer; 0: 4 · hidden", "≥ 0"] = 0
+    activation: Annotated[Activation, "of the feed-forward layer"] = "quick_gelu"
+    class_token: Annotated[bool, "whether a learnt token stands before the patches"] = True
+    registers: Annotated[int, "learnt tokens behind the class token that no head reads", "≥ 0"] = 0
+    pool: Annotated[
+        Literal["class", "mean", "attention"],
+        "what an embedding is made of: the class token, the mean of the patches, or a learnt query that "
+        "attends to all positions",
+    ] = "class"
+    project: Annotated[
+        Literal["none", "linear"], "the layer from the pooled hidden state to the embedding"
+    ] = "linear"
+    patch_bias: Annotated[bool, "whether the linear layer on patches has a bias"] = False
+    embed_norm: Annotated[bool, "whether a LayerNorm stands before the blocks"] = True
+    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-5
+    pixel_mean: Annotated[
+        list[float], "of each channel, of values from 0 to 1: subtracted from the pixels", "3 values"
+    ] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    pixel_std: Annotated[list[float], "of each channel: what they are divided by", "3 values", "> 0"] = field(
+        default_factory=lambda: [0.26862954, 0.26130258, 0.27577711]
+    )
+
+
+@dataclass
+class ImageTextConfig:
+    """Two towers, whose embeddings of a picture and of its caption are compared. The defaults are those of
+    CLIP ViT-B/32 (Radford et al. 2021, arXiv:2103.00020); docs/models.md has SigLIP's too.
+
+    The methods are those of `trainer.models.config.ModelConfig`, which documents them.
+    """
+
+    model_class: ClassVar[str] = "trainer.models.towers.image_text:ImageText"
+    offers: ClassVar[frozenset[str]] = frozenset({"embedding"})
+
+    kind: Annotated[Literal["image_text"], "which model this is"] = "image_text"
+    vocab: Annotated[int, "tokens the model knows: at least the tokenizer's", "≥ 1", "in tokens"] = 49408
+    embedding: Annotated[int, "width of an embedding", "≥ 1"] = 512
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    learnt: Annotated[
+        Learnt,
+        "what is learnt of the scores besides: their scale, as in CLIP, or scale and bias, as in SigLIP",
+    ] = "scale"
+    first_scale: Annotated[
+        float,
+        "the learnt scale's first value, the inverse of a temperature; 0: as published, 1 / 0.07 with a "
+        "scale alone, 10 with a bias",
+        "≥ 0",
+        "≤ 3.4e38",
+    ] = 0.0
+    init_std: Annotated[
+        float,
+        "standard deviation of the first weights; projections that add to the residual stream have a smaller "
+        "one",
+        "> 0",
+        "≥ 1.2e-38",
+        "≤ 3.4e38",
+    ] = 0.02
+
+    @property
+    def pool(self) -> TextPool:
+        """Implements `trainer.models.pairs.EmbedsPairs`."""
+        return self.text.pool
+
+    def vision(self) -> VisionConfig:
+        """Return the tower for pictures as a model of its own."""
+        image = self.image
+        shared = {name: value for name, value in vars(image).items() if name != "project"}
+        width = self.embedding if image.project == "linear" else 0
+        return VisionConfig(**shared, head="embedding", embedding=width, init_std=self.init_std)
+
+    def pictures(self) -> Pictures:
+        """Implements `trainer.models.pictures.TakesPictures`."""
+        return self.vision().pictures()
+
+    def check(self) -> None:
+        if self.text.hidden % self.text.heads:
+            raise ValueError(
+                f"model.text.hidden: {self.text.hidden} is not divisible by model.text.heads "
+                f"{self.text.heads}: change one"
+            )
+        if self.image.pool == "class" and not self.image.class_token:
+            raise ValueError("model.image.pool=class needs model.image.class_token=true")
+        for side, tower in (("text", self.text), ("image", self.image)):
+            if tower.project == "none" and tower.hidden != self.embedding:
+                raise ValueError(
+                    f"model.{side}.project=none: model.{side}.hidden={tower.hidden} must be "
+                    f"model.embedding={self.embedding}: set model.{side}.project=linear, or change one"
+                )
+        with named("image"):
+            self.vision().check()
+
+    def check_seq_len(self, seq_len: int) -> None:
+        if seq_len > self.text.max_positions:
+            raise ValueError(
+                f"data.seq_len={seq_len} is more than model.text.max_positions={self.text.max_positions}: "
+                "raise that, or lower data.seq_len"
+            )
+
+    def check_layout(self, *, tp: int, cp: int) -> None:
+        if cp > 1:
+            raise ValueError(
+                f"parallel.cp={cp}: a picture and its caption are two sequences: give its ranks to the data "
+                "axes, or to parallel.tp"
+            )
+        sizes = {"heads": self.text.heads, "ffn_hidden": self.text.ffn_width}
+        for key, size in (
+            {f"text.{key}": size for key, size in sizes.items()} | {"vocab": self.vocab}
+        ).items():
+            if size % tp:
+                raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={tp}")
+        with named("image"):
+            self.vision().check_layout(tp=tp, cp=cp)
+
+    def positions_of_row(self, seq_len: int) -> int:
+        """Those of the caption; `check_layout` checks those of the picture."""
+        return seq_len
+
+    def row_unit(self, seq_len: int) -> tuple[str, int]:
+        return "images", 1
+
+    def plan(self) -> ModelPlan:
+        text, vision = self.text, self.vision()
+        image = vision.plan()
+        residual_std = self.init_std / math.sqrt(2 * text.layers)
+        positions = vision.pictures().positions
+
+        def init(name: str, shape: tuple[int, ...]) -> Init:
+            if name.startswith("image."):
+                return image.init(name.removeprefix("image."), shape)
+            if learnt := learnt_init(name, self.learnt, self.first_scale):
+                return learnt
+            if len(shape) == 1:
+                return Init("zeros" if name.endswith(".bias") else "ones")
+            return Init(
+                "normal", residual_std if name.endswith((".wo.weight", ".w2.weight")) else self.init_std
+            )
+
+        return ModelPlan(
+            towers=(
+                Tower("text.layers", ("text.embed", "text.places"), ("text.norm", "text.head")),
+                Tower("image.layers", ("image.embed",), ("image.norm", "image.head")),
+            ),
+            tensor=(
+                *((f"text.{name}", style) for name, style in _TEXT_STYLES),
+                *((f"image.{name}", style) for name, style in image.tensor),
+            ),
+            tied=(),
+            hidden_shape=lambda shape: (shape[0], shape[1] * text.hidden + positions * vision.hidden),
+            init=init,
+            no_decay=lambda name, shape: (
+                len(shape) == 1
+                or (name.startswith("image.") and image.no_decay(name.removeprefix("image."), shape))
+            ),
+        )
+
+    def block_counts(self) -> dict[str, int]:
+        return {"model.text.layers": self.text.layers, "model.image.layers": self.image.layers}
+
+    def parameters(self) -> Parts:
+        """The blocks of both towers are counted in `first`: they differ."""
+        text = self.text
+        block = text.block_matrices + 9 * text.hidden + text.ffn_width
+        first = (self.vocab + text.max_positions) * text.hidden + text.layers * block
+        last = 2 * text.hidden + LEARNT_COLUMNS[self.learnt]
+        if text.project != "none":
+            last += (text.hidden + (text.project == "linear_bias")) * self.embedding
+        return _together(first, last, self.vision().parameters())
+
+    def sizes_to_lower(self) -> tuple[str, ...]:
+        image = self.vision().parameters().total
+        side, tower = ("image", self.image) if 2 * image > self.parameters().total else ("text", self.text)
+        sizes = ("hidden", "layers", "ffn_hidden")
+        name = max(sizes, key=lambda name: getattr(tower, name))
+        if side == "text" and self.vocab > max(getattr(tower, name) for name in sizes):
+            return f"model.vocab={self.vocab}", f"model.text.layers={tower.layers}"
+        return f"model.{side}.{name}={getattr(tower, name)}", f"model.{side}.layers={tower.layers}"
+
+    def training_flops(self, seq_len: int) -> Parts:
+        """Of a picture and its caption, as `DecoderConfig` counts; blocks are counted in `first`."""
+        text = self.text
+        blocks = text.layers * seq_len * (6 * text.block_matrices + 12 * text.hidden * seq_len)
+        last = 0 if text.project == "none" else 6 * text.hidden * self.embedding
+        return _together(blocks, last, self.vision().training_flops(seq_len))
+
+    def hidden_elements(self, seq_len: int) -> int:
+        return seq_len * self.text.hidden + self.vision().hidden_elements(seq_len)
+
+    def attention_elements(self, seq_len: int) -> int:
+        return 4 * self.hidden_elements(seq_len)
+
+
+_TEXT_STYLES = (
+    ("embed", "vocab_embedding"),
+    ("places", "split"),
+    ("layers.*.attention_norm", "sequence"),
+    ("layers.*.attention", "gather"),
+    *((f"layers.*.attention.{name}", "column") for name in ("wq", "wk", "wv")),
+    ("layers.*.attention.core", "attention_core"),
+    ("layers.*.attention.wo", "row"),
+    ("layers.*.mlp_norm", "sequence"),
+    ("layers.*.mlp", "gather"),
+    ("layers.*.mlp.w1", "column"),
+    ("layers.*.mlp.w2", "row"),
+    ("norm", "sequence"),
+    ("head", "alike"),
+    ("head.project", "sequence"),
+)
+
+
+def _together(first: int, last: int, other: Parts) -> Parts:
+    return Parts(first + other.first + other.blocks * other.block, 0, 0, last + other.last)
+
+
+class named:
+    """Within the context, an error about `model.KEY` is one about `model.TOWER.KEY`."""
+
+    def __init__(self, tower: str) -> None:
+        self._tower = tower
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ValueError):
+            raise ValueError(str(error).replace("model.", f"model.{self._tower}.")) from None

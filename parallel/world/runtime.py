@@ -270,8 +270,7 @@ def meet(
     parent: this process's parent when the process began; None: the present one.
 
     Raises:
-        ValueError: a launcher's variables are missing or contradict; or another number of ranks than rank
-            0's.
+        ValueError: a launcher's variables are missing or contradict, or rank 0 has another number of ranks.
         RuntimeError: rank 0 was not there within `timeout`, or the name of its machine has no address.
     """
     environ = os.environ if env is None else env
@@ -280,7 +279,7 @@ def meet(
     runtime = Runtime(rank, world, local_rank, device, chooses_threads="OMP_NUM_THREADS" not in environ)
     runtime._timeout = timeout
     runtime.cpus = cpus_per_task(environ)
-    parent = os.getppid() if parent is None else parent
+    parent = parent or os.getppid()
     if is_child_of_launcher(environ) and parent > 1:
         end_with_parent(rank, parent, lambda: runtime.stopping)
     runtime._supervisor = int(environ.get("GERMINAL_UNDER_WAY", "-1"))
@@ -288,15 +287,13 @@ def meet(
         runtime.is_supervised = "GERMINAL_INIT" in environ
         by_srun = launcher_variables(environ) == SLURM
         runtime._hosts = begin.hosts_of(environ, by_srun=by_srun)
-        otherwise = slurm.node_address if by_srun else lambda name: ""
         find_rank_0(
             runtime.presence,
             place(environ, world),
             {"device": device.type, "gpu": gpu_id(device)},
             timeout=timeout,
-            otherwise=otherwise,
-            # One rank a machine; under our supervisor none.
-            speaks=not runtime.is_supervised and (local_rank == 0 or rank == 1),
+            otherwise=slurm.node_address if by_srun else lambda name: "",
+            speaks=not runtime.is_supervised and (local_rank == 0 or rank == 1),  # one rank a machine
         )
     elif world == 1 and env is None:
         use_interface(interface_of(LOOPBACK))  # the engines make a group of one rank

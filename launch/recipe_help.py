@@ -5,6 +5,7 @@ ABOUT = {
     "text_field": "column or key that holds the text; doc.body is body in doc",
     "second_field": "column or key of a second text, for pairs of texts",
     "label_field": "column or key of the document's class",
+    "image_field": "column of the document's picture, of Parquet and of a saved dataset",
     "label_folder": "the folder that names the class: 1 the first below the source, -1 the file's own",
     "ids_field": "column or key of token ids, for rows without a text",
     "ids_dtype": "numbers in a .bin of token ids: auto, uint16, uint32, int32 or int64",

@@ -67,6 +67,11 @@ def encode_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
             tally.add("read", size)
             if not keep(document, tally):
                 continue
+        if preparation.no_tokenizer and (document.text or document.ids is not None):
+            raise ValueError(
+                f"{document.where} has a text: give the tokenizer with --tokenizer FILE (or bytes), or train "
+                "one with --train-tokenizer VOCAB_SIZE; pictures alone need none"
+            )
         segments.add(ordinal, document)
         if document.ids is not None and _is_no_text(document.ids, segments.encoder):
             tally.add("noted.ids_of_no_text", 0, document.where)
@@ -76,6 +81,7 @@ def encode_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
 
 
 _ENCODED_AT_ONCE_BYTES = 1 << 19
+_MEDIA_AT_ONCE_BYTES = 1 << 23
 _LOOKED_AT_IDS = 1024
 
 
@@ -103,24 +109,26 @@ class _Segments:
         self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
         self.filled = {TRAIN: 0, HELDOUT: 0}
         self.waiting: list[tuple[str, int, Document, int]] = []
-        self.waiting_bytes = 0
+        self.waiting_bytes = self.waiting_media_bytes = 0
 
     def _path(self, suffix: str) -> Path:
         return self.preparation.scratch / "units" / f"{self.unit.number:06d}-{len(self.records):04d}.{suffix}"
 
     @property
     def full(self) -> bool:
-        """Has a side as much text as a shard holds?"""
+        """Has a side as much text and pictures as a shard holds?"""
         return any(size >= self.preparation.recipe.shard_bytes for size in self.filled.values())
 
     def add(self, ordinal: int, document: Document) -> None:
         """Add a document to the shard of its side. `ordinal`: its number within the unit."""
         side = HELDOUT if is_heldout(document, self.preparation) else TRAIN
         text_bytes = text_bytes_of(document, self.encoder)
-        self.filled[side] += text_bytes
+        media_bytes = sum(len(raw) for raw in document.media.values())
+        self.filled[side] += text_bytes + media_bytes
         self.waiting.append((side, ordinal, document, text_bytes))
         self.waiting_bytes += text_bytes
-        if self.waiting_bytes >= _ENCODED_AT_ONCE_BYTES:
+        self.waiting_media_bytes += media_bytes
+        if self.waiting_bytes >= _ENCODED_AT_ONCE_BYTES or self.waiting_media_bytes >= _MEDIA_AT_ONCE_BYTES:
             self._write()
 
     def _write(self) -> None:
@@ -135,7 +143,7 @@ class _Segments:
             key = f"{self.unit.number:06d}-{ordinal:09d}"
             self.writers[side].add(key, tokens, text_bytes, document.origin, document.media)
             self.profiles[side].add(document.origin, text_bytes, len(tokens))
-        self.waiting, self.waiting_bytes = [], 0
+        self.waiting, self.waiting_bytes, self.waiting_media_bytes = [], 0, 0
 
     def _ids_of(self, document: Document) -> NDArray[np.integer]:
         """The ids of a document: given, or those of its text; of two texts, those of one behind the other's,
@@ -143,6 +151,8 @@ class _Segments:
         """
         if document.ids is not None:
             return document.ids
+        if document.media and not document.text:  # not even what a template puts around a text
+            return np.zeros(0, dtype=np.int64)
         ids = self.encoder(document.text)
         if document.second is None:
             return ids

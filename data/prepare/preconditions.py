@@ -18,6 +18,8 @@ from data.prepare.sources.sources import COMPRESSED, STREAMS, InputFile, TokenId
 from data.tokenizer import loading, training
 
 _MOST_NAMES = 8  # of files, in a message
+_WHICH_TOKENIZER = "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
+_OF_PICTURES = ("image", "webdataset", "parquet", "arrow")  # kinds of files that may hold pictures alone
 
 
 def check_command(
@@ -25,10 +27,8 @@ def check_command(
 ) -> None:
     """Raise ValueError where the command contradicts itself, or a value is not possible."""
     recipes.check(recipe)
-    if (tokenizer is None) == (train_tokenizer is None):
-        raise ValueError(
-            "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
-        )
+    if tokenizer is not None and train_tokenizer is not None:
+        raise ValueError(_WHICH_TOKENIZER)
     if not 0 <= heldout < 1:
         raise ValueError(f"--heldout {heldout} is not a share: give a number from 0 up to, but not, 1")
     if heldout and recipe.heldout_match:
@@ -50,6 +50,18 @@ def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
         return None
     made = loading.given(tokenizer)
     return TokenIds(loading.vocab_size(made), loading.separator_id(made, recipe.separator))
+
+
+def check_tokenizer_given(
+    files: Sequence[InputFile], tokenizer: Path | str | None, train_tokenizer: int | None
+) -> bool:
+    """Whether there is a tokenizer. Raises ValueError where there is none and a file may hold a text; a text
+    beside the pictures of the others is found when it is read.
+    """
+    none = tokenizer is None and train_tokenizer is None
+    if none and (texts := [file for file in files if file.kind not in _OF_PICTURES]):
+        raise ValueError(f"{_WHICH_TOKENIZER}: {texts[0].path} is no picture (which alone needs none)")
+    return not none
 
 
 def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:

@@ -34,12 +34,14 @@ class Preparation:
     recipe: the settings.
     heldout: the share of documents that is held out, in [0, 1).
     surveyed: are the units cleaned into spools by a first pass (`data.prepare.survey`)?
+    no_tokenizer: has the command none, so that every document must be a picture alone?
     """
 
     scratch: Path
     recipe: Recipe
     heldout: float
     surveyed: bool
+    no_tokenizer: bool = False
 
     @property
     def tokenizer(self) -> Path:

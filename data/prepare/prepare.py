@@ -11,9 +11,9 @@ Every phase ends in one rename, and what is there already is not done again: the
 goes on. Without its manifest a folder is no corpus, so a killed `prepare` never leaves one that looks whole.
 
 Memory does not grow with the input: a worker holds one batch of documents (each at most
-`max_document_bytes`) and the index columns of the shard it writes; spools, signatures and shards are
-streams on disk. The main process holds the list of files, and 25 bytes for each document while it sorts exact
-duplicates, 30 for near ones.
+`max_document_bytes`; their pictures take 8 MiB together, or one does that is larger) and the index columns of
+the shard it writes; spools, signatures and shards are streams on disk. The main process holds the list of
+files, and 25 bytes for each document while it sorts exact duplicates, 30 for near ones.
 """
 
 import errno
@@ -73,7 +73,7 @@ def prepare(
 
     sources: folders, files, globs, brace ranges, `@list`, URLs, "-" for standard input.
     out: the folder of the corpus.
-    tokenizer: a tokenizer.json, or "bytes".
+    tokenizer: a tokenizer.json, or "bytes"; neither it nor `train_tokenizer` where all is pictures alone.
     train_tokenizer: instead of `tokenizer`, train one of so many tokens on the training side.
     heldout: share that is held out, in [0, 1).
     workers: number of processes; 0 for one each core. The output is the same bytes for any number.
@@ -95,6 +95,7 @@ def prepare(
         stdin_file = spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
         files = inputs.expand(sources, recipe, stdin_file, str(out))
         files = [replace(file, tokens=tokens) for file in files]
+        has_tokenizer = preconditions.check_tokenizer_given(files, tokenizer, train_tokenizer)
         # Look for a finished corpus before anything is refused: an earlier version may have taken it.
         decided = preconditions.by_position_if_alone(files, heldout, recipe)
         asked = [
@@ -111,7 +112,8 @@ def prepare(
         stack.enter_context(given_up(scratch))
         total = sum(file.bytes for file in files)
         units = cut_into_units(files, _unit_bytes(total, recipe), recipe)
-        preparation = Preparation(scratch, recipe, heldout, _needs_survey(recipe, train_tokenizer, scratch))
+        surveyed = _needs_survey(recipe, train_tokenizer, scratch)
+        preparation = Preparation(scratch, recipe, heldout, surveyed, no_tokenizer=not has_tokenizer)
         warm_up(min(workers, len(units)))
         if recipe.decontaminate and not preparation.evaluation.exists():
             write_evaluation_runs(recipe, preparation.evaluation)
@@ -175,8 +177,7 @@ def _make_tokenizer(
             preparation.recipe.train_kind, _training_texts(preparation, units, bar.advance), vocab
         )
     else:
-        assert given is not None
-        made = loading.given(given)
+        made = loading.given("bytes" if given is None else given)  # pictures alone have no ids
     if preparation.recipe.template == "drop":
         made = loading.without_template(made)
     loading.separator_id(made, preparation.recipe.separator)

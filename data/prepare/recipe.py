@@ -35,6 +35,8 @@ class Recipe:
     second_field: column or key of a second text, for pairs such as question and answer; "" for none. A row
         without one is left out.
     label_field: column or key of the document's class, a text or a number; "" for none.
+    image_field: column of the document's picture: the bytes of its file, or `bytes` and `path` as Hugging
+        Face's datasets store them; "" for none. The text may then be missing.
     label_folder: the folder whose name is the class: 1 for the first below the source, 2 for the next, -1 for
         the one that the file is in; 0 for none.
     ids_field: column or key of token ids, for a row without a text.
@@ -88,6 +90,7 @@ class Recipe:
     text_field: str = "text"
     second_field: str = ""
     label_field: str = ""
+    image_field: str = ""
     label_folder: int = 0
     ids_field: str = "input_ids"
     ids_dtype: str = "auto"
@@ -202,6 +205,11 @@ def check(recipe: Recipe) -> None:
         )
     if not 0 < recipe.near_threshold <= 1:
         raise ValueError(f"--near-threshold {recipe.near_threshold} is not a similarity: give one in (0, 1]")
+    if recipe.image_field and recipe.second_field:
+        raise ValueError(
+            f"--image-field {recipe.image_field!r} and --second-field {recipe.second_field!r}: a document is "
+            "a picture with a text, or a pair of texts: give one of the two"
+        )
     if recipe.label_field and recipe.label_folder:
         raise ValueError(
             f"--label-field {recipe.label_field!r} and --label-folder {recipe.label_folder}: give one of the "

@@ -24,7 +24,11 @@ def add_command(add: options.AddCommand) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=source)
     out = "folder of the corpus; with held-out documents, DIR/train and DIR/heldout"
     parser.add_argument("--out", required=True, metavar="DIR", help=out)
-    parser.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, or the word bytes")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a tokenizer.json, or the word bytes; pictures without texts need none",
+    )
     parser.add_argument(
         "--train-tokenizer",
         type=options.count,

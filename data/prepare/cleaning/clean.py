@@ -18,6 +18,7 @@ import numpy as np
 from data.prepare.cleaning import quality
 from data.prepare.cleaning.decontaminate import is_contaminated
 from data.prepare.cleaning.hooks import load_hook
+from data.prepare.cleaning.pictures import keep_picture
 from data.prepare.cleaning.words import Hashes
 from data.prepare.document import Document
 from data.prepare.recipe import Recipe
@@ -64,7 +65,8 @@ def cleaning_steps(recipe: Recipe, evaluation: Path) -> list[CleaningStep]:
 
 
 def cleaner(recipe: Recipe, evaluation: Path) -> Keep:
-    """All steps of `cleaning_steps` as one function, which also leaves out what is empty after them.
+    """All steps of `cleaning_steps` as one function, which also leaves out what is empty after them, and
+    pictures that cannot be decoded.
 
     Given ids, captions and classes of pictures, and pairs of texts are taken as they are: only their licence
     is checked.
@@ -72,6 +74,8 @@ def cleaner(recipe: Recipe, evaluation: Path) -> Keep:
     chosen = cleaning_steps(recipe, evaluation)
 
     def keep(document: Document, tally: Tally) -> bool:
+        if document.media and not keep_picture(document, tally):
+            return False
         for step in chosen:
             if (document.is_text or not step.of_text) and not step.keep(document, tally):
                 return False

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from data.corpus.columns import CLASS, CLASS_NUMBER
+from data.corpus.columns import CLASS, CLASS_NUMBER, PICTURES
 from data.prepare.document import Document
 from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decoded
@@ -72,6 +72,8 @@ def from_record(
             value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
             origin[name] = value if isinstance(value, str) else str(value)
     text = value_at(record, recipe.text_field)
+    if recipe.image_field:
+        return _with_picture(record, text, origin, recipe, tally, where)
     if isinstance(text, str | bytes):
         first = _text(text, recipe, tally, where)
         if first is None or not recipe.second_field:
@@ -95,6 +97,33 @@ def from_record(
     return None
 
 
+def _with_picture(
+    record: dict[str, Any], text: Any, origin: dict[str, Any], recipe: Recipe, tally: Tally, where: str
+) -> Document | None:
+    """The document of a record with a picture; the `text` may be missing, and is counted where it is."""
+    picture = value_at(record, recipe.image_field)
+    path = ""
+    if isinstance(picture, dict):
+        path = str(picture.get("path") or "")
+        picture = picture.get("bytes")
+    if not isinstance(picture, bytes) or not picture:
+        has = f"its bytes are not stored, only its path {path}" if path else f"is {type(picture).__name__}"
+        tally.add("removed.no_picture_in_row", 0, f"{where} ({recipe.image_field} {has})")
+        return None
+    if len(picture) > recipe.max_document_bytes:
+        tally.add("removed.too_long_document", len(picture), where)
+        return None
+    caption: str | None = ""
+    if isinstance(text, str | bytes):
+        caption = _text(text, recipe, tally, where)
+    if caption is None:
+        return None
+    if not caption:
+        tally.add("noted.no_caption", len(picture), where)
+    # Cleaning finds the true format by the content.
+    return Document(caption, origin, media={PICTURES[0]: picture})
+
+
 def _text(value: str | bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
     """A field's text; None, counted in the tally, where it is too long or cannot be decoded."""
     text = decoded(value, recipe, tally, where) if isinstance(value, bytes) else value
@@ -114,12 +143,20 @@ def _class_of(
         return {}
     value = value_at(record, recipe.label_field)
     value = folder_fields.get(recipe.label_field) if value is None else value
+    return class_of(value, tally, where)
+
+
+def class_of(value: Any, tally: Tally, where: str) -> dict[str, Any]:
+    """A class as fields of an origin: its name, and its number where it is one. Empty, and counted, where the
+    value is none; datasets state by −1 that a class is not known.
+    """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    unknown = isinstance(value, int) and value < 0
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or unknown:
         tally.add("noted.no_class", 0, where)
         return {}
-    return {CLASS: str(value), **({CLASS_NUMBER: value} if isinstance(value, int) and value >= 0 else {})}
+    return {CLASS: str(value), **({CLASS_NUMBER: value} if isinstance(value, int) else {})}
 
 
 def fields_of(names: list[str]) -> str:

@@ -6,6 +6,7 @@ path.
 
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,32 +18,34 @@ from numpy.typing import NDArray
 
 from common.mapped_file import map_file
 from data.corpus import tar
+from data.corpus.columns import CLASS, PICTURES
 from data.opening import open_bytes
 from data.prepare.document import Document
 from data.prepare.readers.json_rows import is_too_deep
-from data.prepare.readers.records import origin_of, too_long, whole
+from data.prepare.readers.records import class_of, origin_of, too_long, whole
 from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decode
 from data.prepare.sources.sources import InputFile
 from data.prepare.tally import Tally
 from data.prepare.units import FileRange
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-_READ = ("txt", "text", "caption", "json", "npy", "cls", *IMAGES)
+_NUMBER = re.compile(r"-?\d{1,9}")
+_CAPTIONS = ("txt", "text", "caption")
+_READ = (*_CAPTIONS, "json", "npy", "cls", *PICTURES)
 
 
 def image(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
-    """Yield one document for a picture; its text is its class, the name of its folder."""
+    """Yield one document for a picture, without a text; its class is its folder's name, if it is in one."""
     file = file_range.file
     with open_bytes(file.path) as stream:
         raw = stream.read(recipe.max_document_bytes + 1)
     if len(raw) > recipe.max_document_bytes:
         tally.add("removed.too_long_document", file.bytes, file.relative)
         return
-    parts = file.relative.split("/")
-    name = parts[-2] if len(parts) > 1 else file.source
-    extension = file.relative.rsplit(".", 1)[-1].lower()
-    yield Document(name, origin_of(file, **{"class": name}), media={extension: raw})
+    folders = file.relative.split("/")[:-1]
+    origin = origin_of(file, **({CLASS: folders[-1]} if folders else {}))
+    # Cleaning finds the true format by the content.
+    yield Document("", origin, media={PICTURES[0]: raw})
 
 
 def webdataset(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
@@ -66,7 +69,7 @@ def _sample_document(
 ) -> Document | None:
     document = Document("", origin_of(file, key=key))
     size = sum(len(value) for value in members.values())
-    document.media = {extension: value for extension, value in members.items() if extension in IMAGES}
+    document.media = {extension: value for extension, value in members.items() if extension in PICTURES}
     record: Any = {}
     if "json" in members:
         if is_too_deep(members["json"]):
@@ -84,22 +87,29 @@ def _sample_document(
         for name, value in (("licence", recipe.licence_field), ("language", recipe.language_field)):
             if isinstance(record.get(value), str):
                 document.origin[name] = record[value]
+        if recipe.label_field:
+            document.origin |= class_of(record.get(recipe.label_field), tally, document.where)
+    if document.media and "cls" in members and CLASS not in document.origin:
+        stated = decode(members["cls"], recipe, tally, document.where)
+        if stated is None:
+            return None
+        name = stated.strip()
+        document.origin |= class_of(int(name) if _NUMBER.fullmatch(name) else name, tally, document.where)
     if "npy" in members and not document.media:
         document.ids = _array(members["npy"], f"{file.path} sample {key}")
         return document
-    for extension in ("txt", "text", "caption"):
+    for extension in _CAPTIONS:
         if extension in members:
             text = decode(members[extension], recipe, tally, document.where)
             document.text = text or ""
             return document if text is not None else None
-    if isinstance(record, dict) and isinstance(record.get(recipe.text_field), str):
-        document.text = whole(record[recipe.text_field], tally, document.where)
-        return document
-    if document.media and "cls" in members:
-        about = decode(members["cls"], recipe, tally, document.where)
-        if about is None:
-            return None
-        document.origin["class"] = document.text = about.strip()
+    # img2dataset keeps the caption in the JSON as well.
+    for name in (recipe.text_field, *(["caption"] if document.media else [])):
+        if isinstance(record, dict) and isinstance(record.get(name), str):
+            document.text = whole(record[name], tally, document.where)
+            return document
+    if document.media:
+        tally.add("noted.no_caption", size, document.where)
         return document
     tally.add("removed.no_text_in_sample", size, f"{document.where} (members: {', '.join(sorted(members))})")
     return None

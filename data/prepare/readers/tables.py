@@ -3,10 +3,12 @@
 import csv
 import io
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from data.corpus.columns import CLASS, CLASS_NUMBER
 from data.opening import open_bytes
 from data.prepare.document import Document
 from data.prepare.readers.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
@@ -19,6 +21,7 @@ from data.prepare.tally import Tally
 from data.prepare.units import FileRange
 
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
+_BUFFER_BYTES = 1 << 20
 _SHARED_BYTES = 64 << 20  # of a batch whose rows share one value, each row counted with the whole value
 
 
@@ -125,16 +128,20 @@ def _delimiter(header: str, file: InputFile, recipe: Recipe) -> str:
 
 def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
     wanted = [name for name in (recipe.text_field, recipe.ids_field) if name in columns]
-    if not wanted:
+    needs_text = not recipe.image_field or recipe.text_field != Recipe.text_field
+    if not wanted and needs_text:
+        pictures = [name.removesuffix(".bytes") for name in columns if name.endswith(".bytes")]
+        hint = f"; the pictures are read with --image-field {pictures[0]}" if pictures else ""
         raise ValueError(
             f"{file.path} has no column {recipe.text_field!r}: give --text-field as one of "
-            f"{', '.join(columns)}{_from_folders(file)}"
+            f"{', '.join(columns)}{_from_folders(file)}{hint}"
         )
-    if columns.count(wanted[0]) > 1:
+    if wanted and columns.count(wanted[0]) > 1:
         raise ValueError(
             f"{file.path} has {columns.count(wanted[0])} columns {wanted[0]!r}: name one otherwise"
         )
-    for key, name in (("second_field", recipe.second_field), ("label_field", recipe.label_field)):
+    for key in ("second_field", "label_field", "image_field"):
+        name = getattr(recipe, key)
         if name and name not in columns and name not in partitions(file):
             raise ValueError(
                 f"{file.path} has no column {name!r}: give {option(key)} as one of {', '.join(columns)}"
@@ -152,7 +159,8 @@ def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
     import pyarrow.parquet
 
     with open_bytes(file_range.file.path) as stream, _damage():
-        table = pyarrow.parquet.ParquetFile(stream)
+        # Without a buffer Arrow reads all pictures of a row group at once.
+        table = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES if recipe.image_field else 0)
         columns = _columns(table.schema_arrow, file_range.file, recipe)
         groups = list(range(file_range.start, file_range.end))
         row = sum(table.metadata.row_group(group).num_rows for group in range(file_range.start))
@@ -161,7 +169,8 @@ def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
             row_groups=groups,
             columns=columns,
         )
-        yield from _rows(batches, row, file_range.file, recipe, tally)
+        classes = _class_names(table.schema_arrow, recipe)
+        yield from _rows(batches, row, file_range.file, recipe, tally, classes)
 
 
 def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str) -> int:
@@ -196,7 +205,8 @@ def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
 
 def _wanted(names: list[str], recipe: Recipe) -> list[str]:
     text = [recipe.text_field] if recipe.text_field in names else [recipe.ids_field, "attention_mask"]
-    return [*text, recipe.second_field, recipe.label_field, recipe.licence_field, recipe.language_field]
+    more = [recipe.second_field, recipe.label_field, recipe.image_field]
+    return [*text, *more, recipe.licence_field, recipe.language_field]
 
 
 def _names(field: Any) -> list[str]:
@@ -209,9 +219,22 @@ def _names(field: Any) -> list[str]:
     return [field.name, *inside]
 
 
+def _class_names(schema: Any, recipe: Recipe) -> list[str]:
+    """The names of the numbers in the column of classes, as Hugging Face's datasets state them in the
+    schema; empty where they do not.
+    """
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = about["info"]["features"][recipe.label_field]["names"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def _rows(
-    batches: Iterable[Any], row: int, file: InputFile, recipe: Recipe, tally: Tally
+    batches: Iterable[Any], row: int, file: InputFile, recipe: Recipe, tally: Tally, classes: list[str]
 ) -> Iterator[Document]:
+    """Yield the documents of the rows; `row`: the number of the first; `classes`: names of its numbers."""
     for batch in batches:
         step = max(1, batch.num_rows * _BATCH_BYTES // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, step):
@@ -220,6 +243,9 @@ def _rows(
                 document = from_record(record, file, where, recipe, tally, row=row)
                 row += 1
                 if document is not None:
+                    number = document.origin.get(CLASS_NUMBER, len(classes))
+                    if number < len(classes):
+                        document.origin[CLASS] = classes[number]
                     yield document
 
 
@@ -248,16 +274,26 @@ def _damage() -> Iterator[None]:
         raise OSError(f"a text is not UTF-8: {error}") from None
 
 
+def _stream(file: InputFile, recipe: Recipe) -> Any:
+    """The file. With pictures a local one is mapped: a batch of them need not fit into memory."""
+    import pyarrow
+
+    mapped = recipe.image_field and "://" not in file.path
+    return pyarrow.memory_map(file.path) if mapped else open_bytes(file.path)
+
+
 def arrow(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """Yield a document for each row of Arrow's streaming format, which Hugging Face's `datasets` writes, or
     of Arrow's file format.
     """
     import pyarrow
 
-    with open_bytes(file_range.file.path) as stream, _damage():
+    with _stream(file_range.file, recipe) as stream, _damage():
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         reader = pyarrow.ipc.open_file(stream) if is_file else pyarrow.ipc.open_stream(stream)
         columns = _columns(reader.schema, file_range.file, recipe)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
-        yield from _rows((batch.select(columns) for batch in batches), 0, file_range.file, recipe, tally)
+        classes = _class_names(reader.schema, recipe)
+        chosen = (batch.select(columns) for batch in batches)
+        yield from _rows(chosen, 0, file_range.file, recipe, tally, classes)

@@ -18,9 +18,14 @@ from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.report.outcome import PrepareReport
 from data.tokenizer import training
+from pictures import encoded, pixels
 from prepared import by_webdataset
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def picture(number: int) -> bytes:
+    return encoded(pixels(number), "JPEG")
 
 
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,11 +68,11 @@ def test_shards_of_shardwriter_alone_become_a_corpus(tmp_path: Path) -> None:
 def test_pictures_travel_with_their_captions(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "in.tar")) as tar:
         for number in range(5):
-            tar.write({"__key__": f"{number}", "jpg": b"picture %d" % number, "txt": f"caption {number}"})
+            tar.write({"__key__": f"{number}", "jpg": picture(number), "txt": f"caption {number}"})
     prepare([str(tmp_path / "in.tar")], tmp_path / "out", tokenizer="bytes", workers=1, progress=False)
     url = str(tmp_path / "out/shard-000000.tar")
     samples = list(webdataset.WebDataset(url, shardshuffle=False))
-    assert [sample["jpg"] for sample in samples] == [b"picture %d" % number for number in range(5)]
+    assert [sample["jpg"] for sample in samples] == [picture(number) for number in range(5)]
     assert [json.loads(sample["json"])["key"] for sample in samples] == [str(number) for number in range(5)]
 
 
@@ -111,17 +116,17 @@ def test_shards_are_the_bytes_that_webdataset_writes(tmp_path: Path) -> None:
 
 
 def test_a_corpus_of_pictures_is_sound_and_a_flipped_byte_of_one_is_found(tmp_path: Path) -> None:
-    picture = bytes(range(256)) * 4
+    raw_picture = encoded(pixels(0))
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
-        (tmp_path / "pictures" / name / "1.png").write_bytes(picture)
+        (tmp_path / "pictures" / name / "1.png").write_bytes(raw_picture)
     corpus = tmp_path / "corpus"
     prepare([str(tmp_path / "pictures")], corpus, tokenizer="bytes", workers=1, progress=False)
     assert verify(corpus) == []
     shard = next(corpus.glob("*.tar"))
     raw = bytearray(shard.read_bytes())
-    raw[raw.index(picture) + 100] ^= 1
+    raw[raw.index(raw_picture) + 100] ^= 1
     shard.write_bytes(raw)
     whole, damaged = verify(corpus)
     assert "SHA-256" in whole.problem
-    assert (damaged.problem, damaged.offset) == ("its picture is damaged", raw.index(picture[:100]))
+    assert (damaged.problem, damaged.offset) == ("its picture is damaged", raw.index(raw_picture[:100]))

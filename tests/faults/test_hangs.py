@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,3 +234,46 @@ def test_no_false_alarm_in_1000_steps_under_a_load_that_triples_them(tmp_path: P
     )
     assert len(seconds) == 1000
     assert seconds[-100] > 3 * seconds[100], "the load did triple step times"
+
+
+# One rank whose blocks are compiled by inductor, as on a GPU: on a CPU `parallel.compile` runs them eagerly.
+COMPILES = """
+import sys
+from parallel.transforms import recompute
+recompute.compile_backend = lambda wanted, device: "inductor" if wanted else None
+from trainer.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_no_false_alarm_while_torch_compiles(tmp_path: Path) -> None:
+    """The first step lasts longer than a first step may: the C++ compiler is slow."""
+    slow = tmp_path / "slow-g++"
+    slow.write_text(f'#!/bin/sh\nsleep {FIRST}\nexec {shutil.which("g++")} "$@"\n')
+    slow.chmod(0o755)
+    config = write_config(
+        tmp_path,
+        make_corpus(tmp_path, documents=40),
+        model__layers=1,
+        train__steps=6,
+        train__eval_every=0,
+        checkpoint__every=0,
+        parallel__compile=True,
+        supervise__hang_seconds=HANG,
+        supervise__first_seconds=FIRST,
+    )
+    folder = tmp_path / "run"
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES, str(config), f"run_dir={folder}"],
+        env=environment() | caches | {"CXX": str(slow)},
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not events(folder, "hang") and not (folder / "faults").exists()
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step_seconds"] > FIRST + HANG, "the compiler was too quick to show anything"

@@ -237,10 +237,22 @@ def test_no_false_alarm_in_1000_steps_under_a_load_that_triples_them(tmp_path: P
 
 
 # One rank whose blocks are compiled by inductor, as on a GPU: on a CPU `parallel.compile` runs them eagerly.
+# Before step 6 what was compiled is dropped, and other kernels are asked for.
 COMPILES = """
 import sys
+import torch
 from parallel.transforms import recompute
 recompute.compile_backend = lambda wanted, device: "inductor" if wanted else None
+from parallel.torch_engine.engine import TorchEngine
+whole, steps = TorchEngine.step, []
+def step(*args, **kwargs):
+    steps.append(1)
+    if len(steps) == 6:
+        import torch._inductor.config as config
+        torch._dynamo.reset()
+        config.cpp.threads = 2
+    return whole(*args, **kwargs)
+TorchEngine.step = step
 from trainer.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -249,31 +261,31 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_no_false_alarm_while_torch_compiles(tmp_path: Path) -> None:
-    """The first step lasts longer than a first step may: the C++ compiler is slow."""
+    """In the first step and, with a compiler that takes its time, in a later one."""
     slow = tmp_path / "slow-g++"
-    slow.write_text(f'#!/bin/sh\nsleep {FIRST}\nexec {shutil.which("g++")} "$@"\n')
+    slow.write_text(f'#!/bin/sh\nsleep {1.5 * HANG}\nexec {shutil.which("g++")} "$@"\n')
     slow.chmod(0o755)
     config = write_config(
         tmp_path,
         make_corpus(tmp_path, documents=40),
         model__layers=1,
-        train__steps=6,
+        train__steps=8,
         train__eval_every=0,
         checkpoint__every=0,
         parallel__compile=True,
         supervise__hang_seconds=HANG,
-        supervise__first_seconds=FIRST,
+        supervise__first_seconds=500.0,
     )
     folder = tmp_path / "run"
-    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILES, str(config), f"run_dir={folder}"],
-        env=environment() | caches | {"CXX": str(slow)},
+        env=environment() | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(slow)},
         capture_output=True,
         text=True,
         timeout=540,
     )
     assert done.returncode == 0, done.stderr
     assert not events(folder, "hang") and not (folder / "faults").exists()
-    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["step_seconds"] > FIRST + HANG, "the compiler was too quick to show anything"
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    seconds = [line["step_seconds"] for line in lines if "loss" in line]
+    assert min(seconds[0], seconds[5]) > 1.5 * HANG, "the compiler was too quick to show anything"

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -236,21 +235,22 @@ def test_no_false_alarm_in_1000_steps_under_a_load_that_triples_them(tmp_path: P
     assert seconds[-100] > 3 * seconds[100], "the load did triple step times"
 
 
-# One rank whose blocks are compiled by inductor, as on a GPU: on a CPU `parallel.compile` runs them eagerly.
-# Before step 6 what was compiled is dropped, and other kernels are asked for.
+# One rank whose blocks are compiled, as on a GPU, by a backend that takes its time: on a CPU parallel.compile
+# runs them eagerly. Before step 6 what was compiled is dropped.
 COMPILES = """
-import sys
+import sys, time
 import torch
 from parallel.transforms import recompute
-recompute.compile_backend = lambda wanted, device: "inductor" if wanted else None
+def slow(graph, inputs):
+    time.sleep({seconds})
+    return graph.forward
+recompute.compile_backend = lambda wanted, device: slow if wanted else None
 from parallel.torch_engine.engine import TorchEngine
 whole, steps = TorchEngine.step, []
 def step(*args, **kwargs):
     steps.append(1)
     if len(steps) == 6:
-        import torch._inductor.config as config
         torch._dynamo.reset()
-        config.cpp.threads = 2
     return whole(*args, **kwargs)
 TorchEngine.step = step
 from trainer.__main__ import main
@@ -259,12 +259,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_no_false_alarm_while_torch_compiles(tmp_path: Path) -> None:
-    """In the first step and, with a compiler that takes its time, in a later one."""
-    slow = tmp_path / "slow-g++"
-    slow.write_text(f'#!/bin/sh\nsleep {1.5 * HANG}\nexec {shutil.which("g++")} "$@"\n')
-    slow.chmod(0o755)
+    """In the first step, and in a later one that lasts longer than a step may."""
     config = write_config(
         tmp_path,
         make_corpus(tmp_path, documents=40),
@@ -274,18 +270,18 @@ def test_no_false_alarm_while_torch_compiles(tmp_path: Path) -> None:
         checkpoint__every=0,
         parallel__compile=True,
         supervise__hang_seconds=HANG,
-        supervise__first_seconds=500.0,
+        supervise__first_seconds=300.0,
     )
     folder = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, "-c", COMPILES, str(config), f"run_dir={folder}"],
-        env=environment() | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(slow)},
+        [sys.executable, "-c", COMPILES.format(seconds=2 * HANG), str(config), f"run_dir={folder}"],
+        env=environment(),
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     assert not events(folder, "hang") and not (folder / "faults").exists()
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     seconds = [line["step_seconds"] for line in lines if "loss" in line]
-    assert min(seconds[0], seconds[5]) > 1.5 * HANG, "the compiler was too quick to show anything"
+    assert min(seconds[0], seconds[5]) > 2 * HANG, "the compiler was too quick to show anything"

@@ -39,7 +39,9 @@ def check_job(job: Job) -> "RunConfig":
 
 
 def _check_vocabularies(cfg: "RunConfig") -> None:
-    """Raise ValueError where the model's vocabulary does not hold a corpus's tokens and the objective's."""
+    """Raise ValueError where the model's vocabulary does not hold a corpus's tokens and the objective's, or
+    its head a corpus's classes.
+    """
     from data.corpus.manifest import read_manifest
     from trainer.folder.run_folder import away
     from trainer.objectives.context import ObjectiveContext
@@ -50,11 +52,12 @@ def _check_vocabularies(cfg: "RunConfig") -> None:
         if "://" in path:  # remote: the run itself looks
             continue
         try:
-            tokenizer = read_manifest(path).tokenizer
+            manifest = read_manifest(path)
         except ValueError as error:
             if reason := away(cfg.folder, path):
                 raise RuntimeError(f"{key}={reason}") from None
             raise ValueError(f"{key}={path!r}: {error}") from None
+        tokenizer = manifest.tokenizer
         context = ObjectiveContext(
             seed=cfg.seed,
             seq_len=cfg.data.seq_len,
@@ -62,6 +65,7 @@ def _check_vocabularies(cfg: "RunConfig") -> None:
             eos=tokenizer.eos,
             tokenizer=(Path(path) / tokenizer.file).read_bytes,
             model=cfg.model,
+            classes=len(manifest.classes),
         )
-        if wrong := context.too_small(cfg.model.vocab, cfg.objective):
+        if wrong := context.too_small(cfg.model.vocab, cfg.objective) or context.wrong_classes(cfg.objective):
             raise ValueError(f"{key}={path!r}: {wrong}")

@@ -1,4 +1,4 @@
-"""Tiny runs on made-up pictures, of any model and objective, on any layout."""
+"""Tiny runs of any model and objective on made-up pictures or tokens, on any layout."""
 
 import functools
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from parallel.config import ParallelConfig
 from parallel.engine import Engine
 from parallel.layout.layout import resolve
 from parallel.world.runtime import Runtime
-from runs import Alone, Batch
+from runs import SEQ, Alone, Batch, sequence
 from trainer.config import schema
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import OptimConfig
@@ -33,6 +33,7 @@ class PictureCase:
     model, objective: their sections of a config, with `kind`.
     size: height and width of the pictures.
     views: pictures of a row.
+    tokens: rows of tokens in the place of pictures.
     """
 
     model: dict[str, Any]
@@ -40,6 +41,7 @@ class PictureCase:
     parallel: dict[str, Any] = field(default_factory=dict)
     size: int = 16
     views: int = 1
+    tokens: bool = False
     precision: str = "fp32"
     global_batch: int = 8
     micro_batch: int = 1
@@ -69,7 +71,7 @@ def micro_batches(case: PictureCase, step: int, rank: int, ranks: int) -> list[B
     batches = []
     for start in range(first, first + rows, case.micro_batch):
         numbers = range(start, start + case.micro_batch)
-        read = [row(number, case) for number in numbers]
+        read = [sequence(n, documents=False) if case.tokens else row(n, case) for n in numbers]
         batches.append(Batch({k: torch.stack([r[k] for r in read]) for k in read[0]}, tuple(numbers)))
     return batches
 
@@ -84,6 +86,7 @@ def build(case: PictureCase, rank: int, world: int) -> Engine:
     cfg, model = ParallelConfig(**case.parallel), section("model", case.model)
     objective = section("objective", case.objective)
     layout, plan = resolve(cfg, world), model.plan()
+    seq_len = SEQ if case.tokens else 0
     model.check_layout(tp=layout.tp, cp=layout.cp)
     return build_engine(
         layout=layout,
@@ -91,15 +94,15 @@ def build(case: PictureCase, rank: int, world: int) -> Engine:
         cfg=cfg,
         plan=plan,
         model_factory=lambda: build_model(model),
-        objective=build_objective(objective, ObjectiveContext(1, 0, 0, 0, bytes, model)),
+        objective=build_objective(objective, ObjectiveContext(1, seq_len, model.vocab, 0, bytes, model)),
         optimizer_factory=lambda parameters: build_optimizer(parameters, OptimConfig(), plan),
         precision=case.precision,  # type: ignore[arg-type]
         clip=1.0,
         seed=1,
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
-        positions=model.positions_of_row(0),
-        nominal_count=case.global_batch * objective.targets_per_row(0),
+        positions=model.positions_of_row(seq_len),
+        nominal_count=case.global_batch * objective.targets_per_row(seq_len),
     )
 
 

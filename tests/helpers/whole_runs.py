@@ -27,7 +27,14 @@ ASCII = {
     "PYTHONIOENCODING": "ascii",
 }
 """Environment of a terminal that knows ASCII only."""
-TIMES = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "peak_rss_bytes", "mfu")
+TIMES = (
+    "tokens_per_second",
+    "images_per_second",
+    "step_seconds",
+    "peak_memory_bytes",
+    "peak_rss_bytes",
+    "mfu",
+)
 WORDS = (
     "the",
     "a",

@@ -66,3 +66,21 @@ class HasClasses(Protocol):
     def classes(self) -> int:
         """How many: the model's output is a logit for each, float [rows, classes]."""
         ...
+
+
+def check_pictures(pictures: Pictures, *, image_size: int, image_views: int, views: int) -> None:
+    """Raise ValueError, naming the key, where `data.image_size` and `data.image_views` are not what a model
+    and an objective take.
+
+    views: of each picture, as the objective takes them.
+    """
+    if image_size != pictures.size:
+        raise ValueError(
+            f"data.image_size={image_size}: the model's pictures have {pictures.size} pixels a side: set "
+            f"data.image_size={pictures.size}"
+        )
+    if image_views != views:
+        raise ValueError(
+            f"data.image_views={image_views}: the objective takes {views} of each picture: set "
+            f"data.image_views={views}"
+        )

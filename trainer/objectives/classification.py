@@ -50,5 +50,6 @@ class Classification:
         label = inputs.kwargs["label"]
         counted = (label >= 0).to(torch.float32)
         exact = output.to(torch.promote_types(output.dtype, torch.float32))
-        losses = F.cross_entropy(exact, label.clamp(min=0), reduction="none", label_smoothing=self._smoothing)
+        smoothing = self._smoothing if torch.is_grad_enabled() else 0.0  # none in evaluations
+        losses = F.cross_entropy(exact, label.clamp(min=0), reduction="none", label_smoothing=smoothing)
         return losses * counted, counted

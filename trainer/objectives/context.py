@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from trainer.models.pictures import HasClasses
 from trainer.objectives.config import ObjectiveConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class ObjectiveContext:
     tokenizer: reads the tokenizer's `tokenizer.json`; called only where an objective asks for what is in it.
         Empty bytes where there is none.
     model: the config of the model that is trained.
+    classes: how many classes the corpora's labels tell apart; 0: they have none.
     """
 
     seed: int
@@ -37,6 +39,7 @@ class ObjectiveContext:
     eos: int
     tokenizer: Callable[[], bytes]
     model: ModelConfig | None = None
+    classes: int = 0
 
     def ids(self, wanted: Sequence[Sequence[str]]) -> tuple[int, ...]:
         """Return an id for each token that `ObjectiveConfig.extra_ids` names: the tokenizer's, where it has a
@@ -62,6 +65,22 @@ class ObjectiveContext:
             f"model.vocab={model_vocab} is too small: the corpus's tokenizer has {self.vocab} tokens{new}: "
             f"set model.vocab to at least {needed}"
         )
+
+    def wrong_classes(self, objective: ObjectiveConfig) -> str:
+        """Return what is wrong where an objective of classes finds none in the corpora, or more than the
+        model tells apart; "" where nothing is.
+        """
+        model: object = self.model
+        if "classes" not in objective.needs or not isinstance(model, HasClasses):
+            return ""
+        if not self.classes:
+            return (
+                f"objective.kind={objective.kind}: the corpus has no classes: prepare it from a folder for "
+                "each class, or with --label-field"
+            )
+        if self.classes <= model.classes:
+            return ""
+        return f"model.classes={model.classes}: the corpus has {self.classes} of them: raise it"
 
     @cached_property
     def special(self) -> Mapping[str, int]:

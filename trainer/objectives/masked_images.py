@@ -32,11 +32,14 @@ class MaskedImages:
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
         """Feed the pictures, and as kwargs `places` [rows, K], the hidden patches in ascending order (-1 in a
-        padding row), and `targets` [rows, K · values], their values.
+        row without a picture), and `targets` [rows, K · values], their values.
         """
         how, image = self._pictures, tensors["image"]
         fed = picture_inputs(image, how)
         real = numbers(sequences, image.device)
+        there = real >= 0
+        if "length" in tensors:  # 0 where the picture is damaged
+            there = there & (tensors["length"] > 0)
         hidden = self._hidden(real)
         patches = fed.x[:, how.prefix :]
         targets = patches.gather(1, hidden[..., None].expand(-1, -1, patches.shape[-1]))
@@ -44,7 +47,7 @@ class MaskedImages:
             targets = (targets - targets.mean(-1, keepdim=True)) / (
                 targets.var(-1, keepdim=True) + 1e-6
             ).sqrt()
-        places = torch.where(real[:, None] < 0, -1, hidden + how.prefix)
+        places = torch.where(there[:, None], hidden + how.prefix, -1)
         kwargs = fed.kwargs | {"places": places, "targets": targets.flatten(1)}
         return replace(fed, kwargs=kwargs, places=frozenset({"places"}))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.config import ModelConfig
-from trainer.models.pictures import HasHeads, Pictures, pictures_of
+from trainer.models.pictures import HasHeads, Pictures, check_pictures, pictures_of
 from trainer.objectives.config import ObjectiveConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ class ClassificationConfig(ObjectiveConfig):
 
     kind: Annotated[Literal["classification"], "the class of each row"] = "classification"
     label_smoothing: Annotated[
-        float, "the share of the target that all classes have together, equally", "≥ 0", "< 1"
+        float,
+        "this share of a target's probability is spread evenly over the classes while training",
+        "≥ 0",
+        "< 1",
     ] = 0.0
 
     def targets_per_row(self, seq_len: int) -> float:
@@ -33,6 +36,8 @@ class ClassificationConfig(ObjectiveConfig):
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         _check_head(model, "classes")
+        if (pictures := pictures_of(model)) is not None:
+            check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=1)
 
 
 @dataclass
@@ -70,6 +75,7 @@ class MaskedImagesConfig(ObjectiveConfig):
         _check_head(model, "pixels")
         pictures = pictures_of(model)
         assert pictures is not None
+        check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=1)
         square = self.square(pictures)
         if square % pictures.patch or pictures.size % square:
             raise ValueError(

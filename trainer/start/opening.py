@@ -30,7 +30,7 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[RunConfig, Layout, Stream]
 
 def open_stream(cfg: RunConfig) -> Stream:
     """Open the stream of the config's sources. ValueError where the model's vocabulary cannot hold its
-    tokens, RuntimeError where a corpus that the run has read is not there.
+    tokens, or its head the corpora's classes; RuntimeError where a corpus that the run has read is not there.
     """
     try:
         stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
@@ -39,7 +39,8 @@ def open_stream(cfg: RunConfig) -> Stream:
             if reason := away(cfg.folder, source.path):
                 raise RuntimeError(reason) from None
         raise
-    if wrong := objective_context(cfg, stream).too_small(cfg.model.vocab, cfg.objective):
+    context = objective_context(cfg, stream)
+    if wrong := context.too_small(cfg.model.vocab, cfg.objective) or context.wrong_classes(cfg.objective):
         raise ValueError(wrong)
     return stream
 
@@ -53,6 +54,7 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
         eos=stream.eos,
         tokenizer=stream.sources[0].corpus.storage.tokenizer,
         model=cfg.model,
+        classes=len(stream.classes),
     )
 
 

@@ -6,10 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.exit_codes import ASKED_TO_STOP, DONE
 from common.standard_error import write_line
 from launch.cluster import submission as records
-from launch.cluster.batch.run_disk import RunDisk
 from launch.cluster.batch.step import Placement
 from launch.cluster.submission import Submission
 from launch.local.rank_log import RankLog
@@ -26,15 +24,13 @@ class Journal:
     submission: what is run.
     job: the job's number.
     notify: `supervise.notify` of the run's config.
-    disk: does all work on the run folder.
     """
 
-    def __init__(self, submission: Submission, job: str, notify: str, disk: RunDisk) -> None:
+    def __init__(self, submission: Submission, job: str, notify: str) -> None:
         self._submission = submission
         self._job = job
         self._folder = Path(submission.folder)
         self._run_folder = Path(submission.run_folder)
-        self._disk = disk
         self._notifier = Notifier(notify, submission.run, self._run_folder).begin()
 
     def close(self) -> None:
@@ -57,8 +53,7 @@ class Journal:
 
     def decided(self, attempt: Attempt, decision: Decision, *, start: int, kind: str = "") -> None:
         """Write what follows an attempt into the run's events, and tell others."""
-        job = self._job
-        self._write(lambda: record(self._run_folder, attempt, decision, kind=kind, start=start, job=job))
+        record(self._run_folder, attempt, decision, kind=kind, start=start, job=self._job)
         if isinstance(decision, Again):
             about = {"rank": attempt.rank, "host": attempt.host, "code": attempt.code, "job": self._job}
             about |= {"restart": decision.number, "from_step": attempt.saved_after}
@@ -72,7 +67,7 @@ class Journal:
 
     def new_log(self, where: Placement, start: int) -> Callable[[int], RankLog]:
         """Return what makes the log of a rank, of a start that is about to begin."""
-        before = self._disk.do(self._epoch)
+        before = self._epoch()
 
         def new_log(rank: int) -> RankLog:
             file = self._run_folder / "logs" / f"rank-{rank:05d}.log"
@@ -85,9 +80,9 @@ class Journal:
 
         return new_log
 
-    def _write(self, write: Callable[[], object]) -> None:
+    def _write(self, write: Callable[[], None]) -> None:
         try:
-            self._disk.do(write)
+            write()
         except OSError as error:
             self.say(f"{self._folder} cannot be written, so this is not noted: {error.strerror or error}")
 
@@ -96,17 +91,3 @@ class Journal:
             return (self._run_folder / EPOCH).read_bytes()
         except OSError:
             return b""
-
-
-def in_words(attempt: Attempt) -> str:
-    """Return how an attempt ended, for people."""
-    if attempt.code == DONE:
-        return "done"
-    if attempt.code in ASKED_TO_STOP:
-        at = f"saved at step {attempt.saved_after}" if attempt.under_way else "before the first step"
-        if attempt.asked_to_stop:
-            return f"asked to stop, {at}"
-        return (
-            f"the ranks left to be run again (another job holds the run, or a rank was asked to stop), {at}"
-        )
-    return str(attempt)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.config import DataConfig
 from trainer.models.vision.config import VisionConfig
 from trainer.objectives.build import build_objective
 from trainer.objectives.classification import Classification
@@ -68,14 +69,15 @@ def test_each_picture_has_the_same_number_of_hidden_patches(ratio: float, square
 @pytest.mark.parametrize(("distance", "normalise"), [("l1", False), ("l2", True)])
 def test_the_loss_is_that_of_a_few_lines(distance: str, normalise: bool) -> None:
     objective = masked(distance=distance, normalise_patches=normalise, registers=2)
-    image, numbers = images(3), (4, 9, -1)
-    inputs = objective.inputs({"image": image}, numbers)
+    image, numbers = images(4), (4, 9, -1, 7)
+    length = torch.tensor([1, 1, 1, 0])  # the last one's picture is damaged
+    inputs = objective.inputs({"image": image, "length": length}, numbers)
     draw = torch.Generator().manual_seed(3)
-    output = torch.randn(3, objective.features(inputs), generator=draw)
+    output = torch.randn(4, objective.features(inputs), generator=draw)
     losses, counts = objective.loss(output, inputs)
-    assert counts.tolist() == [1.0, 1.0, 0.0]
-    assert inputs.x.shape == (3, 38, 48) and not inputs.x[:, :2].any()
-    assert bool((inputs.kwargs["places"][2] == -1).all()) and losses[2] == 0
+    assert counts.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert inputs.x.shape == (4, 38, 48) and not inputs.x[:, :2].any()
+    assert bool((inputs.kwargs["places"][2:] == -1).all()) and not losses[2:].any()
     for row in range(2):
         pixels = (image[row, 0].double() / 255 - 0.5) / 0.5
         total = 0.0
@@ -113,6 +115,9 @@ def test_classification_is_that_of_a_few_lines(smoothing: float) -> None:
     assert torch.allclose(losses.double(), expected, rtol=1e-6)
     assert counts.tolist() == [1.0, 0.0, 1.0, 1.0]
     right = sum(int(row.argmax()) == wanted for row, wanted in zip(output, label.tolist()))
+    with torch.no_grad():
+        evaluated, _ = objective.loss(output, inputs)
+    assert torch.allclose(evaluated, -logs[range(4), label.clamp(min=0)].float() * counts, rtol=1e-6)
     assert objective.measure(output, inputs).tolist() == [[right, 3.0]]
     assert objective.features(inputs) == 5
 
@@ -127,5 +132,5 @@ def test_classification_is_that_of_a_few_lines(smoothing: float) -> None:
 ])  # fmt: skip
 def test_what_does_not_go_is_one_line(cfg: Any, model: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        cfg.check(context(**({"head": "pixels"} | model)).model, None)
+        cfg.check(context(**({"head": "pixels"} | model)).model, DataConfig(image_size=24))
     assert message in str(caught.value)

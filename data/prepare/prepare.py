@@ -19,7 +19,7 @@ files, and 25 bytes for each document while it sorts exact duplicates, 30 for ne
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from data.prepare.command_record import (
     settings_of,
     spool_stdin,
 )
+from data.prepare.embedded import names
 from data.prepare.encode import cleaned_documents, encode_unit
 from data.prepare.finish import finish
 from data.prepare.preparation import Preparation, is_heldout, write_json
@@ -54,6 +55,7 @@ from data.prepare.workers import run_units, warm_up
 from data.tokenizer import encoder, loading, training
 
 SCRATCH = ".prepare"
+_EMBEDDED = "embedded"
 _SMALLEST_UNIT_BYTES = 1 << 20
 _UNITS_OF_A_SMALL_CORPUS = 32
 
@@ -71,7 +73,8 @@ def prepare(
 ) -> PrepareReport:
     """Make a corpus in `out`, or in `out`/train and `out`/heldout where some of it is held out.
 
-    sources: folders, files, globs, brace ranges, `@list`, URLs, "-" for standard input.
+    sources: folders, files, globs, brace ranges, `@list`, URLs, "-" for standard input; or one embedded
+        corpus, "embedded:NAME", whose settings take the place of those that are not given.
     out: the folder of the corpus.
     tokenizer: a tokenizer.json, or "bytes"; neither it nor `train_tokenizer` where all is pictures alone.
     train_tokenizer: instead of `tokenizer`, train one of so many tokens on the training side.
@@ -82,7 +85,9 @@ def prepare(
 
     Raises ValueError, one line, for what the caller must change; RuntimeError for input that is damaged.
     """
-    recipe = recipe or Recipe()
+    made = names.settings(sources, names.Asked(recipe or Recipe(), tokenizer, train_tokenizer, heldout))
+    recipe, heldout = made.recipe, made.heldout
+    tokenizer, train_tokenizer = made.tokenizer, made.train_tokenizer
     preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
     tokens = preconditions.token_ids(tokenizer, recipe)
     workers = workers or len(os.sched_getaffinity(0))
@@ -93,7 +98,10 @@ def prepare(
         stack.enter_context(_naming_full_disk(out))
         bar = stack.enter_context(Progress(progress))
         stdin_file = spool_stdin(scratch) if inputs.STANDARD_INPUT in sources else ""
-        files = inputs.expand(sources, recipe, stdin_file, str(out))
+        if made.write:
+            files = inputs.expand([_written(made.write, scratch / _EMBEDDED)], recipe)
+        else:
+            files = inputs.expand(sources, recipe, stdin_file, str(out))
         files = [replace(file, tokens=tokens) for file in files]
         has_tokenizer = preconditions.check_tokenizer_given(files, tokenizer, train_tokenizer)
         # Look for a finished corpus before anything is refused: an earlier version may have taken it.
@@ -115,13 +123,7 @@ def prepare(
         surveyed = _needs_survey(recipe, train_tokenizer, scratch)
         preparation = Preparation(scratch, recipe, heldout, surveyed, no_tokenizer=not has_tokenizer)
         warm_up(min(workers, len(units)))
-        if recipe.decontaminate and not preparation.evaluation.exists():
-            write_evaluation_runs(recipe, preparation.evaluation)
-        if preparation.surveyed:
-            (scratch / "survey").mkdir(exist_ok=True)
-            bar.phase("cleaning", sum(unit.bytes for unit in units))
-            run_units(survey_unit, preparation, units, workers, bar.advance)
-            find_duplicates(preparation, units)
+        _survey(preparation, units, workers, bar)
         if not preparation.tokenizer.exists():
             _make_tokenizer(preparation, units, tokenizer, train_tokenizer, bar)
         (scratch / "units").mkdir(exist_ok=True)
@@ -134,10 +136,34 @@ def prepare(
     return report_of(out, files)
 
 
+def _survey(preparation: Preparation, units: list[Unit], workers: int, bar: Progress) -> None:
+    """What comes before a document is tokenised: the evaluation texts, and the first pass, if needed."""
+    if preparation.recipe.decontaminate and not preparation.evaluation.exists():
+        write_evaluation_runs(preparation.recipe, preparation.evaluation)
+    if preparation.surveyed:
+        (preparation.scratch / "survey").mkdir(exist_ok=True)
+        bar.phase("cleaning", sum(unit.bytes for unit in units))
+        run_units(survey_unit, preparation, units, workers, bar.advance)
+        find_duplicates(preparation, units)
+
+
 def _clear(scratch: Path) -> None:
     """Remove what a finished corpus does not need; a killed command may have left it."""
-    for name in ("units", "survey"):
+    for name in ("units", "survey", _EMBEDDED):
         shutil.rmtree(scratch / name, ignore_errors=True)
+
+
+def _written(write: Callable[[Path], None], folder: Path) -> str:
+    """Write an embedded corpus's sources into a new folder; return it. The files have a fixed time, which is
+    part of `input_hash`: a killed command that is given again goes on.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write(folder)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1, 1))
+    return str(folder)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ numbers a document, whatever the size of the corpus.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +57,20 @@ class IdSpans:
     labels: np.ndarray
     media: np.ndarray | None
     versions: Versions
+
+
+class Part(NamedTuple):
+    """Some rows of a list of sequences, all of one era.
+
+    rows: which ones; window i of `spans` is sequence rows[i] of the list, int64. The partner of sequence i of
+        n is sequence n + i.
+    source: the source of the sequences.
+    spans: where their ids are.
+    """
+
+    rows: np.ndarray
+    source: int
+    spans: IdSpans
 
 
 class Era:
@@ -208,3 +223,21 @@ def documents_of(
     texts = corpus.manifest.row(FIRST_TEXT)
     first_text = np.full_like(lengths, -1) if texts is None else index[texts]
     return Documents(lengths, bounds, first_text, key)
+
+
+def facts_of(
+    parts: Sequence[Part], sequences: int, halves: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(source, label, place of the picture [3]) of each sequence, int64 [sequences]; no places where no
+    corpus has pictures.
+    """
+    source = np.zeros(sequences, dtype=np.int64)
+    labels = np.full_like(source, NO_CLASS)
+    media = None if parts[0].spans.media is None else np.zeros((3, sequences), dtype=np.int64)
+    for part in parts:
+        source[part.rows] = part.source
+        sequence = part.rows[part.spans.fragments.row // halves]
+        labels[sequence] = part.spans.labels
+        if media is not None and part.spans.media is not None:
+            media[:, sequence] = part.spans.media
+    return source, labels, media

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import getitem
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data.stream.checks import Versions
-from data.stream.era import NO_CLASS, IdSpans
+from data.stream.era import NO_CLASS, Part, facts_of
 from data.stream.packing.packing import Packing
 
 NO_TOKEN = -1
@@ -54,20 +54,6 @@ class SequenceRows:
     def named(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Those of the arrays `names` that there are."""
         return {name: array for name in names if (array := getattr(self, name)) is not None}
-
-
-class Part(NamedTuple):
-    """Some rows of a list of sequences, all of one era.
-
-    rows: which ones; window i of `spans` is sequence rows[i] of the list, int64. The partner of sequence i of
-        n is sequence n + i.
-    source: the source of the sequences.
-    spans: where their ids are.
-    """
-
-    rows: np.ndarray
-    source: int
-    spans: IdSpans
 
 
 @dataclass(frozen=True)
@@ -133,19 +119,13 @@ class LocatedRows:
         """The sequences `numbers`, int64 [sequences], from parts that hold each of them once, and each one's
         partner where there are `partners`.
         """
-        halves, count = packing.parts, len(numbers)
-        rows, columns = count * (1 + partners) * halves, seq_len // halves
-        source = np.zeros(count * (1 + partners), dtype=np.int64)
-        labels = np.full_like(source, NO_CLASS)
-        media = None if parts[0].spans.media is None else np.zeros((3, len(source)), dtype=np.int64)
+        halves, count, columns = packing.parts, len(numbers), seq_len // packing.parts
+        rows = count * (1 + partners) * halves
+        source, labels, media = facts_of(parts, count * (1 + partners), halves)
         arrays, views, damaged = [], [], []
         for part in parts:
             spans, found = part.spans, part.spans.fragments
-            source[part.rows] = part.source
             sequence = part.rows[found.row // halves]
-            labels[sequence] = spans.labels
-            if media is not None and spans.media is not None:
-                media[:, sequence] = spans.media
             row = sequence * halves + found.row % halves
             cut = (found.opens == 0) & (found.column > 0)
             arrays.append((row, found.column, found.length, cut, spans.first_byte, spans.ids, spans.column))
@@ -163,7 +143,6 @@ class LocatedRows:
         masked = np.concatenate([blank + i * count for i in range(1 + partners)])
         labels[masked] = NO_CLASS
         if media is not None:
-            media = media[:, :count]
             media[1, blank] = 0
         masked = (masked[:, None] * halves + np.arange(halves)).ravel()
         inputs = np.bincount(row, length, rows).astype(np.int64)
@@ -172,7 +151,7 @@ class LocatedRows:
             numbers=numbers,
             source=source[:count],
             labels=labels[:count] if packing.alone else None,
-            media=media,
+            media=None if media is None else media[:, :count],
             parts=halves,
             columns=columns,
             eos=eos,

@@ -37,12 +37,12 @@ from data.config import DataConfig, check
 from data.corpus.corpus import Corpus, DamagedDocument, check_classes, check_tokenizers, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream import mixture
-from data.stream.era import Era, IdSpans, ShuffledCorpus, check_sequences
+from data.stream.era import Era, IdSpans, Part, ShuffledCorpus, check_sequences
 from data.stream.images import ImagesAhead, check_pictures
 from data.stream.order import another, derive_key
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.packing import Packing
-from data.stream.rows import LocatedRows, Part, SequenceRows
+from data.stream.rows import LocatedRows, SequenceRows
 from data.stream.weights import mixture_stages
 
 ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not resume an old run

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.prepare.embedded.names import EMBEDDED, PREFIX
 from data.prepare.recipe import Recipe
 from launch import options, tables
 from launch.recipe_help import ABOUT
@@ -20,7 +21,8 @@ def add_command(add: options.AddCommand) -> None:
     parser = add("prepare", "make a corpus: text, code or JSONL → tokenised, indexed shards and a manifest")
     parser.usage = "germinal prepare SOURCE… --out DIR (--tokenizer FILE | --train-tokenizer N) [options]"
     parser.epilog = inspect.getdoc(Recipe)
-    source = "folder, file, glob, {a..b} range, @list, URL, or - for JSONL on standard input"
+    embedded = f"or one of {', '.join(PREFIX + name for name in EMBEDDED)}"
+    source = f"folder, file, glob, {{a..b}} range, @list, URL, - for JSONL on standard input; {embedded}"
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=source)
     out = "folder of the corpus; with held-out documents, DIR/train and DIR/heldout"
     parser.add_argument("--out", required=True, metavar="DIR", help=out)

@@ -19,7 +19,8 @@ from parallel.world.slurm import clean
 SENDING, ASKING = 60.0, 15.0
 
 _FIELDS = "%i|%T|%r|%S|%L|%N|%D"
-_FACTS = {"State": 40, "Reason": 80, "RestartCnt": 20, "NodeList": 16384}  # with the columns of each
+# With the columns of each.
+_FACTS = {"State": 40, "Reason": 80, "RestartCnt": 20, "PreemptTime": 30, "NodeList": 16384}
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
@@ -92,7 +93,8 @@ def queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[str, QueuedJo
 
 
 def facts(job: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what squeue says of a job: State, Reason, RestartCnt, NodeList; {} where it does not say.
+    """Return what squeue says of a job: State, Reason, RestartCnt, PreemptTime, NodeList; {} where it does
+    not say.
 
     Each stands in columns of its own: a name, a folder or a comment of the job, which `scontrol show job`
     mixes with them, may hold anything, JobState=… included.

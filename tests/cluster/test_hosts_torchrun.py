@@ -12,6 +12,8 @@ from host_runs import (
     ENTRIES,
     assert_undisturbed,
     end_of_all,
+    error_lines,
+    faults,
     torchrun,
     undisturbed,
     until_step,
@@ -26,6 +28,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(why_not()), reason=wh
 # Else an agent that joins in a later round waits for an address that rank 0's agent told in the first round
 # only (torch 2.13: DynamicRendezvousHandler.next_rendezvous).
 NEWCOMERS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+# More steps than any test waits for.
+LONG = ("train.steps=100000", "checkpoint.every=0")
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +125,40 @@ def test_a_signal_to_every_process_of_the_step_loses_no_state(config: Path, tmp_
     assert "saved at step" in said, said
     assert newest(run).name == f"step-{records(run / 'metrics.jsonl')[-1]['step']:09d}"
     assert max(seconds_of_steps(run)) > 3.0, "the steps are too short to show anything"
+
+
+def test_a_rank_and_later_its_host_are_killed_in_one_run(config: Path, tmp_path: Path) -> None:
+    run, expected = tmp_path / "run", undisturbed(config)
+    command = (*ENTRIES["module"], config, f"run_dir={run}")
+    with hosts(tmp_path) as pair:
+        agents = [torchrun(host, *command, env=NEWCOMERS) for host in pair]
+        until_step(run, 15, *agents)
+        kill_rank(pair, 1)
+        until_step(run, 45, *agents)
+        pair[1].lose()
+        pair[1].boot()
+        agents[1] = torchrun(pair[1], *command, env=NEWCOMERS)
+        codes, _ = end_of_all(agents, 240)
+        assert codes == [0, 0], all_said(agents)
+        assert not any(host.processes() for host in pair)
+    assert_undisturbed(run, expected)
+
+
+def test_a_link_that_is_down_for_good_ends_both_agents_and_their_ranks(config: Path, tmp_path: Path) -> None:
+    """The ranks end within a minute. Each agent then looks for the other: the first for `join_timeout`, the
+    second until torch's own client gives up on the agents' store.
+    """
+    run = tmp_path / "run"
+    command = ("--rdzv-conf=join_timeout=30", *ENTRIES["module"], config, f"run_dir={run}", *LONG)
+    with hosts(tmp_path) as pair:
+        for host in pair:  # else TCP tries for 15 minutes
+            host.run("sysctl", "-w", "net.ipv4.tcp_retries2=6")
+        agents = [torchrun(host, *command) for host in pair]
+        until_step(run, 15, *agents)
+        pair[1].unplug()
+        until(lambda: not any(host.ranks() for host in pair), seconds=60, what="the end of the ranks")
+        codes, _ = end_of_all(agents, 200)
+        assert codes == [1, 1], all_said(agents)
+        assert not any(host.processes() for host in pair)
+    assert [(fault["rank"], fault["host"]) for fault in faults(run)] == [(1, "h2")]
+    assert any("rank 1 on h2 is out of reach" in line for line in error_lines(agents[0])), all_said(agents)

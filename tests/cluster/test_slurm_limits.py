@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slurm import Slurm
-from slurm_runs import SMALL, assert_undisturbed, germinal, own_environment, submit
+from slurm_runs import SMALL, SlurmRun, assert_undisturbed, germinal, own_environment, submit
 from whole_runs import GERMINAL, events, make_corpus, train, whole_steps, write_config
 
 pytestmark = pytest.mark.cluster
@@ -20,12 +20,14 @@ ENDLESS = {
 }
 
 
-def test_at_the_time_limit_a_run_saves_and_a_submitted_one_is_requeued_and_goes_on(
+def test_at_the_time_limit_a_run_saves_and_a_submitted_one_goes_on_requeued_or_in_the_next_link(
     slurm: Slurm, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, make_corpus(tmp_path), **{**SMALL, **ENDLESS})
     # SLURM looks at limits twice a minute, and sends this signal up to a minute before.
-    warned = submit(slurm, config, tmp_path / "warned", options=("--time", 2, "--signal-seconds", 55))
+    soon = ("--time", 2, "--signal-seconds", 55)
+    warned = submit(slurm, config, tmp_path / "warned", options=soon)
+    chain = submit(slurm, config, tmp_path / "chain", options=(*soon, "--chain", 2, "--no-requeue"))
     bare = slurm.sbatch(
         *("--nodes=2", "--ntasks=4", "--time=1", f"--output={tmp_path / 'bare.txt'}"),
         script=f"srun --label {GERMINAL} rank {config} run_dir={tmp_path / 'bare'}",
@@ -46,16 +48,28 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_is_requeued_and_goes_
     warned.wait_for_step(int(str(first["step"])) + 5)
     assert slurm.job(warned.job)["Restarts"] == "1"
     (requeued,) = events(warned.folder, "requeue")
-    assert requeued["reason"].startswith("the time limit is near; saved at step ")
+    assert requeued["reason"].startswith("asked to save (time limit or preemption); saved at step ")
     cancelled = germinal(slurm, "cancel", warned.folder)
     assert cancelled.returncode == 0, cancelled.stderr
     ending = warned.wait_for_end(seconds=90)
     assert ending["code"] == 75 and str(ending["reason"]).startswith("cancelled; ")
     assert slurm.job(warned.job)["Restarts"] == "1"
 
-    steps = max(last, whole_steps(warned.folder / "metrics.jsonl"))
+    chain.wait_for_note("start", count=2)
+    (stop,) = chain.notes("stop")
+    assert str(stop["reason"]).endswith("; requeue is false: submit the run again")
+    (saved,) = chain.notes("end")
+    second = SlurmRun(slurm, chain.folder, chain.job + 1)
+    assert [note["job"] for note in chain.notes("start")] == [str(chain.job), str(second.job)]
+    second.wait_for_step(int(str(saved["step"])) + 5)
+    assert germinal(slurm, "cancel", chain.folder).returncode == 0
+    assert second.wait_for_end(seconds=90)["code"] == 75
+
+    steps = max(
+        last, whole_steps(chain.folder / "metrics.jsonl"), whole_steps(warned.folder / "metrics.jsonl")
+    )
     train(config, f"run_dir={tmp_path / 'undisturbed'}", f"train.steps={steps}", nproc=4, timeout=600)
-    for folder in (warned.folder, tmp_path / "bare"):
+    for folder in (warned.folder, chain.folder, tmp_path / "bare"):
         own = whole_steps(folder / "metrics.jsonl")
         assert_undisturbed(folder, tmp_path / "undisturbed", steps=own, evaluations=False)
 

@@ -233,3 +233,55 @@ def test_no_false_alarm_in_1000_steps_under_a_load_that_triples_them(tmp_path: P
     )
     assert len(seconds) == 1000
     assert seconds[-100] > 3 * seconds[100], "the load did triple step times"
+
+
+# One rank whose blocks are compiled, as on a GPU, by a backend that takes its time: on a CPU parallel.compile
+# runs them eagerly. Before step 6 what was compiled is dropped.
+COMPILES = """
+import sys, time
+import torch
+from parallel.transforms import recompute
+def slow(graph, inputs):
+    time.sleep({seconds})
+    return graph.forward
+recompute.compile_backend = lambda wanted, device: slow if wanted else None
+from parallel.torch_engine.engine import TorchEngine
+whole, steps = TorchEngine.step, []
+def step(*args, **kwargs):
+    steps.append(1)
+    if len(steps) == 6:
+        torch._dynamo.reset()
+    return whole(*args, **kwargs)
+TorchEngine.step = step
+from trainer.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_no_false_alarm_while_torch_compiles(tmp_path: Path) -> None:
+    """In the first step, and in a later one that lasts longer than a step may."""
+    config = write_config(
+        tmp_path,
+        make_corpus(tmp_path, documents=40),
+        model__layers=1,
+        train__steps=8,
+        train__eval_every=0,
+        checkpoint__every=0,
+        parallel__compile=True,
+        supervise__hang_seconds=HANG,
+        supervise__first_seconds=300.0,
+    )
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES.format(seconds=2 * HANG), str(config), f"run_dir={folder}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not events(folder, "hang") and not (folder / "faults").exists()
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    seconds = [line["step_seconds"] for line in lines if "loss" in line]
+    assert min(seconds[0], seconds[5]) > 2 * HANG, "the compiler was too quick to show anything"

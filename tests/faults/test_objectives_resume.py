@@ -24,11 +24,20 @@ from whole_runs import (
 
 KILLER = Path(__file__).parents[1] / "helpers/programs/killer.py"
 
+ENCODER = {"kind": "encoder", "layers": 2, "hidden": 32, "heads": 4, "vocab": 288, "window": 6}
 # name → what a config has besides `whole_runs.write_config`'s.
 RUNS: dict[str, dict[str, Any]] = {
     "span_corruption": {"objective__kind": "span_corruption", "objective__z_loss": 1e-3},
     "fill_in_the_middle": {"objective__kind": "fill_in_the_middle", "data__document_mask": True},
     "causal_lm": {"objective__z_loss": 1e-3, "objective__label_smoothing": 0.1},
+    "masked_lm": {"objective__kind": "masked_lm", "objective__whole_words": True, "model": ENCODER},
+    "next_sentence": {
+        "objective__kind": "masked_lm",
+        "objective__next_sentence": True,
+        "model": {**ENCODER, "next_sentence": True, "norm_place": "post", "positions": "learned"},
+        "data__packing": "one",
+        "data__partners": True,
+    },
 }
 
 
@@ -45,7 +54,11 @@ def kill(config: Path, before_step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "span_corruption" else pytest.mark.slow) for n in RUNS]
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("span_corruption", "next_sentence") else pytest.mark.slow)
+        for n in RUNS
+    ],
 )
 def test_killed_and_run_again_is_bit_identical(name: str, corpus: Path, tmp_path: Path) -> None:
     folders = []
@@ -69,7 +82,8 @@ def test_killed_and_run_again_is_bit_identical(name: str, corpus: Path, tmp_path
 @pytest.mark.parametrize("parallel", ["parallel.tp=2", "parallel.pp=2", "parallel.cp=2", "parallel.zero=3"])
 @pytest.mark.parametrize("name", RUNS)
 def test_verify_finds_nothing(name: str, parallel: str, corpus: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, corpus, model__kv_heads=4, **RUNS[name])
+    groups = {} if "model" in RUNS[name] else {"model__kv_heads": 4}
+    config = write_config(tmp_path, corpus, **groups, **RUNS[name])
     done = germinal("verify", config, "--nproc", 2, "--steps", 3, parallel)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 

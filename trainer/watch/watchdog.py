@@ -15,6 +15,7 @@ thread too; the other ranks then find that the rank does not answer.
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -82,6 +83,7 @@ class Watchdog:
         self._told = deque[Standing](maxlen=1)
         self._complaints: set[str] = set()
         self._over_since = self._sent_at = 0.0  # time.monotonic
+        self._held_until = -math.inf  # by the clock of `phases`: a compiler or a debugger held a rank last
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._messages = Messages(channel, phases, bounds)
         channel.handle(_OVER, self._hear)
@@ -190,6 +192,10 @@ class Watchdog:
         if not any(standing.is_over for member in found for standing in member.standings) and found:
             return  # it has gone on meanwhile
         if any(member.held == DEBUGGER or _still_compiles(member) for member in found):
+            self._held_until = self._phases.clock()
+            return
+        # A compiler, or a debugger, that has just let a rank go is part of every rank's time in this phase.
+        if self._phases.clock() < self._held_until + over.bound_seconds:
             return
         silent = self._messages.states(set(range(self._channel.world)) - {member.rank for member in found})
         if self._ended() or HELD_BY_DEBUGGER in silent.values():

@@ -2,12 +2,14 @@
 
 __main__.py     `python -m launch.cluster.batch FOLDER`, the last line of the batch script
 supervision.py  start the ranks, see how they end, start them again, requeue or stop; note each decision
+earlier_jobs.py what the earlier jobs of the submission did: when no further one is of use
 journal.py      what it says, notes, and writes into the run's events
 rank_words.py   the command of a rank, in its container
 placing.py      on which nodes of the allocation the ranks run
 allocation.py   what SLURM says of the job and its nodes; requeue
 guard.py        on a job's other nodes: requeues the job where the batch step's own node is lost
 step.py         one srun step: its command, its signals, its end
+run_disk.py     work on the run folder, whose disk may hang; job_output.py: and what is printed, beside it
 step_output.py  what srun and the ranks print: who failed first, and the ranks' logs
 
 SLURM's ways, as seen with 22.05:

@@ -18,12 +18,34 @@ class JobState:
     reason: such as TimeLimit; None (the word) without one.
     restarts: how often SLURM has put the job back into the queue.
     nodes: the job's nodes, as a host list; "" where SLURM did not say.
+    preempted: whether the job has to make way for another one.
     """
 
     state: str = ""
     reason: str = ""
     restarts: int = 0
     nodes: str = ""
+    preempted: bool = False
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether SLURM ends the job, for whatever reason."""
+        return self.state in ("COMPLETING", "CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT")
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has called scancel: an end for which SLURM has no reason of its own."""
+        return self.state in ("COMPLETING", "CANCELLED") and self.reason == "None" and not self.preempted
+
+    def request(self) -> str:
+        """Return in words why the job was asked to save."""
+        if self.reason == "TimeLimit" or self.state == "TIMEOUT":
+            return "the time limit is reached"
+        if self.preempted:
+            return "preempted"
+        if self.is_ending:
+            return f"SLURM ends the job ({self.reason if self.reason != 'None' else self.state})"
+        return "asked to save (time limit or preemption)"
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,7 @@ class Allocation:
             reason=said.get("Reason", ""),
             restarts=int(restarts) if restarts.isdecimal() else 0,
             nodes=said.get("NodeList", ""),
+            preempted=said.get("PreemptTime", "")[:1].isdecimal(),  # else N/A
         )
 
     def present(self) -> tuple[str, ...]:

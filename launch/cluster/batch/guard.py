@@ -1,8 +1,8 @@
 """Watches the node on which the batch step runs, from the job's other nodes.
 
 A job that goes on without a lost node (--no-kill) also goes on without its batch step: seen with SLURM 22.05,
-it holds its other nodes, and nobody starts a rank there, until the time limit. So each other node has a
-guard, which asks SLURM whether the job still has the node, and else puts the job back into the queue.
+it holds its other nodes, and nobody starts a rank there, until the time limit. So some of the other nodes
+have a guard, which asks SLURM whether the job still has the node, and else puts the job back into the queue.
 """
 
 import contextlib
@@ -20,14 +20,15 @@ from launch.cluster.submission import Note, Submission
 from parallel.world.slurm import expand
 
 EVERY_SECONDS = 10.0
+MOST_GUARDS = 3  # so many nodes are hardly lost at the same time, and each guard asks SLURM's controller
 END_SECONDS = 5.0
 
 
 @contextlib.contextmanager
 def guarded(submission: Submission, allocation: Allocation) -> Iterator[None]:
-    """Inside the block, guards run on the other nodes of a job that outlives the loss of a node."""
+    """Inside the block, guards run on other nodes of a job that outlives the loss of a node."""
     host = os.environ.get("SLURMD_NODENAME", "")
-    others = [node for node in allocation.nodes if node != host]
+    others = [node for node in allocation.nodes if node != host][:MOST_GUARDS]
     if not submission.cluster.spare_nodes or not others:
         yield
         return
@@ -74,7 +75,8 @@ def main(folder: str, job: str, host: str) -> int:
         if nodes and host not in nodes:
             if allocation.requeue() == "":
                 reason = f"{host}, on which the batch step ran, was lost: requeued"
-                records.note(Path(folder), Note(time.time(), job, "requeue", reason))
+                # Attempt 1, not 0: this job has noted its first start itself.
+                records.note(Path(folder), Note(time.time(), job, "requeue", reason, attempt=1))
             return 0
         time.sleep(EVERY_SECONDS)
 

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.exit_codes import ASKED_TO_STOP, DONE
 from common.standard_error import write_line
 from launch.cluster import submission as records
+from launch.cluster.batch.run_disk import RunDisk
 from launch.cluster.batch.step import Placement
 from launch.cluster.submission import Submission
 from launch.local.rank_log import RankLog
@@ -24,13 +26,15 @@ class Journal:
     submission: what is run.
     job: the job's number.
     notify: `supervise.notify` of the run's config.
+    disk: does all work on the run folder.
     """
 
-    def __init__(self, submission: Submission, job: str, notify: str) -> None:
+    def __init__(self, submission: Submission, job: str, notify: str, disk: RunDisk) -> None:
         self._submission = submission
         self._job = job
         self._folder = Path(submission.folder)
         self._run_folder = Path(submission.run_folder)
+        self._disk = disk
         self._notifier = Notifier(notify, submission.run, self._run_folder).begin()
 
     def close(self) -> None:
@@ -53,7 +57,8 @@ class Journal:
 
     def decided(self, attempt: Attempt, decision: Decision, *, start: int, kind: str = "") -> None:
         """Write what follows an attempt into the run's events, and tell others."""
-        record(self._run_folder, attempt, decision, kind=kind, start=start, job=self._job)
+        job = self._job
+        self._write(lambda: record(self._run_folder, attempt, decision, kind=kind, start=start, job=job))
         if isinstance(decision, Again):
             about = {"rank": attempt.rank, "host": attempt.host, "code": attempt.code, "job": self._job}
             about |= {"restart": decision.number, "from_step": attempt.saved_after}
@@ -67,7 +72,7 @@ class Journal:
 
     def new_log(self, where: Placement, start: int) -> Callable[[int], RankLog]:
         """Return what makes the log of a rank, of a start that is about to begin."""
-        before = self._epoch()
+        before = self._disk.do(self._epoch)
 
         def new_log(rank: int) -> RankLog:
             file = self._run_folder / "logs" / f"rank-{rank:05d}.log"
@@ -80,9 +85,9 @@ class Journal:
 
         return new_log
 
-    def _write(self, write: Callable[[], None]) -> None:
+    def _write(self, write: Callable[[], object]) -> None:
         try:
-            write()
+            self._disk.do(write)
         except OSError as error:
             self.say(f"{self._folder} cannot be written, so this is not noted: {error.strerror or error}")
 
@@ -91,3 +96,17 @@ class Journal:
             return (self._run_folder / EPOCH).read_bytes()
         except OSError:
             return b""
+
+
+def in_words(attempt: Attempt) -> str:
+    """Return how an attempt ended, for people."""
+    if attempt.code == DONE:
+        return "done"
+    if attempt.code in ASKED_TO_STOP:
+        at = f"saved at step {attempt.saved_after}" if attempt.under_way else "before the first step"
+        if attempt.asked_to_stop:
+            return f"asked to stop, {at}"
+        return (
+            f"the ranks left to be run again (another job holds the run, or a rank was asked to stop), {at}"
+        )
+    return str(attempt)

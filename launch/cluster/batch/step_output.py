@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from common.standard_error import write
 from launch.local.rank_log import RankLog
+from launch.local.rank_output import LINE_BYTES
 
 _LABELLED = re.compile(rb" *(\d+): ?(.*)")
 _TASKS = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
@@ -48,8 +49,8 @@ class StepOutput:
     def read(self, chunk: bytes) -> None:
         """Take what was printed next; an empty chunk is the end."""
         *lines, self._tail = (self._tail + chunk).split(b"\n")
-        if not chunk and self._tail:
-            lines, self._tail = [self._tail], b""
+        if self._tail and (not chunk or len(self._tail) > LINE_BYTES):
+            lines, self._tail = [*lines, self._tail], b""
         for line in lines:
             write(line + b"\n")
             self._keep(line)

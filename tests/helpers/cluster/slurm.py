@@ -9,6 +9,8 @@ process ends.
 n1, n2       partition `tiny`: their names resolve on each of them
 n1, n2, n3   partition `three`: with a node to spare
 u1, u2       partition `nameless`: no name resolves
+
+A job in the partition `cheap` is cancelled at once where one in `urgent`, on the same nodes, wants its CPUs.
 """
 
 import contextlib
@@ -25,7 +27,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare")
-PARTITIONS = {"tiny": ("n1", "n2"), "three": ("n1", "n2", "n3"), "nameless": ("u1", "u2")}
+_TWO = ("n1", "n2")
+PARTITIONS = {
+    "tiny": _TWO,
+    "three": ("n1", "n2", "n3"),
+    "nameless": ("u1", "u2"),
+    "cheap": _TWO,
+    "urgent": _TWO,
+}
+_SHARED = "OverSubscribe=FORCE:4 PreemptMode=OFF"
+_OPTIONS = {
+    "cheap": "OverSubscribe=NO PriorityTier=1 PreemptMode=CANCEL GraceTime=0",
+    "urgent": "OverSubscribe=NO PriorityTier=2 PreemptMode=OFF",
+}
 NODES = ("n1", "n2", "n3", "u1", "u2")
 _NODE_SPACES = ("--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--mount-proc")
 START_SECONDS = 60.0
@@ -50,6 +64,8 @@ SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 ReturnToService=2
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -106,9 +122,9 @@ class Slurm:
             os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR, os.makedev(1, 3))  # as /dev/null
         for partition, nodes in PARTITIONS.items():
             default = "YES" if partition == "tiny" else "NO"
+            options = _OPTIONS.get(partition, _SHARED)
             text.append(
-                f"PartitionName={partition} Nodes={','.join(nodes)} Default={default} State=UP "
-                "OverSubscribe=FORCE:4\n"
+                f"PartitionName={partition} Nodes={','.join(nodes)} Default={default} State=UP {options}\n"
             )
         for node in NODES:
             known = "" if node in PARTITIONS["nameless"] else f"127.0.0.1 {' '.join(PARTITIONS['three'])}\n"

@@ -67,7 +67,7 @@ class SlurmRun:
         deadline = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}\n{self.log()[-6000:]}"
-            over = self.slurm.state(self.job) in ("FAILED", "CANCELLED", "COMPLETED", "TIMEOUT")
+            over = self.slurm.state(self.job) in ("FAILED", "CANCELLED", "COMPLETED", "TIMEOUT", "PREEMPTED")
             assert not over or reached(), f"the job is over before {what}\n{self.log()[-6000:]}"
             time.sleep(0.2)
 

@@ -10,6 +10,13 @@ import pytest
 import yaml
 
 from launch.cluster import submission
+from launch.cluster.batch.rank_words import rank_environment, rank_words
+from launch.cluster.batch.step import Placement, StepEnd, run_step, srun
+from launch.cluster.batch.step_output import StepOutput
+from launch.cluster.cluster import Cluster, Container
+from launch.cluster.submission import Submission
+from launch.local.rank_log import RankLog
+from launch.local.signal_inbox import SignalInbox
 from trainer.config import reading, yaml_files
 
 HOSTILE = {
@@ -79,6 +86,46 @@ def test_a_value_reaches_the_job_as_it_is(value, config, slurm, germinal, tmp_pa
     started = (slurm.folder / "python.called").read_text().split("\0")
     assert started == ["-P", "-m", "launch.cluster.batch", str(folder), str(folder / "code"), ""]
     assert (slurm.folder / "module.called").read_text() == f"load\0{value}\0"
+    assert not list(tmp_path.rglob("pwned*"))
+
+
+RANK = ["-P", "-m", "launch.cli", "rank"]
+SRUN = """#!/bin/bash\nprintf '%s\\0' "$@" "$VALUE" > "$(dirname "$0")/srun.called"\n"""
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("runtime", ["", "apptainer", "pyxis"])
+def test_a_value_reaches_the_ranks_as_it_is(runtime, value, slurm, tmp_path) -> None:
+    """From the batch step, by srun, also where the ranks run in a container."""
+    (slurm.folder / "srun").write_text(SRUN)
+    (slurm.folder / "srun").chmod(0o755)
+    image = value if runtime else ""
+    container = Container(image=image, runtime=runtime or "apptainer", mounts=[value], python=value)
+    cluster = Cluster(nodes=2, nproc=1, container=container, env={"VALUE": value}, gpus_per_node="1")
+    at = str(tmp_path)
+    sub = Submission("tiny", at, at, value, f"{value}/config.yaml", f"{value}/python", "", cluster)
+    where = Placement(("n1", "n2"), nproc=1)
+    signals, output = SignalInbox([]), StepOutput(2, lambda rank: RankLog(tmp_path / "log", lambda: True))
+    try:
+        environ = rank_environment(sub, os.environ)
+        end = run_step(srun(where, *rank_words(sub)), environ, where, output, signals)
+    finally:
+        signals.close()
+        output.close()
+    assert end == StepEnd(0)
+    *words, seen, _ = (slurm.folder / "srun.called").read_text().split("\0")
+    options, words = words[: words.index("--")], words[words.index("--") + 1 :]
+    mounts = [f"{value}:{value}", f"{at}:{at}", value]
+    expected = [value, *RANK, f"{value}/config.yaml"]
+    if runtime == "apptainer":
+        binds = [f"--bind={mount}" for mount in mounts]
+        expected = ["apptainer", "exec", f"--pwd={value}", *binds, "--nv", value, *expected]
+    elif runtime == "pyxis":
+        added = [f"--container-image={value}", f"--container-workdir={value}"]
+        assert options[-3:] == [*added, f"--container-mounts={','.join(mounts)}"]
+    else:
+        expected[0] = f"{value}/python"
+    assert (words, seen) == (expected, value)
     assert not list(tmp_path.rglob("pwned*"))
 
 

@@ -88,6 +88,16 @@ def test_the_words_of_srun(line: bytes, first: RankEnd | None, tmp_path: Path) -
     assert found.first == first
 
 
+def test_a_line_without_an_end_is_passed_on_in_parts(tmp_path: Path, capfd) -> None:
+    found = output(tmp_path)
+    for _ in range(100):
+        found.read(b"x" * 10_000)
+    assert len(capfd.readouterr().err.replace("\n", "")) > 900_000
+    found.read(b"y\nsrun: error: n2: task 3: Killed\n")
+    found.close()
+    assert found.first == RankEnd(-9, 3, "n2")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -107,7 +117,7 @@ def test_the_ranks_of_a_step_fill_one_node_after_another() -> None:
     words = srun(where, [], ["true", "a b"])
     assert words[0] == "srun" and words[-3:] == ["--", "true", "a b"]
     wanted = {"--nodelist=n1,n3", "--ntasks=4", "--cpus-per-task=3", "--kill-on-bad-exit=1", "--overlap"}
-    assert wanted <= set(words)
+    assert wanted | {"--export=ALL"} <= set(words)
 
 
 NODES = ("n1", "n2", "n3")

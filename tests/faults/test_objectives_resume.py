@@ -38,7 +38,23 @@ RUNS: dict[str, dict[str, Any]] = {
         "data__packing": "one",
         "data__partners": True,
     },
+    "clip": {
+        "model": {
+            "kind": "text_pair",
+            "layers": 4,
+            "hidden": 32,
+            "heads": 4,
+            "vocab": 288,
+            "window": 4,
+            "embedding": 16,
+            "learnt": "scale",
+        },
+        "objective__kind": "clip",
+        "data__packing": "views",
+    },
 }
+
+ALWAYS = ("span_corruption", "next_sentence")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +70,7 @@ def kill(config: Path, before_step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[] if n in ("span_corruption", "next_sentence") else pytest.mark.slow)
-        for n in RUNS
-    ],
+    "name", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in RUNS]
 )
 def test_killed_and_run_again_is_bit_identical(name: str, corpus: Path, tmp_path: Path) -> None:
     folders = []
@@ -99,6 +111,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"model__vocab": 258},
         "adds 2: set model.vocab to at least 259",
     ),
+    ("clip", {"objective__kind": "siglip"}, "objective.kind=siglip: needs model.learnt=scale_bias, and"),
+    ("clip", {"data__packing": "cut"}, "data.packing=cut: objective.kind=clip compares the two halves"),
     ("fill_in_the_middle", {"model__vocab": 257}, "adds 3: set model.vocab to at least 260"),
     ("span_corruption", {"objective__density": 1.0}, "objective.density=1: must be below 1"),
     ("causal_lm", {"objective__label_smoothing": 1.0}, "objective.label_smoothing=1: must be below 1"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.pairs import EmbedsPairs
-from trainer.models.pictures import HasHeads, pictures_of
+from trainer.models.pictures import HasHeads, check_pictures, pictures_of
 from trainer.objectives.config import ObjectiveConfig
 
 if TYPE_CHECKING:
@@ -42,12 +42,11 @@ class ComparingConfig(ObjectiveConfig):
             raise ValueError(
                 f"model.head={model.head}: objective.kind={self.kind} needs model.head=embedding"
             )
-        of_pictures = pictures_of(model) is not None
-        if of_pictures and model.vocab and data.packing != "one":
-            raise ValueError(
-                f"data.packing={data.packing}: a picture and its caption are one row: set data.packing=one"
-            )
-        if not of_pictures and data.packing not in ("views", "pair"):
+        if (pictures := pictures_of(model)) is not None:
+            # A picture and its caption, or two views of a picture.
+            views = 1 if model.vocab else 2
+            check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=views)
+        elif data.packing not in ("views", "pair"):
             raise ValueError(
                 f"data.packing={data.packing}: objective.kind={self.kind} compares the two halves of a row: "
                 "set data.packing to views (two crops of a document) or pair (its two texts)"

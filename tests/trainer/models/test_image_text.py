@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.config import DataConfig, Source
+from trainer.config import checks
+from trainer.config.run_config import RunConfig
 from trainer.models.build import build_model
 from trainer.models.towers.image_text import ImageText
 from trainer.models.towers.image_text_config import ImageTextConfig, ImageTowerConfig, TextTowerConfig
+from trainer.models.vision.config import VisionConfig
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.contrastive import Clip, Compares, Siglip
-from trainer.objectives.contrastive_config import ClipConfig, SiglipConfig
+from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
 
 SEQ, ROWS, VOCAB = 10, 3, 60
 EOS = 1
@@ -274,3 +278,22 @@ def test_what_does_not_go_together_is_refused_by_name() -> None:
         replace(CLIP, text=replace(CLIP.text, heads=4)).check_layout(tp=4, cp=1)
     with pytest.raises(ValueError, match=r"data.seq_len=11 is more than model.text.max_positions=10"):
         CLIP.check_seq_len(11)
+
+
+def test_its_data_is_a_picture_of_its_size_and_a_caption() -> None:
+    data = DataConfig([Source("x")], packing="one", seq_len=SEQ, image_size=24)
+    cfg = RunConfig("run", CLIP, data, objective=ClipConfig())  # type: ignore[arg-type]
+    checks.check(cfg)
+    for change, words in (
+        ({"image_size": 32}, r"data.image_size=32: the model's pictures have 24 pixels a side"),
+        ({"image_views": 2}, r"data.image_views=2: the objective takes 1 of each picture"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            checks.check(replace(cfg, data=replace(data, **change)))
+    vision = VisionConfig(image_size=24, patch_size=8, hidden=32, heads=4, head="embedding")
+    views = replace(cfg, model=vision, objective=ContrastiveConfig(negatives="both_sides"))
+    checks.check(replace(views, data=replace(data, image_views=2)))
+    with pytest.raises(ValueError, match=r"data.image_views=1: the objective takes 2 of each picture"):
+        checks.check(views)
+    with pytest.raises(ValueError, match=r"model.head=classes: objective.kind=contrastive needs"):
+        checks.check(replace(views, model=replace(vision, head="classes")))

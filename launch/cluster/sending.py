@@ -84,7 +84,8 @@ def send(wish: Wish, *, after: Sequence[str], links: int, like: Path | None) -> 
 
     Raises:
         Busy: a job of this run waits or runs, and is not one of `after`.
-        RuntimeError: sbatch refuses the job; nothing of the submission is left.
+        RuntimeError: sbatch refuses the job, and nothing of the submission is left; or the job may have been
+            sent (`slurm.PerhapsSent`), and what it needs is left.
     """
     above = wish.folder / submission.SUBMIT
     above.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,8 @@ def send(wish: Wish, *, after: Sequence[str], links: int, like: Path | None) -> 
         folder = submission.new_folder(wish.folder)
         try:
             return _write_and_send(wish, folder, list(after), links, like)
+        except slurm.PerhapsSent:
+            raise
         except RuntimeError:
             if not submission.jobs(folder):
                 shutil.rmtree(folder)

@@ -52,12 +52,21 @@ class QueuedJob:
         return self.state in _ENDED
 
 
+class PerhapsSent(RuntimeError):
+    """Whether sbatch has sent the job is not known."""
+
+
 def send(words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Run sbatch; return the job's id. RuntimeError, one line, with what sbatch says where it refuses."""
+    """Run sbatch; return the job's id.
+
+    Raises:
+        PerhapsSent: sbatch did not answer in time, or printed no id.
+        RuntimeError: one line, with what sbatch says where it refuses.
+    """
     try:
         done = _run(words, environ, SENDING)
     except TimeoutError as error:
-        raise RuntimeError(
+        raise PerhapsSent(
             f"{error}: the job may have been sent: look with squeue before you try again"
         ) from None
     if done.returncode:
@@ -65,7 +74,7 @@ def send(words: Sequence[str], environ: Mapping[str, str]) -> str:
     # A site's own sbatch may print more. With several clusters: ID;CLUSTER.
     ids = [line.partition(";")[0] for line in done.stdout.splitlines() if re.fullmatch(r"\d+(;.*)?", line)]
     if not ids:
-        raise RuntimeError(f"sbatch printed no job id but {done.stdout.strip()[:200]!r}: look with squeue")
+        raise PerhapsSent(f"sbatch printed no job id but {done.stdout.strip()[:200]!r}: look with squeue")
     return ids[-1]
 
 

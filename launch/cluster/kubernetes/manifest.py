@@ -4,10 +4,11 @@ A ConfigMap holds the resolved config. An indexed Job has one pod a node; each s
 meet at the first pod by the name that the headless Service gives it. The image has germinal installed;
 corpora and runs are on the claim, which is mounted as the working directory.
 
-What follows a pod's end goes by exit code: 75 (stopped and saved, or the run is held for the moment) and a
-pod that the cluster itself evicts are started again and not counted; 2 (the config is wrong) and 130 end the
-Job; any other failure is started again, up to supervise.restarts times for each pod. Fields: Kubernetes API
-reference, Job v1 (1.31 and later: podFailurePolicy is stable).
+What follows a pod's end goes by exit code: 75 (stopped and saved, or failed after a new checkpoint, or the
+run is held for the moment) and a pod that the cluster itself evicts are started again and not counted; 2 (the
+config is wrong) and 130 end the Job; any other failure is started again and counted: in the Job's whole life
+supervise.restarts times the number of pods, for the ranks of all of them end with the first. Fields:
+Kubernetes API reference, Job v1 (1.31 and later: podFailurePolicy is stable).
 """
 
 import hashlib

@@ -26,60 +26,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from slurm_conf import CONFIG, HOLD_SECONDS, NODES, OPTIONS, PARTITIONS, SHARED
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare")
-_TWO = ("n1", "n2")
-PARTITIONS = {
-    "tiny": _TWO,
-    "three": ("n1", "n2", "n3"),
-    "nameless": ("u1", "u2"),
-    "cheap": _TWO,
-    "urgent": _TWO,
-}
-_SHARED = "OverSubscribe=FORCE:4 PreemptMode=OFF"
-_OPTIONS = {
-    "cheap": "OverSubscribe=NO PriorityTier=1 PreemptMode=CANCEL GraceTime=0",
-    "urgent": "OverSubscribe=NO PriorityTier=2 PreemptMode=OFF",
-}
-NODES = ("n1", "n2", "n3", "u1", "u2")
 _NODE_SPACES = ("--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--mount-proc")
 START_SECONDS = 60.0
-# SLURM holds a job that was requeued for as long as a credential lives: 120 s by default, 5 s at the least.
-HOLD_SECONDS = 5
-
-_CONFIG = """
-ClusterName=tiny
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire={hold}
-CredType=cred/munge
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
-SchedulerParameters=batch_sched_delay=0,sched_interval=1
-SlurmdParameters=config_overrides
-GresTypes=gpu
-PreemptType=preempt/partition_prio
-PreemptMode=CANCEL
-ReturnToService=2
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.%n.log
-SlurmdTimeout=10
-MessageTimeout=10
-KillWait=30
-JobRequeue=1
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
-"""
 
 
 class Slurm:
@@ -111,7 +62,7 @@ class Slurm:
     def _configure(self) -> None:
         here = socket.gethostname().split(".")[0]
         ports = _free_ports(1 + len(NODES))
-        text = [_CONFIG.format(host=here, folder=self.folder, ports=ports, hold=HOLD_SECONDS)]
+        text = [CONFIG.format(host=here, folder=self.folder, ports=ports, hold=HOLD_SECONDS)]
         gpus = []
         for node, port in zip(NODES, ports[1:]):
             text.append(
@@ -122,7 +73,7 @@ class Slurm:
             os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR, os.makedev(1, 3))  # as /dev/null
         for partition, nodes in PARTITIONS.items():
             default = "YES" if partition == "tiny" else "NO"
-            options = _OPTIONS.get(partition, _SHARED)
+            options = OPTIONS.get(partition, SHARED)
             text.append(
                 f"PartitionName={partition} Nodes={','.join(nodes)} Default={default} State=UP {options}\n"
             )

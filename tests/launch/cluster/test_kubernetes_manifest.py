@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from launch.cluster.kubernetes import manifest, pod
+from launch.local.ended import Ended
 
 CLUSTER = """
 backend: kubernetes
@@ -110,3 +111,36 @@ def test_every_run_has_a_name_that_kubernetes_allows(run) -> None:
     assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) and len(name) + len("-12345-abcde") <= 63
     others = {manifest.object_name(other) for other in ("tiny", "Tiny", "a.b", "a_b", "a-b") if other != run}
     assert name not in others
+
+
+@pytest.mark.parametrize(
+    ("code", "saves", "expected"),
+    [
+        (1, True, 75),
+        (1, False, 1),
+        (137, True, 75),
+        (0, True, 0),
+        (2, True, 2),
+        (75, False, 75),
+        (130, True, 130),
+    ],
+)
+def test_a_failure_after_a_new_checkpoint_is_not_counted(
+    code: int, saves: bool, expected: int, tmp_path, monkeypatch
+) -> None:
+    """A Job counts failures for its whole life; the ranks of every pod end with the first that fails."""
+    checkpoints = tmp_path / "run/checkpoints"
+    (checkpoints / "step-000000010").mkdir(parents=True)
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"model: {{heads: 4, hidden: 64}}\ndata: {{sources: [{{path: x}}]}}\nrun_dir: {tmp_path}/run"
+    )
+
+    def supervise(*_: object, **__: object) -> Ended:
+        if saves:
+            (checkpoints / "step-000000020").mkdir()
+        return Ended(code)
+
+    monkeypatch.setattr("launch.local.supervisor.supervise", supervise)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    assert pod.main([str(file), "2", "1", "host", "29500"]) == expected

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster import script, submission
+from launch.cluster import slurm as programs
 from launch.cluster.elements import elements
 from trainer.config import reading
 
@@ -159,6 +160,16 @@ def test_a_refused_job_leaves_nothing(config, slurm, germinal) -> None:
     code, line = germinal.refusal("submit", config)
     assert code == 1 and line == "error: sbatch refused the job: Batch job submission failed: Invalid account"
     assert not list((RUN / "submit").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize("answer", ["exec sleep 60", "echo Submitted batch job 43"])
+def test_a_job_that_may_have_been_sent_keeps_its_folder(answer, config, slurm, germinal, monkeypatch) -> None:
+    """Where it was sent, it runs what lies there."""
+    monkeypatch.setattr(programs, "SENDING", 0.3)
+    (slurm.folder / "sbatch").write_text(f"#!/bin/bash\n{answer}\n")
+    code, line = germinal.refusal("submit", config)
+    assert code == 1 and "look with squeue" in line
+    assert submission.read(RUN / "submit/1").run == "tiny"
 
 
 def test_an_array_says_what_was_sent_before_a_refusal(config, slurm, germinal) -> None:

@@ -3,6 +3,7 @@
     config       the `data:` section of a config
     corpus/      a corpus on a disk or on a server: manifest, shards, indexes, checksums
     stream/      from a sequence's number to a rank's micro-batches: order, packing, loader
+    pictures/    a picture's bytes → the views of it that a model is given
     prepare/     texts, tables and pictures → a corpus (`germinal prepare`)
     tokenizer/   training, loading and using a tokenizer.json
     opening      local or remote files as streams of bytes, decompressed

@@ -109,7 +109,8 @@ class DataConfig:
     )
     temperature: Annotated[
         float,
-        "T multiplies each weight by (the source's tokens)^(1/T): 1 by size, a large T evenly; 0: off",
+        "T multiplies each weight by (the source's tokens, or documents with image_size)^(1/T): 1 by size, a "
+        "large T evenly; 0: off",
         "≥ 0",
     ] = 0.0
     shuffle_blocks: Annotated[int, "blocks of documents that are shuffled as one", "≥ 1", "in blocks"] = 64

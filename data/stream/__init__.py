@@ -24,5 +24,6 @@
     batch.py      Batch           named tensors → the engine
 
 `stream.py` calls them in this order and is the file to begin with. Beside the flow: `heldout.py`, held-out
-corpora document by document, with `documents.py`; `tracing.py`, `germinal data inspect`.
+corpora document by document, with `documents.py`; `images.py`, the pictures of rows, decoded ahead for
+`loader.py`; `tracing.py`, `germinal data inspect`.
 """

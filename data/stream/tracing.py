@@ -49,14 +49,28 @@ def sequence(cfg: DataConfig, number: int, *, seed: int, global_batch: int) -> d
     return describe(Stream.open(cfg, seed=seed, global_batch=global_batch), number)
 
 
+def write_picture(cfg: DataConfig, number: int, path: Path, *, seed: int, global_batch: int) -> None:
+    """Write what a run sees of the picture of global sequence `number` as a PNG: its views, side by side.
+
+    Raises ValueError where the run reads no pictures; RuntimeError where the picture is damaged.
+    """
+    from PIL.Image import fromarray
+
+    if not cfg.image_size:
+        raise ValueError("--out writes a picture, and the run reads none: data.image_size is 0")
+    (views,) = Stream.open(cfg, seed=seed, global_batch=global_batch).pictures([number])
+    fromarray(np.concatenate(views, axis=1)).save(path, "PNG")
+
+
 def describe(stream: Stream, number: int) -> dict[str, Any]:
     """Describe global sequence `number` of a stream.
 
     Under `pieces`, in order, each fragment: `shard`, the file's name; the sample's key (`sample`) and JSON
     (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
     fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0, and stands in
-    `column` of the sequence; their `text`; and the document's `class`. `meta`, `text` and `class` are None
-    where they cannot be had. With data.partners, the same of the sequence's partner under `partner`.
+    `column` of the sequence; their `text`; the document's `class`; and the first byte and length of its
+    `picture`. `meta`, `text`, `class` and `picture` are None where they cannot be had. With data.partners,
+    the same of the sequence's partner under `partner`.
 
     Raises ValueError past the end of the data.
     """
@@ -106,6 +120,7 @@ def _pieces(era: Era, spans: IdSpans, tokenizer: Any) -> list[dict[str, Any]]:
                 "ids": values,
                 "document_ids": int(era.tokens[document]),
                 "class": None if era.label[document] < 0 else corpus.manifest.classes[era.label[document]],
+                "picture": None if era.media is None else era.media[:2, document].tolist(),
                 "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,
             }
         )
@@ -127,6 +142,8 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
         "block_documents": manifest.block_documents,
         "fingerprint": manifest.fingerprint,
         "tokenizer": vars(manifest.tokenizer),
+        "classes": list(manifest.classes),
+        "media": list(manifest.media),
         "prepare": dict(manifest.prepare),
         "sources": list(manifest.sources),
     }

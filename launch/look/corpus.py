@@ -19,6 +19,8 @@ def add_command(add: options.AddCommand) -> None:
     )
     what = "say what sequence N of a run is, and show its text; DIR is then a run folder or a config"
     sub.add_argument("--sequence", type=options.integer, metavar="N", help=what)
+    what = "write the picture of that sequence as the run sees it, its views side by side"
+    sub.add_argument("--out", metavar="FILE.png", help=what)
     options.add_json(sub)
     sub.set_defaults(run=data_inspect)
 
@@ -36,6 +38,10 @@ def data_inspect(args: argparse.Namespace) -> int:
     """Show what is in a corpus; with `--sequence N`, what that sequence of a run is."""
     if args.sequence is not None:
         return _show_sequence(args)
+    if args.out is not None:
+        raise ValueError(
+            f"--out {args.out}: which sequence's picture? give --sequence N, and a run or a config"
+        )
     from data.stream.tracing import inspect
 
     report = inspect(args.folder, args.seq_len or 0)
@@ -48,6 +54,10 @@ def data_inspect(args: argparse.Namespace) -> int:
         facts["tokenizer"] = (
             f"{corpus['tokenizer']['vocab']:,} tokens, sha256 {corpus['tokenizer']['sha256'][:12]}"
         )
+        if corpus["media"]:
+            facts["pictures"] = ", ".join(corpus["media"])
+        if corpus["classes"]:
+            facts["classes"] = len(corpus["classes"])
         facts["fingerprint"] = corpus["fingerprint"][:12]
         lengths = corpus.get("document_tokens", {})
         facts["tokens a document"] = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
@@ -62,7 +72,7 @@ def data_inspect(args: argparse.Namespace) -> int:
 
 
 def _show_sequence(args: argparse.Namespace) -> int:
-    from data.stream.tracing import sequence
+    from data.stream.tracing import sequence, write_picture
     from trainer.config import reading
     from trainer.folder import run_folder
     from trainer.metrics.consumed import steps_reading
@@ -74,7 +84,12 @@ def _show_sequence(args: argparse.Namespace) -> int:
             f"{args.folder}: --sequence {args.sequence} is of a run: give its folder or its config; a corpus "
             "alone has no order"
         )
+    out = Path(args.out) if args.out is not None else None
+    if out is not None and (out.suffix != ".png" or not out.parent.is_dir()):
+        raise ValueError(f"--out {out}: not a .png in a folder that exists")
     cfg = reading.load(args.folder)
+    if out is not None:
+        write_picture(cfg.data, args.sequence, out, seed=cfg.seed, global_batch=cfg.train.global_batch)
     found = sequence(cfg.data, args.sequence, seed=cfg.seed, global_batch=cfg.train.global_batch)
     first, last = steps_reading(cfg, args.sequence)
     if args.json:
@@ -89,6 +104,7 @@ def _show_sequence(args: argparse.Namespace) -> int:
             "epoch": found["epoch"],
             "counted targets": found["counted_targets"],
         }
+        | ({"picture": args.out} if out is not None else {})
         | {f"quarantined: {e['shard']}": e["sample"] for e in found["quarantined"]},
     )
     _show_pieces(found["pieces"], "---")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.config import Augment, DataConfig, Heldout, Source
 from data.corpus.columns import MEDIA
@@ -19,9 +20,11 @@ from data.corpus.manifest import read_manifest
 from data.pictures import decoders
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from data.stream import tracing
 from data.stream.heldout import HeldoutLoader
 from data.stream.loader import Loader
 from data.stream.stream import Stream
+from launch import cli
 from made_corpus import make_corpus, numbered_documents
 from pictures import write_folders
 from served import Server
@@ -238,3 +241,56 @@ def test_pictures_are_read_by_range_from_a_server(corpus: Path) -> None:
         np.testing.assert_array_equal(remote.pictures(range(9)), stream(corpus).pictures(range(9)))
     finally:
         server.stop()
+
+
+def test_inspect_says_what_a_corpus_of_pictures_is_and_writes_what_a_run_sees(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (report,) = tracing.inspect(corpus)["corpora"]
+    assert (report["classes"], report["media"]) == (["cat", "dog", "yak"], ["jpg", "png"])
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        json.dumps(
+            {
+                "name": "run",
+                "seed": 3,
+                "model": {
+                    "kind": "vision",
+                    "image_size": 16,
+                    "patch_size": 8,
+                    "classes": 3,
+                },
+                "objective": {"kind": "classification"},
+                "data": {
+                    "sources": [{"path": str(corpus)}],
+                    "seq_len": 4,
+                    "packing": "one",
+                    "image_size": 16,
+                    "image_views": 2,
+                    "augment": vars(AUGMENT),
+                },
+                "train": {"global_batch": 8, "micro_batch": 8},
+            }
+        )
+    )
+    picture = tmp_path / "five.png"
+    assert cli.main(["data", "inspect", str(run), "--sequence", "5", "--out", str(picture), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    views = stream(corpus).pictures([5])[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), np.concatenate(views, axis=1))
+    (piece,) = found["pieces"]
+    shard = (corpus / piece["shard"]).read_bytes()
+    offset, size = piece["picture"]
+    pictures_of = {
+        path.read_bytes(): path.parent.name for path in corpus.parent.parent.glob("pictures*/in/*/*")
+    }
+    assert piece["class"] == piece["meta"]["class"] == pictures_of[shard[offset : offset + size]]
+    for arguments, reason in (
+        ([str(corpus), "--out", "x.png"], "give --sequence N"),
+        ([str(run), "--sequence", "5", "--out", "x.jpg"], "not a .png in a folder that exists"),
+        ([str(run), "--sequence", "5", "--out", str(tmp_path / "no" / "x.png")], "in a folder that exists"),
+    ):
+        assert cli.main(["data", "inspect", *arguments]) == 2
+        assert reason in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"the run reads none: data\.image_size is 0"):
+        tracing.write_picture(config(corpus, image_size=0), 5, picture, seed=3, global_batch=8)

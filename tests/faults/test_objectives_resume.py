@@ -113,6 +113,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("clip", {"objective__kind": "siglip"}, "objective.kind=siglip: needs model.learnt=scale_bias, and"),
     ("clip", {"data__packing": "cut"}, "data.packing=cut: objective.kind=clip compares the two halves"),
+    (
+        "span_corruption",
+        {"data__packing": "views"},
+        "data.packing=views: objective.kind=span_corruption takes",
+    ),
     ("fill_in_the_middle", {"model__vocab": 257}, "adds 3: set model.vocab to at least 260"),
     ("span_corruption", {"objective__density": 1.0}, "objective.density=1: must be below 1"),
     ("causal_lm", {"objective__label_smoothing": 1.0}, "objective.label_smoothing=1: must be below 1"),

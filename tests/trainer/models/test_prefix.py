@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from common.objective import IGNORED
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.models.layers.masks import attention_block_mask, attention_mask
@@ -44,6 +45,19 @@ def test_tokens_of_the_prefix_see_each_other_and_the_others_those_before_them(
     by_blocks = flex_attention(q, k, v, block_mask=blocks)
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=expected[:, None])
     torch.testing.assert_close(by_blocks, plain)
+
+
+def test_the_head_computes_the_places_with_targets_alone() -> None:
+    model = Decoder(DecoderConfig(layers=1, hidden=16, heads=2, vocab=50)).double()
+    tokens = torch.randint(50, (4, SEQ), generator=torch.Generator().manual_seed(1))
+    places = torch.tensor([[3, 5, -1], [0, 11, 2], [-1, -1, -1], [7, -1, 8]])
+    targets = torch.full((4, SEQ), IGNORED)
+    for row, mine in enumerate(places.tolist()):
+        for place in (place for place in mine if place >= 0):
+            targets[row, place] = tokens[row, -place]
+    losses = model(tokens, targets=targets, prefix=PREFIX)
+    assert losses[2] == 0 and losses[[0, 1, 3]].min() > 0
+    torch.testing.assert_close(model(tokens, targets=targets, prefix=PREFIX, places=places), losses)
 
 
 def test_logits_are_llamas_under_the_same_mask() -> None:

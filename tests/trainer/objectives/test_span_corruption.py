@@ -70,6 +70,9 @@ def test_a_row_is_t5s_inputs_and_behind_them_its_targets(density: float, mean_sp
         expected = [IGNORED] * (len(prefix) - 1) + targets
         assert inputs.kwargs["targets"][row].tolist() == (expected + [IGNORED] * width)[:width]
         assert targets.count(VOCAB) == 1, "every text has a span"
+        predicted = (inputs.kwargs["targets"][row] != IGNORED).nonzero()[:, 0].tolist()
+        places = inputs.kwargs["places"][row].tolist()
+        assert places == predicted + [-1] * (len(places) - len(predicted))
 
 
 def test_what_has_no_text_to_corrupt_counts_nothing() -> None:

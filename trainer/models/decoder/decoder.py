@@ -54,6 +54,7 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         targets: Tensor | None = None,
+        places: Tensor | None = None,
         prefix: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -64,6 +65,8 @@ class Decoder(nn.Module):
         positions: [batch, seq], each token's position for the rotation; None: counted from 0.
         documents: [batch, seq], tokens attend to tokens of the same number; None: to all before them.
         targets: [batch, seq], `common.objective.IGNORED` where no loss is counted.
+        places: [batch, places], the only places with targets, so that the head computes these alone; what is
+            negative is none. None: all.
         prefix: [batch], so many tokens at the beginning of a row attend to each other; None: none do.
         cache: the tokens that x continues; x is added to it.
         """
@@ -86,7 +89,11 @@ class Decoder(nn.Module):
             x = block(x, shared[windows[key]], None if cache is None else cache.layer(key))
         if self.norm is not None:
             x = self.norm(x)
-        return x if self.head is None else self.head(x, targets)
+        if self.head is None:
+            return x
+        if places is not None and targets is not None:
+            targets = targets.gather(1, places.clamp(min=0))
+        return self.head(x, targets, places=places)
 
     def _rotary(
         self, seq: int, past: int, positions: Tensor | None, device: torch.device

@@ -7,17 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.objective import IGNORED
-from trainer.models.layers.head import LMHead
+from trainer.models.layers.head import LMHead, at_places
 from trainer.models.layers.linear import Linear
 from trainer.models.layers.norm import norm
-
-
-def at_places(hidden: Tensor, places: Tensor) -> Tensor:
-    """Return the hidden states [batch, places, hidden] at `places` [batch, places] of hidden [batch, seq,
-    hidden]; at a negative place the first one's.
-    """
-    index = places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, index)
 
 
 class MaskedHead(LMHead):

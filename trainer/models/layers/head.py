@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.module_interfaces import TokenLoss, VocabShard
+from common.objective import IGNORED
 from trainer.models.layers.cross_entropy import chunked_nll_sum
 from trainer.models.layers.known_gradients import GradientSum
+
+
+def at_places(hidden: Tensor, places: Tensor) -> Tensor:
+    """Return the hidden states [batch, places, hidden] at `places` [batch, places] of hidden [batch, seq,
+    hidden]; at a negative place the first one's.
+    """
+    index = places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(1, index)
 
 
 class LMHead(nn.Module):
@@ -55,12 +64,23 @@ class LMHead(nn.Module):
         """Fuse the passes over a chunk of logits with this torch.compile backend."""
         self._compiler = backend
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, hits: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        hits: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """hidden [batch, seq, hidden] → [batch, seq, vocab]; with targets [batch, seq] → [batch], nats; while
         training, with what `set_token_loss` adds.
 
         hits: bool [batch, seq], filled with whether each counted target has the largest logit.
+        places: where the targets are, [batch, places] as they are; a target at a negative place is not
+            counted. None: at every place in turn.
         """
+        if places is not None:
+            hidden = at_places(hidden, places)
+            targets = None if targets is None else targets.masked_fill(places < 0, IGNORED)
         if targets is None:
             logits = F.linear(hidden, self.weight, self.bias)
             return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits

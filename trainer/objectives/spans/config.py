@@ -36,8 +36,15 @@ class SpanCorruptionConfig(ObjectiveConfig):
 
     def most_spans(self, seq_len: int) -> int:
         """Return the largest number of spans that a row of `seq_len` tokens may have."""
-        most_noise = min(max(1, math.ceil(seq_len * self.density)), seq_len - 1)
-        return min(max(1, math.ceil(most_noise / self.mean_span)), seq_len - most_noise)
+        kept = max(1, seq_len - math.floor(seq_len * self.density))
+        return min(max(1, math.ceil(self._most_noise(seq_len) / self.mean_span)), kept)
+
+    def most_targets(self, seq_len: int) -> int:
+        """Return the largest number of targets of a row: spans, their sentinels, and the separator."""
+        return self._most_noise(seq_len) + self.most_spans(seq_len) + 1
+
+    def _most_noise(self, seq_len: int) -> int:
+        return min(max(1, math.ceil(seq_len * self.density)), seq_len - 1)
 
     def targets_per_row(self, seq_len: int) -> float:
         return seq_len * self.density * (1 + 1 / self.mean_span) + 1
@@ -45,6 +52,9 @@ class SpanCorruptionConfig(ObjectiveConfig):
     def row_length(self, seq_len: int) -> int:
         """Return the text's tokens, each span's two sentinels, and padding to a multiple of 8."""
         return -(-(seq_len + 2 * self.most_spans(seq_len)) // _MULTIPLE) * _MULTIPLE
+
+    def positions_of_head(self, seq_len: int) -> float:
+        return self.most_targets(seq_len)
 
     def extra_ids(self, seq_len: int) -> tuple[tuple[str, ...], ...]:
         return tuple((f"<extra_id_{number}>",) for number in range(self.most_spans(seq_len)))
@@ -55,6 +65,11 @@ class SpanCorruptionConfig(ObjectiveConfig):
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         if data.seq_len < 2:
             raise ValueError(f"data.seq_len={data.seq_len}: objective.kind={self.kind} needs at least 2")
+        if data.packing in ("views", "pair"):
+            raise ValueError(
+                f"data.packing={data.packing}: objective.kind={self.kind} takes a row for one text: set it "
+                "to cut, best_fit or one"
+            )
         if data.document_mask and data.packing != "one":
             raise ValueError(
                 f"data.document_mask=true: objective.kind={self.kind} takes a row for one text: "

@@ -35,7 +35,9 @@ class SpanCorruption:
         )
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
-        """Feed the prefix and what is behind it; `prefix` [rows] is the prefix's length."""
+        """Feed the prefix and what is behind it; `prefix` [rows] is the prefix's length, `places` are those
+        of the targets.
+        """
         tokens, following = tensors["tokens"], tensors["following"]
         rows, seq = tokens.shape
         drawn = numbers(sequences, tokens.device)
@@ -69,8 +71,13 @@ class SpanCorruption:
         columns = torch.arange(width - 1, device=tokens.device)
         end = prefix + noise + spans  # the last target is the separator
         predicted = (columns >= prefix[:, None] - 1) & (columns < end[:, None]) & (spans > 0)[:, None]
-        kwargs = {"targets": torch.where(predicted, targets, IGNORED), "prefix": prefix}
-        return ModelInputs(inputs.contiguous(), kwargs, {"targets": 1})
+        slots = torch.arange(self._cfg.most_targets(seq), device=tokens.device) + prefix[:, None] - 1
+        kwargs = {
+            "targets": torch.where(predicted, targets, IGNORED),
+            "places": torch.where((slots < end[:, None]) & (spans > 0)[:, None], slots, -1),
+            "prefix": prefix,
+        }
+        return ModelInputs(inputs.contiguous(), kwargs, {"targets": 1}, frozenset({"places"}))
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return each row's summed nats over what is behind the prefix, and the number of targets."""

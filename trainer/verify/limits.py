@@ -15,6 +15,10 @@ After one step, with d(t, n) and s(t, n) the distance and the scale of tensor t 
     its standard deviation     σ = √Σ (w(t) s(t))² / Σ w(t)
     limit of a common factor   max(floor, max over n of TIMES · |S(n)| and DEVIATIONS · σ(n))
 
+A tensor with d(t) above NOISE consists of roundings alone: where the true gradient is 0, as that of a key's
+bias is, since a softmax does not change where all its arguments grow alike. Such tensors say nothing about a
+layout. They have a limit of their own and no part in S.
+
 docs/verify.md gives the reasons, and the trials behind the constants.
 """
 
@@ -33,6 +37,10 @@ TIMES = 2.0
 
 DEVIATIONS = 4.0
 """A common factor may be so many of its standard deviations."""
+
+NOISE = 0.5
+"""A tensor of which a nudged run changes more than this share consists of roundings. In bf16 an update
+changes by 0.2 of itself, a moment by less."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +105,27 @@ class Limits:
     def __init__(self, spread: Spread, precision: str) -> None:
         self.norms = {name: tensor["norm"] for name, tensor in spread.items()}
         self._spread, self._floor = spread, floor(precision)
-        self._weights: dict[str, float] = {}
-        self._distance: dict[str, float] = {}
+        self._weights: dict[str, float] = {}  # 0 for what is noise
+        self._distance: dict[str, float] = {}  # by tensor
         self._common: dict[str, float] = {}
         kinds: dict[str, list[str]] = {}
         for name in spread:
             kinds.setdefault(kind_of(name), []).append(name)
         for kind, names in kinds.items():
             least = self._floor.update if kind == "model" else self._floor.moment
-            self._distance[kind] = max(least, TIMES * max(spread[name]["distance"] for name in names))
-            self._weights |= self._weigh(names, least)
-            self._common[kind] = self._common_limit(names)
+            noise = [name for name in names if spread[name]["distance"] > NOISE]
+            told = [name for name in names if name not in noise]
+            for group in (noise, told):
+                farthest = max((spread[name]["distance"] for name in group), default=0.0)
+                self._distance |= dict.fromkeys(group, max(least, TIMES * farthest))
+            self._weights |= dict.fromkeys(noise, 0.0) | self._weigh(told, least)
+            self._common[kind] = self._common_limit(told)
 
     def distance(self, name: str) -> float:
-        """Limit of one tensor's distance. It is one for all tensors of a kind: the farthest of them was so
-        far off by roundings alone, and a single tensor may be near by chance.
+        """Limit of one tensor's distance. It is one for all tensors of a kind but noise: the farthest of them
+        was so far off by roundings alone, and a single tensor may be near by chance.
         """
-        return self._distance[kind_of(name)]
+        return self._distance[name]
 
     def common_factor(self, deviations: Sequence[Deviation]) -> float:
         """Return S of one rank's chunks of one kind.
@@ -130,13 +142,13 @@ class Limits:
     def _weigh(self, names: Sequence[str], least_distance: float) -> dict[str, float]:
         """Return w(t); `usual` keeps a tensor that the nudged runs hardly moved from outweighing the rest."""
         distances = [self._spread[name]["distance"] for name in names]
-        usual = math.sqrt(sum(d * d for d in distances) / len(distances))
+        usual = math.sqrt(sum(d * d for d in distances) / max(1, len(distances)))
         least = max(usual, least_distance / TIMES)
         return {name: max(d, least) ** -2 for name, d in zip(names, distances, strict=True)}
 
     def _weighted_mean(self, scales: Sequence[tuple[str, float]]) -> float:
         weights = [self._weights[name] for name, _ in scales]
-        return sum(w * scale for w, (_, scale) in zip(weights, scales)) / sum(weights)
+        return sum(w * s for w, (_, s) in zip(weights, scales) if w) / (sum(weights) or 1.0)
 
     def _common_limit(self, names: Sequence[str]) -> float:
         """Return the largest TIMES · |S(n)| or DEVIATIONS · σ(n) of the nudged runs n."""

@@ -1,11 +1,12 @@
 """`germinal submit|status|logs|cancel` with a real SLURM: what reaches the job, and what the queue says of
 it.
 
-The job's interpreter is a script that notes what it was given and waits: how a run trains in a job is in
-test_slurm_faults.py.
+In most tests the job's interpreter is a script that notes what it was given and waits: how a run trains in a
+job is in test_slurm_faults.py.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from data.corpus.manifest import Manifest, TokenizerEntry, write_manifest
 from launch.cluster import submission
 from slurm import Slurm
-from slurm_runs import SMALL, assert_undisturbed, submit
+from slurm_runs import SMALL, assert_undisturbed, sent, submit
 from whole_runs import make_corpus, train, write_config
 
 pytestmark = pytest.mark.cluster
@@ -33,6 +34,12 @@ train: {steps: 4, global_batch: 8, micro_batch: 2}
 PYTHON = """#!/bin/bash
 printf '%s\\0' "$@" "$PYTHONPATH" "$PWD" > started.tmp && mv started.tmp started
 until [ -e over ]; do sleep 0.2; done
+"""
+# Notes what a rank is given, and becomes the rank.
+APPTAINER = """#!/bin/bash
+printf '%s\\0' "$VALUE" "$@" > "${0%/*}/rank-$SLURM_PROCID"
+until [ "$1" = "$INSIDE" ]; do shift; done
+exec "$@"
 """
 
 Germinal = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -96,6 +103,36 @@ def test_values_reach_a_real_job_as_they_are(slurm: Slurm, place: Path, germinal
     (place / "over").touch()
     wait_for(lambda: not state(germinal)["jobs"], "the job has not ended")
     assert (folder / f"log-{job}.txt").is_file()
+    assert not list(place.parent.rglob("pwned*"))
+
+
+def test_values_reach_the_ranks_as_they_are_also_in_a_job_without_the_environment(
+    slurm: Slurm, place: Path, germinal: Germinal
+) -> None:
+    """The ranks train, each started by a program in apptainer's place, which notes what it is given."""
+    (place / "bin").mkdir()
+    (place / "texts").mkdir()
+    (place / "bin/apptainer").write_text(APPTAINER)
+    (place / "bin/apptainer").chmod(0o755)
+    changes = {"train__steps": 4, "parallel__dp_shard": 2, "track__notes": HOSTILE}
+    config = write_config(place, make_corpus(place / "texts"), **changes)
+    container = {"image": HOSTILE, "python": sys.executable, "mounts": [HOSTILE]}
+    (place / "site.yaml").write_text(json.dumps({"container": container}))
+    variables = {"VALUE": HOSTILE, "INSIDE": sys.executable, "PATH": f"{place}/bin:{os.environ['PATH']}"}
+    done = germinal(
+        *("submit", str(config), "--cluster=site.yaml", "--nodes=2", "--nproc=1", "--partition=tiny"),
+        *("--sbatch=export=NONE", *(f"--env={name}={value}" for name, value in variables.items())),
+    )
+    assert done.returncode == 0, done.stderr
+    run = sent(slurm, place / "run")
+    assert run.wait_for_end()["code"] == 0, run.log()
+    assert run.notes("start")[0]["nodes"] == ["n1", "n2"]
+    folder = place / "run/submit/1"
+    binds = [f"--bind={path}:{path}" for path in (place, place / "run", folder / "code")]
+    rank = [sys.executable, "-P", "-m", "launch.cli", "rank", str(folder / "config.yaml")]
+    expected = [HOSTILE, "exec", f"--pwd={place}", *binds, f"--bind={HOSTILE}", HOSTILE, *rank, ""]
+    for number in range(2):
+        assert (place / f"bin/rank-{number}").read_text().split("\0") == expected
     assert not list(place.parent.rglob("pwned*"))
 
 

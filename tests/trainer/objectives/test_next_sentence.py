@@ -76,6 +76,22 @@ def test_rows_are_what_they_are_said_to_be() -> None:
         assert row[end + 1 :] == [EOS] * (SEQ - end - 1)
 
 
+def test_marks_of_a_tokenizers_template_are_not_doubled() -> None:
+    plain = batch()
+    marked = {name: tensor.clone() for name, tensor in plain.items()}
+    for tokens, following in (("tokens", "following"), ("partner", "partner_following")):
+        # Each document's ids move on by one for [CLS], and a separator is behind them.
+        marked[tokens][:, 2:] = plain[tokens][:, 1:-1]
+        marked[tokens][:, 1] = CLS
+        length = (plain[tokens] > 0).sum(1, keepdim=True) + 3
+        marked[following] = torch.where((torch.arange(SEQ) < length) & (length > 3), 7, -1)
+    short = ((plain["tokens"] > 0).sum(1) < SEQ - 3) & ((plain["partner"] > 0).sum(1) < SEQ - 3)
+    found, expected = fed(marked), fed(plain)
+    assert int(short.sum()) > 1000
+    assert torch.equal(unmasked(found)[short], unmasked(expected)[short])
+    assert torch.equal(found.kwargs["labels"][short], expected.kwargs["labels"][short])
+
+
 def test_half_are_from_elsewhere_and_every_cut_is_as_likely() -> None:
     tensors = batch(40000)
     inputs = fed(tensors)

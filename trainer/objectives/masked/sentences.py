@@ -91,6 +91,11 @@ class Sentences:
         )
 
     def _text(self, tokens: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-        """(the place of each row's first token behind a separator; the number of tokens), [rows, 1] each."""
+        """(the place of each row's first token of text; the number of these tokens), [rows, 1] each. Marks
+        before and behind them, which a tokenizer's template has put there, are left out.
+        """
+        end = lengths_of(following)[:, None]
         first = (tokens[:, :1] == self._sep).to(torch.int64)
-        return first, (lengths_of(following)[:, None] - first).clamp(min=0)
+        first = first + (tokens.gather(1, first) == self._cls).to(torch.int64)
+        end = end - (tokens.gather(1, (end - 1).clamp(min=0)) == self._sep).to(torch.int64)
+        return first, (end - first).clamp(min=0)

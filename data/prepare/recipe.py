@@ -205,6 +205,11 @@ def check(recipe: Recipe) -> None:
         )
     if not 0 < recipe.near_threshold <= 1:
         raise ValueError(f"--near-threshold {recipe.near_threshold} is not a similarity: give one in (0, 1]")
+    _check_fields(recipe)
+
+
+def _check_fields(recipe: Recipe) -> None:
+    """Raise ValueError where two settings name the same thing, or one that another needs is missing."""
     if recipe.image_field and recipe.second_field:
         raise ValueError(
             f"--image-field {recipe.image_field!r} and --second-field {recipe.second_field!r}: a document is "

@@ -266,7 +266,6 @@ def test_inspect_says_what_a_corpus_of_pictures_is_and_writes_what_a_run_sees(
                     "seq_len": 4,
                     "packing": "one",
                     "image_size": 16,
-                    "image_views": 2,
                     "augment": vars(AUGMENT),
                 },
                 "train": {"global_batch": 8, "micro_batch": 8},
@@ -276,8 +275,8 @@ def test_inspect_says_what_a_corpus_of_pictures_is_and_writes_what_a_run_sees(
     picture = tmp_path / "five.png"
     assert cli.main(["data", "inspect", str(run), "--sequence", "5", "--out", str(picture), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    views = stream(corpus).pictures([5])[0]
-    np.testing.assert_array_equal(np.asarray(Image.open(picture)), np.concatenate(views, axis=1))
+    ((seen,),) = stream(corpus, image_views=1).pictures([5])
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), seen)
     (piece,) = found["pieces"]
     shard = (corpus / piece["shard"]).read_bytes()
     offset, size = piece["picture"]
@@ -292,5 +291,8 @@ def test_inspect_says_what_a_corpus_of_pictures_is_and_writes_what_a_run_sees(
     ):
         assert cli.main(["data", "inspect", *arguments]) == 2
         assert reason in capsys.readouterr().err
+    tracing.write_picture(config(corpus), 5, picture, seed=3, global_batch=8)
+    views = stream(corpus).pictures([5])[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), np.concatenate(views, axis=1))
     with pytest.raises(ValueError, match=r"the run reads none: data\.image_size is 0"):
         tracing.write_picture(config(corpus, image_size=0), 5, picture, seed=3, global_batch=8)

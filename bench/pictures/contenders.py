@@ -1,4 +1,4 @@
-"""The picture loaders of others that bench/image_loader.py compares with; see there what each does.
+"""The picture loaders of others that bench/pictures/image_loader.py compares with; see there what each does.
 
 Each function returns a function that starts the loader anew and returns its endless batches, uint8.
 

@@ -1,7 +1,7 @@
 """Pictures a second of the loader against torchvision's and WebDataset's, in one run: same JPEGs, same views,
 page cache warm, interleaved, each with as many threads or worker processes as there are cores.
 
-    python bench/image_loader.py [--pictures N] [--width W] [--height H] [--size S] [--rows N] [--rounds N]
+    python bench/pictures/image_loader.py [--pictures N] [--width W] [--height H] [--size S] [--rows N]
 
 Random resized crops (at least a quarter of the picture), mirrored or not, scaled to S × S by the bicubic
 filter, uint8 batches in the process:
@@ -40,7 +40,7 @@ import numpy as np
 import psutil
 import torch
 import webdataset
-from contenders.image_loaders import Contender, image_folder, same_pixels, webdataset_pipeline
+from contenders import Contender, image_folder, same_pixels, webdataset_pipeline
 from PIL import Image
 
 from data.config import Augment, DataConfig, Source
@@ -50,7 +50,7 @@ from data.stream.loader import Loader
 from data.stream.stream import Stream
 
 AUGMENT = Augment(crop_scale=0.25, flip=0.5)
-RESULTS = Path(__file__).parent / "results" / "image_loader.json"
+RESULTS = Path(__file__).parents[1] / "results" / "image_loader.json"
 SECONDS = 5.0
 
 

@@ -5,6 +5,7 @@ registry.py     `objective.kind` → the config of an objective
 context.py      what an objective may know of its run: seed, special tokens, which tokens begin words
 draws.py        random numbers as functions of (seed, name, sequence number, place)
 causal_lm.py    next-token prediction
+spans/          span corruption, fill-in-the-middle
 masked/         hidden tokens, with or without next-sentence prediction
 contrastive.py  contrastive, CLIP's and SigLIP's: rows of the global batch are compared
 contrastive_config.py

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common.processes import stat
 from trainer.process.interrupts import ONE_PRESS_SECONDS
 from whole_runs import (
     GERMINAL,
@@ -49,11 +50,9 @@ def answers(pid: int) -> bool:
 
 
 def ended(pid: int) -> bool:
-    """Whether the process is gone, or waits only for a parent that may never ask (proc(5): state Z)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    """Whether the process is gone, or waits only for a parent that may never ask."""
+    found = stat(pid)
+    return found is None or found.has_ended
 
 
 def imports_torch(pid: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common.processes import stat
 from prepared import tree, write_texts
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -107,7 +108,5 @@ def descendants(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
+    found = stat(pid)
+    return found is not None and not found.has_ended

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from common.processes import stat
+
 
 class Loud(subprocess.Popen[str]):
     """A program whose output goes to the file `log`."""
@@ -58,11 +60,10 @@ def all_processes() -> list[int]:
 
 
 def is_alive_in(pid: int, space: str) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX" and os.readlink(f"/proc/{pid}/ns/pid") == space
-    except OSError:
-        return False
+    found = stat(pid)
+    with contextlib.suppress(OSError):
+        return found is not None and not found.has_ended and os.readlink(f"/proc/{pid}/ns/pid") == space
+    return False
 
 
 def parent(pid: int) -> int:

@@ -1,9 +1,10 @@
 """Ranks as scripts under `launch.local.supervisor.supervise`, in a process of its own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from common.processes import stat
 
 # The parent: supervises one rank for each script that it is given.
 PARENT = """
@@ -57,9 +58,5 @@ def children(parent: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    return state != "Z"  # a zombie has ended; only init has not collected it yet
+    found = stat(pid)
+    return found is not None and not found.has_ended

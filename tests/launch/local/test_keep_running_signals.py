@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from common.processes import stat
 from kept_running import start
 from supervised import alive, children
 
@@ -119,7 +120,8 @@ def test_ctrl_z_stops_the_ranks_too(tmp_path: Path) -> None:
 
 
 def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    found = stat(pid)
+    return found.state if found else ""
 
 
 def until(holds: Any) -> None:

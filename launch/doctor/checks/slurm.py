@@ -90,10 +90,11 @@ def preemption(settings: Mapping[str, str]) -> Iterator[Finding]:
             "slurm.preempt", text, "raise supervise.hang_seconds if stopped ranks are taken for hanging ones"
         )
     elif "CANCEL" in mode:
-        text = f"PreemptMode={mode}: a preempted job ends for good after its grace time"
-        yield note(
-            "slurm.preempt", text, "submit several jobs that follow one another: `germinal submit --chain 5`"
+        text = f"PreemptMode={mode}: a preempted job ends after its grace time, and SLURM starts it no more"
+        remedy = (
+            "`germinal submit` puts the job back into the queue itself, or with --chain 5 another follows"
         )
+        yield note("slurm.preempt", text, remedy)
     else:
         yield ok("slurm.preempt", f"PreemptMode={mode}")
     if settings.get("JobRequeue", "1") == "0":

@@ -64,6 +64,18 @@ def row(number: int, case: PictureCase) -> dict[str, Tensor]:
     }
 
 
+def text(number: int) -> dict[str, Tensor]:
+    """Sequence `number` of tokens: one text and padding behind it, with a class of its first token."""
+    row = sequence(number, documents=False)
+    length, places = SEQ - number % 5, torch.arange(SEQ)
+    return row | {
+        "positions": places,
+        "documents": (places >= length).long(),
+        "length": torch.tensor(length),
+        "label": torch.tensor(-1 if number % 11 == 3 else int(row["tokens"][0]) % CLASSES),
+    }
+
+
 def micro_batches(case: PictureCase, step: int, rank: int, ranks: int) -> list[Batch]:
     """What data rank `rank` reads in a step."""
     rows = case.global_batch // ranks
@@ -71,7 +83,7 @@ def micro_batches(case: PictureCase, step: int, rank: int, ranks: int) -> list[B
     batches = []
     for start in range(first, first + rows, case.micro_batch):
         numbers = range(start, start + case.micro_batch)
-        read = [sequence(n, documents=False) if case.tokens else row(n, case) for n in numbers]
+        read = [text(n) if case.tokens else row(n, case) for n in numbers]
         batches.append(Batch({k: torch.stack([r[k] for r in read]) for k in read[0]}, tuple(numbers)))
     return batches
 

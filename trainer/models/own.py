@@ -1,7 +1,8 @@
 """A model of the user's own, from outside this project: `model.kind: package.module:ConfigClass`.
 
 The module is looked for where Python finds modules, and after that in the working directory, so a file there
-hides no installed package. Imports no torch, unless the user's module does.
+hides no installed package. docs/examples/own_model.md shows how. Imports no torch, unless the user's module
+does.
 """
 
 from __future__ import annotations

@@ -11,6 +11,16 @@ LEARNT_COLUMNS: dict[str, int] = {"none": 0, "scale": 1, "scale_bias": 2}
 
 
 @runtime_checkable
+class PoolsText(Protocol):
+    """The config of a model that pools the hidden states of a text."""
+
+    @property
+    def pool(self) -> TextPool:
+        """Which ones."""
+        ...
+
+
+@runtime_checkable
 class EmbedsPairs(Protocol):
     """The config of a model whose output is float [rows, 2 · embedding + columns]: the embeddings of a row's
     two sides, not normalised, and then the row's copies of the learnt numbers.

@@ -3,6 +3,7 @@
 from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.encoder.config import EncoderConfig
+from trainer.models.encoder.text_classes_config import TextClassesConfig
 from trainer.models.towers.image_text_config import ImageTextConfig
 from trainer.models.towers.text_pair_config import TextPairConfig
 from trainer.models.vision.config import VisionConfig
@@ -10,6 +11,7 @@ from trainer.models.vision.config import VisionConfig
 MODELS: dict[str, type[ModelConfig]] = {
     "decoder": DecoderConfig,
     "encoder": EncoderConfig,
+    "text_classes": TextClassesConfig,
     "text_pair": TextPairConfig,
     "image_text": ImageTextConfig,
     "vision": VisionConfig,

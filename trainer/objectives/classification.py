@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.objective import ModelInputs
+from trainer.models.pairs import PoolsText, TextPool
 from trainer.models.pictures import HasClasses, pictures_of
 from trainer.objectives.context import ObjectiveContext
+from trainer.objectives.pairs import text_weights
 from trainer.objectives.picture_config import ClassificationConfig
 from trainer.objectives.pictures import picture_inputs
 
@@ -24,12 +26,17 @@ class Classification:
         assert isinstance(model, HasClasses)
         self._smoothing, self._classes = cfg.label_smoothing, model.classes
         self._pictures = pictures_of(model)
+        self._pool: TextPool = model.pool if isinstance(model, PoolsText) else "mean"
 
     def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
         """Feed the pictures or the tokens, and for the loss `label` [rows], -1 for none."""
-        assert self._pictures is not None
-        fed = picture_inputs(tensors["image"], self._pictures)
-        return replace(fed, kwargs=fed.kwargs | {"label": tensors["label"]})
+        if self._pictures is not None:
+            fed = picture_inputs(tensors["image"], self._pictures)
+            return replace(fed, kwargs=fed.kwargs | {"label": tensors["label"]})
+        tokens = tensors["tokens"]
+        kwargs = {name: tensors[name] for name in ("positions", "documents", "label")}
+        kwargs["weights"] = text_weights(tensors["length"][:, None], tokens.shape[1], self._pool)
+        return ModelInputs(tokens, kwargs, {"positions": 1, "weights": 2})
 
     def features(self, inputs: ModelInputs) -> int:
         """Implements `common.objective.TakesFeatures`: a logit for each class."""

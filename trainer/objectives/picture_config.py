@@ -38,6 +38,11 @@ class ClassificationConfig(ObjectiveConfig):
         _check_head(model, "classes")
         if (pictures := pictures_of(model)) is not None:
             check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=1)
+        elif data.packing != "one":
+            raise ValueError(
+                f"data.packing={data.packing}: objective.kind=classification takes a row for one text: set "
+                "data.packing=one"
+            )
 
 
 @dataclass
@@ -55,7 +60,9 @@ class MaskedImagesConfig(ObjectiveConfig):
         "≥ 0",
         "in pixels",
     ] = 0
-    distance: Annotated[Literal["l1", "l2"], "absolute or squared difference of values"] = "l1"
+    distance: Annotated[Literal["l1", "l2"], "absolute difference of values (squared near 0), or squared"] = (
+        "l1"
+    )
     normalise_patches: Annotated[bool, "predict each patch without its own mean and variance, as in MAE"] = (
         False
     )

@@ -5,4 +5,6 @@ plan.py       how it is cut, sharded and drawn
 encoder.py    embeddings, blocks, norm and heads; any consecutive part of them is a pipeline stage
 block.py      one transformer block, with its norms behind the sums or before
 heads.py      what is predicted: tokens at given places, and whether one sentence follows another
+text_classes.py, text_classes_config.py
+              an encoder that tells classes of texts apart
 """

@@ -18,7 +18,7 @@ from launch.job import Job
 from pictures import write_folders
 from whole_runs import environment, germinal, records, tensors, train_here
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KILLER = ROOT / "tests/helpers/programs/killer.py"
 VIT = {"kind": "vision", "image_size": 16, "patch_size": 4, "layers": 2, "hidden": 32, "heads": 4}
 CONVNEXT = {"kind": "convnext.config:ConvNeXtConfig", "image_size": 16, "depths": [1, 1], "widths": [8, 16]}

@@ -54,8 +54,12 @@ def seconds_of_steps(run: Path) -> list[float]:
 
 def kill_rank(pair: list[Host], rank: int) -> None:
     """Kill a rank, on whichever host torchrun has put it."""
-    ranks = {number: pid for host in pair for number, pid in host.ranks().items()}
-    os.kill(ranks[rank], signal.SIGKILL)
+
+    def ranks() -> dict[int, int]:
+        return {number: pid for host in pair for number, pid in host.ranks().items()}
+
+    until(lambda: rank in ranks(), what=f"rank {rank}")
+    os.kill(ranks()[rank], signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

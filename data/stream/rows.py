@@ -8,7 +8,7 @@ one micro-batch at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
 from typing import Any
@@ -178,22 +178,23 @@ class LocatedRows:
     def rows(self, begin: int, end: int, *, document_mask: bool) -> SequenceRows:
         """Sequences [begin, end) as arrays."""
         parts, all_rows = self.parts, len(self.numbers) * self.parts
-        length = self.inputs[begin * parts : end * parts]
-        tokens, following = self._ids(begin * parts, end * parts)
-        rows = SequenceRows(
+        first, last = begin * parts, end * parts
+        length = self.inputs[first:last]
+        tokens, following = self._ids(first, last)
+        positions, documents = self._documents(first, last) if document_mask else (None, None)
+        has_partners = len(self.inputs) > all_rows
+        partner = self._ids(all_rows + first, all_rows + last) if has_partners else (None, None)
+        return SequenceRows(
             numbers=self.numbers[begin:end],
             length=length if parts == 1 else length.reshape(-1, parts),
             tokens=tokens,
             following=following,
+            positions=positions,
+            documents=documents,
             label=None if self.labels is None else self.labels[begin:end],
+            partner=partner[0],
+            partner_following=partner[1],
         )
-        if document_mask:
-            positions, documents = self._documents(begin * parts, end * parts)
-            rows = replace(rows, positions=positions, documents=documents)
-        if len(self.inputs) > all_rows:
-            partner, partner_following = self._ids(all_rows + begin * parts, all_rows + end * parts)
-            rows = replace(rows, partner=partner, partner_following=partner_following)
-        return rows
 
     def _ids(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, following) of rows [begin, end), as sequences."""
@@ -219,8 +220,9 @@ class LocatedRows:
         if separated.size or short.size:  # where documents are joined, few micro-batches
             following = following.copy()
             following.ravel()[separated] = self.eos
-            padding = np.arange(self.columns) >= self.inputs[begin:end][short, None]
-            following[short] = np.where(padding, NO_TOKEN, following[short])
+            inputs = self.inputs[begin:end]
+            for row in short.tolist():  # faster than whole arrays, of a micro-batch as of thousands of rows
+                following[row, inputs[row] :] = NO_TOKEN
         return self._sequences(tokens), self._sequences(following)
 
     def _documents(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -229,8 +231,9 @@ class LocatedRows:
         positions, documents = _marked(starts, self.inputs[begin:end], self.columns)
         masked = _within(self.masked, begin, end)
         positions[masked], documents[masked] = np.arange(self.columns), 0
-        # A half is a text and its padding at most: documents 0 and 1 of the first, 2 and 3 of the second.
-        documents += 2 * (np.arange(begin, end) % self.parts)[:, None]
+        if self.parts > 1:
+            # A half is a text and its padding at most: documents 0 and 1 of the first, 2 and 3 of the second.
+            documents += 2 * (np.arange(begin, end) % self.parts)[:, None]
         return self._sequences(positions), self._sequences(documents)
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from trainer.evaluation.evaluate import HeldoutResult
 from trainer.metrics.meter import Meter
 from trainer.metrics.speed import Speed, peak_flops
 from trainer.models.decoder.config import DecoderConfig
+from trainer.objectives.spans.config import SpanCorruptionConfig
 from trainer.record.events import EventLog
 from trainer.state import TrainState
 
@@ -228,6 +229,25 @@ def test_speed_counts_steps_and_leaves_out_what_is_none(monkeypatch: pytest.Monk
     read = speed.read()
     assert 1 << 24 < read.pop("peak_rss_bytes") < 1 << 40
     assert read == {"tokens_per_second": 150.0, "step_seconds": round(2 / 3, 6)}
+
+
+def test_speed_is_of_the_tokens_that_are_processed_not_of_the_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Span corruption predicts a fifth of its tokens, and its rows are longer than the stream's."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    cfg = config(tmp_path)
+    cfg.objective = SpanCorruptionConfig()
+    assert cfg.row_length > cfg.data.seq_len
+    one, state = meter(cfg), TrainState()
+    one.resume(state)
+    clock[0] += 2.0
+    advance(one, state)
+    one.close()
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert line["tokens"] == 30, "the targets"
+    assert line["tokens_per_second"] == cfg.train.global_batch * cfg.row_length / 2.0
 
 
 def test_peak_flops_by_name() -> None:

@@ -25,12 +25,13 @@ from data.pictures.decode import NotAPicture, OpenedPicture
 MOST_THREADS = 16
 _ARRIVALS, _PAUSE_SECONDS = 3, 0.25  # bytes are read so often before they are called damaged
 # A JPEG is decoded at a half of its size or less where every crop still has so many times the pixels of its
-# view on each side: Pillow's `thumbnail` calls 2 "very good quality".
+# view on each side, as Pillow's `thumbnail` does (its reducing_gap).
 _SPARE = 2.0
 _ROWS_AT_ONCE = 4  # pictures that a thread takes at a time
-_WRONG = "its picture does not have the checksum in the index"
+_WRONG = "its bytes do not have the checksum in the index"
 
 Job = tuple["DecodedPictures", int, int]
+"""Rows [first, end) of some pictures."""
 
 
 @dataclass
@@ -38,7 +39,7 @@ class DecodedPictures:
     """The pictures of some rows, which threads are at work on until `wait` returns.
 
     pixels: uint8 [rows, views, size, size, 3]; zeros where a row has no picture that can be shown.
-    views_of: the shard of each row, to be sliced like bytes, [rows].
+    shards: the shard of each row, to be sliced like bytes, [rows].
     places: of each row the picture's first byte in its shard, its length and its CRC-32, int64 [3, rows].
         Length 0: the row has no picture.
     draws: the random numbers of each row's views, float64 [rows, views, draws].

@@ -29,13 +29,14 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_goes_on_requeued_or_i
     # SLURM looks at limits twice a minute, and sends this signal up to a minute before.
     soon = ("--time", 2, "--signal-seconds", 55)
     warned = submit(slurm, config, tmp_path / "warned", options=soon)
-    chain = submit(slurm, config, tmp_path / "chain", options=(*soon, "--chain", 2, "--no-requeue"))
     bare = slurm.sbatch(
         *("--nodes=2", "--ntasks=4", "--time=1", f"--output={tmp_path / 'bare.txt'}"),
         script=f"srun --label {GERMINAL} rank {config} run_dir={tmp_path / 'bare'}",
         env=own_environment(),
     )
     slurm.wait_for_job(bare, "TIMEOUT", seconds=240)
+    chain = submit(slurm, config, tmp_path / "chain", options=(*soon, "--chain", 2, "--no-requeue"))
+    second = SlurmRun(slurm, chain.folder, chain.job + 1)
     said = (tmp_path / "bare.txt").read_text()
     (stopped,) = events(tmp_path / "bare", "save")[-1:]
     last = whole_steps(tmp_path / "bare" / "metrics.jsonl")
@@ -57,11 +58,10 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_goes_on_requeued_or_i
     assert ending["code"] == 75 and str(ending["reason"]).startswith("cancelled; ")
     assert slurm.job(warned.job)["Restarts"] == "1"
 
-    chain.wait_for_note("start", count=2)
+    second.wait_for_note("start", count=2)
     (stop,) = chain.notes("stop")
     assert str(stop["reason"]).endswith("; requeue is false: submit the run again")
     (saved,) = chain.notes("end")
-    second = SlurmRun(slurm, chain.folder, chain.job + 1)
     assert [note["job"] for note in chain.notes("start")] == [str(chain.job), str(second.job)]
     second.wait_for_step(int(str(saved["step"])) + 5)
     assert germinal(slurm, "cancel", chain.folder).returncode == 0

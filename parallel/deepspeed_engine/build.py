@@ -9,6 +9,7 @@ from torch import nn
 
 from common.model_plan import ModelPlan
 from common.objective import Objective
+from common.precision import Precision
 from parallel.config import ParallelConfig
 from parallel.deepspeed_engine import settings, start
 from parallel.deepspeed_engine.engine import DeepSpeedEngine
@@ -31,7 +32,7 @@ def build_deepspeed_engine(
     model_factory: Callable[[], nn.Module],
     objective: Objective,
     optimizer_factory: OptimizerFactory,
-    precision: str,
+    precision: Precision,
     clip: float,
     seed: int,
     micro_batch: int,

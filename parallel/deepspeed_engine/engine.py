@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.objective import ComparesRows, Measures, ModelInputs, Objective, measures_of
+from common.precision import Precision, torch_dtype
 from parallel.deepspeed_engine import start
 from parallel.deepspeed_engine.masters import Masters
 from parallel.deepspeed_engine.optim import FlatAdamW
@@ -41,7 +42,7 @@ class DeepSpeedEngine:
         *,
         layout: Layout,
         runtime: Runtime,
-        precision: str,
+        precision: Precision,
         clip: float,
         nominal_count: float,
         sources: int,
@@ -57,6 +58,7 @@ class DeepSpeedEngine:
         self._compared: list[Outputs] = []  # of an evaluation that goes on
         self._layout, self._runtime = layout, runtime
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
+        self._dtype = torch_dtype(precision)
         self._grad_norm = math.inf
         self._leave = leave
 
@@ -113,7 +115,7 @@ class DeepSpeedEngine:
         for number, batch in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             inputs, source = self._inputs(batch)
-            losses, counts = self._objective.loss(self._engine(inputs.x, **inputs.kwargs), inputs)
+            losses, counts = self._objective.loss(self._forward(inputs), inputs)
             self._engine.backward(losses.sum() * factor, scale_wrt_gas=False)
             sums.add(losses, counts, source)
         return sums
@@ -123,7 +125,7 @@ class DeepSpeedEngine:
     ) -> None:
         """The two passes of `gradients.comparison`."""
         with torch.no_grad():
-            outputs = [self._output(comparison, batch) for batch in batches]
+            outputs = [self._outputs(comparison, batch) for batch in batches]
         found = comparison.compare(Outputs.joined(outputs), factor)
         sources = [batch.tensors["source"] for batch in batches if "source" in batch.tensors]
         sums.add(found.losses, found.counts, torch.cat(sources).to(self._runtime.device) if sources else None)
@@ -132,13 +134,22 @@ class DeepSpeedEngine:
         for number, batch in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             inputs, _ = self._inputs(batch)
-            output = self._engine(inputs.x, **inputs.kwargs)
+            output = self._forward(inputs)
             self._engine.backward((output * seeds[number]).sum(), scale_wrt_gas=False)
 
-    def _output(self, comparison: Comparison, batch: Micro) -> Outputs:
+    def _outputs(self, comparison: Comparison, batch: Micro) -> Outputs:
         inputs, _ = self._inputs(batch)
         counted = comparison.objective.counted(batch.tensors, batch.sequences)
-        return comparison.whole(self._engine(inputs.x, **inputs.kwargs), counted.to(self._runtime.device))
+        return comparison.whole(self._forward(inputs), counted.to(self._runtime.device))
+
+    def _forward(self, inputs: ModelInputs) -> Tensor:
+        """Run the model, on numbers of the run's precision: as FSDP does, and DeepSpeed does not."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+        output: Tensor = self._engine(cast(inputs.x), **{k: cast(t) for k, t in inputs.kwargs.items()})
+        return output
 
     def _inputs(self, batch: Micro) -> tuple[ModelInputs, Tensor | None]:
         """(the model's inputs, the data source of each row where that is known)."""
@@ -198,10 +209,10 @@ class DeepSpeedEngine:
         self._engine.eval()
         for batch in batches:
             if self._comparison is not None:
-                self._compared.append(self._output(self._comparison, batch))
+                self._compared.append(self._outputs(self._comparison, batch))
                 continue
             inputs, _ = self._inputs(batch)
-            output = self._engine(inputs.x, **inputs.kwargs)
+            output = self._forward(inputs)
             sums.add(*self._objective.loss(output, inputs), None)
             if isinstance(self._objective, Measures):
                 sums.measure(self._objective.measure(output, inputs))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from trainer.optim.build import build_optimizer
 LEFT, RIGHT, HIDDEN, EMBEDDING = 6, 10, 8, 5  # inputs of the two towers, their width, an embedding's
 BLOCKS = 4  # of each tower
 SEED = 3
+SOURCES = 2  # row n is of source n % SOURCES
 
 
 class Block(nn.Module):
@@ -146,7 +148,8 @@ def rows_of(step: int, numbers: range, total: int) -> Batch:
     right[:, :LEFT] += left
     counted = counted_of(total)
     part = slice(numbers.start, numbers.stop)
-    tensors = {"left": left[part], "right": right[part], "counted": counted[part]}
+    source = torch.arange(total)[part] % SOURCES
+    tensors = {"left": left[part], "right": right[part], "counted": counted[part], "source": source}
     return Batch(tensors, tuple(step * total + number for number in numbers))
 
 
@@ -174,6 +177,7 @@ def build(case: Compared, rank: int, world: int) -> Engine:
         global_batch=case.global_batch,
         positions=1,
         nominal_count=case.global_batch,
+        sources=SOURCES,
     )
 
 
@@ -188,6 +192,8 @@ def run(context: Any, case: Compared) -> tuple[list[tuple[float, float]], State]
             batches = micro_batches(case, step, engine.data_rank, engine.data_ranks)
             result = engine.step(batches, lr=1e-2)
             curve.append((result.loss_sum / result.count, result.grad_norm))
+            parts = [sum(column) for column in zip(*result.sources, strict=True)]
+            assert parts == pytest.approx([result.loss_sum, result.count])
             if step == 0:
                 state = state_of(engine)
         return [*curve, evaluated(engine, case)], state

@@ -17,6 +17,7 @@ from trainer.models.config import ModelConfig
 from trainer.models.pictures import pictures_of
 from trainer.models.towers.image_text_config import ImageTextConfig, ImageTowerConfig, TextTowerConfig
 from trainer.models.towers.text_pair_config import TextPairConfig
+from trainer.models.vision.config import VisionConfig
 from trainer.objectives.build import build_objective
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.context import ObjectiveContext
@@ -42,6 +43,10 @@ IMAGE_TEXT = ImageTextConfig(
     first_scale=4.0,
 )
 
+TWO_VIEWS = VisionConfig(
+    image_size=16, patch_size=8, layers=4, hidden=24, heads=2, ffn_hidden=40, head="embedding", embedding=6
+)
+
 
 @dataclass(frozen=True)
 class PairCase:
@@ -56,9 +61,9 @@ class PairCase:
     steps: int = 5
 
 
-def row(number: int, pictures: bool) -> dict[str, torch.Tensor]:
-    """Global sequence `number`: two texts of one counting, of uneven lengths, or one and a picture; some are
-    not there.
+def row(number: int, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """Global sequence `number`: two texts of one counting, of uneven lengths, or one and a picture, or two
+    views of a picture. Some are not there.
     """
     draw = torch.Generator().manual_seed(7919 * number + 1)
     start, step = torch.randint(1, VOCAB, (2,), generator=draw).tolist()
@@ -70,8 +75,9 @@ def row(number: int, pictures: bool) -> dict[str, torch.Tensor]:
     place = torch.arange(half).expand(2, half)
     padding = place >= length[:, None]
     tokens = (start + step * (place + offset[:, None])) % VOCAB
-    image = torch.randint(256, (1, 16, 16, 3), generator=draw, dtype=torch.uint8)
-    if pictures:
+    views = torch.randint(256, (2, 16, 16, 3), generator=draw, dtype=torch.uint8)
+    image = views if isinstance(model, VisionConfig) else views[:1]
+    if pictures_of(model) is not None:
         text = {"tokens": tokens[0].masked_fill(padding[0], 0), "documents": padding[0].long()}
         return text | {"length": length[0], "image": (image // 4 + 3 * start).to(torch.uint8)}
     return {
@@ -88,7 +94,7 @@ def micro_batches(case: PairCase, step: int, rank: int, ranks: int) -> list[Batc
     batches = []
     for start in range(first, first + rows, case.micro_batch):
         numbers = range(start, start + case.micro_batch)
-        read = [row(number, pictures_of(case.model) is not None) for number in numbers]
+        read = [row(number, case.model) for number in numbers]
         batches.append(Batch({k: torch.stack([r[k] for r in read]) for k in read[0]}, tuple(numbers)))
     return batches
 

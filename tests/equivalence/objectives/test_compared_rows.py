@@ -77,6 +77,17 @@ def test_half_precision_is_near(precision: str, bound: float) -> None:
     assert distance(curve, run(Alone(), Compared())[0]) < bound
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel",
+    [{"zero": 3}, {"pp": 2}, *({"engine": "deepspeed", "zero": zero} for zero in (2, 3))],
+    ids=str,
+)
+def test_half_precision_is_near_on_layouts(ranks: Any, parallel: dict[str, Any]) -> None:
+    found = ranks(2).run(run, Compared(parallel=parallel, precision="bf16", micro_batch=4))
+    assert distance(found[0][0], run(Alone(), Compared())[0]) < 2e-2
+
+
 class OwnRankOnly(Softmax):
     """The negatives are those of the own micro-batches: a planted fault."""
 

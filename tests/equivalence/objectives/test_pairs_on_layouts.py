@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pair_runs import IMAGE_TEXT, PairCase, pair_curve
+from pair_runs import IMAGE_TEXT, TWO_VIEWS, PairCase, pair_curve
 from runs import Alone, distance
-from trainer.objectives.contrastive_config import SiglipConfig
+from trainer.objectives.contrastive_config import ContrastiveConfig, SiglipConfig
 
 TOLERANCE = 1e-5
 
@@ -20,7 +20,10 @@ def reference(steps: int, kind: str) -> list[tuple[float, float]]:
 def case_of(kind: str, **settings: Any) -> PairCase:
     if kind == "texts":
         return PairCase(**settings)
-    return PairCase(model=IMAGE_TEXT, objective=SiglipConfig(), **settings)
+    if kind == "pictures":
+        return PairCase(model=IMAGE_TEXT, objective=SiglipConfig(), **settings)
+    simclr = ContrastiveConfig(temperature=0.2, negatives="both_sides")
+    return PairCase(model=TWO_VIEWS, objective=simclr, **settings)
 
 
 def label(value: Any) -> str | None:
@@ -73,3 +76,15 @@ def test_pictures_with_captions(
     check(
         ranks, world, case_of("pictures", parallel=parallel, micro_batch=micro_batch, steps=steps), "pictures"
     )
+
+
+@pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("world", "micro_batch", "parallel"),
+    [(2, 2, {"zero": 2}), (2, 4, {"tp": 2}), (2, 4, {"pp": 2, "schedule": "zbv_zero_bubble"})],
+    ids=label,
+)
+def test_two_views_of_a_picture(
+    ranks: Any, world: int, micro_batch: int, parallel: dict[str, Any], steps: int
+) -> None:
+    check(ranks, world, case_of("views", parallel=parallel, micro_batch=micro_batch, steps=steps), "views")

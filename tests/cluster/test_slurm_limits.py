@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import until
 from slurm import Slurm
 from slurm_runs import SMALL, SlurmRun, assert_undisturbed, germinal, own_environment, submit
 from whole_runs import GERMINAL, events, make_corpus, train, whole_steps, write_config
@@ -35,8 +36,8 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_goes_on_requeued_or_i
         env=own_environment(),
     )
     slurm.wait_for_job(bare, "TIMEOUT", seconds=240)
-    chain = submit(slurm, config, tmp_path / "chain", options=(*soon, "--chain", 2, "--no-requeue"))
-    second = SlurmRun(slurm, chain.folder, chain.job + 1)
+    chain = submit(slurm, config, tmp_path / "chain", options=(*soon, "--chain", 9, "--no-requeue"))
+    links = [str(chain.job + number) for number in range(9)]
     said = (tmp_path / "bare.txt").read_text()
     (stopped,) = events(tmp_path / "bare", "save")[-1:]
     last = whole_steps(tmp_path / "bare" / "metrics.jsonl")
@@ -58,14 +59,14 @@ def test_at_the_time_limit_a_run_saves_and_a_submitted_one_goes_on_requeued_or_i
     assert ending["code"] == 75 and str(ending["reason"]).startswith("cancelled; ")
     assert slurm.job(warned.job)["Restarts"] == "1"
 
-    second.wait_for_note("start", count=2)
-    (stop,) = chain.notes("stop")
-    assert str(stop["reason"]).endswith("; requeue is false: submit the run again")
-    (saved,) = chain.notes("end")
-    assert [note["job"] for note in chain.notes("start")] == [str(chain.job), str(second.job)]
-    second.wait_for_step(int(str(saved["step"])) + 5)
+    until(lambda: len(chain.notes("start")) > 1, seconds=240, what="the second link")
+    assert str(chain.notes("stop")[0]["reason"]).endswith("; requeue is false: submit the run again")
+    assert [note["job"] for note in chain.notes("start")][:2] == links[:2]
+    aim = int(str(chain.notes("end")[0]["step"])) + 5
+    until(lambda: whole_steps(chain.folder / "metrics.jsonl") >= aim, seconds=240, what=f"step {aim}")
     assert germinal(slurm, "cancel", chain.folder).returncode == 0
-    assert second.wait_for_end(seconds=90)["code"] == 75
+    over = ("", "FAILED", "CANCELLED", "COMPLETED")
+    until(lambda: all(slurm.state(job) in over for job in links), seconds=120, what="the chain's end")
 
     steps = max(
         last, whole_steps(chain.folder / "metrics.jsonl"), whole_steps(warned.folder / "metrics.jsonl")

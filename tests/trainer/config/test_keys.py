@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf, nextafter
 from typing import Annotated, Any, Literal
 
@@ -16,16 +16,22 @@ from trainer.models.registry import MODELS
 from trainer.objectives.registry import OBJECTIVES
 
 
-def plain() -> dict[str, Any]:
-    """A whole config that is right, with every list of sections filled."""
+def plain(model_kind: str = "") -> dict[str, Any]:
+    """A whole config that is right, with every list of sections filled; of the model's sizes those that its
+    kind has.
+    """
     data = {"sources": [{"path": "a"}], "heldout": [{"path": "b"}], "stages": [{"weights": {"a": 1.0}}]}
     model = {"heads": 4, "hidden": 64}
+    if model_kind in MODELS:
+        known: Any = MODELS[model_kind]
+        model = {name: size for name, size in model.items() if name in {one.name for one in fields(known)}}
     return {"name": "run", "model": model, "data": data, "parallel": {"layouts": [{}]}}
 
 
 def keys_of_kind(kind: str) -> dict[str, Key]:
     """The keys of a config; `kind`: `model.kind=…` or `objective.kind=…`, whose section alone; "": all."""
-    values, (name, _, chosen) = plain(), kind.partition(".kind=")
+    name, _, chosen = kind.partition(".kind=")
+    values = plain(chosen if name == "model" else "")
     if kind:
         values[name] = values.get(name, {}) | {"kind": chosen}
     found = {key.name: key for key in keys.keys_of(schema.build(RunConfig, values))}
@@ -51,7 +57,7 @@ def chosen(kind: str) -> Iterator[tuple[str, Any]]:
 
 def refusal(*settings: tuple[str, Any]) -> str:
     """Why a config with these dotted keys is refused before any rank starts; "" where it is not."""
-    values = plain()
+    values = plain(str(dict(settings).get("model.kind", "")))
     for name, value in settings:
         *path, last = name.replace("[]", ".0").split(".")
         at: Any = values

@@ -1,7 +1,7 @@
 """A contrastive step over 32 micro-batches against a hand-written GradCache: same model, weights, batches,
 optimiser and clipping, in turns.
 
-`python bench/contrastive.py`: on a CPU, one thread. The contenders:
+`python bench/objectives/contrastive.py`: on a CPU, one thread. The contenders:
 
 * ours: engine and objective, from the stream's tensors to the updated weights.
 * GradCache: what a user writes after Gao et al. (2021, arXiv:2101.06983; github.com/luyug/GradCache): forward
@@ -46,7 +46,7 @@ from trainer.objectives.contrastive_config import ClipConfig
 from trainer.objectives.pairs import text_weights
 from trainer.optim.build import build_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "contrastive.json"
+RESULTS = Path(__file__).parents[1] / "results" / "contrastive.json"
 MODEL = TextPairConfig(
     layers=4,
     hidden=128,

@@ -1,7 +1,7 @@
 """A step of masked language modelling against loops over Hugging Face's BERT: same model, weights, batches,
 optimiser and clipping, in turns.
 
-`python bench/mlm.py`: on a CPU, one thread. The contenders:
+`python bench/objectives/mlm.py`: on a CPU, one thread. The contenders:
 
 * ours: engine and objective, from the stream's tokens to the updated weights.
 * transformers: `BertForMaskedLM` and masks by `DataCollatorForLanguageModeling`, as in its examples: the head
@@ -49,7 +49,7 @@ from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.masked.config import MaskedLMConfig
 from trainer.optim.build import build_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "mlm.json"
+RESULTS = Path(__file__).parents[1] / "results" / "mlm.json"
 TEXT, MASK, EOS = 3000, 3000, 0  # ids of the text; the mask is the next
 MODEL = EncoderConfig(
     layers=4,

@@ -12,7 +12,6 @@ workers: processes.
 from __future__ import annotations
 
 import importlib
-import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from data.config import Augment
 from data.pictures.augment import drawn_view, render, uniforms
@@ -95,9 +94,11 @@ def same_pixels(folder: Path, cfg: Augment, size: int, rows: int, workers: int, 
 
 
 def _data_loader(dataset: Dataset, rows: int, workers: int) -> Contender:
+    """Endless, so that no epoch ends while it is measured: its workers would be started anew."""
+
     def batches() -> Iterator[Any]:
-        loader = DataLoader(dataset, rows, shuffle=True, num_workers=workers, drop_last=True)
-        return itertools.chain.from_iterable(itertools.repeat(loader))
+        endless = RandomSampler(dataset, replacement=True, num_samples=1 << 24)  # type: ignore[arg-type]
+        return iter(DataLoader(dataset, rows, sampler=endless, num_workers=workers))
 
     return batches
 

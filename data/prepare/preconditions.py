@@ -60,7 +60,10 @@ def check_tokenizer_given(
     """
     none = tokenizer is None and train_tokenizer is None
     if none and (texts := [file for file in files if file.kind not in _OF_PICTURES]):
-        raise ValueError(f"{_WHICH_TOKENIZER}: {texts[0].path} is no picture (which alone needs none)")
+        raise ValueError(
+            f"{_WHICH_TOKENIZER}: {texts[0].path} is no picture, and pictures alone need none "
+            "(--exclude leaves files out)"
+        )
     return not none
 
 

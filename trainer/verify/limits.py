@@ -15,9 +15,9 @@ After one step, with d(t, n) and s(t, n) the distance and the scale of tensor t 
     its standard deviation     σ = √Σ (w(t) s(t))² / Σ w(t)
     limit of a common factor   max(floor, max over n of TIMES · |S(n)| and DEVIATIONS · σ(n))
 
-A tensor with d(t) above NOISE consists of roundings alone: where the true gradient is 0, as that of a key's
-bias is, since a softmax does not change where all its arguments grow alike. Such tensors say nothing about a
-layout. They have a limit of their own and no part in S.
+A parameter whose update or a moment has a d(t) above NOISE has a gradient of roundings alone: the true one is
+0, as that of a key's bias is, since a softmax does not change where all its arguments grow alike. All tensors
+of such a parameter say nothing about a layout. They have a limit of their own and no part in S.
 
 docs/verify.md gives the reasons, and the trials behind the constants.
 """
@@ -96,6 +96,11 @@ def spread_of(runs: Sequence[Sequence[Deviation]], norms: dict[str, float]) -> S
     }
 
 
+def _parameter(name: str) -> str:
+    """Return the parameter that a tensor, its weights or a moment of it, belongs to."""
+    return name.removeprefix(f"{kind_of(name)}.")
+
+
 class Limits:
     """The limits after one step; the module's docstring has the formulas.
 
@@ -111,9 +116,10 @@ class Limits:
         kinds: dict[str, list[str]] = {}
         for name in spread:
             kinds.setdefault(kind_of(name), []).append(name)
+        noisy = {_parameter(name) for name, one in spread.items() if one["distance"] > NOISE}
         for kind, names in kinds.items():
             least = self._floor.update if kind == "model" else self._floor.moment
-            noise = [name for name in names if spread[name]["distance"] > NOISE]
+            noise = [name for name in names if _parameter(name) in noisy]
             told = [name for name in names if name not in noise]
             for group in (noise, told):
                 farthest = max((spread[name]["distance"] for name in group), default=0.0)

@@ -32,3 +32,15 @@ def test_nothing_but_roundings_is_no_fault() -> None:
     assert limits.distance("optim.exp_avg.key_bias") == 2.8
     assert limits.common_factor([Deviation("optim.exp_avg.key_bias", 1.0, 1.4, 0.9)]) == 0.0
     assert limits.common("optim.exp_avg") == 1e-5
+
+
+def test_an_update_is_one_of_roundings_where_its_moments_are() -> None:
+    """A short bias's update comes out nearer than its moments: the few elements that turned are left out."""
+    updates = {
+        f"model.{name}": TensorSpread(norm=1.0, distance=distance, scales=[distance / 10] * 3)
+        for name, distance in {"key_bias": 0.32, "weight": 3e-3}.items()
+    }
+    limits = Limits(spread(key_bias=1.4, weight=3e-4) | updates, "fp32")
+    assert limits.distance("model.weight") == 6e-3
+    noise = Deviation("model.key_bias", 1.0, 0.5, -0.4)
+    assert limits.common_factor([Deviation("model.weight", 1.0, 0.01, 0.01), noise]) == 0.01

@@ -10,7 +10,7 @@ from launch import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-FILES += sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").glob("*.yaml")])
+FILES += sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.yaml")])
 
 
 def shown(file: Path, program: str) -> list[str]:

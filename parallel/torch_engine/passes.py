@@ -117,22 +117,21 @@ class Passes:
         compare: Callable[[Sequence[Outputs]], Sequence[Tensor]],
     ) -> None:
         (model,) = self._stages
-        outputs = []
         with torch.no_grad():
-            for batch in batches[:-1]:
+            others = []
+            for batch in batches[1:]:
                 inputs, _ = self._inputs(batch)
-                outputs.append(self._output(comparison, model(inputs.x, **inputs.kwargs), batch))
-        # The last micro-batch runs forward once: its backward is the first.
+                others.append(self._output(comparison, model(inputs.x, **inputs.kwargs), batch))
+        # The first micro-batch runs forward once: its backward is the first.
         self._reductions.before_backward(last=len(batches) == 1)
-        inputs, _ = self._inputs(batches[-1])
+        inputs, _ = self._inputs(batches[0])
         output = model(inputs.x, **inputs.kwargs)
-        outputs.append(self._output(comparison, output, batches[-1]))
-        seeds = compare(outputs)
-        for number in (len(batches) - 1, *range(len(batches) - 1)):
-            last = number == len(batches) - 2 or len(batches) == 1
-            if number < len(batches) - 1:
+        seeds = compare([self._output(comparison, output, batches[0]), *others])
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            if number > 0:
                 self._reductions.before_backward(last=last)
-                inputs, _ = self._inputs(batches[number])
+                inputs, _ = self._inputs(batch)
                 output = model(inputs.x, **inputs.kwargs)
             output.backward(seeds[number].to(output.dtype))
             del output

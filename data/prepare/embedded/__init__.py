@@ -1,7 +1,7 @@
 """Corpora that are made on the machine, from what every installation has: `germinal prepare embedded:NAME`.
 
     names.py         which there are, and the settings of `prepare` that go with each: begin here
-    code.py          python, docstrings: Python's standard library
+    python_sources.py python, docstrings: Python's standard library
     pictures.py      glyphs, digits: matplotlib's fonts
     proteins.py      proteins: a generator of sequences with planted motifs
 

@@ -30,13 +30,13 @@ class EmbeddedCorpus:
 
 EMBEDDED = {
     "python": EmbeddedCorpus(
-        "data.prepare.embedded.code:write_functions",
+        "data.prepare.embedded.python_sources:write_functions",
         "functions of the standard library's packages; the class is the package",
         2048,
         {"label_field": "package"},
     ),
     "docstrings": EmbeddedCorpus(
-        "data.prepare.embedded.code:write_docstrings",
+        "data.prepare.embedded.python_sources:write_docstrings",
         "pairs of a docstring and its function's code, of the standard library",
         2048,
         {"second_field": "code"},

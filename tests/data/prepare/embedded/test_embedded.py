@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.corpus.manifest import read_manifest
 from data.corpus.verify import verify
-from data.prepare.embedded import code, pictures, proteins
+from data.prepare.embedded import pictures, proteins, python_sources
 from data.prepare.embedded.names import EMBEDDED
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
@@ -83,7 +83,7 @@ def test_classes_pairs_and_captions(tmp_path: Path) -> None:
 
 
 def test_a_docstring_and_its_code_make_a_pair_without_the_docstring(tmp_path: Path) -> None:
-    code.write_docstrings(tmp_path)
+    python_sources.write_docstrings(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "docstrings.jsonl").read_text().splitlines()]
     assert len(rows) == 60 + 5 + 8
     assert rows[0]["text"].startswith("Give the number 0") and rows[0]["text"].endswith("It is a number.")

@@ -68,16 +68,17 @@ def supervised(folder: Path) -> str:
 
 def last_end(folder: Path, far: Progress, events: Events) -> LastEnd:
     """Return how the run in `folder` ended. far: how far it is; events: its own."""
-    if far.is_finished:
-        return LastEnd("done", "done", DONE)
     last = events.last(_TELLING)
+    stopped = last is not None and last["kind"] == "stop" and "code" not in last  # by the ranks
+    if far.is_finished and not stopped:  # else it was asked to stop in the evaluation after the last step
+        return LastEnd("done", "done", DONE)
     step = far.step or 0
     saved = newest_saved(folder)
     newest = f"newest checkpoint {saved}" if saved else "no checkpoint"
     if last is None:
         return LastEnd("stopped", f"after step {step}, {newest}" if step else "it has not begun")
     kind, at = last["kind"], last.get("step")
-    if kind == "stop" and "code" not in last:  # by the ranks; a supervisor gives its exit code
+    if stopped:  # a supervisor gives its exit code
         return LastEnd("stopped", _reason(last), STOPPED)
     # A fault that a run survives, such as a damaged checkpoint, is followed by steps.
     if kind == "stop" or (kind in ("fault", "hang") and isinstance(at, int) and at >= step):

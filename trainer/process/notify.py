@@ -14,8 +14,10 @@ No environment, no config and no command line are in it, and of URLs in `reason`
 Sent from a thread of its own: a receiver that hangs or refuses neither delays nor fails the run.
 """
 
+import base64
 import contextlib
 import http.client
+import itertools
 import os
 import queue
 import re
@@ -31,7 +33,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from common.standard_error import write_line
 from trainer.folder.run_folder import EVENTS
@@ -60,7 +62,9 @@ class Notifier:
         self._about = {"run": name, "folder": str(folder.absolute()), "host": socket.gethostname()}
         self._events = folder / EVENTS
         self._read_bytes = 0
-        self._waiting: queue.Queue[dict[str, Any]] = queue.Queue(MOST_WAITING)
+        # The earliest first, whichever way it came; of one millisecond a fault before what follows from it.
+        self._waiting: queue.PriorityQueue[tuple[str, bool, int, dict[str, Any]]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._ending = threading.Event()
         self._complained = False
         self._dropped = False
@@ -93,13 +97,13 @@ class Notifier:
 
     def _put(self, message: Mapping[str, Any]) -> None:
         told = {**self._about, **message, "reason": _SECRET.sub("", str(message["reason"]))}
-        try:
-            self._waiting.put_nowait(told)
-        except queue.Full:
-            if not self._dropped:
-                self._dropped = True
-                why = f"more than {MOST_WAITING} messages wait: later ones are dropped"
-                write_line(f"supervise.notify: {why}; all that happens is in events.jsonl")
+        if self._waiting.qsize() < MOST_WAITING:
+            follows = told["kind"] != "fault"
+            self._waiting.put((str(told.get("time", "")), follows, next(self._numbers), told))
+        elif not self._dropped:
+            self._dropped = True
+            why = f"more than {MOST_WAITING} messages wait: later ones are dropped"
+            write_line(f"supervise.notify: {why}; all that happens is in events.jsonl")
 
     def _run(self) -> None:
         while True:
@@ -108,7 +112,9 @@ class Notifier:
             deadline = time.monotonic() + POLL_SECONDS
             while (left := deadline - time.monotonic()) > 0:
                 try:
-                    message = self._waiting.get(timeout=0.01 if last else min(left, 0.1))
+                    self._waiting.put(self._waiting.get(timeout=0.01 if last else min(left, 0.1)))
+                    self._look()  # the fault that a restart, or the end, comes from is told before it
+                    *_, message = self._waiting.get()
                 except queue.Empty:
                     if last:
                         return
@@ -173,6 +179,11 @@ def _host(url: str) -> str:
 def _post(url: str, document: bytes) -> str:
     headers = {"Content-Type": "application/json", "User-Agent": "germinal"}
     try:
+        parts = urlsplit(url)
+        login, at, host = parts.netloc.rpartition("@")
+        if at:  # urllib takes them for a part of the host's name
+            url = parts._replace(netloc=host).geturl()
+            headers["Authorization"] = f"Basic {base64.b64encode(unquote(login).encode()).decode()}"
         request = urllib.request.Request(url, document, headers, method="POST")
         with urllib.request.urlopen(request, timeout=SEND_SECONDS):
             return ""

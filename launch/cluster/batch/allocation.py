@@ -2,11 +2,16 @@
 
 import os
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from launch.cluster import slurm
 from parallel.world.slurm import expand
 
+# For how long a controller that does not answer is asked to requeue the job, and how often.
+CONTROLLER_SECONDS, CONTROLLER_PAUSE_SECONDS = 600.0, 10.0
+_REFUSAL = re.compile(r"disabled|denied|[Ii]nvalid job|not permitted")  # scontrol's words for a no
 _UNUSABLE = re.compile(r"down|fail|unk|\*")  # sinfo's states; *: the node does not respond
 
 
@@ -79,6 +84,27 @@ class Allocation:
         nodes = tuple(expand(self.state().nodes)) or self.nodes
         states = slurm.node_states(nodes, os.environ)
         return tuple(node for node in nodes if not _UNUSABLE.search(states.get(node, "")))
+
+    def is_requeued(self, now: JobState) -> bool:
+        """Whether SLURM has put the job back into the queue since this start; `now`: its present state."""
+        return now.restarts > self.restarts or now.state == "PENDING"
+
+    def put_back(self, say: Callable[[str], None]) -> str:
+        """Have SLURM put the job back into the queue; return one line where it is not known to have. A
+        controller that is away for some minutes, as while it is started again, is asked again.
+        """
+        until = time.monotonic() + CONTROLLER_SECONDS
+        while answer := self.requeue():
+            if _REFUSAL.search(answer):
+                return f"SLURM does not requeue the job: {answer}; submit the run again"
+            if self.is_requeued(self.state()):  # it had the request, and could not say so
+                break
+            if time.monotonic() > until:
+                remedy = "where squeue does not show the job any more, submit the run again"
+                return f"SLURM did not say whether it requeues the job: {answer}; {remedy}"
+            say(f"SLURM was asked to requeue the job: {answer}: asking again")
+            time.sleep(CONTROLLER_PAUSE_SECONDS)
+        return ""
 
     def requeue(self) -> str:
         """Have SLURM end this job and start it again later; return why it did not, else ""."""

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from common.exit_codes import FAILED
 from common.standard_error import write
 from launch.local.rank_log import RankLog
 from launch.local.rank_output import LINE_BYTES
@@ -12,6 +13,7 @@ from launch.local.rank_output import LINE_BYTES
 _LABELLED = re.compile(rb" *(\d+): ?(.*)")
 _TASKS = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
 _LOST = re.compile(r"srun: error: (?:Node failure on (\S+)|Task launch for \S+ failed on node (\S+):)")
+_MISSING = re.compile(r"(?: *\d+: ?)?slurmstepd: error: execve\(\): .+: No such file or directory")
 _SIGNALS = {signal.strsignal(number): int(number) for number in signal.valid_signals()}
 
 
@@ -37,12 +39,15 @@ class StepOutput:
     new_log: makes the log of a rank.
     first: the first rank that did not end with 0.
     lost: nodes that srun lost.
+    is_missing: a node lacks the program that starts a rank, such as a container's. The rank then ends with
+        ENOENT, 2, which says nothing of the command line or the config.
     """
 
     world: int
     new_log: Callable[[int], RankLog]
     first: RankEnd | None = None
     lost: list[str] = field(default_factory=list)
+    is_missing: bool = False
     _logs: dict[int, RankLog] = field(default_factory=dict)
     _tail: bytes = b""
 
@@ -61,6 +66,7 @@ class StepOutput:
             log.close()
 
     def _keep(self, line: bytes) -> None:
+        self.is_missing |= _MISSING.match(line.decode(errors="replace")) is not None
         labelled = _LABELLED.fullmatch(line)
         if labelled and (rank := int(labelled[1])) < self.world:
             if rank not in self._logs:
@@ -71,7 +77,8 @@ class StepOutput:
         if lost := _LOST.match(text):
             self.lost.append(lost[1] or lost[2])
         elif (tasks := _TASKS.match(text)) and self.first is None:
-            self.first = RankEnd(_code(tasks[3]), int(tasks[2]), tasks[1])
+            code = FAILED if self.is_missing else _code(tasks[3])
+            self.first = RankEnd(code, int(tasks[2]), tasks[1])
 
 
 def _code(words: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.exit_codes import DONE, FAILED, STOPPED
 from launch.cluster import submission as records
-from launch.cluster.batch.allocation import Allocation, JobState
+from launch.cluster.batch.allocation import Allocation
 from launch.cluster.batch.earlier_jobs import fruitless
 from launch.cluster.batch.journal import Journal, in_words
 from launch.cluster.batch.placing import Placing
@@ -195,7 +195,7 @@ class Supervision:
         """
         self.attempts.pop()
         now = self.allocation.state()
-        if now.preempted or now.is_ending or self._is_requeued(now):
+        if now.preempted or now.is_ending or self.allocation.is_requeued(now):
             return self._asked(attempt)
         self.held += 1
         if self.held > len(HELD_WAITS):
@@ -216,15 +216,12 @@ class Supervision:
         if is_cancelled:
             return self._end(STOPPED, f"cancelled; {saved}", kind="stop")
         now = self.allocation.state()
-        if self._is_requeued(now):
+        if self.allocation.is_requeued(now):
             return self._requeued_by_slurm(saved)
         if now.is_cancelled:
             return self._cancelled(saved)
         how = "" if attempt.code == STOPPED else f"{attempt}; "
         return self._requeue(f"{now.request()}; {how}{saved}", attempt)
-
-    def _is_requeued(self, now: JobState) -> bool:
-        return now.restarts > self.allocation.restarts or now.state == "PENDING"
 
     def _requeued_by_slurm(self, saved: str) -> int:
         step = self._newest_saved()
@@ -234,7 +231,7 @@ class Supervision:
     def _requeue(self, reason: str, attempt: Attempt | None = None) -> int:
         """Put the job back into the queue, where it starts again from the newest checkpoint."""
         now = self.allocation.state()
-        if self._is_requeued(now):  # as at the loss of a node
+        if self.allocation.is_requeued(now):  # as at the loss of a node
             return self._requeued_by_slurm(reason)
         if now.is_cancelled:
             return self._cancelled(reason)
@@ -242,12 +239,13 @@ class Supervision:
             self._note("stop", f"{reason}; requeue is false: submit the run again")
             return STOPPED
         step = self._newest_saved()
+        # Noted before: where SLURM takes the request, it ends this process at once.
         self._note("requeue", f"{reason}; requeued", step=step)
         if attempt is not None:
             requeued = Leave(STOPPED, f"{reason}; requeued")
             self.journal.decided(attempt, requeued, start=self.starts, kind="requeue")
-        if refused := self.allocation.requeue():
-            self._note("stop", f"SLURM does not requeue the job: {refused}; submit the run again", step=step)
+        if trouble := self.allocation.put_back(self.journal.say):
+            self._note("stop", trouble, step=step)
         return STOPPED
 
     def _cancelled(self, saved: str) -> int:

@@ -41,6 +41,14 @@ def seen(run: Path) -> tuple[str, str, int | None]:
     return found.state, found.reason, found.code
 
 
+def test_a_run_that_was_stopped_in_its_last_evaluation_is_not_done(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 8, "loss": 2.5}\n')
+    write(run, {"kind": "start", "step": 0, "reason": "new run"})
+    assert seen(run) == ("done", "done", 0)
+    write(run, {"kind": "stop", "step": 8, "reason": "saved at step 8 after a request to stop"})
+    assert seen(run) == ("stopped", "saved at step 8 after a request to stop", 75)
+
+
 @pytest.mark.parametrize(
     ("last", "expected"),
     [

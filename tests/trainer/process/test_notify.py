@@ -1,5 +1,6 @@
 """Messages to somebody outside, over real HTTP and to real commands, and whoever does not take them."""
 
+import base64
 import http.server
 import json
 import shlex
@@ -29,7 +30,8 @@ def receiver(status: int = 200, delay_seconds: float = 0.0) -> Iterator[tuple[st
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.headers["Content-Type"] == "application/json"
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            got.append({**document, "authorization": self.headers["Authorization"]})
             over.wait(delay_seconds)
             self.send_response(status)
             self.end_headers()
@@ -62,12 +64,20 @@ def test_faults_of_the_run_restarts_and_the_end_are_told_in_order(tmp_path: Path
         events.event("hang", 9, "rank 1 on n3 hangs", rank=1, host="n3")
         notifier.tell("end", 9, "done", code=0)
         notifier.finish()
-    assert sorted(message["kind"] for message in got) == ["end", "fault", "fault", "restart"]
+    assert [message["kind"] for message in got] == ["fault", "restart", "fault", "end"]
     fault = next(message for message in got if message["step"] == 5 and message["kind"] == "fault")
     assert fault["reason"] == "at https://host/x and s3://c"
     assert (fault["rank"], fault["host"], fault["run"]) == (2, "n7", "mine")
     assert fault["folder"] == str(tmp_path)
-    assert got[-1]["host"] == socket.gethostname() or got[-1]["kind"] == "fault"
+    assert got[-1]["host"] == socket.gethostname()
+
+
+def test_a_user_and_a_password_in_the_url_are_sent_as_such(tmp_path: Path) -> None:
+    with receiver() as (url, got):
+        notifier = Notifier(url.replace("://", "://me:a%20word@"), "mine", tmp_path).begin()
+        notifier.tell("end", 9, "done", code=0)
+        notifier.finish()
+        assert got[0]["authorization"] == "Basic " + base64.b64encode(b"me:a word").decode()
 
 
 @pytest.mark.parametrize("status", [404, 500])

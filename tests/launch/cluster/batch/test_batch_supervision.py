@@ -12,7 +12,7 @@ import pytest
 
 from common.exit_codes import DONE, STOPPED, WRONG
 from launch.cluster import submission as records
-from launch.cluster.batch import earlier_jobs, supervision
+from launch.cluster.batch import allocation, earlier_jobs, supervision
 from launch.cluster.batch.allocation import Allocation, JobState
 from launch.cluster.batch.journal import Journal
 from launch.cluster.batch.run_disk import RunDisk
@@ -34,6 +34,7 @@ WRONG_AT_ITS_START = Attempt(WRONG, 500, 500, 500, rank=0, host="n1")
 
 class FakeAllocation(Allocation):
     requeued = 0
+    answers: Sequence[str] = ()  # of scontrol; then it takes the request
     now = JobState("RUNNING", "None")
 
     def state(self) -> JobState:
@@ -44,7 +45,8 @@ class FakeAllocation(Allocation):
 
     def requeue(self) -> str:
         type(self).requeued += 1
-        return ""
+        answer, *type(self).answers = *self.answers, ""
+        return answer
 
 
 @pytest.fixture
@@ -116,6 +118,30 @@ def test_a_job_that_was_asked_to_save_while_it_began_is_requeued_and_starts_no_r
 ) -> None:
     assert supervise([], asked=signal.SIGUSR1) == STOPPED
     assert FakeAllocation.requeued == 1 and kinds(tmp_path) == ["requeue"]
+
+
+AWAY = "Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "last"),
+    [
+        ([AWAY, AWAY], 3, ("requeue", "requeued")),
+        ([AWAY] * 99, 4, ("stop", f"SLURM did not say whether it requeues the job: {AWAY}; where squeue")),
+        (["Requested operation is presently disabled"], 1, ("stop", "SLURM does not requeue the job: Req")),
+    ],
+)
+def test_a_controller_that_is_away_is_asked_again(
+    answers: list[str], asked: int, last: tuple[str, str], supervise, tmp_path, monkeypatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(allocation.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(allocation.time, "sleep", lambda seconds: now.append(now.pop() + 250.0))
+    monkeypatch.setattr(FakeAllocation, "answers", answers)
+    assert supervise([], asked=signal.SIGUSR1) == STOPPED
+    assert FakeAllocation.requeued == asked
+    note = records.last_note(tmp_path / "run/submit/1")
+    assert note is not None and note.kind == last[0] and last[1] in note.reason
 
 
 def test_jobs_that_are_requeued_before_they_start_a_rank_come_to_an_end(supervise, tmp_path) -> None:

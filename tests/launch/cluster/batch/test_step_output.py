@@ -38,6 +38,15 @@ def test_the_first_rank_to_fail_counts_and_each_rank_has_its_lines(tmp_path: Pat
     assert logs["3.log"] == "error: boo\n" and logs["2.log"] == "stopped\n" and len(logs) == 3
 
 
+@pytest.mark.parametrize("label", ["", "0: "])
+def test_a_node_without_the_ranks_program_is_no_wrong_config(label: str, tmp_path: Path) -> None:
+    found = output(tmp_path)
+    found.read(f"{label}slurmstepd: error: execve(): apptainer: No such file or directory\n".encode())
+    found.read(b"srun: error: n1: task 0: Exited with exit code 2\n")
+    assert found.first == RankEnd(1, 0, "n1")
+    found.close()
+
+
 def test_a_bounded_number_of_logs_is_open_and_no_line_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,18 +20,19 @@ INSIDE = (
 VALUES = Moments(1000, -0.1234, 0.5, 1.02, 10)
 
 
-def row(kind: str, name: str, layer: str, place: tuple[int, int]) -> Row:
+def row(kind: str, name: str, layer: str, place: tuple[int, int, int]) -> Row:
     return Row(kind, name, layer, place, VALUES, VALUES)
 
 
 @pytest.fixture
 def rows() -> list[Row]:
     found = []
-    for layer, place in (("embed", (0, 0)), ("layers.0", (1, 0)), ("layers.1", (1, 1)), ("norm", (2, 0))):
+    places = {"embed": (0, 0, 0), "layers.0": (0, 1, 0), "layers.1": (0, 1, 1), "norm": (0, 2, 0)}
+    for layer, place in places.items():
         found.append(row(OUTPUT, layer, layer, place))
-        inside = [f".{name}" for name in INSIDE] if place[0] == 1 else [""]
+        inside = [f".{name}" for name in INSIDE] if place[1] == 1 else [""]
         found += [row(WEIGHT, f"{layer}{name}.weight", layer, place) for name in inside]
-    return [*found, row(WEIGHT, "head.weight", "head", (2, 1))]
+    return [*found, row(WEIGHT, "head.weight", "head", (0, 2, 1))]
 
 
 @pytest.mark.parametrize(("width", "tables"), [(160, 1), (100, 1), (80, 2), (50, 2), (40, 2), (20, 2)])

@@ -15,6 +15,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import expand
@@ -211,14 +212,13 @@ def test_no_pickle_is_opened_and_a_damaged_tar_stops(tmp_path: Path) -> None:
 
 
 def test_folders_of_pictures(tmp_path: Path) -> None:
-    for name in ("cat/1.jpg", "cat/2.png", "dog/3.jpeg"):
+    names = ("cat/1.jpg", "cat/2.png", "dog/3.jpeg")
+    for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
     found, _ = read([tmp_path])
-    assert [(d.text, d.origin["class"], list(d.media)) for d in found] == [
-        ("cat", "cat", ["jpg"]),
-        ("cat", "cat", ["png"]),
-        ("dog", "dog", ["jpeg"]),
+    assert [(d.text, d.origin["class"], list(d.media.values())) for d in found] == [
+        ("", name.split("/")[0], [(tmp_path / name).read_bytes()]) for name in names
     ]
 
 

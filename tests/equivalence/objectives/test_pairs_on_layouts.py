@@ -26,6 +26,10 @@ def case_of(kind: str, **settings: Any) -> PairCase:
     return PairCase(model=TWO_VIEWS, objective=simclr, **settings)
 
 
+def more(*layouts: tuple[int, int, dict[str, Any]]) -> list[Any]:
+    return [pytest.param(*one, marks=pytest.mark.slow) for one in layouts]
+
+
 def label(value: Any) -> str | None:
     return "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else None
 
@@ -41,14 +45,11 @@ def check(ranks: Any, world: int, case: PairCase, kind: str) -> None:
     ("world", "micro_batch", "parallel"),
     [
         (2, 2, {"zero": 3}),
-        (2, 4, {"tp": 2}),
-        (2, 4, {"cp": 2}),
-        (2, 4, {"pp": 2}),
         (4, 2, {"tp": 2, "zero": 1}),
-        (4, 2, {"pp": 2, "tp": 2}),
-        (4, 1, {"cp": 2, "zero": 2}),
         (4, 2, {"cp": 2, "pp": 2, "zero": 0, "recompute": "full"}),
         (2, 2, {"engine": "deepspeed", "zero": 2}),
+        *more(*((2, 4, {axis: 2}) for axis in ("tp", "cp", "pp"))),
+        *more((4, 2, {"pp": 2, "tp": 2}), (4, 1, {"cp": 2, "zero": 2})),
     ],
     ids=label,
 )
@@ -63,10 +64,9 @@ def test_pairs_of_texts(
     ("world", "micro_batch", "parallel"),
     [
         (2, 2, {"zero": 3}),
-        (2, 4, {"tp": 2}),
-        (2, 4, {"pp": 2}),
         (4, 2, {"pp": 2, "tp": 2, "cut": "cost"}),
-        (2, 2, {"engine": "deepspeed", "zero": 3, "recompute": "full"}),
+        *more((2, 4, {"tp": 2}), (2, 4, {"pp": 2})),
+        *more((2, 2, {"engine": "deepspeed", "zero": 3, "recompute": "full"})),
     ],
     ids=label,
 )
@@ -81,7 +81,7 @@ def test_pictures_with_captions(
 @pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("world", "micro_batch", "parallel"),
-    [(2, 2, {"zero": 2}), (2, 4, {"tp": 2}), (2, 4, {"pp": 2, "schedule": "zbv_zero_bubble"})],
+    [(2, 4, {"tp": 2}), *more((2, 2, {"zero": 2}), (2, 4, {"pp": 2, "schedule": "zbv_zero_bubble"}))],
     ids=label,
 )
 def test_two_views_of_a_picture(

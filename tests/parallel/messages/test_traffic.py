@@ -9,6 +9,7 @@ from parallel.config import ParallelConfig
 from parallel.layout.layout import resolve
 from runs import SEQ, Case, build, micro_batches
 from trainer.models.decoder.config import DecoderConfig
+from trainer.objectives.config import CausalLMConfig
 from trainer.verify import traffic
 
 MODEL = {"layers": 4, "hidden": 64, "heads": 4, "kv_heads": 4, "ffn_hidden": 128}
@@ -30,7 +31,8 @@ def sent(context: Any, case: Case) -> dict[str, tuple[float, float]]:
         train=SimpleNamespace(
             precision=case.precision, global_batch=case.global_batch, micro_batch=case.micro_batch
         ),
-        data=SimpleNamespace(seq_len=SEQ),
+        objective=CausalLMConfig(),
+        row_length=SEQ,
     )
     layout = resolve(cfg.parallel, context.world)
     rows = traffic.rows(counter, engine, cfg, layout, context.rank)

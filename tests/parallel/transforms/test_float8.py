@@ -19,12 +19,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def check(recipe: str = "rowwise", device: torch.device = CUDA, **changes: Any) -> None:
-    float8.check(recipe, device, **{"tokens": 4096, **changes})
+    float8.check(recipe, device, **{"positions": 4096, **changes})
 
 
 def test_tokens_that_do_not_fit_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="multiple of 16") as caught:
-        check(tokens=100)
+        check(positions=100)
     assert "\n" not in str(caught.value)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.exit_codes import STOPPED
 from launch.cluster.batch.step_output import StepOutput
@@ -34,6 +34,7 @@ class StepEnd:
     rank, host: the first rank to fail and its node; None and "" where it is not known.
     lost: nodes that srun lost.
     asked_to_stop: a request to stop came while the step ran.
+    signals: rank → the signal that ended it, of ranks that srun told of one by one.
     """
 
     code: int
@@ -41,6 +42,7 @@ class StepEnd:
     host: str = ""
     lost: tuple[str, ...] = ()
     asked_to_stop: bool = False
+    signals: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,4 +169,4 @@ def _end(code: int, output: StepOutput, where: Placement, *, asked_to_stop: bool
         code = 128 - code
     if asked_to_stop and -code in ASKED:  # a rank that did not handle signals yet: nothing was under way
         code = STOPPED
-    return StepEnd(code, rank, host, lost, asked_to_stop)
+    return StepEnd(code, rank, host, lost, asked_to_stop, output.signals)

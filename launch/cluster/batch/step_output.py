@@ -11,7 +11,7 @@ from launch.local.rank_log import RankLog
 from launch.local.rank_output import LINE_BYTES
 
 _LABELLED = re.compile(rb" *(\d+): ?(.*)")
-_TASKS = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
+_TASKS = re.compile(r"srun: error: (\S+): tasks? (\d+)([\d,-]*): (.+)")
 _LOST = re.compile(r"srun: error: (?:Node failure on (\S+)|Task launch for \S+ failed on node (\S+):)")
 _MISSING = re.compile(r"(?: *\d+: ?)?slurmstepd: error: execve\(\): .+: No such file or directory")
 _SIGNALS = {signal.strsignal(number): int(number) for number in signal.valid_signals()}
@@ -38,6 +38,7 @@ class StepOutput:
     world: number of ranks.
     new_log: makes the log of a rank.
     first: the first rank that did not end with 0.
+    signals: rank → the signal that ended it, of those that srun told of as a single task.
     lost: nodes that srun lost.
     is_missing: a node lacks the program that starts a rank, such as a container's. The rank then ends with
         ENOENT, 2, which says nothing of the command line or the config.
@@ -46,6 +47,7 @@ class StepOutput:
     world: int
     new_log: Callable[[int], RankLog]
     first: RankEnd | None = None
+    signals: dict[int, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     is_missing: bool = False
     _logs: dict[int, RankLog] = field(default_factory=dict)
@@ -76,9 +78,12 @@ class StepOutput:
         text = line.decode(errors="replace")
         if lost := _LOST.match(text):
             self.lost.append(lost[1] or lost[2])
-        elif (tasks := _TASKS.match(text)) and self.first is None:
-            code = FAILED if self.is_missing else _code(tasks[3])
-            self.first = RankEnd(code, int(tasks[2]), tasks[1])
+        elif tasks := _TASKS.match(text):
+            code = FAILED if self.is_missing else _code(tasks[4])
+            if self.first is None:
+                self.first = RankEnd(code, int(tasks[2]), tasks[1])
+            if code < 0 and not tasks[3]:
+                self.signals[int(tasks[2])] = -code
 
 
 def _code(words: str) -> int:

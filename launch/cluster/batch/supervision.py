@@ -156,7 +156,9 @@ class Supervision:
             attempt = replace(attempt, code=FAILED)
         if end.lost or attempt.rank is None:
             return replace(attempt, rank=end.rank, host=end.host)
-        return replace(attempt, host=where.host_of(attempt.rank) or attempt.host)
+        # srun may tell first of a rank that failed for want of the one that was killed.
+        code = -end.signals.get(attempt.rank, -attempt.code)
+        return replace(attempt, code=code, host=where.host_of(attempt.rank) or attempt.host)
 
     def _after(self, attempt: Attempt) -> int | None:
         """Do what follows an attempt; return the job's exit code, or None to start the ranks again."""

@@ -38,6 +38,14 @@ def test_the_first_rank_to_fail_counts_and_each_rank_has_its_lines(tmp_path: Pat
     assert logs["3.log"] == "error: boo\n" and logs["2.log"] == "stopped\n" and len(logs) == 3
 
 
+def test_a_rank_that_was_killed_is_known_though_another_is_told_of_first(tmp_path: Path) -> None:
+    found = output(tmp_path)
+    found.read(b"srun: error: n2: task 2: Exited with exit code 1\nsrun: error: n2: task 3: Killed\n")
+    found.read(b"srun: error: n1: tasks 0-1: Killed\n")
+    assert found.first == RankEnd(1, 2, "n2") and found.signals == {3: 9}
+    found.close()
+
+
 @pytest.mark.parametrize("label", ["", "0: "])
 def test_a_node_without_the_ranks_program_is_no_wrong_config(label: str, tmp_path: Path) -> None:
     found = output(tmp_path)

@@ -9,6 +9,7 @@ towers/        models that embed the two sides of a row
 pairs.py       what objectives know of those models
 vision/        the vision transformer
 pictures.py    what objectives know of models that take pictures
+sizes.py       sizes and checks that several configs share
 layers/        what models are put together from
 registry.py    `model.kind` → the config of a model
 own.py         the config of a model of the user's own, from outside this project

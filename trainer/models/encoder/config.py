@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import ModelPlan
+from trainer.models import sizes
 from trainer.models.config import Parts
 from trainer.models.encoder.plan import encoder_plan
 
@@ -17,7 +18,6 @@ Norm = Literal["layer", "rms"]
 NormPlace = Literal["pre", "post"]
 Activation = Literal["geglu", "geglu_tanh", "swiglu", "gelu", "gelu_tanh"]
 Positions = Literal["rope", "learned"]
-GATED = ("swiglu", "geglu", "geglu_tanh")
 
 
 @dataclass
@@ -98,12 +98,11 @@ class EncoderConfig:
     @property
     def is_gated(self) -> bool:
         """Whether the feed-forward layer has three matrices, not two."""
-        return self.activation in GATED
+        return self.activation in sizes.GATED
 
     @property
     def ffn_width(self) -> int:
-        width = -(-8 * self.hidden // (3 * 64)) * 64 if self.is_gated else 4 * self.hidden
-        return self.ffn_hidden or width
+        return sizes.ffn_width(self.ffn_hidden, self.hidden, gated=self.is_gated)
 
     def window_of(self, layer: int) -> int:
         """Return how many tokens on each side a token attends to in block `layer`; 0: all."""
@@ -124,20 +123,12 @@ class EncoderConfig:
             raise ValueError("model.token_types: 1 tells nothing apart: set 2, or 0 for none")
 
     def check_seq_len(self, seq_len: int) -> None:
-        if self.positions == "learned" and seq_len > self.max_positions:
-            raise ValueError(
-                f"data.seq_len={seq_len} is more than model.max_positions={self.max_positions}: raise that, "
-                "or lower data.seq_len"
-            )
+        if self.positions == "learned":
+            sizes.check_positions(seq_len, self.max_positions)
 
     def check_layout(self, *, tp: int, cp: int) -> None:
-        for key, size in {"heads": self.heads, "ffn_hidden": self.ffn_width, "vocab": self.vocab}.items():
-            if size % tp:
-                raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={tp}")
-        if self.heads % (tp * cp):
-            raise ValueError(
-                f"model.heads={self.heads} is not divisible by parallel.tp={tp} · parallel.cp={cp}"
-            )
+        sizes.check_split({"heads": self.heads, "ffn_hidden": self.ffn_width, "vocab": self.vocab}, tp=tp)
+        sizes.check_heads({"heads": self.heads}, tp=tp, cp=cp)
 
     def positions_of_row(self, seq_len: int) -> int:
         return seq_len
@@ -183,13 +174,7 @@ class EncoderConfig:
         return Parts(first=first, block=self._block_matrices + vectors, blocks=self.layers, last=last)
 
     def sizes_to_lower(self) -> tuple[str, str]:
-        parameters = self.parameters()
-        tables = parameters.first + parameters.last
-        if tables > self.layers * parameters.block and self.vocab > self.hidden:
-            name = "vocab"
-        else:
-            name = max(("hidden", "layers", "ffn_hidden"), key=lambda name: getattr(self, name))
-        return f"model.{name}={getattr(self, name)}", f"model.layers={self.layers}"
+        return sizes.sizes_to_lower(self)
 
     def training_flops(self, seq_len: int) -> Parts:
         """Counted as a decoder's (see `DecoderConfig.training_flops`): attention with the full

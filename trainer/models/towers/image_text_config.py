@@ -14,6 +14,7 @@ from common.model_plan import Init, ModelPlan, Tower
 from trainer.models.config import Parts
 from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
 from trainer.models.pictures import Pictures
+from trainer.models.sizes import check_positions, check_split
 from trainer.models.towers.learnt import learnt_init
 from trainer.models.vision.config import VisionConfig
 
@@ -152,11 +153,7 @@ class ImageTextConfig:
             self.vision().check()
 
     def check_seq_len(self, seq_len: int) -> None:
-        if seq_len > self.text.max_positions:
-            raise ValueError(
-                f"data.seq_len={seq_len} is more than model.text.max_positions={self.text.max_positions}: "
-                "raise that, or lower data.seq_len"
-            )
+        check_positions(seq_len, self.text.max_positions, "text.max_positions")
 
     def check_layout(self, *, tp: int, cp: int) -> None:
         if cp > 1:
@@ -164,12 +161,8 @@ class ImageTextConfig:
                 f"parallel.cp={cp}: a picture and its caption are two sequences: give its ranks to the data "
                 "axes, or to parallel.tp"
             )
-        sizes = {"heads": self.text.heads, "ffn_hidden": self.text.ffn_width}
-        for key, size in (
-            {f"text.{key}": size for key, size in sizes.items()} | {"vocab": self.vocab}
-        ).items():
-            if size % tp:
-                raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={tp}")
+        text = {"text.heads": self.text.heads, "text.ffn_hidden": self.text.ffn_width}
+        check_split(text | {"vocab": self.vocab}, tp=tp)
         with named("image"):
             self.vision().check_layout(tp=tp, cp=cp)
 

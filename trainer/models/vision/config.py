@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import ModelPlan
+from trainer.models import sizes
 from trainer.models.config import Parts
 from trainer.models.pictures import Pictures
 from trainer.models.vision.plan import vision_plan
@@ -138,18 +139,13 @@ class VisionConfig:
         """A picture's positions follow from its size."""
 
     def check_layout(self, *, tp: int, cp: int) -> None:
-        for key, size in {"heads": self.heads, "ffn_hidden": self.ffn_width}.items():
-            if size % tp:
-                raise ValueError(f"model.{key}={size} is not divisible by parallel.tp={tp}")
+        sizes.check_split({"heads": self.heads, "ffn_hidden": self.ffn_width}, tp=tp)
         if cp > 1 and self.head != "pixels":
             raise ValueError(
                 f"parallel.cp={cp}: model.head={self.head} pools all positions of a picture, which cp would "
                 "part: give its ranks to the data axes, or to parallel.tp"
             )
-        if self.heads % (tp * cp):
-            raise ValueError(
-                f"model.heads={self.heads} is not divisible by parallel.tp={tp} · parallel.cp={cp}"
-            )
+        sizes.check_heads({"heads": self.heads}, tp=tp, cp=cp)
         positions = self.pictures().positions
         if positions % (tp * cp):
             raise ValueError(
@@ -194,8 +190,7 @@ class VisionConfig:
         return Parts(first, self._block_matrices + vectors, self.layers, norm + self._head_parameters)
 
     def sizes_to_lower(self) -> tuple[str, str]:
-        name = max(("hidden", "layers", "ffn_hidden"), key=lambda name: getattr(self, name))
-        return f"model.{name}={getattr(self, name)}", f"model.layers={self.layers}"
+        return sizes.sizes_to_lower(self)
 
     def training_flops(self, seq_len: int) -> Parts:
         """Of one picture, as the decoder counts: matrix products and attention. The head's are those of all

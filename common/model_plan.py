@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-InitKind = Literal["normal", "trunc_normal", "ones", "zeros", "constant"]
+InitKind = Literal["normal", "trunc_normal", "uniform", "ones", "zeros", "constant"]
 
 
 @dataclass(frozen=True)
 class Init:
     """How one parameter is drawn.
 
-    kind: the distribution; `trunc_normal` is cut at ±3 std.
-    std: standard deviation of `normal` and `trunc_normal`.
+    kind: the distribution; `trunc_normal` is cut at ±3 std, `uniform` lies between ±√3 std.
+    std: standard deviation of `normal`, `trunc_normal` and `uniform`.
     value: of `constant`.
     """
 
@@ -39,6 +39,17 @@ class Tower:
     last: tuple[str, ...]
 
 
+def every_parameter(name: str) -> bool:
+    """Train every parameter."""
+    return True
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a module's name fits a pattern, in which `*` stands for one component."""
+    wanted, parts = pattern.split("."), name.split(".")
+    return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts))
+
+
 @dataclass(frozen=True)
 class ModelPlan:
     """How a model may be cut into stages, sharded, initialised and decayed.
@@ -50,7 +61,10 @@ class ModelPlan:
         "vocab_embedding"  rows of the table are split over ranks; the output is the sum of the parts;
         "column"           a linear layer split by output features;
         "row"              a linear layer split by input features, which gives partial sums; a bias is added
-                           to the sum;
+                           to the sum. A branch of low rank (`module_interfaces.HasLowRank`) is part of the
+                           partial sums;
+        "partial"          a linear layer split by input features, whose partial sums a module around it adds
+                           up;
         "sequence"         weights are whole on every rank, and each rank applies them to a part of the
                            activations (some tokens, or some heads): gradients are summed over the ranks;
         "split"            the module computes for the whole sequence on every rank, and each rank keeps a
@@ -74,6 +88,10 @@ class ModelPlan:
         A model of several towers packs their hidden states into one tensor, such as [batch, Σ seq · hidden].
     init: (name, global shape) → how the parameter is drawn.
     no_decay: (name, global shape) → whether the parameter is exempt from weight decay.
+    task: paths of modules that belong to a task, such as the layer of the logits of classes. Fine-tuning
+        trains them whole, whatever its method, and weights from elsewhere may lack them.
+    trained: name → whether the parameter is trained. The others are frozen: they have no gradient and no
+        optimiser state, and checkpoints leave them out.
 
     A model without a vocabulary leaves out the vocabulary's styles.
     """
@@ -84,6 +102,8 @@ class ModelPlan:
     hidden_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
     init: Callable[[str, tuple[int, ...]], Init]
     no_decay: Callable[[str, tuple[int, ...]], bool]
+    task: tuple[str, ...] = ()
+    trained: Callable[[str], bool] = every_parameter
 
     @property
     def first(self) -> tuple[str, ...]:
@@ -94,6 +114,10 @@ class ModelPlan:
     def last(self) -> tuple[str, ...]:
         """The last modules of all towers."""
         return tuple(name for tower in self.towers for name in tower.last)
+
+    def in_task(self, name: str) -> bool:
+        """Whether a module or parameter belongs to a task."""
+        return any(name == path or name.startswith(f"{path}.") for path in self.task)
 
     def block_of(self, name: str) -> str:
         """Return the path of the block that a module or parameter is in (`layers.3` of `layers.3.mlp.w1`), or

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.distributed import ProcessGroup
 
 
@@ -34,6 +35,14 @@ class VocabParallel(Protocol):
 
     def set_vocab_shard(self, shard: VocabShard) -> None:
         """Compute with the rows in `weight` as a part of the vocabulary. Called once `weight` is split."""
+
+
+@runtime_checkable
+class HasLowRank(Protocol):
+    """A linear layer with a branch beside its matrix: the layer's result is weight · x + lora(x) + bias."""
+
+    @property
+    def lora(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,14 @@ class Engine(Protocol):
         """
 
     def chunks(self) -> list[Chunk]:
-        """Weights and optimiser state of this rank."""
+        """Weights and optimiser state of this rank, of the parameters that are trained: what a checkpoint
+        holds.
+        """
+
+    def frozen(self) -> list[Chunk]:
+        """Weights of this rank that are not trained (`ModelPlan.trained`). No checkpoint holds them: whoever
+        loads one fills them from the weights that the run began with.
+        """
 
     def scalars(self) -> dict[str, Any]:
         """What a checkpoint keeps besides chunks: `updates`, the number of updates, and the engine's own."""

@@ -40,6 +40,7 @@ class TrainState:
 FIXED = (
     *("data.seq_len", "data.packing", "data.partners", "data.document_mask"),
     *("optim.name", "optim.state_dtype", "objective.kind"),
+    *(f"finetune.{key}" for key in ("method", "rank", "alpha", "targets", "bottleneck")),
 )
 
 # Keys that decide which sequences come when.

@@ -49,6 +49,12 @@ def build_deepspeed_engine(
     with torch.device("meta"):
         on_meta = model_factory()
     shapes = {name: tuple(parameter.shape) for name, parameter in on_meta.named_parameters()}
+    frozen = [name for name in shapes if not plan.trained(name)]
+    if frozen:
+        raise ValueError(
+            f"parallel.engine=deepspeed trains every parameter, and {frozen[0]} is frozen: set "
+            "parallel.engine=torch, or finetune.method=full"
+        )
     canonical = {alias: name for name, alias in plan.tied}
     names = {name: canonical.get(name, name) for name in shapes}
     with contextlib.ExitStack() as stack:

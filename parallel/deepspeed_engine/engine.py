@@ -235,6 +235,10 @@ class DeepSpeedEngine:
         """
         return self._masters.chunks()
 
+    def frozen(self) -> list[Chunk]:
+        """None: this engine trains every parameter."""
+        return []
+
     def scalars(self) -> dict[str, Any]:
         """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""
         return {"updates": self._optimizer.steps, **self._normalisation.state()}

@@ -122,7 +122,7 @@ class Rows:
     """`replicas.Reductions` over rows.
 
     Moves `ShardedParameter.tensor`, this rank's rows, into the buckets' memory. Parameters are whole from the
-    first forward after an update until the last backward has ended.
+    first forward after an update until the last backward has ended; frozen ones are whole always.
     """
 
     adds_up = True
@@ -130,7 +130,7 @@ class Rows:
     def __init__(
         self, plan: ModelPlan, stages: Sequence[nn.Module], sharded: Sequence[ShardedParameter], axis: Axis
     ) -> None:
-        sharded_of = {one.module_parameter: one for one in sharded}
+        sharded_of = {one.module_parameter: one for one in sharded if one.trained}
         groups = in_buckets(sharded_of)
         self._parameters = list(sharded_of)
         self._buckets = [Bucket(group, [sharded_of[one].tensor for one in group], axis) for group in groups]

@@ -1,6 +1,9 @@
-"""First values, whatever the layout: each parameter is drawn whole from (seed, name), then cut."""
+"""First values, whatever the layout: each parameter is drawn whole from (seed, name), then cut. And which
+parameters are trained.
+"""
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 import torch
@@ -32,8 +35,18 @@ def draw(name: str, shape: tuple[int, ...], plan: ModelPlan, seed: int, device: 
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
     if how.kind == "normal":
         return whole.normal_(0.0, how.std, generator=generator)
+    if how.kind == "uniform":
+        bound = how.std * math.sqrt(3)
+        return whole.uniform_(-bound, bound, generator=generator)
     assert how.kind == "trunc_normal", f"{name}: no such initialisation: {how.kind}"
     return nn.init.trunc_normal_(whole, std=how.std, a=-3 * how.std, b=3 * how.std, generator=generator)
+
+
+def freeze(model: nn.Module, plan: ModelPlan) -> None:
+    """Take the gradient from every parameter that the plan does not train. Tied parameters have one name."""
+    canonical = {alias: name for name, alias in plan.tied}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(plan.trained(canonical.get(name, name)))
 
 
 def to_device(model: nn.Module, device: torch.device) -> None:

@@ -25,7 +25,8 @@ class ShardedParameter:
     tied: another stage has a copy too.
     duplicate: this is the copy that is neither counted in the gradient norm nor saved.
     by_fsdp: `module_parameter` is a DTensor of FSDP's, and `tensor` aliases its memory.
-    owned: this rank saves it.
+    trained: whether it has a gradient and optimiser state; else it is frozen, and no checkpoint holds it.
+    owned: this rank saves it; no rank saves a frozen one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ShardedParameter:
     tied: bool
     duplicate: bool
     by_fsdp: bool
+    trained: bool = True
     owned: bool = False
 
     @property
@@ -70,27 +72,32 @@ def make_sharded_parameter(
     *,
     tied: bool = False,
     duplicate: bool = False,
+    trained: bool = True,
 ) -> ShardedParameter:
     """This rank's part of a parameter: cut by tp along `tp_dim` first, then by ZeRO along dim 0.
 
-    The rows of a parameter that ZeRO shards without FSDP (`gradients.rows`) get undefined memory here.
+    The rows of a parameter that ZeRO shards without FSDP (`gradients.rows`) get undefined memory here. That
+    is ZeRO-1, which shards what belongs to updates: a frozen parameter stays whole there.
 
     name: canonical.
     parameter: the module's, already cut by tp and, if at all, by FSDP.
     shape: of the global tensor.
-    tp_dim, tied, duplicate: as in `ShardedParameter`.
+    tp_dim, tied, duplicate, trained: as in `ShardedParameter`.
     """
     offset, part = [0] * len(shape), list(shape)
     if tp_dim is not None:
         part[tp_dim] //= mesh.tp.size
         offset[tp_dim] = part[tp_dim] * mesh.tp.rank
-    start, part[0] = shard_rows(part[0], mesh.shard.rank, mesh.shard.size)
-    offset[0] += start
     by_fsdp = mesh.data is not None
+    if by_fsdp or trained:
+        start, part[0] = shard_rows(part[0], mesh.shard.rank, mesh.shard.size)
+        offset[0] += start
     local: Tensor = parameter
     if by_fsdp:
         local = local_of(parameter)
-    elif mesh.shard.group is not None:
+    elif mesh.shard.group is not None and trained:
         local = parameter.new_empty(part)
     assert tuple(part) == tuple(local.shape), f"{name}: holds {tuple(local.shape)}, expected {tuple(part)}"
-    return ShardedParameter(name, parameter, local, shape, tuple(offset), tp_dim, tied, duplicate, by_fsdp)
+    return ShardedParameter(
+        name, parameter, local, shape, tuple(offset), tp_dim, tied, duplicate, by_fsdp, trained
+    )

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 LookAtGradients = Callable[[Sequence[ShardedParameter], float], None]
-"""Takes this rank's parameters, with summed gradients in `tensor.grad`, and the factor that makes them the
-gradient of the mean loss."""
+"""Takes this rank's trained parameters, with summed gradients in `tensor.grad`, and the factor that makes
+them the gradient of the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class TorchEngine:
         self._measures = measures_of(objective)
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._parameters = parallelized.parameters
+        self._trained = [one for one in self._parameters if one.trained]
         self._modules = list(parallelized.stages.values())
         self._reductions = make_reductions(plan, self._modules, self._parameters, layout, mesh, device)
         self._gradients = LocalGradients(
@@ -120,7 +121,7 @@ class TorchEngine:
                     placement=(one.shape, one.tp_dim),
                     map_whole=WholeMatrices(one.shape, one.tp_dim, mesh).map,
                 )
-                for one in self._parameters
+                for one in self._trained
             ]
         )
         self._divisor = torch.ones((), device=device)
@@ -165,7 +166,7 @@ class TorchEngine:
         totals = self._reduce(sums, self._gradients.squares(), stop, exchange)
         to_mean = normalisation.to_mean(totals.count)
         if self._look is not None:
-            self._look(self._parameters, to_mean)
+            self._look(self._trained, to_mean)
         overflow = not math.isfinite(totals.grad_squares)
         skipped = overflow or totals.count == 0
         grad_norm = math.inf if overflow else math.sqrt(totals.grad_squares) * to_mean
@@ -223,10 +224,12 @@ class TorchEngine:
         return Evaluation(loss_sum, count, stops > 0, dict(zip(self._measures, figures, strict=True)))
 
     def chunks(self) -> list[Chunk]:
-        """Master weights and optimiser state, as live memory; parameters without an element here left out."""
+        """Trained master weights and optimiser state, as live memory; parameters without an element here
+        left out.
+        """
         self._check_addresses()
         found = []
-        for parameter in self._parameters:
+        for parameter in self._trained:
             if parameter.tensor.numel() == 0:
                 continue
             found.append(parameter.chunk("model", parameter.tensor))
@@ -234,6 +237,12 @@ class TorchEngine:
                 if isinstance(state, Tensor) and state.shape == parameter.tensor.shape:
                     found.append(parameter.chunk(f"optim.{key}", state))
         return found
+
+    def frozen(self) -> list[Chunk]:
+        """See `engine.Engine.frozen`."""
+        self._check_addresses()
+        held = (one for one in self._parameters if not one.trained and one.tensor.numel())
+        return [parameter.chunk("model", parameter.tensor) for parameter in held]
 
     def scalars(self) -> dict[str, Any]:
         """What is not a tensor: the optimiser's updates so far and fp16's loss scale."""

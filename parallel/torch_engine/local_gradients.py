@@ -31,13 +31,13 @@ def make_reductions(
         return fsdp.Sharded(stages, layout, mesh, device)
     if mesh.shard.group is not None:
         return Rows(plan, stages, parameters, mesh.shard)
-    return Replicas([one.module_parameter for one in parameters], mesh.replicate.group)
+    return Replicas([one.module_parameter for one in parameters if one.trained], mesh.replicate.group)
 
 
 class LocalGradients:
     """Gradients in `ShardedParameter.tensor.grad`, where the optimiser reads them.
 
-    parameters: of this rank.
+    parameters: of this rank; the frozen ones are left alone.
     reductions: what adds the gradients up over the data ranks.
     has_tied: whether the model ties parameters, on whatever stage.
     """
@@ -52,9 +52,10 @@ class LocalGradients:
         has_tied: bool,
         device: torch.device,
     ) -> None:
-        self._parameters = parameters
+        self._all = parameters
+        self._parameters = [one for one in parameters if one.trained]
         self._reductions = reductions
-        self._counted = [one for one in parameters if counts_in_norm(one, mesh)]
+        self._counted = [one for one in self._parameters if counts_in_norm(one, mesh)]
         self._tp = mesh.tp
         self._device = device
         first, last = layout.pp_index_of(0), layout.pp_index_of(layout.stages - 1)
@@ -80,7 +81,7 @@ class LocalGradients:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Take the last gradients; afterwards every parameter has one."""
+        """Take the last gradients; afterwards every trained parameter has one."""
         self.take()
         for parameter in self._parameters:
             if parameter.tensor.grad is None:  # a parameter that nothing used
@@ -88,8 +89,8 @@ class LocalGradients:
 
     def sum_shared(self) -> None:
         """Sum partial gradients: of parameters that tp leaves whole, and of tied ones in two stages."""
-        if self._tp.group is not None:
-            grads = [_grad(parameter) for parameter in self._parameters if parameter.tp_dim is None]
+        grads = [_grad(parameter) for parameter in self._parameters if parameter.tp_dim is None]
+        if self._tp.group is not None and grads:
             flat = torch.cat([grad.flatten() for grad in grads])
             dist.all_reduce(flat, group=self._tp.group)
             torch._foreach_copy_(
@@ -121,7 +122,7 @@ class LocalGradients:
 
     def why_not_finite(self, *, alone: bool) -> str:
         """One line on why the gradient norm is not finite. alone: this process is the whole world."""
-        weights = [one.name for one in self._parameters if not bool(one.tensor.isfinite().all())]
+        weights = [one.name for one in self._all if not bool(one.tensor.isfinite().all())]
         if weights:
             return f"the weights are not finite (first in {weights[0]} on this rank)"
         here = [one.name for one in self._parameters if not bool(_grad(one).isfinite().all())]

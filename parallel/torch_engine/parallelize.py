@@ -1,8 +1,8 @@
 """From a model's factory to this rank's part of the model: every transformation, in the one order that works.
 
 For each stage of this rank, on the meta device: cut the stage out, convert its linear layers to fp8, tensor
-parallelism, context parallelism, recomputation, compilation, FSDP. Then allocate memory and draw the first
-values.
+parallelism, freeze what is not trained, context parallelism, recomputation, compilation, FSDP. Then allocate
+memory and draw the first values.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from common.precision import Precision
 from parallel.config import ParallelConfig
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
-from parallel.parameters.initialize import initialize, to_device
+from parallel.parameters.initialize import freeze, initialize, to_device
 from parallel.parameters.ownership import assign_owners
 from parallel.parameters.sharded_parameter import ShardedParameter, make_sharded_parameter
 from parallel.parameters.towers import blocks_of
@@ -73,6 +73,7 @@ def parallelize(
         for blocks in towers:
             float8.convert(blocks, fp8, tp=mesh.tp.size)
         tp_dims = tensor_parallel(model, plan, mesh.tp, asynchronous=cfg.async_tp)
+        freeze(model, plan)  # before FSDP, which keeps for each parameter whether it has a gradient
         context_parallel(model, plan, mesh.cp)
         for blocks in towers:
             recompute.apply_recompute(blocks, cfg.recompute)
@@ -89,7 +90,7 @@ def parallelize(
         parameters = _sharded_parameters(model, plan, shapes, tp_dims, mesh, across_stages=layout.stages > 1)
         initialize(parameters, plan, seed)
         held += parameters
-    assign_owners(held, mesh)
+    assign_owners([one for one in held if one.trained], mesh)
     return Parallelized(stages, held)
 
 
@@ -131,6 +132,7 @@ def _sharded_parameters(
             mesh,
             tied=across_stages and name in names,
             duplicate=across_stages and name in canonical_of,
+            trained=parameter.requires_grad,
         )
         for name, parameter in model.named_parameters()
     ]

@@ -19,13 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.model_plan import ModelPlan
+from common.model_plan import ModelPlan, matches
 from common.module_interfaces import SharesSequence
 from common.objective import ModelInputs
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
 from parallel.messages.collectives import SEQUENCE
-from parallel.transforms.tensor import matches
 
 STYLE = "attention_core"
 """Style of a module that maps (q, k, v, …), each [batch, heads, seq, head_dim], to the shape of q."""

@@ -24,8 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.model_plan import ModelPlan
-from common.module_interfaces import VocabParallel, VocabShard
+from common.model_plan import ModelPlan, matches
+from common.module_interfaces import HasLowRank, VocabParallel, VocabShard
 from parallel.gradients.weight_gradients import DefersWeightGradients, linear
 from parallel.layout.mesh import Axis
 from parallel.messages import collectives
@@ -54,14 +54,25 @@ class RowLinearWithBias(DefersWeightGradients):
     """A row-parallel linear layer whose bias is added once, to this rank's part of the summed output.
 
     weight [out, in/tp], bias [out]; [batch, seq, in/tp] → [batch, seq/tp, out].
+
+    lora: the layer's branch of low rank, whose result is a partial sum as the product is; None: none.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter,
+        group: dist.ProcessGroup,
+        lora: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.group = weight, bias, group
+        self.lora = lora
 
     def forward(self, x: Tensor) -> Tensor:
         product = linear(x, self.weight, None, self.deferred)
+        if self.lora is not None:
+            product = product + self.lora(x)
         return collectives.reduce_scatter(product, SEQUENCE, self.group) + self.bias
 
 
@@ -120,12 +131,6 @@ def tensor_parallel(
     return sharded
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a module's name fits a pattern, in which `*` stands for one component."""
-    wanted, parts = pattern.split("."), name.split(".")
-    return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts))
-
-
 def _cut(at: _Target, name: str, dim: int) -> nn.Parameter:
     whole = getattr(at.module, name)
     assert whole.is_meta and whole.shape[dim] % at.axis.size == 0, (
@@ -151,11 +156,18 @@ def _row(at: _Target) -> dict[str, int]:
     weight, group = _cut(at, "weight", 1), at.group
     bias = at.module._parameters.get("bias")
     if bias is not None:
-        at.replace_by(RowLinearWithBias(weight, bias, group))
+        lora = at.module.lora if isinstance(at.module, HasLowRank) else None
+        at.replace_by(RowLinearWithBias(weight, bias, group, lora))
     else:
         at.module.register_forward_hook(
             lambda _, args, output: collectives.reduce_scatter(output, SEQUENCE, group)
         )
+    return {"weight": 1}
+
+
+def _partial(at: _Target) -> dict[str, int]:
+    """[out, in] cut by columns. The partial sums stay as they are: a module around this one adds them up."""
+    _cut(at, "weight", 1)
     return {"weight": 1}
 
 
@@ -250,6 +262,7 @@ def _async_gather(at: _Target) -> dict[str, int]:
 _STYLES: Mapping[str, Callable[[_Target], dict[str, int]]] = {
     "column": _column,
     "row": _row,
+    "partial": _partial,
     "gather": _gather,
     "sequence": _sequence,
     "split": _split,

@@ -18,6 +18,7 @@ from trainer.config import schema
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import OptimConfig
 from trainer.models.build import build_model
+from trainer.models.tuned.plan import tuned_plan
 from trainer.objectives.build import build_objective
 from trainer.objectives.context import ObjectiveContext
 from trainer.optim.build import build_optimizer
@@ -47,6 +48,7 @@ class PictureCase:
     micro_batch: int = 1
     steps: int = 20
     lr: float = 3e-3
+    finetune: dict[str, Any] = field(default_factory=dict)
 
 
 def row(number: int, case: PictureCase) -> dict[str, Tensor]:
@@ -97,7 +99,8 @@ def section(name: str, values: dict[str, Any]) -> Any:
 def build(case: PictureCase, rank: int, world: int) -> Engine:
     cfg, model = ParallelConfig(**case.parallel), section("model", case.model)
     objective = section("objective", case.objective)
-    layout, plan = resolve(cfg, world), model.plan()
+    finetune = section("finetune", case.finetune)
+    layout, plan = resolve(cfg, world), tuned_plan(model.plan(), finetune)
     seq_len = SEQ if case.tokens else 0
     model.check_layout(tp=layout.tp, cp=layout.cp)
     return build_engine(
@@ -105,7 +108,7 @@ def build(case: PictureCase, rank: int, world: int) -> Engine:
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
         cfg=cfg,
         plan=plan,
-        model_factory=lambda: build_model(model),
+        model_factory=lambda: build_model(model, None, finetune),
         objective=build_objective(objective, ObjectiveContext(1, seq_len, model.vocab, 0, bytes, model)),
         optimizer_factory=lambda parameters: build_optimizer(parameters, OptimConfig(), plan),
         precision=case.precision,  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ from trainer.config.sections import OptimConfig
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
 from trainer.models.registry import MODELS
+from trainer.models.tuned.config import FinetuneConfig
+from trainer.models.tuned.plan import tuned_plan
 from trainer.objectives.build import build_objective
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.context import ObjectiveContext
@@ -59,6 +61,7 @@ class Case:
     sources: int = 0  # number of them; sequence n is of source n % sources
     objective: dict[str, Any] = field(default_factory=dict)
     partners: bool = False  # a document a row, and another one beside it
+    finetune: dict[str, Any] = field(default_factory=dict)
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
@@ -126,14 +129,15 @@ def objective_of(case: Case) -> Objective:
 def build(case: Case, rank: int, world: int) -> Engine:
     cfg = ParallelConfig(**case.parallel)
     model, objective = model_of(case), objective_config_of(case)
-    plan = model.plan()
+    finetune = FinetuneConfig(**case.finetune)
+    plan = tuned_plan(model.plan(), finetune)
     optim = OptimConfig(name=case.optimizer, state_dtype=case.state_dtype)  # type: ignore[arg-type]
     return build_engine(
         layout=resolve(cfg, world),
         runtime=Runtime(rank, world, rank, torch.device("cpu")),
         cfg=cfg,
         plan=plan,
-        model_factory=lambda: build_model(model, objective.token_loss()),
+        model_factory=lambda: build_model(model, objective.token_loss(), finetune),
         objective=objective_of(case),
         optimizer_factory=lambda parameters: build_optimizer(parameters, optim, plan),
         precision=case.precision,  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ def check(cfg: RunConfig) -> None:
     _check_row_length(cfg)
     check_data(cfg.data)
     _check_objective(cfg)
+    cfg.plan()  # refuses what fine-tuning finds no place for
     train = cfg.train
     if train.ranks and (len(train.ranks) != 2 or train.ranks[0] > train.ranks[1]):
         raise ValueError(f"train.ranks={train.ranks}: give the fewest and the most ranks, such as [2, 4]")

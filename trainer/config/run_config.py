@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from common.model_plan import ModelPlan
 from data.config import DataConfig
 from parallel.config import ParallelConfig
 from trainer.config.plain import plain
@@ -12,6 +13,8 @@ from trainer.config.sections import CheckpointConfig, OptimConfig, SuperviseConf
 from trainer.models.config import ModelConfig
 from trainer.models.own import own_config
 from trainer.models.registry import MODELS
+from trainer.models.tuned.config import FinetuneConfig
+from trainer.models.tuned.plan import tuned_plan
 from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.objectives.registry import OBJECTIVES
 
@@ -24,6 +27,7 @@ class RunConfig:
     model: ModelConfig = field(metadata={"kinds": MODELS, "own_kind": own_config})
     data: DataConfig
     objective: ObjectiveConfig = field(default_factory=CausalLMConfig, metadata={"kinds": OBJECTIVES})
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -42,6 +46,12 @@ class RunConfig:
         """The run folder: config.yaml, metrics.jsonl, checkpoints/ …"""
         return Path(self.run_dir)
 
+    def plan(self) -> ModelPlan:
+        """Return the plan of the model as it is trained: with what fine-tuning adds and freezes. ValueError
+        where the model has no place for it.
+        """
+        return tuned_plan(self.model.plan(), self.finetune)
+
     @property
     def row_length(self) -> int:
         """The length of the model's rows; the objective may make them longer than those of the stream."""
@@ -50,12 +60,17 @@ class RunConfig:
     @property
     def flops_per_row(self) -> float:
         """Floating-point operations of a row's forward and backward. The model's last part counts for the
-        positions that it computes.
+        positions that it computes; what fine-tuning adds, and the layer of a task alone, are too small to
+        count.
         """
         parts = self.model.training_flops(self.row_length)
         share = self.objective.positions_of_head(self.data.seq_len) / self.row_length
-        return parts.total - parts.last * (1 - share)
+        return (parts.total - parts.last * (1 - share)) * PASSES[self.finetune.method] / 3
 
+
+# Of forward, gradients of what each layer is given, and gradients of weights, which cost alike: how many a
+# method of fine-tuning has.
+PASSES = {"none": 3, "full": 3, "lora": 2, "adapters": 2, "probe": 1}
 
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
 OUTSIDE_CURVE = (

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.model_plan import ModelPlan
+from common.model_plan import ModelPlan, matches
 from parallel.engine import Micro
 from parallel.parameters.sharded_parameter import ShardedParameter, local_of
 from parallel.relied_on import borrow
-from parallel.transforms.tensor import matches
 from trainer.debug.moments import Moments
 
 _graph_task = borrow("torch", "torch._C", "_current_graph_task_id")

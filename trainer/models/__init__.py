@@ -13,6 +13,7 @@ sizes.py       sizes and checks that several configs share
 layers/        what models are put together from
 registry.py    `model.kind` → the config of a model
 own.py         the config of a model of the user's own, from outside this project
+tuned/         what fine-tuning adds to a model, and what it freezes
 build.py       a config → its torch module
 
 A new model is a folder like decoder/ and a line in registry.py. Its files import torch, `common` and each

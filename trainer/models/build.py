@@ -9,17 +9,22 @@ from torch import nn
 
 from common.module_interfaces import HasTokenLoss, TokenLoss
 from trainer.models.config import ModelConfig
+from trainer.models.tuned.config import FinetuneConfig
+from trainer.models.tuned.tune import tune
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def build_model(cfg: ModelConfig, token_loss: TokenLoss | None = None) -> nn.Module:
+def build_model(
+    cfg: ModelConfig, token_loss: TokenLoss | None = None, finetune: FinetuneConfig | None = None
+) -> nn.Module:
     """Return the model that `cfg` describes, on the current default device (`with torch.device("meta"):`).
 
     Parameters hold torch's default values: the engine draws them by the model's plan.
 
     token_loss: what modules that compute losses of tokens are to minimise; None: the negative log-likelihood.
+    finetune: what fine-tuning adds to the model; None: nothing.
 
     Raises:
         ValueError: one line: there is no such class, or it holds a module whose result would depend on the
@@ -34,6 +39,8 @@ def build_model(cfg: ModelConfig, token_loss: TokenLoss | None = None) -> nn.Mod
         raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
     if token_loss is not None:
         _set_token_loss(model, token_loss, cfg)
+    if finetune is not None:
+        tune(model, cfg.plan(), finetune)
     return model
 
 

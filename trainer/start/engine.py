@@ -18,7 +18,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout, context: Objec
     """Build the engine of the config's model, objective and optimiser on this layout, with new random
     weights. `context`: what the objective may know of the run.
     """
-    plan = cfg.model.plan()
+    plan = cfg.plan()
 
     def optimizer(parameters: list[LocalParameter]) -> Optimizer:
         backend = compile_backend(cfg.parallel.compile, runtime.device)
@@ -30,7 +30,7 @@ def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout, context: Objec
             runtime=runtime,
             cfg=cfg.parallel,
             plan=plan,
-            model_factory=lambda: build_model(cfg.model, cfg.objective.token_loss()),
+            model_factory=lambda: build_model(cfg.model, cfg.objective.token_loss(), cfg.finetune),
             objective=build_objective(cfg.objective, context),
             optimizer_factory=optimizer,
             precision=cfg.train.precision,

@@ -45,6 +45,8 @@ def formulas(engine: Engine, cfg: RunConfig, layout: Layout, rank: int) -> dict[
     """Return axis → bytes that `rank` sends in one step, for the axes whose formula holds on this layout."""
     if cfg.parallel.engine != "torch" or "embedding" in cfg.objective.needs:  # two forwards a micro-batch
         return {}
+    if cfg.finetune.freezes:  # frozen parameters are gathered, and their gradients are not sent
+        return {}
     micro_batches = layout.micro_batches(cfg.train.global_batch, cfg.train.micro_batch)
     element_bytes = ELEMENT_BYTES[cfg.train.precision]
     each: dict[str, Any] = {"micro_batches": micro_batches, "element_bytes": element_bytes}

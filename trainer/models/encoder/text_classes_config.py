@@ -50,6 +50,7 @@ class TextClassesConfig(EncoderConfig):
             encoder,
             towers=(Tower("layers", encoder.first, (*at_end, "head")),),
             tensor=(*kept, ("head", "alike"), ("head.project", "sequence")),
+            task=("head",),
         )
 
     def parameters(self) -> Parts:

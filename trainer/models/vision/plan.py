@@ -34,6 +34,7 @@ def vision_plan(*, layers: int, hidden: int, init_std: float, head: str, attenti
         hidden_shape=lambda shape: (*shape[:2], hidden),
         init=init,
         no_decay=lambda name, shape: len(shape) == 1 or name.endswith(_TABLES),
+        task=("head",) if head == "classes" else (),
     )
 
 

@@ -22,20 +22,24 @@ def close_run(folder: Path, name: str) -> list[str]:
 
 def closing_lines(curves: Curves, folder: Path) -> list[str]:
     """How the run went and where its files are, for people."""
-    facts = [f"step {curves.step:,}", f"{curves.tokens:,} tokens", f"loss {curves.loss[-1][1]:.4f}"]
+    unit = curves.unit
+    amount = curves.tokens if unit == "tokens" else round(curves.processed)
+    facts = [f"step {curves.step:,}", f"{amount:,} {unit}", f"loss {curves.loss[-1][1]:.4f}"]
     if curves.seconds:
-        facts.append(
-            f"{curves.tokens / curves.seconds:,.0f} tokens/s over {duration(curves.seconds)} of steps"
-        )
+        rate = curves.processed / curves.seconds
+        facts.append(f"{rate:,.0f} {unit}/s over {duration(curves.seconds)} of steps")
     if curves.mfu:
         facts.append(f"mfu {sum(value for _, value in curves.mfu) / len(curves.mfu):.1%}")
     lines = [f"{curves.name} is done: {', '.join(facts)}"]
-    for name, points in curves.heldout.items():
-        last, best = points[-1][1], ""
+    for name, losses in curves.heldout_loss.items():
+        bits = curves.heldout.get(name)
+        last, best = (bits or losses)[-1][1], ""
         if name in curves.best:
-            step, bits = curves.best[name]
-            best = ", its best" if bits == last else f", best {bits:.4f} at step {step:,}"
-        lines.append(f"held-out {name}: {last:.4f} bits per byte at the end{best}")
+            step, lowest = curves.best[name]
+            best = ", its best" if lowest == last else f", best {lowest:.4f} at step {step:,}"
+        figure = f"{last:.4f} bits per byte" if bits else f"loss {last:.4f}"
+        further = "".join(f", {key} {value:.4f}" for key, value in curves.measures[name].items())
+        lines.append(f"held-out {name}: {figure} at the end{best}{further}")
     places = ("metrics.jsonl", PICTURE, "checkpoints")
     lines.append("see " + "  ".join(str(folder / place) for place in places))
     return lines

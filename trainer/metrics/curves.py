@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 Points = list[tuple[float, float]]
+UNITS = ("tokens", "images")
 
 
 @dataclass
@@ -16,14 +17,19 @@ class Curves:
     """A run's metrics as points (tokens so far, value).
 
     name: of the run.
-    loss: nats per target token.
+    loss: nats per target token; other objectives' losses are their own.
     grad_norm, lr: of each logged step.
     mfu: where the device's peak is known.
-    heldout: by held-out set, bits per byte.
+    heldout: by held-out set, bits per byte; sets that have none are left out.
+    heldout_loss: by held-out set, loss.
+    measures: by held-out set, the further figures of the last evaluation by name, such as an accuracy.
     sources: by source, loss.
-    step, tokens: of the last step.
+    step, tokens: of the last step; tokens are targets.
+    unit: what speed is measured in, tokens or images.
+    processed: how many of that unit the model has processed.
     seconds: spent in steps.
-    best: by held-out set, (step, bits per byte) of the best evaluation; none where all are NaN.
+    best: by held-out set, (step, bits per byte) of the best evaluation, or its loss where the set has no bits
+        per byte; none where all are NaN.
     """
 
     name: str
@@ -32,9 +38,13 @@ class Curves:
     lr: Points = field(default_factory=list)
     mfu: Points = field(default_factory=list)
     heldout: dict[str, Points] = field(default_factory=dict)
+    heldout_loss: dict[str, Points] = field(default_factory=dict)
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
     sources: dict[str, Points] = field(default_factory=dict)
     step: int = 0
     tokens: int = 0
+    unit: str = "tokens"
+    processed: float = 0.0
     seconds: float = 0.0
     best: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -80,7 +90,12 @@ def _record(line: str) -> dict[str, Any] | None:
 def _add_step(curves: Curves, record: dict[str, Any]) -> None:
     tokens = record["tokens"]
     # `step_seconds` is the mean of the steps since the line before, of which there are `train.log_every`.
-    curves.seconds += (record.get("step_seconds") or 0.0) * (record["step"] - curves.step)
+    seconds = (record.get("step_seconds") or 0.0) * (record["step"] - curves.step)
+    curves.seconds += seconds
+    for unit in UNITS:
+        if rate := record.get(f"{unit}_per_second"):
+            curves.unit = unit
+            curves.processed += rate * seconds
     curves.step, curves.tokens = record["step"], tokens
     for key in ("loss", "grad_norm", "lr", "mfu"):
         if record.get(key) is not None:
@@ -91,8 +106,14 @@ def _add_step(curves: Curves, record: dict[str, Any]) -> None:
 
 
 def _add_evaluation(curves: Curves, heldout: str, step: int, at: float, values: dict[str, Any]) -> None:
-    if "bits_per_byte" in values:
-        bits = math.nan if values["bits_per_byte"] is None else values["bits_per_byte"]  # see `sinks.encode`
+    known = {
+        name: math.nan if value is None else value for name, value in values.items()
+    }  # see `sinks.encode`
+    loss, bits = known.pop("loss", math.nan), known.pop("bits_per_byte", None)
+    curves.measures[heldout] = known
+    curves.heldout_loss.setdefault(heldout, []).append((at, loss))
+    if bits is not None:
         curves.heldout.setdefault(heldout, []).append((at, bits))
-        if bits < curves.best.get(heldout, (0, math.inf))[1]:
-            curves.best[heldout] = (step, bits)
+    found = loss if bits is None else bits
+    if found < curves.best.get(heldout, (0, math.inf))[1]:
+        curves.best[heldout] = (step, found)

@@ -17,8 +17,9 @@ MOST_POINTS = 4000  # of a curve: more than there are pixels across
 
 
 def draw(runs: Sequence[Curves], picture: Path, *, title: str) -> None:
-    """Four panels over tokens: training loss, held-out bits per byte, gradient norm, learning rate. A run has
-    one color; where there is one run only, its held-out sets and its sources have one each.
+    """Four panels over tokens: training loss, held-out bits per byte (held-out loss where no run has these),
+    gradient norm, learning rate. A run has one color; where there is one run only, its held-out sets and its
+    sources have one each.
     """
     # The object interface, not pyplot: no window system, no state left in the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,21 +29,22 @@ def draw(runs: Sequence[Curves], picture: Path, *, title: str) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2, height_ratios=(3, 2), sharex=True)
     (loss, heldout), (norm, rate) = panels
+    bits, of_text = any(run.heldout for run in runs), all(run.unit == "tokens" for run in runs)
     for run, color in zip(runs, _cycle(COLORS, len(runs))):
         _curve(loss, run.loss, color, run.name if len(runs) > 1 else "training, smoothed", faint=True)
         _curve(norm, run.grad_norm, color, run.name, faint=True)
         rate.plot(*_thinned(run.lr), color=color, linewidth=1.6, label=run.name)
         if len(runs) == 1:
             _sources(loss, run)
-        _heldout(heldout, run, color, several=len(runs) > 1)
-    _dress(loss, "training loss (nats per token)", [y for run in runs for _, y in run.loss])
-    _dress(heldout, "held-out bits per byte")
+        _heldout(heldout, run, run.heldout if bits else run.heldout_loss, color, several=len(runs) > 1)
+    _dress(loss, "training loss" + " (nats per token)" * of_text, [y for run in runs for _, y in run.loss])
+    _dress(heldout, "held-out bits per byte" if bits else "held-out loss")
     _dress(norm, "gradient norm, before clipping", [y for run in runs for _, y in run.grad_norm])
     _dress(rate, "learning rate")
     rate.set_ylim(bottom=0)
     for panel in (norm, rate):
-        panel.set_xlabel("tokens", color=GREY)
-    if not any(run.heldout for run in runs):
+        panel.set_xlabel("tokens" if of_text else "targets", color=GREY)
+    if not any(run.heldout_loss for run in runs):
         heldout.text(0.5, 0.5, "no evaluation", transform=heldout.transAxes, ha="center", color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
     part = picture.with_name(f".tmp-{picture.name}")
@@ -82,9 +84,9 @@ def _sources(axes: Any, run: Curves) -> None:
         _curve(axes, points, color, f"source {source}", faint=False)
 
 
-def _heldout(axes: Any, run: Curves, color: str, *, several: bool) -> None:
-    colors = [color] * len(run.heldout) if several else _cycle(COLORS[1:], len(run.heldout))
-    for (name, points), each, dash in zip(run.heldout.items(), colors, _cycle(DASHES, len(run.heldout))):
+def _heldout(axes: Any, run: Curves, sets: dict[str, Points], color: str, *, several: bool) -> None:
+    colors = [color] * len(sets) if several else _cycle(COLORS[1:], len(sets))
+    for (name, points), each, dash in zip(sets.items(), colors, _cycle(DASHES, len(sets))):
         label = f"{run.name}: {name}" if several else f"{name}: {points[-1][1]:.3f} at the end"
         style = {"linestyle": dash if several else "-", "marker": "o", "markersize": 3.5}
         axes.plot(*_thinned(points), color=each, linewidth=1.4, label=label, **style)

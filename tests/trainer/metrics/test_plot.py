@@ -23,8 +23,11 @@ def record(
     lowest: int = 0,
     sources: bool = False,
     log_every: int = 1,
+    unit: str = "tokens",
 ) -> Path:
-    """Metrics of made-up steps; the held-out bits per byte are lowest at step `lowest`, or at the end."""
+    """Metrics of made-up steps; the held-out bits per byte are lowest at step `lowest`, or at the end. Of
+    images, sets have a loss and an accuracy in their place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "config.yaml").touch()
     (path.parent / "events.jsonl").touch()
@@ -37,12 +40,15 @@ def record(
                 "loss": loss,
                 "grad_norm": 1 / step,
             }
-            values |= {"lr": 0.001, "step_seconds": 0.5, "mfu": 0.25}
+            values |= {"lr": 0.001, "step_seconds": 0.5, "mfu": 0.25, f"{unit}_per_second": 2000.0}
             if sources:
                 values["sources"] = {name: {"loss": loss, "share": 0.5} for name in ("web", "code")}
             file.write(json.dumps(values) + "\n")
             if evaluations and step % 10 == 0:
-                result = {"loss": loss, "bits_per_byte": 1 + abs(step - (lowest or steps)) / steps}
+                figure = 1 + abs(step - (lowest or steps)) / steps
+                result = {"loss": loss, "bits_per_byte": figure}
+                if unit != "tokens":
+                    result = {"loss": figure, "top_1": 0.5}
                 file.write(json.dumps({"step": step, "eval": {"a": result, "b": result}}) + "\n")
     return path
 
@@ -117,6 +123,15 @@ def test_the_closing_lines_name_the_best_evaluation_and_the_files(tmp_path: Path
     done, *heldout, _ = close_run(tmp_path, "mine")
     assert "2,000 tokens/s over 50 s of steps" in done, "a line of every 20th step stands for 20"
     assert heldout[0].endswith("1.0000 bits per byte at the end, its best")
+
+
+def test_a_run_on_pictures_closes_in_images_and_its_own_figures(tmp_path: Path) -> None:
+    """A picture counts as one target: speed in targets would be that of tokens, of which there are none."""
+    record(tmp_path / "metrics.jsonl", 100, lowest=70, unit="images")
+    done, first, *_ = close_run(tmp_path, "mine")
+    assert ", 100,000 images, " in done and "2,000 images/s over 50 s of steps" in done
+    assert first == "held-out a: loss 1.3000 at the end, best 1.0000 at step 70, top_1 0.5000"
+    assert has_color(pixels(tmp_path / "loss.png"), COLORS[2]), "the held-out losses of b, over those of a"
 
 
 def test_an_evaluation_that_is_not_finite_is_not_passed_over(tmp_path: Path) -> None:

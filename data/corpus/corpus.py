@@ -52,15 +52,15 @@ class DamagedPicture(DamagedDocument):
     """A document whose picture cannot be shown.
 
     offset: the first byte of the picture in the shard.
-    reason: why not.
+    problem: why not.
     """
 
-    reason: str
+    problem: str
 
     def __str__(self) -> str:
         return (
             f"shard {self.shard}: sample {self.sample!r}, byte {self.offset}: its picture cannot be shown: "
-            f"{self.reason}; see `germinal data verify`, restore it, or set data.on_corrupt=quarantine"
+            f"{self.problem}; see `germinal data verify`, restore it, or set data.on_corrupt=quarantine"
         )
 
 

@@ -179,7 +179,7 @@ def test_under_quarantine_the_rows_of_damaged_pictures_are_masked_and_listed(cor
     assert len(masked) == 1
     (found,) = reading.quarantined[masked[0]]
     assert (found["shard"], found["offset"]) == (shard, offset)
-    assert "checksum" in found["reason"] and found["sample"]
+    assert "checksum" in found["problem"] and found["sample"]
     loader.seek(0)
     assert reading.quarantined == {}
     loader.close()

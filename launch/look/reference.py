@@ -23,6 +23,7 @@ BASE = Key(
     (),
 )
 COLUMNS = ("key", "what it may be", "default", "unit", "meaning")
+OF_KINDS = ("key", "of kind", *COLUMNS[1:])
 HEAD = """# Config keys
 
 Written by `germinal config --markdown > docs/config.md`; not by hand. `germinal config KEY` shows a section
@@ -57,14 +58,15 @@ def config(args: argparse.Namespace) -> int:
         print(markdown(found), end="")
     else:
         for section, members in by_section(found):
-            title = f"{section}: {about(section)}" if section else "the run"
-            tables.rows(title, COLUMNS, [row(key) for key in members])
+            told = "\n".join(f"{name}: {text}" if name else text for name, text in about(section).items())
+            columns, lines = table(section, members)
+            tables.rows(f"{section}: {told}" if section else "the run", columns, lines)
     return 0
 
 
 def selected(name: str | None) -> list[Key]:
     """Return the keys of a section, the key of this name, or all keys; ValueError with the nearest name."""
-    everything = [BASE, *keys.keys(RunConfig)]
+    everything = [BASE, *keys.declarations(RunConfig)]
     if not name:
         return everything
     name = re.sub(r"\[\d*\]", "[]", name)
@@ -86,22 +88,38 @@ def by_section(found: list[Key]) -> list[tuple[str, list[Key]]]:
     return list(sections.items())
 
 
-def about(section: str) -> str:
-    """Return the first paragraph of a section's docstring, of its first kind where it has several."""
-    found: list[Any] = [RunConfig]
+def about(section: str) -> dict[str, str]:
+    """Return the first paragraph of a section's docstring; of each of its kinds by name, where it has
+    several. "" is the name of one without kinds.
+    """
+    found: dict[str, Any] = {"": RunConfig}
     for part in section.split("."):
-        found = [inner for outer in found for inner in _sections(outer, part)]
-    return " ".join((inspect.getdoc(found[0]) or "").split("\n\n")[0].split())
+        found = {kind: inner for outer in found.values() for kind, inner in _sections(outer, part).items()}
+    return {
+        kind: " ".join((inspect.getdoc(inner) or "").split("\n\n")[0].split())
+        for kind, inner in found.items()
+    }
 
 
-def _sections(at: Any, part: str) -> list[Any]:
+def _sections(at: Any, part: str) -> dict[str, Any]:
     """The dataclasses that a part of a key's name may stand for in the dataclass `at`, one for each kind."""
     for field in at.__dataclass_fields__.values():
         if schema.yaml_key(field) == part.removesuffix("[]"):
             hint = typing.get_type_hints(at)[field.name]
             hint = typing.get_args(hint)[0] if part.endswith("[]") else hint
-            return list(field.metadata.get("kinds", {"": hint}).values())
-    return []
+            return dict(field.metadata.get("kinds", {"": hint}))
+    return {}
+
+
+def table(section: str, members: list[Key]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the columns and the lines of a section's keys: with their kinds, where it has several."""
+    if len(names := list(about(section) if section else ())) < 2:
+        return COLUMNS, [row(key) for key in members]
+    lines = []
+    for key in members:
+        kinds = "all" if len(key.kinds) in (0, len(names)) else ", ".join(key.kinds)
+        lines.append((key.name, kinds, *row(key)[1:]))
+    return OF_KINDS, lines
 
 
 def kind(key: Key) -> str:
@@ -155,6 +173,7 @@ def described(key: Key) -> dict[str, Any]:
         "unit": key.unit,
         "meaning": key.meaning,
         "rules": [f"{' or '.join(rule.of)}{': ' if rule.of else ''}{rule.text}" for rule in key.rules],
+        "kinds": list(key.kinds),
     }
 
 
@@ -162,10 +181,13 @@ def markdown(found: list[Key]) -> str:
     """Return the keys as Markdown, as in docs/config.md."""
     lines = [HEAD]
     for section, members in by_section(found):
-        lines += [f"## {section}\n\n{about(section)}\n" if section else "## The run\n"]
-        lines += [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
-        for key in members:
-            name, *cells = (cell.replace("|", "\\|") for cell in row(key))
-            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines += [f"## {section}\n" if section else "## The run\n"]
+        told = about(section) if section else {}
+        lines += [f"- `{kind}`: {text}" if kind else text for kind, text in told.items()]
+        columns, rows = table(section, members)
+        lines += [*[""] * bool(told), f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+        for name, *cells in rows:
+            escaped = (cell.replace("|", "\\|") for cell in cells)
+            lines.append(f"| `{name}` | {' | '.join(escaped)} |")
         lines.append("")
     return "\n".join(lines)

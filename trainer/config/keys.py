@@ -101,6 +101,7 @@ class Key:
     meaning: a phrase.
     facts: bounds, unit, rules as declared, see above.
     choices: the values of a Literal.
+    kinds: of a section with kinds, those that declare the key so; empty: the key is one for all.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Key:
     meaning: str
     facts: tuple[str, ...]
     choices: tuple[Any, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -155,6 +157,22 @@ def keys(cls: Any) -> tuple[Key, ...]:
     return tuple(found.values())
 
 
+def declarations(cls: Any) -> tuple[Key, ...]:
+    """Every key as each kind declares it: one that kinds declare differently, such as with another default,
+    is there once for each way, with the `kinds` that do. `kind` itself is one key.
+    """
+    alike: dict[str, dict[str, Key]] = {}  # name → declaration → the key, with its kinds so far
+    for key in _keys(cls, ""):
+        ways = alike.setdefault(key.name, {})
+        if key.name.endswith(".kind") and key.kinds:
+            ways.setdefault("", dataclasses.replace(key, kinds=()))
+            continue
+        like = repr(dataclasses.replace(key, kinds=()))
+        known = ways.get(like)
+        ways[like] = dataclasses.replace(key, kinds=(*known.kinds, *key.kinds)) if known else key
+    return tuple(key for ways in alike.values() for key in ways.values())
+
+
 def keys_of(cfg: Any) -> tuple[Key, ...]:
     """Every key of a config as it is: of the kinds that were chosen, and of no other."""
     whole: Any = type(cfg)
@@ -173,8 +191,13 @@ def _chosen_keys(cls: Any, chosen: tuple[tuple[str, Any], ...]) -> tuple[Key, ..
 
 
 def _keys(
-    cls: Any, at: str, kinds: tuple[str, ...] = (), chosen: Mapping[str, Any] | None = None
+    cls: Any,
+    at: str,
+    kinds: tuple[str, ...] = (),
+    chosen: Mapping[str, Any] | None = None,
+    of: tuple[str, ...] = (),
 ) -> Iterator[Key]:
+    """Yield the keys of a dataclass. kinds: those that the section may have; of: the one that `cls` is."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         annotated = hints[field.name]
@@ -183,17 +206,19 @@ def _keys(
         element = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
         by_kind = field.metadata.get("kinds", {})
         if by_kind or dataclasses.is_dataclass(hint):
-            classes = [chosen[name]] if chosen and name in chosen else by_kind.values() or [hint]
-            for kind in classes:
-                yield from _keys(kind, f"{name}.", tuple(by_kind))
+            if chosen and name in chosen:
+                yield from _keys(chosen[name], f"{name}.", tuple(by_kind))
+                continue
+            for kind, section in by_kind.items() or [("", hint)]:
+                yield from _keys(section, f"{name}.", tuple(by_kind), of=(kind,) if kind else of)
             continue
         default = field.default if field.default_factory is REQUIRED else field.default_factory()
         literal = element if typing.get_origin(element) is typing.Literal else hint
         choices = typing.get_args(literal) if typing.get_origin(literal) is typing.Literal else ()
         choices = kinds if field.name == "kind" and kinds else choices
-        yield Key(name, hint, default, stated[0], tuple(stated[1:]), choices)
+        yield Key(name, hint, default, stated[0], tuple(stated[1:]), choices, of)
         if dataclasses.is_dataclass(element):
-            yield from _keys(element, f"{name}[].")
+            yield from _keys(element, f"{name}[].", of=of)
 
 
 def check(cfg: Any) -> None:

@@ -61,4 +61,21 @@ def test_it_imports_nothing_heavy() -> None:
 
 def test_every_section_is_described() -> None:
     for section, _ in reference.by_section(reference.selected(None)):
-        assert not section or reference.about(section), section
+        assert not section or all(reference.about(section).values()), section
+
+
+def test_a_key_that_kinds_declare_differently_is_told_of_each(capfd: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(shown(capfd, "model.window", "--json"))
+    assert [(key["default"], key["kinds"]) for key in found] == [
+        (0, ["decoder"]),
+        (64, ["encoder", "text_classes", "text_pair"]),
+    ]
+    (alike,) = json.loads(shown(capfd, "objective.z_loss", "--json"))
+    assert alike["kinds"] == ["causal_lm", "fill_in_the_middle", "span_corruption", "masked_lm"]
+    (kind,) = json.loads(shown(capfd, "model.kind", "--json"))
+    assert kind["kinds"] == [] and "vision" in kind["choices"]
+    (nested,) = json.loads(shown(capfd, "model.text.causal", "--json"))
+    assert nested["kinds"] == ["image_text"]
+    text = shown(capfd, "objective")
+    assert "siglip: What is minimised: the binary cross-entropy" in text and "of kind" in text
+    assert "of kind" not in shown(capfd, "optim")

@@ -228,6 +228,7 @@ class Apple:
 class Pear:
     kind: Annotated[Literal["pear"], "which fruit"] = "pear"
     stem: Annotated[int, "its length", "≥ 1"] = 1
+    skin: Annotated[str, "its colour", "like red | N spots"] = "2 spots"
 
 
 @dataclass
@@ -238,6 +239,13 @@ class Basket:
 def test_kinds_are_listed_together_and_checked_apart() -> None:
     assert [key.name for key in keys.keys(Basket)] == ["fruit.kind", "fruit.skin", "fruit.stem"]
     assert keys.keys(Basket)[0].choices == ("apple", "pear")
+    told = [(key.name, key.default, key.kinds) for key in keys.declarations(Basket)]
+    assert told == [
+        ("fruit.kind", "apple", ()),
+        ("fruit.skin", "red", ("apple",)),
+        ("fruit.skin", "2 spots", ("pear",)),
+        ("fruit.stem", 1, ("pear",)),
+    ]
     keys.check(Basket(Apple(skin="12 spots")))
     with pytest.raises(ValueError, match=r"fruit\.skin=rd: not one of red, N spots; did you mean red\?"):
         keys.check(Basket(Apple(skin="rd")))

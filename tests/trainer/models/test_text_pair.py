@@ -1,5 +1,6 @@
 """A model of pairs of texts: an encoder of each text alone, and its facts."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_its_facts_are_the_models(keys: dict[str, Any], learnt: Any) -> None:
     if learnt != "none":
         first = [plan.init(f"head.{name}", (1,)).value for name in ("log_scale", "score_bias")]
         assert first == pytest.approx([{"scale": 2.6593, "scale_bias": 2.3026}[learnt], -10.0], abs=1e-4)
+        other = TextPairConfig(**keys, embedding=10, learnt=learnt, first_scale=4.0, first_bias=-3.5).plan()
+        first = [other.init(f"head.{name}", (1,)).value for name in ("log_scale", "score_bias")]
+        assert first == pytest.approx([math.log(4), -3.5])
 
 
 def test_what_does_not_go_together_is_refused_by_name() -> None:

@@ -15,7 +15,7 @@ from trainer.models.config import Parts
 from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
 from trainer.models.pictures import Pictures
 from trainer.models.sizes import check_positions, check_split
-from trainer.models.towers.learnt import learnt_init
+from trainer.models.towers.learnt import PUBLISHED_BIAS, learnt_init
 from trainer.models.vision.config import VisionConfig
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -110,6 +110,13 @@ class ImageTextConfig:
         "≥ 0",
         "≤ 3.4e38",
     ] = 0.0
+    first_bias: Annotated[
+        float,
+        "the learnt bias's first value; the default is SigLIP's, for batches of 32,768 rows: about "
+        "-ln(train.global_batch)",
+        "≥ -3.4e38",
+        "≤ 3.4e38",
+    ] = PUBLISHED_BIAS
     init_std: Annotated[
         float,
         "standard deviation of the first weights; projections that add to the residual stream have a smaller "
@@ -182,7 +189,7 @@ class ImageTextConfig:
         def init(name: str, shape: tuple[int, ...]) -> Init:
             if name.startswith("image."):
                 return image.init(name.removeprefix("image."), shape)
-            if learnt := learnt_init(name, self.learnt, self.first_scale):
+            if learnt := learnt_init(name, self.learnt, self.first_scale, self.first_bias):
                 return learnt
             if len(shape) == 1:
                 return Init("zeros" if name.endswith(".bias") else "ones")

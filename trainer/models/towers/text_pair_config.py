@@ -13,7 +13,7 @@ from common.model_plan import ModelPlan, Tower
 from trainer.models.config import Parts
 from trainer.models.encoder.config import EncoderConfig
 from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
-from trainer.models.towers.learnt import learnt_init
+from trainer.models.towers.learnt import PUBLISHED_BIAS, learnt_init
 
 
 @dataclass
@@ -45,6 +45,13 @@ class TextPairConfig(EncoderConfig):
         "≥ 0",
         "≤ 3.4e38",
     ] = 0.0
+    first_bias: Annotated[
+        float,
+        "the learnt bias's first value; the default is SigLIP's, for batches of 32,768 rows: about "
+        "-ln(train.global_batch)",
+        "≥ -3.4e38",
+        "≤ 3.4e38",
+    ] = PUBLISHED_BIAS
 
     def check_seq_len(self, seq_len: int) -> None:
         if self.positions == "learned" and seq_len // 2 > self.max_positions:
@@ -64,7 +71,7 @@ class TextPairConfig(EncoderConfig):
             towers=(Tower("layers", encoder.first, (*at_end, "head")),),
             tensor=(*kept, ("head", "alike"), ("head.project", "sequence")),
             init=lambda name, shape: (
-                learnt_init(name, self.learnt, self.first_scale) or encoder.init(name, shape)
+                learnt_init(name, self.learnt, self.first_scale, self.first_bias) or encoder.init(name, shape)
             ),
         )
 

@@ -177,6 +177,10 @@ def _train(  # type: ignore[no-untyped-def]
             f"{cfg.folder} is at step {run.state.step}, train.steps={cfg.train.steps}: nothing is left to do"
         )
         print(done, file=sys.stderr, flush=True)
+    elif run.best.is_over and runtime.is_writer:
+        print(
+            f"{cfg.folder} has ended early at step {run.state.step}: {run.best}", file=sys.stderr, flush=True
+        )
     # From here on ranks wait for each other: a signal only raises a flag, and the loop ends on all together.
     signals.save_first(runtime.stop_at_next_step, lambda: goes_on(cfg.folder), tells=runtime.is_writer)
     starting.until("the first step", lambda: runtime.is_under_way)

@@ -7,10 +7,12 @@ decided before: where a gradient is not finite, `Normalisation.update` in parall
 an overflow that a lower loss scale cures from a fault (`StepResult.fault`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from parallel.engine import StepResult
+from trainer.config.run_config import RunConfig
+from trainer.evaluation.best import Best
 from trainer.state import TrainState
 
 MOST_EMPTY_STEPS = 100  # in a row: after so many without a target, more of the same is no use waiting for
@@ -20,7 +22,7 @@ class Then(Enum):
     """How a run goes on after a step."""
 
     GO_ON = "take the next step"
-    DONE = "the last step is done"
+    DONE = "the last step is done, or more steps are no use"
     STOP = "some rank was asked to stop: end, and let the same command continue"
     REWIND = "no update was made since the run was begun, resumed or rewound: go back to an older checkpoint"
     FAIL = "end with an error"
@@ -33,7 +35,8 @@ class Decision:
     then: how the run goes on.
     evaluate: evaluate on the held-out sets first.
     save: save a checkpoint, after the evaluation.
-    why: the reason for REWIND or FAIL, one line for the user. A run that cannot go back fails with it.
+    why: the reason for REWIND or FAIL, or for DONE before the last step: one line for the user. A run that
+        cannot go back fails with it.
     """
 
     then: Then
@@ -93,6 +96,20 @@ def decide(
     if result.stop:
         return SAVE_AND_STOP
     return Decision(Then.DONE if last else Then.GO_ON, evaluate=evaluation_due, save=checkpoint_due or last)
+
+
+def after_evaluation(decision: Decision, best: Best, state: TrainState, cfg: RunConfig) -> Decision:
+    """Return what follows an evaluation after a step whose decision was `decision`.
+
+    best: `finetune.metric`, this evaluation included.
+    state: after the step.
+    """
+    if best.is_over and decision.then is Then.GO_ON:
+        why = f"no better figure in {best.worse} evaluations; the best is {best}"
+        return replace(decision, then=Then.DONE, save=True, why=why)
+    if cfg.finetune.keep_best and best.step == state.step:
+        return replace(decision, save=True)
+    return decision
 
 
 def _fault(result: StepResult, state: TrainState, global_batch: int) -> str:

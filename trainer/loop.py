@@ -13,7 +13,8 @@ from data.stream.batch import Batch
 from parallel.engine import Engine, StepResult
 from trainer.checkpoint.manager import Checkpointer
 from trainer.config.run_config import RunConfig
-from trainer.decide import SAVE_AND_STOP, Decision, History, Then, decide
+from trainer.decide import SAVE_AND_STOP, Decision, History, Then, after_evaluation, decide
+from trainer.evaluation.best import Best, figures_of
 from trainer.evaluation.evaluate import Evaluator
 from trainer.metrics.meter import Meter
 from trainer.optim.schedule import learning_rate
@@ -34,24 +35,27 @@ def train(
     *,
     evaluator: Evaluator,
     stopping: Callable[[], bool],
+    best: Best | None = None,
 ) -> Decision:
     """Train from `state` to `cfg.train.steps`; return the decision that ended the training.
 
-    DONE: the last step is done, and its state saved. STOP: some rank was asked to stop (a preemption signal);
-    the state is saved, and running the same command again continues. The request travels with the step's one
-    reduction, so all ranks leave together. REWIND: the gradient of the first update from `state` on is not
-    finite, and nothing was changed; going back to an older checkpoint is left to the caller.
+    DONE: the last step is done, or more are no use by `finetune.patience`; the state is saved. STOP: some
+    rank was asked to stop (a preemption signal); the state is saved, and running the same command again
+    continues. The request travels with the step's one reduction, so all ranks leave together. REWIND: the
+    gradient of the first update from `state` on is not finite, and nothing was changed; going back to an
+    older checkpoint is left to the caller.
 
     engine: holds the model as it is at `state`.
     batches: the steps from `state` on.
     state: counts each step that is made.
     stopping: whether this rank was asked to stop.
+    best: the best evaluation so far.
 
     Raises:
         RuntimeError: a later gradient is not finite, with the step and its sequences; or nothing to train on.
     """
     steps = cfg.train.steps
-    history = History()
+    history, best = History(), best or Best()
 
     def evaluation_due() -> bool:
         return evaluator.due(state.step, last=state.step == steps)
@@ -61,11 +65,14 @@ def train(
         results = evaluator(engine, stopping)
         if results is not None:
             meter.evaluation(state, results)
+            best.add(state.step, figures_of(results))
         return results is not None
 
     decision = Decision(Then.GO_ON if state.step < steps else Then.DONE)
     if evaluation_due() and not evaluate():  # the run that was resumed was stopped in the middle of one
         return Decision(Then.STOP)
+    if best.is_over:
+        return Decision(Then.DONE)
 
     remaining = max(0, steps - state.step)
     for micro_batches in islice(batches, remaining):  # not one more: the data may end there
@@ -86,11 +93,14 @@ def train(
         )
         if decision.then is Then.FAIL:
             raise on_every_rank(repeats(RuntimeError(decision.why)))
-        if decision.evaluate and not evaluate():
-            decision = SAVE_AND_STOP
+        if decision.evaluate:
+            decision = after_evaluation(decision, best, state, cfg) if evaluate() else SAVE_AND_STOP
         if decision.save:
+            checkpointer.keep_best(best.step if cfg.finetune.keep_best else 0)
             checkpointer.save(state, engine)
         if decision.then is not Then.GO_ON:
+            if decision.then is Then.DONE and state.step < steps:
+                meter.ended_early(state, decision.why)
             break
     checkpointer.wait()
     return decision

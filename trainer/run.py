@@ -18,6 +18,7 @@ from parallel.world.runtime import Runtime
 from trainer.checkpoint.manager import Checkpointer
 from trainer.config.run_config import RunConfig
 from trainer.decide import Decision, Then
+from trainer.evaluation.best import Best, open_best
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import open_heldout
 from trainer.folder.fence import Fence
@@ -45,6 +46,7 @@ class Run:
     steps: the micro-batches of each step; ranks that read the same sequences mask the same damaged ones.
     state: how far the run has come.
     checkpointer, meter, evaluator: save, record and evaluate.
+    best: the best evaluation so far.
     stopping: whether this rank was asked to stop.
     ranks: this rank among all.
     phases: what the rank is doing, for its watchdog.
@@ -58,6 +60,7 @@ class Run:
     checkpointer: Checkpointer
     meter: Meter
     evaluator: Evaluator
+    best: Best
     stopping: Callable[[], bool]
     ranks: Ranks
     phases: Phases
@@ -88,6 +91,7 @@ class Run:
                 self.cfg,
                 evaluator=self.evaluator,
                 stopping=self.stopping,
+                best=self.best,
             )
         finally:
             self.phases.main.next(END, self.state.step)
@@ -102,6 +106,9 @@ class Run:
             )
         )[0]
         self.evaluator.done = self.state.step if evaluated else 0
+        if self.best.metric:
+            self.best.recall(self.ranks.on_rank_zero(self.meter.evaluations))
+            self.checkpointer.keep_best(self.best.step if self.cfg.finetune.keep_best else 0)
 
     def rewind(self, why: str) -> bool:
         """Move engine, record and stream to the newest older checkpoint from which a step can be made. Return
@@ -226,11 +233,12 @@ def assemble(
         evaluator=Evaluator(
             heldout,
             every=cfg.train.eval_every,
-            scores_text=cfg.objective.scores_text,
+            objective=cfg.objective,
             pp=layout.pp,
             ranks=ranks,
             phases=phases,
         ),
+        best=ranks.together(lambda: open_best(cfg, objective_context(cfg, stream))),
         stopping=stopping,
         ranks=ranks,
         phases=phases,

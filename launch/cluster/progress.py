@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.cluster import lines, submission
 from trainer.folder import run_folder
+from trainer.record.events import ENDED_EARLY
 from trainer.record.reading import newest
 
 LINES_READ = 1000  # of metrics.jsonl, from its end, at most
@@ -30,6 +31,7 @@ class Progress:
     seconds_left: until the last step, at this rate.
     restarts: how often a supervisor started the ranks again, or the job went back to the queue; a start by
         hand is none.
+    ended_early: whether the run has ended before its last step, because its evaluations got no better.
     """
 
     step: int | None = None
@@ -41,11 +43,12 @@ class Progress:
     seconds_since_step: float | None = None
     seconds_left: float | None = None
     restarts: int = 0
+    ended_early: bool = False
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is done."""
-        return self.step is not None and self.step == self.steps
+        """Whether the last step is done, or the run has ended before it for want of better evaluations."""
+        return self.step is not None and (self.step == self.steps or self.ended_early)
 
 
 def progress(folder: Path, submitted: Path | None) -> Progress:
@@ -56,6 +59,8 @@ def progress(folder: Path, submitted: Path | None) -> Progress:
     if not last:
         return found
     found.step, found.loss = lines.count(last[0].get("step")), _finite(last[0].get("loss"))
+    end = events(folder).last((ENDED_EARLY,))
+    found.ended_early = end is not None and end.get("step") == found.step
     found.tokens_per_second = lines.number(last[0].get("tokens_per_second"))
     found.images_per_second = lines.number(last[0].get("images_per_second"))
     found.seconds_since_step = max(0.0, time.time() - file.stat().st_mtime)

@@ -105,6 +105,10 @@ class Checkpointer:
         """Where the checkpoint of `step` is, or would be."""
         return folders.step_folder(self.root, step)
 
+    def keep_best(self, step: int) -> None:
+        """From here on, keep the checkpoint of `step` as the best; 0: none is."""
+        self.retention.best = step
+
     def save(self, state: TrainState, engine: Engine, *, reason: str = "") -> None:
         """Save `state.step`: in the background where saving is asynchronous, else until it is committed.
 
@@ -132,6 +136,8 @@ class Checkpointer:
         }
         if not reason and self.retention.is_milestone(step):
             reason = f"every {self.retention.keep_every} steps, never to be deleted"
+        if not reason and step == self.retention.best:
+            reason = "the best evaluation so far"
         reason = reason or (
             f"every {self.every} steps" if self.due(step) else "the last step, or asked to stop"
         )

@@ -19,6 +19,8 @@ class Retention:
         after it stays: from there the run can be made longer.
     record: (kind, step, reason) → writes an event.
     guard: raises where a later start of the run writes here.
+
+    best: the step of the best evaluation, whose checkpoint stays until there is a better one; 0: none.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Retention:
         self.decays = frozenset(decays)
         self._record = record
         self._guard = guard
+        self.best = 0
         self._verified: dict[int, tuple[tuple[str, int, int, int, int], ...]] = {}
 
     def is_milestone(self, step: int) -> bool:
@@ -53,7 +56,7 @@ class Retention:
                     if self._sound(step):
                         kept += 1
                         decays -= before
-                elif not self.is_milestone(step):
+                elif not self.is_milestone(step) and step != self.best:
                     self._guard()
                     folders.delete(folders.step_folder(self.root, step))
         except (OSError, RuntimeError) as error:

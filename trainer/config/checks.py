@@ -16,6 +16,7 @@ from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
 from trainer.models.config import NEXT_TOKEN
+from trainer.models.pictures import HasClasses
 from trainer.models.registry import MODELS
 
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
@@ -33,7 +34,7 @@ def check(cfg: RunConfig) -> None:
     _check_row_length(cfg)
     check_data(cfg.data)
     _check_objective(cfg)
-    cfg.plan()  # refuses what fine-tuning finds no place for
+    _check_finetune(cfg)
     train = cfg.train
     if train.ranks and (len(train.ranks) != 2 or train.ranks[0] > train.ranks[1]):
         raise ValueError(f"train.ranks={train.ranks}: give the fewest and the most ranks, such as [2, 4]")
@@ -98,6 +99,24 @@ def _check_objective(cfg: RunConfig) -> None:
         raise ValueError(
             f"track.samples: model.kind={cfg.model.kind} predicts no next token, so it continues no prompts: "
             "set it to []"
+        )
+
+
+def _check_finetune(cfg: RunConfig) -> None:
+    """Raise ValueError where what is asked of fine-tuning has no place in the model or the run."""
+    cfg.plan()
+    weights, model = cfg.finetune.class_weights, cfg.model
+    if weights and isinstance(model, HasClasses) and len(weights) != model.classes:
+        raise ValueError(
+            f"finetune.class_weights={weights}: {len(weights)} weights for model.classes={model.classes}: "
+            "give one for each"
+        )
+    if weights and not sum(weights):
+        raise ValueError(f"finetune.class_weights={weights}: no class counts: give one of them a weight")
+    if cfg.finetune.patience and not cfg.train.eval_every:
+        raise ValueError(
+            f"finetune.patience={cfg.finetune.patience}: train.eval_every=0 evaluates at the end alone: set "
+            "train.eval_every"
         )
 
 

@@ -78,6 +78,7 @@ OUTSIDE_CURVE = (
     *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
     *(f"train.{key}" for key in ("micro_batch", "log_every", "threads", "ranks")),
     *(f"train.{key}" for key in ("eval_every", "eval_documents", "eval_overlap")),
+    *(f"finetune.{key}" for key in ("metric", "patience", "keep_best")),
 )
 
 # Keys that may differ between the ranks of one run: paths and caches of a node, and what only rank 0 reads.

@@ -11,6 +11,7 @@ from typing import Any
 
 from data.stream.heldout import HeldoutLoader
 from parallel.engine import Engine
+from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.ranks import Ranks
 from trainer.watch.phases import EVALUATION, Phases
 
@@ -54,7 +55,8 @@ class Evaluator:
     sets: cut by document, so that the figures do not depend on the batch, the layout or the training stream.
     every: steps between two evaluations; there is one after the last step besides. 0: only that one.
     done: the last step whose evaluation is in the record.
-    scores_text: whether the loss is the negative log-likelihood of the text.
+    objective: says what the figures are made of, and whether the loss is the negative log-likelihood of the
+        text; None: a language model's.
     pp: ranks of a pipeline.
     ranks: an error in reading on one rank is raised on all: see `Ranks.together`.
     phases: told of each part of an evaluation, `BATCHES` × pp batches.
@@ -66,7 +68,7 @@ class Evaluator:
         *,
         every: int,
         done: int = 0,
-        scores_text: bool = True,
+        objective: ObjectiveConfig | None = None,
         pp: int = 1,
         ranks: Ranks | None = None,
         phases: Phases | None = None,
@@ -75,7 +77,7 @@ class Evaluator:
         self.sets = sets
         self.every = every
         self.done = done
-        self._scores_text = scores_text
+        self._objective = objective or CausalLMConfig()
         self._together = BATCHES * pp
         self._ranks = ranks or Ranks()
 
@@ -110,12 +112,12 @@ class Evaluator:
             results[heldout.name] = HeldoutResult(
                 loss=loss_sum / max(1.0, count),
                 bits_per_byte=self._bits_per_byte(loss_sum, heldout),
-                measures={name: total / max(1.0, of_total) for name, (total, of_total) in measures.items()},
+                measures=self._objective.figures(measures),
             )
         return results
 
     def _bits_per_byte(self, loss_sum: float, heldout: HeldoutLoader) -> float:
-        known = self._scores_text and heldout.text_bytes
+        known = self._objective.scores_text and heldout.text_bytes
         return loss_sum / math.log(2.0) / heldout.text_bytes if known else math.nan
 
     def _read(self, batches: Iterator[Any]) -> list[Any]:

@@ -13,12 +13,13 @@ from parallel.world.runtime import Runtime
 from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import TrackConfig
+from trainer.evaluation.best import recorded
 from trainer.folder.fence import Fence, Guard, unfenced
 from trainer.metrics.progress import Progress
 from trainer.metrics.samples import Samples
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
-from trainer.record.events import EventLog
+from trainer.record.events import ENDED_EARLY, EventLog
 from trainer.record.sinks import JsonlLog, records_of, truncate_after
 from trainer.state import TrainState
 from trainer.steps import Quarantined
@@ -204,6 +205,15 @@ class Meter:
             for name, result in results.items():
                 self._progress.print_line(f"step {state.step}: held-out {name}: {result}")
         self._speed.go()
+
+    def ended_early(self, state: TrainState, why: str) -> None:
+        """Write that the run ends before `train.steps`, and why."""
+        if self._writes:
+            self._events.event(ENDED_EARLY, state.step, why)
+
+    def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return (step, figures) of the evaluations in the record, on the rank that writes it."""
+        return recorded(self._metrics.path) if self._writes else []
 
     def stopped(self, state: TrainState) -> None:
         """Write that the run was asked to stop and is saved: a record that ends otherwise is one of a run

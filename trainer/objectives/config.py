@@ -5,6 +5,7 @@ A field states its key's meaning and limits in plain text; `trainer.config.keys`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -72,6 +73,14 @@ class ObjectiveConfig:
     def token_loss(self) -> TokenLoss:
         """Return what is minimised beside the negative log-likelihood of a token."""
         return TokenLoss()
+
+    def figures(self, measures: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Return the figures of an evaluation besides the loss, by name.
+
+        measures: what `common.objective.Measures` gave, summed over the held-out set: name → (sum, count).
+            By default each is a figure, the quotient.
+        """
+        return {name: total / max(1.0, count) for name, (total, count) in measures.items()}
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """Raise a ValueError of one line, before any rank starts, that names the first key of the model or

@@ -31,6 +31,7 @@ class ObjectiveContext:
         Empty bytes where there is none.
     model: the config of the model that is trained.
     classes: how many classes the corpora's labels tell apart; 0: they have none.
+    class_weights: of each class of the model in the loss; none: all are 1.
     """
 
     seed: int
@@ -40,6 +41,7 @@ class ObjectiveContext:
     tokenizer: Callable[[], bytes]
     model: ModelConfig | None = None
     classes: int = 0
+    class_weights: Sequence[float] = ()
 
     def ids(self, wanted: Sequence[Sequence[str]]) -> tuple[int, ...]:
         """Return an id for each token that `ObjectiveConfig.extra_ids` names: the tokenizer's, where it has a

@@ -5,6 +5,7 @@ A field states its key's meaning and limits in plain text; `trainer.config.keys`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -34,6 +35,19 @@ class ClassificationConfig(ObjectiveConfig):
     def targets_per_row(self, seq_len: int) -> float:
         return 1
 
+    def figures(self, measures: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Return `top_1`, the share of rows whose class has the largest logit, and `f1`: the mean over the
+        classes, of those that occur or are predicted, of the harmonic mean of precision and recall (the
+        macro-averaged F1 of scikit-learn).
+        """
+        right, rows = measures["top_1"]
+        each = []
+        for number in range((len(measures) - 1) // 2):
+            (hits, predicted), (_, labelled) = (measures[name] for name in class_measures(number))
+            if predicted + labelled:
+                each.append(2 * hits / (predicted + labelled))
+        return {"top_1": right / max(1.0, rows), "f1": sum(each) / max(1, len(each))}
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         _check_head(model, "classes")
         if (pictures := pictures_of(model)) is not None:
@@ -43,6 +57,13 @@ class ClassificationConfig(ObjectiveConfig):
                 f"data.packing={data.packing}: objective.kind=classification takes a row for one text: set "
                 "data.packing=one"
             )
+
+
+def class_measures(number: int) -> tuple[str, str]:
+    """Return the names of a class's measures: its rows that are told rightly, of those that are taken for it,
+    and of those that have its label.
+    """
+    return f"precision of class {number}", f"recall of class {number}"
 
 
 @dataclass

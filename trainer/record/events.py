@@ -11,7 +11,11 @@ from trainer.folder.fence import Guard, unfenced
 from trainer.record.reading import objects
 from trainer.record.sinks import JsonlLog
 
+ENDED_EARLY = "early_stop"
+"""Kind of the event of a run that ends before its last step, because its evaluations get no better."""
+
 SHOWN = (
+    ENDED_EARLY,
     "fault",
     "heldout",
     "quarantine",
@@ -30,6 +34,11 @@ def read_events(path: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     for _, values in objects(path, start):
         if values is not None and isinstance(values.get("kind"), str):
             yield values
+
+
+def ended_early(path: Path, step: int) -> bool:
+    """Whether the events of a run say that it ended early after `step`."""
+    return any(event["kind"] == ENDED_EARLY and event.get("step") == step for event in read_events(path))
 
 
 class EventLog(JsonlLog):

@@ -55,6 +55,7 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
         tokenizer=stream.sources[0].corpus.storage.tokenizer,
         model=cfg.model,
         classes=len(stream.classes),
+        class_weights=cfg.finetune.class_weights,
     )
 
 

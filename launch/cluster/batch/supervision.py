@@ -22,6 +22,8 @@ from launch.local.signal_inbox import SignalInbox
 from launch.supervise.evidence import Before, newest_saved
 from launch.supervise.policy import Again, Attempt, Leave, decide
 from trainer.config import checks
+from trainer.folder.run_folder import EVENTS
+from trainer.record.events import ended_early
 
 if TYPE_CHECKING:
     from trainer.config.run_config import RunConfig
@@ -151,7 +153,7 @@ class Supervision:
                 raise
             return Attempt(end.code, asked_to_stop=True, rank=end.rank, host=end.host)
         done, steps = max(attempt.step, attempt.saved_after), self.cfg.train.steps
-        if attempt.code == DONE and done < steps:
+        if attempt.code == DONE and done < steps and not ended_early(self.run_folder / EVENTS, done):
             self.journal.say(f"srun ended with 0 at step {done} of {steps}: taken for a failure")
             attempt = replace(attempt, code=FAILED)
         if end.lost or attempt.rank is None:

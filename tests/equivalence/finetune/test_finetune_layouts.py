@@ -86,11 +86,17 @@ def one_process(case: PictureCase) -> tuple[list[tuple[float, float]], dict[str,
     return curve, assemble([state])
 
 
+def without_roundings(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the biases of keys: a softmax does not change with them, so their gradients are roundings."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith("wk.bias")}
+
+
 def check(ranks: RankPools, case: PictureCase, world: int) -> None:
     found = ranks(world).run(followed, case)
     expected, state = one_process(case)
     assert distance(found[0][0], expected) <= 1e-5
-    assert_one_state(assemble([one for _, one, _ in found]), state)
+    whole = assemble([one for _, one, _ in found])
+    assert_one_state(without_roundings(whole), without_roundings(state))
     moved = {name for _, _, of_rank in found for name in of_rank}
     assert moved and all(may_move(name, case) for name in moved)
 

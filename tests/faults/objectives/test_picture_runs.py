@@ -96,7 +96,7 @@ def test_killed_and_run_again_is_bit_identical(name: str, corpus: Path, tmp_path
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
     (held,) = (line["eval"]["held"] for line in records(killed / "metrics.jsonl")[-1:])
-    assert held.keys() == {"loss"} if name == "masked_images" else {"loss", "top_1"}
+    assert held.keys() == {"loss"} if name == "masked_images" else {"loss", "top_1", "f1"}
 
 
 @pytest.mark.slow

@@ -36,6 +36,29 @@ class FinetuneConfig:
         "not empty",
     ] = field(default_factory=lambda: ["wq", "wv"])
     bottleneck: Annotated[int, "adapters: their inner width", "≥ 1"] = 64
+    class_weights: Annotated[
+        list[float],
+        "of each class in the loss of classification, which is the weighted sum over the sum of the weights; "
+        "none: all are 1",
+        "≥ 0",
+        "needs objective.kind=classification",
+    ] = field(default_factory=list)
+    metric: Annotated[
+        str,
+        "the figure of the first held-out set that tells the best checkpoint, such as loss, top_1 or f1; "
+        "empty: none does",
+        "needs data.heldout",
+    ] = ""
+    patience: Annotated[
+        int,
+        "the run ends after so many evaluations in a row without a better figure; 0: it does not",
+        "≥ 0",
+        "in evaluations",
+        "needs finetune.metric",
+    ] = 0
+    keep_best: Annotated[
+        bool, "the checkpoint of the best figure is saved and never deleted", "needs finetune.metric"
+    ] = False
 
     @property
     def adds(self) -> bool:

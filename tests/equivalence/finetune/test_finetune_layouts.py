@@ -7,29 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from finetune_cases import METHODS, case_of
 from parallel.engine import Chunk, Engine
 from parallel.torch_engine import parallelize
-from picture_runs import CLASSES, PictureCase, build, reference, train
+from picture_runs import PictureCase, build, reference, train
 from ranks import RankContext, RankPools
-from runs import VOCAB, Alone, assemble, assert_one_state, distance, state_of
+from runs import Alone, assemble, assert_one_state, distance, state_of
 from trainer.models.tuned.plan import is_added
 
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {"method": "full"},
-    "probe": {"method": "probe"},
-    "lora": {"method": "lora", "rank": 4, "targets": ["all"]},
-    "adapters": {"method": "adapters", "bottleneck": 6},
-}
-SIZES = {"layers": 4, "hidden": 32, "heads": 4, "ffn_hidden": 48}
-TEXT = {"kind": "text_classes", "vocab": VOCAB, "classes": CLASSES, "biases": True, **SIZES}
-PICTURES = {
-    "kind": "vision",
-    "head": "classes",
-    "classes": CLASSES,
-    "image_size": 16,
-    "patch_size": 4,
-    **SIZES,
-}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2 zero0": (2, {"dp_shard": 2, "zero": 0}),
     "dp2 zero1": (2, {"dp_shard": 2, "zero": 1}),
@@ -43,18 +28,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2 tp2": (4, {"pp": 2, "tp": 2}),
     "pp2 dp2": (4, {"pp": 2, "dp_shard": 2, "zero": 3}),
 }
-
-
-def case_of(method: str, *, pictures: bool = False, parallel: dict[str, Any] | None = None) -> PictureCase:
-    return PictureCase(
-        model=PICTURES if pictures else TEXT,
-        objective={"kind": "classification"},
-        tokens=not pictures,
-        finetune=METHODS[method],
-        parallel=parallel or {},
-        global_batch=8,
-        micro_batch=1,
-    )
 
 
 def followed(context: Any, case: PictureCase) -> tuple[list[tuple[float, float]], Any, set[str]]:

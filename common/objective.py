@@ -138,6 +138,29 @@ class ComparesRows(Protocol):
         ...
 
 
+class ReadsRows(Protocol):
+    """What is wanted of each row of a trained model apart, not of a sum over rows: the log-likelihood of a
+    text, logits of classes, an embedding. See `Engine.rows`.
+
+    columns: how many numbers are read of a row.
+    """
+
+    @property
+    def columns(self) -> int: ...
+
+    def inputs(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> ModelInputs:
+        """As of `Objective.inputs`."""
+        ...
+
+    def read(self, output: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return float [rows, columns]. Where ranks share a sequence (context parallelism), the sum of the
+        ranks' results is what is read of a row.
+
+        output: of the model in evaluation.
+        """
+        ...
+
+
 def measures_of(objective: Objective) -> tuple[str, ...]:
     """Return the names of the figures of an evaluation, beside the loss."""
     return objective.measures if isinstance(objective, (Measures, ComparesRows)) else ()

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from common.objective import ReadsRows
+
 
 class Micro(Protocol):
     """One micro-batch.
@@ -174,6 +176,14 @@ class Engine(Protocol):
 
         last: no more batches of the same held-out set follow. An objective that compares rows compares those
             of all calls up to the last: the calls before it return sums of 0. A request to stop drops them.
+        """
+
+    def rows(self, batches: Sequence[Micro], wanted: ReadsRows) -> Tensor:
+        """Return what `wanted` reads of the rows of all data ranks, in evaluation.
+
+        batches: of this data rank. All data ranks give as many batches, all of as many rows.
+
+        Returns float32 [data ranks, batches, rows, columns] in the host's memory, the same on every rank.
         """
 
     def chunks(self) -> list[Chunk]:

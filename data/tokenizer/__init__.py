@@ -6,4 +6,5 @@ whichever kind of tokenizer `prepare` used.
     training   tokenizers trained on texts (bpe, wordpiece, characters) or built without (bytes)
     loading    a tokenizer.json: its vocabulary, its separator, its template
     encoder    text to ids and back
+    prompting  texts as a trained model is asked about them
 """

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.objective import ComparesRows, Measures, ModelInputs, Objective, measures_of
+from common.objective import ComparesRows, Measures, ModelInputs, Objective, ReadsRows, measures_of
 from common.precision import Precision, torch_dtype
 from parallel.deepspeed_engine import start
 from parallel.deepspeed_engine.masters import Masters
@@ -225,6 +225,20 @@ class DeepSpeedEngine:
         if last or stops:
             self._compared.clear()
         return Evaluation(loss_sum, count, stops > 0, dict(zip(self._measures, figures, strict=True)))
+
+    @torch.no_grad()
+    def rows(self, batches: Sequence[Micro], wanted: ReadsRows) -> Tensor:
+        """See `engine.Engine.rows`."""
+        self._engine.eval()
+        device = self._runtime.device
+        shape = (self.data_ranks, len(batches), len(batches[0].sequences), wanted.columns)
+        found = torch.zeros(shape, device=device)
+        for number, batch in enumerate(batches):
+            moved = batch.to(device)
+            inputs = wanted.inputs(moved.tensors, moved.sequences)
+            found[self.data_rank, number] = wanted.read(self._forward(inputs), inputs)
+        dist.all_reduce(found)
+        return found.cpu()
 
     # -- state ----------------------------------------------------------------------------------------------
 

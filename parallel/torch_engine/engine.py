@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
-from common.objective import ComparesRows, Objective, measures_of
+from common.objective import ComparesRows, Objective, ReadsRows, measures_of
 from common.precision import Precision, torch_dtype
 from parallel.engine import (
     Chunk,
@@ -222,6 +222,17 @@ class TorchEngine:
             self._passes.forget_compared()
         loss_sum, count, figures = unpack(rest)
         return Evaluation(loss_sum, count, stops > 0, dict(zip(self._measures, figures, strict=True)))
+
+    @torch.no_grad()
+    def rows(self, batches: Sequence[Micro], wanted: ReadsRows) -> Tensor:
+        """See `engine.Engine.rows`."""
+        assert self._passes is not None, "the engine is closed"
+        shape = (self.data_ranks, len(batches), len(batches[0].sequences), wanted.columns)
+        found = torch.zeros(shape, device=self._device)
+        self._passes.read_rows(batches, wanted, found[self.data_rank])
+        if self._layout.world > 1:
+            dist.all_reduce(found)
+        return found.cpu()
 
     def chunks(self) -> list[Chunk]:
         """Trained master weights and optimiser state, as live memory; parameters without an element here

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.objective import Measures, ModelInputs, Objective, TakesFeatures
+from common.objective import Measures, ModelInputs, Objective, ReadsRows, TakesFeatures
 from parallel.engine import Micro
 from parallel.gradients.comparison import Comparison, Outputs
 from parallel.gradients.replicas import Reductions
@@ -169,6 +169,26 @@ class Passes:
             for batch in batches:
                 inputs, _ = self._inputs(batch)
                 take(model(inputs.x, **inputs.kwargs), inputs)
+
+    def read_rows(self, batches: Sequence[Micro], wanted: ReadsRows, into: Tensor) -> None:
+        """Forward over the batches; put what `wanted` reads of them into `into`, [batches, rows, columns],
+        which holds zeros. It stays zero on ranks whose numbers another rank has.
+        """
+        self._set_mode(training=False)
+
+        def take(output: Tensor, inputs: ModelInputs, number: int) -> None:
+            if self._mesh.tp.rank == 0:
+                into[number] = wanted.read(output, inputs)
+
+        moved = (batch.to(self._device) for batch in batches)
+        fed = (slice_inputs(wanted.inputs(one.tensors, one.sequences), self._mesh.cp) for one in moved)
+        if self._pipeline is not None:
+            every = list(fed)
+            self._pipeline.evaluate(every, lambda output, number: take(output, every[number], number))
+            return
+        (model,) = self._stages
+        for number, inputs in enumerate(fed):
+            take(model(inputs.x, **inputs.kwargs), inputs, number)
 
     def forget_compared(self) -> None:
         """Drop the rows of an evaluation that was not finished."""

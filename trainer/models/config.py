@@ -15,6 +15,9 @@ from common.model_plan import ModelPlan
 NEXT_TOKEN = "next token"
 """What a model that continues text offers; see `ModelConfig`."""
 
+HITS = "hits"
+"""What a model offers that tells which targets it would have chosen itself; see `ModelConfig`."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -49,6 +52,8 @@ class ModelConfig(Protocol):
         "next token"     losses of `targets` [rows, seq], each token attending only to those before it;
         "prefix"         the same, and with `prefix` [rows] so many tokens at a row's beginning attend to each
                          other;
+        "hits"           "next token" with `hits`, bool [rows, seq], which is filled with whether a target has
+                         the largest logit;
         "masked tokens"  losses of `targets` at `places`, both [rows, places], every token attending to all of
                          its document;
         "classes"        a logit for each class, float [rows, classes]; see `trainer.models.pictures`;

@@ -10,17 +10,30 @@ from trainer.models.build import build_model
 from trainer.objectives.build import build_objective
 from trainer.objectives.context import ObjectiveContext
 from trainer.optim.build import build_optimizer
+from trainer.optim.no_updates import NoUpdates
 from trainer.optim.optimizer import Optimizer
 from trainer.process.allocation import allocating
 
 
-def make_engine(cfg: RunConfig, runtime: Runtime, layout: Layout, context: ObjectiveContext) -> Engine:
+def make_engine(
+    cfg: RunConfig,
+    runtime: Runtime,
+    layout: Layout,
+    context: ObjectiveContext,
+    *,
+    trains: bool = True,
+) -> Engine:
     """Build the engine of the config's model, objective and optimiser on this layout, with new random
-    weights. `context`: what the objective may know of the run.
+    weights.
+
+    context: what the objective may know of the run.
+    trains: False: the engine only evaluates, and holds no optimiser state.
     """
     plan = cfg.plan()
 
-    def optimizer(parameters: list[LocalParameter]) -> Optimizer:
+    def optimizer(parameters: list[LocalParameter]) -> Optimizer | NoUpdates:
+        if not trains:
+            return NoUpdates()
         backend = compile_backend(cfg.parallel.compile, runtime.device)
         return build_optimizer(parameters, cfg.optim, plan, compiler=backend)
 

@@ -1,6 +1,8 @@
 """What a run has trained, read back from its folder: for generating text, exporting, evaluating, fine-tuning.
 
-trained_model.py   a run's checkpoint, newest or of a step → its model, tokenizer and what prompts need
+checkpoints.py     which checkpoint is read: the newest that verifies, or that of a step
+trained_model.py   on one device: its model, tokenizer and what prompts need
 weights.py         a checkpoint's weights → a whole model on one device
+on_ranks.py        on any layout: an engine that evaluates
 tokenizer.py       the run's tokenizer, proven to be the one that the checkpoint was trained with
 """

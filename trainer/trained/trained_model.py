@@ -1,17 +1,16 @@
 """A run's checkpoint → its model, with the tokenizer and what a prompt needs."""
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from torch import nn
 
+from data.tokenizer.prompting import Prompting
 from trainer.checkpoint import folder as checkpoints
-from trainer.checkpoint.newest import newest
 from trainer.config.run_config import RunConfig
-from trainer.trained.tokenizer import load_tokenizer
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.tokenizer import load_prompting
 from trainer.trained.weights import load_model
 
 
@@ -24,6 +23,7 @@ class TrainedModel:
     context: tokens of a training sequence.
     separator: the id between two documents.
     template: whether the tokenizer's template stood around each document.
+    step: of the checkpoint.
     """
 
     model: nn.Module
@@ -31,6 +31,12 @@ class TrainedModel:
     context: int
     separator: int
     template: bool
+    step: int = 0
+
+    @property
+    def prompting(self) -> Prompting:
+        """How texts become ids for this model."""
+        return Prompting(self.tokenizer, self.separator, self.template)
 
 
 def load_newest(cfg: RunConfig, run: Path) -> TrainedModel:
@@ -43,7 +49,7 @@ def load_newest(cfg: RunConfig, run: Path) -> TrainedModel:
     while True:
         before = set(checkpoints.steps(root))
         try:
-            return load_checkpoint(cfg, run, _newest_checkpoint(run))
+            return load_checkpoint(cfg, run, newest_checkpoint(run))
         except (RuntimeError, OSError):
             if before <= set(checkpoints.steps(root)):
                 raise
@@ -51,12 +57,7 @@ def load_newest(cfg: RunConfig, run: Path) -> TrainedModel:
 
 def load_step(cfg: RunConfig, run: Path, step: int) -> TrainedModel:
     """Load the checkpoint of `step`; ValueError where there is none, RuntimeError where it is damaged."""
-    root = run / "checkpoints"
-    steps = checkpoints.steps(root)
-    if step not in steps:
-        raise ValueError(f"--step {step}: {run} has no checkpoint of that step; those there: {steps[::-1]}")
-    checkpoints.verify(folder := checkpoints.step_folder(root, step))
-    return load_checkpoint(cfg, run, folder)
+    return load_checkpoint(cfg, run, checkpoint_of(run, step))
 
 
 def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -> TrainedModel:
@@ -70,27 +71,13 @@ def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -
 
     Raises RuntimeError where the tokenizer is not the checkpoint's.
     """
-    state = json.loads((folder / checkpoints.STATE).read_bytes())
-    trained_with = state["identity"].get("tokenizer")
-    if not trained_with:
-        raise RuntimeError(
-            f"{folder} does not say which tokenizer it was trained with, as old checkpoints do not: "
-            "train the run further, and the next one will"
-        )
-    tokenizer = load_tokenizer(run / "tokenizer.json", trained_with["sha256"])
-    # Checkpoints that do not say were trained on documents without the template.
-    template = trained_with.get("template", False)
+    texts = load_prompting(run, folder)
     model = load_model(cfg.model, folder, device)
-    return TrainedModel(model, tokenizer, cfg.data.seq_len, trained_with["eos"], template)
-
-
-def _newest_checkpoint(run: Path) -> Path:
-    """Find the newest checkpoint that verifies; print on standard error which were passed over, and why."""
-    root = run / "checkpoints"
-    found = newest(root)
-    for step, reason in found.passed_over:
-        print(f"passed over step {step}: {reason}", file=sys.stderr)
-    if found.step is not None:
-        return checkpoints.step_folder(root, found.step)
-    why = f"none of its {len(found.passed_over)} verifies" if found.passed_over else f"{root} holds none"
-    raise RuntimeError(f"{run} has no checkpoint to generate from: {why}; train it first")
+    return TrainedModel(
+        model,
+        texts.tokenizer,
+        cfg.data.seq_len,
+        texts.separator,
+        texts.template,
+        step=checkpoints.read_manifest(folder).step,
+    )

@@ -53,7 +53,7 @@ def test_the_command_prints_utf8_and_passes_over_a_damaged_checkpoint(tmp_path: 
     ("arguments", "code", "message"),
     [
         (["nowhere"], 2, "nowhere: no such run folder"),
-        (["empty"], 1, "has no checkpoint to generate from"),
+        (["empty"], 1, "has no checkpoint to read"),
         (["empty", "--step", "4"], 2, "--step 4: empty has no checkpoint of that step; those there: []"),
         (["damaged", "--step", "3"], 1, "damaged: its bytes"),
         (["damaged"], 1, "none of its 1 verifies"),

@@ -34,7 +34,7 @@ class DecoderConfig:
     """
 
     model_class: ClassVar[str] = "trainer.models.decoder.decoder:Decoder"
-    offers: ClassVar[frozenset[str]] = frozenset({"next token", "prefix"})
+    offers: ClassVar[frozenset[str]] = frozenset({"next token", "prefix", "hits"})
 
     kind: Annotated[Literal["decoder"], "which model this is"] = "decoder"
     layers: Annotated[int, "blocks", "≥ 1"] = 4

@@ -56,6 +56,7 @@ class Decoder(nn.Module):
         targets: Tensor | None = None,
         places: Tensor | None = None,
         prefix: Tensor | None = None,
+        hits: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Return hidden states [batch, seq, hidden] without a `head`; with one, logits [batch, seq, vocab],
@@ -68,6 +69,7 @@ class Decoder(nn.Module):
         places: [batch, places], the only places with targets, so that the head computes these alone; what is
             negative is none. None: all.
         prefix: [batch], so many tokens at the beginning of a row attend to each other; None: none do.
+        hits: bool [batch, seq], filled with whether a target has the largest logit; None: not told.
         cache: the tokens that x continues; x is added to it.
         """
         # Under tensor parallelism hidden states are this rank's part of the sequence; the others are whole.
@@ -93,7 +95,7 @@ class Decoder(nn.Module):
             return x
         if places is not None and targets is not None:
             targets = targets.gather(1, places.clamp(min=0))
-        return self.head(x, targets, places=places)
+        return self.head(x, targets, hits, places)
 
     def _rotary(
         self, seq: int, past: int, positions: Tensor | None, device: torch.device

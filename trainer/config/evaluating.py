@@ -1,0 +1,34 @@
+"""The config of a trained run as its evaluation has it: another layout, nothing else. Imports no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config import checks, reading
+from trainer.config.run_config import RunConfig
+
+# The run's layout gives way to that of the evaluation: law 1 says that the figures are the same.
+_ANY_LAYOUT = (
+    *("train.ranks=[]", "train.fp8=none", "parallel.layouts=[]", "parallel.engine=torch"),
+    *("parallel.dp_replicate=1", "parallel.dp_shard=-1", "parallel.cp=1", "parallel.tp=1", "parallel.pp=1"),
+    *("parallel.async_tp=false", "parallel.schedule=1f1b", "parallel.stages_per_rank=0", "parallel.cut=even"),
+    *("parallel.recompute=none", "parallel.compile=false"),
+    *("parallel.offload_optimizer=none", "parallel.offload_parameters=none"),
+)
+
+
+def load(run: Path, overrides: Sequence[str], world: int) -> RunConfig:
+    """Return the config of the run in the folder `run` for an evaluation on `world` ranks.
+
+    The ranks are data ranks, unless `overrides` say otherwise (`parallel.tp=2`). They may also set what an
+    evaluation reads, such as train.micro_batch, train.precision and train.eval_documents.
+
+    Raises ValueError, one line, where an override is wrong or the layout cannot be.
+    """
+    given = dict(override.partition("=")[::2] for override in overrides)
+    asked = given.get("train.micro_batch", "")
+    rows = int(asked) if asked.isdecimal() else reading.load(run).train.micro_batch
+    # No step is taken: a number of rows that any layout of so many ranks divides.
+    batch = f"train.global_batch={2 * max(1, rows) * world}"
+    cfg = reading.load(run, (*_ANY_LAYOUT, batch, *overrides))
+    checks.layout(cfg, world)
+    return cfg

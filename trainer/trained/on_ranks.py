@@ -1,0 +1,91 @@
+"""A run's checkpoint on any layout: an engine that evaluates, and what it must know of the run's texts.
+
+The training corpora need not be there: what they said of texts is in the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.tokenizer.prompting import Prompting
+from parallel.engine import Engine
+from parallel.layout.layout import Layout
+from parallel.world.runtime import Runtime
+from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.store import load
+from trainer.config import checks, evaluating
+from trainer.config.run_config import RunConfig
+from trainer.objectives.context import ObjectiveContext
+from trainer.process import threads
+from trainer.ranks import Ranks, gather
+from trainer.start.agreement import agree, program, settings
+from trainer.start.engine import make_engine
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.tokenizer import load_prompting
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The model of a checkpoint on this rank, in an engine that only evaluates.
+
+    run: the run folder.
+    step: of the checkpoint.
+    cfg: the run's config, with the layout of these ranks.
+    engine, layout: hold the model.
+    texts: how texts become ids.
+    ranks: this rank among all.
+    """
+
+    run: Path
+    step: int
+    cfg: RunConfig
+    engine: Engine
+    layout: Layout
+    texts: Prompting
+    ranks: Ranks
+
+
+def open_run(
+    run: Path,
+    overrides: Sequence[str],
+    runtime: Runtime,
+    stack: ExitStack,
+    *,
+    step: int | None = None,
+    classes: int = 0,
+) -> TrainedRun:
+    """Load a checkpoint of a run onto these ranks. Collective.
+
+    run: the run folder.
+    overrides: of the layout and of what is read; see `trainer.config.evaluating.load`.
+    stack: closes the engine.
+    step: of the checkpoint; None: the newest that verifies.
+    classes: how many classes the labels of what is evaluated tell apart.
+
+    Raises ValueError where the layout cannot be or there is no checkpoint of that step, RuntimeError where
+    one is damaged.
+    """
+    ranks = Ranks(runtime.rank, runtime.world, gather)
+    cfg = ranks.together(lambda: evaluating.load(run, overrides, runtime.world))
+    agree(ranks, program(cfg), settings(cfg))
+    layout = checks.layout(cfg, runtime.world)
+    threads.settle(cfg, runtime, ranks)
+    folder = newest_checkpoint(run, ranks) if step is None else checkpoint_of(run, step, ranks)
+    texts = ranks.together(lambda: load_prompting(run, folder))
+    context = ObjectiveContext(
+        seed=cfg.seed,
+        seq_len=cfg.data.seq_len,
+        vocab=texts.vocab,
+        eos=texts.separator,
+        tokenizer=(run / "tokenizer.json").read_bytes,
+        model=cfg.model,
+        classes=classes,
+    )
+    engine = make_engine(cfg, runtime, layout, context, trains=False)
+    stack.callback(engine.close)
+    ranks.together(lambda: load(folder, engine.chunks()))
+    engine.load(engine.scalars())
+    return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, ranks)

@@ -227,12 +227,7 @@ class TorchEngine:
     def rows(self, batches: Sequence[Micro], wanted: ReadsRows) -> Tensor:
         """See `engine.Engine.rows`."""
         assert self._passes is not None, "the engine is closed"
-        shape = (self.data_ranks, len(batches), len(batches[0].sequences), wanted.columns)
-        found = torch.zeros(shape, device=self._device)
-        self._passes.read_rows(batches, wanted, found[self.data_rank])
-        if self._layout.world > 1:
-            dist.all_reduce(found)
-        return found.cpu()
+        return self._passes.read_rows(batches, wanted, self.data_rank, self.data_ranks)
 
     def chunks(self) -> list[Chunk]:
         """Trained master weights and optimiser state, as live memory; parameters without an element here

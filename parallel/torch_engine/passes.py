@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.objective import Measures, ModelInputs, Objective, ReadsRows, TakesFeatures
@@ -170,25 +171,30 @@ class Passes:
                 inputs, _ = self._inputs(batch)
                 take(model(inputs.x, **inputs.kwargs), inputs)
 
-    def read_rows(self, batches: Sequence[Micro], wanted: ReadsRows, into: Tensor) -> None:
-        """Forward over the batches; put what `wanted` reads of them into `into`, [batches, rows, columns],
-        which holds zeros. It stays zero on ranks whose numbers another rank has.
-        """
+    def read_rows(
+        self, batches: Sequence[Micro], wanted: ReadsRows, data_rank: int, data_ranks: int
+    ) -> Tensor:
+        """Forward over the batches; see `engine.Engine.rows`. Collective over the world."""
         self._set_mode(training=False)
+        rows = len(batches[0].sequences)
+        found = torch.zeros(data_ranks, len(batches), rows, wanted.columns, device=self._device)
 
         def take(output: Tensor, inputs: ModelInputs, number: int) -> None:
-            if self._mesh.tp.rank == 0:
-                into[number] = wanted.read(output, inputs)
+            if self._mesh.tp.rank == 0:  # every tp rank has the same
+                found[data_rank, number] = wanted.read(output, inputs)
 
         moved = (batch.to(self._device) for batch in batches)
         fed = (slice_inputs(wanted.inputs(one.tensors, one.sequences), self._mesh.cp) for one in moved)
         if self._pipeline is not None:
             every = list(fed)
             self._pipeline.evaluate(every, lambda output, number: take(output, every[number], number))
-            return
-        (model,) = self._stages
-        for number, inputs in enumerate(fed):
-            take(model(inputs.x, **inputs.kwargs), inputs, number)
+        else:
+            (model,) = self._stages
+            for number, inputs in enumerate(fed):
+                take(model(inputs.x, **inputs.kwargs), inputs, number)
+        if dist.is_initialized():
+            dist.all_reduce(found)
+        return found.cpu()
 
     def forget_compared(self) -> None:
         """Drop the rows of an evaluation that was not finished."""

@@ -64,10 +64,33 @@ def test_crops_are_those_of_an_independent_random_resized_crop(width: int, heigh
     found = [
         (v.box[2] - v.box[0], v.box[3] - v.box[1], v.box[0], v.box[1]) for v in views(ALL, width, height)
     ]
+    areas = [np.prod(np.array(boxes)[:, :2], axis=1).mean() for boxes in (found, wanted)]
+    assert areas[0] == pytest.approx(areas[1], rel=0.01)
     for a, b, size in zip(np.array(found).T, np.array(wanted).T, (width, height, width, height)):
         assert abs(a.mean() - b.mean()) < 0.01 * size
         assert abs(a.std() - b.std()) < 0.01 * size
         assert a.min() >= 0 and a.max() <= size
+
+
+def test_areas_of_crops_are_spread_evenly_as_asked() -> None:
+    """A square always fits into a square: no crop is tried twice, and areas are even from 0.2 to 1."""
+    cfg = Augment(crop_scale=0.2, crop_ratio=1.0)
+    boxes = np.array([view.box for view in views(cfg, 1000, 1000)])
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 1e6
+    assert areas.mean() == pytest.approx(0.6, rel=0.01)
+    assert areas.std() == pytest.approx(0.8 / math.sqrt(12), rel=0.01)
+    shares = np.histogram(areas, bins=8, range=(0.2, 1.0))[0] / len(areas)
+    assert abs(shares * 8 - 1).max() < 0.08
+
+
+@pytest.mark.slow
+def test_shares_are_those_asked_for_within_a_hundredth_of_themselves() -> None:
+    many = 120_000
+    drawn = views(Augment(flip=0.3, jitter=0.8, hue=0.1, grayscale=0.25), 64, 64, many)
+    assert sum(view.mirrored for view in drawn) / many == pytest.approx(0.3, rel=0.01)
+    for change, share in (("hue", 0.8), ("grayscale", 0.25)):
+        found = sum(any(name == change for name, _ in view.colours) for view in drawn) / many
+        assert found == pytest.approx(share, rel=0.01)
 
 
 def test_shares_and_factors_are_those_asked_for() -> None:

@@ -11,6 +11,7 @@ from trainer.objectives.causal_lm import CausalLM
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.spans.config import FillInTheMiddleConfig
 from trainer.objectives.spans.fill_in_the_middle import FillInTheMiddle
+from trainer.objectives.spans.pieces import MARKS
 
 EOS, VOCAB = 0, 1000
 PREFIX, SUFFIX, MIDDLE = VOCAB, VOCAB + 1, VOCAB + 2
@@ -105,30 +106,41 @@ def test_every_token_behind_another_is_its_target() -> None:
 
 
 def test_as_many_documents_are_moved_in_either_order_as_asked() -> None:
-    rate, suffix_first = 0.5, 0.3
-    inputs = made(packed(6000, 128), rate=rate, suffix_first=suffix_first)
-    # The first four of a row, moved or not, are not pushed behind its end.
-    found = [piece for row in inputs.x.tolist() for piece in pieces(row)[:5] if piece]
-    moved = [piece for piece in found if piece[0] == PREFIX]
-    assert len(moved) / len(found) == pytest.approx(rate, rel=0.01)
-    # An empty prefix looks like the other order; a document of n tokens has one in 2/(n+1) - 1/(n+1)².
-    empty = [(2 * (len(p) - 2) - 1) / (len(p) - 2) ** 2 for p in moved]
-    expected = sum(suffix_first + (1 - suffix_first) * share for share in empty) / len(moved)
-    assert sum(piece[1] == SUFFIX for piece in moved) / len(moved) == pytest.approx(expected, rel=0.01)
+    """Of 100,000 documents: rows of four with nine tokens each, and room for the marks of all four."""
+    rows, length, rate, suffix_first = 25_000, 9, 0.5, 0.3
+    one = torch.tensor([EOS, *range(1, length + 1)])
+    ids = torch.cat((one.repeat(4), torch.full((4 * MARKS + 2,), EOS)))
+    tokens, following = ids[:-1].repeat(rows, 1), ids[1:].repeat(rows, 1)
+    following[:, 4 * (length + 1) :] = -1
+    x = made({"tokens": tokens, "following": following}, rate=rate, suffix_first=suffix_first).x
+    moved = x == PREFIX
+    assert torch.equal(moved.sum(1), (x == MIDDLE).sum(1)), "no mark is pushed behind the row's end"
+    assert float(moved.sum()) / (4 * rows) == pytest.approx(rate, rel=0.01)
+    # An empty prefix looks like the other order: the smaller of two cuts among n + 1 places is the first.
+    empty = 2 / (length + 1) - 1 / (length + 1) ** 2
+    before_suffix = moved[:, :-1] & (x[:, 1:] == SUFFIX)
+    expected = suffix_first + (1 - suffix_first) * empty
+    assert float(before_suffix.sum() / moved.sum()) == pytest.approx(expected, rel=0.01)
+    # No document of a row says anything of the next one.
+    of_row = moved.sum(1).bincount(minlength=5).double() / rows
+    assert of_row.tolist() == pytest.approx([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16], abs=0.01)
 
 
 def test_cuts_are_drawn_evenly() -> None:
-    """Of documents of 20 tokens, laid out prefix first: each third is a third on average."""
-    ids = torch.arange(1, 21).repeat(3000, 1)
-    tokens = torch.cat((torch.full((3000, 1), EOS), ids, torch.full((3000, 9), EOS)), dim=1)
-    following = torch.cat((ids, torch.full((3000, 10), EOS)), dim=1)
-    rows = made({"tokens": tokens, "following": following}, rate=1.0, suffix_first=0.0).x.tolist()
-    lengths = torch.tensor(
-        [(row.index(SUFFIX) - 2, row.index(MIDDLE) - row.index(SUFFIX) - 1) for row in rows],
-        dtype=torch.float64,
-    )
-    assert lengths.mean(dim=0).tolist() == pytest.approx([20 / 3, 20 / 3], rel=0.03)
-    assert set(lengths[:, 0].tolist()) == set(range(21))
+    """Of documents of 8 tokens, laid out prefix first: each cut is at any of 9 places as often."""
+    many, length = 120_000, 8
+    ids = torch.arange(1, length + 1).repeat(many, 1)
+    eos = torch.full((many, MARKS + 2), EOS)
+    tokens, following = torch.cat((eos[:, :1], ids, eos[:, 1:]), dim=1), torch.cat((ids, eos), dim=1)
+    x = made({"tokens": tokens, "following": following}, rate=1.0, suffix_first=0.0).x
+    suffix, middle = ((x == mark).int().argmax(1) for mark in (SUFFIX, MIDDLE))
+    cuts = suffix - 2, length - (middle - suffix - 1)
+    pairs = [(one, other) for one in range(length + 1) for other in range(length + 1)]
+    for found, expected in zip(cuts, ([min(pair) for pair in pairs], [max(pair) for pair in pairs])):
+        assert float(found.double().mean()) == pytest.approx(sum(expected) / len(pairs), rel=0.01)
+        shares = found.bincount(minlength=length + 1) / many
+        wanted = torch.tensor(expected).bincount(minlength=length + 1) / len(pairs)
+        assert float((shares - wanted).abs().max()) < 0.005
 
 
 def test_a_sequence_is_the_same_in_any_micro_batch() -> None:

@@ -161,6 +161,11 @@ def check(cfg: DataConfig) -> None:
             f"data.seq_len={cfg.seq_len} is odd, and data.packing={cfg.packing} halves a sequence: add or "
             "take 1"
         )
+    if cfg.packing in ("views", "pair") and cfg.seq_len < 4:
+        raise ValueError(
+            f"data.seq_len={cfg.seq_len} with data.packing={cfg.packing}: the first input of a text is its "
+            "separator, so none of its tokens has room in half a sequence: set at least 4"
+        )
     for i, stage in enumerate(cfg.stages):
         if i and stage.from_step <= cfg.stages[i - 1].from_step:
             raise ValueError(

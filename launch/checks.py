@@ -8,6 +8,7 @@ from launch.job import Job
 from parallel.world.launcher import SLURM, identity, launcher_variables
 
 if TYPE_CHECKING:
+    from data.corpus.manifest import Manifest
     from trainer.config.run_config import RunConfig
 
 
@@ -34,29 +35,21 @@ def check_job(job: Job) -> "RunConfig":
 
     cfg = reading.load(job.config, job.overrides)
     checks.layout(cfg, job.nproc)
-    _check_vocabularies(cfg)
+    _check_corpora(cfg)
     return cfg
 
 
-def _check_vocabularies(cfg: "RunConfig") -> None:
-    """Raise ValueError where the model's vocabulary does not hold a corpus's tokens and the objective's, or
-    its head a corpus's classes.
+def _check_corpora(cfg: "RunConfig") -> None:
+    """Raise ValueError where a corpus does not go with the model and the objective: the vocabulary does not
+    hold its tokens, the head its classes, or it has no text, or no classes.
     """
-    from data.corpus.manifest import read_manifest
-    from trainer.folder.run_folder import away
     from trainer.objectives.context import ObjectiveContext
 
-    paths = {f"data.sources[{index}].path": source.path for index, source in enumerate(cfg.data.sources)}
-    paths |= {f"data.heldout[{index}].path": corpus.path for index, corpus in enumerate(cfg.data.heldout)}
-    for key, path in paths.items():
-        if "://" in path:  # remote: the run itself looks
-            continue
-        try:
-            manifest = read_manifest(path)
-        except ValueError as error:
-            if reason := away(cfg.folder, path):
-                raise RuntimeError(f"{key}={reason}") from None
-            raise ValueError(f"{key}={path!r}: {error}") from None
+    sources = _manifests(cfg, "sources", [source.path for source in cfg.data.sources])
+    heldout = _manifests(cfg, "heldout", [corpus.path for corpus in cfg.data.heldout])
+    # Rows of a source without classes are not counted, as long as another source has some.
+    classes = max((len(manifest.classes) for _, manifest in sources.values()), default=0)
+    for key, (path, manifest) in (sources | heldout).items():
         tokenizer = manifest.tokenizer
         context = ObjectiveContext(
             seed=cfg.seed,
@@ -65,7 +58,27 @@ def _check_vocabularies(cfg: "RunConfig") -> None:
             eos=tokenizer.eos,
             tokenizer=(Path(path) / tokenizer.file).read_bytes,
             model=cfg.model,
-            classes=len(manifest.classes),
+            classes=len(manifest.classes) or (classes if key in sources else 0),
+            tokens=manifest.tokens,
         )
-        if wrong := context.too_small(cfg.model.vocab, cfg.objective) or context.wrong_classes(cfg.objective):
+        if wrong := context.wrong_corpora(cfg.model.vocab, cfg.objective):
             raise ValueError(f"{key}={path!r}: {wrong}")
+
+
+def _manifests(cfg: "RunConfig", kind: str, paths: list[str]) -> dict[str, "tuple[str, Manifest]"]:
+    """Return key → (path, manifest) of the corpora of `data.KIND`; remote ones the run itself looks at."""
+    from data.corpus.manifest import read_manifest
+    from trainer.folder.run_folder import away
+
+    found = {}
+    for index, path in enumerate(paths):
+        key = f"data.{kind}[{index}].path"
+        if "://" in path:
+            continue
+        try:
+            found[key] = path, read_manifest(path)
+        except ValueError as error:
+            if reason := away(cfg.folder, path):
+                raise RuntimeError(f"{key}={reason}") from None
+            raise ValueError(f"{key}={path!r}: {error}") from None
+    return found

@@ -62,6 +62,8 @@ class Stream:
         check(cfg)
         for a, b in pairwise(corpora):
             check_tokenizers("data.sources", a, b)
+        # Not of neighbours alone: between two with classes there may be one without.
+        for a, b in pairwise(corpus for corpus in corpora if corpus.manifest.classes):
             check_classes("data.sources", a, b)
         for corpus in corpora:
             check_pictures("data.sources", corpus, cfg)

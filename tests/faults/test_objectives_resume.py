@@ -114,6 +114,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("clip", {"objective__kind": "siglip"}, "objective.kind=siglip: needs model.learnt=scale_bias, and"),
     ("clip", {"data__packing": "cut"}, "data.packing=cut: objective.kind=clip compares the two halves"),
     (
+        "clip",
+        {"train__global_batch": 1, "train__micro_batch": 1},
+        "train.global_batch=1: objective.kind=clip tells a row from the others of its global batch: set",
+    ),
+    (
         "span_corruption",
         {"data__packing": "views"},
         "data.packing=views: objective.kind=span_corruption takes",

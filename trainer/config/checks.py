@@ -95,6 +95,11 @@ def _check_objective(cfg: RunConfig) -> None:
             f"which model.kind={cfg.model.kind} does not: {' or '.join(fit) or 'no model'} does"
         )
     cfg.objective.check(cfg.model, cfg.data)
+    if cfg.train.global_batch < cfg.objective.least_rows:
+        raise ValueError(
+            f"train.global_batch={cfg.train.global_batch}: objective.kind={cfg.objective.kind} tells a row "
+            f"from the others of its global batch: set at least {cfg.objective.least_rows}"
+        )
     if cfg.track.samples and NEXT_TOKEN not in cfg.model.offers:
         raise ValueError(
             f"track.samples: model.kind={cfg.model.kind} predicts no next token, so it continues no prompts: "

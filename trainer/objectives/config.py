@@ -40,11 +40,13 @@ class ObjectiveConfig:
     needs: what a model must offer (`ModelConfig.offers`); a model without is refused by name.
     scores_text: whether the summed loss is the negative log-likelihood of the text, so that a held-out set
         has bits per byte.
+    least_rows: of a global batch; with fewer there is nothing to learn.
     """
 
     objective_class: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     scores_text: ClassVar[bool] = False
+    least_rows: ClassVar[int] = 1
     kind: str
 
     def targets_per_row(self, seq_len: int) -> float:
@@ -86,6 +88,15 @@ class ObjectiveConfig:
         """Raise a ValueError of one line, before any rank starts, that names the first key of the model or
         the data that does not go with this objective. `needs` is checked before.
         """
+
+
+def check_room_for_text(seq_len: int, kind: str) -> None:
+    """Raise ValueError where a row of one text has no room for any of its tokens."""
+    if seq_len < 2:
+        raise ValueError(
+            f"data.seq_len={seq_len}: the first input of a text is its separator, so objective.kind={kind} "
+            "would see none of its tokens: set at least 2"
+        )
 
 
 @dataclass

@@ -31,6 +31,7 @@ class ObjectiveContext:
         Empty bytes where there is none.
     model: the config of the model that is trained.
     classes: how many classes the corpora's labels tell apart; 0: they have none.
+    tokens: how many the corpora have; None: not known.
     class_weights: of each class of the model in the loss; none: all are 1.
     """
 
@@ -41,6 +42,7 @@ class ObjectiveContext:
     tokenizer: Callable[[], bytes]
     model: ModelConfig | None = None
     classes: int = 0
+    tokens: int | None = None
     class_weights: Sequence[float] = ()
 
     def ids(self, wanted: Sequence[Sequence[str]]) -> tuple[int, ...]:
@@ -53,6 +55,17 @@ class ObjectiveContext:
             found.append(new if known is None else known)
             new += known is None
         return tuple(found)
+
+    def wrong_corpora(self, model_vocab: int, objective: ObjectiveConfig) -> str:
+        """Return what is wrong where the corpora do not go with the model or the objective; "" where nothing
+        is.
+        """
+        if model_vocab and self.tokens == 0:
+            return (
+                f"objective.kind={objective.kind}: the corpus has no text, which the model takes: prepare it "
+                "from pictures with captions, or from texts"
+            )
+        return self.too_small(model_vocab, objective) or self.wrong_classes(objective)
 
     def too_small(self, model_vocab: int, objective: ObjectiveConfig) -> str:
         """Return what is wrong where the model's vocabulary does not hold the ids of the text and of the

@@ -52,7 +52,7 @@ class Compares:
         return pictures if self._pool is None else image_text_inputs(tensors, pictures, self._pool)
 
     def counted(self, tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Tensor:
-        return both_sides_there(tensors, sequences)
+        return both_sides_there(tensors, sequences, texts=self._pool is not None)
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return the losses of a batch's rows among themselves."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.pairs import EmbedsPairs
 from trainer.models.pictures import HasHeads, check_pictures, pictures_of
-from trainer.objectives.config import ObjectiveConfig
+from trainer.objectives.config import ObjectiveConfig, check_room_for_text
 
 if TYPE_CHECKING:
     from data.config import DataConfig
@@ -46,6 +46,8 @@ class ComparingConfig(ObjectiveConfig):
             # A picture and its caption, or two views of a picture.
             views = 1 if model.vocab else 2
             check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=views)
+            if model.vocab:
+                check_room_for_text(data.seq_len, self.kind)
         elif data.packing not in ("views", "pair"):
             raise ValueError(
                 f"data.packing={data.packing}: objective.kind={self.kind} compares the two halves of a row: "
@@ -64,11 +66,12 @@ class ContrastiveConfig(ComparingConfig):
 
     objective_class: ClassVar[str] = "trainer.objectives.contrastive:Contrastive"
     learnt: ClassVar[str] = "none"
+    least_rows: ClassVar[int] = 2
 
     kind: Annotated[Literal["contrastive"], "the other side of a row among all rows of the global batch"] = (
         "contrastive"
     )
-    temperature: Annotated[float, "what cosines are divided by", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 0.05
+    temperature: Annotated[float, "what cosines are divided by", "> 0", "≥ 1e-20", "≤ 3.4e38"] = 0.05
     negatives: Annotated[Negatives, "the other rows' other sides, or all of their sides, as in SimCLR"] = (
         "other_side"
     )
@@ -85,10 +88,11 @@ class ClipConfig(ComparingConfig):
 
     objective_class: ClassVar[str] = "trainer.objectives.contrastive:Clip"
     learnt: ClassVar[str] = "scale"
+    least_rows: ClassVar[int] = 2
 
     kind: Annotated[Literal["clip"], "CLIP's: contrastive with a learnt temperature"] = "clip"
     largest_scale: Annotated[
-        float, "the learnt scale stays at or below this, as published", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
+        float, "the learnt scale stays at or below this, as published", "> 0", "≥ 1.2e-38", "≤ 1e20"
     ] = 100.0
 
 

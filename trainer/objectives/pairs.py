@@ -51,9 +51,13 @@ def text_weights(length: Tensor, seq: int, pool: TextPool) -> Tensor:
     return whole.flatten(2)
 
 
-def both_sides_there(tensors: Mapping[str, Tensor], sequences: tuple[int, ...]) -> Tensor:
-    """Return whether both sides of a row have something in them, bool [rows]; padding rows have not."""
+def both_sides_there(tensors: Mapping[str, Tensor], sequences: tuple[int, ...], *, texts: bool) -> Tensor:
+    """Return whether both sides of a row have something in them, bool [rows]; padding rows have not.
+
+    texts: is a side of each row a text? One without ids has a length of 1, its separator.
+    """
     there = torch.tensor(sequences, dtype=torch.int64) >= 0
     if "length" in tensors:
-        there = there & (tensors["length"].cpu().reshape(len(sequences), -1) > 0).all(dim=1)
+        least = 2 if texts else 1
+        there = there & (tensors["length"].cpu().reshape(len(sequences), -1) >= least).all(dim=1)
     return there

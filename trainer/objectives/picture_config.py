@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.config import ModelConfig
 from trainer.models.pictures import HasHeads, Pictures, check_pictures, pictures_of
-from trainer.objectives.config import ObjectiveConfig
+from trainer.objectives.config import ObjectiveConfig, check_room_for_text
 
 if TYPE_CHECKING:
     from data.config import DataConfig
@@ -57,6 +57,8 @@ class ClassificationConfig(ObjectiveConfig):
                 f"data.packing={data.packing}: objective.kind=classification takes a row for one text: set "
                 "data.packing=one"
             )
+        else:
+            check_room_for_text(data.seq_len, self.kind)
 
 
 def class_measures(number: int) -> tuple[str, str]:

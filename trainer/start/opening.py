@@ -40,7 +40,7 @@ def open_stream(cfg: RunConfig) -> Stream:
                 raise RuntimeError(reason) from None
         raise
     context = objective_context(cfg, stream)
-    if wrong := context.too_small(cfg.model.vocab, cfg.objective) or context.wrong_classes(cfg.objective):
+    if wrong := context.wrong_corpora(cfg.model.vocab, cfg.objective):
         raise ValueError(wrong)
     return stream
 
@@ -55,6 +55,7 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
         tokenizer=stream.sources[0].corpus.storage.tokenizer,
         model=cfg.model,
         classes=len(stream.classes),
+        tokens=sum(source.corpus.manifest.tokens for source in stream.sources),
         class_weights=cfg.finetune.class_weights,
     )
 

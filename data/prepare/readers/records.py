@@ -86,6 +86,9 @@ def from_record(
             tally.add("removed.no_second_text", len(first), f"{where} (fields: {has})")
             return None
         second = _text(found, recipe, tally, where)
+        if second is not None and not second.strip():
+            tally.add("removed.no_second_text", len(first), f"{where} ({recipe.second_field} is empty)")
+            return None
         return None if second is None else Document(first, origin, second=second)
     ids = value_at(record, recipe.ids_field) if text is None else None
     if isinstance(ids, list):

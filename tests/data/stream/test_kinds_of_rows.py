@@ -159,8 +159,13 @@ def test_corpora_that_cannot_fill_such_rows_are_refused(tmp_path: Path) -> None:
         open_stream(tmp_path / "text", packing="pair")
     with pytest.raises(ValueError, match=r"have different classes \('b' and 'c'\)"):
         open_stream(tmp_path / "text", tmp_path / "other", packing="one")
+    make_corpus(tmp_path / "plain", numbered_documents([5] * 4))
+    with pytest.raises(ValueError, match=r"have different classes \('b' and 'c'\)"):
+        open_stream(tmp_path / "text", tmp_path / "plain", tmp_path / "other", packing="one")
     with pytest.raises(ValueError, match=r"^data\.seq_len=7 is odd, and data\.packing=views halves"):
         open_stream(tmp_path / "text", packing="views", seq_len=7)
+    with pytest.raises(ValueError, match=r"^data\.seq_len=2 with data\.packing=views: the first input of a"):
+        open_stream(tmp_path / "text", packing="views", seq_len=2)
 
 
 def test_heldout_rows_are_one_document_each_as_in_training(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.objective import ComparesRows
+from trainer.models.towers.image_text_config import ImageTextConfig
 from trainer.models.towers.text_pair_config import TextPairConfig
+from trainer.models.vision.config import VisionConfig
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.contrastive import Clip, Compares, Contrastive, Siglip
 from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
@@ -109,6 +111,19 @@ def test_recall_counts_equally_near_sides_as_nearer() -> None:
     assert not objective.measure_rows(alike, alike, torch.ones(12, dtype=torch.bool), 0)[:, 0].any()
     without = objective.measure_rows(both, both, torch.tensor([True, True, False, True]), 0)
     assert without[0].tolist() == [4.0, 6.0], "to row 1 all sides are equally far"
+
+
+def test_a_row_with_an_empty_side_takes_no_part() -> None:
+    """A text without ids is as long as its separator."""
+    texts = {"length": torch.tensor([[2, 5], [1, 5], [3, 1], [0, 0], [2, 2]])}
+    of_pairs = Contrastive(ContrastiveConfig(), context("none"))
+    assert of_pairs.counted(texts, (0, 1, 2, 3, -1)).tolist() == [True, False, False, False, False]
+    captions = {"length": torch.tensor([2, 1, 0])}
+    model = ImageTextConfig()
+    of_pictures = Clip(ClipConfig(), ObjectiveContext(0, 8, 10, 0, bytes, model))
+    assert of_pictures.counted(captions, (0, 1, 2)).tolist() == [True, False, False]
+    views = Contrastive(ContrastiveConfig(), ObjectiveContext(0, 8, 10, 0, bytes, VisionConfig()))
+    assert views.counted(captions, (0, 1, 2)).tolist() == [True, True, False], "a picture needs no caption"
 
 
 def test_a_scale_at_its_bound_moves_only_back() -> None:

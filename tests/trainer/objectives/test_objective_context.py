@@ -1,5 +1,7 @@
 """What an objective learns of the tokenizer: ids of special tokens, and which tokens begin a word."""
 
+from dataclasses import replace
+
 from tokenizers import AddedToken, Tokenizer
 
 from data.tokenizer.loading import vocab_size
@@ -55,6 +57,13 @@ def test_the_models_vocabulary_has_to_hold_the_objectives_ids() -> None:
     assert here.too_small(99, CausalLMConfig()).endswith("100 tokens: set model.vocab to at least 100")
     knows = train("wordpiece", TEXTS, 60)
     assert "adds 1" in context(knows).too_small(vocab_size(knows), Masked())
+
+
+def test_a_model_of_text_needs_a_corpus_with_text() -> None:
+    here = ObjectiveContext(0, 64, 100, 0, bytes, tokens=0)
+    assert here.wrong_corpora(100, CausalLMConfig()).startswith("objective.kind=causal_lm: the corpus has no")
+    assert here.wrong_corpora(0, CausalLMConfig()) == "", "a model that takes no tokens"
+    assert replace(here, tokens=1).wrong_corpora(100, CausalLMConfig()) == ""
 
 
 def test_words_of_wordpiece() -> None:

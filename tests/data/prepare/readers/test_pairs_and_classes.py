@@ -99,9 +99,10 @@ def test_a_row_without_its_second_text_or_class_is_counted(tmp_path: Path) -> No
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = prepared(file, tmp_path / "out", Recipe(second_field="b", label_field="kind"))
-    assert texts_of(tmp_path / "out") == [("a", "c"), ("f", "")]
-    assert report.counts["removed.no_second_text"][0] == 2 and report.counts["noted.no_class"][0] == 3
+    assert texts_of(tmp_path / "out") == [("a", "c")]
+    assert report.counts["removed.no_second_text"][0] == 3 and report.counts["noted.no_class"][0] == 3
     assert "b is int" in report.examples["removed.no_second_text"][1]
+    assert "b is empty" in report.examples["removed.no_second_text"][2]
     table = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), table)
     for recipe, reason in (

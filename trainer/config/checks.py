@@ -16,7 +16,7 @@ from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
 from trainer.models.config import NEXT_TOKEN
-from trainer.models.pictures import HasClasses
+from trainer.models.pictures import HasClasses, pictures_of
 from trainer.models.registry import MODELS
 
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
@@ -99,6 +99,11 @@ def _check_objective(cfg: RunConfig) -> None:
         raise ValueError(
             f"train.global_batch={cfg.train.global_batch}: objective.kind={cfg.objective.kind} tells a row "
             f"from the others of its global batch: set at least {cfg.objective.least_rows}"
+        )
+    if cfg.data.image_size and pictures_of(cfg.model) is None:
+        raise ValueError(
+            f"data.image_size={cfg.data.image_size}: model.kind={cfg.model.kind} takes no pictures: leave "
+            "data.image_size out"
         )
     if cfg.track.samples and NEXT_TOKEN not in cfg.model.offers:
         raise ValueError(

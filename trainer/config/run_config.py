@@ -12,6 +12,7 @@ from trainer.config.plain import plain
 from trainer.config.sections import CheckpointConfig, OptimConfig, SuperviseConfig, TrackConfig, TrainConfig
 from trainer.models.config import ModelConfig
 from trainer.models.own import own_config
+from trainer.models.pictures import pictures_of
 from trainer.models.registry import MODELS
 from trainer.models.tuned.config import FinetuneConfig
 from trainer.models.tuned.plan import tuned_plan
@@ -59,13 +60,14 @@ class RunConfig:
 
     @property
     def flops_per_row(self) -> float:
-        """Floating-point operations of a row's forward and backward. The model's last part counts for the
-        positions that it computes; what fine-tuning adds, and the layer of a task alone, are too small to
-        count.
+        """Floating-point operations of a row's forward and backward, of all views of a picture. The model's
+        last part counts for the positions that it computes; what fine-tuning adds, and the layer of a task
+        alone, are too small to count.
         """
         parts = self.model.training_flops(self.row_length)
         share = self.objective.positions_of_head(self.data.seq_len) / self.row_length
-        return (parts.total - parts.last * (1 - share)) * PASSES[self.finetune.method] / 3
+        views = 1 if pictures_of(self.model) is None else self.data.image_views
+        return views * (parts.total - parts.last * (1 - share)) * PASSES[self.finetune.method] / 3
 
 
 # Of forward, gradients of what each layer is given, and gradients of weights, which cost alike: how many a
@@ -75,7 +77,7 @@ PASSES = {"none": 3, "full": 3, "lora": 2, "adapters": 2, "probe": 1}
 # What may differ between two runs of the same loss curve: law 1, and how the run is watched and kept.
 OUTSIDE_CURVE = (
     *("name", "run_dir", "parallel", "checkpoint", "supervise", "track"),
-    *(f"data.{key}" for key in ("ledger", "prefetch", "cache_dir", "cache_bytes")),
+    *(f"data.{key}" for key in ("ledger", "prefetch", "decode_threads", "cache_dir", "cache_bytes")),
     *(f"train.{key}" for key in ("micro_batch", "log_every", "threads", "ranks")),
     *(f"train.{key}" for key in ("eval_every", "eval_documents", "eval_overlap")),
     *(f"finetune.{key}" for key in ("metric", "patience", "keep_best")),
@@ -83,7 +85,8 @@ OUTSIDE_CURVE = (
 
 # Keys that may differ between the ranks of one run: paths and caches of a node, and what only rank 0 reads.
 OF_A_NODE = re.compile(
-    r"name|run_dir|track\..*|supervise\.notify|train\.threads|parallel\.nvme_path|data\.(prefetch|cache_dir|cache_bytes)"
+    r"name|run_dir|track\..*|supervise\.notify|train\.threads|parallel\.nvme_path"
+    r"|data\.(prefetch|decode_threads|cache_dir|cache_bytes)"
     r"|data\.(sources|heldout)\[\d+\]\.path"
 )
 

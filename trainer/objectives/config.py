@@ -99,6 +99,14 @@ def check_room_for_text(seq_len: int, kind: str) -> None:
         )
 
 
+def incomplete(model: ModelConfig, offer: str, lacks: str) -> ValueError:
+    """Return the error of a model whose config says that it offers something, and lacks what goes with it."""
+    return ValueError(
+        f"model.kind={model.kind}: {type(model).__name__} offers {offer!r} and has no {lacks}: see "
+        "docs/examples/own_model.md"
+    )
+
+
 @dataclass
 class CausalLMConfig(ObjectiveConfig):
     """What is minimised: the cross-entropy of the next token."""

@@ -57,7 +57,8 @@ class Compares:
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return the losses of a batch's rows among themselves."""
         exact = output.to(torch.promote_types(output.dtype, torch.float32))
-        return self.loss_of_rows(exact, exact, torch.ones(len(exact), dtype=torch.bool), 0)
+        every = torch.ones(len(exact), dtype=torch.bool, device=exact.device)
+        return self.loss_of_rows(exact, exact, every, 0)
 
     def loss_of_rows(self, mine: Tensor, every: Tensor, counted: Tensor, first: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -78,7 +79,8 @@ class Compares:
         for one, others in ((a, all_b), (b, all_a)):
             scores = one @ others.T
             own = scores.diagonal(first)[:, None]
-            nearer = ((scores >= own) & counted).sum(dim=1) - 1
+            # Not `scores >= own`: nothing is at least NaN, and embeddings of NaN would all be found.
+            nearer = (~(scores < own) & counted).sum(dim=1) - 1
             sums.append(torch.stack([((nearer < k) & here).sum() for k in RECALLS]))
         hits = (sums[0] + sums[1]).to(mine.dtype)
         return torch.stack((hits, (2 * here.sum()).expand(len(RECALLS)).to(mine.dtype)), dim=1)

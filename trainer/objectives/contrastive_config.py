@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.pairs import EmbedsPairs
 from trainer.models.pictures import HasHeads, check_pictures, pictures_of
-from trainer.objectives.config import ObjectiveConfig, check_room_for_text
+from trainer.objectives.config import ObjectiveConfig, check_room_for_text, incomplete
 
 if TYPE_CHECKING:
     from data.config import DataConfig
@@ -48,6 +48,8 @@ class ComparingConfig(ObjectiveConfig):
             check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=views)
             if model.vocab:
                 check_room_for_text(data.seq_len, self.kind)
+        elif not isinstance(model, EmbedsPairs):
+            raise incomplete(model, "embedding", "method `pictures`, nor attributes `learnt` and `pool`")
         elif data.packing not in ("views", "pair"):
             raise ValueError(
                 f"data.packing={data.packing}: objective.kind={self.kind} compares the two halves of a row: "

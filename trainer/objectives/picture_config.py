@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from trainer.models.config import ModelConfig
-from trainer.models.pictures import HasHeads, Pictures, check_pictures, pictures_of
-from trainer.objectives.config import ObjectiveConfig, check_room_for_text
+from trainer.models.pictures import HasClasses, HasHeads, Pictures, check_pictures, pictures_of
+from trainer.objectives.config import ObjectiveConfig, check_room_for_text, incomplete
 
 if TYPE_CHECKING:
     from data.config import DataConfig
@@ -50,6 +50,8 @@ class ClassificationConfig(ObjectiveConfig):
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         _check_head(model, "classes")
+        if not isinstance(model, HasClasses):
+            raise incomplete(model, "classes", "attribute `classes`, their number")
         if (pictures := pictures_of(model)) is not None:
             check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=1)
         elif data.packing != "one":
@@ -103,8 +105,8 @@ class MaskedImagesConfig(ObjectiveConfig):
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         _check_head(model, "pixels")
-        pictures = pictures_of(model)
-        assert pictures is not None
+        if (pictures := pictures_of(model)) is None or not pictures.patch:
+            raise incomplete(model, "pixels", "method `pictures` that gives patches, `Pictures.patch` > 0")
         check_pictures(pictures, image_size=data.image_size, image_views=data.image_views, views=1)
         square = self.square(pictures)
         if square % pictures.patch or pictures.size % square:

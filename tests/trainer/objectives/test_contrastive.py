@@ -109,6 +109,8 @@ def test_recall_counts_equally_near_sides_as_nearer() -> None:
     assert torch.equal(halves[0] + halves[1], figures)
     alike = torch.ones(12, 2 * WIDTH)
     assert not objective.measure_rows(alike, alike, torch.ones(12, dtype=torch.bool), 0)[:, 0].any()
+    nothing = torch.full((12, 2 * WIDTH), math.nan)
+    assert not objective.measure_rows(nothing, nothing, torch.ones(12, dtype=torch.bool), 0)[:, 0].any()
     without = objective.measure_rows(both, both, torch.tensor([True, True, False, True]), 0)
     assert without[0].tolist() == [4.0, 6.0], "to row 1 all sides are equally far"
 

@@ -83,6 +83,16 @@ def test_what_has_no_text_to_corrupt_counts_nothing() -> None:
     assert (inputs.x[0] == EOS).all()
 
 
+def test_context_of_a_heldout_window_is_no_target_again() -> None:
+    given = batch([64] * 200, 64)
+    whole = objective(64, density=0.5).inputs(given, tuple(range(200))).kwargs["targets"]
+    given["following"][:, :20] = -1
+    inputs = objective(64, density=0.5).inputs(given, tuple(range(200)))
+    targets = inputs.kwargs["targets"]
+    context = (whole >= 1) & (whole <= 20)  # ids are counted from 1
+    assert context.sum() > 1000 and torch.equal(targets, whole.masked_fill(context, IGNORED))
+
+
 @pytest.mark.parametrize(
     ("density", "mean_span", "seq"), [(0.15, 3.0, 512), (0.15, 3.0, 100), (0.5, 8.0, 130)]
 )

@@ -44,7 +44,7 @@ def test_what_a_node_may_have_of_its_own_is_not_compared() -> None:
     model = DecoderConfig(layers=1, hidden=8, heads=1, vocab=8)
     here = RunConfig("one", model, data, run_dir="/a/run")
     there = RunConfig("two", model, DataConfig([Source("/b")], [Heldout("/c")]), run_dir="/b/run")
-    there.data.cache_dir, there.train.threads = "/scratch", 3
+    there.data.cache_dir, there.data.decode_threads, there.train.threads = "/scratch", 5, 3
     assert settings(here) == settings(there)
     for change in ("data.sources[0].weight", "optim.lr", "parallel.tp", "model.layers", "seed"):
         assert change in settings(here).values

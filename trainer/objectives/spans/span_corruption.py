@@ -58,7 +58,8 @@ class SpanCorruption:
         width = self._cfg.row_length(seq) + 1
         laid_out = torch.full((rows, width + 1), self._eos, dtype=torch.int64, device=tokens.device)
         # Everything without a place goes into a last column, which is cut off.
-        laid_out.scatter_(1, torch.where(places < length[:, None], to, width), tokens)
+        to = torch.where(places < length[:, None], to, width)
+        laid_out.scatter_(1, to, tokens)
         each = torch.arange(kept_lengths.shape[1], device=tokens.device)
         sentinels = self._sentinels_on(tokens.device)[: len(each)].expand(rows, -1)
         exists = each < spans[:, None]
@@ -71,6 +72,9 @@ class SpanCorruption:
         columns = torch.arange(width - 1, device=tokens.device)
         end = prefix + noise + spans  # the last target is the separator
         predicted = (columns >= prefix[:, None] - 1) & (columns < end[:, None]) & (spans > 0)[:, None]
+        # A held-out window repeats tokens as context, which nothing follows: they are targets elsewhere.
+        is_new = torch.ones_like(laid_out, dtype=torch.bool).scatter_(1, to, following >= 0)
+        predicted &= is_new[:, 1:width]
         slots = torch.arange(self._cfg.most_targets(seq), device=tokens.device) + prefix[:, None] - 1
         kwargs = {
             "targets": torch.where(predicted, targets, IGNORED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sysconfig
 import tarfile
 from pathlib import Path
@@ -88,6 +89,15 @@ def test_a_docstring_and_its_code_make_a_pair_without_the_docstring(tmp_path: Pa
     assert len(rows) == 60 + 5 + 8
     assert rows[0]["text"].startswith("Give the number 0") and rows[0]["text"].endswith("It is a number.")
     assert rows[0]["code"] == "@decorated\ndef number_0(a, b):\n    return 0 + (a or 0) + (b or 0)"
+
+
+def test_installed_packages_are_not_looked_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are many, and another program may remove one meanwhile."""
+    (tmp_path / "library" / "site-packages" / "package").mkdir(parents=True)
+    looked_into, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked_into.append(str(path)) or scandir(path))
+    python_sources.write_docstrings(tmp_path)
+    assert len(looked_into) > 2 and not any("site-packages" in path for path in looked_into)
 
 
 def test_pictures_hold_their_letters_inside(tmp_path: Path) -> None:

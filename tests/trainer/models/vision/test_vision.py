@@ -9,10 +9,13 @@ import pytest
 import torch
 import yaml
 
-from trainer.config import schema
+from data.config import DataConfig, Source
+from trainer.config import checks, schema
+from trainer.config.run_config import RunConfig
 from trainer.models.vision.config import VisionConfig
 from trainer.models.vision.embedding import sines_2d
 from trainer.models.vision.vision import Vision
+from trainer.objectives.contrastive_config import ContrastiveConfig
 from vision_models import CLASS, SIZES, drawn, fed, images
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -91,6 +94,14 @@ def test_the_config_knows_the_model(keys: dict[str, Any]) -> None:
     model(x, **kwargs, **places).sum().backward()
     left_out = [name for name, p in model.named_parameters() if p.grad is None]
     assert not left_out
+
+
+def test_operations_of_a_run_are_those_of_all_views() -> None:
+    cfg = VisionConfig(**SIZES, head="embedding")
+    data = DataConfig([Source("x")], packing="one", image_size=24, image_views=2)
+    run = RunConfig("run", cfg, data, objective=ContrastiveConfig())
+    checks.check(run)
+    assert run.flops_per_row == 2 * cfg.training_flops(1).total
 
 
 @pytest.mark.parametrize(("keys", "layout", "message"), [

@@ -10,6 +10,7 @@ pairs.py       what objectives know of those models
 vision/        the vision transformer
 pictures.py    what objectives know of models that take pictures
 sizes.py       sizes and checks that several configs share
+blocks.py      how blocks are cut over ranks and drawn, alike in all transformers here
 layers/        what models are put together from
 registry.py    `model.kind` → the config of a model
 own.py         the config of a model of the user's own, from outside this project

@@ -153,15 +153,12 @@ def test_damage_masks_both_halves(tmp_path: Path, packing: Packing) -> None:
 def test_corpora_that_cannot_fill_such_rows_are_refused(tmp_path: Path) -> None:
     make_corpus(tmp_path / "text", numbered_documents([5] * 4), classes=["a", "b", "a", "b"])
     make_corpus(tmp_path / "other", numbered_documents([5] * 4), classes=["a", "c", "a", "c"])
-    with pytest.raises(
-        ValueError, match=r"^data\.sources\[0\]: text fills no sequence with data\.packing=pair: no"
-    ):
+    with pytest.raises(ValueError, match=r"^data\.sources\[0\]: text fills no sequence with .*=pair: no"):
         open_stream(tmp_path / "text", packing="pair")
-    with pytest.raises(ValueError, match=r"have different classes \('b' and 'c'\)"):
-        open_stream(tmp_path / "text", tmp_path / "other", packing="one")
     make_corpus(tmp_path / "plain", numbered_documents([5] * 4))
-    with pytest.raises(ValueError, match=r"have different classes \('b' and 'c'\)"):
-        open_stream(tmp_path / "text", tmp_path / "plain", tmp_path / "other", packing="one")
+    for names in (("text", "other"), ("text", "plain", "other")):
+        with pytest.raises(ValueError, match=r"have different classes \('b' and 'c'\)"):
+            open_stream(*(tmp_path / name for name in names), packing="one")
     with pytest.raises(ValueError, match=r"^data\.seq_len=7 is odd, and data\.packing=views halves"):
         open_stream(tmp_path / "text", packing="views", seq_len=7)
     with pytest.raises(ValueError, match=r"^data\.seq_len=2 with data\.packing=views: the first input of a"):

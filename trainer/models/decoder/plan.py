@@ -1,8 +1,7 @@
 """How a decoder is cut, sharded and drawn. Imports no torch."""
 
-import math
-
-from common.model_plan import Init, ModelPlan, Tower
+from common.model_plan import ModelPlan, Tower
+from trainer.models.blocks import block_styles, first_values
 
 
 def decoder_plan(
@@ -29,14 +28,6 @@ def decoder_plan(
     learned_positions: whether positions are a table, `places`.
     tied: whether embedding and head are one matrix.
     """
-    residual_std = init_std / math.sqrt(2 * layers)
-
-    def init(name: str, shape: tuple[int, ...]) -> Init:
-        if len(shape) == 1:
-            return Init("zeros" if name.endswith(".bias") else "ones")
-        return Init("normal", residual_std if name.endswith((".wo.weight", ".w2.weight")) else init_std)
-
-    qk_norms = ("q_norm", "k_norm") if qk_norm else ()
     return ModelPlan(
         towers=(
             Tower(
@@ -48,21 +39,12 @@ def decoder_plan(
         tensor=(
             ("embed", "vocab_embedding"),
             *((("places", "split"),) if learned_positions else ()),
-            ("layers.*.attention_norm", "sequence"),
-            ("layers.*.attention", "gather"),
-            *((f"layers.*.attention.{name}", "column") for name in ("wq", "wk", "wv")),
-            *((f"layers.*.attention.{name}", "sequence") for name in qk_norms),
-            ("layers.*.attention.core", "attention_core"),
-            ("layers.*.attention.wo", "row"),
-            ("layers.*.mlp_norm", "sequence"),
-            ("layers.*.mlp", "gather"),
-            *((f"layers.*.mlp.{name}", "column") for name in (("w1", "w3") if gated else ("w1",))),
-            ("layers.*.mlp.w2", "row"),
+            *block_styles(gated=gated, qk_norm=qk_norm),
             ("norm", "sequence"),
             ("head", "vocab_head"),
         ),
         tied=(("embed.weight", "head.weight"),) if tied else (),
         hidden_shape=lambda shape: (*shape, hidden),
-        init=init,
+        init=first_values(init_std, residual_layers=layers),
         no_decay=lambda name, shape: len(shape) == 1,
     )

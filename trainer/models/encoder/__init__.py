@@ -5,6 +5,8 @@ plan.py       how it is cut, sharded and drawn
 encoder.py    embeddings, blocks, norm and heads; any consecutive part of them is a pipeline stage
 block.py      one transformer block, with its norms behind the sums or before
 heads.py      what is predicted: tokens at given places, and whether one sentence follows another
+pooled.py, pooled_config.py
+              an encoder that pools the hidden states of texts
 text_classes.py, text_classes_config.py
               an encoder that tells classes of texts apart
 """

@@ -87,6 +87,15 @@ class Encoder(nn.Module):
         pooled: [batch, 1], the place of the token that `labels` are told from.
         labels: [batch], 0 where the second sentence follows the first, 1 where not, IGNORED where not known.
         """
+        x = self.hidden_states(x, positions, documents, types)
+        if self.head is None:
+            return x
+        return self.head(x) if targets is None else self._loss(x, targets, places, pooled, labels)
+
+    def hidden_states(
+        self, x: Tensor, positions: Tensor | None, documents: Tensor | None, types: Tensor | None = None
+    ) -> Tensor:
+        """Return the hidden states before the heads, [batch, seq, hidden]; arguments as of `forward`."""
         # Under tensor parallelism hidden states are this rank's part of the sequence; the others are whole.
         seq = next((a for a in (positions, types, documents) if a is not None), x).shape[1]
         if self.embed is not None:
@@ -94,11 +103,7 @@ class Encoder(nn.Module):
         shared = {window: self._shared(x, seq, positions, documents, window) for window in self._windows()}
         for key, block in self.layers.items():
             x = block(x, shared[self.cfg.window_of(int(key))])
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.head is None:
-            return x
-        return self.head(x) if targets is None else self._loss(x, targets, places, pooled, labels)
+        return x if self.norm is None else self.norm(x)
 
     def _embedded(self, x: Tensor, positions: Tensor | None, types: Tensor | None) -> Tensor:
         assert self.embed is not None and self.embed_norm is not None

@@ -24,26 +24,9 @@ class MaskedHead(LMHead):
             {"dense": Linear(hidden, hidden, bias=biases), "norm": norm(norm_kind, hidden, norm_eps, biases)}
         )
 
-    def forward(
-        self,
-        hidden: Tensor,
-        targets: Tensor | None = None,
-        hits: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """hidden [batch, seq, hidden] → logits [batch, seq, vocab]; with targets [batch, places] → [batch],
-        nats.
-
-        hits: bool [batch, places], filled with whether each counted target has the largest logit.
-        places: where the targets are, [batch, places]; a target at a negative place is not counted. None: at
-            every place in turn.
-        """
-        if places is not None:
-            hidden = at_places(hidden, places)
-            if targets is not None:
-                targets = targets.masked_fill(places < 0, IGNORED)
-        hidden = self.transform["norm"](F.gelu(self.transform["dense"](hidden)))
-        return super().forward(hidden, targets, hits)
+    def prepared(self, hidden: Tensor) -> Tensor:
+        """Return norm(GELU(dense(hidden))), of the same shape."""
+        return self.transform["norm"](F.gelu(self.transform["dense"](hidden)))
 
 
 class NextSentence(nn.Module):

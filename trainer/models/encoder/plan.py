@@ -1,8 +1,7 @@
 """How an encoder is cut, sharded and drawn. Imports no torch."""
 
-import math
-
-from common.model_plan import Init, ModelPlan, Tower
+from common.model_plan import ModelPlan, Tower
+from trainer.models.blocks import block_styles, first_values
 
 
 def encoder_plan(
@@ -33,13 +32,6 @@ def encoder_plan(
     next_sentence: whether there is a head for the first token.
     tied: whether embedding and head are one matrix.
     """
-    residual_std = init_std / math.sqrt(2 * layers) if pre_norm else init_std
-
-    def init(name: str, shape: tuple[int, ...]) -> Init:
-        if len(shape) == 1:
-            return Init("zeros" if name.endswith("bias") else "ones")
-        return Init("normal", residual_std if name.endswith((".wo.weight", ".w2.weight")) else init_std)
-
     tables = ("position_embed",) * learned_positions + ("type_embed",) * token_types
     return ModelPlan(
         towers=(
@@ -53,15 +45,7 @@ def encoder_plan(
             ("embed", "vocab_embedding"),
             *((table, "split") for table in tables),
             ("embed_norm", "sequence"),
-            ("layers.*.attention_norm", "sequence"),
-            ("layers.*.attention", "gather"),
-            *((f"layers.*.attention.{name}", "column") for name in ("wq", "wk", "wv")),
-            ("layers.*.attention.core", "attention_core"),
-            ("layers.*.attention.wo", "row"),
-            ("layers.*.mlp_norm", "sequence"),
-            ("layers.*.mlp", "gather"),
-            *((f"layers.*.mlp.{name}", "column") for name in (("w1", "w3") if gated else ("w1",))),
-            ("layers.*.mlp.w2", "row"),
+            *block_styles(gated=gated),
             ("norm", "sequence"),
             ("next_sentence", "alike"),
             ("next_sentence.*", "sequence"),
@@ -70,6 +54,6 @@ def encoder_plan(
         ),
         tied=(("embed.weight", "head.weight"),) if tied else (),
         hidden_shape=lambda shape: (*shape, hidden),
-        init=init,
+        init=first_values(init_std, residual_layers=layers if pre_norm else 0),
         no_decay=lambda name, shape: len(shape) == 1,
     )

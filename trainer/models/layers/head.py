@@ -81,6 +81,7 @@ class LMHead(nn.Module):
         if places is not None:
             hidden = at_places(hidden, places)
             targets = None if targets is None else targets.masked_fill(places < 0, IGNORED)
+        hidden = self.prepared(hidden)
         if targets is None:
             logits = F.linear(hidden, self.weight, self.bias)
             return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
@@ -100,6 +101,12 @@ class LMHead(nn.Module):
             options=self._options if self.training else TokenLoss(),
             vocab=self._vocab,
         )
+
+    def prepared(self, hidden: Tensor) -> Tensor:
+        """Return what the logits are made of, of the hidden states at the places that are computed: these
+        themselves. A head with a layer of its own before the logits overrides this.
+        """
+        return hidden
 
     @contextmanager
     def one_gradient_buffer(self, *, zeros: bool) -> Iterator[None]:

@@ -6,11 +6,11 @@ checks them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import Init, ModelPlan, Tower
+from trainer.models.blocks import block_styles, first_values
 from trainer.models.config import Parts
 from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
 from trainer.models.pictures import Pictures
@@ -183,19 +183,14 @@ class ImageTextConfig:
     def plan(self) -> ModelPlan:
         text, vision = self.text, self.vision()
         image = vision.plan()
-        residual_std = self.init_std / math.sqrt(2 * text.layers)
+        of_text = first_values(self.init_std, residual_layers=text.layers)
         positions = vision.pictures().positions
 
         def init(name: str, shape: tuple[int, ...]) -> Init:
             if name.startswith("image."):
                 return image.init(name.removeprefix("image."), shape)
-            if learnt := learnt_init(name, self.learnt, self.first_scale, self.first_bias):
-                return learnt
-            if len(shape) == 1:
-                return Init("zeros" if name.endswith(".bias") else "ones")
-            return Init(
-                "normal", residual_std if name.endswith((".wo.weight", ".w2.weight")) else self.init_std
-            )
+            learnt = learnt_init(name, self.learnt, self.first_scale, self.first_bias)
+            return learnt or of_text(name, shape)
 
         return ModelPlan(
             towers=(
@@ -254,15 +249,7 @@ class ImageTextConfig:
 _TEXT_STYLES = (
     ("embed", "vocab_embedding"),
     ("places", "split"),
-    ("layers.*.attention_norm", "sequence"),
-    ("layers.*.attention", "gather"),
-    *((f"layers.*.attention.{name}", "column") for name in ("wq", "wk", "wv")),
-    ("layers.*.attention.core", "attention_core"),
-    ("layers.*.attention.wo", "row"),
-    ("layers.*.mlp_norm", "sequence"),
-    ("layers.*.mlp", "gather"),
-    ("layers.*.mlp.w1", "column"),
-    ("layers.*.mlp.w2", "row"),
+    *block_styles(),
     ("norm", "sequence"),
     ("head", "alike"),
     ("head.project", "sequence"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.models.encoder.encoder import Encoder
+from trainer.models.encoder.pooled import PooledEncoder
 from trainer.models.layers.masks import attention_mask
 from trainer.models.layers.shared import Shared
 from trainer.models.towers.head import TextHead
@@ -18,45 +18,19 @@ if TYPE_CHECKING:
 TEXTS = 2
 
 
-class TextPair(Encoder):
-    """An encoder whose rows are two texts, a half each, which do not see each other; or any consecutive part
-    of it, as in `Encoder`.
+class TextPair(PooledEncoder):
+    """An encoder whose rows are two texts, a half each, which do not see each other: float32 [rows, 2 ·
+    embedding + learnt].
     """
 
     def __init__(self, cfg: TextPairConfig) -> None:
-        super().__init__(cfg)
-        head = TextHead(cfg.hidden, cfg.embedding, bias=False, learnt=cfg.learnt)
-        self.head: nn.Module | None = head  # type: ignore[assignment]
+        super().__init__(cfg, TextHead(cfg.hidden, cfg.embedding, bias=False, learnt=cfg.learnt))
 
     def set_sequence_ranks(self, ranks: int) -> None:
         """Implements `common.module_interfaces.SharesSequence`."""
         super().set_sequence_ranks(ranks)
         if isinstance(self.head, TextHead):
             self.head.sequence_ranks = ranks
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, *, positions: Tensor, documents: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Return hidden states [rows, seq, hidden] without a `head`; with one [rows, 2 · embedding + learnt],
-        float32.
-
-        x: token ids [rows, seq] with an `embed`, else hidden states.
-        positions: [rows, seq], each token's position in its text.
-        documents: [rows, seq], tokens attend to tokens of the same number in their half; padding has a number
-            of its own.
-        weights: [rows, 2, seq], of each token in either text's embedding.
-        """
-        if self.embed is not None:
-            x = self._embedded(x, positions, None)
-        shared = {
-            window: self._shared(x, positions.shape[1], positions, documents, window)
-            for window in self._windows()
-        }
-        for key, block in self.layers.items():
-            x = block(x, shared[self.cfg.window_of(int(key))])
-        if self.norm is not None:
-            x = self.norm(x)
-        return x if self.head is None else self.head(x, weights)
 
     def _shared(
         self, x: Tensor, seq: int, positions: Tensor | None, documents: Tensor | None, window: int

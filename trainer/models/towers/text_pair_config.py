@@ -9,31 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-from common.model_plan import ModelPlan, Tower
+from common.model_plan import ModelPlan
 from trainer.models.config import Parts
-from trainer.models.encoder.config import EncoderConfig
-from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
+from trainer.models.encoder.pooled_config import PooledEncoderConfig
+from trainer.models.pairs import LEARNT_COLUMNS, Learnt
 from trainer.models.towers.learnt import PUBLISHED_BIAS, learnt_init
 
 
 @dataclass
-class TextPairConfig(EncoderConfig):
+class TextPairConfig(PooledEncoderConfig):
     """An encoder that embeds both texts of a row, each in a half of it: a bi-encoder with shared weights
-    (Reimers and Gurevych 2019, arXiv:1908.10084). Its keys are an encoder's without the vocabulary's head.
+    (Reimers and Gurevych 2019, arXiv:1908.10084). Its keys are an encoder's without those of the vocabulary's
+    head.
 
     The methods are those of `trainer.models.config.ModelConfig`, which documents them.
     """
 
     model_class: ClassVar[str] = "trainer.models.towers.text_pair:TextPair"
     offers: ClassVar[frozenset[str]] = frozenset({"embedding"})
-    tie_embeddings: ClassVar[bool] = False  # type: ignore[misc]
-    next_sentence: ClassVar[bool] = False  # type: ignore[misc]
 
     kind: Annotated[Literal["text_pair"], "which model this is"] = "text_pair"  # type: ignore[assignment]
     embedding: Annotated[int, "width of an embedding; 0: the pooled hidden state itself", "≥ 0"] = 0
-    pool: Annotated[
-        TextPool, "what an embedding is made of: the mean of its text's hidden states, the first or the last"
-    ] = "mean"
     learnt: Annotated[
         Learnt,
         "what is learnt of the scores besides: their scale, as in CLIP, or scale and bias, as in SigLIP",
@@ -62,24 +58,16 @@ class TextPairConfig(EncoderConfig):
 
     def plan(self) -> ModelPlan:
         encoder = super().plan()
-        at_end = ("norm",) if self.norm_place == "pre" else ()
-        kept = tuple(
-            rule for rule in encoder.tensor if rule[0].split(".")[0] not in ("head", "next_sentence")
-        )
         return replace(
             encoder,
-            towers=(Tower("layers", encoder.first, (*at_end, "head")),),
-            tensor=(*kept, ("head", "alike"), ("head.project", "sequence")),
             init=lambda name, shape: (
                 learnt_init(name, self.learnt, self.first_scale, self.first_bias) or encoder.init(name, shape)
             ),
         )
 
-    def parameters(self) -> Parts:
-        whole = super().parameters()
-        norm = self.hidden * (2 if self.norm == "layer" and self.biases else 1)
-        head = self.hidden * self.embedding + LEARNT_COLUMNS[self.learnt]
-        return replace(whole, last=head + norm * (self.norm_place == "pre"))
+    @property
+    def head_parameters(self) -> int:
+        return self.hidden * self.embedding + LEARNT_COLUMNS[self.learnt]
 
     def training_flops(self, seq_len: int) -> Parts:
         """Of both texts, each of half of a row: attention is inside a text. The forward of the first pass is

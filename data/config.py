@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-Packing = Literal["cut", "best_fit", "one", "views", "pair"]
+Packing = Literal["cut", "best_fit", "one", "views", "pair", "marked"]
 OnCorrupt = Literal["stop", "quarantine"]
 
 
@@ -97,12 +97,13 @@ class DataConfig:
         Packing,
         "cut: documents end to end, cut every seq_len; best_fit: whole documents, only those longer are cut; "
         "one: one document a sequence, its end left out where it is longer; views: two crops of one "
-        "document, a half of the sequence each; pair: the two texts of one document, a half each",
+        "document, a half of the sequence each; pair: the two texts of one document, a half each; marked: "
+        "one document a sequence, and a mark for each of its ids, as `prepare --task` makes them",
     ] = "cut"
     partners: Annotated[
         bool,
         "give each sequence another one of its source besides, as next-sentence prediction needs",
-        "not with data.packing=views or pair",
+        "not with data.packing=views, pair or marked",
     ] = False
     stages: Annotated[list[MixtureStage], "new weights from a step on, in the order of their steps"] = field(
         default_factory=list

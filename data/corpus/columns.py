@@ -1,9 +1,13 @@
-"""The columns of an index beyond the first four: where a document's picture is, its label, its two texts.
+"""The columns of an index beyond the first four: where a document's picture is, its label, its two texts, its
+marks.
 
     media_offset, media_bytes, media_crc    the picture: its first byte in the tar, its length, zlib.crc32
     label                                   the document's class, a place in the manifest's `classes`
     first_text                              of a document of two texts: the ids of the first one, which come
                                             before those of the second
+    marked                                  of a document whose ids have marks: how many ids; the marks, as
+        many numbers,
+                                            come behind them
 
 A manifest names the columns that its indexes have, in this order. `Columns.read` takes a document's values
 from its sample; `merged` and `recast` bring shards that were written apart to the columns of one corpus.
@@ -26,8 +30,15 @@ LABEL = "label"
 NO_LABEL = (1 << 64) - 1  # −1 as an int64
 FIRST_TEXT = "first_text"  # also the key of a sample's JSON
 ONE_TEXT = (1 << 64) - 1  # −1 as an int64
+MARKED = "marked"  # also the key of a sample's JSON
+NO_MARKS = (1 << 64) - 1  # −1 as an int64
 # Name → what the column holds for a document that has no such thing.
-COLUMNS: dict[str, int] = {**dict.fromkeys(MEDIA, 0), LABEL: NO_LABEL, FIRST_TEXT: ONE_TEXT}
+COLUMNS: dict[str, int] = {
+    **dict.fromkeys(MEDIA, 0),
+    LABEL: NO_LABEL,
+    FIRST_TEXT: ONE_TEXT,
+    MARKED: NO_MARKS,
+}
 # Extensions of pictures in a shard. A sample has one picture at most.
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CLASS, CLASS_NUMBER = "class", "class_number"  # keys of a sample's JSON
@@ -69,12 +80,13 @@ class Columns:
                     where, sample.offset, f"sample {sample.key!r} is of class {name!r}, which is not listed"
                 )
             values[LABEL] = self._places[name]
-        if FIRST_TEXT in self.names and (ids := about.get(FIRST_TEXT)) is not None:
-            if type(ids) is not int or ids < 0:
-                refuse(
-                    where, sample.offset, f"sample {sample.key!r}: {FIRST_TEXT} is {ids!r}, no number of ids"
-                )
-            values[FIRST_TEXT] = ids
+        for name in (FIRST_TEXT, MARKED):
+            if name in self.names and (ids := about.get(name)) is not None:
+                if type(ids) is not int or ids < 0:
+                    refuse(
+                        where, sample.offset, f"sample {sample.key!r}: {name} is {ids!r}, no number of ids"
+                    )
+                values[name] = ids
         return [values[name] for name in self.names]
 
     @cached_property

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data.config import DataConfig
+from data.corpus.columns import MARKED
 from data.corpus.local import LocalStorage
 from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, TOKENS, read_manifest
 from data.corpus.remote.fetching import is_remote
@@ -97,10 +98,22 @@ class Corpus:
 
     def lengths(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]. Reads every index."""
-        shards = range(len(self.manifest.shards))
-        parts = [self.storage.index(shard)[[TOKENS, TEXT_BYTES]] for shard in shards]
-        both = np.concatenate(parts, axis=1)[:, :limit]
-        return both[0].astype(np.int64), both[1].astype(np.int64)
+        indexes = [self.storage.index(shard) for shard in range(len(self.manifest.shards))]
+        parts = [(self.text_ids(index), index[TEXT_BYTES].astype(np.int64)) for index in indexes]
+        ids, text_bytes = np.concatenate(parts, axis=1)[:, :limit]
+        return ids, text_bytes
+
+    def text_ids(self, index: np.ndarray) -> np.ndarray:
+        """How many ids of each document are of its text, and no marks, int64 [documents].
+
+        index: columns of the corpus's index, [rows, documents].
+        """
+        tokens = index[TOKENS].astype(np.int64)
+        row = self.manifest.row(MARKED)
+        if row is None:
+            return tokens
+        marked = index[row].astype(np.int64)
+        return np.where(marked >= 0, marked, tokens)
 
     def shard_path(self, shard: int) -> str:
         """Path or URL of a shard, for messages."""

@@ -25,8 +25,10 @@ from data.corpus.columns import (
     COLUMNS,
     FIRST_TEXT,
     LABEL,
+    MARKED,
     MEDIA,
     NO_LABEL,
+    NO_MARKS,
     ONE_TEXT,
     PICTURES,
     Columns,
@@ -153,6 +155,7 @@ class TokenShardWriter:
         self._pictures: list[tuple[int, int, int]] = []
         self._labels: list[int] = []
         self._first_texts: list[int] = []
+        self._marked: list[int] = []
         self._media: set[str] = set()
         self.class_numbers: dict[str, int] = {}
         self._places: dict[str, int] = {}
@@ -167,7 +170,8 @@ class TokenShardWriter:
         text_bytes: UTF-8 bytes of the text that the ids came from.
         origin: JSON fields that say where the document is from; `class` is the document's label, and
             `class_number` the number that the source gives to this class. For a document of two texts,
-            `first_text` is the number of ids of the first one, which come first.
+            `first_text` is the number of ids of the first one, which come first. Where each id has a mark,
+            `marked` is their number: half of `ids`, whose other half are the marks.
         media: extension → bytes of further members, such as a picture; one picture at most.
         """
         ids = np.ascontiguousarray(ids, dtype=self.dtype)
@@ -189,6 +193,7 @@ class TokenShardWriter:
         self._pictures += found or [(0, 0, 0)]
         self._labels.append(self._label(origin))
         self._first_texts.append(origin.get(FIRST_TEXT, ONE_TEXT))
+        self._marked.append(origin.get(MARKED, NO_MARKS))
 
     def _label(self, origin: dict[str, Any]) -> int:
         """The label of a document by its origin: a place in the shard's classes."""
@@ -203,8 +208,12 @@ class TokenShardWriter:
     @property
     def columns(self) -> Columns:
         """The columns of the index beyond the first four: those that some document has a value of."""
-        pairs = any(ids != ONE_TEXT for ids in self._first_texts)
-        has = {**dict.fromkeys(MEDIA, bool(self._media)), LABEL: bool(self.class_numbers), FIRST_TEXT: pairs}
+        has = {
+            **dict.fromkeys(MEDIA, bool(self._media)),
+            LABEL: bool(self.class_numbers),
+            FIRST_TEXT: any(ids != ONE_TEXT for ids in self._first_texts),
+            MARKED: any(ids != NO_MARKS for ids in self._marked),
+        }
         names = tuple(name for name in COLUMNS if has[name])
         media = tuple(name for name in PICTURES if name in self._media)
         return Columns(names, tuple(self.class_numbers), media)
@@ -221,6 +230,7 @@ class TokenShardWriter:
         rows = dict(zip(MEDIA, pictures)) | {
             LABEL: np.array(self._labels, dtype=np.uint64),
             FIRST_TEXT: np.array(self._first_texts, dtype=np.uint64),
+            MARKED: np.array(self._marked, dtype=np.uint64),
         }
         further = [rows[name][None] for name in self.columns.names]
         index = np.ascontiguousarray(np.concatenate((index, *further)))

@@ -15,5 +15,6 @@
 Read `prepare.py` first: the phases, in order. Then `recipe.py` (all settings), `preconditions.py` (what is
 refused before any work), `command_record.py` (what a folder remembers of the command that makes it, so that
 the same command goes on), `preparation.py` (what the work on a unit needs to know), `tally.py` (counts of
-what happened to documents) and `report/` (the progress bar and the data card).
+what happened to documents), `report/` (the progress bar and the data card) and `tasks/` (documents whose
+tokens have marks, for fine-tuning).
 """

@@ -1,10 +1,46 @@
 """One document on its way from a source into a corpus."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is asked of the tokens of a stretch of text.
+
+    begin, end: the stretch, in characters.
+    each: the mark of all its tokens; 0 leaves the marks that they have.
+    first: the mark of the first one, if not 0.
+    last: the mark of the last one, if not 0. A single token that is both has first + last - 1.
+    """
+
+    begin: int
+    end: int
+    each: int = 0
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks of a document.
+
+    stretches: the marks, later ones over earlier ones. They are of the document's last text.
+    template: does the tokenizer's own template stand around the document? Else the text states its special
+        tokens itself, as that of a chat does.
+    """
+
+    stretches: tuple[Mark, ...]
+    template: bool = True
+
+
+def marks_from(values: Mapping[str, Any]) -> Marks:
+    """Marks from their `dataclasses.asdict`."""
+    return Marks(tuple(Mark(**stretch) for stretch in values["stretches"]), values["template"])
 
 
 @dataclass(slots=True)
@@ -16,6 +52,7 @@ class Document:
     ids: [tokens] token ids, for data that was tokenised before; None for text.
     media: file extension → bytes of members that are kept beside the text, such as a picture.
     second: the second text of a document that is a pair; else None.
+    marks: what is asked of its tokens, of a document for a task; else None.
     """
 
     text: str
@@ -23,6 +60,7 @@ class Document:
     ids: NDArray[np.integer] | None = None
     media: dict[str, bytes] = field(default_factory=dict)
     second: str | None = None
+    marks: Marks | None = None
 
     @property
     def where(self) -> str:
@@ -32,11 +70,12 @@ class Document:
     @property
     def is_text(self) -> bool:
         """Is the document one text alone, so that cleaning may change it?"""
-        return self.ids is None and not self.media and self.second is None
+        return self.ids is None and not self.media and self.second is None and self.marks is None
 
     @property
     def content(self) -> bytes:
         """The bytes by which two documents are the same document: ids or text, second text, media."""
         given = self.ids.astype("<i8").tobytes() if self.ids is not None else self.text.encode()
         second = b"" if self.second is None else b"\0" + self.second.encode()
-        return given + second + b"".join(self.media[extension] for extension in sorted(self.media))
+        marks = b"" if self.marks is None else repr(self.marks).encode()
+        return given + second + marks + b"".join(self.media[extension] for extension in sorted(self.media))

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.corpus.columns import FIRST_TEXT
+from data.corpus.columns import FIRST_TEXT, MARKED
 from data.corpus.shards import TokenShardWriter
 from data.prepare.cleaning import clean
-from data.prepare.document import Document
+from data.prepare.document import Document, Marks
 from data.prepare.preparation import HELDOUT, TRAIN, Preparation, is_heldout, unit_documents, write_json
 from data.prepare.report.composition import Profile
 from data.prepare.survey import surviving
 from data.prepare.tally import Tally
+from data.prepare.tasks.marks import marks_of
 from data.prepare.units import Advance, Unit
 from data.tokenizer.encoder import Encoder
 from data.tokenizer.loading import load, separator_id
@@ -151,6 +152,8 @@ class _Segments:
         """
         if document.ids is not None:
             return document.ids
+        if document.marks is not None:
+            return self._marked(document, document.marks)
         if document.media and not document.text:  # not even what a template puts around a text
             return np.zeros(0, dtype=np.int64)
         ids = self.encoder(document.text)
@@ -159,9 +162,26 @@ class _Segments:
         document.origin[FIRST_TEXT] = len(ids)
         return np.concatenate((ids, self.encoder(document.second)))
 
+    def _marked(self, document: Document, marks: Marks) -> NDArray[np.integer]:
+        """The ids of a document with marks, and behind them the mark of each; how many ids goes into the
+        origin. A separator stands between two texts.
+        """
+        encode = self.encoder
+        marked = document.text if document.second is None else document.second
+        ids, places = encode.placed(marked, special=not marks.template)
+        before = encode.before if marks.template else []
+        if document.second is not None:
+            before = [*before, *encode.placed(document.text)[0].tolist(), encode.separator]
+        behind = encode.behind if marks.template else []
+        every = np.concatenate([np.array(before, np.int64), ids.astype(np.int64), np.array(behind, np.int64)])
+        asked = np.zeros_like(every)
+        asked[len(before) : len(before) + len(ids)] = marks_of(places, marks.stretches)
+        document.origin[MARKED] = len(every)
+        return np.concatenate((every, asked))
+
     def _check_round_trip(self, ids: list[Any]) -> None:
         """Decode one document of the batch again, to find a tokenizer that loses text, at little cost."""
-        if self.waiting and self.waiting[0][2].ids is None:
+        if self.waiting and self.waiting[0][2].ids is None and self.waiting[0][2].marks is None:
             side, _, document, text_bytes = self.waiting[0]
             came_back = self.encoder.gives_back(document.text, ids[0][: document.origin.get(FIRST_TEXT)])
             self.profiles[side].count_round_trip(came_back, text_bytes, len(ids[0]))

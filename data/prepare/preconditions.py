@@ -49,7 +49,9 @@ def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
     if tokenizer is None:
         return None
     made = loading.given(tokenizer)
-    return TokenIds(loading.vocab_size(made), loading.separator_id(made, recipe.separator))
+    separator = loading.separator_id(made, recipe.separator)
+    special = tuple(token.content for token in made.get_added_tokens_decoder().values() if token.special)
+    return TokenIds(loading.vocab_size(made), separator, made.id_to_token(separator) or "", special)
 
 
 def check_tokenizer_given(

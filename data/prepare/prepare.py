@@ -45,11 +45,12 @@ from data.prepare.embedded import names
 from data.prepare.encode import cleaned_documents, encode_unit
 from data.prepare.finish import finish
 from data.prepare.preparation import Preparation, is_heldout, write_json
-from data.prepare.recipe import Recipe
+from data.prepare.recipe import Recipe, for_task
 from data.prepare.report.outcome import PrepareReport, report_of
 from data.prepare.report.progress import Progress
 from data.prepare.sources import sources as inputs
 from data.prepare.survey import find_duplicates, survey_unit
+from data.prepare.tasks import chat
 from data.prepare.units import Advance, Unit, cut_into_units
 from data.prepare.workers import run_units, warm_up
 from data.tokenizer import encoder, loading, training
@@ -86,7 +87,7 @@ def prepare(
     Raises ValueError, one line, for what the caller must change; RuntimeError for input that is damaged.
     """
     made = names.settings(sources, names.Asked(recipe or Recipe(), tokenizer, train_tokenizer, heldout))
-    recipe, heldout = made.recipe, made.heldout
+    recipe, heldout = chat.with_template(for_task(made.recipe)), made.heldout
     tokenizer, train_tokenizer = made.tokenizer, made.train_tokenizer
     preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
     tokens = preconditions.token_ids(tokenizer, recipe)

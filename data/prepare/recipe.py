@@ -3,7 +3,8 @@
 import codecs
 import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 FORMATS = (
     "auto",
@@ -21,6 +22,13 @@ FORMATS = (
 )
 IDS_DTYPES = ("auto", "uint16", "uint32", "int32", "int64")
 FILTERS = ("c4", "gopher_quality", "gopher_repetition")
+TASKS = ("", "tags", "answers", "chat")
+# Task → the fields that its records usually have.
+TASK_FIELDS = {
+    "tags": {"text_field": "tokens", "label_field": "ner_tags"},
+    "answers": {"text_field": "context", "second_field": "question", "label_field": "answers"},
+    "chat": {"text_field": "messages"},
+}
 NORMAL_FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")
 
 
@@ -41,6 +49,12 @@ class Recipe:
         the one that the file is in; 0 for none.
     ids_field: column or key of token ids, for a row without a text.
     ids_dtype: type of the numbers in a `.bin` of token ids, or "auto".
+    task: make documents whose tokens have marks, for fine-tuning; see `data.prepare.tasks`. "tags": words and
+        a tag each (`text_field` tokens, `label_field` ner_tags). "answers": a question, a context and its
+        answers (`second_field` question, `text_field` context, `label_field` answers). "chat": messages
+        (`text_field` messages), or a prompt and, as `second_field`, its answer. "" for none.
+    tag_name: the names of the tags, in the order of their numbers.
+    chat_template: file with the Jinja template of a chat, or "chatml".
     licence_field: column, key or folder (`license=MIT/`) with the licence, which is kept with the document.
     language_field: the same for the language.
     include: glob patterns; only files that match are read. A pattern is held against the path below the
@@ -94,6 +108,9 @@ class Recipe:
     label_folder: int = 0
     ids_field: str = "input_ids"
     ids_dtype: str = "auto"
+    task: str = ""
+    tag_name: list[str] = field(default_factory=list)
+    chat_template: str = "chatml"
     licence_field: str = "license"
     language_field: str = "language"
     include: list[str] = field(default_factory=list)
@@ -156,6 +173,15 @@ class Recipe:
         return re.sub(r"\\[ntr\\]", lambda found: escapes[found[0]], self.split_at).encode()
 
 
+def for_task(recipe: Recipe) -> Recipe:
+    """The recipe with the usual fields of its task where none are named."""
+    usual = TASK_FIELDS.get(recipe.task, {})
+    named: dict[str, Any] = {
+        key: name for key, name in usual.items() if getattr(recipe, key) == getattr(Recipe, key)
+    }
+    return replace(recipe, **named)
+
+
 def check(recipe: Recipe) -> None:
     """Raise ValueError, one line, for a setting that is not possible, or contradicts another."""
     for key, value, allowed in (
@@ -165,6 +191,7 @@ def check(recipe: Recipe) -> None:
         ("deduplicate", recipe.deduplicate, ("", "exact", "near")),
         ("heldout_by", recipe.heldout_by, ("document", "file", "position")),
         ("ids_dtype", recipe.ids_dtype, IDS_DTYPES),
+        ("task", recipe.task, TASKS),
         ("template", recipe.template, ("keep", "drop")),
         ("train_kind", recipe.train_kind, ("bpe", "wordpiece", "characters")),
     ):

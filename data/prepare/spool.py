@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.prepare.document import Document
+from data.prepare.document import Document, marks_from
 
 _SCHEMA = pa.schema(
     [
         ("text", pa.large_string()),
         ("second", pa.large_string()),
+        ("marks", pa.string()),
         ("origin", pa.string()),
         ("ids", pa.large_binary()),
         ("media", pa.map_(pa.string(), pa.large_binary())),
@@ -46,6 +48,8 @@ class SpoolWriter:
         ids = document.ids.astype("<i8").tobytes() if document.ids is not None else None
         media = sorted(document.media.items())
         texts = {"text": document.text, "second": document.second}
+        marks = json.dumps(asdict(document.marks)) if document.marks is not None else None
+        texts |= {"marks": marks}
         self._rows.append({**texts, "origin": json.dumps(document.origin), "ids": ids, "media": media})
         self._bytes += sum(len(value or "") for value in (*texts.values(), ids))
         self._bytes += sum(len(value) for _, value in media)
@@ -65,4 +69,5 @@ def read(path: Path) -> Iterator[Document]:
             for row in batch.to_pylist():
                 ids = np.frombuffer(row["ids"], "<i8") if row["ids"] is not None else None
                 origin = json.loads(row["origin"])
-                yield Document(row["text"], origin, ids, dict(row["media"]), row["second"])
+                marks = marks_from(json.loads(row["marks"])) if row["marks"] else None
+                yield Document(row["text"], origin, ids, dict(row["media"]), row["second"], marks)

@@ -29,6 +29,9 @@ class Batch:
             label [rows]: the document's class, -1 where none is stated;
             image [rows, views, size, size, 3], uint8, with data.image_size: the views of the document's
                 picture, RGB; zeros where `length` is 0, as it also is where the picture is damaged;
+        marks, following_marks [rows, seq], with packing=marked: the mark of each token, and of the one that
+        follows it; 0
+            where there is none;
         partner, partner_following [rows, seq], with partners: another sequence for each, masked where the row
             or the partner is damaged: the row is then masked too.
     sequences: the rows' global sequence numbers; -1 marks a row that is only padding.
@@ -51,7 +54,8 @@ class Batch:
             return self
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         blank = {"tokens": eos, "partner": eos, "following": NO_TOKEN, "partner_following": NO_TOKEN}
-        for name, value in (blank | {"length": 0, "label": -1, "image": 0}).items():
+        blank |= {"length": 0, "label": -1, "image": 0, "marks": 0, "following_marks": 0}
+        for name, value in blank.items():
             if name in tensors:
                 tensors[name][rows] = value
         if "documents" in tensors:

@@ -19,7 +19,7 @@ from data.stream.era import NO_CLASS, documents_of
 from data.stream.order import derive_key
 from data.stream.packing.alone import Views
 from data.stream.packing.kinds import PACKINGS
-from data.stream.rows import NO_TOKEN
+from data.stream.rows import NO_TOKEN, with_marks
 
 
 class DocumentRows:
@@ -54,7 +54,7 @@ class DocumentRows:
         key = derive_key("heldout crops", corpus.manifest.fingerprint)
         self._documents = documents_of(corpus, index, bounds, kind, key, pictures)
         self._kind = PACKINGS[kind]
-        self._columns = seq_len // self._kind.parts
+        self._columns = self._kind.columns(seq_len)
         self._pack()
 
     def _pack(self) -> None:
@@ -100,10 +100,11 @@ class DocumentRows:
             "positions": np.where(padding, places - length[:, None], places),
             "documents": padding + 2 * part,
         }
-        return {name: array.reshape(len(numbers), -1) for name, array in arrays.items()} | {
+        made = {name: array.reshape(len(numbers), -1) for name, array in arrays.items()} | {
             "length": length if parts == 1 else length.reshape(-1, parts),
             "label": label,
         }
+        return made | with_marks(made, columns, self._eos) if self._kind.marked else made
 
 
 class DocumentReader:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus.columns import FIRST_TEXT, LABEL, MEDIA
+from data.corpus.columns import FIRST_TEXT, LABEL, MARKED, MEDIA
 from data.corpus.corpus import Corpus, DamagedDocument, DamagedPicture
 from data.corpus.manifest import CRC, OFFSET, TOKENS
 from data.stream.checks import DocumentChecks, Versions
@@ -117,7 +117,7 @@ class Era:
         self._checks = DocumentChecks(opened, self.shard, self.offset, end, index[CRC])
         bounds = np.concatenate(([0], np.cumsum(counts)))
         self.packing = PACKINGS[kind](documents_of(corpus, index, bounds, kind, key, pictures), seq_len)
-        self.columns = seq_len // self.packing.parts
+        self.columns = self.packing.columns(seq_len)
 
     def spans(self, windows: np.ndarray) -> IdSpans:
         """Where the ids of the given windows are; the fragments are of the rows of windows[0], windows[1] and
@@ -193,6 +193,8 @@ def check_sequences(what: str, sequences: int, cfg: DataConfig) -> None:
         reason = (
             "no document has two texts: prepare it with --second-field"
             if cfg.packing == "pair"
+            else "its documents have no marks: prepare it with --task"
+            if cfg.packing == "marked"
             else "its documents have no tokens: set data.packing=one"
         )
         raise ValueError(f"{what} fills no sequence with data.packing={cfg.packing}: {reason}")
@@ -214,7 +216,7 @@ def documents_of(
     key: what crops are drawn from.
     pictures: does a document without a picture take no room?
     """
-    lengths = layout_lengths(index[TOKENS])
+    lengths = layout_lengths(corpus.text_ids(index))
     media = corpus.manifest.row(MEDIA[1])
     if PACKINGS[kind].alone and media is not None:
         lengths = np.maximum(lengths, index[media] > 0)
@@ -222,7 +224,9 @@ def documents_of(
             lengths[index[media] == 0] = 0
     texts = corpus.manifest.row(FIRST_TEXT)
     first_text = np.full_like(lengths, -1) if texts is None else index[texts]
-    return Documents(lengths, bounds, first_text, key)
+    marks = corpus.manifest.row(MARKED)
+    marked = np.zeros(len(lengths), dtype=bool) if marks is None else index[marks] >= 0
+    return Documents(lengths, bounds, first_text, marked, key)
 
 
 def facts_of(

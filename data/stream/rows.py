@@ -7,8 +7,8 @@ one micro-batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import getitem
 from typing import Any
@@ -37,6 +37,8 @@ class SequenceRows:
         which document of the row; the padding is a document of its own.
     label [rows]: where each row is of one document, else None: its class, NO_CLASS where none is stated or
         the row is masked.
+    marks, following_marks [rows, seq_len]: where ids have marks, else None: the mark of each token, and of
+        the token that follows it; 0 where there is none (a separator, padding, a masked sequence).
     partner, partner_following [rows, seq_len]: with partners, else None: another sequence for each, as
         `tokens` and `following`.
     """
@@ -48,6 +50,8 @@ class SequenceRows:
     positions: np.ndarray | None = None
     documents: np.ndarray | None = None
     label: np.ndarray | None = None
+    marks: np.ndarray | None = None
+    following_marks: np.ndarray | None = None
     partner: np.ndarray | None = None
     partner_following: np.ndarray | None = None
 
@@ -60,15 +64,16 @@ class SequenceRows:
 class LocatedRows:
     """Where the ids of some sequences are; made by `join`, read by `rows`.
 
-    A sequence is one row, or two, of half the inputs each, side by side (`parts`). A row is `columns` + 1
-    ids: those of its fragments and, around them, separators. With partners there are as many sequences again,
-    which come after all others. Fragments are in the order of the rows, arrays are int64.
+    A sequence is one row, or two, side by side (`parts`). A row is `columns` + 1 ids: those of its fragments
+    and, around them, separators. With partners there are as many sequences again, which come after all
+    others. Fragments are in the order of the rows, arrays are int64.
 
     numbers, source: global number and source of each sequence but the partners', [sequences].
     labels: the class of its document, [sequences]; None where sequences are not of one document each.
     media: the first byte of its picture in the shard, the length (0 where the sequence is masked) and the
         CRC-32, [3, sequences]; None without pictures. With pictures a sequence is one fragment.
-    parts, columns: rows of a sequence; inputs of a row.
+    packing: how documents fill sequences.
+    columns: inputs of a row.
     eos, dtype: the separator; type of the ids in the shards.
     views: the shard of each fragment, as bytes, [fragments].
     reads: three rows [3, fragments]: separators between the fragment before and this one, the first byte of
@@ -88,7 +93,7 @@ class LocatedRows:
     source: np.ndarray
     labels: np.ndarray | None
     media: np.ndarray | None
-    parts: int
+    packing: type[Packing]
     columns: int
     eos: int
     dtype: np.dtype
@@ -119,7 +124,7 @@ class LocatedRows:
         """The sequences `numbers`, int64 [sequences], from parts that hold each of them once, and each one's
         partner where there are `partners`.
         """
-        halves, count, columns = packing.parts, len(numbers), seq_len // packing.parts
+        halves, count, columns = packing.parts, len(numbers), packing.columns(seq_len)
         rows = count * (1 + partners) * halves
         source, labels, media = facts_of(parts, count * (1 + partners), halves)
         arrays, views, damaged = [], [], []
@@ -152,7 +157,7 @@ class LocatedRows:
             source=source[:count],
             labels=labels[:count] if packing.alone else None,
             media=None if media is None else media[:, :count],
-            parts=halves,
+            packing=packing,
             columns=columns,
             eos=eos,
             dtype=dtype,
@@ -169,6 +174,11 @@ class LocatedRows:
             versions=[version for part in parts for version in part.spans.versions],
         )
 
+    @property
+    def parts(self) -> int:
+        """Rows of a sequence."""
+        return self.packing.parts
+
     def unchanged(self) -> bool:
         """Whether the shards are as they were when their documents were checked. If so, all rows that were
         made before this call are made of checked bytes. RuntimeError where a shard has another length now.
@@ -184,7 +194,7 @@ class LocatedRows:
         positions, documents = self._documents(first, last) if document_mask else (None, None)
         has_partners = len(self.inputs) > all_rows
         partner = self._ids(all_rows + first, all_rows + last) if has_partners else (None, None)
-        return SequenceRows(
+        made = SequenceRows(
             numbers=self.numbers[begin:end],
             length=length if parts == 1 else length.reshape(-1, parts),
             tokens=tokens,
@@ -195,6 +205,9 @@ class LocatedRows:
             partner=partner[0],
             partner_following=partner[1],
         )
+        if not self.packing.marked:
+            return made
+        return replace(made, **with_marks(vars(made), self.columns, self.eos))
 
     def _ids(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, following) of rows [begin, end), as sequences."""
@@ -239,6 +252,18 @@ class LocatedRows:
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
         """Rows [rows, columns] as sequences [rows / parts, parts · columns]."""
         return rows if self.parts == 1 else rows.reshape(-1, self.parts * self.columns)
+
+
+def with_marks(arrays: Mapping[str, Any], columns: int, eos: int) -> dict[str, np.ndarray]:
+    """Rows of ids beside their marks, [rows, 2 · columns], as rows of ids and of marks; see `SequenceRows`."""
+    made = {name: arrays[name][:, :columns] for name in ("tokens", "following", "positions", "documents")}
+    length = arrays["length"][:, 0]
+    place = np.arange(columns)
+    ends = (place == length[:, None] - 1) & (made["following"] == eos)
+    marked = place < length[:, None]
+    made["marks"] = np.where(marked & (place > 0), arrays["tokens"][:, columns:], 0)
+    made["following_marks"] = np.where(marked & ~ends, arrays["following"][:, columns:], 0)
+    return made | {"length": length}
 
 
 class _Separators(dict[int, bytes]):

@@ -127,7 +127,16 @@ class Stream:
     @property
     def tensors(self) -> tuple[str, ...]:
         """The arrays of `SequenceRows` that a batch has; see `Batch`."""
-        names = ("tokens", "following", "positions", "documents", "partner", "partner_following")
+        names: tuple[str, ...] = (
+            "tokens",
+            "following",
+            "positions",
+            "documents",
+            "partner",
+            "partner_following",
+        )
+        if self.packing.marked:
+            names = (*names, "marks", "following_marks")
         return (*names, "length", "label") if self.packing.alone else names
 
     @property

@@ -43,7 +43,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, separator: int = -1) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.separator = tokenizer, separator
         self.before, self.behind = template(tokenizer, separator)
         self.tokenizer.encode_special_tokens = True
         self.vocab = vocab_size(tokenizer)
@@ -54,6 +54,26 @@ class Encoder:
             return self._encode(text)
         around = (np.array(ids, self.dtype) for ids in (self.before, self.behind))
         return np.concatenate([next(around), *map(self._encode, parts(text)), next(around)])
+
+    def placed(
+        self, text: str, *, special: bool = False
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        """The ids of a text without the template, and of each its first character and the one behind it,
+        int64 [tokens, 2].
+
+        special: read what looks like a special token as that token.
+        """
+        ids, places, at = [], [], 0
+        self.tokenizer.encode_special_tokens = not special
+        try:
+            for part in parts(text):
+                encoding = self.tokenizer.encode(part, add_special_tokens=False)
+                ids += encoding.ids
+                places += [(begin + at, end + at) for begin, end in encoding.offsets]
+                at += len(part)
+        finally:
+            self.tokenizer.encode_special_tokens = True
+        return np.array(ids, dtype=self.dtype), np.array(places, dtype=np.int64).reshape(-1, 2)
 
     def gives_back(self, text: str, ids: NDArray[np.integer]) -> bool:
         """Whether the ids decode to exactly this text."""

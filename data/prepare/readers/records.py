@@ -2,6 +2,7 @@
 language and class.
 """
 
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decoded
 from data.prepare.sources.sources import InputFile, as_text
 from data.prepare.tally import Tally
+from data.prepare.tasks.records import of_task
 
 _MOST_FIELDS = 12
 
@@ -64,6 +66,8 @@ def from_record(
     place. Licence, language and class go into the origin.
     """
     origin, folder_fields = origin_of(file, **place), partitions(file)
+    if recipe.task:
+        return of_task(partial(value_at, record), file, origin, recipe, tally, where)
     origin |= _class_of(record, recipe, folder_fields, tally, where)
     for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
         value = value_at(record, key)

@@ -90,7 +90,7 @@ def json_shape(stream: IO[bytes], text_field: str, limit: int) -> str:
     record = _object(line)
     if record is None:
         return "text"
-    if isinstance(record.get(text_field.split(".")[0]), str | dict):
+    if isinstance(record.get(text_field.split(".")[0]), str | dict | list):
         return "lines"
     more, size = b"", 1
     while size and not more:

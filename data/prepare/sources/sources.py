@@ -44,10 +44,14 @@ STANDARD_INPUT = "-"
 
 
 class TokenIds(NamedTuple):
-    """The tokenizer that made the ids in a file: its number of ids, and the id that ends a document."""
+    """The given tokenizer: its number of ids, the id that ends a document and the text of that, and the texts
+    of all its special tokens.
+    """
 
     vocab: int
     separator: int
+    separator_text: str = ""
+    special: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Windows of one document alone: whole, as two crops, or as its two texts. What is longer is left out."""
+"""Windows of one document alone: whole, as two crops, as its two texts, or as a text and its marks. What is
+longer is left out.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,18 @@ class One:
 
     parts: ClassVar[int] = 1
     alone: ClassVar[bool] = True
+    marked: ClassVar[bool] = False
 
     def __init__(self, documents: Documents, seq_len: int) -> None:
         self._all = documents
         self._taken = np.flatnonzero(self.takes(documents))
         self.windows = len(self._taken)
-        self._columns = seq_len // self.parts
+        self._columns = self.columns(seq_len)
+
+    @classmethod
+    def columns(cls, seq_len: int) -> int:
+        """See `Packing`."""
+        return seq_len // cls.parts
 
     @classmethod
     def count(cls, documents: Documents, seq_len: int) -> np.ndarray:
@@ -64,6 +72,31 @@ class Pair(One):
         second = np.tile(np.array([False, True]), len(windows))
         between = self._all.first_text[document]
         return np.where(second, between, 0), np.where(second, self._all.lengths[document] - 1, between)
+
+
+class Marked(One):
+    """A document's ids, and beside them the marks of these ids: as many numbers again, which the document
+    holds behind its ids. See `Packing`.
+    """
+
+    parts: ClassVar[int] = 2
+    marked: ClassVar[bool] = True
+
+    @classmethod
+    def columns(cls, seq_len: int) -> int:
+        """See `Packing`."""
+        return seq_len
+
+    @staticmethod
+    def takes(documents: Documents) -> np.ndarray:
+        """See `One.takes`."""
+        return (documents.lengths > 0) & documents.marked
+
+    def texts(self, windows: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `One.texts`."""
+        ids = self._all.lengths[document] - 1
+        begin = np.where(np.tile(np.array([False, True]), len(windows)), ids, 0)
+        return begin, begin + ids
 
 
 class Views(One):

@@ -14,6 +14,7 @@ class Cut:
 
     parts: ClassVar[int] = 1
     alone: ClassVar[bool] = False
+    marked: ClassVar[bool] = False
 
     def __init__(self, documents: Documents, seq_len: int) -> None:
         lengths, first = documents.lengths, documents.first
@@ -26,6 +27,11 @@ class Cut:
         self.seq_len = seq_len
         self._lengths = lengths
         self._starts = ends[:-1] + np.repeat(shift, np.diff(first))
+
+    @classmethod
+    def columns(cls, seq_len: int) -> int:
+        """See `Packing`."""
+        return seq_len
 
     @staticmethod
     def count(documents: Documents, seq_len: int) -> np.ndarray:
@@ -56,6 +62,7 @@ class BestFit:
 
     parts: ClassVar[int] = 1
     alone: ClassVar[bool] = False
+    marked: ClassVar[bool] = False
 
     def __init__(self, documents: Documents, seq_len: int) -> None:
         self._ends = np.cumsum(self.count(documents, seq_len))
@@ -63,6 +70,11 @@ class BestFit:
         self.seq_len = seq_len
         self._lengths, self._first = documents.lengths, documents.first
         self._packed: dict[int, tuple[np.ndarray, Fragments]] = {}
+
+    @classmethod
+    def columns(cls, seq_len: int) -> int:
+        """See `Packing`."""
+        return seq_len
 
     @staticmethod
     def count(documents: Documents, seq_len: int) -> np.ndarray:

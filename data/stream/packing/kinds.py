@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.stream.packing.alone import One, Pair, Views
+from data.stream.packing.alone import Marked, One, Pair, Views
 from data.stream.packing.joined import BestFit, Cut
 from data.stream.packing.packing import Packing
 
@@ -12,4 +12,5 @@ PACKINGS: dict[str, type[Packing]] = {
     "one": One,
     "views": Views,
     "pair": Pair,
+    "marked": Marked,
 }

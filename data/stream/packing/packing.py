@@ -17,12 +17,14 @@ class Documents:
     first: block b holds documents [first[b], first[b + 1]), int64 [blocks + 1].
     first_text: of a document of two texts, how many ids the first one has; -1 where there is one, int64
         [documents].
+    marked: whether a document's ids have marks, as many numbers behind them, bool [documents].
     key: of the crops that are drawn.
     """
 
     lengths: np.ndarray
     first: np.ndarray
     first_text: np.ndarray
+    marked: np.ndarray
     key: int
 
 
@@ -55,13 +57,20 @@ class Packing(Protocol):
     windows: their number.
     parts: equal parts of a window, each laid out on its own.
     alone: is a window of one document alone, so that its padding must be hidden from the document?
+    marked: is a window two rows of `seq_len`, the ids of a document and their marks? Else its parts are equal
+        shares of `seq_len`.
     """
 
     windows: int
     parts: ClassVar[int]
     alone: ClassVar[bool]
+    marked: ClassVar[bool]
 
     def __init__(self, documents: Documents, seq_len: int) -> None: ...
+
+    @classmethod
+    def columns(cls, seq_len: int) -> int:
+        """Inputs of each part of a window."""
 
     @staticmethod
     def count(documents: Documents, seq_len: int) -> np.ndarray:

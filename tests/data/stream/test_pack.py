@@ -22,7 +22,8 @@ def blocks_of(count: int, size: int) -> np.ndarray:
 def documents(tokens: np.ndarray, first: np.ndarray, key: int = 0) -> Documents:
     """Documents whose first text, in a pair, is a third of their ids; every fifth has one text alone."""
     first_text = np.where(np.arange(len(tokens)) % 5 == 4, -1, tokens.astype(np.int64) // 3)
-    return Documents(layout_lengths(tokens), first, first_text, key)
+    marked = np.arange(len(tokens)) % 4 != 3
+    return Documents(layout_lengths(tokens), first, first_text, marked, key)
 
 
 def packing_of(kind: str, tokens: np.ndarray, first: np.ndarray, seq_len: int) -> Packing:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.corpus.columns import CLASS, FIRST_TEXT, LABEL, Columns
+from data.corpus.columns import CLASS, FIRST_TEXT, LABEL, MARKED, Columns
 from data.corpus.manifest import Manifest, TokenizerEntry, token_dtype, write_manifest
 from data.corpus.scan import index_shard
 
@@ -30,6 +30,7 @@ def make_corpus(
     tokenizer: bytes = b"{}",
     classes: Sequence[str | None] = (),
     first_texts: Sequence[int] = (),
+    marked: Sequence[int | None] = (),
 ) -> Path:
     """Write a corpus and return its folder.
 
@@ -39,8 +40,9 @@ def make_corpus(
     tokenizer: content of tokenizer.json.
     classes: the class of each document, None where it has none; empty: no labels.
     first_texts: ids of the first of each document's two texts; empty: documents of one text.
+    marked: ids of each document that have marks, which come behind them; None: none.
     """
-    names = (LABEL,) * bool(classes) + (FIRST_TEXT,) * bool(first_texts)
+    names = (LABEL,) * bool(classes) + (FIRST_TEXT,) * bool(first_texts) + (MARKED,) * bool(marked)
     further = Columns(names, tuple(sorted({name for name in classes if name is not None})))
     folder.mkdir(parents=True, exist_ok=True)
     dtype = token_dtype(vocab)
@@ -57,6 +59,8 @@ def make_corpus(
                     meta[CLASS] = classes[place]
                 if first_texts:
                     meta[FIRST_TEXT] = first_texts[place]
+                if marked:
+                    meta[MARKED] = marked[place]
                 _add(tar, f"{place:08d}.json", json.dumps(meta).encode())
                 _add(tar, f"{place:08d}.npy", payload.getvalue())
         shards.append(index_shard(path, dtype=dtype, vocab=vocab, further=further))

@@ -255,7 +255,7 @@ class LocatedRows:
 
 
 def with_marks(arrays: Mapping[str, Any], columns: int, eos: int) -> dict[str, np.ndarray]:
-    """Rows of ids beside their marks, [rows, 2 · columns], as rows of ids and of marks; see `SequenceRows`."""
+    """Rows of ids beside rows of their marks, [rows, 2 · columns], as two; see `SequenceRows`."""
     made = {name: arrays[name][:, :columns] for name in ("tokens", "following", "positions", "documents")}
     length = arrays["length"][:, 0]
     place = np.arange(columns)

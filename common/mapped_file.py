@@ -20,7 +20,7 @@ import signal
 import sys
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common.retry import repeats
 
@@ -78,6 +78,14 @@ class MappedFile:
             self._version += not removed
         return self._version
 
+    def forget(self) -> None:
+        """Give back the memory of the pages that were read; the next reader of `view` maps them anew.
+
+        Else a program that reads a large file through counts as large as the file.
+        """
+        if self.view:
+            _libc.madvise(ctypes.addressof(cast(Any, self.view.obj)), len(self.view), mmap.MADV_DONTNEED)
+
     def _stat(self) -> tuple[int, int, int, int]:
         """Length, time of modification, time of change (nanoseconds), names of the open file."""
         found = os.fstat(self._descriptor)
@@ -104,6 +112,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _FAILED = ctypes.c_void_p(-1).value
 
 _mapped: weakref.WeakValueDictionary[int, ctypes.Array[Any]] = weakref.WeakValueDictionary()  # by address

@@ -36,6 +36,7 @@ def check_job(job: Job) -> "RunConfig":
     cfg = reading.load(job.config, job.overrides)
     checks.layout(cfg, job.nproc)
     _check_corpora(cfg)
+    _check_first_weights(cfg)
     return cfg
 
 
@@ -82,3 +83,28 @@ def _manifests(cfg: "RunConfig", kind: str, paths: list[str]) -> dict[str, "tupl
                 raise RuntimeError(f"{key}={reason}") from None
             raise ValueError(f"{key}={path!r}: {error}") from None
     return found
+
+
+def _check_first_weights(cfg: "RunConfig") -> None:
+    """Raise ValueError or RuntimeError where what the run begins from is not whole: a Hugging Face folder
+    with a file missing or damaged, or a tensor of another shape than config.json describes; a run without a
+    checkpoint of that step. A run that has saved a checkpoint itself needs neither.
+    """
+    from trainer.checkpoint.folder import steps
+    from trainer.config import first_keys
+    from trainer.huggingface import choose, folder
+    from trainer.huggingface.place import place
+    from trainer.models.config import init_from
+
+    if not (given := init_from(cfg.model)) or steps(cfg.folder / "checkpoints"):
+        return
+    begins = first_keys.origin(given)
+    if begins.is_run:
+        there = steps(begins.folder / "checkpoints")
+        if not there or begins.step not in (None, *there):
+            raise ValueError(
+                f"model.init_from={given}: {begins.folder} has no such checkpoint; those there: {there[::-1]}"
+            )
+    else:
+        family, model = choose.of_folder(begins.folder)
+        place(family, model, folder.read_tensors(begins.folder), begins.folder)

@@ -21,6 +21,7 @@ from trainer.decide import Decision, Then
 from trainer.evaluation.best import Best, open_best
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import open_heldout
+from trainer.first_weights.fill import begin, restore_frozen
 from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter
@@ -210,7 +211,13 @@ def assemble(
     )
     stack.callback(checkpointer.close)
     doing("looking for a checkpoint to go on from, and reading it")
-    state = checkpointer.resume(engine) or TrainState()
+    resumed = checkpointer.resume(engine)
+    doing("reading the first weights")
+    if resumed is None:
+        begin(cfg, engine, stream, ranks, events)
+    else:
+        restore_frozen(cfg, engine, ranks)
+    state = resumed or TrainState()
     ranks.together(lambda: check_length(cfg, stream, state))
     heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, ranks=ranks)
     first = state.step

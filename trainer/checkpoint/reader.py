@@ -77,6 +77,11 @@ class Reader:
             raise RuntimeError(f"{self.folder / stored.file}: entry {stored.key} leaves the file")
         return torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start).view(stored.shape)
 
+    def forget(self) -> None:
+        """Give back the memory of what was read so far: the files stay mapped."""
+        for file, _, _ in self._files.values():
+            file.forget()
+
     def check(self) -> None:
         """RuntimeError where a file was written to since it was mapped: what was copied may be anything."""
         for name, (file, _, _) in self._files.items():

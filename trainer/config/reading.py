@@ -8,11 +8,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.config import schema
+from trainer.config import first_keys, schema
 from trainer.config.checks import check
 from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
 from trainer.folder import run_folder
+from trainer.models.config import init_from
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -34,8 +35,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     given = {override.partition("=")[0] for override in overrides}
     if (home := run_folder.home(file)) and "run_dir" not in given:
         values["run_dir"] = "" if "name" in given else str(home)
+    if not home and "model" in values:  # a run's own config has every key
+        values["model"] = first_keys.fill(values["model"])
     cfg: RunConfig = schema.build(RunConfig, values, elsewhere=schema.dotted_keys(RunConfig))
     cfg.run_dir = cfg.run_dir or f"runs/{cfg.name}"
+    if not home and (begins_from := init_from(cfg.model)):
+        first_keys.check(cfg.model, begins_from)
     check(cfg)
     return cfg
 

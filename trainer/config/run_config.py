@@ -10,7 +10,7 @@ from data.config import DataConfig
 from parallel.config import ParallelConfig
 from trainer.config.plain import plain
 from trainer.config.sections import CheckpointConfig, OptimConfig, SuperviseConfig, TrackConfig, TrainConfig
-from trainer.models.config import ModelConfig
+from trainer.models.config import ModelConfig, init_from
 from trainer.models.own import own_config
 from trainer.models.pictures import pictures_of
 from trainer.models.registry import MODELS
@@ -85,7 +85,7 @@ OUTSIDE_CURVE = (
 
 # Keys that may differ between the ranks of one run: paths and caches of a node, and what only rank 0 reads.
 OF_A_NODE = re.compile(
-    r"name|run_dir|track\..*|supervise\.notify|train\.threads|parallel\.nvme_path"
+    r"name|run_dir|model\.init_from|track\..*|supervise\.notify|train\.threads|parallel\.nvme_path"
     r"|data\.(prefetch|decode_threads|cache_dir|cache_bytes)"
     r"|data\.(sources|heldout)\[\d+\]\.path"
 )
@@ -102,4 +102,6 @@ def settings(cfg: RunConfig) -> dict[str, Any]:
         if section not in (*OUTSIDE_CURVE, "model") and isinstance(names, dict)
         for name, value in names.items()
     }
+    if begins_from := init_from(cfg.model):
+        found["model.init_from"] = begins_from
     return {key: value for key, value in found.items() if key not in OUTSIDE_CURVE}

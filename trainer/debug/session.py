@@ -17,6 +17,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.newest import damage, newest
 from trainer.checkpoint.resume import load_state
 from trainer.config.run_config import RunConfig
+from trainer.first_weights.fill import begin, restore_frozen
 from trainer.process import threads
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.run import open_steps
@@ -92,6 +93,7 @@ def _load(
         before = ranks.on_rank_zero(lambda: folders.steps(root))
         chosen = _choose(root, before, ranks, step)
         if chosen is None:
+            begin(cfg, engine, stream, ranks)
             return TrainState(), None
         at = folders.step_folder(root, chosen)
         try:
@@ -102,6 +104,7 @@ def _load(
             if chosen in there or step is not None:
                 raise
             continue
+        restore_frozen(cfg, engine, ranks)
         return TrainState.from_json(document["state"]), at
 
 

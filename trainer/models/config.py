@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from common.model_plan import ModelPlan
+
+InitFrom = Annotated[
+    str,
+    "what the first weights are: a Hugging Face folder, a run folder, or RUN@STEP; keys of model: that are "
+    "left out are that model's; empty: weights are drawn",
+]
+"""Type of the key `init_from`, which every model's config has."""
 
 NEXT_TOKEN = "next token"
 """What a model that continues text offers; see `ModelConfig`."""
@@ -120,3 +127,16 @@ class ModelConfig(Protocol):
     def attention_elements(self, seq_len: int) -> int:
         """Return the elements of queries, keys, values and result of one block's attention, for one row."""
         ...
+
+
+@runtime_checkable
+class BeginsFrom(Protocol):
+    """The config of a model that may begin from another one's weights."""
+
+    @property
+    def init_from(self) -> str: ...
+
+
+def init_from(cfg: object) -> str:
+    """Return what a model's config says of its first weights; "" where they are drawn."""
+    return cfg.init_from if isinstance(cfg, BeginsFrom) else ""

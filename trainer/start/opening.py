@@ -67,8 +67,9 @@ def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
     return Identity(
         data=stream.fingerprint_at(position),
         seed=cfg.seed,
-        model=plain(cfg.model),
-        model_defaults=defaults(type(cfg.model)),
+        # Without the place of the first weights, which a checkpoint needs no more.
+        model={key: value for key, value in plain(cfg.model).items() if key != "init_from"},
+        model_defaults={k: value for k, value in defaults(type(cfg.model)).items() if k != "init_from"},
         settings=configs.settings(cfg),
         tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
         software=software(cfg),

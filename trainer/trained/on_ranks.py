@@ -18,6 +18,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import load
 from trainer.config import checks, evaluating
 from trainer.config.run_config import RunConfig
+from trainer.first_weights.fill import restore_frozen
 from trainer.objectives.context import ObjectiveContext
 from trainer.process import threads
 from trainer.ranks import Ranks, gather
@@ -88,4 +89,5 @@ def open_run(
     stack.callback(engine.close)
     ranks.together(lambda: load(folder, engine.chunks()))
     engine.load(engine.scalars())
+    restore_frozen(cfg, engine, ranks)
     return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, ranks)

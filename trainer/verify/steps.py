@@ -10,6 +10,7 @@ from parallel.engine import Engine, StepResult
 from parallel.layout.layout import Layout
 from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
+from trainer.first_weights.fill import begin
 from trainer.optim.schedule import learning_rate
 from trainer.ranks import Ranks, gather
 from trainer.start.engine import make_engine
@@ -45,6 +46,7 @@ def open_steps(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> FirstSteps
     cfg, layout, stream = open_alike(cfg, ranks)
     engine = make_engine(cfg, runtime, layout, objective_context(cfg, stream))
     stack.callback(engine.close)
+    begin(cfg, engine, stream, ranks)
     loader = Loader(
         stream,
         rank=engine.data_rank,

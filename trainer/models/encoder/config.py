@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import ModelPlan
 from trainer.models import sizes
-from trainer.models.config import Parts
+from trainer.models.config import InitFrom, Parts
 from trainer.models.encoder.plan import encoder_plan
 
 Norm = Literal["layer", "rms"]
@@ -90,6 +90,7 @@ class EncoderConfig:
         "≥ 1.2e-38",
         "≤ 3.4e38",
     ] = 0.02
+    init_from: InitFrom = ""
 
     @property
     def head_width(self) -> int:

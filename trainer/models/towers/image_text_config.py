@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import Init, ModelPlan, Tower
 from trainer.models.blocks import block_styles, first_values
-from trainer.models.config import Parts
+from trainer.models.config import InitFrom, Parts
 from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
 from trainer.models.pictures import Pictures
 from trainer.models.sizes import check_positions, check_split
@@ -125,6 +125,7 @@ class ImageTextConfig:
         "≥ 1.2e-38",
         "≤ 3.4e38",
     ] = 0.02
+    init_from: InitFrom = ""
 
     @property
     def pool(self) -> TextPool:

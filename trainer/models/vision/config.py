@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import ModelPlan
 from trainer.models import sizes
-from trainer.models.config import Parts
+from trainer.models.config import InitFrom, Parts
 from trainer.models.pictures import Pictures
 from trainer.models.vision.plan import vision_plan
 
@@ -90,6 +90,7 @@ class VisionConfig:
         "≥ 1.2e-38",
         "≤ 3.4e38",
     ] = 0.02
+    init_from: InitFrom = ""
 
     @property
     def ffn_width(self) -> int:

@@ -1,0 +1,126 @@
+"""A source's weights → the chunks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from data.corpus.storage import Storage
+from data.stream.stream import Stream
+from parallel.engine import Chunk, Engine
+from trainer.config import first_keys
+from trainer.config.run_config import RunConfig
+from trainer.first_weights.checkpoint_source import PREFIX
+from trainer.first_weights.match import Match, match
+from trainer.first_weights.open import open_source
+from trainer.first_weights.source import WeightSource, blocks
+from trainer.models.config import init_from
+from trainer.ranks import Ranks
+from trainer.record.events import EventLog
+
+
+def begin(
+    cfg: RunConfig, engine: Engine, stream: Stream, ranks: Ranks, events: EventLog | None = None
+) -> WeightSource | None:
+    """Fill an engine that was built with drawn weights from `model.init_from`, before its first step; return
+    the source. None where there is no such key. Collective.
+
+    An event "init" says which parameters were enlarged, drawn or not taken, and the source's hash.
+
+    ValueError and RuntimeError as of `open_source` and `match`.
+    """
+    if not (given := init_from(cfg.model)):
+        return None
+    ranks.together(lambda: check_tokenizer(cfg, stream.sources[0].corpus.storage))
+    source = open_source(given, ranks)
+    chunks = [*engine.frozen(), *engine.chunks()]
+    found = matched(chunks, source, cfg, ranks)
+    ranks.together(lambda: fill(chunks, source, found))
+    engine.load(engine.scalars())
+    if events is not None:
+        words = found.in_words()
+        events.event(
+            "init",
+            0,
+            f"first weights from {source.where}" + (f"; {words}" if words else ""),
+            source=source.where,
+            hash=source.digest(ranks),
+            enlarged=sorted(found.enlarged),
+            drawn=list(found.drawn),
+            dropped=list(found.dropped),
+        )
+    return source
+
+
+def restore_frozen(cfg: RunConfig, engine: Engine, ranks: Ranks) -> WeightSource | None:
+    """Fill the parameters that are not trained, which no checkpoint holds, from `model.init_from`; return the
+    source. None where every parameter is trained. Collective.
+    """
+    chunks = engine.frozen()
+    if not any(ranks.gather(bool(chunks))):
+        return None
+    source = open_source(init_from(cfg.model), ranks)
+    found = matched(chunks, source, cfg, ranks)
+    ranks.together(lambda: fill(chunks, source, found))
+    engine.load(engine.scalars())
+    return source
+
+
+def matched(chunks: Iterable[Chunk], source: WeightSource, cfg: RunConfig, ranks: Ranks) -> Match:
+    """Return what becomes of the parameters of all ranks; see `match`. Collective."""
+    own = {name: chunk.shape for chunk in chunks if (name := parameter_of(chunk))}
+    ours = {name: shape for each in ranks.gather(own) for name, shape in each.items()}
+    another_task = first_keys.is_another_task(cfg.model, source.model)
+    return ranks.together(lambda: match(ours, source, cfg.plan(), another_task=another_task))
+
+
+def parameter_of(chunk: Chunk) -> str:
+    """Return the name of the parameter that a chunk is a block of; "" for a chunk of optimiser state."""
+    return chunk.name.removeprefix(PREFIX) if chunk.name.startswith(PREFIX) else ""
+
+
+@torch.no_grad()
+def fill(chunks: Iterable[Chunk], source: WeightSource, found: Match) -> None:
+    """Copy the source's blocks into the chunks that overlap them; what is drawn stays as it is."""
+    for chunk in chunks:
+        name = parameter_of(chunk)
+        if name not in found.taken:
+            continue
+        shape, tensor = list(chunk.tensor.shape), chunk.tensor.detach()
+        if name in found.enlarged:  # the rows that the source has
+            shape[0] = max(0, min(shape[0], found.enlarged[name] - chunk.offset[0]))
+        for rows, offset, size in blocks(shape, chunk.offset):
+            tensor[rows].copy_(source.read(name, offset, size))
+            source.forget()
+    source.check()
+
+
+def check_tokenizer(cfg: RunConfig, storage: Storage) -> None:
+    """ValueError, one line, where the corpus was made with another tokenizer than the model of
+    `model.init_from`: its ids would be read as other words.
+    """
+    given = init_from(cfg.model)
+    if not given or not cfg.model.vocab:
+        return
+    file = first_keys.origin(given).tokenizer
+    if not file.is_file():
+        return
+    own = storage.tokenizer()
+    theirs = file.read_bytes()
+    if own == theirs:
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        here = Tokenizer.from_str(own.decode()).get_vocab(with_added_tokens=True)
+        there = Tokenizer.from_str(theirs.decode()).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises a bare Exception, whatever is wrong
+        raise ValueError(f"model.init_from={given}: {file} cannot be read: {error}") from None
+    for token, number in sorted(there.items(), key=lambda item: item[1]):
+        if here.get(token) != number:
+            has = f"has it as {here[token]}" if token in here else "does not have it"
+            raise ValueError(
+                f"model.init_from={given}: its tokenizer has {token!r} as id {number}, and that of "
+                f"{storage.path} {has}: prepare the corpus with --tokenizer {file.parent}"
+            )

@@ -1,0 +1,78 @@
+"""Which family a folder is of, and which a model is exported as. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.huggingface.families.family import Family
+from trainer.huggingface.families.registry import FAMILIES
+from trainer.huggingface.fields import Fields
+from trainer.huggingface.folder import CONFIG, read_config
+from trainer.huggingface.meaning import differing, meaning
+from trainer.models.config import ModelConfig
+
+
+def of_folder(path: Path) -> tuple[Family, ModelConfig]:
+    """Return the family of a folder, and its model's config as ours.
+
+    Raises:
+        ValueError: one line: the architecture is not among `FAMILIES`, or a key of config.json is not
+            supported, which it names.
+    """
+    return of_config(read_config(path), str(path / CONFIG))
+
+
+def of_config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
+    """As `of_folder`, of the content of a config.json. `where`: the file."""
+    kind = values.get("model_type")
+    family = next((one for one in FAMILIES if one.model_type == kind), None)
+    if family is None:
+        named = (values.get("architectures") or ["no architecture"])[0]
+        known = ", ".join(one.model_type for one in FAMILIES)
+        raise ValueError(
+            f"{where}: model_type={kind!r} ({named}): this architecture is not supported: known are {known}"
+        )
+    fields = Fields(values, where)
+    fields.must_be("quantization_config", None)
+    cfg = family.from_config(fields)
+    fields.finish()
+    cfg.check()
+    return family, cfg
+
+
+def for_export(cfg: ModelConfig, context: int) -> tuple[Family, dict[str, Any]]:
+    """Return the family that a model is exported as, and its config.json's keys of the architecture.
+
+    A family can express the model if reading its keys back gives a config of the same meaning: so what is
+    exported is what the keys say.
+
+    context: tokens of a training sequence.
+
+    ValueError, one line, where no family can: with the first key that the nearest family has otherwise.
+    """
+    nearest: tuple[int, str] | None = None
+    for family in FAMILIES:
+        if type(cfg) is not family.config:
+            continue
+        theirs = family.to_config(cfg, context)
+        try:
+            _, back = of_config({"model_type": family.model_type, **theirs}, family.architecture)
+        except ValueError as error:
+            nearest = nearest or (len(meaning(cfg)), str(error))
+            continue
+        if meaning(cfg) == meaning(back):
+            return family, theirs
+        wrong = differing(cfg, back)
+        key, (ours, other) = next(iter(wrong.items()))
+        if nearest is None or len(wrong) < nearest[0]:
+            nearest = len(wrong), f"model.{key}={ours}, where {family.architecture} has {other}"
+    if nearest is None:
+        raise ValueError(
+            f"model.kind={cfg.kind}: no architecture of transformers is known for it: {_kinds()} are exported"
+        )
+    raise ValueError(f"no architecture of transformers computes what this model does: {nearest[1]}")
+
+
+def _kinds() -> str:
+    return ", ".join(sorted({family.config.kind for family in FAMILIES}))

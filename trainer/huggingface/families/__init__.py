@@ -1,0 +1,7 @@
+"""An architecture of `transformers` a file: its config ↔ ours, and how its tensors are ours.
+
+family.py      `Family`, what each file gives
+gpt2.py        GPT-2
+llama.py       Llama 2 and 3, Mistral, Qwen2, Qwen3: one set of names
+registry.py    all of them
+"""

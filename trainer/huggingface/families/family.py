@@ -1,0 +1,41 @@
+"""What is known of one architecture of `transformers`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.huggingface.fields import Fields
+from trainer.huggingface.mapping import Mapped
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture, both ways.
+
+    architecture: its class in `transformers`, which loads an exported folder.
+    model_type: the key of config.json by which a folder is told to be of this family.
+    config: our model's config class.
+    to_config: (our config, tokens of a training sequence) → the keys of their config. For a config that the
+        architecture cannot express the keys describe another model: `choose.for_export` compares.
+    from_config: their config → ours. ValueError, one line, naming a key that we do not have.
+    mapped: our config → where each of our parameters is.
+    base: what begins the names of the tensors of the model without its head; a folder that was saved of that
+        model alone leaves it out.
+    aliases: a tensor's name → another one under which some folders have it.
+    """
+
+    architecture: str
+    model_type: str
+    config: type[Any]
+    to_config: Callable[[Any, int], dict[str, Any]]
+    from_config: Callable[[Fields], Any]
+    mapped: Callable[[Any], list[Mapped]]
+    base: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def known_as(self, name: str) -> tuple[str, ...]:
+        """Return the names under which a folder may have the tensor `name`, the usual one first."""
+        names = [name, *([self.aliases[name]] if name in self.aliases else [])]
+        return (*names, *(one.removeprefix(self.base) for one in names if one.startswith(self.base)))

@@ -1,0 +1,38 @@
+"""Where a folder has our parameters. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.huggingface.families.family import Family
+from trainer.huggingface.folder import CONFIG, StoredTensor
+from trainer.huggingface.mapping import Mapped
+from trainer.models.config import ModelConfig
+
+
+def place(
+    family: Family, model: ModelConfig, stored: Mapping[str, StoredTensor], path: Path
+) -> tuple[dict[str, Mapped], dict[str, str]]:
+    """Return our parameter's name → its part of their tensor, of those that the folder has; and their
+    tensor's name → the one under which the folder has it.
+
+    family, model: as `choose.of_folder` found them.
+    stored: the folder's tensors.
+    path: the folder.
+
+    RuntimeError, one line, where a tensor has not the shape that config.json describes.
+    """
+    found: dict[str, Mapped] = {}
+    names: dict[str, str] = {}
+    for one in family.mapped(model):
+        name = next((name for name in family.known_as(one.theirs) if name in stored), None)
+        if name is None:
+            continue
+        if (tensor := stored[name]).shape != one.whole:
+            raise RuntimeError(
+                f"{path / tensor.file}: tensor {name} is {list(tensor.shape)}, where {CONFIG} describes "
+                f"{list(one.whole)}"
+            )
+        found[one.ours], names[one.theirs] = one, name
+    return found, names

@@ -15,42 +15,26 @@ So does the processor's time: with one thread, the better measure on a machine t
 The vocabulary is as small beside the blocks as that of BERT base: the head is a fifth of the operations.
 """
 
-import argparse
-import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
 import warnings
-from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
+from steps import CLIP, CPU, LR, check_losses, fused_adamw, in_turns, our_engine, report, run
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from data.stream.batch import Batch
-from launch.local.rank_commands import KEEP_MEMORY
-from parallel.build import build_engine
-from parallel.config import ParallelConfig
-from parallel.layout.layout import resolve
 from parallel.parameters.initialize import draw
-from parallel.world.runtime import Runtime
-from trainer.config.sections import OptimConfig
 from trainer.models.build import build_model
 from trainer.models.encoder.config import EncoderConfig
 from trainer.objectives.build import build_objective
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.masked.config import MaskedLMConfig
-from trainer.optim.build import build_optimizer
 
-RESULTS = Path(__file__).parents[1] / "results" / "mlm.json"
 TEXT, MASK, EOS = 3000, 3000, 0  # ids of the text; the mask is the next
 MODEL = EncoderConfig(
     layers=4,
@@ -68,9 +52,6 @@ MODEL = EncoderConfig(
 )
 OBJECTIVE = MaskedLMConfig()
 SEQ, ROWS, POOL = 128, 8, 32  # tokens of a row, rows of a step, different batches
-LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
-CPU = torch.device("cpu")
-CHECKED, WARM_UP, TOLERANCE = 3, 2, 1e-5
 
 NAMES = {
     "embed": "bert.embeddings.word_embeddings",
@@ -99,32 +80,14 @@ def tokens(number: int) -> Tensor:
     return torch.randint(1, TEXT, (ROWS, SEQ), generator=draws)
 
 
-def objective() -> Any:
-    return build_objective(OBJECTIVE, ObjectiveContext(0, SEQ, TEXT, EOS, lambda: b"", MODEL))
+CONTEXT = ObjectiveContext(0, SEQ, TEXT, EOS, bytes, MODEL)
 
 
 class Ours:
     def __init__(self) -> None:
-        cfg, plan = ParallelConfig(), MODEL.plan()
-        optim = OptimConfig(lr=LR, betas=list(BETAS), weight_decay=DECAY)
-        self._engine = build_engine(
-            layout=resolve(cfg, 1),
-            cfg=cfg,
-            runtime=Runtime(0, 1, 0, CPU),
-            plan=plan,
-            model_factory=lambda: build_model(MODEL),
-            objective=objective(),
-            optimizer_factory=lambda parameters: build_optimizer(parameters, optim, plan),
-            precision="fp32",
-            clip=CLIP,
-            seed=0,
-            micro_batch=ROWS,
-            global_batch=ROWS,
-            positions=SEQ,
-            nominal_count=int(ROWS * OBJECTIVE.targets_per_row(SEQ)),
-        )
+        self._engine = our_engine(MODEL, OBJECTIVE, CONTEXT, micro_batch=ROWS, global_batch=ROWS)
 
-    def step(self, number: int, check: bool = False) -> float:
+    def step(self, number: int) -> float:
         x = tokens(number)
         numbers = tuple(range(number * ROWS, (number + 1) * ROWS))
         result = self._engine.step([Batch({"tokens": x, "following": x}, numbers)], lr=LR)
@@ -132,7 +95,11 @@ class Ours:
 
 
 class Transformers:
-    """The bare loop. places: whether the head computes the masked tokens alone."""
+    """The bare loop.
+
+    places: whether the head computes the masked tokens alone.
+    our_masks: whether the tokens are masked as ours are, so that losses can be compared.
+    """
 
     def __init__(self, *, places: bool) -> None:
         from transformers import BertConfig, BertForMaskedLM
@@ -149,12 +116,9 @@ class Transformers:
         )
         self._places, self._model = places, BertForMaskedLM(cfg).train()
         self._copy_weights()
-        self._masks, self._objective = _collator(), objective()
-        groups = [
-            {"params": [p for p in self._model.parameters() if p.dim() > 1], "weight_decay": DECAY},
-            {"params": [p for p in self._model.parameters() if p.dim() == 1], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=True)
+        self._masks, self._objective = _collator(), build_objective(OBJECTIVE, CONTEXT)
+        self.our_masks = True
+        self._optimizer = fused_adamw(list(self._model.parameters()))
 
     @torch.no_grad()
     def _copy_weights(self) -> None:
@@ -165,8 +129,8 @@ class Transformers:
             other = _renamed(name)
             theirs["cls.predictions.bias" if other == "cls.predictions.decoder.bias" else other].copy_(value)
 
-    def step(self, number: int, check: bool = False) -> float:
-        x, labels = self._checked(number) if check else self._masks.torch_mask_tokens(tokens(number))
+    def step(self, number: int) -> float:
+        x, labels = self._masked_as_ours(number) if self.our_masks else self._masked(number)
         if self._places:
             model: Any = self._model
             hidden = model.bert(input_ids=x).last_hidden_state
@@ -180,8 +144,10 @@ class Transformers:
         self._optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    def _checked(self, number: int) -> tuple[Tensor, Tensor]:
-        """The rows with our masks."""
+    def _masked(self, number: int) -> tuple[Tensor, Tensor]:
+        return self._masks.torch_mask_tokens(tokens(number))  # type: ignore[no-any-return]
+
+    def _masked_as_ours(self, number: int) -> tuple[Tensor, Tensor]:
         x = tokens(number)
         numbers = tuple(range(number * ROWS, (number + 1) * ROWS))
         inputs = self._objective.inputs({"tokens": x, "following": x}, numbers)
@@ -226,67 +192,22 @@ def _collator() -> Any:
     return Masks()
 
 
-def measure(rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of a step in each round, by clock and contender."""
-    torch.set_num_threads(1)
+def measure(rounds: int, steps: int) -> None:
     warnings.simplefilter("ignore")
-    contenders: dict[str, Any] = {
-        "ours": Ours(),
+    theirs = {
         "transformers": Transformers(places=False),
         "transformers, places alone": Transformers(places=True),
     }
-    losses = {name: [one.step(n, check=True) for n in range(CHECKED)] for name, one in contenders.items()}
-    for name, found in losses.items():
-        off = max(abs(a / b - 1) for a, b in zip(found, losses["ours"], strict=True))
-        assert off < TOLERANCE, f"{name} is off by {off:.1e}: {found}, ours {losses['ours']}"
-    clocks = {"wall": time.perf_counter, "processor": time.process_time}
-    seconds: dict[str, dict[str, list[float]]] = {clock: {n: [] for n in contenders} for clock in clocks}
-    order, number = list(contenders), CHECKED
-    for turn in range(WARM_UP + rounds):
-        order.reverse()
-        for name in order:
-            begin = {clock: now() for clock, now in clocks.items()}
-            for step in range(steps):
-                contenders[name].step(number + step)
-            if turn >= WARM_UP:
-                for clock, now in clocks.items():
-                    seconds[clock][name].append((now() - begin[clock]) / steps)
-        number += steps
-    return seconds
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=2, help="steps of a contender at a time")
-    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if not args.in_process:  # memory is kept alike for all: the process begins with these variables
-        command = [sys.executable, *sys.argv, "--in-process"]
-        sys.exit(subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, check=False).returncode)
-    seconds = measure(args.rounds, args.steps)
-    ratios = {}
-    for clock, of_clock in seconds.items():
-        for other in list(of_clock)[1:]:
-            pairs = [mine / theirs for mine, theirs in zip(of_clock["ours"], of_clock[other], strict=True)]
-            low, middle, high = (round(q, 4) for q in statistics.quantiles(pairs, n=4))
-            ratios[f"ours / {other}, {clock} time"] = [middle, low, high]
-    result = {
-        "ran": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}",
+    contenders: dict[str, Any] = {"ours": Ours(), **theirs}
+    check_losses(contenders)
+    for one in theirs.values():
+        one.our_masks = False
+    about = {
         "model": f"BERT of {MODEL.layers} layers of {MODEL.hidden}, vocabulary {MODEL.vocab}",
         "step": f"{ROWS} rows of {SEQ} tokens, {OBJECTIVE.mask_rate} predicted, fp32, fused AdamW, clipped",
-        "rounds": args.rounds,
-        "step_ms": {
-            clock: {name: round(1e3 * statistics.median(values), 1) for name, values in found.items()}
-            for clock, found in seconds.items()
-        },
-        "load": os.getloadavg()[1],
-        "ratios": ratios,
-        "order": "median, lower and upper quartile of one ratio a round",
     }
-    print(json.dumps(result, indent=1))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    report(in_turns(contenders, rounds, steps), about, "mlm.json")
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__, rounds=30)

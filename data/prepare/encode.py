@@ -84,6 +84,9 @@ def encode_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
 _ENCODED_AT_ONCE_BYTES = 1 << 19
 _MEDIA_AT_ONCE_BYTES = 1 << 23
 _LOOKED_AT_IDS = 1024
+# Decoded again of a batch. Decoding takes as long as encoding: this is below one per cent of the work, but
+# for a segment's first batch, which may be all there is.
+_TRIED_DOCUMENTS, _TRIED_BYTES, _TRIED_FIRST_BYTES = 32, 1 << 12, 1 << 15
 
 
 class _Segments:
@@ -93,6 +96,7 @@ class _Segments:
     encoder: of the corpus's tokenizer.
     records: of the finished segments, those of a killed attempt included.
     first: the ordinal, within the unit, of the first document that is in no finished segment.
+    tried: whether a text of the segment was decoded again.
     """
 
     def __init__(self, preparation: Preparation, unit: Unit) -> None:
@@ -106,6 +110,7 @@ class _Segments:
         self.first: int = self.records[-1]["next"] if self.records else 0
 
     def _begin(self) -> None:
+        self.tried = False
         self.writers: dict[str, TokenShardWriter] = {}
         self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
         self.filled = {TRAIN: 0, HELDOUT: 0}
@@ -180,11 +185,26 @@ class _Segments:
         return np.concatenate((every, asked))
 
     def _check_round_trip(self, ids: list[Any]) -> None:
-        """Decode one document of the batch again, to find a tokenizer that loses text, at little cost."""
-        if self.waiting and self.waiting[0][2].ids is None and self.waiting[0][2].marks is None:
-            side, _, document, text_bytes = self.waiting[0]
-            came_back = self.encoder.gives_back(document.text, ids[0][: document.origin.get(FIRST_TEXT)])
-            self.profiles[side].count_round_trip(came_back, text_bytes, len(ids[0]))
+        """Decode some documents of the batch again, to find a tokenizer that loses text, at little cost: the
+        first text, and others spread over the batch while they are short together.
+        """
+        texts = [
+            (place, *waiting)
+            for place, waiting in enumerate(self.waiting)
+            if waiting[2].ids is None and waiting[2].marks is None and waiting[2].text
+        ]
+        left = _TRIED_BYTES if self.tried else _TRIED_FIRST_BYTES
+        self.tried |= bool(texts)
+        for number in range(0, len(texts), 1 + len(texts) // _TRIED_DOCUMENTS):
+            place, side, _, document, text_bytes = texts[number]
+            if number and text_bytes > left:
+                continue
+            left -= text_bytes
+            first = document.origin.get(FIRST_TEXT)
+            came_back = self.encoder.gives_back(document.text, ids[place][:first])
+            if document.second is not None:
+                came_back &= self.encoder.gives_back(document.second, ids[place][first:])
+            self.profiles[side].count_round_trip(came_back, text_bytes, len(ids[place]))
 
     def seal(self, following: int, tally: Tally) -> None:
         """Close the shards and record the segment. `following`: the ordinal of the first document after the

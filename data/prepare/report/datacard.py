@@ -101,12 +101,11 @@ def _markdown(card: Mapping[str, Any], pictures: list[str]) -> str:
     )
     tokenizer = card["tokenizer"]
     tried = {name: counts[0] for name, counts in card["made_of"]["round_trip"].items()}
-    came_back = (
-        f"{tried.get('same', 0):,} of {sum(tried.values()):,} documents tried came back from their ids"
-    )
+    same, every = tried.get("same", 0), sum(tried.values())
+    came_back = f"{same:,} of {every:,} documents tried came back from their ids byte for byte"
     lines += [
         f"Tokenizer: {tokenizer['vocab']:,} tokens, {tokenizer['text_bytes_per_token']} bytes of text a "
-        f"token, sha256 {tokenizer['sha256'][:12]}; {came_back} byte for byte.",
+        f"token, sha256 {tokenizer['sha256'][:12]}; {came_back if every else 'no text was tried'}.",
         "",
         "Sources: " + ", ".join(f"`{source}`" for source in card["settings"]["sources"]) + ".",
         "",

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -236,3 +237,28 @@ def test_a_sentencepiece_model_is_refused_by_name_with_the_remedy(tmp_path: Path
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"spiece is a SentencePiece model: give the tokenizer.json"):
         made(tmp_path / "a.txt", tmp_path / "spiece", tmp_path / "out")
+
+
+def test_text_that_few_documents_lose_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One document in ten has letters beyond the vocabulary; pictures and rows of ids are not tried."""
+    rows = [{"text": ("acgt" * 9).upper() if place % 10 else "nrykm" * 9} for place in range(200)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["prepare", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert cli.main([*command, "--train-tokenizer", "7", "--train-kind", "characters"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"the tokenizer loses text: of (2\d|3\d) documents tried, \d+ did not come back", said)
+
+
+def test_both_texts_of_a_pair_are_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "known strangers", "answer": "known words"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    tokenizer = llama_like(tmp_path / "tokenizer.json")
+    for first, second, lost in (
+        ("question", "answer", 1),
+        ("answer", "question", 1),
+        ("answer", "answer", 0),
+    ):
+        out = tmp_path / f"{first}-{second}"
+        command = ["prepare", str(tmp_path / "a.jsonl"), "--out", str(out), "--tokenizer", str(tokenizer)]
+        assert cli.main([*command, "--text-field", first, "--second-field", second, "--workers", "1"]) == 0
+        assert (f"of 1 documents tried, {lost} did not" in capsys.readouterr().out.replace("\n", " ")) == lost

@@ -24,12 +24,12 @@ class ModelInputs:
 
     x: the first pipeline stage's input: what the model's first module takes, such as token ids [rows, seq].
         Dim 1 is the sequence.
-    kwargs: what every stage gets by name, what only the loss needs included.
+    kwargs: the keyword arguments of every stage's `forward`, and tensors that only the loss reads.
     sequence_dims: name in `kwargs` → the dim that is the sequence, of which each rank gets its part. Tensors
         that are not named are whole on every rank, such as those that attention compares over all tokens.
     places: names in `kwargs` that hold places in the sequence, int64 [rows, places], such as those that are
-        predicted; negative: none. Each rank gets all of them, counted from the start of its part, with -1
-        for those that are in another rank's part. So a count leaves out what is at a negative place.
+        predicted; a negative entry is no place. Each rank gets all entries, counted from the start of its
+        part, and -1 for places in another rank's part: losses and counts leave out negative entries.
     """
 
     x: Tensor
@@ -39,7 +39,8 @@ class ModelInputs:
 
 
 class Objective(Protocol):
-    """How a micro-batch becomes model inputs, and the model's output losses and counts (law 3).
+    """How a micro-batch becomes the model's inputs, and how the model's output becomes losses and counts (law
+    3).
 
     Both methods are pure: the same rows give the same inputs and the same loss on every rank. An objective
     that draws random numbers draws them in `inputs`, row by row, from (seed, the row's sequence number); see
@@ -86,8 +87,8 @@ class TakesFeatures(Protocol):
     """An objective whose model gives several numbers a row: logits of classes, or predicted pixels."""
 
     def features(self, inputs: ModelInputs) -> int:
-        """Return how many: the model's output is float32 [rows, features]. Without this method it is
-        [rows], one loss for each row.
+        """Return the number of features of a row: the model's output is float32 [rows, features]. Without
+        this method it is [rows], one loss for each row.
         """
         ...
 
@@ -98,10 +99,10 @@ class ComparesRows(Protocol):
 
     An objective implements it beside `Objective` by having its methods. The model's output is float
     [rows, features]: a row's embeddings and, in further columns, the row's copies of learnt numbers such as a
-    temperature, whose gradients so come back through the output too. Under context parallelism the sum of
-    the ranks' outputs is a row's output. The engine calls `loss_of_rows` with the outputs of all rows, in
-    place of `Objective.loss`; the loss of a step depends on neither micro-batches nor ranks. The gradient
-    with respect to all outputs is taken, so nothing is to be detached.
+    temperature, so that their gradients come back through the output too. Under context parallelism a row's
+    output is the sum of the ranks' outputs. The engine calls `loss_of_rows` with the outputs of all rows, in
+    place of `Objective.loss`; the loss of a step depends on neither micro-batches nor ranks. The engine takes
+    the gradient with respect to all outputs, so `loss_of_rows` must not detach any.
 
     measures: names of the figures of an evaluation, beside the loss.
     """

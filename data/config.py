@@ -103,7 +103,7 @@ class DataConfig:
     partners: Annotated[
         bool,
         "give each sequence another one of its source besides, as next-sentence prediction needs",
-        "not with data.packing=views, pair or marked",
+        "not with data.packing=views or pair or marked",
     ] = False
     stages: Annotated[list[MixtureStage], "new weights from a step on, in the order of their steps"] = field(
         default_factory=list

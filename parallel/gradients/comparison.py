@@ -9,8 +9,8 @@ passes over its micro-batches (Gao et al. 2021, arXiv:2101.06983, whose GradCach
               reduce-scatter → ∂(the sum of all ranks' losses)/∂z [n, features], the seeds
     pass 2    forward again, and backward from each micro-batch's output with its seeds
 
-A row is an anchor on its own rank and a negative on all others. The reduce-scatter adds up what all of them
-say about it: with the other ranks' rows held constant, half of the gradient would be missing.
+A row is an anchor on its own rank and a negative on all ranks. The reduce-scatter adds up the gradients that
+it gets as either: with the other ranks' rows for constants, half of the gradient would be missing.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from common.objective import ComparesRows
 from parallel.layout.mesh import Axis
 from parallel.messages.collectives import gather_whole, scatter_sum
 
-# Elements of a slab of rows times all rows: 64 MB of scores in float32, of which a loss holds a few.
+# Scores of a slab of rows with all rows: 64 MB in float32. A loss holds a few such tensors at a time.
 SLAB_ELEMENTS = 1 << 24
 
 
@@ -66,7 +66,7 @@ class Comparison:
     objective: gives the losses.
     data: this rank among the data ranks, in the order in which they divide the global batch. Every rank
         brings equally many rows.
-    context: among those that share each sequence: their outputs are summands of a row's output.
+    context: this rank among those that share each sequence: a row's output is the sum of theirs.
     """
 
     def __init__(self, objective: ComparesRows, data: Axis, context: Axis) -> None:
@@ -75,7 +75,7 @@ class Comparison:
 
     @torch.no_grad()
     def whole(self, output: Tensor, counted: Tensor) -> Outputs:
-        """Return a model's output [n, features], with the summands of all ranks of context parallelism."""
+        """Return a model's output [n, features], summed over the ranks of context parallelism."""
         rows = output.detach().to(torch.promote_types(output.dtype, torch.float32))
         if self._context.group is not None:
             rows = rows.clone()

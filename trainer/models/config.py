@@ -64,6 +64,8 @@ class ModelConfig(Protocol):
         "masked tokens"  losses of `targets` at `places`, both [rows, places], every token attending to all of
                          its document;
         "classes"        a logit for each class, float [rows, classes]; see `trainer.models.pictures`;
+        "embedding"      embeddings of a row's two sides, float [rows, 2 · embedding + learnt]; see
+                         `trainer.models.pairs`;
         "pixels"         the values of the patches at `places` [rows, places], which are hidden from it: float
                          [rows, places · values].
     """

@@ -16,7 +16,7 @@ class PoolsText(Protocol):
 
     @property
     def pool(self) -> TextPool:
-        """Which ones."""
+        """The mean of all hidden states of the text, the first one or the last one."""
         ...
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainer.models.config import ModelConfig
 
 _SPACES = ("Ġ", "Ċ", "ĉ", "č", "▁", " ", "\n", "\t")
-"""How a piece begins that begins with white space: of byte-level BPE, of SentencePiece, and as it is."""
+"""First characters of pieces that begin with white space: byte-level BPE's, SentencePiece's, plain ones."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from trainer.objectives.pictures import picture_inputs
 
 RECALLS = (1, 5, 10)
 NOT_SCORED = -1e30
-"""The score of what is no candidate: it takes no part in a softmax, and an infinite one would give NaN where
-there is no candidate at all."""
+"""The score of a row that is no candidate: nothing in a softmax. -inf would give NaN where no row is one."""
 
 
 class Compares:
@@ -120,7 +119,8 @@ class Clip(Compares):
     def loss_of_rows(self, mine: Tensor, every: Tensor, counted: Tensor, first: int) -> tuple[Tensor, Tensor]:
         (a, b), (all_a, all_b) = self.sides(mine), self.sides(every)
         here = counted[first : first + len(mine)].to(mine.dtype)
-        # The bound is kept by `bounded`: a gradient that leads back has to come through.
+        # The clamp is no part of the graph: a gradient that lowers the scale must come through. `bounded`
+        # takes out one that would raise it.
         log_scale = every[:, -1].mean()
         scale = (log_scale + (log_scale.detach().clamp(max=self._largest) - log_scale.detach())).exp()
         losses = torch.zeros_like(here)
@@ -130,8 +130,8 @@ class Clip(Compares):
         return losses * here, here
 
     def bounded(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Without the gradient that would raise a scale at its bound. Every row has the same part of the
-        scale's gradient, so each row tells as all of them.
+        """Return the gradient without what would raise a scale that is at its bound. Each row has an equal
+        share of the scale's gradient, so its sign can be seen in each row.
         """
         held = (rows[:, -1] >= self._largest) & (gradient[:, -1] < 0)
         gradient[:, -1].masked_fill_(held, 0.0)

@@ -107,4 +107,4 @@ class SiglipConfig(ComparingConfig):
     objective_class: ClassVar[str] = "trainer.objectives.contrastive:Siglip"
     learnt: ClassVar[str] = "scale_bias"
 
-    kind: Annotated[Literal["siglip"], "SigLIP's: every pair of sides apart, with a sigmoid"] = "siglip"
+    kind: Annotated[Literal["siglip"], "SigLIP's: each pair of sides by itself, with a sigmoid"] = "siglip"

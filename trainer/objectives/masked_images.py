@@ -59,8 +59,8 @@ class MaskedImages:
         return inputs.kwargs["targets"].shape[1]
 
     def loss(self, output: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Return each row's mean absolute, or squared, difference from the targets. Of a row whose places are
-        parted by context parallelism, the rank with the first counts it.
+        """Return each row's mean absolute, or squared, difference from the targets. Under context parallelism
+        the rank with a row's first place counts the row.
         """
         places, targets = inputs.kwargs["places"], inputs.kwargs["targets"]
         off = output - targets
@@ -84,9 +84,9 @@ class MaskedImages:
 def absolute(off: Tensor) -> Tensor:
     """Return |off|, but off² / (2 · SMOOTH) + SMOOTH / 2 below SMOOTH.
 
-    The gradient of |off| jumps at 0, and a rounding, in which two layouts differ, would move values across: a
-    value that is met would turn its whole gradient around. This function has the same value and slope where
-    its two parts meet (Huber 1964, "Robust estimation of a location parameter").
+    The gradient of |off| jumps from -1 to 1 at 0: a rounding, in which two layouts differ, would turn it
+    around. Here the two parts have the same value and slope where they meet (Huber 1964, "Robust estimation
+    of a location parameter").
     """
     size = off.abs()
     return torch.where(size < SMOOTH, size.square() / (2 * SMOOTH) + SMOOTH / 2, size)

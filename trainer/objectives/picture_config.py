@@ -81,7 +81,7 @@ class MaskedImagesConfig(ObjectiveConfig):
     mask_ratio: Annotated[float, "the share of a picture that is hidden", "> 0", "< 1"] = 0.6
     mask_patch: Annotated[
         int,
-        "side of the squares that are hidden, a multiple of model.patch_size; 0: that",
+        "side of the squares that are hidden, a multiple of model.patch_size; 0: single patches",
         "≥ 0",
         "in pixels",
     ] = 0

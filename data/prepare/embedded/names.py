@@ -80,7 +80,7 @@ class Asked:
 def settings(sources: list[str], asked: Asked) -> Asked:
     """The settings with which these sources are prepared: `asked` itself, or those of an embedded corpus.
 
-    Raises ValueError for a name that there is not, or an embedded corpus among other sources.
+    Raises ValueError for an unknown name, or an embedded corpus among other sources.
     """
     named = [source.removeprefix(PREFIX) for source in sources if source.startswith(PREFIX)]
     if not named:

@@ -120,7 +120,7 @@ def test_classification_is_that_of_a_few_lines(smoothing: float) -> None:
     with torch.no_grad():
         evaluated, _ = objective.loss(output, inputs)
     assert torch.allclose(evaluated, -logs[range(4), label.clamp(min=0)].float() * counts, rtol=1e-6)
-    assert objective.measure(output, inputs).tolist() == [[right, 3.0]]
+    assert objective.measure(output, inputs)[0].tolist() == [right, 3.0]
     assert objective.features(inputs) == 5
 
 

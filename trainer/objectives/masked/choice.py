@@ -8,13 +8,13 @@ from torch import Tensor
 from trainer.objectives.draws import Draw
 
 _PASSES = 4
-"""How often words that still fit are looked for; see `words`. What remains afterwards is a token or two in
-thousands of rows."""
+"""Passes over a row's words; see `words`. What would still fit after them is a token or two in thousands of
+rows."""
 
 
 def rounded(wanted: Tensor, share: Tensor) -> Tensor:
-    """Return `wanted` [rows] rounded up in as many cases as its fraction says, where `share` [rows] is
-    uniform in [0, 1): no rate is missed by rounding. int64.
+    """Return `wanted` [rows] rounded down or up by the draw `share` [rows], uniform in [0, 1), so that the
+    mean is `wanted`. int64.
     """
     return (wanted + share).floor().to(torch.int64)
 
@@ -22,8 +22,8 @@ def rounded(wanted: Tensor, share: Tensor) -> Tensor:
 def tokens(candidates: Tensor, counts: Tensor, order: Draw, sequences: Tensor) -> Tensor:
     """Return which `counts` [rows] of each row's candidates are predicted, every choice equally likely.
 
-    candidates: bool [rows, seq], of which there are at least so many.
-    sequences: the rows' numbers, of which `order` makes an order of the places.
+    candidates: bool [rows, seq]; a row has at least `counts` of them.
+    sequences: the rows' sequence numbers, from which `order` draws an order of the places.
     """
     ranks = order.ranks(sequences, candidates.shape[1], among=candidates)
     return candidates & (ranks < counts[:, None])
@@ -37,8 +37,8 @@ def words(candidates: Tensor, starts: Tensor, counts: Tensor, order: Draw, seque
     create_pretraining_data.py). A word longer than a row's count is never predicted.
 
     candidates: bool [rows, seq].
-    starts: bool [rows, seq], whether a token begins a word. One behind a token that is no candidate does in
-        any case.
+    starts: bool [rows, seq], whether a token begins a word. A candidate behind a token that is none always
+        begins one.
     """
     seq = candidates.shape[1]
     behind = torch.nn.functional.pad(candidates[:, :-1], (1, 0))  # whether the token before is a candidate

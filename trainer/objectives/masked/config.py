@@ -20,8 +20,8 @@ SHORTEST_PAIR = 5
 
 
 @runtime_checkable
-class TellsNextSentence(Protocol):
-    """The config of a model that may have a head for the next sentence."""
+class MayHaveNextSentenceHead(Protocol):
+    """The config of a model that may have a head for the next sentence, and says whether it has."""
 
     next_sentence: bool
 
@@ -37,18 +37,18 @@ class MaskedLMConfig(ObjectiveConfig):
 
     kind: Annotated[Literal["masked_lm"], "which objective; masked_lm: hidden tokens"] = "masked_lm"
     mask_rate: Annotated[float, "share of a row's tokens that are predicted", "> 0", "≤ 1"] = 0.15
-    mask_share: Annotated[float, "share of these that a mask stands in the place of", "≥ 0", "≤ 1"] = 0.8
+    mask_share: Annotated[float, "share of these that are replaced by the mask", "≥ 0", "≤ 1"] = 0.8
     random_share: Annotated[
         float,
-        "share of these that a random token stands in the place of; the rest stay as they are",
+        "share of these that are replaced by a random token; the rest stay as they are",
         "≥ 0",
         "≤ 1",
     ] = 0.1
     whole_words: Annotated[bool, "the tokens of a word are predicted together, or not at all"] = False
     next_sentence: Annotated[
         bool,
-        "cut each document in two, put a part of another one in the place of the second in half of the rows, "
-        "and tell which; needs model.next_sentence, data.packing=one and data.partners",
+        "cut each document in two, replace the second part by a part of another document in half of the rows "
+        "and predict in which; needs model.next_sentence, data.packing=one and data.partners",
     ] = False
     z_loss: ZLoss = 0.0
     label_smoothing: LabelSmoothing = 0.0
@@ -72,15 +72,15 @@ class MaskedLMConfig(ObjectiveConfig):
                 f"objective.mask_share={self.mask_share:g} + objective.random_share={self.random_share:g} is "
                 "more than 1: lower one"
             )
-        told = isinstance(model, TellsNextSentence) and model.next_sentence
-        if told and not self.next_sentence:
+        has_head = isinstance(model, MayHaveNextSentenceHead) and model.next_sentence
+        if has_head and not self.next_sentence:
             raise ValueError(
                 "model.next_sentence=true: nothing would train that head: set objective.next_sentence=true "
                 "too, or model.next_sentence=false"
             )
         if not self.next_sentence:
             return
-        if not told:
+        if not has_head:
             raise ValueError(
                 "objective.next_sentence=true needs a model with a head for it: set model.next_sentence=true"
             )

@@ -14,14 +14,15 @@ from trainer.objectives.draws import Draw
 
 @dataclass(frozen=True)
 class Rows:
-    """What is masked afterwards; each [rows, seq] but `labels`. Types and labels are there with sentences.
+    """Rows before they are masked; each tensor is [rows, seq], but `labels`. Without sentences there are no
+    types and labels.
 
     tokens: int64.
     candidates: bool, the tokens of text that may be predicted.
     documents: int64, by which padding is not attended to.
     types: int64, 0 in the first sentence, 1 in the second.
     labels: int64 [rows]: 0 where the second sentence follows the first, 1 where it is from elsewhere, IGNORED
-        where a row has no two sentences.
+        where there is too little text for two sentences.
     """
 
     tokens: Tensor

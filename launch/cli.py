@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
-from launch.begin import attach, generate, prepare, rank, submit, train, verify
+from launch.begin import attach, evaluate, generate, prepare, rank, submit, train, verify
 from launch.look import cancel, checkpoint, corpus, doctor, follow, logs, plot, reference, status
 from launch.options import command_adder
 
@@ -32,6 +32,7 @@ COMMANDS = (
     cancel,
     verify,
     generate,
+    evaluate,
     checkpoint,
     reference,
     plot,

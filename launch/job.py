@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 RANK = "trainer"  # modules of the trainer that `launch` starts as processes
 VERIFY = "trainer.verify.command"
 GENERATE = "trainer.generate.command"
+EVALUATE = "trainer.evaluate.command"
 DOCTOR = "trainer.doctor.command"
 DEBUG = "trainer.debug.command"
 

@@ -20,6 +20,6 @@ folder/        the run folder itself: what is in it, which start may write there
 process/       the operating system: signals, exit, threads, disk, memory, failures as one line
 models/, objectives/, optim/   what computes
 
-Beside the loop: verify/ (does this layout compute what one process computes?), trained/ and generate/ (a
-trained model and what it writes).
+Beside the loop: verify/ (does this layout compute what one process computes?), trained/, generate/ and
+evaluate/ (a trained model, what it writes and what it can do).
 """

@@ -64,7 +64,7 @@ def train(
         """Return whether the evaluation was finished; False where a request to stop cut it short."""
         results = evaluator(engine, stopping)
         if results is not None:
-            meter.evaluation(state, results)
+            meter.evaluation(state, results, evaluator.bias)
             best.add(state.step, figures_of(results))
         return results is not None
 

@@ -21,6 +21,7 @@ from trainer.decide import Decision, Then
 from trainer.evaluation.best import Best, open_best
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import open_heldout
+from trainer.evaluation.probes import open_probes
 from trainer.first_weights.fill import begin, restore_frozen
 from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
@@ -219,6 +220,7 @@ def assemble(
         restore_frozen(cfg, engine, ranks)
     state = resumed or TrainState()
     ranks.together(lambda: check_length(cfg, stream, state))
+    probes = open_probes(cfg, engine, layout, stream, ranks)
     heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, ranks=ranks)
     first = state.step
 
@@ -242,6 +244,7 @@ def assemble(
             every=cfg.train.eval_every,
             objective=cfg.objective,
             pp=layout.pp,
+            probes=probes,
             ranks=ranks,
             phases=phases,
         ),

@@ -7,4 +7,5 @@ verify.py     one process as the reference, then the layout, compared
 rank.py       become one rank that another launcher starts
 attach.py     be the terminal of a rank that is in pdb
 generate.py   become the process that continues a text
+evaluate.py   the ranks that measure what trained runs can do
 """

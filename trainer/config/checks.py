@@ -105,6 +105,11 @@ def _check_objective(cfg: RunConfig) -> None:
             f"data.image_size={cfg.data.image_size}: model.kind={cfg.model.kind} takes no pictures: leave "
             "data.image_size out"
         )
+    if cfg.train.eval_bias and NEXT_TOKEN not in cfg.model.offers:
+        raise ValueError(
+            f"train.eval_bias: model.kind={cfg.model.kind} predicts no next token, so it gives sentences no "
+            "likelihood: set it to []"
+        )
     if cfg.track.samples and NEXT_TOKEN not in cfg.model.offers:
         raise ValueError(
             f"track.samples: model.kind={cfg.model.kind} predicts no next token, so it continues no prompts: "

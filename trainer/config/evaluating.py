@@ -32,3 +32,31 @@ def load(run: Path, overrides: Sequence[str], world: int) -> RunConfig:
     cfg = reading.load(run, (*_ANY_LAYOUT, batch, *overrides))
     checks.layout(cfg, world)
     return cfg
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (runs, overrides) of the words of a command line, in which they may be mixed: a `key=value` of
+    the config is an override. ValueError where there is no run.
+    """
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    runs = [word for word in words if word not in overrides]
+    if not runs:
+        raise ValueError("which run? give a run folder such as runs/quickstart")
+    return runs, overrides
+
+
+def named(words: Sequence[str], option: str) -> dict[str, str]:
+    """Return name → path of an option's NAME=PATH; a path alone is called as the file is.
+
+    ValueError where two have one name, or nothing is at a path.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, path = word.rpartition("=")
+        name = name or Path(path).stem
+        if name in found:
+            raise ValueError(f"{option}: two are called {name!r}: give each its own name, as NAME=PATH")
+        if "://" not in path and not Path(path).exists():
+            raise ValueError(f"{option} {word}: {path} is not there")
+        found[name] = path
+    return found

@@ -79,7 +79,7 @@ OUTSIDE_CURVE = (
     *("name", "run_dir", "parallel", "checkpoint", "supervise", "track"),
     *(f"data.{key}" for key in ("ledger", "prefetch", "decode_threads", "cache_dir", "cache_bytes")),
     *(f"train.{key}" for key in ("micro_batch", "log_every", "threads", "ranks")),
-    *(f"train.{key}" for key in ("eval_every", "eval_documents", "eval_overlap")),
+    *(f"train.{key}" for key in ("eval_every", "eval_documents", "eval_overlap", "eval_bias")),
     *(f"finetune.{key}" for key in ("metric", "patience", "keep_best")),
 )
 

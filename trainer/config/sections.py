@@ -105,6 +105,12 @@ class TrainConfig:
         "< data.seq_len",
         "in tokens",
     ] = 0
+    eval_bias: Annotated[
+        list[str],
+        "files of paired sentences that differ in one term: each evaluation tells the difference of their "
+        "log-likelihoods",
+        "needs data.heldout",
+    ] = field(default_factory=list)
     ranks: Annotated[
         list[int],
         "the fewest and the most ranks that a start may have, such as [2, 4]; none: any number that fits",

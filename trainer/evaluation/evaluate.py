@@ -11,6 +11,8 @@ from typing import Any
 
 from data.stream.heldout import HeldoutLoader
 from parallel.engine import Engine
+from trainer.evaluation.bias import Bias
+from trainer.evaluation.probes import Probes
 from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.ranks import Ranks
 from trainer.watch.phases import EVALUATION, Phases
@@ -58,6 +60,7 @@ class Evaluator:
     objective: says what the figures are made of, and whether the loss is the negative log-likelihood of the
         text; None: a language model's.
     pp: ranks of a pipeline.
+    probes: measures the biases that each evaluation tells beside the sets' figures.
     ranks: an error in reading on one rank is raised on all: see `Ranks.together`.
     phases: told of each part of an evaluation, `BATCHES` × pp batches.
     """
@@ -70,6 +73,7 @@ class Evaluator:
         done: int = 0,
         objective: ObjectiveConfig | None = None,
         pp: int = 1,
+        probes: Probes = dict,
         ranks: Ranks | None = None,
         phases: Phases | None = None,
     ) -> None:
@@ -79,6 +83,8 @@ class Evaluator:
         self.done = done
         self._objective = objective or CausalLMConfig()
         self._together = BATCHES * pp
+        self._probes = probes
+        self.bias: dict[str, Bias] = {}
         self._ranks = ranks or Ranks()
 
     def due(self, step: int, *, last: bool) -> bool:
@@ -90,7 +96,8 @@ class Evaluator:
         self, engine: Engine, stopping: Callable[[], bool] = lambda: False
     ) -> dict[str, HeldoutResult] | None:
         """Return name → result of each held-out set, or None where some rank was asked to stop meanwhile: the
-        same on every rank. The ranks agree on a request to stop every `BATCHES` × pp batches.
+        same on every rank. The ranks agree on a request to stop every `BATCHES` × pp batches. The attribute
+        `bias` then has the figures of the probes by name.
         """
         results = {}
         for heldout in self.sets:
@@ -114,6 +121,8 @@ class Evaluator:
                 bits_per_byte=self._bits_per_byte(loss_sum, heldout),
                 measures=self._objective.figures(measures),
             )
+        with self._phases.main.inside(EVALUATION, detail="bias"):
+            self.bias = self._probes()
         return results
 
     def _bits_per_byte(self, loss_sum: float, heldout: HeldoutLoader) -> float:

@@ -1,6 +1,7 @@
 """Opens the held-out sets of a run, and leaves their damaged documents out."""
 
-from data.corpus.corpus import check_classes, check_tokenizers
+from data.config import Heldout
+from data.corpus.corpus import DamagedDocument, check_classes, check_tokenizers
 from data.stream.heldout import HeldoutLoader
 from data.stream.stream import Stream
 from parallel.engine import Engine
@@ -28,19 +29,7 @@ def open_heldout(
     """
 
     def open_sets() -> list[HeldoutLoader]:
-        sets = [
-            HeldoutLoader(
-                entry,
-                seq_len=cfg.data.seq_len,
-                rank=engine.data_rank,
-                ranks=engine.data_ranks,
-                micro_batch=cfg.train.micro_batch,
-                overlap=cfg.train.eval_overlap,
-                max_documents=cfg.train.eval_documents,
-                cfg=cfg.data,
-            )
-            for entry in cfg.data.heldout
-        ]
+        sets = [make_loader(entry, cfg, engine) for entry in cfg.data.heldout]
         for number, heldout in enumerate(sets):
             key = f"data.heldout[{number}].path"
             check_tokenizers(key, heldout.corpus, stream.sources[0].corpus)
@@ -60,19 +49,41 @@ def open_heldout(
             events.event("heldout", step, reason)
     if cfg.data.on_corrupt == "quarantine":
         for heldout in sets:
-            # A node may have a copy of its own: a document that one rank cannot read is counted on none.
-            everywhere = {
-                number: damage for found in ranks.gather(heldout.damaged()) for number, damage in found
-            }
-            heldout.leave_out(sorted(everywhere))
-            for _, damage in sorted(everywhere.items()):
+            for damage in leave_damaged_out(heldout, ranks):
                 reason = (
                     f"shard {damage.shard}: sample {damage.sample!r}, byte {damage.offset}: damaged; "
                     f"held-out {heldout.name} is evaluated without it"
                 )
                 events.event("quarantine", step, reason, heldout=heldout.name, **vars(damage))
-            if not heldout.rows:
-                raise on_every_rank(
-                    RuntimeError(f"held-out {heldout.name}: every document is damaged: restore the corpus")
-                )
+            check_something_left(heldout)
     return sets
+
+
+def make_loader(entry: Heldout, cfg: RunConfig, engine: Engine) -> HeldoutLoader:
+    """Open one held-out set for the engine's data rank, as the config says that it is read."""
+    return HeldoutLoader(
+        entry,
+        seq_len=cfg.data.seq_len,
+        rank=engine.data_rank,
+        ranks=engine.data_ranks,
+        micro_batch=cfg.train.micro_batch,
+        overlap=cfg.train.eval_overlap,
+        max_documents=cfg.train.eval_documents,
+        cfg=cfg.data,
+    )
+
+
+def leave_damaged_out(heldout: HeldoutLoader, ranks: Ranks) -> list[DamagedDocument]:
+    """Leave the damaged documents of a set out, and return them. Collective."""
+    # A node may have a copy of its own: a document that one rank cannot read is counted on none.
+    everywhere = {number: damage for found in ranks.gather(heldout.damaged()) for number, damage in found}
+    heldout.leave_out(sorted(everywhere))
+    return [damage for _, damage in sorted(everywhere.items())]
+
+
+def check_something_left(heldout: HeldoutLoader) -> None:
+    """RuntimeError, on every rank, where every document of a set was damaged."""
+    if not heldout.rows:
+        raise on_every_rank(
+            RuntimeError(f"held-out {heldout.name}: every document is damaged: restore the corpus")
+        )

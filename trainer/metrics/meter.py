@@ -5,6 +5,7 @@ samples, the trackers and the live line.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from parallel.engine import Engine, Micro, StepResult
@@ -25,6 +26,7 @@ from trainer.state import TrainState
 from trainer.steps import Quarantined
 
 if TYPE_CHECKING:
+    from trainer.evaluation.bias import Bias
     from trainer.evaluation.evaluate import HeldoutResult
 
 
@@ -196,14 +198,24 @@ class Meter:
         self._trackers.log(record, state.step)
         self._progress.step(state.step, record)
 
-    def evaluation(self, state: TrainState, results: Mapping[str, "HeldoutResult"]) -> None:
-        """Record an evaluation made after `state.step`."""
+    def evaluation(
+        self,
+        state: TrainState,
+        results: Mapping[str, "HeldoutResult"],
+        bias: Mapping[str, "Bias"] = MappingProxyType({}),
+    ) -> None:
+        """Record an evaluation made after `state.step`: of each held-out set, and of each bias probe."""
         if self._writes:
-            record = {"step": state.step, "eval": {name: result.record() for name, result in results.items()}}
+            record: dict[str, Any] = {"step": state.step}
+            record["eval"] = {name: result.record() for name, result in results.items()}
+            if bias:
+                record["bias"] = {name: found.record() for name, found in bias.items()}
             self._metrics.write(record)
             self._trackers.log(record, state.step)
             for name, result in results.items():
                 self._progress.print_line(f"step {state.step}: held-out {name}: {result}")
+            for name, found in bias.items():
+                self._progress.print_line(f"step {state.step}: {name}: {found}")
         self._speed.go()
 
     def ended_early(self, state: TrainState, why: str) -> None:

@@ -157,9 +157,9 @@ def wandb_mode() -> str:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of metrics.jsonl under the names of trackers: `train/…` but for what is under `eval`."""
-    training = {key: value for key, value in record.items() if key not in ("step", "eval")}
-    return flat({"train": training, "eval": record.get("eval", {})})
+    """A record of metrics.jsonl under the names of trackers: `train/…`, `eval/…` and `bias/…`."""
+    training = {key: value for key, value in record.items() if key not in ("step", "eval", "bias")}
+    return flat({"train": training, "eval": record.get("eval", {}), "bias": record.get("bias", {})})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,9 +5,11 @@ The training corpora need not be there: what they said of texts is in the run fo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from data.tokenizer.prompting import Prompting
@@ -37,6 +39,7 @@ class TrainedRun:
     cfg: the run's config, with the layout of these ranks.
     engine, layout: hold the model.
     texts: how texts become ids.
+    context: what the run's objective may know of it.
     ranks: this rank among all.
     """
 
@@ -46,7 +49,13 @@ class TrainedRun:
     engine: Engine
     layout: Layout
     texts: Prompting
+    context: ObjectiveContext
     ranks: Ranks
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """The hash of the tokenizer that the model was trained with."""
+        return hashlib.sha256(self.context.tokenizer()).hexdigest()
 
 
 def open_run(
@@ -56,7 +65,6 @@ def open_run(
     stack: ExitStack,
     *,
     step: int | None = None,
-    classes: int = 0,
 ) -> TrainedRun:
     """Load a checkpoint of a run onto these ranks. Collective.
 
@@ -64,7 +72,6 @@ def open_run(
     overrides: of the layout and of what is read; see `trainer.config.evaluating.load`.
     stack: closes the engine.
     step: of the checkpoint; None: the newest that verifies.
-    classes: how many classes the labels of what is evaluated tell apart.
 
     Raises ValueError where the layout cannot be or there is no checkpoint of that step, RuntimeError where
     one is damaged.
@@ -83,11 +90,10 @@ def open_run(
         eos=texts.separator,
         tokenizer=(run / "tokenizer.json").read_bytes,
         model=cfg.model,
-        classes=classes,
     )
     engine = make_engine(cfg, runtime, layout, context, trains=False)
     stack.callback(engine.close)
     ranks.together(lambda: load(folder, engine.chunks()))
     engine.load(engine.scalars())
     restore_frozen(cfg, engine, ranks)
-    return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, ranks)
+    return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, context, ranks)

@@ -1,0 +1,87 @@
+"""`germinal evaluate`: what trained runs can do, on any layout."""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from launch import options
+from launch.checks import check_alone
+from launch.job import EVALUATE, Job
+from trainer.process import cores
+
+REPEATED = ("set", "choices", "images", "bias")
+SINGLE = ("prompts", "shots", "shots_from", "seed", "step", "out")
+
+
+def add_command(add: options.AddCommand) -> None:
+    parser = add("evaluate", "loss and bits per byte by held-out set; multiple choice, bias")
+    parser.add_argument("words", metavar="RUN", nargs="+", help="run folders; key=value: the layout")
+    parser.add_argument(
+        "--nproc", type=options.count, default=1, metavar="N", help="ranks on this machine (default 1)"
+    )
+    parser.add_argument(
+        "--step", type=options.count, metavar="N", help="the checkpoint of step N (default: the newest)"
+    )
+    add_questions(parser)
+    parser.add_argument("--out", default="", metavar="FILE", help="for the JSON document; tables beside it")
+    options.add_json(parser)
+    parser.set_defaults(run=evaluate, rest="words")
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say on what runs are examined."""
+    group = parser.add_argument_group("what on", "besides the held-out sets of each run's config")
+    for option, metavar, about in (
+        ("--set", "NAME=DIR", "another corpus as a held-out set"),
+        ("--choices", "NAME=FILE", "questions of multiple choice: a JSON object a line"),
+        ("--images", "NAME=DIR", "labelled pictures, classified by --prompts"),
+        ("--bias", "NAME=FILE", "paired sentences that differ in one term"),
+    ):
+        group.add_argument(option, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
+    add = group.add_argument
+    add("--prompts", default="", metavar="FILE", help="captions of the classes of --images")
+    add("--shots", type=options.integer, default=0, metavar="K", help="solved questions before each one")
+    add("--shots-from", default="", metavar="FILE", help="to draw them from (default: the questions' own)")
+    add("--seed", type=options.integer, default=0, metavar="N", help="of these draws")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Check what can be checked at once; then run the ranks."""
+    from launch.local import run
+    from trainer.config import evaluating
+    from trainer.folder import run_folder
+
+    check_alone(os.environ)
+    runs, overrides = evaluating.split_words(args.words)
+    check(args)
+    folders = [run_folder.find(folder) for folder in runs]
+    cfgs = [evaluating.load(folder, overrides, args.nproc) for folder in folders]
+    words = [f"--{name.replace('_', '-')}={value}" for name in REPEATED for value in getattr(args, name)]
+    given = ((name, getattr(args, name)) for name in SINGLE)
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in given if value not in ("", None)]
+    words += ["--json"] * args.json
+    job = Job(runs[0], (*runs[1:], *overrides), args.nproc, module=EVALUATE, options=tuple(words))
+    threads = cores.choose(
+        job.nproc, asked=cfgs[0].train.threads, environ=os.environ, folder=None, occupancy=cores.Occupancy()
+    )
+    return run.run_as_children(replace(job, threads=threads.count))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError, one line, where a file is not there, or options do not go together."""
+    from trainer.config.evaluating import named
+
+    for name in REPEATED:
+        named(getattr(args, name), f"--{name}")
+    for name in ("prompts", "shots_from"):
+        if (path := getattr(args, name)) and not Path(path).exists():
+            raise ValueError(f"--{name.replace('_', '-')} {path} is not there")
+    if args.shots < 0:
+        raise ValueError(f"--shots {args.shots}: must be 0 or more")
+    if bool(args.images) != bool(args.prompts):
+        raise ValueError("--images needs --prompts, the captions of its classes, and the other way round")
+    if args.out and not Path(args.out).resolve().parent.is_dir():
+        raise ValueError(f"--out {args.out}: the folder {Path(args.out).parent} is not there")
+    if args.out.endswith(".md"):
+        raise ValueError(f"--out {args.out}: the JSON document's name; the tables go beside it, as .md")

@@ -1,0 +1,82 @@
+"""A trained run on held-out sets: the run's own, or others."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from data.config import Heldout
+from data.corpus.corpus import Corpus
+from data.stream.heldout import HeldoutLoader
+from trainer.evaluate.calibration import calibrate
+from trainer.evaluate.labelled import Outputs, read_set
+from trainer.evaluation.evaluate import Evaluator
+from trainer.evaluation.heldout import check_something_left, leave_damaged_out, make_loader
+from trainer.models.pictures import HasClasses
+from trainer.objectives.build import build_objective
+from trainer.objectives.picture_config import ClassificationConfig
+from trainer.trained.on_ranks import TrainedRun
+
+
+def sets_of(trained: TrainedRun, given: Mapping[str, str]) -> dict[str, str]:
+    """Return name → path of the sets of a run's config, and of those that were `given` beside them."""
+    own = {entry.name or entry.path: entry.path for entry in trained.cfg.data.heldout}
+    return own | dict(given)
+
+
+def open_set(trained: TrainedRun, name: str, path: str) -> HeldoutLoader:
+    """Open a corpus as a held-out set of the run. Collective.
+
+    ValueError where it is no corpus, or its ids or classes are not the run's; RuntimeError where it is
+    damaged. Under data.on_corrupt=quarantine damaged documents are left out, and told on standard error.
+    """
+
+    def opened() -> HeldoutLoader:
+        heldout = make_loader(Heldout(path=path, name=name), trained.cfg, trained.engine)
+        _check_ids(trained, name, heldout.corpus)
+        classes = len(heldout.corpus.manifest.classes)
+        if wrong := replace(trained.context, classes=classes).wrong_classes(trained.cfg.objective):
+            raise ValueError(f"held-out {name}={path}: {wrong}")
+        return heldout
+
+    heldout = trained.ranks.together(opened)
+    if trained.cfg.data.on_corrupt == "quarantine":
+        for damage in leave_damaged_out(heldout, trained.ranks):
+            if trained.ranks.rank == 0:
+                print(f"held-out {name}: evaluated without {damage}", file=sys.stderr)
+        check_something_left(heldout)
+    return heldout
+
+
+def _check_ids(trained: TrainedRun, name: str, corpus: Corpus) -> None:
+    entry = corpus.manifest.tokenizer
+    if (entry.sha256, entry.eos) != (trained.tokenizer_sha256, trained.texts.separator):
+        raise ValueError(
+            f"held-out {name}={corpus.storage.path} was prepared with another tokenizer than {trained.run} "
+            f"was trained with: prepare it with --tokenizer {trained.run / 'tokenizer.json'}"
+        )
+
+
+def evaluate_set(trained: TrainedRun, heldout: HeldoutLoader) -> dict[str, Any]:
+    """Return the figures of a set by name: those that an evaluation inside the run has, and of text the
+    perplexity, of classes the calibration. Collective: every rank has the same.
+    """
+    cfg = trained.cfg
+    evaluator = Evaluator(
+        [heldout], every=0, objective=cfg.objective, pp=trained.layout.pp, ranks=trained.ranks
+    )
+    results = evaluator(trained.engine)
+    assert results is not None, "nobody asks to stop"
+    found: dict[str, Any] = dict(results[heldout.name].record())
+    if cfg.objective.scores_text:
+        found["perplexity"] = math.exp(found["loss"]) if found["loss"] < 700 else math.inf
+    if isinstance(cfg.objective, ClassificationConfig) and isinstance(cfg.model, HasClasses):
+        wanted = Outputs(build_objective(cfg.objective, trained.context), cfg.model.classes)
+        logits, labels = read_set(trained, heldout, wanted)
+        if len(labels):
+            shares = logits.double().softmax(dim=1).numpy()
+            found |= calibrate(shares, labels).record()
+    return found | {"documents": heldout.documents}

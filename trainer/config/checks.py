@@ -31,9 +31,9 @@ def check(cfg: RunConfig) -> None:
     """
     keys.check(cfg)
     cfg.model.check()
-    _check_row_length(cfg)
     check_data(cfg.data)
     _check_objective(cfg)
+    _check_row_length(cfg)
     _check_finetune(cfg)
     train = cfg.train
     if train.ranks and (len(train.ranks) != 2 or train.ranks[0] > train.ranks[1]):

@@ -32,12 +32,7 @@ class ComparingConfig(ObjectiveConfig):
         return 1
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
-        learnt = model.learnt if isinstance(model, EmbedsPairs) else "none"
-        if learnt != self.learnt:
-            raise ValueError(
-                f"objective.kind={self.kind}: needs model.learnt={self.learnt}, and this model has "
-                f"model.learnt={learnt}: set that, or choose another objective"
-            )
+        self._check_learnt(model)
         if isinstance(model, HasHeads) and model.head != "embedding":
             raise ValueError(
                 f"model.head={model.head}: objective.kind={self.kind} needs model.head=embedding"
@@ -54,6 +49,21 @@ class ComparingConfig(ObjectiveConfig):
             raise ValueError(
                 f"data.packing={data.packing}: objective.kind={self.kind} compares the two halves of a row: "
                 "set data.packing to views (two crops of a document) or pair (its two texts)"
+            )
+
+    def _check_learnt(self, model: ModelConfig) -> None:
+        """Raise ValueError where the model does not learn what the objective has learnt beside embeddings."""
+        if isinstance(model, EmbedsPairs):
+            if model.learnt != self.learnt:
+                raise ValueError(
+                    f"objective.kind={self.kind}: needs model.learnt={self.learnt}, and this model has "
+                    f"model.learnt={model.learnt}: set that, or choose another objective"
+                )
+        elif self.learnt != "none":
+            raise ValueError(
+                f"objective.kind={self.kind}: needs a model with model.learnt={self.learnt}, and "
+                f"model.kind={model.kind} learns no scale: choose text_pair or image_text, or "
+                "objective.kind=contrastive"
             )
 
 

@@ -42,19 +42,18 @@ def test_slabs_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distance(run(Alone(), Compared(micro_batch=4))[0], expected) < TOLERANCE
 
 
+# The models that embed rows are in `test_objective_parity`, on these layouts and others.
 LAYOUTS: list[tuple[int, int, dict[str, Any]]] = [
-    *((2, micro, {"zero": zero}) for zero, micro in ((0, 8), (2, 1), (3, 2))),
+    (2, 1, {"zero": 2}),
     (4, 2, {"dp_replicate": 2, "dp_shard": 2, "zero": 2}),
     (2, 4, {"pp": 2, "schedule": "zbv_zero_bubble"}),
-    (4, 2, {"pp": 2, "zero": 3, "schedule": "gpipe"}),
-    (2, 2, {"engine": "deepspeed", "zero": 3}),
 ]
 MORE: list[tuple[int, int, dict[str, Any]]] = [
+    *((2, micro, {"zero": zero}) for zero, micro in ((0, 8), (1, 1), (3, 2))),
     *((2, 4, {"pp": 2, "schedule": schedule}) for schedule in ("1f1b", "interleaved_1f1b")),
-    (2, 1, {"zero": 1}),
-    (2, 8, {"engine": "deepspeed", "zero": 1}),
+    (4, 2, {"pp": 2, "zero": 3, "schedule": "gpipe"}),
     *((4, 2, {"pp": 2, "zero": zero}) for zero in (1, 2, 3)),
-    *((2, 4, {"engine": "deepspeed", "zero": zero}) for zero in (0, 2)),
+    *((2, 4, {"engine": "deepspeed", "zero": zero}) for zero in (0, 1, 2, 3)),
 ]
 
 

@@ -5,13 +5,17 @@ from itertools import groupby
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.objective import IGNORED, ModelInputs
+from trainer.models.decoder.config import DecoderConfig
+from trainer.models.decoder.decoder import Decoder
 from trainer.objectives.context import ObjectiveContext
 from trainer.objectives.spans.config import SpanCorruptionConfig
 from trainer.objectives.spans.span_corruption import SpanCorruption
 
 EOS, VOCAB = 0, 1000
+PARTS = (*(f"attention.{part}" for part in ("wq", "wk", "wv", "wo")), "mlp.w1", "mlp.w2", "mlp.w3")
 
 
 def objective(seq: int, seed: int = 0, **keys: float) -> SpanCorruption:
@@ -73,6 +77,58 @@ def test_a_row_is_t5s_inputs_and_behind_them_its_targets(density: float, mean_sp
         predicted = (inputs.kwargs["targets"][row] != IGNORED).nonzero()[:, 0].tolist()
         places = inputs.kwargs["places"][row].tolist()
         assert places == predicted + [-1] * (len(places) - len(predicted))
+
+
+def log_probabilities(cfg: DecoderConfig, weights: dict[str, Tensor], ids: list[int], prefix: int) -> Tensor:
+    """Of the token behind each of `ids`, [ids, vocab], in float64: Llama's formulas, and tokens of the prefix
+    see one another.
+    """
+    w, place = {name: one.detach().double() for name, one in weights.items()}, torch.arange(len(ids))
+    width = cfg.head_width
+    seen = (place <= place[:, None]) | ((place < prefix) & (place[:, None] < prefix))
+    angles = place[:, None] * cfg.rope_theta ** (-torch.arange(0, width, 2).double() / width)
+
+    def turned(x: Tensor) -> Tensor:
+        z = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat((z.real, z.imag), dim=-1)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + cfg.norm_eps).rsqrt() * w[f"{name}.weight"]
+
+    x = w["embed.weight"][ids]
+    for layer in (f"layers.{number}" for number in range(cfg.layers)):
+        linear = {part: w[f"{layer}.{part}.weight"].T for part in PARTS}
+        h = norm(x, f"{layer}.attention_norm")
+        q, k, v = (
+            (h @ linear[f"attention.{part}"]).unflatten(1, (cfg.heads, width)).transpose(0, 1)
+            for part in ("wq", "wk", "wv")
+        )
+        scores = (turned(q) @ turned(k).mT / width**0.5).masked_fill(~seen, -torch.inf)
+        x = x + (scores.softmax(-1) @ v).transpose(0, 1).flatten(1) @ linear["attention.wo"]
+        h = norm(x, f"{layer}.mlp_norm")
+        x = x + (F.silu(h @ linear["mlp.w1"]) * (h @ linear["mlp.w3"])) @ linear["mlp.w2"]
+    return (norm(x, "norm") @ w["head.weight"].T).log_softmax(-1)
+
+
+def test_the_loss_is_that_of_t5s_targets_after_its_inputs() -> None:
+    """A prefix decoder in fp32 on the objective's rows, against formulas in float64 on T5's two sequences."""
+    cfg = DecoderConfig(layers=2, hidden=32, heads=4, ffn_hidden=48, vocab=VOCAB + 16)
+    torch.manual_seed(0)
+    model = Decoder(cfg)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, mean=float(weight.ndim == 1), std=0.3)
+    seq, lengths = 32, [32, 20, 2, 0]
+    corrupted = objective(seq, density=0.3)
+    fed = corrupted.inputs(batch(lengths, seq), (0, 1, 2, 3))
+    with torch.no_grad():
+        losses, counts = corrupted.loss(model(fed.x, **fed.kwargs), fed)
+    for row, length in enumerate(lengths[:3]):
+        inputs, targets = t5(list(range(1, length + 1)), spans_of(fed, row, length))
+        found = log_probabilities(cfg, dict(model.named_parameters()), inputs + targets[:-1], len(inputs))
+        expected = -found[len(inputs) - 1 :].gather(1, torch.tensor(targets)[:, None]).sum()
+        assert counts[row] == len(targets)
+        assert float(losses[row]) == pytest.approx(float(expected), rel=1e-5)
+    assert losses[3] == counts[3] == 0
 
 
 def test_what_has_no_text_to_corrupt_counts_nothing() -> None:

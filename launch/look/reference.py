@@ -34,6 +34,9 @@ A config is a YAML file, and each `key=value` after it on the command line chang
 leading 0. `${key}` stands for the value that another key is given, in quotes inside `{…}` and `[…]`, and
 `\\${` for those two characters.
 
+The keys of `model` and `objective` are those of its `kind`: the column "of kind" says which kinds have a key
+so; one that kinds declare differently, such as with another default, has a line for each way.
+
 A value that a key cannot have, and keys that cannot go together, are one line and exit code 2 before any rank
 starts.
 """

@@ -7,6 +7,7 @@ RANK = "trainer"  # modules of the trainer that `launch` starts as processes
 VERIFY = "trainer.verify.command"
 GENERATE = "trainer.generate.command"
 EVALUATE = "trainer.evaluate.command"
+EXPORT = "trainer.export.command"
 DOCTOR = "trainer.doctor.command"
 DEBUG = "trainer.debug.command"
 

@@ -8,4 +8,5 @@ rank.py       become one rank that another launcher starts
 attach.py     be the terminal of a rank that is in pdb
 generate.py   become the process that continues a text
 evaluate.py   the ranks that measure what trained runs can do
+export.py     become the process that writes a Hugging Face folder
 """

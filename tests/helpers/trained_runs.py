@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.config import DataConfig, Source
 from data.tokenizer import training
@@ -42,11 +43,15 @@ def make_trained_run(
     steps: Sequence[int] = (1, 2),
     eos: int = 0,
     identity: dict[str, Any] | None = None,
+    model: DecoderConfig | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Decoder:
-    """A run folder as training leaves it; the newest checkpoint holds the returned model."""
+    """A run folder as training leaves it; the newest checkpoint holds the returned model: of random weights,
+    or of `weights`.
+    """
     cfg = RunConfig(
         name=folder.name,
-        model=model_config(tied),
+        model=model or model_config(tied),
         data=DataConfig(sources=[Source(path=str(folder / "no-corpus"))], seq_len=32),
         run_dir=str(folder),
     )
@@ -56,8 +61,9 @@ def make_trained_run(
     training.utf8_bytes().save(str(folder / "tokenizer.json"))
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     own = Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()
-    state = json.dumps({"identity": own if identity is None else identity})
     model = drawn(cfg.model)
+    if weights is not None:
+        model.load_state_dict(dict(weights), strict=False)
     for step in steps:
         tmp, final = folder / f".tmp-{step}", checkpoints.step_folder(folder / "checkpoints", step)
         tmp.mkdir()
@@ -68,6 +74,8 @@ def make_trained_run(
             for name, p in model.named_parameters()
         ]
         part = write_part(tmp, 0, chunks)
+        so_far = {"step": step, "sequences": step, "tokens": 32 * step}
+        state = json.dumps({"state": so_far, "identity": own if identity is None else identity})
         (tmp / checkpoints.STATE).write_text(state)
         part.files[checkpoints.STATE] = FileEntry(len(state), digest(state.encode()))
         checkpoints.commit(tmp, final, [part], step=step, sequences=step)

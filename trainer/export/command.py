@@ -1,0 +1,48 @@
+"""The process of `germinal export`.
+
+`python -m trainer.process.entry trainer.export.command RUN --out DIR [options]`
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.exit_codes import DONE, FAILED, WRONG
+from common.standard_error import complain
+from trainer.export.export import export
+from trainer.export.weights import DTYPES
+from trainer.process.interrupts import LeaveAtOnce
+
+
+def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
+    """Write the folder and print what it holds; return the exit code.
+
+    `at_once` answers signals until a folder is written, which an interrupt removes.
+    """
+    parser = argparse.ArgumentParser("germinal export", description="write a run as a Hugging Face folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or the config in it")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--step", type=int, metavar="N", help="that checkpoint (default: the newest)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights")
+    parser.add_argument("--shard-bytes", type=int, default=5 * 10**9, metavar="N", help="of a file, at most")
+    options = parser.parse_args(arguments)
+    if at_once:
+        at_once.end()
+    try:
+        done = export(
+            options.run,
+            options.out,
+            step=options.step,
+            dtype=options.dtype,
+            shard_bytes=options.shard_bytes,
+        )
+    except ValueError as error:
+        return complain(error, WRONG)
+    except (RuntimeError, OSError) as error:
+        return complain(error, FAILED)
+    files = len(done.written.files)
+    print(
+        f"{options.out}: {done.architecture} of step {done.step}, {done.written.parameters:,} parameters, "
+        f"{done.written.bytes:,} bytes as {options.dtype} in {files} file{'s' * (files > 1)}"
+    )
+    return DONE

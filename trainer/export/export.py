@@ -1,0 +1,149 @@
+"""A run's checkpoint → a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.files import fsync_folder, write_durably
+from trainer.checkpoint.folder import STATE
+from trainer.checkpoint.manifest import read_manifest
+from trainer.config import first_keys, reading
+from trainer.config.run_config import RunConfig
+from trainer.export.card import Facts, card
+from trainer.export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
+from trainer.export.weights import DTYPES, Written, write_weights
+from trainer.first_weights.checkpoint_source import CheckpointSource
+from trainer.folder import run_folder
+from trainer.huggingface import choose
+from trainer.huggingface.families.family import Family
+from trainer.huggingface.folder import CONFIG
+from trainer.huggingface.mapping import by_theirs
+from trainer.models.config import NEXT_TOKEN, init_from
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.tokenizer import load_prompting
+
+TRANSFORMERS = "5.0.0"
+"""The version whose config.json this is."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    architecture: the class of transformers that loads it.
+    step: of the checkpoint.
+    written: the weights.
+    """
+
+    architecture: str
+    step: int
+    written: Written
+
+
+def export(run: str | Path, out: Path, *, step: int | None, dtype: str, shard_bytes: int) -> Exported:
+    """Write the checkpoint of `step`, else the newest that verifies, into the new folder `out`.
+
+    The folder is written under another name beside `out` and renamed when it is whole and on disk. The same
+    parameters give the same bytes, whatever layout saved them. Memory: some 32 MiB, whatever the model.
+
+    dtype: of the weights, a key of `weights.DTYPES`.
+    shard_bytes: of a file of weights, at most; a larger tensor is alone in one.
+
+    Raises:
+        ValueError: `out` is there already, there is no checkpoint of that step, or no architecture of
+            transformers computes what this model does.
+        RuntimeError: a checkpoint or the tokenizer is damaged, or a value is not finite in that dtype.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out}: exists already, and nothing is overwritten: give another folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: {out.parent} is no folder: make it, or give another")
+    home = run_folder.find(run)
+    cfg = reading.load(home)
+    if cfg.finetune.adds:
+        raise ValueError(
+            f"{home} trains {cfg.finetune.method} beside a model that it does not keep: merge them first"
+        )
+    family, keys = choose.for_export(cfg.model, cfg.row_length)
+    at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
+    draft = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    draft.mkdir()
+    try:
+        exported = _write(draft, home, at, cfg, family, keys, dtype=dtype, shard_bytes=shard_bytes)
+        fsync_folder(draft)
+        if out.exists():
+            raise ValueError(f"--out {out}: was made meanwhile by another program: give another folder")
+        os.rename(draft, out)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    fsync_folder(out.parent)
+    return exported
+
+
+def _write(
+    folder: Path,
+    home: Path,
+    at: Path,
+    cfg: RunConfig,
+    family: Family,
+    keys: Mapping[str, Any],
+    *,
+    dtype: str,
+    shard_bytes: int,
+) -> Exported:
+    special = SpecialTokens({}, {})
+    if cfg.model.vocab:
+        prompting = load_prompting(home, at)
+        special = special_tokens(prompting.tokenizer, prompting.separator, template=prompting.template)
+        content = (home / "tokenizer.json").read_bytes()
+        files = tokenizer_files(content, special, context=cfg.row_length, origin=_origin(cfg))
+        for name, data in files.items():
+            write_durably(folder / name, data)
+    config = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **keys,
+        **special.ids,
+        "dtype": str(DTYPES[dtype][1]).removeprefix("torch."),
+        "transformers_version": TRANSFORMERS,
+    }
+    _json(folder / CONFIG, config)
+    if NEXT_TOKEN in cfg.model.offers:
+        ids = {name: special.ids[name] for name in ("bos_token_id", "eos_token_id") if name in special.ids}
+        pad = special.ids.get("pad_token_id", special.ids.get("eos_token_id"))
+        _json(
+            folder / "generation_config.json",
+            {**ids, "pad_token_id": pad, "transformers_version": TRANSFORMERS},
+        )
+    step = read_manifest(at).step
+    written = write_weights(
+        folder,
+        CheckpointSource(at, cfg.model),
+        by_theirs(family.mapped(cfg.model)),
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+    )
+    state = json.loads((at / STATE).read_bytes())
+    facts = Facts(cfg, home, step, state, family.architecture, dtype, written.parameters, written.files)
+    write_durably(folder / "README.md", card(facts).encode())
+    return Exported(family.architecture, step, written)
+
+
+def _origin(cfg: RunConfig) -> Path | None:
+    """Return the Hugging Face folder that the run began from, if it is still there."""
+    try:
+        origin = first_keys.origin(init_from(cfg.model)) if init_from(cfg.model) else None
+    except ValueError:
+        return None
+    return None if origin is None or origin.is_run else origin.folder
+
+
+def _json(path: Path, values: Mapping[str, Any]) -> None:
+    write_durably(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())

@@ -1,0 +1,106 @@
+"""The tokenizer of an exported model: files that `AutoTokenizer` reads, and which of its tokens are special.
+
+tokenizer.json is the run's, byte for byte: with it `transformers` gives the ids that the model was trained
+on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from data.tokenizer import loading
+
+TOKENIZER, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+BESIDES = (CONFIG, MAP, "chat_template.jinja", "added_tokens.json")
+"""Files beside tokenizer.json that say how a tokenizer is used."""
+
+_USUAL = {
+    "pad_token": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
+    "mask_token": ("[MASK]", "<mask>", "<|mask|>"),
+    "cls_token": ("[CLS]", "<cls>"),
+    "sep_token": ("[SEP]", "<sep>"),
+    "unk_token": ("[UNK]", "<unk>", "<|unknown|>"),
+}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The special tokens of a tokenizer.
+
+    tokens: their name in `transformers`, such as "eos_token" → token.
+    ids: "eos_token_id" … → id, of those that a model's config names.
+    """
+
+    tokens: Mapping[str, str]
+    ids: Mapping[str, int]
+
+
+def special_tokens(tokenizer: Tokenizer, eos: int, *, template: bool) -> SpecialTokens:
+    """Find the special tokens.
+
+    eos: the id between documents.
+    template: whether the tokenizer's template stood around each document: its first id begins a text. Without
+        one the separator does.
+    """
+    before = loading.template(tokenizer, eos)[0] if template else []
+    found: dict[str, str] = {}
+    for name, number in (("bos_token", before[0] if before else eos), ("eos_token", eos)):
+        if (token := tokenizer.id_to_token(number)) is not None:
+            found[name] = token
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_token")
+    if unknown is None and isinstance(model.get("unk_id"), int):  # Unigram
+        unknown = tokenizer.id_to_token(model["unk_id"])
+    if unknown:
+        found["unk_token"] = unknown
+    for name, usual in _USUAL.items():
+        known = next((token for token in usual if tokenizer.token_to_id(token) is not None), None)
+        if known and name not in found:
+            found[name] = known
+    of_config = ("bos_token", "eos_token", "pad_token", "cls_token", "sep_token", "mask_token")
+    numbers = {f"{name}_id": tokenizer.token_to_id(found[name]) for name in of_config if name in found}
+    return SpecialTokens(found, {name: number for name, number in numbers.items() if number is not None})
+
+
+def tokenizer_files(
+    content: bytes, special: SpecialTokens, *, context: int, origin: Path | None
+) -> dict[str, bytes]:
+    """Return name → content of the tokenizer's files.
+
+    content: the run's tokenizer.json.
+    context: tokens of a training sequence.
+    origin: the Hugging Face folder that the run began from. Where it has the same tokenizer.json, the files
+        beside that are its own: they may hold a chat template.
+    """
+    files = {TOKENIZER: content}
+    if origin is not None and _same(origin / TOKENIZER, content):
+        found = {name: (origin / name).read_bytes() for name in BESIDES if (origin / name).is_file()}
+        if CONFIG in found:
+            return files | found
+    settings: dict[str, Any] = {
+        # The class of any tokenizer.json; a model's own would build its tokenizer anew.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+        **special.tokens,
+    }
+    files[CONFIG] = _json(settings)
+    files[MAP] = _json(dict(special.tokens))
+    return files
+
+
+def _same(file: Path, content: bytes) -> bool:
+    try:
+        return file.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

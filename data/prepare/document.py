@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# What an origin holds of a document's place; the rest of it is about the document, such as its class.
+_PLACE = ("source", "path", "offset", "row", "key", "token", "record", "part")
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -64,8 +67,8 @@ class Document:
 
     @property
     def where(self) -> str:
-        """The origin in one word, for messages: source:path:place."""
-        return ":".join(str(value) for value in self.origin.values())
+        """The place in one word, for messages: source:path:place, such as a key or a row."""
+        return ":".join(str(self.origin[name]) for name in _PLACE if name in self.origin)
 
     @property
     def is_text(self) -> bool:

@@ -3,5 +3,6 @@
 - `dispatch.py`: read first; which reader reads which kind, and what damage raises.
 - `text.py` (also FASTA), `json_rows.py`, `tables.py`, `ids.py`, `samples.py`: the readers.
 - `records.py`: how a row or JSON object becomes a document, for all of them.
+- `table_columns.py`: which columns of a table are read.
 - `parquet_pages.py`: refuses Parquet pages that would fill the memory.
 """

@@ -39,14 +39,17 @@ def whole(text: str, tally: Tally, where: str) -> str:
 
 
 def value_at(record: dict[str, Any], name: str) -> Any:
-    """The value of the field `name`; for "doc.body" also of the field `body` in the field `doc`. None where
-    there is none.
+    """The value of the field `name`; for "doc.body" also of the field `body` in the field `doc`, and for
+    "captions.0" the first value of the list `captions`. None where there is none.
     """
     if name in record:
         return record[name]
     value: Any = record
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
@@ -125,10 +128,16 @@ def _with_picture(
         caption = _text(text, recipe, tally, where)
     if caption is None:
         return None
-    if not caption:
-        tally.add("noted.no_caption", len(picture), where)
+    if not caption.strip():
+        caption = ""
+        tally.add("noted.no_caption", len(picture), where + not_a_text(recipe.text_field, text))
     # Cleaning finds the true format by the content.
     return Document(caption, origin, media={PICTURES[0]: picture})
+
+
+def not_a_text(name: str, value: Any) -> str:
+    """What a message adds where the field `name` holds something that is no text; "" where it holds none."""
+    return "" if value is None or isinstance(value, str | bytes) else f" ({name} is {type(value).__name__})"
 
 
 def _text(value: str | bytes, recipe: Recipe, tally: Tally, where: str) -> str | None:
@@ -161,7 +170,8 @@ def class_of(value: Any, tally: Tally, where: str) -> dict[str, Any]:
         value = value.decode("utf-8", "replace")
     unknown = isinstance(value, int) and value < 0
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or unknown:
-        tally.add("noted.no_class", 0, where)
+        is_other = value is not None and not isinstance(value, str | int)
+        tally.add("noted.no_class", 0, f"{where} (it is {type(value).__name__})" if is_other else where)
         return {}
     return {CLASS: str(value), **({CLASS_NUMBER: value} if isinstance(value, int) else {})}
 

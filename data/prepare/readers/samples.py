@@ -22,7 +22,7 @@ from data.corpus.columns import CLASS, PICTURES
 from data.opening import open_bytes
 from data.prepare.document import Document
 from data.prepare.readers.json_rows import is_too_deep
-from data.prepare.readers.records import class_of, origin_of, too_long, whole
+from data.prepare.readers.records import class_of, not_a_text, origin_of, too_long, value_at, whole
 from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decode
 from data.prepare.sources.sources import InputFile
@@ -88,7 +88,7 @@ def _sample_document(
             if isinstance(record.get(value), str):
                 document.origin[name] = record[value]
         if recipe.label_field:
-            document.origin |= class_of(record.get(recipe.label_field), tally, document.where)
+            document.origin |= class_of(value_at(record, recipe.label_field), tally, document.where)
     if document.media and "cls" in members and CLASS not in document.origin:
         stated = decode(members["cls"], recipe, tally, document.where)
         if stated is None:
@@ -98,21 +98,39 @@ def _sample_document(
     if "npy" in members and not document.media:
         document.ids = _array(members["npy"], f"{file.path} sample {key}")
         return document
-    for extension in _CAPTIONS:
-        if extension in members:
-            text = decode(members[extension], recipe, tally, document.where)
-            document.text = text or ""
-            return document if text is not None else None
-    # img2dataset keeps the caption in the JSON as well.
-    for name in (recipe.text_field, *(["caption"] if document.media else [])):
-        if isinstance(record, dict) and isinstance(record.get(name), str):
-            document.text = whole(record[name], tally, document.where)
-            return document
-    if document.media:
-        tally.add("noted.no_caption", size, document.where)
-        return document
-    tally.add("removed.no_text_in_sample", size, f"{document.where} (members: {', '.join(sorted(members))})")
-    return None
+    return _with_text(document, members, record if isinstance(record, dict) else {}, recipe, tally)
+
+
+def _with_text(
+    document: Document, members: dict[str, bytes], record: dict[str, Any], recipe: Recipe, tally: Tally
+) -> Document | None:
+    """The document of a sample with its text: that of the field that the command names, of a member, or of
+    img2dataset's field; None where it has neither text nor picture.
+    """
+    size = sum(len(value) for value in members.values())
+    named = value_at(record, recipe.text_field)
+    found = {extension: members[extension] for extension in _CAPTIONS if extension in members}
+    if isinstance(named, str) and (recipe.text_field != Recipe.text_field or not found):
+        document.text = whole(named, tally, document.where)
+    elif found:
+        text = decode(next(iter(found.values())), recipe, tally, document.where)
+        if text is None:
+            return None
+        document.text = text
+    elif document.media and isinstance(record.get("caption"), str):
+        document.text = whole(record["caption"], tally, document.where)
+    if not document.media:
+        if str(record.get("status") or "success") != "success":  # as img2dataset states it
+            tally.add("removed.not_downloaded", size, f"{document.where} ({record['status']})")
+            return None
+        if not found and not isinstance(named, str):
+            has = f" (members: {', '.join(sorted(members))})"
+            tally.add("removed.no_text_in_sample", size, document.where + has)
+            return None
+    elif not document.text.strip():
+        document.text = ""
+        tally.add("noted.no_caption", size, document.where + not_a_text(recipe.text_field, named))
+    return document
 
 
 def _samples(file: InputFile, limit: int) -> Iterator[tuple[str, int, dict[str, bytes]]]:

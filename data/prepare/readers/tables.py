@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +11,9 @@ from data.corpus.columns import CLASS, CLASS_NUMBER
 from data.opening import open_bytes
 from data.prepare.document import Document
 from data.prepare.readers.parquet_pages import MOST_GROWTH, PAGE_BYTES, repeated_bytes
-from data.prepare.readers.records import from_record, partitions
-from data.prepare.recipe import Recipe, option
+from data.prepare.readers.records import from_record
+from data.prepare.readers.table_columns import class_names, columns_to_read, need_column
+from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decoded_row, open_text
 from data.prepare.sources.looks import binary_format
 from data.prepare.sources.sources import InputFile
@@ -51,7 +51,7 @@ def separated(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
                     f"{file.path}: its header is not in the encoding {recipe.encoding}: name the file's with "
                     "--encoding, or leave it out with --exclude"
                 )
-            _need_column(names, file, recipe)
+            need_column(names, file, recipe)
             for number, values in enumerate(rows):
                 where = f"{file.relative}, row {number}, ends in line {lines.number}"
                 if len(values) > len(names):
@@ -126,34 +126,6 @@ def _delimiter(header: str, file: InputFile, recipe: Recipe) -> str:
     return max(found, key=lambda sign: (recipe.text_field in found[sign], len(found[sign])))
 
 
-def _need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
-    wanted = [name for name in (recipe.text_field, recipe.ids_field) if name in columns]
-    needs_text = not recipe.image_field or recipe.text_field != Recipe.text_field
-    if not wanted and needs_text:
-        pictures = [name.removesuffix(".bytes") for name in columns if name.endswith(".bytes")]
-        hint = f"; the pictures are read with --image-field {pictures[0]}" if pictures else ""
-        raise ValueError(
-            f"{file.path} has no column {recipe.text_field!r}: give --text-field as one of "
-            f"{', '.join(columns)}{_from_folders(file)}{hint}"
-        )
-    if wanted and columns.count(wanted[0]) > 1:
-        raise ValueError(
-            f"{file.path} has {columns.count(wanted[0])} columns {wanted[0]!r}: name one otherwise"
-        )
-    for key in ("second_field", "label_field", "image_field"):
-        name = getattr(recipe, key)
-        if name and name not in columns and name not in partitions(file):
-            raise ValueError(
-                f"{file.path} has no column {name!r}: give {option(key)} as one of {', '.join(columns)}"
-                f"{_from_folders(file)}"
-            )
-
-
-def _from_folders(file: InputFile) -> str:
-    names = list(partitions(file))
-    return f" (and its folders say {', '.join(names)})" if names else ""
-
-
 def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Document]:
     """Yield a document for each row."""
     import pyarrow.parquet
@@ -161,7 +133,7 @@ def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
     with open_bytes(file_range.file.path) as stream, _damage():
         # Without a buffer Arrow reads all pictures of a row group at once.
         table = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES if recipe.image_field else 0)
-        columns = _columns(table.schema_arrow, file_range.file, recipe)
+        columns = columns_to_read(table.schema_arrow, file_range.file, recipe)
         groups = list(range(file_range.start, file_range.end))
         row = sum(table.metadata.row_group(group).num_rows for group in range(file_range.start))
         batches = table.iter_batches(
@@ -169,7 +141,7 @@ def parquet(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Doc
             row_groups=groups,
             columns=columns,
         )
-        classes = _class_names(table.schema_arrow, recipe)
+        classes = class_names(table.schema_arrow, recipe)
         yield from _rows(batches, row, file_range.file, recipe, tally, classes)
 
 
@@ -193,42 +165,6 @@ def _batch_rows(metadata: Any, groups: list[int], columns: list[str], path: str)
 
 def _grows(column: Any) -> bool:
     return column.total_uncompressed_size > max(PAGE_BYTES, MOST_GROWTH * column.total_compressed_size)
-
-
-def _columns(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
-    """The top-level columns to read: for the field "doc.body" the column `doc`."""
-    names = [name for field in schema for name in _names(field)]
-    _need_column(names, file, recipe)
-    wanted = {name if name in schema.names else name.split(".")[0] for name in _wanted(names, recipe)}
-    return [name for name in schema.names if name in wanted]
-
-
-def _wanted(names: list[str], recipe: Recipe) -> list[str]:
-    text = [recipe.text_field] if recipe.text_field in names else [recipe.ids_field, "attention_mask"]
-    more = [recipe.second_field, recipe.label_field, recipe.image_field]
-    return [*text, *more, recipe.licence_field, recipe.language_field]
-
-
-def _names(field: Any) -> list[str]:
-    """The name of a column, and of the fields in it as "doc.body"."""
-    import pyarrow
-
-    if not pyarrow.types.is_struct(field.type):
-        return [field.name]
-    inside = [f"{field.name}.{name}" for part in field.type for name in _names(part)]
-    return [field.name, *inside]
-
-
-def _class_names(schema: Any, recipe: Recipe) -> list[str]:
-    """The names of the numbers in the column of classes, as Hugging Face's datasets state them in the
-    schema; empty where they do not.
-    """
-    try:
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = about["info"]["features"][recipe.label_field]["names"]
-    except (ValueError, KeyError, TypeError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _rows(
@@ -292,8 +228,8 @@ def arrow(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[Docum
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         reader = pyarrow.ipc.open_file(stream) if is_file else pyarrow.ipc.open_stream(stream)
-        columns = _columns(reader.schema, file_range.file, recipe)
+        columns = columns_to_read(reader.schema, file_range.file, recipe)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
-        classes = _class_names(reader.schema, recipe)
+        classes = class_names(reader.schema, recipe)
         chosen = (batch.select(columns) for batch in batches)
         yield from _rows(chosen, 0, file_range.file, recipe, tally, classes)

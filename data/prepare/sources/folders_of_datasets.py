@@ -18,12 +18,19 @@ def documents(folder: str, names: list[str]) -> list[str]:
     """Those of the named files of one folder that hold documents.
 
     Where Hugging Face's `datasets` has saved to the folder, only the data files that its state.json lists:
-    `map` leaves others beside them.
+    `map` leaves others beside them. Beside NAME.tar, img2dataset's record of it (NAME.parquet,
+    NAME_stats.json) holds none.
 
     Raises ValueError for a selection over a data set, whose files hold more than the selection; RuntimeError
     for a state.json that cannot be read.
     """
-    names = [name for name in names if name != "dataset_dict.json"]
+    records = {
+        name.removesuffix(".tar") + of
+        for name in names
+        if name.endswith(".tar")
+        for of in (".parquet", "_stats.json")
+    }
+    names = [name for name in names if name != "dataset_dict.json" and name not in records]
     arrows = [name for name in names if name.endswith(".arrow")]
     described = [name for name in names if name.endswith((".arrow", ".json"))]
     if not described or not os.path.exists(os.path.join(folder, "state.json")):

@@ -168,7 +168,7 @@ def test_columns_of_bytes_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     assert [sample["text"] for sample in samples(tmp_path / "out")] == ["one", ""]
     assert labels(tmp_path / "out") == [3, -1]
     assert read_manifest(tmp_path / "out").media == ("jpg", "png")
-    assert report.examples["removed.no_picture"] == ["in:in.parquet:2:1:1 (no JPEG, PNG, WEBP, GIF, BMP)"]
+    assert report.examples["removed.no_picture"] == ["in:in.parquet:2 (no JPEG, PNG, WEBP, GIF, BMP)"]
     assert report.examples["removed.no_picture_in_row"] == [
         "in.parquet, row 1 (jpg is NoneType)",
         "in.parquet, row 4 (jpg is bytes)",
@@ -209,7 +209,7 @@ def test_what_cannot_be_decoded_is_named_and_counted(tmp_path: Path) -> None:
     assert found == {f"c/{name}": files[name] for name in good}
     assert report.counts["read"][0] == 6 and report.counts["removed.no_picture"][0] == 3
     named = [example.split(" (")[0] for example in report.examples["removed.no_picture"]]
-    assert named == ["in:c/cut.jpg:c", "in:c/empty.png:c", "in:c/html.jpg:c"]
+    assert named == ["in:c/cut.jpg", "in:c/empty.png", "in:c/html.jpg"]
     assert read_manifest(tmp_path / "out").media == ("jpg", "png")
 
 

@@ -9,6 +9,7 @@ towers/        models that embed the two sides of a row
 pairs.py       what objectives know of those models
 vision/        the vision transformer
 pictures.py    what objectives know of models that take pictures
+keys.py        keys that several configs have
 sizes.py       sizes and checks that several configs share
 blocks.py      how blocks are cut over ranks and drawn, alike in all transformers here
 layers/        what models are put together from

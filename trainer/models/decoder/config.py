@@ -13,6 +13,17 @@ from common.model_plan import ModelPlan
 from trainer.models import sizes
 from trainer.models.config import InitFrom, Parts
 from trainer.models.decoder.plan import decoder_plan
+from trainer.models.keys import (
+    GlobalEvery,
+    InitStd,
+    Layers,
+    MaxPositions,
+    MaybeGatedFFNHidden,
+    NormEps,
+    RopeTheta,
+    TieEmbeddings,
+    Vocab,
+)
 
 Norm = Literal["rms", "layer"]
 Activation = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]
@@ -37,19 +48,14 @@ class DecoderConfig:
     offers: ClassVar[frozenset[str]] = frozenset({"next token", "prefix", "hits"})
 
     kind: Annotated[Literal["decoder"], "which model this is"] = "decoder"
-    layers: Annotated[int, "blocks", "≥ 1"] = 4
+    layers: Layers = 4
     hidden: Annotated[int, "width; a multiple of heads where head_dim is 0", "≥ 1"] = 256
     heads: Annotated[int, "query heads, a multiple of kv_heads", "≥ 1"] = 4
     kv_heads: Annotated[int, "key-value heads; 0: one for each query head", "≥ 0"] = 0
     head_dim: Annotated[int, "width of a head; 0: hidden / heads", "≥ 0"] = 0
-    ffn_hidden: Annotated[
-        int,
-        "width of the feed-forward layer; 0: where it is gated 8/3 · hidden, rounded up to a multiple of 64, "
-        "else 4 · hidden",
-        "≥ 0",
-    ] = 0
-    vocab: Annotated[int, "tokens the model knows: at least the tokenizer's", "≥ 1", "in tokens"] = 4096
-    tie_embeddings: Annotated[bool, "embedding and head are one matrix"] = False
+    ffn_hidden: MaybeGatedFFNHidden = 0
+    vocab: Vocab = 4096
+    tie_embeddings: TieEmbeddings = False
     norm: Annotated[Norm, "RMSNorm, or LayerNorm with a bias"] = "rms"
     activation: Annotated[
         Activation, "of the feed-forward layer; …glu: gated; …_tanh: GELU by its approximation with tanh"
@@ -60,13 +66,8 @@ class DecoderConfig:
     mlp_bias: Annotated[bool, "biases in the feed-forward layer"] = False
     qk_norm: Annotated[bool, "normalise queries and keys, head by head"] = False
     positions: Annotated[Positions, "rotary, or a learned vector for each position"] = "rope"
-    max_positions: Annotated[
-        int, "learned positions: how many there are; at least data.seq_len", "≥ 1", "in tokens"
-    ] = 1024
-    # These numbers are used in float32: beyond its range they would become 0 or infinite.
-    rope_theta: Annotated[
-        float, "base of the rotary positions' frequencies", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
-    ] = 10000.0
+    max_positions: MaxPositions = 1024
+    rope_theta: RopeTheta = 10000.0
     rope_scaling: Annotated[
         RopeScaling,
         "how rotary frequencies are stretched for longer texts: all of them, or the slow ones as in Llama 3",
@@ -85,22 +86,13 @@ class DecoderConfig:
     window: Annotated[
         int, "a token attends to so many tokens, itself included; 0: to all before it", "≥ 0", "in tokens"
     ] = 0
-    global_every: Annotated[
-        int, "with a window: blocks 0, N, 2 · N … have none; 0: every block has it", "≥ 0"
-    ] = 0
+    global_every: GlobalEvery = 0
     attention_softcap: Annotated[
         float, "attention scores s become c · tanh(s / c); 0: they do not", "≥ 0", "≤ 3.4e38"
     ] = 0.0
     logit_softcap: Annotated[float, "the same for the logits", "≥ 0", "≤ 3.4e38"] = 0.0
-    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-5
-    init_std: Annotated[
-        float,
-        "standard deviation of the first weights; projections that add to the residual stream have a smaller "
-        "one",
-        "> 0",
-        "≥ 1.2e-38",
-        "≤ 3.4e38",
-    ] = 0.02
+    norm_eps: NormEps = 1e-5
+    init_std: InitStd = 0.02
     init_from: InitFrom = ""
 
     @property

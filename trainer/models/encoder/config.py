@@ -13,6 +13,17 @@ from common.model_plan import ModelPlan
 from trainer.models import sizes
 from trainer.models.config import InitFrom, Parts
 from trainer.models.encoder.plan import encoder_plan
+from trainer.models.keys import (
+    GlobalEvery,
+    Heads,
+    Hidden,
+    Layers,
+    MaxPositions,
+    MaybeGatedFFNHidden,
+    NormEps,
+    RopeTheta,
+    TieEmbeddings,
+)
 
 Norm = Literal["layer", "rms"]
 NormPlace = Literal["pre", "post"]
@@ -34,22 +45,17 @@ class EncoderConfig:
     offers: ClassVar[frozenset[str]] = frozenset({"masked tokens"})
 
     kind: Annotated[Literal["encoder"], "which model this is"] = "encoder"
-    layers: Annotated[int, "blocks", "≥ 1"] = 4
-    hidden: Annotated[int, "width; a multiple of heads", "≥ 1"] = 256
-    heads: Annotated[int, "attention heads", "≥ 1"] = 4
-    ffn_hidden: Annotated[
-        int,
-        "width of the feed-forward layer; 0: where it is gated 8/3 · hidden, rounded up to a multiple of 64, "
-        "else 4 · hidden",
-        "≥ 0",
-    ] = 0
+    layers: Layers = 4
+    hidden: Hidden = 256
+    heads: Heads = 4
+    ffn_hidden: MaybeGatedFFNHidden = 0
     vocab: Annotated[
         int,
         "tokens the model knows: at least the tokenizer's and those that the objective adds",
         "≥ 1",
         "in tokens",
     ] = 4096
-    tie_embeddings: Annotated[bool, "embedding and head are one matrix"] = True
+    tie_embeddings: TieEmbeddings = True
     norm: Annotated[Norm, "LayerNorm, or RMSNorm"] = "layer"
     norm_place: Annotated[
         NormPlace, "norms before attention and feed-forward layer and one at the end, or behind each sum"
@@ -59,29 +65,22 @@ class EncoderConfig:
     ] = "geglu"
     biases: Annotated[bool, "in linear layers and LayerNorms; the logits have one always"] = False
     positions: Annotated[Positions, "rotary, or a learned vector for each position"] = "rope"
-    max_positions: Annotated[
-        int, "learned positions: how many there are; at least data.seq_len", "≥ 1", "in tokens"
-    ] = 512
+    max_positions: MaxPositions = 512
     token_types: Annotated[
         int, "vectors that tell a row's first sentence from its second; 0: none", "≥ 0", "0 or ≥ 2"
     ] = 0
-    # These numbers are used in float32: beyond its range they would become 0 or infinite.
-    rope_theta: Annotated[
-        float, "base of the rotary positions' frequencies", "> 0", "≥ 1.2e-38", "≤ 3.4e38"
-    ] = 160000.0
+    rope_theta: RopeTheta = 160000.0
     rope_theta_local: Annotated[float, "the same in blocks with a window", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = (
         10000.0
     )
     window: Annotated[
         int, "a token attends to so many tokens on each side; 0: to all", "≥ 0", "in tokens"
     ] = 64
-    global_every: Annotated[
-        int, "with a window: blocks 0, N, 2 · N … have none; 0: every block has it", "≥ 0"
-    ] = 3
+    global_every: GlobalEvery = 3
     next_sentence: Annotated[
         bool, "a head that tells from the first token whether a row's second sentence follows its first"
     ] = False
-    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-5
+    norm_eps: NormEps = 1e-5
     init_std: Annotated[
         float,
         "standard deviation of the first weights; with norm_place=pre, projections that add to the residual "

@@ -2,7 +2,7 @@
 
 head.py              pooled hidden states → embedding, and the learnt scale and bias of the scores
 
-learnt.py            how these begin
+learnt.py            the keys of these, and how they begin
 
 text_pair_config.py  one encoder for two texts: its keys and facts
 text_pair.py         the model

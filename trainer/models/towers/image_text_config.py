@@ -12,10 +12,33 @@ from typing import Annotated, ClassVar, Literal
 from common.model_plan import Init, ModelPlan, Tower
 from trainer.models.blocks import block_styles, first_values
 from trainer.models.config import InitFrom, Parts
-from trainer.models.pairs import LEARNT_COLUMNS, Learnt, TextPool
+from trainer.models.keys import (
+    ClassToken,
+    EmbedNorm,
+    FFNHidden,
+    Heads,
+    Hidden,
+    ImageSize,
+    InitStd,
+    Layers,
+    NormEps,
+    PatchBias,
+    PatchSize,
+    PixelMean,
+    PixelStd,
+    Registers,
+    Vocab,
+)
+from trainer.models.pairs import LEARNT_COLUMNS, TextPool
 from trainer.models.pictures import Pictures
 from trainer.models.sizes import check_positions, check_split
-from trainer.models.towers.learnt import PUBLISHED_BIAS, learnt_init
+from trainer.models.towers.learnt import (
+    PUBLISHED_BIAS,
+    FirstBias,
+    FirstScale,
+    LearntNumbers,
+    learnt_init,
+)
 from trainer.models.vision.config import VisionConfig
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -26,10 +49,10 @@ Projection = Literal["none", "linear", "linear_bias"]
 class TextTowerConfig:
     """The tower for texts: pre-norm blocks with LayerNorm and biases, learned positions."""
 
-    layers: Annotated[int, "blocks", "≥ 1"] = 12
-    hidden: Annotated[int, "width; a multiple of heads", "≥ 1"] = 512
-    heads: Annotated[int, "attention heads", "≥ 1"] = 8
-    ffn_hidden: Annotated[int, "width of the feed-forward layer; 0: 4 · hidden", "≥ 0"] = 0
+    layers: Layers = 12
+    hidden: Hidden = 512
+    heads: Heads = 8
+    ffn_hidden: FFNHidden = 0
     activation: Annotated[Activation, "of the feed-forward layer"] = "quick_gelu"
     max_positions: Annotated[int, "learned positions; at least data.seq_len", "≥ 1", "in tokens"] = 77
     causal: Annotated[bool, "whether a token attends only to itself and those before it"] = True
@@ -37,7 +60,7 @@ class TextTowerConfig:
         TextPool, "what an embedding is made of: the mean of a text's hidden states, the first or the last"
     ] = "last"
     project: Annotated[Projection, "the layer from the pooled hidden state to the embedding"] = "linear"
-    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-5
+    norm_eps: NormEps = 1e-5
 
     @property
     def ffn_width(self) -> int:
@@ -53,17 +76,15 @@ class TextTowerConfig:
 class ImageTowerConfig:
     """The tower for pictures: a vision transformer; its keys are those of model.kind=vision."""
 
-    image_size: Annotated[
-        int, "height and width of a picture, a multiple of patch_size", "≥ 1", "in pixels"
-    ] = 224
-    patch_size: Annotated[int, "height and width of a patch", "≥ 1", "in pixels"] = 32
-    layers: Annotated[int, "blocks", "≥ 1"] = 12
-    hidden: Annotated[int, "width; a multiple of heads", "≥ 1"] = 768
-    heads: Annotated[int, "attention heads", "≥ 1"] = 12
-    ffn_hidden: Annotated[int, "width of the feed-forward layer; 0: 4 · hidden", "≥ 0"] = 0
+    image_size: ImageSize = 224
+    patch_size: PatchSize = 32
+    layers: Layers = 12
+    hidden: Hidden = 768
+    heads: Heads = 12
+    ffn_hidden: FFNHidden = 0
     activation: Annotated[Activation, "of the feed-forward layer"] = "quick_gelu"
-    class_token: Annotated[bool, "whether a learnt token stands before the patches"] = True
-    registers: Annotated[int, "learnt tokens behind the class token that no head reads", "≥ 0"] = 0
+    class_token: ClassToken = True
+    registers: Registers = 0
     pool: Annotated[
         Literal["class", "mean", "attention"],
         "what an embedding is made of: the class token, the mean of the patches, or a learnt query that "
@@ -72,15 +93,11 @@ class ImageTowerConfig:
     project: Annotated[
         Literal["none", "linear"], "the layer from the pooled hidden state to the embedding"
     ] = "linear"
-    patch_bias: Annotated[bool, "whether the linear layer on patches has a bias"] = False
-    embed_norm: Annotated[bool, "whether a LayerNorm stands before the blocks"] = True
-    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-5
-    pixel_mean: Annotated[
-        list[float], "of each channel, of values from 0 to 1: subtracted from the pixels", "3 values"
-    ] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
-    pixel_std: Annotated[list[float], "of each channel: what they are divided by", "3 values", "> 0"] = field(
-        default_factory=lambda: [0.26862954, 0.26130258, 0.27577711]
-    )
+    patch_bias: PatchBias = False
+    embed_norm: EmbedNorm = True
+    norm_eps: NormEps = 1e-5
+    pixel_mean: PixelMean = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    pixel_std: PixelStd = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
 
 
 @dataclass
@@ -95,36 +112,14 @@ class ImageTextConfig:
     offers: ClassVar[frozenset[str]] = frozenset({"embedding"})
 
     kind: Annotated[Literal["image_text"], "which model this is"] = "image_text"
-    vocab: Annotated[int, "tokens the model knows: at least the tokenizer's", "≥ 1", "in tokens"] = 49408
+    vocab: Vocab = 49408
     embedding: Annotated[int, "width of an embedding", "≥ 1"] = 512
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    learnt: Annotated[
-        Learnt,
-        "what is learnt of the scores besides: their scale, as in CLIP, or scale and bias, as in SigLIP",
-    ] = "scale"
-    first_scale: Annotated[
-        float,
-        "the learnt scale's first value, the inverse of a temperature; 0: as published, 1 / 0.07 with a "
-        "scale alone, 10 with a bias",
-        "≥ 0",
-        "≤ 3.4e38",
-    ] = 0.0
-    first_bias: Annotated[
-        float,
-        "the learnt bias's first value; the default is SigLIP's, for batches of 32,768 rows: about "
-        "-ln(train.global_batch)",
-        "≥ -3.4e38",
-        "≤ 3.4e38",
-    ] = PUBLISHED_BIAS
-    init_std: Annotated[
-        float,
-        "standard deviation of the first weights; projections that add to the residual stream have a smaller "
-        "one",
-        "> 0",
-        "≥ 1.2e-38",
-        "≤ 3.4e38",
-    ] = 0.02
+    learnt: LearntNumbers = "scale"
+    first_scale: FirstScale = 0.0
+    first_bias: FirstBias = PUBLISHED_BIAS
+    init_std: InitStd = 0.02
     init_from: InitFrom = ""
 
     @property

@@ -12,8 +12,14 @@ from typing import Annotated, ClassVar, Literal
 from common.model_plan import ModelPlan
 from trainer.models.config import Parts
 from trainer.models.encoder.pooled_config import PooledEncoderConfig
-from trainer.models.pairs import LEARNT_COLUMNS, Learnt
-from trainer.models.towers.learnt import PUBLISHED_BIAS, learnt_init
+from trainer.models.pairs import LEARNT_COLUMNS
+from trainer.models.towers.learnt import (
+    PUBLISHED_BIAS,
+    FirstBias,
+    FirstScale,
+    LearntNumbers,
+    learnt_init,
+)
 
 
 @dataclass
@@ -30,24 +36,9 @@ class TextPairConfig(PooledEncoderConfig):
 
     kind: Annotated[Literal["text_pair"], "which model this is"] = "text_pair"  # type: ignore[assignment]
     embedding: Annotated[int, "width of an embedding; 0: the pooled hidden state itself", "≥ 0"] = 0
-    learnt: Annotated[
-        Learnt,
-        "what is learnt of the scores besides: their scale, as in CLIP, or scale and bias, as in SigLIP",
-    ] = "none"
-    first_scale: Annotated[
-        float,
-        "the learnt scale's first value, the inverse of a temperature; 0: as published, 1 / 0.07 with a "
-        "scale alone, 10 with a bias",
-        "≥ 0",
-        "≤ 3.4e38",
-    ] = 0.0
-    first_bias: Annotated[
-        float,
-        "the learnt bias's first value; the default is SigLIP's, for batches of 32,768 rows: about "
-        "-ln(train.global_batch)",
-        "≥ -3.4e38",
-        "≤ 3.4e38",
-    ] = PUBLISHED_BIAS
+    learnt: LearntNumbers = "none"
+    first_scale: FirstScale = 0.0
+    first_bias: FirstBias = PUBLISHED_BIAS
 
     def check_seq_len(self, seq_len: int) -> None:
         if self.positions == "learned" and seq_len // 2 > self.max_positions:

@@ -13,6 +13,22 @@ from typing import Annotated, ClassVar, Literal
 from common.model_plan import ModelPlan
 from trainer.models import sizes
 from trainer.models.config import InitFrom, Parts
+from trainer.models.keys import (
+    ClassToken,
+    EmbedNorm,
+    FFNHidden,
+    Heads,
+    Hidden,
+    ImageSize,
+    InitStd,
+    Layers,
+    NormEps,
+    PatchBias,
+    PatchSize,
+    PixelMean,
+    PixelStd,
+    Registers,
+)
 from trainer.models.pictures import Pictures
 from trainer.models.vision.plan import vision_plan
 
@@ -39,14 +55,12 @@ class VisionConfig:
     vocab: ClassVar[int] = 0
 
     kind: Annotated[Literal["vision"], "which model this is"] = "vision"
-    image_size: Annotated[
-        int, "height and width of a picture, a multiple of patch_size", "≥ 1", "in pixels"
-    ] = 224
-    patch_size: Annotated[int, "height and width of a patch", "≥ 1", "in pixels"] = 16
-    layers: Annotated[int, "blocks", "≥ 1"] = 12
-    hidden: Annotated[int, "width; a multiple of heads", "≥ 1"] = 384
-    heads: Annotated[int, "attention heads", "≥ 1"] = 6
-    ffn_hidden: Annotated[int, "width of the feed-forward layer; 0: 4 · hidden", "≥ 0"] = 0
+    image_size: ImageSize = 224
+    patch_size: PatchSize = 16
+    layers: Layers = 12
+    hidden: Hidden = 384
+    heads: Heads = 6
+    ffn_hidden: FFNHidden = 0
     activation: Annotated[
         Activation,
         "of the feed-forward layer; gelu_tanh: its approximation with tanh; quick_gelu: with a sigmoid, as "
@@ -55,17 +69,17 @@ class VisionConfig:
     positions: Annotated[Positions, "a learnt table, or fixed sines and cosines of row and column"] = (
         "learned"
     )
-    class_token: Annotated[bool, "whether a learnt token stands before the patches"] = False
-    registers: Annotated[int, "learnt tokens behind the class token that no head reads", "≥ 0"] = 0
+    class_token: ClassToken = False
+    registers: Registers = 0
     pool: Annotated[
         Pool,
         "what classes and embedding are made of: the class token, the mean of the patches, or a learnt query "
         "that attends to all positions",
         "class: needs model.class_token=true",
     ] = "mean"
-    patch_bias: Annotated[bool, "whether the linear layer on patches has a bias"] = True
-    embed_norm: Annotated[bool, "whether a LayerNorm stands before the blocks, as in CLIP"] = False
-    norm_eps: Annotated[float, "added under the root of the norms", "> 0", "≥ 1.2e-38", "≤ 3.4e38"] = 1e-6
+    patch_bias: PatchBias = True
+    embed_norm: EmbedNorm = False
+    norm_eps: NormEps = 1e-6
     head: Annotated[
         Head,
         "classes: a logit for each class; pixels: those of masked patches; embedding: a vector for each "
@@ -76,20 +90,9 @@ class VisionConfig:
     embedding_hidden: Annotated[
         int, "head=embedding: width of a layer with GELU before it, as in SimCLR; 0: none", "≥ 0"
     ] = 0
-    pixel_mean: Annotated[
-        list[float], "of each channel, of values from 0 to 1: subtracted from the pixels", "3 values"
-    ] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    pixel_std: Annotated[list[float], "of each channel: what they are divided by", "3 values", "> 0"] = field(
-        default_factory=lambda: [0.5, 0.5, 0.5]
-    )
-    init_std: Annotated[
-        float,
-        "standard deviation of the first weights; projections that add to the residual stream have a smaller "
-        "one",
-        "> 0",
-        "≥ 1.2e-38",
-        "≤ 3.4e38",
-    ] = 0.02
+    pixel_mean: PixelMean = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    pixel_std: PixelStd = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    init_std: InitStd = 0.02
     init_from: InitFrom = ""
 
     @property

@@ -11,6 +11,7 @@ contrastive.py  contrastive, CLIP's and SigLIP's: rows of the global batch are c
 contrastive_config.py
                 their keys
 pairs.py        the two sides of a row → model inputs
+marked/         tasks whose tokens are marked: instructions, tags, answers
 masked_images.py
                 masked image modelling, as in SimMIM
 classification.py

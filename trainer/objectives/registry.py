@@ -2,6 +2,7 @@
 
 from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.objectives.contrastive_config import ClipConfig, ContrastiveConfig, SiglipConfig
+from trainer.objectives.marked.config import AnswersConfig, InstructionConfig, TagsConfig
 from trainer.objectives.masked.config import MaskedLMConfig
 from trainer.objectives.picture_config import ClassificationConfig, MaskedImagesConfig
 from trainer.objectives.spans.config import FillInTheMiddleConfig, SpanCorruptionConfig
@@ -16,5 +17,8 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "siglip": SiglipConfig,
     "classification": ClassificationConfig,
     "masked_images": MaskedImagesConfig,
+    "instruction": InstructionConfig,
+    "tags": TagsConfig,
+    "answers": AnswersConfig,
 }
 """`objective.kind` → the dataclass of its keys. The first is the default."""

@@ -16,7 +16,7 @@ CLASSES = 6
 
 def objective(weights: tuple[float, ...] = ()) -> Classification:
     model = TextClassesConfig(classes=CLASSES)
-    context = ObjectiveContext(0, 8, 16, 0, bytes, model, CLASSES, weights)
+    context = ObjectiveContext(0, 8, 16, 0, bytes, model, CLASSES, class_weights=weights)
     return Classification(ClassificationConfig(), context)
 
 

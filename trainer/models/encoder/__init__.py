@@ -9,4 +9,6 @@ pooled.py, pooled_config.py
               an encoder that pools the hidden states of texts
 text_classes.py, text_classes_config.py
               an encoder that tells classes of texts apart
+token_classes.py, token_classes_config.py
+              an encoder that tells classes of tokens apart
 """

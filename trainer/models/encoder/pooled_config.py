@@ -1,4 +1,4 @@
-"""What encoders that pool the hidden states of texts have in common, as plain data. Imports no torch.
+"""What encoders with another head than the vocabulary's have in common, as plain data. Imports no torch.
 
 The strings in a field's `Annotated` are its key's meaning, limits and unit; `trainer.config.keys` parses and
 checks them.
@@ -16,17 +16,13 @@ from trainer.models.pairs import TextPool
 
 
 @dataclass
-class PooledEncoderConfig(EncoderConfig):
-    """An encoder with a `trainer.models.towers.head.TextHead`. Its keys are an encoder's without those of the
-    vocabulary's head.
+class OtherHeadConfig(EncoderConfig):
+    """An encoder with a head of its own, of a linear layer `project` at most. Its keys are an encoder's
+    without those of the vocabulary's head.
     """
 
     tie_embeddings: ClassVar[bool] = False  # type: ignore[misc]
     next_sentence: ClassVar[bool] = False  # type: ignore[misc]
-
-    pool: Annotated[TextPool, "what a text becomes: the mean of its hidden states, the first or the last"] = (
-        "mean"
-    )
 
     @property
     def head_parameters(self) -> int:
@@ -46,3 +42,12 @@ class PooledEncoderConfig(EncoderConfig):
     def parameters(self) -> Parts:
         norm = self.hidden * (2 if self.norm == "layer" and self.biases else 1)
         return replace(super().parameters(), last=self.head_parameters + norm * (self.norm_place == "pre"))
+
+
+@dataclass
+class PooledEncoderConfig(OtherHeadConfig):
+    """An encoder with a `trainer.models.towers.head.TextHead`."""
+
+    pool: Annotated[TextPool, "what a text becomes: the mean of its hidden states, the first or the last"] = (
+        "mean"
+    )

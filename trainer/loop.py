@@ -62,8 +62,7 @@ def train(
 
     def evaluate() -> bool:
         """Return whether the evaluation was finished; False where a request to stop cut it short."""
-        results = evaluator(engine, stopping)
-        if results is not None:
+        if (results := evaluator(engine, stopping)) is not None:
             meter.evaluation(state, results, evaluator.bias)
             best.add(state.step, figures_of(results))
         return results is not None
@@ -74,8 +73,7 @@ def train(
     if best.is_over:
         return Decision(Then.DONE)
 
-    remaining = max(0, steps - state.step)
-    for micro_batches in islice(batches, remaining):  # not one more: the data may end there
+    for micro_batches in islice(batches, max(0, steps - state.step)):  # not one more: the data may end there
         lr = learning_rate(state.step, cfg.optim, steps)
         result = take_step(engine, batches, micro_batches, state, cfg, lr=lr, stop=stopping())
         history.add(result)

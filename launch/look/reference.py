@@ -61,9 +61,13 @@ def config(args: argparse.Namespace) -> int:
         print(markdown(found), end="")
     else:
         for section, members in by_section(found):
-            told = "\n".join(f"{name}: {text}" if name else text for name, text in about(section).items())
+            told = about(section) if section else {}
+            if len(told) > 1 and len({key.name for key in members}) > 1:
+                for name, text in told.items():
+                    print(f"{section}.kind={name}: {text}")
+            title = f"{section}: {told['']}" if "" in told else section or "the run"
             columns, lines = table(section, members)
-            tables.rows(f"{section}: {told}" if section else "the run", columns, lines)
+            tables.rows(title, columns, lines)
     return 0
 
 

@@ -77,5 +77,8 @@ def test_a_key_that_kinds_declare_differently_is_told_of_each(capfd: pytest.Capt
     (nested,) = json.loads(shown(capfd, "model.text.causal", "--json"))
     assert nested["kinds"] == ["image_text"]
     text = shown(capfd, "objective")
-    assert "siglip: What is minimised: the binary cross-entropy" in text and "of kind" in text
+    assert (
+        "\nobjective.kind=siglip: What is minimised: the binary cross-entropy" in text and "of kind" in text
+    )
+    assert "\\n" not in text and "objective.kind=siglip" not in shown(capfd, "objective.rate")
     assert "of kind" not in shown(capfd, "optim")

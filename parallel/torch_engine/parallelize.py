@@ -24,6 +24,7 @@ from parallel.parameters.towers import blocks_of
 from parallel.pipeline.stages import cut, keep_stage
 from parallel.transforms import float8, recompute
 from parallel.transforms.context import context_parallel
+from parallel.transforms.decoding import decoding_parallel
 from parallel.transforms.tensor import tensor_parallel
 
 
@@ -136,3 +137,25 @@ def _sharded_parameters(
         )
         for name, parameter in model.named_parameters()
     ]
+
+
+def parallelize_for_decoding(
+    plan: ModelPlan,
+    model_factory: Callable[[], nn.Module],
+    layout: Layout,
+    mesh: Mesh,
+    device: torch.device,
+) -> Parallelized:
+    """Build this rank's part of a model that reads token by token, in the device's memory, without values.
+
+    plan, model_factory: as of `parallelize`.
+    layout, mesh: of tensor parallelism alone; every group of tp ranks holds the whole model.
+    """
+    assert layout.pp == layout.cp == 1 and mesh.data is None, layout
+    with torch.device("meta"):
+        model = model_factory()
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tp_dims = decoding_parallel(model, plan, mesh.tp)
+    _materialize(model, plan, device)
+    parameters = _sharded_parameters(model, plan, shapes, tp_dims, mesh, across_stages=False)
+    return Parallelized({0: model.eval()}, parameters)

@@ -9,5 +9,6 @@ context.py        context parallelism: ranks share a sequence
 recompute.py      activation checkpointing, torch.compile
 fsdp.py           FSDP2: ZeRO's shards, mixed precision
 
+decoding.py       tensor parallelism for reading token by token
 kernels.py        the attention kernel, a choice of the whole process
 """

@@ -77,7 +77,7 @@ class RowLinearWithBias(DefersWeightGradients):
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """A module to which a style of the plan is applied.
 
     model: the whole model of this stage.
@@ -104,7 +104,12 @@ class _Target:
 
 
 def tensor_parallel(
-    model: nn.Module, plan: ModelPlan, axis: Axis, *, asynchronous: bool = False
+    model: nn.Module,
+    plan: ModelPlan,
+    axis: Axis,
+    *,
+    asynchronous: bool = False,
+    styles: "Styles | None" = None,
 ) -> dict[str, int]:
     """Cut `model`, still on the meta device, to this rank's part. Return parameter name → sharded dim.
 
@@ -113,17 +118,18 @@ def tensor_parallel(
     under a rule of the plan.
 
     asynchronous: see `async_tensor`.
+    styles: what each style of the plan does; None: what is described above.
     """
     if axis.group is None:
         return {}
-    styles = _ASYNCHRONOUS if asynchronous else _STYLES
+    styles = styles or (_ASYNCHRONOUS if asynchronous else STYLES)
     sharded: dict[str, int] = {}
     covered: set[str] = set()
     cut: set[nn.Parameter] = set()
     for name, module in list(model.named_modules()):
         for pattern, style in plan.tensor:
             if matches(pattern, name):
-                dims = styles[style](_Target(model, name, module, axis, cut))
+                dims = styles[style](Target(model, name, module, axis, cut))
                 covered.update(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
                 sharded.update({f"{name}.{own}": dim for own, dim in dims.items()})
     bare = [name for name, _ in model.named_parameters() if name not in covered]
@@ -131,7 +137,7 @@ def tensor_parallel(
     return sharded
 
 
-def _cut(at: _Target, name: str, dim: int) -> nn.Parameter:
+def cut_dim(at: Target, name: str, dim: int) -> nn.Parameter:
     whole = getattr(at.module, name)
     assert whole.is_meta and whole.shape[dim] % at.axis.size == 0, (
         f"{name} {tuple(whole.shape)} over tp={at.axis.size}"
@@ -143,17 +149,17 @@ def _cut(at: _Target, name: str, dim: int) -> nn.Parameter:
     return part
 
 
-def _column(at: _Target) -> dict[str, int]:
+def column(at: Target) -> dict[str, int]:
     """[out, in] cut by rows: whole input, a part of the output channels."""
     dims = {own: 0 for own, _ in at.module.named_parameters(recurse=False)}
     for own, dim in dims.items():
-        _cut(at, own, dim)
+        cut_dim(at, own, dim)
     return dims
 
 
-def _row(at: _Target) -> dict[str, int]:
+def _row(at: Target) -> dict[str, int]:
     """[out, in] cut by columns: a part of the input channels. Outputs are summed and scattered along seq."""
-    weight, group = _cut(at, "weight", 1), at.group
+    weight, group = cut_dim(at, "weight", 1), at.group
     bias = at.module._parameters.get("bias")
     if bias is not None:
         lora = at.module.lora if isinstance(at.module, HasLowRank) else None
@@ -165,13 +171,13 @@ def _row(at: _Target) -> dict[str, int]:
     return {"weight": 1}
 
 
-def _partial(at: _Target) -> dict[str, int]:
+def _partial(at: Target) -> dict[str, int]:
     """[out, in] cut by columns. The partial sums stay as they are: a module around this one adds them up."""
-    _cut(at, "weight", 1)
+    cut_dim(at, "weight", 1)
     return {"weight": 1}
 
 
-def _split(at: _Target) -> dict[str, int]:
+def _split(at: Target) -> dict[str, int]:
     """The module computes for the whole sequence, and this rank keeps its part."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -182,7 +188,7 @@ def _split(at: _Target) -> dict[str, int]:
     return {}
 
 
-def _alike(at: _Target) -> dict[str, int]:
+def _alike(at: Target) -> dict[str, int]:
     """The module gets the whole sequence, and its output's gradient comes to 1/tp of itself on every rank."""
     _gather(at)
     share = 1 / at.axis.size
@@ -190,7 +196,7 @@ def _alike(at: _Target) -> dict[str, int]:
     return {}
 
 
-def _gather(at: _Target) -> dict[str, int]:
+def _gather(at: Target) -> dict[str, int]:
     """The module's first argument, hidden states, is gathered along seq."""
     group = at.group
 
@@ -201,22 +207,22 @@ def _gather(at: _Target) -> dict[str, int]:
     return {}
 
 
-def _sequence(at: _Target) -> dict[str, int]:
+def unchanged(at: Target) -> dict[str, int]:
     """The module works on its part of the sequence, or of the heads, without a change."""
     return {}
 
 
-def _vocab_embedding(at: _Target) -> dict[str, int]:
-    at.replace_by(VocabEmbedding(_cut_rows(at), at.axis))
+def _vocab_embedding(at: Target) -> dict[str, int]:
+    at.replace_by(VocabEmbedding(cut_rows(at), at.axis))
     return {"weight": 0}
 
 
-def _vocab_head(at: _Target) -> dict[str, int]:
+def _vocab_head(at: Target) -> dict[str, int]:
     _gather(at)
-    rows = _cut_rows(at).shape[0]
+    rows = cut_rows(at).shape[0]
     dims = {"weight": 0}
     if at.module._parameters.get("bias") is not None:
-        _cut(at, "bias", 0)
+        cut_dim(at, "bias", 0)
         dims["bias"] = 0
     assert isinstance(at.module, VocabParallel), (
         f"{at.name}: {type(at.module).__name__} takes no vocabulary shard"
@@ -225,12 +231,12 @@ def _vocab_head(at: _Target) -> dict[str, int]:
     return dims
 
 
-def _cut_rows(at: _Target) -> nn.Parameter:
+def cut_rows(at: Target) -> nn.Parameter:
     """Cut the module's weight by rows, unless that has been done, for all modules that share the weight."""
     whole: Any = at.module.weight
     if whole in at.cut:
         return whole
-    part = _cut(at, "weight", 0)
+    part = cut_dim(at, "weight", 0)
     for other in at.model.modules():
         if other is not at.module and other._parameters.get("weight") is whole:
             other.weight = part
@@ -238,37 +244,40 @@ def _cut_rows(at: _Target) -> nn.Parameter:
     return part
 
 
-def _async_column(at: _Target) -> dict[str, int]:
+def _async_column(at: Target) -> dict[str, int]:
     assert isinstance(at.module, nn.Linear)
-    dims = _column(at)
+    dims = column(at)
     siblings = at.model.get_submodule(at.name.rpartition(".")[0]).children()
     number = sum(isinstance(other, async_tensor.ColumnLinear) for other in siblings)
     at.replace_by(async_tensor.ColumnLinear(at.module, number))
     return dims
 
 
-def _async_row(at: _Target) -> dict[str, int]:
+def _async_row(at: Target) -> dict[str, int]:
     assert isinstance(at.module, nn.Linear)
-    _cut(at, "weight", 1)
+    cut_dim(at, "weight", 1)
     at.replace_by(async_tensor.RowLinear(at.module, at.group))
     return {"weight": 1}
 
 
-def _async_gather(at: _Target) -> dict[str, int]:
+def _async_gather(at: Target) -> dict[str, int]:
     async_tensor.gather(at.module, at.group)
     return {}
 
 
-_STYLES: Mapping[str, Callable[[_Target], dict[str, int]]] = {
-    "column": _column,
+Styles = Mapping[str, Callable[[Target], dict[str, int]]]
+"""Name of a style of `ModelPlan.tensor` → what it does to a module: returns parameter → dim that is cut."""
+
+STYLES: Styles = {
+    "column": column,
     "row": _row,
     "partial": _partial,
     "gather": _gather,
-    "sequence": _sequence,
+    "sequence": unchanged,
     "split": _split,
     "alike": _alike,
-    "attention_core": _sequence,  # works on its heads as it is; see parallel.transforms.context
+    "attention_core": unchanged,  # works on its heads as it is; see parallel.transforms.context
     "vocab_embedding": _vocab_embedding,
     "vocab_head": _vocab_head,
 }
-_ASYNCHRONOUS = {**_STYLES, "gather": _async_gather, "column": _async_column, "row": _async_row}
+_ASYNCHRONOUS = {**STYLES, "gather": _async_gather, "column": _async_column, "row": _async_row}

@@ -34,6 +34,23 @@ def load(run: Path, overrides: Sequence[str], world: int) -> RunConfig:
     return cfg
 
 
+def load_to_decode(run: Path, overrides: Sequence[str], world: int) -> RunConfig:
+    """Return the config of the run in the folder `run` for `world` ranks that write texts: they share the
+    model by tensor parallelism, unless `overrides` say otherwise.
+
+    Raises ValueError, one line, where an override is wrong, or the layout is not one of tensor parallelism.
+    """
+    asked = any(override.startswith("parallel.") for override in overrides)
+    cfg = load(run, overrides if asked else (*overrides, f"parallel.tp={world}"), world)
+    layout = checks.layout(cfg, world)
+    if layout.tp != world:
+        raise ValueError(
+            f"parallel.tp={layout.tp} on {world} ranks: a text is written by tensor parallelism alone: set "
+            f"parallel.tp={world}"
+        )
+    return cfg
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return (runs, overrides) of the words of a command line, in which they may be mixed: a `key=value` of
     the config is an override. ValueError where there is no run.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -60,10 +60,16 @@ def restore_frozen(cfg: RunConfig, engine: Engine, ranks: Ranks) -> WeightSource
     chunks = engine.frozen()
     if not any(ranks.gather(bool(chunks))):
         return None
+    source = restore(chunks, cfg, ranks)
+    engine.load(engine.scalars())
+    return source
+
+
+def restore(chunks: Sequence[Chunk], cfg: RunConfig, ranks: Ranks) -> WeightSource:
+    """Fill chunks of weights from `model.init_from`; return the source. Collective."""
     source = open_source(init_from(cfg.model), ranks)
     found = matched(chunks, source, cfg, ranks)
     ranks.together(lambda: fill(chunks, source, found))
-    engine.load(engine.scalars())
     return source
 
 

@@ -2,8 +2,7 @@
 
 command.py            the process of `germinal generate`
 text.py               run and prompt → text, as it is written
-sampling.py           model and ids → ids: the loop over tokens, temperature, top-p
 training_samples.py   the process that a training run starts to sample its checkpoints
 
-The model, its weights and its tokenizer come from trainer/trained.
+The model, its weights, its tokenizer and the loop over tokens come from trainer/trained.
 """

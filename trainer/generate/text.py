@@ -1,16 +1,19 @@
 """Run and prompt → text, as it is written."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from data.tokenizer import loading
-from trainer.config import reading
+from parallel.world.runtime import Runtime
+from trainer.config import evaluating, reading
 from trainer.folder import run_folder
-from trainer.generate.sampling import generate
 from trainer.models.config import NEXT_TOKEN
+from trainer.trained.decoding import open_for_decoding
+from trainer.trained.sampling import generate, generate_many
 from trainer.trained.trained_model import TrainedModel, load_newest, load_step
 
 
@@ -36,14 +39,41 @@ def continue_text(
             `step`.
         RuntimeError: no checkpoint verifies, or the tokenizer is not the one that the run was trained with.
     """
+    return continue_prompt(
+        open_writer(run, step=step),
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+def open_writer(
+    run: Path,
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    runtime: Runtime | None = None,
+) -> TrainedModel:
+    """Load a checkpoint of a run that continues texts.
+
+    Args:
+        run: run folder, or the config in it.
+        step: the checkpoint's; default: the newest that verifies.
+        overrides: keys of the config, for the layout of several ranks.
+        runtime: this rank, where there are several. Collective then.
+
+    Raises as `continue_text` does, and ValueError where the layout cannot be.
+    """
     run = run_folder.find(run)
     cfg = reading.load(run / run_folder.CONFIG)
     if NEXT_TOKEN not in cfg.model.offers:
         raise ValueError(f"{run}: model.kind={cfg.model.kind} predicts no next token: it continues no text")
-    trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
-    return continue_prompt(
-        trained, prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
-    )
+    if runtime is not None and runtime.world > 1:
+        return open_for_decoding(run, overrides, runtime, step=step)
+    evaluating.load_to_decode(run, overrides, 1)
+    return load_newest(cfg, run) if step is None else load_step(cfg, run, step)
 
 
 def continue_prompt(
@@ -60,25 +90,80 @@ def continue_prompt(
     Args:
         trained: the model and its tokenizer.
         prompt: text to continue; an empty prompt begins a new document.
-        max_tokens, temperature, top_p, seed: see `trainer.generate.sampling.generate`.
+        max_tokens, temperature, top_p, seed: see `trainer.trained.sampling.generate`.
 
     A part ends between two characters, whatever bytes a token stands for.
     """
-    tokenizer = trained.tokenizer
-    tokenizer.encode_special_tokens = True  # what looks like a special token in the prompt is text
-    before, _ = loading.template(tokenizer, trained.separator) if trained.template else ([], [])
+    texts = trained.prompting
     ids = generate(
         trained.model,
-        [trained.separator, *before, *tokenizer.encode(prompt, add_special_tokens=False).ids],
+        [*texts.beginning, *texts.encode(prompt)],
         max_tokens=max_tokens,
         context=trained.context,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
         stop=trained.separator,
-        vocab=loading.vocab_size(tokenizer),
+        vocab=texts.vocab,
     )
-    return decode(ids, tokenizer)
+    return decode(ids, trained.tokenizer)
+
+
+def continue_prompts(
+    trained: TrainedModel,
+    prompts: Sequence[str],
+    *,
+    batch: int,
+    max_tokens: int,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Yield the text after each prompt, which `continue_prompt` gives for it alone; `batch` of them at once.
+
+    The other arguments are those of `continue_prompt`.
+    """
+    texts = trained.prompting
+    for first in range(0, len(prompts), batch):
+        written = generate_many(
+            trained.model,
+            [[*texts.beginning, *texts.encode(prompt)] for prompt in prompts[first : first + batch]],
+            max_tokens=max_tokens,
+            context=trained.context,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=trained.separator,
+            vocab=texts.vocab,
+        )
+        for ids in written:
+            yield "".join(decode(iter(ids), trained.tokenizer))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read a file of prompts, one a line: a text as it is, a JSON text, or a JSON object with "prompt".
+
+    ValueError, one line, where it is anything else, or empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts {path}: cannot be read as text: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        entry: Any = line
+        if line.startswith(("{", '"')):
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"--prompts {path}, line {number}: {error}") from None
+            entry = entry.get("prompt") if isinstance(entry, dict) else entry
+        if not isinstance(entry, str):
+            raise ValueError(f'--prompts {path}, line {number}: has no "prompt" that is a text')
+        found.append(entry)
+    if not found:
+        raise ValueError(f"--prompts {path}: has no line")
+    return found
 
 
 def decode(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:

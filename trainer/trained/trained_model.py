@@ -72,7 +72,7 @@ def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -
     Raises RuntimeError where the tokenizer is not the checkpoint's.
     """
     texts = load_prompting(run, folder)
-    model = load_model(cfg.model, folder, device)
+    model = load_model(cfg, folder, device)
     return TrainedModel(
         model,
         texts.tokenizer,

@@ -26,7 +26,14 @@ def test_generate_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(run, "become", started.append)
     (tmp_path / "checkpoints").mkdir()
     cli.main(["generate", str(tmp_path), "--prompt=-x y", "--top-p", "0.5"])
-    options = ("--prompt=-x y", "--max-tokens=200", "--temperature=0.8", "--top-p=0.5", "--seed=0")
+    options = (
+        "--prompt=-x y",
+        "--max-tokens=200",
+        "--temperature=0.8",
+        "--top-p=0.5",
+        "--seed=0",
+        "--batch=8",
+    )
     assert started == [
         ProcessCommand(
             (

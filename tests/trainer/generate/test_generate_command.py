@@ -1,5 +1,6 @@
 """The process of `germinal generate`: what it prints, and one line for each mistake."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from trained_runs import flip_a_byte, make_trained_run
 from trainer.checkpoint import folder as checkpoints
 from trainer.generate.command import main
+from whole_runs import failure, germinal
 
 
 def test_a_reader_that_has_seen_enough(
@@ -79,3 +81,63 @@ def test_what_cannot_be_is_one_line(
     assert main(arguments) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+def test_a_file_of_prompts_is_written_as_one_by_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_trained_run(tmp_path / "run")
+    prompts = ["ab", "def é", "", 'a "quoted" text', "x" * 50]
+    lines = ["ab", json.dumps({"prompt": "def é"}), json.dumps(""), json.dumps(prompts[3]), "x" * 50]
+    (file := tmp_path / "prompts.txt").write_text("\n".join(lines) + "\n")
+    options = ["--max-tokens=30", "--temperature=0"]
+    alone = []
+    for prompt in prompts:
+        assert main([str(tmp_path / "run"), f"--prompt={prompt}", *options]) == 0
+        alone.append(capfd.readouterr().out.removesuffix("\n").removeprefix(prompt))
+    for batch in (1, 3, 8):
+        assert main([str(tmp_path / "run"), f"--prompts={file}", f"--batch={batch}", *options]) == 0
+        found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert [one["prompt"] for one in found] == prompts
+        assert [one["text"] for one in found] == alone
+    assert len(set(alone)) > 1
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_model_write_the_same(tmp_path: Path) -> None:
+    make_trained_run(tmp_path / "run", tied=False)
+    (file := tmp_path / "prompts.txt").write_text("ab\ndef\n")
+    asked = ("generate", tmp_path / "run", "--prompts", file, "--max-tokens", "12")
+    alone = germinal(*asked)
+    shared = germinal(*asked, "--nproc", "2")
+    assert alone.returncode == shared.returncode == 0, shared.stderr
+    assert shared.stdout == alone.stdout and len(alone.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "nowhere"], "--prompts nowhere is not there"),
+        (["--nproc", "2", "parallel.pp=2"], "a text is written by tensor parallelism alone"),
+        (["--nproc", "3"], "not divisible by parallel.tp=3"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    make_trained_run(tmp_path / "run", steps=(1,))
+    code, line = failure(capfd, "generate", str(tmp_path / "run"), *arguments)
+    assert code == 2 and message in line
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("", "has no line"), ('{"text": "a"}', 'line 1: has no "prompt"'), ('{"prompt', "line 1: ")],
+)
+def test_a_wrong_file_of_prompts_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    make_trained_run(tmp_path / "run", steps=(1,))
+    (file := tmp_path / "prompts.txt").write_text(line)
+    assert main([str(tmp_path / "run"), "--prompts", str(file)]) == 2
+    assert message in capfd.readouterr().err

@@ -11,9 +11,9 @@ from data.tokenizer import training
 from trained_runs import VOCAB, make_trained_run
 from trainer.checkpoint import folder as checkpoints
 from trainer.config import reading
-from trainer.generate.sampling import generate
 from trainer.generate.text import continue_text, decode
 from trainer.state import Identity
+from trainer.trained.sampling import generate
 
 
 @pytest.mark.parametrize("text", ["é", "🎉! ", "日本 e\u0301"])

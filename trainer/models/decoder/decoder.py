@@ -12,7 +12,7 @@ from trainer.models.decoder.config import DecoderConfig
 from trainer.models.layers.attention import KVCache
 from trainer.models.layers.head import LMHead
 from trainer.models.layers.linear import Embedding
-from trainer.models.layers.masks import attention_mask, resumed_mask
+from trainer.models.layers.masks import attention_mask, padded_mask, resumed_mask
 from trainer.models.layers.norm import norm
 from trainer.models.layers.shared import RotaryTables, Shared, Stretch
 
@@ -58,6 +58,7 @@ class Decoder(nn.Module):
         prefix: Tensor | None = None,
         hits: Tensor | None = None,
         cache: KVCache | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """Return hidden states [batch, seq, hidden] without a `head`; with one, logits [batch, seq, vocab],
         or with targets each row's summed negative log-likelihood in nats, float32 [batch].
@@ -71,10 +72,14 @@ class Decoder(nn.Module):
         prefix: [batch], so many tokens at the beginning of a row attend to each other; None: none do.
         hits: bool [batch, seq], filled with whether a target has the largest logit; None: not told.
         cache: the tokens that x continues; x is added to it.
+        padding: [batch], with a cache: so many tokens before each row's first one mean nothing. None: none.
         """
         # Under tensor parallelism hidden states are this rank's part of the sequence; the others are whole.
         whole = next((a for a in (positions, documents, targets) if a is not None), x)
         seq, past = whole.shape[1], 0 if cache is None else cache.length
+        if padding is not None:
+            counted = torch.arange(past, past + seq, device=x.device)
+            positions = (counted - padding[:, None]).clamp(min=0)
         if self.embed is not None:
             x = self.embed(x)
         if self.places is not None:
@@ -84,7 +89,7 @@ class Decoder(nn.Module):
         rotary = self._rotary(seq, past, positions, x.device)
         windows = {key: self.cfg.window_of(int(key)) for key in self.layers}
         shared = {
-            window: Shared(rotary, self._mask(x, seq, past, documents, prefix, window))
+            window: Shared(rotary, self._mask(x, seq, past, documents, prefix, window, padding))
             for window in set(windows.values())
         }
         for key, block in self.layers.items():
@@ -108,8 +113,17 @@ class Decoder(nn.Module):
         return cos[past:], sin[past:]
 
     def _mask(
-        self, x: Tensor, seq: int, past: int, documents: Tensor | None, prefix: Tensor | None, window: int
+        self,
+        x: Tensor,
+        seq: int,
+        past: int,
+        documents: Tensor | None,
+        prefix: Tensor | None,
+        window: int,
+        padding: Tensor | None,
     ) -> Tensor | BlockMask | None:
+        if padding is not None:
+            return padded_mask(seq, past, window, padding, x.dtype)
         if past:
             return resumed_mask(seq, past, window, x.dtype, x.device)
         return attention_mask(

@@ -36,6 +36,11 @@ class LayerCache:
         self._values[:, start : self.length] = values
         return self._keys[:, : self.length], self._values[:, : self.length]
 
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows of the batch alone, int64 [rows]."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys[rows], self._values[rows]
+
 
 class KVCache:
     """Keys and values of all layers' past tokens, at most `limit` a row: for decoding token by token."""
@@ -51,6 +56,11 @@ class KVCache:
 
     def layer(self, key: str) -> LayerCache:
         return self._layers.setdefault(key, LayerCache(self.limit))
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows of the batch alone, int64 [rows]."""
+        for layer in self._layers.values():
+            layer.keep(rows)
 
 
 class AttentionCore(nn.Module):

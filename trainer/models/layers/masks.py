@@ -93,6 +93,16 @@ def resumed_mask(new: int, past: int, window: int, dtype: torch.dtype, device: t
     return additive(within(places[past:], places, window), dtype)
 
 
+def padded_mask(new: int, past: int, window: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive causal mask [batch, 1, new, past + new] of rows whose first `padding` [batch]
+    tokens mean nothing: no other token attends to them.
+    """
+    places = torch.arange(past + new, device=padding.device)
+    seen = within(places[past:], places, window) & (places >= padding[:, None, None, None])
+    # Padding attends to itself, or its softmax would be NaN.
+    return additive(seen | (places[past:, None] == places), dtype)
+
+
 def within(queries: Tensor, keys: Tensor, window: int = 0, *, causal: bool = True) -> Tensor:
     """Return whether each query sees each key, bool [queries, keys], of places in one sequence.
 

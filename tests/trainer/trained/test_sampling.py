@@ -1,14 +1,17 @@
 """Sampling: the cache, the context, temperature, top-p, the seed and the end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from trained_runs import drawn, model_config
-from trainer.generate.sampling import generate, sample
 from trainer.models.decoder.decoder import Decoder
+from trainer.models.layers.attention import KVCache
+from trainer.trained.sampling import generate, generate_many, sample
 
 
 def uncached(model: Decoder, prompt: Sequence[int], count: int, context: int) -> list[int]:
@@ -65,3 +68,34 @@ def test_sampling_follows_temperature_and_top_p() -> None:
     assert torch.allclose(drawn_shares(logits, 1.0, 0.7), torch.tensor([0, 2 / 3, 0, 1 / 3]), atol=0.03)
     assert torch.equal(drawn_shares(logits, 1.0, 0.01, 50), torch.tensor([0.0, 1.0, 0.0, 0.0]))
     assert sample(logits, 0.0, 1.0, torch.Generator()) == 1
+
+
+PROMPTS = [list(range(1, 12)), [0], [5, 9, 3], list(range(20, 60)), [7, 8]]
+
+
+@pytest.mark.parametrize("context", [64, 16, 5])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("changes", [{}, {"window": 6, "global_every": 2, "positions": "learned"}], ids=str)
+def test_many_at_once_are_each_alone(context: int, temperature: float, changes: dict[str, Any]) -> None:
+    """In float64, where no rounding decides; some end by the separator, some by `ends`."""
+    model = drawn(replace(model_config(), **changes)).double()
+    asked: dict[str, Any] = {"max_tokens": 40, "context": context, "temperature": temperature, "seed": 3}
+    alone = [list(generate(model, prompt, **asked)) for prompt in PROMPTS]
+    assert generate_many(model, PROMPTS, **asked) == alone
+    stop = alone[0][6]
+    ended = [list(generate(model, prompt, **asked, stop=stop)) for prompt in PROMPTS]
+    assert generate_many(model, PROMPTS, **asked, stop=stop) == ended
+    assert len(ended[0]) < 7 and any(len(one) == 40 for one in ended)
+    short = generate_many(model, PROMPTS, **asked, ends=lambda ids: len(ids) >= 4 + ids[0] % 3)
+    assert short == [one[: 4 + one[0] % 3] for one in alone]
+
+
+def test_padding_is_seen_when_it_is_attended_to() -> None:
+    model = drawn(model_config()).double()
+    tokens = torch.tensor([[0, 0, 5, 9, 3]])
+    with torch.no_grad():
+        alone = model(tokens[:, 2:], cache=KVCache(8))[0, -1]
+        padded = model(tokens, cache=KVCache(8), padding=torch.tensor([2]))[0, -1]
+        wrong = model(tokens, cache=KVCache(8), padding=torch.tensor([1]))[0, -1]
+    assert torch.allclose(alone, padded, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(alone, wrong, rtol=1e-2)

@@ -1,0 +1,53 @@
+"""A run's model on several ranks, to write texts with: by tensor parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from parallel.config import ParallelConfig
+from parallel.layout.layout import Layout, resolve
+from parallel.world.runtime import Runtime
+from trainer.config import evaluating
+from trainer.config.run_config import RunConfig
+from trainer.ranks import Ranks, gather, on_every_rank
+from trainer.start.agreement import agree, program, settings
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.tokenizer import load_prompting
+from trainer.trained.trained_model import TrainedModel
+from trainer.trained.weights import load_for_decoding
+
+
+def open_for_decoding(
+    run: Path, overrides: Sequence[str], runtime: Runtime, *, step: int | None = None
+) -> TrainedModel:
+    """Load a checkpoint of a run onto these ranks, each of which holds its part of every matrix. Collective.
+
+    The ranks call the model with the same tokens, have the same logits, and so, with the same seed, draw the
+    same tokens: none of them has to be told what another one has drawn.
+
+    overrides: as of `trainer.config.evaluating.load`; without any, all ranks share the model.
+    step: of the checkpoint; None: the newest that verifies.
+
+    Raises ValueError where the model cannot be cut so, RuntimeError where the checkpoint is damaged.
+    """
+    ranks = Ranks(runtime.rank, runtime.world, gather)
+    cfg = ranks.together(lambda: evaluating.load_to_decode(run, overrides, runtime.world))
+    agree(ranks, program(cfg), settings(cfg))
+    folder = newest_checkpoint(run, ranks) if step is None else checkpoint_of(run, step, ranks)
+    texts = ranks.together(lambda: load_prompting(run, folder))
+    model = load_for_decoding(cfg, folder, resolve(cfg.parallel, runtime.world), runtime, ranks)
+    return TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, texts.template)
+
+
+def widest(cfg: RunConfig, world: int) -> Layout:
+    """Return the layout of tensor parallelism over as many of `world` ranks as the model can be cut into; the
+    ranks beyond hold copies.
+    """
+    for tp in (tp for tp in range(world, 0, -1) if world % tp == 0):
+        try:
+            cfg.model.check_layout(tp=tp, cp=1)
+        except ValueError:
+            continue
+        return resolve(ParallelConfig(dp_shard=world // tp, tp=tp, zero=0), world)
+    raise on_every_rank(ValueError(f"model.kind={cfg.model.kind} fits no layout"))

@@ -15,6 +15,7 @@ fsdp.py               FSDP's reductions, with a table of what is sent under ZeRO
 fsdp_groups.py        the private parts of FSDP that fsdp.py needs
 
 weight_gradients.py   weight gradients deferred, for schedules that split backward
+nothing_drawn.py      a check that no model draws from a generator of the process
 
 The gradient norm: `LocalGradients.squares` in torch_engine/local_gradients.py adds up this rank's squares,
 and `TorchEngine._reduce` sums them over all ranks.

@@ -129,19 +129,31 @@ def tensor_parallel(
     for name, module in list(model.named_modules()):
         for pattern, style in plan.tensor:
             if matches(pattern, name):
+                if style not in styles:
+                    raise ValueError(
+                        f"the model's plan gives {pattern!r} the style {style!r}, which there is not: one of "
+                        f"{', '.join(styles)}"
+                    )
                 dims = styles[style](Target(model, name, module, axis, cut))
                 covered.update(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
                 sharded.update({f"{name}.{own}": dim for own, dim in dims.items()})
     bare = [name for name, _ in model.named_parameters() if name not in covered]
-    assert not bare, f"the model's plan says nothing about {bare[0]} under tensor parallelism"
+    if bare:
+        raise ValueError(
+            f"parallel.tp={axis.size}: the model's plan has no style for parameter {bare[0]!r}: add one, or "
+            "refuse tp in check_layout"
+        )
     return sharded
 
 
 def cut_dim(at: Target, name: str, dim: int) -> nn.Parameter:
     whole = getattr(at.module, name)
-    assert whole.is_meta and whole.shape[dim] % at.axis.size == 0, (
-        f"{name} {tuple(whole.shape)} over tp={at.axis.size}"
-    )
+    assert whole.is_meta
+    if whole.shape[dim] % at.axis.size:
+        raise ValueError(
+            f"parallel.tp={at.axis.size}: dim {dim} of {at.name}.{name} {tuple(whole.shape)} does not divide "
+            "by it: refuse that in the model's check_layout"
+        )
     shape = list(whole.shape)
     shape[dim] //= at.axis.size
     part = nn.Parameter(whole.new_empty(shape))

@@ -17,6 +17,7 @@ registry.py    `model.kind` → the config of a model
 own.py         the config of a model of the user's own, from outside this project
 tuned/         what fine-tuning adds to a model, and what it freezes
 build.py       a config → its torch module
+declared.py    does a model's plan describe its module?
 
 A new model is a folder like decoder/ and a line in registry.py. Its files import torch, `common` and each
 other; how it is cut over ranks is declared in its `ModelPlan` (common/model_plan.py), and what its modules

@@ -9,6 +9,8 @@ from torch import nn
 
 from common.module_interfaces import HasTokenLoss, TokenLoss
 from trainer.models.config import ModelConfig
+from trainer.models.declared import wrong_plan
+from trainer.models.own import failed
 from trainer.models.tuned.config import FinetuneConfig
 from trainer.models.tuned.tune import tune
 
@@ -27,15 +29,22 @@ def build_model(
     finetune: what fine-tuning adds to the model; None: nothing.
 
     Raises:
-        ValueError: one line: there is no such class, or it holds a module whose result would depend on the
-            layout.
+        ValueError: one line: there is no such class, it cannot be made, its plan does not describe it, or it
+            holds a module whose result would depend on the layout.
     """
     try:
         made = pkgutil.resolve_name(cfg.model_class)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model.kind={cfg.kind!r}: its model_class {cfg.model_class!r}: {error}") from error
-    model: nn.Module = made(cfg)
+    try:
+        model: nn.Module = made(cfg)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a user's class does
+        raise failed(cfg.kind, f"{cfg.model_class} cannot be made", error) from error
     for wrong in _refused(model):
+        raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
+    if wrong := wrong_plan(cfg.plan(), model, list(cfg.block_counts().values())):
         raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
     if token_loss is not None:
         _set_token_loss(model, token_loss, cfg)

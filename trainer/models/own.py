@@ -57,7 +57,7 @@ def _import(name: str, kind: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if not error.name or not f"{name}.".startswith(f"{error.name}."):
-            raise _failed(kind, error) from None  # a module that the user's imports
+            raise failed(kind, "its import fails", error) from None  # a module that the user's imports
         taken = sys.modules.get(name.partition(".")[0])
         if error.name != name.partition(".")[0] and taken is not None:
             place = taken.__file__ or ", ".join(taken.__path__)
@@ -69,17 +69,17 @@ def _import(name: str, kind: str) -> ModuleType:
             f"{here}: start the command where it lies, or install it"
         ) from None
     except Exception as error:  # whatever the user's file does
-        raise _failed(kind, error) from None
+        raise failed(kind, "its import fails", error) from None
 
 
-def _failed(kind: str, error: Exception) -> ValueError:
-    """Return the error of a module that fails while it is imported, with the last line of it that ran."""
+def failed(kind: str, what: str, error: Exception) -> ValueError:
+    """Return the error of a user's module, with the last line of it that ran. what: fails."""
     lines = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
     place = f" ({lines[-1].filename}, line {lines[-1].lineno})" if len(lines) > 1 else ""
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}, line {error.lineno})"
     reason = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-    return ValueError(f"model.kind={kind!r}: its import fails: {type(error).__name__}: {reason}{place}")
+    return ValueError(f"model.kind={kind!r}: {what}: {type(error).__name__}: {reason}{place}")
 
 
 def _wrong(found: Any) -> str:

@@ -16,8 +16,9 @@ After one step, with d(t, n) and s(t, n) the distance and the scale of tensor t 
     limit of a common factor   max(floor, max over n of TIMES · |S(n)| and DEVIATIONS · σ(n))
 
 A parameter whose update or a moment has a d(t) above NOISE has a gradient of roundings alone: the true one is
-0, as that of a key's bias is, since a softmax does not change where all its arguments grow alike. All tensors
-of such a parameter say nothing about a layout. They have a limit of their own and no part in S.
+0, as that of a key's bias is, since a softmax does not change where all its arguments grow alike. Tensors of
+such a parameter say only whether their gradient is one of roundings here too: their limit is ROUNDINGS, or
+TIMES their own farthest distance where that is more, and they have no part in S.
 
 docs/verify.md gives the reasons, and the trials behind the constants.
 """
@@ -41,6 +42,11 @@ DEVIATIONS = 4.0
 NOISE = 0.5
 """A tensor of which a nudged run changes more than this share consists of roundings. In bf16 an update
 changes by 0.2 of itself, a moment by less."""
+
+ROUNDINGS = 100.0
+"""How far a tensor of roundings may be from the reference's, which are others: the quotient of two such
+numbers may be anything, and that of their squares (a second moment) more: 2 to 7 were seen. A gradient that
+is not 0 is beyond it by orders of magnitude."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,9 @@ class Limits:
             least = self._floor.update if kind == "model" else self._floor.moment
             noise = [name for name in names if _parameter(name) in noisy]
             told = [name for name in names if name not in noise]
-            for group in (noise, told):
+            for group, at_least in ((noise, ROUNDINGS), (told, least)):
                 farthest = max((spread[name]["distance"] for name in group), default=0.0)
-                self._distance |= dict.fromkeys(group, max(least, TIMES * farthest))
+                self._distance |= dict.fromkeys(group, max(at_least, TIMES * farthest))
             self._weights |= dict.fromkeys(noise, 0.0) | self._weigh(told, least)
             self._common[kind] = self._common_limit(told)
 

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> Non
 
     Raises RuntimeError where the run diverges.
     """
+    cfg = with_other_micro_batch(cfg)
     curve: Curve = []
     norms: list[dict[str, float]] = []
     with ExitStack() as stack:
@@ -56,6 +58,18 @@ def record(cfg: RunConfig, runtime: Runtime, steps: int, reference: Path) -> Non
     )
     spread = [limits.spread_of(runs, norms[step]) for step, runs in enumerate(zip(*changed, strict=True))]
     (reference / RECORD).write_text(json.dumps({"curve": curve, "nudged": nudged, "spread": spread}))
+
+
+def with_other_micro_batch(cfg: RunConfig) -> RunConfig:
+    """Return the config with smaller micro-batches: of the largest proper divisor of their rows.
+
+    In a model whose rows see one another in a micro-batch, they would see the same ones on every layout that
+    cuts the global batch as one process does, and nothing would show. Where micro-batches are of one row, it
+    sees no other.
+    """
+    rows = cfg.train.micro_batch
+    fewer = next((size for size in range(rows // 2, 0, -1) if rows % size == 0), rows)
+    return replace(cfg, train=replace(cfg.train, micro_batch=fewer))
 
 
 def _nudged_run(

@@ -144,7 +144,8 @@ def test_what_would_break_law_1_is_refused_by_name(
     with pytest.raises(ValueError, match=r"^model\.kind=[^\n]*$") as caught:
         build_model(DecoderConfig(kind=which))  # type: ignore[arg-type]
     assert message in str(caught.value)
-    assert build_model(DecoderConfig(kind="right")) is not None  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="its blocks in 'layers', and there is none"):  # nothing else
+        build_model(DecoderConfig(kind="right"))  # type: ignore[arg-type]
 
 
 def test_a_class_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

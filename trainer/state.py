@@ -39,6 +39,7 @@ class TrainState:
 # Keys without which a checkpoint's state or the stream would be another: changed, they are refused by name.
 FIXED = (
     *("data.seq_len", "data.packing", "data.partners", "data.document_mask"),
+    *("data.image_size", "data.image_views", "data.augment"),
     *("optim.name", "optim.state_dtype", "objective.kind"),
     *(f"finetune.{key}" for key in ("method", "rank", "alpha", "targets", "bottleneck")),
 )
@@ -139,9 +140,9 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(key: str, now: Any, then: Any, where: str) -> None:
-    if now != then:
+    for leaf, new, old in _leaves(key, now, then):
         raise ValueError(
-            f"{key} is {now!r}, but {where} was saved with {then!r}: set it back, or give the run another"
+            f"{leaf} is {new!r}, but {where} was saved with {old!r}: set it back, or give the run another"
             " name"
         )
 

@@ -212,6 +212,11 @@ def test_leftovers_of_dead_attempts_are_removed_at_the_start(tmp_path: Path) -> 
             ValueError,
             r"optim.name is 'muon', but .* with 'adamw'",
         ),
+        (
+            Identity("dddd", 0, {"hidden": 8, "layers": 2}, {"data.augment": {"flip": 0.5, "hue": 0.0}}),
+            ValueError,
+            r"data\.augment\.flip is 0\.5, but .* with 0\.25",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_every_rank(
@@ -219,6 +224,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_rank(
 ) -> None:
     sources = [{"path": "a", "weight": 1}]
     kept = {"optim.name": "adamw", "optim.lr": 1e-3, "train.steps": 10, "data.sources": sources}
+    kept["data.augment"] = {"flip": 0.25, "hue": 0.0}
     first = Identity("cccc", 0, {"hidden": 8, "layers": 2}, kept)
     save(make(tmp_path, identity=first), FakeEngine(), 1)
     team = Team(2)

@@ -54,6 +54,7 @@ from data.prepare.tasks import chat
 from data.prepare.units import Advance, Unit, cut_into_units
 from data.prepare.workers import run_units, warm_up
 from data.tokenizer import encoder, loading, training
+from data.tokenizer.folders import tokenizer_file
 
 SCRATCH = ".prepare"
 _EMBEDDED = "embedded"
@@ -77,7 +78,8 @@ def prepare(
     sources: folders, files, globs, brace ranges, `@list`, URLs, "-" for standard input; or one embedded
         corpus, "embedded:NAME", whose settings take the place of those that are not given.
     out: the folder of the corpus.
-    tokenizer: a tokenizer.json, or "bytes"; neither it nor `train_tokenizer` where all is pictures alone.
+    tokenizer: a tokenizer.json, a Hugging Face folder, or "bytes"; neither it nor `train_tokenizer` where all
+        is pictures alone.
     train_tokenizer: instead of `tokenizer`, train one of so many tokens on the training side.
     heldout: share that is held out, in [0, 1).
     workers: number of processes; 0 for one each core. The output is the same bytes for any number.
@@ -88,7 +90,7 @@ def prepare(
     """
     made = names.settings(sources, names.Asked(recipe or Recipe(), tokenizer, train_tokenizer, heldout))
     recipe, heldout = chat.with_template(for_task(made.recipe)), made.heldout
-    tokenizer, train_tokenizer = made.tokenizer, made.train_tokenizer
+    tokenizer, train_tokenizer = tokenizer_file(made.tokenizer), made.train_tokenizer
     preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
     tokens = preconditions.token_ids(tokenizer, recipe)
     workers = workers or len(os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ So all who read a corpus later (training, generation, export) need one file and 
 whichever kind of tokenizer `prepare` used.
 
     training   tokenizers trained on texts (bpe, wordpiece, characters) or built without (bytes)
+    folders    a Hugging Face folder's
     loading    a tokenizer.json: its vocabulary, its separator, its template
     encoder    text to ids and back
     prompting  texts as a trained model is asked about them

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from data.tokenizer.folders import converted, tokenizer_file
 from data.tokenizer.training import BUILT, SEPARATOR
 
 # Usual names of the separator, ours first. A loaded tokenizer's separator is the first of these that it has.
@@ -20,16 +21,17 @@ _SENTENCEPIECE_REMEDY = (
 
 
 def given(name: Path | str) -> Tokenizer:
-    """The tokenizer that a command names: one of BUILT, or a file."""
-    return BUILT[str(name)]() if str(name) in BUILT else load(Path(name))
+    """The tokenizer that a command names: one of BUILT, a file, or a Hugging Face folder."""
+    if str(name) in BUILT:
+        return BUILT[str(name)]()
+    path = Path(tokenizer_file(name) or name)
+    return _whole_texts(converted(path)) if path.is_dir() else load(path)
 
 
 def load(path: Path) -> Tokenizer:
     """Read any `tokenizer.json`. Padding and truncation that the file asks for are switched off: a corpus
     holds whole documents. Raises ValueError, with the remedy, where the file is not a tokenizer.json.
     """
-    if path.is_dir():
-        raise ValueError(f"tokenizer {path} is a folder: give the file, such as {path / 'tokenizer.json'}")
     if not path.is_file():
         raise ValueError(
             f"tokenizer {path} is not there: give a tokenizer.json, or train one with --train-tokenizer"
@@ -40,6 +42,10 @@ def load(path: Path) -> Tokenizer:
         if path.read_bytes()[:64].find(b"<unk>") > 0 or path.suffix == ".model":
             raise ValueError(f"tokenizer {path} is a SentencePiece model: {_SENTENCEPIECE_REMEDY}") from None
         raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {error}") from None
+    return _whole_texts(tokenizer)
+
+
+def _whole_texts(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -29,7 +29,7 @@ def add_command(add: options.AddCommand) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="a tokenizer.json, or the word bytes; pictures without texts need none",
+        help="a tokenizer.json, a Hugging Face folder, or the word bytes; pictures without texts need none",
     )
     parser.add_argument(
         "--train-tokenizer",

@@ -29,6 +29,7 @@ class Facts:
     dtype: of the weights.
     parameters: how many.
     files: name → xxh3_128 of each file of weights.
+    tokenizer: the class of transformers that gives the ids that the model was trained on.
     """
 
     cfg: RunConfig
@@ -39,6 +40,7 @@ class Facts:
     dtype: str
     parameters: int
     files: Mapping[str, str]
+    tokenizer: str = "AutoTokenizer"
 
 
 def card(facts: Facts) -> str:
@@ -67,12 +69,18 @@ def _front(facts: Facts) -> Iterator[str]:
 
 def _use(facts: Facts) -> Iterator[str]:
     tokenizer = facts.cfg.model.vocab > 0
-    names = [facts.architecture, *(["AutoTokenizer"] if tokenizer else [])]
+    names = [facts.architecture, *([facts.tokenizer] if tokenizer else [])]
     yield from ("", "## How to load it", "", "```python", f"from transformers import {', '.join(names)}", "")
     yield f'model = {facts.architecture}.from_pretrained("FOLDER")'
     if tokenizer:
-        yield 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
-    yield from ("```", "", "It needs transformers 5. Training had no dropout, so the config asks for none.")
+        yield f'tokenizer = {facts.tokenizer}.from_pretrained("FOLDER")'
+    yield from ("```", "")
+    if facts.tokenizer != "AutoTokenizer":
+        yield (
+            f"`AutoTokenizer` builds a tokenizer of its own for {facts.architecture}, which gives other ids "
+            f"than tokenizer.json where that is not Qwen's: use `{facts.tokenizer}`."
+        )
+    yield from ("", "It needs transformers 5. Training had no dropout, so the config asks for none.")
 
 
 def _training(facts: Facts) -> Iterator[str]:

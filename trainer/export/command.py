@@ -45,4 +45,9 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
         f"{options.out}: {done.architecture} of step {done.step}, {done.written.parameters:,} parameters, "
         f"{done.written.bytes:,} bytes as {options.dtype} in {files} file{'s' * (files > 1)}"
     )
+    if done.tokenizer != "AutoTokenizer":
+        print(
+            f"load its tokenizer with {done.tokenizer}: AutoTokenizer builds one of its own for "
+            "this architecture"
+        )
     return DONE

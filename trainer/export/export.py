@@ -39,11 +39,13 @@ class Exported:
     architecture: the class of transformers that loads it.
     step: of the checkpoint.
     written: the weights.
+    tokenizer: the class of transformers that loads its tokenizer.
     """
 
     architecture: str
     step: int
     written: Written
+    tokenizer: str
 
 
 def export(run: str | Path, out: Path, *, step: int | None, dtype: str, shard_bytes: int) -> Exported:
@@ -131,9 +133,12 @@ def _write(
         shard_bytes=shard_bytes,
     )
     state = json.loads((at / STATE).read_bytes())
-    facts = Facts(cfg, home, step, state, family.architecture, dtype, written.parameters, written.files)
+    tokenizer = "PreTrainedTokenizerFast" if family.own_tokenizer else "AutoTokenizer"
+    facts = Facts(
+        cfg, home, step, state, family.architecture, dtype, written.parameters, written.files, tokenizer
+    )
     write_durably(folder / "README.md", card(facts).encode())
-    return Exported(family.architecture, step, written)
+    return Exported(family.architecture, step, written, tokenizer)
 
 
 def _origin(cfg: RunConfig) -> Path | None:

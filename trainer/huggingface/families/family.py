@@ -24,6 +24,9 @@ class Family:
     base: what begins the names of the tensors of the model without its head; a folder that was saved of that
         model alone leaves it out.
     aliases: a tensor's name → another one under which some folders have it.
+    own_tokenizer: `AutoTokenizer` builds this architecture's own tokenizer, whatever tokenizer.json says, so
+        ids are right with `PreTrainedTokenizerFast` alone (transformers 5, tokenization_auto.py,
+        MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
     """
 
     architecture: str
@@ -34,6 +37,7 @@ class Family:
     mapped: Callable[[Any], list[Mapped]]
     base: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    own_tokenizer: bool = False
 
     def known_as(self, name: str) -> tuple[str, ...]:
         """Return the names under which a folder may have the tensor `name`, the usual one first."""

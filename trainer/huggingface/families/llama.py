@@ -203,6 +203,7 @@ def _family(architecture: str, model_type: str) -> Family:
         mapped=_mapped,
         base="model.",
         aliases={"model.embed_tokens.weight": "lm_head.weight"},
+        own_tokenizer=model_type == "qwen2",
     )
 
 

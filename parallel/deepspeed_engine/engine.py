@@ -1,6 +1,5 @@
 """The DeepSpeed engine: ZeRO 0-3 and offloading, driven through Accelerate; the torch engine's result."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from parallel.deepspeed_engine.masters import Masters
 from parallel.deepspeed_engine.optim import FlatAdamW
 from parallel.engine import Chunk, Evaluation, Micro, StepResult
 from parallel.gradients.comparison import Comparison, Outputs
-from parallel.gradients.nothing_drawn import nothing_drawn
+from parallel.gradients.nothing_drawn import NothingDrawn
 from parallel.gradients.scaling import Normalisation, squares
 from parallel.gradients.sums import BySource, Sums, unpack
 from parallel.layout.layout import Layout
@@ -62,7 +61,7 @@ class DeepSpeedEngine:
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._dtype = torch_dtype(precision)
         self._grad_norm = math.inf
-        self._stepped = False
+        self._drawn = NothingDrawn(runtime.device)
         self._leave = leave
 
     @property
@@ -90,9 +89,8 @@ class DeepSpeedEngine:
         self._masters.forget()
         normalisation = self._normalisation
         loss_scale = normalisation.loss_scale
-        with contextlib.nullcontext() if self._stepped else nothing_drawn(self._runtime.device):
+        with self._drawn.watched():
             sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
-        self._stepped = True
         stops, exchanges, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)

@@ -1,6 +1,5 @@
 """Forward and backward of one step's micro-batches on this rank, through a pipeline or one module."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from common.objective import Measures, ModelInputs, Objective, ReadsRows, TakesFeatures
 from parallel.engine import Micro
 from parallel.gradients.comparison import Comparison, Outputs
-from parallel.gradients.nothing_drawn import nothing_drawn
+from parallel.gradients.nothing_drawn import NothingDrawn
 from parallel.gradients.replicas import Reductions
 from parallel.gradients.sums import Sums
 from parallel.layout.mesh import Mesh
@@ -51,16 +50,14 @@ class Passes:
         self._compared: list[Outputs] = []
         self._reductions, self._gradients = reductions, gradients
         self._mesh, self._device = mesh, device
-        self._trained = False
+        self._drawn = NothingDrawn(device)
 
     def train(self, batches: Sequence[Micro], sums: Sums, factor: float) -> None:
         """Backward of factor × loss over the micro-batches; add their losses to `sums`."""
-        with contextlib.nullcontext() if self._trained else nothing_drawn(self._device):
+        with self._drawn.watched():
             self._train(batches, sums, factor)
-        self._trained = True
 
     def _train(self, batches: Sequence[Micro], sums: Sums, factor: float) -> None:
-
         def scaled_loss(output: Tensor, inputs: ModelInputs, source: Tensor | None) -> Tensor:
             losses, counts = self._objective.loss(output, inputs)
             sums.add(losses, counts, source)

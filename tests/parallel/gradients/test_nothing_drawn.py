@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.gradients.nothing_drawn import nothing_drawn
+from parallel.gradients.nothing_drawn import NothingDrawn
 from runs import Alone, Case, curve
 
 
 def test_a_generator_that_gave_numbers_is_noticed() -> None:
-    with nothing_drawn(torch.device("cpu")):
+    with NothingDrawn(torch.device("cpu")).watched():
         torch.rand(2, generator=torch.Generator().manual_seed(1))
     draws: list[Callable[[], Tensor]] = [
         lambda: torch.rand(2),
@@ -23,9 +23,16 @@ def test_a_generator_that_gave_numbers_is_noticed() -> None:
     for draw in draws:
         with (
             pytest.raises(ValueError, match=r"^the model draws from a random generator of the process"),
-            nothing_drawn(torch.device("cpu")),
+            NothingDrawn(torch.device("cpu")).watched(),
         ):
             draw()
+
+
+def test_later_steps_are_not_watched() -> None:
+    drawn = NothingDrawn(torch.device("cpu"))
+    for draws in (False, True):
+        with drawn.watched():
+            torch.rand(2 * draws)
 
 
 def drawing_curve(context: Any, case: Case) -> str:

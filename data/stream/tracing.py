@@ -70,7 +70,8 @@ def describe(stream: Stream, number: int) -> dict[str, Any]:
     fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0, and stands in
     `column` of the sequence; their `text`; the document's `class`; and the first byte and length of its
     `picture`. `meta`, `text`, `class` and `picture` are None where they cannot be had. With data.partners,
-    the same of the sequence's partner under `partner`.
+    the same of the sequence's partner under `partner`. `followed_tokens` are those that another one follows:
+    the targets of next-token prediction; other objectives choose their own.
 
     Raises ValueError past the end of the data.
     """
@@ -87,7 +88,7 @@ def describe(stream: Stream, number: int) -> dict[str, Any]:
         "source": stream.names[source],
         "corpus": corpus.storage.path,
         "epoch": era.epoch,
-        "counted_targets": int((rows.following >= 0).sum()),
+        "followed_tokens": int((rows.following >= 0).sum()),
         "quarantined": stream.quarantined.get(number, []),
         "pieces": _pieces(era, spans, tokenizer),
         **partner,

@@ -95,6 +95,7 @@ def _show_sequence(args: argparse.Namespace) -> int:
     if args.json:
         tables.document(found | {"steps": [first, last]})
         return 0
+    has_text = any(piece["ids"] for piece in found["pieces"])
     tables.facts(
         f"sequence {args.sequence} of {args.folder}",
         {
@@ -102,8 +103,8 @@ def _show_sequence(args: argparse.Namespace) -> int:
             "source": found["source"],
             "corpus": found["corpus"],
             "epoch": found["epoch"],
-            "counted targets": found["counted_targets"],
         }
+        | ({"tokens that another follows": found["followed_tokens"]} if has_text else {})
         | ({"picture": args.out} if out is not None else {})
         | {f"quarantined: {e['shard']}": e["sample"] for e in found["quarantined"]},
     )
@@ -114,17 +115,20 @@ def _show_sequence(args: argparse.Namespace) -> int:
 
 def _show_pieces(pieces: list[dict[str, Any]], mark: str) -> None:
     for piece in pieces:
+        what = f"from token {piece['from_id']:,}, {len(piece['ids']):,} of {piece['document_ids']:,}"
         print(
-            f"{mark} {piece['shard']} {piece['sample']} ({_origin(piece['meta'])}): from token "
-            f"{piece['from_id']:,}, {len(piece['ids']):,} of {piece['document_ids']:,}"
+            f"{mark} {piece['shard']} {piece['sample']} ({_origin(piece['meta'])}): "
+            + (what if piece["ids"] else "no text")
             + (f", class {piece['class']}" if piece["class"] is not None else "")
         )
-        print(piece["text"] if piece["text"] is not None else piece["ids"])
+        if piece["ids"]:
+            print(piece["text"] if piece["text"] is not None else piece["ids"])
 
 
 def _origin(meta: dict[str, Any] | None) -> str:
     meta = meta or {}
-    return str(meta.get("path") or meta.get("source") or "origin unknown")
+    path = str(meta.get("path") or meta.get("source") or "origin unknown")
+    return path + "".join(f", {name} {meta[name]}" for name in ("key", "row", "record") if name in meta)
 
 
 def data_verify(args: argparse.Namespace) -> int:

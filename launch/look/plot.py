@@ -1,6 +1,7 @@
 """`germinal plot`: curves of a run, or of several over one another, as a PNG."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from launch import options
@@ -27,7 +28,13 @@ def plot(args: argparse.Namespace) -> int:
     if picture.suffix != ".png" or not picture.parent.is_dir():
         raise ValueError(f"--out {picture}: not a .png in a folder that exists")
     names_clash = len({folder.name for folder in folders}) < len(folders)  # then paths tell the runs apart
-    runs = [read_curves(at / "metrics.jsonl", str(at) if names_clash else at.name) for at in folders]
+    begun = [folder for folder in folders if len(folders) == 1 or (folder / "metrics.jsonl").exists()]
+    if not begun:
+        raise RuntimeError(f"none of {len(folders)} folders has a metrics.jsonl: have these runs begun?")
+    for folder in folders:
+        if folder not in begun:
+            print(f"{folder}: left out, it has no metrics.jsonl", file=sys.stderr)
+    runs = [read_curves(at / "metrics.jsonl", str(at) if names_clash else at.name) for at in begun]
     draw(runs, picture, title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
     print(picture)
     return 0

@@ -28,7 +28,15 @@ class Sums:
         self._numbers = torch.arange(sources, device=device)
 
     def add(self, losses: Tensor, counts: Tensor, source: Tensor | None) -> None:
-        """losses, counts: float [rows]; source: int64 [rows], or None where it is not known."""
+        """losses, counts: float [rows]; source: int64 [rows], or None where it is not known.
+
+        Raises ValueError where there is not one loss a row, as of a model that returns something else.
+        """
+        if losses.shape != counts.shape:
+            raise ValueError(
+                f"the loss has shape {tuple(losses.shape)}, and a number for each of {len(counts)} rows is "
+                "needed: for a model of your own see `offers` in docs/examples/own_model.md, what it returns"
+            )
         rows = torch.stack((losses.detach(), counts)).double()
         self._total += rows.sum(dim=1)
         if source is not None and len(self._numbers):

@@ -27,8 +27,8 @@ def describe_batch(batches: Sequence[Batch], stream: Stream, *, rows: int) -> di
         "micro_batches": len(batches),
         "first_sequence": numbers[0],
         "last_sequence": numbers[-1],
-        "counted_targets": sum(int((batch.tensors["following"] >= 0).sum()) for batch in batches),
-        "targets": sum(batch.tensors["following"].numel() for batch in batches),
+        "followed_tokens": sum(int((batch.tensors["following"] >= 0).sum()) for batch in batches),
+        "tokens": sum(batch.tensors["following"].numel() for batch in batches),
         "tensors": {name: _facts(tensor) for name, tensor in first.tensors.items()},
         "sequences": [_sequence(batches, stream, row) for row in range(min(rows, len(numbers)))],
     }
@@ -70,8 +70,8 @@ def lines(found: dict[str, Any], *, step: int, data_ranks: int) -> list[str]:
     of = f" (data rank 0 of {data_ranks})" if data_ranks > 1 else ""
     told = [
         f"the batch of step {step}: sequences {found['first_sequence']} to {found['last_sequence']}{of} in "
-        f"{found['micro_batches']} micro-batches; {found['counted_targets']:,} of {found['targets']:,} "
-        "targets count"
+        f"{found['micro_batches']} micro-batches; {found['followed_tokens']:,} of {found['tokens']:,} "
+        "tokens have one that follows"
     ]
     for name, facts in found["tensors"].items():
         told.append(f"  {name:<10} {facts['dtype']} {facts['shape']}   {facts['least']} … {facts['largest']}")

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import webdataset
 
 from launch import cli
+from pictures import encoded, pixels
 from trainer.checkpoint import folder
 from trainer.checkpoint.manifest import FileEntry, Part
 
@@ -79,6 +81,39 @@ def test_a_sequence_is_traced_to_its_text(corpus: Path, capfd: Capture) -> None:
     out = capfd.readouterr().out
     assert ["read", "by", "step", "2"] in [line.split() for line in out.splitlines()]
     assert found["pieces"][0]["meta"]["path"] in out
+    assert found["followed_tokens"] == 16 and "tokens that another follows 16" in " ".join(out.split())
+
+
+def test_a_picture_without_a_text_is_traced_to_its_sample(tmp_path: Path, capfd: Capture) -> None:
+    with webdataset.TarWriter(str(tmp_path / "in.tar")) as tar:
+        tar.write({"__key__": "0007", "png": encoded(pixels(1))})
+    out = tmp_path / "corpus"
+    document(capfd, "prepare", str(tmp_path / "in.tar"), "--out", str(out), "--workers", "1")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: {kind: vision, image_size: 8, patch_size: 4, hidden: 8, heads: 1, layers: 1, head: pixels}\n"
+        "objective: {kind: masked_images, mask_patch: 4}\n"
+        f"data: {{sources: [{{path: {out}}}], seq_len: 4, packing: one, image_size: 8}}\n"
+        "train: {global_batch: 4, micro_batch: 2}\n"
+    )
+    assert cli.main(["data", "inspect", str(config), "--sequence", "5"]) == 0
+    said = capfd.readouterr().out
+    assert "(in.tar, key 0007): no text\n" in said and "tokens" not in said
+
+
+def test_runs_that_have_not_begun_are_left_out_of_a_plot(tmp_path: Path, capfd: Capture) -> None:
+    folders = [tmp_path / name for name in ("one", "refused")]
+    for made in folders:
+        made.mkdir()
+        (made / "config.yaml").write_text("name: x\n")
+        (made / "events.jsonl").write_text("")
+    step = {"step": 1, "sequences": 4, "tokens": 64, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1}
+    (folders[0] / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+    picture = tmp_path / "plot.png"
+    assert cli.main(["plot", *map(str, folders), "--out", str(picture)]) == 0
+    assert f"{folders[1]}: left out, it has no metrics.jsonl" in capfd.readouterr().err and picture.exists()
+    assert cli.main(["plot", str(folders[1]), str(folders[1]), "--out", str(picture)]) == 1
+    assert "none of 2 folders has a metrics.jsonl" in capfd.readouterr().err
 
 
 @pytest.fixture

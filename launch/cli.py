@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
-from launch.begin import attach, evaluate, export, generate, prepare, rank, submit, train, verify
+from launch.begin import attach, evaluate, export, finetune, generate, prepare, rank, submit, train, verify
 from launch.look import cancel, checkpoint, corpus, doctor, follow, logs, plot, reference, status
 from launch.options import command_adder
 
@@ -24,6 +24,7 @@ COMMANDS = (
     prepare,
     corpus,
     train,
+    finetune,
     rank,
     submit,
     status,

@@ -22,7 +22,8 @@ from trainer.evaluation.best import Best, open_best
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import open_heldout
 from trainer.evaluation.probes import open_probes
-from trainer.first_weights.fill import begin, restore_frozen
+from trainer.first_weights.base import fill_frozen, open_base
+from trainer.first_weights.fill import begin
 from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter
@@ -194,6 +195,7 @@ def assemble(
         fence=fence,
     )
     stack.callback(meter.close)
+    base = open_base(cfg, ranks)
     checkpointer = Checkpointer(
         cfg.folder,
         every=cfg.checkpoint.every,
@@ -201,7 +203,7 @@ def assemble(
         keep_every=cfg.checkpoint.keep_every,
         decays=decays(cfg) if runtime.is_writer else (),
         asynchronous=cfg.checkpoint.asynchronous,
-        identity=lambda position: identity(cfg, stream, position),
+        identity=lambda position: identity(cfg, stream, position, base.to_json() if base else None),
         events=events,
         logs=meter.logs,
         layout=str(layout),
@@ -215,9 +217,10 @@ def assemble(
     resumed = checkpointer.resume(engine)
     doing("reading the first weights")
     if resumed is None:
-        begin(cfg, engine, stream, ranks, events)
+        begin(cfg, engine, stream, ranks, events, base.source if base else None)
     else:
-        restore_frozen(cfg, engine, ranks)
+        fill_frozen(base, engine.frozen(), cfg, ranks)
+        engine.load(engine.scalars())
     state = resumed or TrainState()
     ranks.together(lambda: check_length(cfg, stream, state))
     probes = open_probes(cfg, engine, layout, stream, ranks)

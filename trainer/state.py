@@ -60,6 +60,8 @@ class Identity:
     tokenizer: "sha256" of its file, "eos", and whether the corpora have its "template"; for readers of the
         checkpoint that have no corpus. A resume need not compare it, for `data` covers it.
     software: versions of torch and of the code; they may change, and the resume reports it.
+    base: hash of the weights that frozen parameters are read from, and where they are; empty where none is
+        frozen.
 
     model_defaults: the defaults of the model's keys, for checkpoints that are older than a key. Not saved.
 
@@ -72,6 +74,7 @@ class Identity:
     settings: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
+    base: dict[str, str] = field(default_factory=dict)
     model_defaults: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Identity:
         for key, (now, then) in self._changed(saved).items():
             if key in FIXED:
                 _same(key, now, then, where)
+        self.check_base(saved, where)
         if self.data != saved["data"]:
             asked = [
                 f"{leaf} is {now!r}, it was {then!r}"
@@ -102,6 +106,16 @@ class Identity:
             restore = "set it back" if asked else "restore the corpus"
             raise RuntimeError(
                 f"corpus changed since checkpoint {where}: {what}: {restore}, or give the run another name"
+            )
+
+    def check_base(self, saved: dict[str, Any], where: str) -> None:
+        """RuntimeError where the frozen weights are not those that the checkpoint's were trained beside."""
+        before = saved.get("base") or {}
+        if self.base.get("hash") != before.get("hash"):
+            raise RuntimeError(
+                f"model.init_from={self.base.get('where')}: its weights have the hash "
+                f"{self.base.get('hash')}, but {where} was trained beside frozen weights of the hash "
+                f"{before.get('hash')}: restore {before.get('where')}"
             )
 
     def check_stages(self, state: TrainState, saved: dict[str, Any], where: str) -> None:

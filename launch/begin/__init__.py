@@ -2,6 +2,7 @@
 
 prepare.py    make a corpus, in this process and its workers
 train.py      check a job, then start its ranks on this machine; --debug: look into the run
+finetune.py   the same, for a model that begins from another one
 submit.py     check a job, then send it to a batch system
 verify.py     one process as the reference, then the layout, compared
 rank.py       become one rank that another launcher starts

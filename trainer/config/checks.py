@@ -15,7 +15,7 @@ from parallel.config import LayoutConfig, ParallelConfig
 from parallel.layout.layout import Layout, check_batch, check_stages, resolve
 from trainer.config import keys, schema
 from trainer.config.run_config import RunConfig
-from trainer.models.config import NEXT_TOKEN
+from trainer.models.config import NEXT_TOKEN, init_from
 from trainer.models.pictures import HasClasses, pictures_of
 from trainer.models.registry import MODELS
 
@@ -120,12 +120,29 @@ def _check_objective(cfg: RunConfig) -> None:
 def _check_finetune(cfg: RunConfig) -> None:
     """Raise ValueError where what is asked of fine-tuning has no place in the model or the run."""
     cfg.plan()
+    if cfg.finetune.adapter and not cfg.finetune.adds:
+        raise ValueError(
+            f"finetune.adapter={cfg.finetune.adapter}: finetune.method={cfg.finetune.method} has no adapter: "
+            "set method to lora or adapters"
+        )
+    if cfg.finetune.freezes and not init_from(cfg.model):
+        raise ValueError(
+            f"finetune.method={cfg.finetune.method} freezes weights, which would stay as they are drawn, for "
+            "model.init_from is empty: name a Hugging Face folder or a run there"
+        )
     weights, model = cfg.finetune.class_weights, cfg.model
     if weights and isinstance(model, HasClasses) and len(weights) != model.classes:
         raise ValueError(
             f"finetune.class_weights={weights}: {len(weights)} weights for model.classes={model.classes}: "
             "give one for each"
         )
+    if weights and cfg.objective.kind != "classification":
+        raise ValueError(
+            f"finetune.class_weights={weights}: objective.kind={cfg.objective.kind} tells no classes apart: "
+            "leave the weights out"
+        )
+    if cfg.finetune.metric and not cfg.data.heldout:
+        raise ValueError(f"finetune.metric={cfg.finetune.metric}: is a held-out set's: give data.heldout")
     if weights and not sum(weights):
         raise ValueError(f"finetune.class_weights={weights}: no class counts: give one of them a weight")
     if cfg.finetune.patience and not cfg.train.eval_every:

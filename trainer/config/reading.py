@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.config import first_keys, schema
+from trainer.config import adapter_keys, first_keys, schema
 from trainer.config.checks import check
 from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
@@ -38,6 +38,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not home and "model" in values:  # a run's own config has every key
         values["model"] = first_keys.fill(values["model"])
     cfg: RunConfig = schema.build(RunConfig, values, elsewhere=schema.dotted_keys(RunConfig))
+    section = values.get("finetune")
+    cfg = adapter_keys.fill(cfg, set(section) if isinstance(section, dict) else ())
     cfg.run_dir = cfg.run_dir or f"runs/{cfg.name}"
     if not home and (begins_from := init_from(cfg.model)):
         first_keys.check(cfg.model, begins_from)

@@ -17,7 +17,8 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.newest import damage, newest
 from trainer.checkpoint.resume import load_state
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.fill import begin, restore_frozen
+from trainer.first_weights.base import fill_frozen, open_base
+from trainer.first_weights.fill import begin
 from trainer.process import threads
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.run import open_steps
@@ -89,22 +90,25 @@ def _load(
 ) -> tuple[TrainState, Path | None]:
     """Fill the engine; return the state and the folder that was read. Collective."""
     root = cfg.folder / "checkpoints"
+    base = open_base(cfg, ranks)
+    frozen = base.to_json() if base else None
     while True:
         before = ranks.on_rank_zero(lambda: folders.steps(root))
         chosen = _choose(root, before, ranks, step)
         if chosen is None:
-            begin(cfg, engine, stream, ranks)
+            begin(cfg, engine, stream, ranks, source=base.source if base else None)
             return TrainState(), None
         at = folders.step_folder(root, chosen)
         try:
-            document = load_state(at, engine, lambda position: identity(cfg, stream, position), ranks)
+            document = load_state(at, engine, lambda position: identity(cfg, stream, position, frozen), ranks)
         except (RuntimeError, OSError):
             # The run may have removed it meanwhile, where it has a newer one.
             there = ranks.on_rank_zero(lambda: folders.steps(root))
             if chosen in there or step is not None:
                 raise
             continue
-        restore_frozen(cfg, engine, ranks)
+        fill_frozen(base, engine.frozen(), cfg, ranks)
+        engine.load(engine.scalars())
         return TrainState.from_json(document["state"]), at
 
 

@@ -5,8 +5,9 @@ huggingface_source.py  one that is a Hugging Face folder
 checkpoint_source.py   one that is a checkpoint of ours
 open.py                `model.init_from` → its source
 match.py               which parameters are taken, enlarged, drawn or dropped
-fill.py                a source → the chunks of an engine: `begin` for a new run, `restore_frozen` for a
-                       resumed one whose checkpoints lack what it does not train
+base.py                the frozen weights of a run, which no checkpoint of it holds
+adapter_source.py      an adapter on disk
+fill.py                a source → the chunks of an engine; `begin` for a new run
 
 Each rank reads what overlaps its own chunks, a few MiB at a time: files are mapped, and no model is ever
 whole anywhere.

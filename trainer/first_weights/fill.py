@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
+from common.model_plan import matches
 from data.corpus.storage import Storage
 from data.stream.stream import Stream
 from parallel.engine import Chunk, Engine
 from trainer.config import first_keys
 from trainer.config.run_config import RunConfig
+from trainer.first_weights.adapter_source import AdapterSource
 from trainer.first_weights.checkpoint_source import PREFIX
 from trainer.first_weights.match import Match, match
 from trainer.first_weights.open import open_source
 from trainer.first_weights.source import WeightSource, blocks
+from trainer.huggingface.adapter import open_adapter
 from trainer.models.config import init_from
 from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 
 
 def begin(
-    cfg: RunConfig, engine: Engine, stream: Stream, ranks: Ranks, events: EventLog | None = None
+    cfg: RunConfig,
+    engine: Engine,
+    stream: Stream,
+    ranks: Ranks,
+    events: EventLog | None = None,
+    source: WeightSource | None = None,
 ) -> WeightSource | None:
     """Fill an engine that was built with drawn weights from `model.init_from`, before its first step; return
     the source. None where there is no such key. Collective.
@@ -33,10 +42,14 @@ def begin(
     if not (given := init_from(cfg.model)):
         return None
     ranks.together(lambda: check_tokenizer(cfg, stream.sources[0].corpus.storage))
-    source = open_source(given, ranks)
+    source = source or open_source(given, ranks)
     chunks = [*engine.frozen(), *engine.chunks()]
     found = matched(chunks, source, cfg, ranks)
+    refuse_drawn(found, source, cfg)
     ranks.together(lambda: fill(chunks, source, found))
+    if cfg.finetune.adapter:
+        digest = source.digest(ranks)
+        ranks.together(lambda: _fill_from_adapter(chunks, cfg, digest))
     engine.load(engine.scalars())
     if events is not None:
         words = found.in_words()
@@ -53,24 +66,26 @@ def begin(
     return source
 
 
-def restore_frozen(cfg: RunConfig, engine: Engine, ranks: Ranks) -> WeightSource | None:
-    """Fill the parameters that are not trained, which no checkpoint holds, from `model.init_from`; return the
-    source. None where every parameter is trained. Collective.
+def _fill_from_adapter(chunks: Sequence[Chunk], cfg: RunConfig, base: str) -> None:
+    """Fill what fine-tuning adds from `finetune.adapter`. base: hash of the weights that it is added to.
+
+    ValueError, one line, where the adapter is for another base, or has what the model does not add.
     """
-    chunks = engine.frozen()
-    if not any(ranks.gather(bool(chunks))):
-        return None
-    source = restore(chunks, cfg, ranks)
-    engine.load(engine.scalars())
-    return source
-
-
-def restore(chunks: Sequence[Chunk], cfg: RunConfig, ranks: Ranks) -> WeightSource:
-    """Fill chunks of weights from `model.init_from`; return the source. Collective."""
-    source = open_source(init_from(cfg.model), ranks)
-    found = matched(chunks, source, cfg, ranks)
-    ranks.together(lambda: fill(chunks, source, found))
-    return source
+    adapter = open_adapter(Path(cfg.finetune.adapter), cfg.model)
+    if adapter.base and adapter.base != base:
+        raise ValueError(
+            f"finetune.adapter={adapter.path}: an adapter for another base: it was trained beside weights of "
+            f"the hash {adapter.base}, and those of model.init_from={init_from(cfg.model)} have {base}"
+        )
+    source = AdapterSource(adapter, cfg.model, cfg.finetune)
+    layers = {pattern for pattern, _ in cfg.plan().tensor}
+    for name in source.parameters:
+        if not any(matches(pattern, name.rpartition(".")[0]) for pattern in layers):
+            raise ValueError(
+                f"finetune.adapter={adapter.path}: has {name}, which is none of this run's: add its layer to "
+                "finetune.targets, or leave that out"
+            )
+    fill(chunks, source, Match(frozenset(source.parameters), {}, (), ()))
 
 
 def matched(chunks: Iterable[Chunk], source: WeightSource, cfg: RunConfig, ranks: Ranks) -> Match:
@@ -79,6 +94,16 @@ def matched(chunks: Iterable[Chunk], source: WeightSource, cfg: RunConfig, ranks
     ours = {name: shape for each in ranks.gather(own) for name, shape in each.items()}
     another_task = first_keys.is_another_task(cfg.model, source.model)
     return ranks.together(lambda: match(ours, source, cfg.plan(), another_task=another_task))
+
+
+def refuse_drawn(found: Match, source: WeightSource, cfg: RunConfig) -> None:
+    """RuntimeError where a frozen parameter is not taken whole: a part of it would stay as it was drawn."""
+    for name in (*found.drawn, *sorted(found.enlarged)):
+        if not cfg.plan().trained(name):
+            raise RuntimeError(
+                f"{source.where}: does not have all of {name}, which finetune.method={cfg.finetune.method} "
+                "freezes as it was drawn: take finetune.method=full"
+            )
 
 
 def parameter_of(chunk: Chunk) -> str:

@@ -69,12 +69,12 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         for file in sorted(set(places.values())):
             if not (path / file).is_file():
                 raise RuntimeError(f"{path / file}: missing, but {INDEX} names it: the folder is not whole")
-            tensors |= _header(path / file)
+            tensors |= header(path / file)
         for name, file in places.items():
             if name not in tensors or tensors[name].file != file:
                 raise RuntimeError(f"{path / file}: lacks the tensor {name}, which {INDEX} places there")
     elif (path / WEIGHTS).is_file():
-        tensors = _header(path / WEIGHTS)
+        tensors = header(path / WEIGHTS)
     elif any((path / name).is_file() for name in _PICKLES):
         raise ValueError(
             f"{path}: its weights are pickles, which run code when they are loaded: let transformers load "
@@ -106,7 +106,7 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def header(path: Path) -> dict[str, StoredTensor]:
     """Read the header of a safetensors file, and prove that the file is as long as it says."""
     try:
         size = path.stat().st_size

@@ -1,5 +1,7 @@
 """What a run reads, opened on every rank and known to be the same on all."""
 
+from collections.abc import Mapping
+
 from data.stream.stream import Stream
 from parallel.layout.layout import Layout
 from trainer.config import checks
@@ -60,8 +62,13 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
     )
 
 
-def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
-    """Return what a checkpoint made at `position` of the stream must share with a run that loads it."""
+def identity(
+    cfg: RunConfig, stream: Stream, position: int, base: Mapping[str, str] | None = None
+) -> Identity:
+    """Return what a checkpoint made at `position` of the stream must share with a run that loads it.
+
+    base: see `Identity`; None: nothing is frozen.
+    """
     entry = stream.sources[0].corpus.manifest.tokenizer
     template = all(source.corpus.manifest.has_template for source in stream.sources)
     return Identity(
@@ -73,4 +80,5 @@ def identity(cfg: RunConfig, stream: Stream, position: int) -> Identity:
         settings=configs.settings(cfg),
         tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
         software=software(cfg),
+        base=dict(base or {}),
     )

@@ -20,7 +20,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import load
 from trainer.config import checks, evaluating
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.fill import restore_frozen
+from trainer.first_weights.base import check_base, fill_frozen, open_base
 from trainer.objectives.context import ObjectiveContext
 from trainer.process import threads
 from trainer.ranks import Ranks, gather
@@ -94,6 +94,8 @@ def open_run(
     engine = make_engine(cfg, runtime, layout, context, trains=False)
     stack.callback(engine.close)
     ranks.together(lambda: load(folder, engine.chunks()))
+    base = open_base(cfg, ranks, run=run)
+    ranks.together(lambda: check_base(base, folder))
+    fill_frozen(base, engine.frozen(), cfg, ranks)
     engine.load(engine.scalars())
-    restore_frozen(cfg, engine, ranks)
     return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, context, ranks)

@@ -14,7 +14,8 @@ from parallel.torch_engine.parallelize import parallelize_for_decoding
 from parallel.world.runtime import Runtime
 from trainer.checkpoint.store import load
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.fill import parameter_of, restore
+from trainer.first_weights.base import check_base, fill_frozen, open_base
+from trainer.first_weights.fill import parameter_of
 from trainer.models.build import build_model
 from trainer.models.tuned.tune import merge
 from trainer.ranks import Ranks
@@ -30,7 +31,8 @@ def load_model(cfg: RunConfig, folder: Path, device: str = "") -> nn.Module:
         folder: the checkpoint, which is verified (`trainer.checkpoint.folder.verify`).
         device: where the model goes; default: the GPU, if there is one, else the CPU.
 
-    Raises RuntimeError where a tensor is missing or has another shape.
+    Raises RuntimeError where a tensor is missing or has another shape, or where the frozen weights are not
+    those that the checkpoint was trained beside.
     """
     with torch.device("meta"):
         model = build_model(cfg.model, finetune=cfg.finetune)
@@ -75,6 +77,6 @@ def _fill(chunks: Sequence[Chunk], cfg: RunConfig, folder: Path, ranks: Ranks) -
     """Fill the chunks from the checkpoint, and those that it does not hold from the run's first weights."""
     trained = cfg.plan().trained
     ranks.together(lambda: load(folder, [chunk for chunk in chunks if trained(parameter_of(chunk))]))
-    frozen = [chunk for chunk in chunks if not trained(parameter_of(chunk))]
-    if any(ranks.gather(bool(frozen))):
-        restore(frozen, cfg, ranks)
+    base = open_base(cfg, ranks, run=folder.parent.parent)
+    ranks.together(lambda: check_base(base, folder))
+    fill_frozen(base, [chunk for chunk in chunks if not trained(parameter_of(chunk))], cfg, ranks)

@@ -124,6 +124,7 @@ def test_an_unknown_figure_is_one_line(
     ({"class_weights": [1, -1, 0]}, "must be 0 or more"),
     ({"method": "lora", "targets": ["wx"]}, "'wx' is no linear layer in a block of this model: known are wq"),
     ({"method": "lora", "targets": []}, "must not be empty"),
+    ({"method": "full", "adapter": "x"}, "finetune.adapter=x: finetune.method=full has no adapter: set"),
     ({"method": "qlora"}, "not one of none, full, probe, lora, adapters; did you mean lora?"),
     ({"method": "lora", "rank": 0}, "must be at least 1"),
 ])  # fmt: skip

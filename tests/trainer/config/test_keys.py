@@ -73,9 +73,9 @@ def refusal(*settings: tuple[str, Any]) -> str:
 
 def wrapped(key: Key, number: float) -> Any:
     """A value of the key's type that is made of `number`."""
-    if key.length or key.name == "train.ranks":
+    if "list" in str(key.hint):
         return [number] * (key.length or 2)
-    return {"a": number} if key.name.endswith("weights") else number
+    return {"a": number} if "dict" in str(key.hint) else number
 
 
 def numeric(key: Key) -> bool:

@@ -36,18 +36,21 @@ class FinetuneConfig:
         "not empty",
     ] = field(default_factory=lambda: ["wq", "wv"])
     bottleneck: Annotated[int, "adapters: their inner width", "≥ 1"] = 64
+    adapter: Annotated[
+        str,
+        "a folder with an adapter that the added matrices begin from, PEFT's or one that germinal export "
+        "wrote; keys that are left out are the adapter's; empty: they are drawn",
+    ] = ""
     class_weights: Annotated[
         list[float],
         "of each class in the loss of classification, which is the weighted sum over the sum of the weights; "
         "none: all are 1",
         "≥ 0",
-        "needs objective.kind=classification",
     ] = field(default_factory=list)
     metric: Annotated[
         str,
         "the figure of the first held-out set that tells the best checkpoint, such as loss, top_1 or f1; "
         "empty: none does",
-        "needs data.heldout",
     ] = ""
     patience: Annotated[
         int,

@@ -1,5 +1,6 @@
 """Run and prompt → text, as it is written."""
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,13 @@ def open_writer(
     if runtime is not None and runtime.world > 1:
         return open_for_decoding(run, overrides, runtime, step=step)
     evaluating.load_to_decode(run, overrides, 1)
-    return load_newest(cfg, run) if step is None else load_step(cfg, run, step)
+    trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
+    if "cache" not in inspect.signature(trained.model.forward).parameters:
+        raise ValueError(
+            f"{run}: the forward of model.kind={cfg.model.kind} takes no `cache`, with which texts are "
+            "continued: see trainer/trained/sampling.py, what `generate` asks of a model"
+        )
+    return trained
 
 
 def continue_prompt(

@@ -36,6 +36,8 @@ def build_model(
         made = pkgutil.resolve_name(cfg.model_class)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model.kind={cfg.kind!r}: its model_class {cfg.model_class!r}: {error}") from error
+    except Exception as error:  # whatever a user's file does
+        raise failed(cfg.kind, f"the import of {cfg.model_class} fails", error) from error
     try:
         model: nn.Module = made(cfg)
     except ValueError:

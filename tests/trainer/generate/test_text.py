@@ -12,6 +12,7 @@ from trained_runs import VOCAB, make_trained_run
 from trainer.checkpoint import folder as checkpoints
 from trainer.config import reading
 from trainer.generate.text import continue_text, decode
+from trainer.models.decoder.decoder import Decoder
 from trainer.state import Identity
 from trainer.trained.sampling import generate
 
@@ -71,3 +72,13 @@ def test_a_model_that_predicts_no_next_token_continues_no_text(tmp_path: Path) -
         continue_text(run, "ab")
     with pytest.raises(ValueError, match=r"^track\.samples: model\.kind=encoder predicts no next token"):
         reading.load(run / "config.yaml", ["track.samples=[ab]"])
+
+
+def test_a_model_that_takes_no_cache_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the user's own that offers next-token prediction need not be one that continues texts."""
+    make_trained_run(tmp_path / "run")
+    monkeypatch.setattr(Decoder, "forward", lambda self, x, **more: None)
+    with pytest.raises(ValueError, match=r"the forward of model\.kind=decoder takes no `cache`"):
+        next(continue_text(tmp_path / "run", "ab"))

@@ -152,3 +152,27 @@ def test_a_class_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(DecoderConfig, "model_class", "trainer.models.build:Nothing")
     with pytest.raises(ValueError, match=r"^model\.kind='decoder': its model_class 'trainer\.[^\n]*Nothing"):
         build_model(DecoderConfig())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "class A(\n",
+            r"the import of own_broken_\d:A fails: SyntaxError: .* \(.*own_broken_\d\.py, line 1\)",
+        ),
+        (
+            "import torch\n1 / 0\n",
+            r"fails: ZeroDivisionError: division by zero \(.*own_broken_\d\.py, line 2\)",
+        ),
+    ],
+)
+def test_a_module_that_fails_while_it_is_imported_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    name = module(here, f"own_broken_{len(text) % 10}", text)
+    sys.path.append(str(here))
+    monkeypatch.setattr(DecoderConfig, "model_class", f"{name}:A")
+    with pytest.raises(ValueError, match=said) as caught:
+        build_model(DecoderConfig(layers=1, hidden=8, heads=1, vocab=16))
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from torch import nn
 
 from common.module_interfaces import HasTokenLoss, TokenLoss
 from trainer.models.config import ModelConfig
-from trainer.models.declared import wrong_plan
+from trainer.models.declared import wrong_plan, wrong_size
 from trainer.models.own import failed
 from trainer.models.tuned.config import FinetuneConfig
 from trainer.models.tuned.tune import tune
@@ -47,6 +47,8 @@ def build_model(
     for wrong in _refused(model):
         raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
     if wrong := wrong_plan(cfg.plan(), model, list(cfg.block_counts().values())):
+        raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
+    if ":" in cfg.kind and (wrong := wrong_size(cfg.parameters(), model)):
         raise ValueError(f"model.kind={cfg.kind!r}: {wrong}")
     if token_loss is not None:
         _set_token_loss(model, token_loss, cfg)

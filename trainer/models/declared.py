@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from common.model_plan import Init, InitKind, ModelPlan
+from trainer.models.config import Parts
 
 _KINDS = typing.get_args(InitKind)
 
@@ -27,6 +28,20 @@ def wrong_plan(plan: Any, model: nn.Module, block_counts: Sequence[int]) -> str:
         return f"plan() returns a {type(plan).__name__}, not a ModelPlan"
     found = next(_of_towers(plan, model, block_counts), "")
     return found or next(_of_parameters(plan, model), "")
+
+
+def wrong_size(stated: Parts, model: nn.Module) -> str:
+    """Return in one line where a model has another number of parameters than its config says; else "". What a
+    step costs, MFU, and what fits into memory are reckoned from that number.
+    """
+    has = sum(parameter.numel() for parameter in model.parameters())
+    if has == stated.total:
+        return ""
+    blocks = f"{stated.blocks} blocks of {stated.block:,}"
+    return (
+        f"parameters() says {stated.total:,} (before the blocks {stated.first:,}, {blocks}, behind them "
+        f"{stated.last:,}), and the module has {has:,}"
+    )
 
 
 def _of_towers(plan: ModelPlan, model: nn.Module, block_counts: Sequence[int]) -> Iterator[str]:

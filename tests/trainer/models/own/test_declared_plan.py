@@ -10,6 +10,7 @@ from torch import nn
 
 from common.model_plan import Init, ModelPlan
 from trainer.models.build import build_model
+from trainer.models.declared import wrong_size
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.decoder.decoder import Decoder
 from trainer.models.registry import MODELS
@@ -106,3 +107,20 @@ def test_a_module_that_is_not_as_declared_is_one_line(
 def test_the_plans_of_this_project_describe_their_modules(kind: str) -> None:
     with torch.device("meta"):
         build_model(MODELS[kind]())
+
+
+def test_another_number_of_parameters_than_stated_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's `parameters` decides what sizes and MFU are reckoned from."""
+    own = Own(kind="test_declared_plan:Own", layers=2, hidden=8, heads=1, vocab=16)
+    build_model(own)
+    parts = own.parameters()
+    monkeypatch.setattr(Own, "parameters", lambda self: replace(parts, block=parts.block + 1))
+    with pytest.raises(ValueError, match=rf"parameters\(\) says {parts.total + 2:,} .*has {parts.total:,}$"):
+        build_model(own)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_of_this_project_have_as_many_parameters_as_they_state(kind: str) -> None:
+    with torch.device("meta"):
+        model = build_model(MODELS[kind]())
+    assert wrong_size(MODELS[kind]().parameters(), model) == ""

@@ -48,6 +48,7 @@ class Stage(PipelineStage):
         self._replicas = replicas
         self._deferred = deferred
         self._sends: Sends | None = None
+        self._declared = tuple(kwargs["output_args"][0].shape)
 
     def send_by(self, sends: Sends) -> None:
         """Hand every message to `sends` from now on, in the schedule's place."""
@@ -104,6 +105,11 @@ class Stage(PipelineStage):
         if self._sends is not None:
             self._sends.release(Pass(False, self.stage_index, fwd_chunk_id))
         output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        if not self.is_last and tuple(output.shape) != self._declared:  # else the message would not fit
+            raise ValueError(
+                f"pipeline stage {self.stage_index} gives hidden states {tuple(output.shape)}, and "
+                f"hidden_shape of the model's plan says {self._declared}: correct the plan"
+            )
         if not self.is_first:  # backward has its own reference to what was received
             _take_back(self.args_recv_info[fwd_chunk_id])
         return output

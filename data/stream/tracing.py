@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig
+from data.corpus.columns import LABEL
 from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.tar import TAR_BLOCK, samples
@@ -148,6 +149,11 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
         "prepare": dict(manifest.prepare),
         "sources": list(manifest.sources),
     }
+    if (row := manifest.row(LABEL)) is not None:
+        indexes = (storage.index(shard) for shard in range(len(manifest.shards)))
+        labels = np.concatenate([index[row] for index in indexes]).astype(np.int64)
+        counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes)).tolist()
+        report["class_documents"] = dict(zip(manifest.classes, counts))
     if manifest.tokens:
         corpus = Corpus(storage)
         lengths, _ = corpus.lengths()

@@ -49,18 +49,23 @@ def data_inspect(args: argparse.Namespace) -> int:
         tables.document(report)
         return 0
     for corpus in report["corpora"]:
-        numbers = ("documents", "tokens", "text_bytes", "bytes_per_token", "shards", "shard_bytes")
+        of_text = ("tokens", "text_bytes", "bytes_per_token") if corpus["tokens"] else ("tokens",)
+        numbers = ("documents", *of_text, "shards", "shard_bytes")
         facts = {key.replace("_", " "): corpus[key] for key in numbers}
         facts["tokenizer"] = (
             f"{corpus['tokenizer']['vocab']:,} tokens, sha256 {corpus['tokenizer']['sha256'][:12]}"
         )
         if corpus["media"]:
             facts["pictures"] = ", ".join(corpus["media"])
-        if corpus["classes"]:
-            facts["classes"] = len(corpus["classes"])
+        if corpus["classes"] and "class_documents" in corpus:
+            counts = sorted((count, name) for name, count in corpus["class_documents"].items())
+            facts["classes"] = f"{len(counts):,}, of " + " to ".join(
+                f"{count:,} ({name})" for count, name in (counts[0], counts[-1])
+            )
+            facts["documents without a class"] = corpus["documents"] - sum(count for count, _ in counts)
         facts["fingerprint"] = corpus["fingerprint"][:12]
-        lengths = corpus.get("document_tokens", {})
-        facts["tokens a document"] = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
+        if lengths := corpus.get("document_tokens", {}):
+            facts["tokens a document"] = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
         for kind, packing in corpus.get("packing", {}).items():
             facts[f"packing: {kind}"] = (
                 f"{packing['sequences']:,} sequences of {packing['seq_len']:,}, "

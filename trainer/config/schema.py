@@ -53,6 +53,7 @@ def build(cls: Any, values: Any, at: str = "", *, elsewhere: Sequence[str] = ())
             arguments[fields[key].name] = _build_own(own, value, _join(at, key))
             continue
         hint = _by_kind(fields[key], hints[fields[key].name], value, _join(at, key))
+        _refuse_keys_of_other_kinds(fields[key], hint, value, _join(at, key))
         arguments[fields[key].name] = _convert(hint, value, _join(at, key))
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -120,6 +121,24 @@ def _by_kind(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) ->
         return next(iter(kinds.values()))
     besides = ", or a class of your own as package.module:ConfigClass" if "own_kind" in field.metadata else ""
     return kinds[_one_of(list(kinds), value["kind"], f"{at}.kind", besides)]
+
+
+def _refuse_keys_of_other_kinds(field: "dataclasses.Field[Any]", hint: Any, value: Any, at: str) -> None:
+    """Raise ValueError for a key that the value's kind does not have and another kind has."""
+    kinds = {
+        kind: {yaml_key(one) for one in dataclasses.fields(cls)}
+        for kind, cls in field.metadata.get("kinds", {}).items()
+    }
+    if not kinds or not isinstance(value, dict):
+        return
+    here = value.get("kind", next(iter(kinds)))
+    for key in value:
+        having = [kind for kind, keys in kinds.items() if key in keys]
+        if having and here not in having:
+            raise ValueError(
+                f"{at}.{key}={_shown(value[key])}: {at}.kind={here} has no such key, {' and '.join(having)} "
+                f"{'has' if len(having) == 1 else 'have'} it"
+            )
 
 
 def _own_kind(field: "dataclasses.Field[Any]", value: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from launch import cli
-from pictures import encoded, pixels
+from pictures import encoded, pixels, write_folders
 from trainer.checkpoint import folder
 from trainer.checkpoint.manifest import FileEntry, Part
 
@@ -56,6 +56,21 @@ def test_inspect_counts_and_verify_is_satisfied(corpus: Path, capfd: Capture) ->
     out = capfd.readouterr().out
     assert "packing: best_fit" in out
     assert "sound: every byte" in out
+
+
+def test_inspect_says_how_the_classes_are_filled(tmp_path: Path, capfd: Capture) -> None:
+    """Of pictures alone nothing is said of tokens but that there are none."""
+    write_folders(tmp_path / "in", ("cat",), 3)
+    write_folders(tmp_path / "in", ("dog",), 1)
+    (tmp_path / "in" / "loose.png").write_bytes(encoded(pixels(99)))
+    out = tmp_path / "corpus"
+    document(capfd, "prepare", str(tmp_path / "in"), "--out", str(out), "--workers", "1")
+    (inspected,) = document(capfd, "data", "inspect", str(out))["corpora"]
+    assert inspected["class_documents"] == {"cat": 3, "dog": 1}
+    assert cli.main(["data", "inspect", str(out)]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "classes 2, of 1 (dog) to 3 (cat) documents without a class 1" in said
+    assert "bytes per token" not in said and "tokens a document" not in said
 
 
 def test_a_flipped_byte_of_a_shard_is_named(corpus: Path, capfd: Capture) -> None:

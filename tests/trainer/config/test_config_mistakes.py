@@ -15,6 +15,8 @@ WRONG = {
     "model.n_layers=3": ["model.n_layers=3", "did you mean model.layers?"],
     "data.sources[0].wieght=3": ["data.sources[0].wieght=3", "did you mean data.sources[0].weight?"],
     "checkpoint.asynchronous=true": ["did you mean checkpoint.async?"],
+    "objective.mask_rate=0.2": ["objective.kind=causal_lm has no such key, masked_lm has it"],
+    "model.patch_size=2": ["model.kind=decoder has no such key", "vision has it"],
     "nonsense=1": ["nonsense=1", "unknown key", "known here: name, model"],
     "train.steps=many": ["train.steps='many'", "not an integer"],
     "train.steps=1.5": ["train.steps=1.5", "not an integer"],

@@ -66,12 +66,10 @@ def test_every_section_is_described() -> None:
 
 def test_a_key_that_kinds_declare_differently_is_told_of_each(capfd: pytest.CaptureFixture[str]) -> None:
     found = json.loads(shown(capfd, "model.window", "--json"))
-    assert [(key["default"], key["kinds"]) for key in found] == [
-        (0, ["decoder"]),
-        (64, ["encoder", "text_classes", "text_pair"]),
-    ]
+    assert [(key["default"], key["kinds"][0]) for key in found] == [(0, "decoder"), (64, "encoder")]
+    assert {"text_classes", "text_pair"} < set(found[1]["kinds"]) and found[0]["kinds"] == ["decoder"]
     (alike,) = json.loads(shown(capfd, "objective.z_loss", "--json"))
-    assert alike["kinds"] == ["causal_lm", "fill_in_the_middle", "span_corruption", "masked_lm"]
+    assert alike["kinds"][:4] == ["causal_lm", "fill_in_the_middle", "span_corruption", "masked_lm"]
     (kind,) = json.loads(shown(capfd, "model.kind", "--json"))
     assert kind["kinds"] == [] and "vision" in kind["choices"]
     (nested,) = json.loads(shown(capfd, "model.text.causal", "--json"))

@@ -21,4 +21,5 @@ def test_each_objective_has_an_example_on_a_corpus_that_is_made_on_the_machine()
         text = path.read_text()
         assert f"germinal prepare embedded:{corpus} --out corpora/{corpus}\n" in text
         assert f"germinal train configs/objectives/{path.name}\n" in text
-    assert kinds == set(OBJECTIVES)
+    # Those of marked tokens are for fine-tuning, on labelled corpora, which a machine does not make.
+    assert kinds == set(OBJECTIVES) - {"instruction", "tags", "answers"}

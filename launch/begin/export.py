@@ -27,6 +27,11 @@ def add_command(add: options.AddCommand) -> None:
         metavar="SIZE",
         help="of a file of weights, at most, such as 500MB (default 5GB)",
     )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a run that trained LoRA: the whole model, with the branches in its matrices, not them alone",
+    )
     parser.set_defaults(run=export)
 
 
@@ -46,4 +51,6 @@ def export(args: argparse.Namespace) -> int:
     words = [f"--out={args.out}", f"--dtype={args.dtype}", f"--shard-bytes={args.shard_size}"]
     if args.step is not None:
         words.append(f"--step={args.step}")
+    if args.merge:
+        words.append("--merge")
     run.become(ProcessCommand(python(EXPORT, args.folder, *words)))

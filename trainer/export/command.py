@@ -25,6 +25,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="that checkpoint (default: the newest)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights")
     parser.add_argument("--shard-bytes", type=int, default=5 * 10**9, metavar="N", help="of a file, at most")
+    parser.add_argument("--merge", action="store_true", help="LoRA's branches into their matrices")
     options = parser.parse_args(arguments)
     if at_once:
         at_once.end()
@@ -35,12 +36,18 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
             step=options.step,
             dtype=options.dtype,
             shard_bytes=options.shard_bytes,
+            merge=options.merge,
         )
     except ValueError as error:
         return complain(error, WRONG)
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
     files = len(done.written.files)
+    if not files:
+        print(
+            f"{options.out}: {done.architecture} of step {done.step}, {done.written.parameters:,} parameters"
+        )
+        return DONE
     print(
         f"{options.out}: {done.architecture} of step {done.step}, {done.written.parameters:,} parameters, "
         f"{done.written.bytes:,} bytes as {options.dtype} in {files} file{'s' * (files > 1)}"

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from trainer.config.run_config import RunConfig
 from trainer.export.card import Facts, card
 from trainer.export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from trainer.export.weights import DTYPES, Written, write_weights
-from trainer.first_weights.checkpoint_source import CheckpointSource
+from trainer.first_weights.checkpoint_source import PREFIX
+from trainer.first_weights.merged_source import whole_weights
 from trainer.folder import run_folder
 from trainer.huggingface import choose
 from trainer.huggingface.families.family import Family
 from trainer.huggingface.folder import CONFIG
 from trainer.huggingface.mapping import by_theirs
 from trainer.models.config import NEXT_TOKEN, init_from
+from trainer.trained.adapter import write_adapter
 from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
 from trainer.trained.tokenizer import load_prompting
 
@@ -48,14 +51,24 @@ class Exported:
     tokenizer: str
 
 
-def export(run: str | Path, out: Path, *, step: int | None, dtype: str, shard_bytes: int) -> Exported:
-    """Write the checkpoint of `step`, else the newest that verifies, into the new folder `out`.
+def export(
+    run: str | Path,
+    out: Path,
+    *,
+    step: int | None,
+    dtype: str,
+    shard_bytes: int,
+    merge: bool = False,
+) -> Exported:
+    """Write the checkpoint of `step`, else the newest that verifies, into the new folder `out`. Of a run that
+    adds modules to a model, write these alone, unless they are merged (`trainer.trained.adapter`).
 
     The folder is written under another name beside `out` and renamed when it is whole and on disk. The same
     parameters give the same bytes, whatever layout saved them. Memory: some 32 MiB, whatever the model.
 
     dtype: of the weights, a key of `weights.DTYPES`.
     shard_bytes: of a file of weights, at most; a larger tensor is alone in one.
+    merge: add LoRA's branches to their matrices, and write the whole model.
 
     Raises:
         ValueError: `out` is there already, there is no checkpoint of that step, or no architecture of
@@ -68,16 +81,16 @@ def export(run: str | Path, out: Path, *, step: int | None, dtype: str, shard_by
         raise ValueError(f"--out {out}: {out.parent} is no folder: make it, or give another")
     home = run_folder.find(run)
     cfg = reading.load(home)
-    if cfg.finetune.adds:
-        raise ValueError(
-            f"{home} trains {cfg.finetune.method} beside a model that it does not keep: merge them first"
-        )
-    family, keys = choose.for_export(cfg.model, cfg.row_length)
+    apart = cfg.finetune.adds and not merge
+    chosen = None if apart else choose.for_export(cfg.model, cfg.row_length)
     at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
     draft = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     draft.mkdir()
     try:
-        exported = _write(draft, home, at, cfg, family, keys, dtype=dtype, shard_bytes=shard_bytes)
+        if chosen is None:
+            exported = _write_apart(draft, at, cfg)
+        else:
+            exported = _write(draft, home, at, cfg, *chosen, dtype=dtype, shard_bytes=shard_bytes)
         fsync_folder(draft)
         if out.exists():
             raise ValueError(f"--out {out}: was made meanwhile by another program: give another folder")
@@ -127,7 +140,7 @@ def _write(
     step = read_manifest(at).step
     written = write_weights(
         folder,
-        CheckpointSource(at, cfg.model),
+        whole_weights(cfg, at),
         by_theirs(family.mapped(cfg.model)),
         dtype=dtype,
         shard_bytes=shard_bytes,
@@ -139,6 +152,15 @@ def _write(
     )
     write_durably(folder / "README.md", card(facts).encode())
     return Exported(family.architecture, step, written, tokenizer)
+
+
+def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:
+    """Write what fine-tuning has added to a model."""
+    kind = write_adapter(cfg, at, folder)
+    shapes = {name: one.shape for name, one in read_manifest(at).tensors.items() if name.startswith(PREFIX)}
+    parameters = sum(prod(shape) for shape in shapes.values())
+    written = Written({}, 4 * parameters, parameters)
+    return Exported(f"adapter in {kind}'s format", read_manifest(at).step, written, "")
 
 
 def _origin(cfg: RunConfig) -> Path | None:

@@ -16,6 +16,7 @@ from parallel.world import runtime as runtimes
 from stock_models import stock
 from trainer.checkpoint import folder as folders
 from trainer.config import reading
+from trainer.export.export import export
 from trainer.run import assemble
 from trainer.trained.adapter import write_adapter
 from trainer.trained.weights import load_model
@@ -116,6 +117,21 @@ def test_an_adapter_that_was_trained_here_gives_equal_logits_in_peft(
     )
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_export_is_the_adapter_or_the_merged_model(
+    merge: bool, family: str, base: tuple[nn.Module, Path], corpus: Path, tmp_path: Path
+) -> None:
+    _, folder = base
+    assert train_here(config(tmp_path, corpus, folder, rank=3, targets=["all"]))
+    run, out = tmp_path / "run", tmp_path / "out"
+    export(run, out, step=None, dtype="fp32", shard_bytes=40_000, merge=merge)
+    with torch.no_grad():
+        ours = load_model(reading.load(run), folders.step_folder(run / "checkpoints", 4), "cpu")(tokens())
+    there = loaded_base(out, family) if merge else loaded(folder, out, family)
+    torch.testing.assert_close(theirs(there), ours, rtol=1e-5, atol=1e-5)
+    assert (out / "germinal.json").is_file() != merge
+
+
 def test_an_adapter_of_peft_s_gives_equal_logits_here(
     family: str, base: tuple[nn.Module, Path], corpus: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +186,8 @@ def test_bottleneck_adapters_are_kept_under_our_names(corpus: Path, tmp_path: Pa
     run = tmp_path / "run"
     checkpoint = folders.step_folder(run / "checkpoints", 4)
     assert write_adapter(reading.load(run), checkpoint, tmp_path / "adapter") == "germinal"
+    with pytest.raises(ValueError, match="cannot be merged: export them apart"):
+        export(run, tmp_path / "out", step=None, dtype="fp32", shard_bytes=10**9, merge=True)
     with torch.no_grad():
         expected = load_model(reading.load(run), checkpoint, "cpu")(tokens())
     (again := tmp_path / "again").mkdir()

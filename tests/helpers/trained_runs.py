@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.config import DataConfig, Source
 from data.tokenizer import training
@@ -17,8 +17,10 @@ from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.store import write_part
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
+from trainer.models.build import build_model
+from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
-from trainer.models.decoder.decoder import Decoder
+from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
 from trainer.state import Identity
 
 VOCAB = 257
@@ -28,9 +30,9 @@ def model_config(tied: bool = False) -> DecoderConfig:
     return DecoderConfig(layers=2, hidden=32, heads=4, kv_heads=2, vocab=VOCAB + 7, tie_embeddings=tied)
 
 
-def drawn(cfg: DecoderConfig) -> Decoder:
+def drawn(cfg: ModelConfig) -> nn.Module:
     torch.manual_seed(0)
-    model = Decoder(cfg)
+    model = build_model(cfg)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)  # decided enough that ties are out of reach
@@ -43,16 +45,21 @@ def make_trained_run(
     steps: Sequence[int] = (1, 2),
     eos: int = 0,
     identity: dict[str, Any] | None = None,
-    model: DecoderConfig | None = None,
+    model: ModelConfig | None = None,
     weights: Mapping[str, Tensor] | None = None,
-) -> Decoder:
+    objective: ObjectiveConfig | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Any:
     """A run folder as training leaves it; the newest checkpoint holds the returned model: of random weights,
     or of `weights`.
     """
     cfg = RunConfig(
         name=folder.name,
         model=model or model_config(tied),
-        data=DataConfig(sources=[Source(path=str(folder / "no-corpus"))], seq_len=32),
+        data=DataConfig(
+            **{"sources": [Source(path=str(folder / "no-corpus"))], "seq_len": 32, **(data or {})}
+        ),
+        objective=objective or CausalLMConfig(),
         run_dir=str(folder),
     )
     folder.mkdir()

@@ -24,7 +24,7 @@ from trainer.first_weights.merged_source import whole_weights
 from trainer.folder import run_folder
 from trainer.huggingface import choose
 from trainer.huggingface.families.family import Family
-from trainer.huggingface.folder import CONFIG
+from trainer.huggingface.folder import CONFIG, PREPROCESSOR
 from trainer.huggingface.mapping import by_theirs
 from trainer.models.config import NEXT_TOKEN, init_from
 from trainer.trained.adapter import write_adapter
@@ -121,21 +121,34 @@ def _write(
         files = tokenizer_files(content, special, context=cfg.row_length, origin=_origin(cfg))
         for name, data in files.items():
             write_durably(folder / name, data)
+    if family.preprocessor is not None:
+        _json(folder / PREPROCESSOR, family.preprocessor(cfg.model))
+    # What is left out would be the ids of the published model.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | dict(special.ids)
+    if "text_config" in keys:  # CLIP finds the token that it pools by its id
+        if family.model_type == "clip" and ids["eos_token_id"] == 2:
+            raise ValueError(
+                f"{home}: the token between documents has id 2, for which transformers pools another token "
+                "of CLIP's texts: this run cannot be exported"
+            )
+        keys = {**keys, "text_config": {**keys["text_config"], **ids}}
+    elif not cfg.model.vocab:
+        ids = {}
     config = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **keys,
-        **special.ids,
+        **ids,
         "dtype": str(DTYPES[dtype][1]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,
     }
     _json(folder / CONFIG, config)
     if NEXT_TOKEN in cfg.model.offers:
-        ids = {name: special.ids[name] for name in ("bos_token_id", "eos_token_id") if name in special.ids}
-        pad = special.ids.get("pad_token_id", special.ids.get("eos_token_id"))
+        pad = ids["pad_token_id"] if ids["pad_token_id"] is not None else ids["eos_token_id"]
+        own = {name: ids[name] for name in ("bos_token_id", "eos_token_id")}
         _json(
             folder / "generation_config.json",
-            {**ids, "pad_token_id": pad, "transformers_version": TRANSFORMERS},
+            {**own, "pad_token_id": pad, "transformers_version": TRANSFORMERS},
         )
     step = read_manifest(at).step
     written = write_weights(

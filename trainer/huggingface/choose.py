@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.huggingface.families.family import Family
+from trainer.huggingface.families.pictures import PREPROCESSOR as PREPROCESSOR_KEY
 from trainer.huggingface.families.registry import FAMILIES
 from trainer.huggingface.fields import Fields
-from trainer.huggingface.folder import CONFIG, read_config
+from trainer.huggingface.folder import CONFIG, PREPROCESSOR, read_config, read_json
 from trainer.huggingface.meaning import differing, meaning
 from trainer.models.config import ModelConfig
 
@@ -20,19 +21,24 @@ def of_folder(path: Path) -> tuple[Family, ModelConfig]:
         ValueError: one line: the architecture is not among `FAMILIES`, or a key of config.json is not
             supported, which it names.
     """
-    return of_config(read_config(path), str(path / CONFIG))
+    values = read_config(path)
+    if (path / PREPROCESSOR).is_file():
+        values[PREPROCESSOR_KEY] = read_json(path / PREPROCESSOR)
+    return of_config(values, str(path / CONFIG))
 
 
 def of_config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
     """As `of_folder`, of the content of a config.json. `where`: the file."""
     kind = values.get("model_type")
-    family = next((one for one in FAMILIES if one.model_type == kind), None)
-    if family is None:
-        named = (values.get("architectures") or ["no architecture"])[0]
-        known = ", ".join(one.model_type for one in FAMILIES)
+    families = [one for one in FAMILIES if one.model_type == kind]
+    listed = values.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else "no architecture"
+    if not families:
+        known = ", ".join(dict.fromkeys(one.model_type for one in FAMILIES))
         raise ValueError(
             f"{where}: model_type={kind!r} ({named}): this architecture is not supported: known are {known}"
         )
+    family = next((one for one in families if one.architecture == named), families[0])
     fields = Fields(values, where)
     fields.must_be("quantization_config", None)
     cfg = family.from_config(fields)
@@ -56,8 +62,11 @@ def for_export(cfg: ModelConfig, context: int) -> tuple[Family, dict[str, Any]]:
         if type(cfg) is not family.config:
             continue
         theirs = family.to_config(cfg, context)
+        named = {"model_type": family.model_type, "architectures": [family.architecture], **theirs}
+        if family.preprocessor is not None:
+            named[PREPROCESSOR_KEY] = family.preprocessor(cfg)
         try:
-            _, back = of_config({"model_type": family.model_type, **theirs}, family.architecture)
+            _, back = of_config(named, family.architecture)
         except ValueError as error:
             nearest = nearest or (len(meaning(cfg)), str(error))
             continue

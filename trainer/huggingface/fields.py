@@ -100,6 +100,17 @@ class Fields:
             raise self.error(key, "not a list")
         return value
 
+    def listed_or_number(self, key: str) -> Any:
+        """Return a value as it is; None where the key is left out."""
+        return self._value(key, None, needed=False)
+
+    def size(self, key: str, default: int) -> int:
+        """Return the number of entries of a mapping; `default` where the key is left out."""
+        value = self._value(key, None, needed=False)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(key, "not a mapping")
+        return len(value) if value else default
+
     def inner(self, key: str) -> Fields:
         """Return the mapping under a key; an empty one where the key is left out."""
         value = self._value(key, {}, needed=False)

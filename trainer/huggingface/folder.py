@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -49,7 +50,7 @@ def is_folder(path: Path) -> bool:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return config.json; ValueError, one line, where it is no JSON mapping."""
-    return _json(path / CONFIG)
+    return read_json(path / CONFIG)
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -60,7 +61,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         RuntimeError: a file is missing, cut short or not what the index says.
     """
     if (path / INDEX).is_file():
-        places = _json(path / INDEX).get("weight_map")
+        places = read_json(path / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(
             isinstance(file, str) and Path(file).name == file for file in places.values()
         ):
@@ -92,7 +93,8 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON mapping; ValueError, one line, where it is none."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

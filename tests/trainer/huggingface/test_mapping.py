@@ -12,6 +12,9 @@ from trainer.huggingface.mapping import by_theirs
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
+from trainer.models.encoder.config import EncoderConfig
+from trainer.models.towers.image_text_config import ImageTextConfig, ImageTowerConfig, TextTowerConfig
+from trainer.models.vision.config import VisionConfig
 
 SIZES: dict[str, Any] = {"layers": 2, "hidden": 48, "heads": 4, "vocab": 50}
 GPT2: dict[str, Any] = {
@@ -22,6 +25,19 @@ GPT2: dict[str, Any] = {
     "positions": "learned",
     "max_positions": 40,
 }
+BERT: dict[str, Any] = {
+    "norm_place": "post",
+    "activation": "gelu",
+    "biases": True,
+    "positions": "learned",
+    "max_positions": 40,
+    "token_types": 2,
+    "window": 0,
+}
+PICTURE: dict[str, Any] = {"layers": 2, "hidden": 48, "heads": 4, "image_size": 24, "patch_size": 8}
+CLASS: dict[str, Any] = {"class_token": True, "pool": "class"}
+TEXT = TextTowerConfig(layers=2, hidden=48, heads=4)
+IMAGE = ImageTowerConfig(**PICTURE)
 MODELS: dict[str, tuple[str, ModelConfig]] = {
     "gpt2": ("GPT2LMHeadModel", DecoderConfig(**SIZES, **GPT2, tie_embeddings=True)),
     "gpt2_untied": ("GPT2LMHeadModel", DecoderConfig(**SIZES, **GPT2)),
@@ -34,6 +50,16 @@ MODELS: dict[str, tuple[str, ModelConfig]] = {
         "Qwen2ForCausalLM",
         DecoderConfig(**SIZES, attention_bias="qkv", window=5, global_every=2),
     ),
+    "bert": ("BertForMaskedLM", EncoderConfig(**SIZES, **BERT)),
+    "bert_pre_training": ("BertForPreTraining", EncoderConfig(**SIZES, **BERT, next_sentence=True)),
+    "modern_bert": ("ModernBertForMaskedLM", EncoderConfig(**SIZES, window=5, global_every=2)),
+    "modern_bert_biases": (
+        "ModernBertForMaskedLM",
+        EncoderConfig(**SIZES, biases=True, tie_embeddings=False, window=0),
+    ),
+    "vit": ("ViTForImageClassification", VisionConfig(**PICTURE, **CLASS, classes=7)),
+    "vit_masked": ("ViTForMaskedImageModeling", VisionConfig(**PICTURE, **CLASS, head="pixels")),
+    "clip": ("CLIPModel", ImageTextConfig(vocab=50, embedding=16, text=TEXT, image=IMAGE)),
     "qwen3": ("Qwen3ForCausalLM", DecoderConfig(**SIZES, kv_heads=2, head_dim=20, qk_norm=True)),
 }
 

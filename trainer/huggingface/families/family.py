@@ -24,6 +24,7 @@ class Family:
     base: what begins the names of the tensors of the model without its head; a folder that was saved of that
         model alone leaves it out.
     aliases: a tensor's name → another one under which some folders have it.
+    preprocessor: our config → the content of preprocessor_config.json; None: the model takes no pictures.
     own_tokenizer: `AutoTokenizer` builds this architecture's own tokenizer, whatever tokenizer.json says, so
         ids are right with `PreTrainedTokenizerFast` alone (transformers 5, tokenization_auto.py,
         MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
@@ -37,9 +38,14 @@ class Family:
     mapped: Callable[[Any], list[Mapped]]
     base: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    preprocessor: Callable[[Any], dict[str, Any]] | None = None
     own_tokenizer: bool = False
 
     def known_as(self, name: str) -> tuple[str, ...]:
         """Return the names under which a folder may have the tensor `name`, the usual one first."""
         names = [name, *([self.aliases[name]] if name in self.aliases else [])]
-        return (*names, *(one.removeprefix(self.base) for one in names if one.startswith(self.base)))
+        # The names of TensorFlow's LayerNorm, which BERT's published weights still have.
+        for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+            names += [one.replace(new, old) for one in names if new in one]
+        bare = (one.removeprefix(self.base) for one in names if self.base and one.startswith(self.base))
+        return (*names, *bare)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from common.module_interfaces import TokenLoss, VocabShard
 from common.objective import IGNORED
 from ranks import RankContext, RankPools
+from trainer.models import build
 from trainer.models.build import build_model
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.layers.cross_entropy import chunked_nll_sum
@@ -135,7 +136,8 @@ def test_evaluation_has_the_bare_likelihood() -> None:
     assert torch.equal(model.train()(tokens, targets=tokens), bare)
 
 
-def test_a_model_that_would_leave_the_options_out_is_refused() -> None:
+def test_a_model_that_would_leave_the_options_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "wrong_plan", lambda *_: "")
     cfg = DecoderConfig(layers=1, hidden=16, heads=2, vocab=31)
     cfg.model_class = "torch.nn:Identity"  # type: ignore[misc]
     build_model(cfg, TokenLoss())

@@ -10,12 +10,12 @@ from launch.checks import check_alone
 from launch.job import EVALUATE, Job
 from trainer.process import cores
 
-REPEATED = ("set", "choices", "images", "bias")
-SINGLE = ("prompts", "shots", "shots_from", "seed", "step", "out")
+REPEATED = ("set", "choices", "images", "bias", "tasks")
+SINGLE = ("prompts", "shots", "shots_from", "seed", "include", "limit", "step", "out")
 
 
 def add_command(add: options.AddCommand) -> None:
-    parser = add("evaluate", "loss and bits per byte by held-out set; multiple choice, bias")
+    parser = add("evaluate", "loss and bits per byte by held-out set; multiple choice, bias, tasks")
     parser.add_argument("words", metavar="RUN", nargs="+", help="run folders; key=value: the layout")
     parser.add_argument(
         "--nproc", type=options.count, default=1, metavar="N", help="ranks on this machine (default 1)"
@@ -37,6 +37,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         ("--choices", "NAME=FILE", "questions of multiple choice: a JSON object a line"),
         ("--images", "NAME=DIR", "labelled pictures, classified by --prompts"),
         ("--bias", "NAME=FILE", "paired sentences that differ in one term"),
+        ("--tasks", "NAME,…", "lm-evaluation-harness's tasks"),
     ):
         group.add_argument(option, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
     add = group.add_argument
@@ -44,6 +45,8 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     add("--shots", type=options.integer, default=0, metavar="K", help="solved questions before each one")
     add("--shots-from", default="", metavar="FILE", help="to draw them from (default: the questions' own)")
     add("--seed", type=options.integer, default=0, metavar="N", help="of these draws")
+    add("--include", default="", metavar="DIR", help="folder with tasks of one's own for --tasks")
+    add("--limit", type=options.integer, default=0, metavar="N", help="documents of each of --tasks; 0: all")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -72,13 +75,14 @@ def check(args: argparse.Namespace) -> None:
     """Raise ValueError, one line, where a file is not there, or options do not go together."""
     from trainer.config.evaluating import named
 
-    for name in REPEATED:
+    for name in REPEATED[:-1]:
         named(getattr(args, name), f"--{name}")
-    for name in ("prompts", "shots_from"):
+    for name in ("prompts", "shots_from", "include"):
         if (path := getattr(args, name)) and not Path(path).exists():
             raise ValueError(f"--{name.replace('_', '-')} {path} is not there")
-    if args.shots < 0:
-        raise ValueError(f"--shots {args.shots}: must be 0 or more")
+    for name in ("shots", "limit"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} {getattr(args, name)}: must be 0 or more")
     if bool(args.images) != bool(args.prompts):
         raise ValueError("--images needs --prompts, the captions of its classes, and the other way round")
     if args.out and not Path(args.out).resolve().parent.is_dir():

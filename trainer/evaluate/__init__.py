@@ -7,6 +7,7 @@ choices.py      multiple choice by likelihood, zero-shot and few-shot
 images.py       zero-shot classification of pictures by captions
 labelled.py     a model's output of each row of a labelled set
 calibration.py  is a model as sure as it is right?
+harness.py      lm-evaluation-harness on a run folder
 data.py         what a run was trained on, as its corpora say
 report.py       the figures of all runs as tables and as one JSON document
 

@@ -29,11 +29,11 @@ from trainer.record.sinks import encode
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this process, which `germinal` passes on as they are."""
     add = parser.add_argument
-    for option in ("--set", "--choices", "--images", "--bias"):
+    for option in ("--set", "--choices", "--images", "--bias", "--tasks"):
         add(option, action="append", default=[])
-    for option in ("--prompts", "--shots-from", "--out"):
+    for option in ("--prompts", "--shots-from", "--include", "--out"):
         add(option, default="")
-    for option in ("--shots", "--seed"):
+    for option in ("--shots", "--seed", "--limit"):
         add(option, type=int, default=0)
     add("--step", type=int)
     add("--json", action="store_true")
@@ -76,6 +76,9 @@ def _evaluate(args: argparse.Namespace, runtime: Runtime) -> int:
         images=named(args.images, "--images"),
         prompts=args.prompts,
         bias=named(args.bias, "--bias"),
+        tasks=tuple(name for words in args.tasks for name in words.split(",")),
+        include=args.include,
+        limit=args.limit,
     )
     found = [examine(run_folder.find(run), overrides, runtime, asked, step=args.step) for run in runs]
     if not runtime.is_writer:

@@ -36,6 +36,9 @@ class Asked:
     images: name → corpus of labelled pictures.
     prompts: file of captions of the classes.
     bias: name → file of paired sentences.
+    tasks: names of lm-evaluation-harness's tasks.
+    include: folder with further tasks.
+    limit: documents of each task; 0: all.
     """
 
     sets: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +49,9 @@ class Asked:
     images: Mapping[str, str] = field(default_factory=dict)
     prompts: str = ""
     bias: Mapping[str, str] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    include: str = ""
+    limit: int = 0
 
 
 def examine(
@@ -71,7 +77,7 @@ def examine(
         }
         for name, path in sets_of(trained, asked.sets).items():
             found["sets"][name] = evaluate_set(trained, open_set(trained, name, path))
-        if asked.choices or asked.bias:
+        if asked.choices or asked.bias or asked.tasks:
             found |= _on_text(trained, asked)
         if asked.images:
             found["images"] = _on_images(trained, asked)
@@ -83,7 +89,7 @@ def _on_text(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
         raise on_every_rank(
             ValueError(
                 f"{trained.run}: model.kind={trained.cfg.model.kind} predicts no next token, so it gives "
-                "texts no likelihood: leave out --choices and --bias"
+                "texts no likelihood: leave out --choices, --bias and --tasks"
             )
         )
     scorer = make_scorer(trained.cfg, trained.engine, trained.layout)
@@ -106,6 +112,17 @@ def _on_text(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
         probes = [BiasProbe(name, pairs, trained.texts) for name, pairs in files.items()]
         measured = measure_all(probes, scorer)
         found["bias"] = {name: one.record() | one.counts() for name, one in measured.items()}
+    if asked.tasks:
+        from trainer.evaluate.harness import run_tasks
+
+        found["tasks"] = run_tasks(
+            trained,
+            asked.tasks,
+            include=asked.include,
+            shots=asked.shots,
+            limit=asked.limit,
+            seed=asked.seed,
+        )
     return found
 
 

@@ -47,6 +47,7 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
         ("Held-out sets", "sets", "set"),
         ("Multiple choice by likelihood", "choices", "questions of"),
         ("Pictures, classified by captions", "images", "set"),
+        ("lm-evaluation-harness", "tasks", "task"),
     ):
         if run.get(key):
             yield from (f"### {title}", "", *_figures(first, run[key]))

@@ -41,6 +41,7 @@ class TrainedRun:
     texts: how texts become ids.
     context: what the run's objective may know of it.
     ranks: this rank among all.
+    runtime: the same, with its device.
     """
 
     run: Path
@@ -51,6 +52,7 @@ class TrainedRun:
     texts: Prompting
     context: ObjectiveContext
     ranks: Ranks
+    runtime: Runtime
 
     @cached_property
     def tokenizer_sha256(self) -> str:
@@ -98,4 +100,4 @@ def open_run(
     ranks.together(lambda: check_base(base, folder))
     fill_frozen(base, engine.frozen(), cfg, ranks)
     engine.load(engine.scalars())
-    return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, context, ranks)
+    return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, context, ranks, runtime)

@@ -132,6 +132,12 @@ def model_of(place: Origin) -> ModelConfig:
 
     values = yaml_files.read(run_folder.config_file(place.folder), own={"name": "", "run_dir": ""})
     cfg: RunConfig = schema.build(RunConfig, values)
+    if cfg.finetune.freezes:
+        raise ValueError(
+            f"model.init_from: {place.folder} was fine-tuned with finetune.method={cfg.finetune.method}, and "
+            "its checkpoints hold what that trained: write the whole model (germinal export --merge), and "
+            "begin from that folder"
+        )
     return cfg.model
 
 

@@ -154,3 +154,13 @@ def test_finetune_needs_a_model_to_begin_from(
     assert code == 2 and "model.init_from" in line
     code, line = failure(capfd, "finetune", str(config), "finetune.method=probe")
     assert code == 2 and "would stay as they are drawn" in line
+
+
+def test_a_run_that_holds_a_part_of_its_model_is_no_beginning(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(tuned(home, tmp_path / "first", "lora", train={"steps": 2}))
+    again = tuned(home, tmp_path / "second", "lora", model={"init_from": str(tmp_path / "first")})
+    capfd.readouterr()  # the first run's figures
+    code, line = failure(capfd, "finetune", str(again))
+    assert code == 2 and "germinal export --merge" in line

@@ -62,7 +62,6 @@ class Case:
     objective: dict[str, Any] = field(default_factory=dict)
     partners: bool = False  # a document a row, and another one beside it
     finetune: dict[str, Any] = field(default_factory=dict)
-    marked: bool = False  # a document a row, with marks that follow from its tokens
 
 
 def sequence(number: int, documents: bool) -> dict[str, Tensor]:
@@ -89,8 +88,6 @@ def row(number: int, case: Case) -> dict[str, Tensor]:
     if case.partners:
         other = sequence(number + 100_000, False)
         found |= {"partner": other["tokens"], "partner_following": other["following"]}
-    if case.marked:
-        found |= marks(number, found["following"])
     return found
 
 
@@ -102,9 +99,7 @@ def marks(number: int, following: Tensor) -> dict[str, Tensor]:
     found = torch.where((place > 1) & (place < length), 1, 0)
     found[last], found[first] = 3, 2 if last > first else 4
     behind = torch.where(place < length - 1, found.roll(-1), 0)
-    padding = (place >= length).long()
-    there = {"marks": found, "following_marks": behind, "documents": padding, "length": torch.tensor(length)}
-    return there | {"positions": torch.where(padding > 0, place - length, place)}
+    return {"marks": found, "following_marks": behind}
 
 
 def micro_batches(case: Case, step: int, rank: int, ranks: int) -> list[Batch]:

@@ -55,6 +55,10 @@ COVERING = {
     "masked_images, vision, squares": ["pp2"],
     "classification, text_classes": ["DeepSpeed, dp2, ZeRO 1"],
     "classification, text_classes as BERT": ["pp2"],
+    "instruction, decoder": ["cp2"],
+    "instruction, own decoder": ["dp2, ZeRO 3"],
+    "tags, token_classes": ["tp2"],
+    "answers, token_classes as BERT": ["pp2"],
     "classification, own ConvNeXt": ["dp2, ZeRO 2", "pp2"],
 }
 CHOSEN = [Combination(case, layout) for case, layouts in COVERING.items() for layout in layouts]
@@ -69,6 +73,9 @@ PAIRS = {
     "siglip": {"text_pair", "image_text"},
     "classification": {"text_classes", "vision", "convnext"},
     "masked_images": {"vision"},
+    "instruction": {"decoder", "parallel_decoder"},
+    "tags": {"token_classes"},
+    "answers": {"token_classes"},
 }
 POOLED = "pools all positions of a picture, which cp would part: give its ranks to the data axes"
 CONVOLUTIONS = "convolutions are not split over ranks: give these ranks to the data axes or to parallel.pp"
@@ -78,6 +85,7 @@ REFUSED_LAYOUTS = {
     "vision classes": (("cp",), f"model.head=classes {POOLED}"),
     "vision embedding": (("cp",), f"model.head=embedding {POOLED}"),
     "text_classes": (("cp",), "model.kind=text_classes pools all tokens of a text, which cp would part"),
+    "token_classes": (("cp",), "gives the numbers of all tokens of a text together, which cp would part"),
     "convnext.config:ConvNeXtConfig": (("tp", "cp"), CONVOLUTIONS),
 }
 

@@ -42,6 +42,7 @@ BERT = {
     "norm_place": "post", "activation": "gelu", "biases": True, "positions": "learned", "max_positions": 40,
     "window": 0, "global_every": 0,
 }  # fmt: skip
+TOKEN_CLASSES = {**ENCODER, "kind": "token_classes", "classes": 2}
 TEXT_PAIR = {"kind": "text_pair", **TOKENS, "window": 4, "global_every": 2, "embedding": 12, "init_std": 0.1}
 IMAGE_TEXT: dict[str, Any] = {
     "kind": "image_text",
@@ -74,7 +75,7 @@ SPANS = {"kind": "span_corruption", **SMOOTH}
 SIMCLR = {"kind": "contrastive", "negatives": "both_sides", "temperature": 0.5}
 CLASSIFICATION = {"kind": "classification", "label_smoothing": 0.1}
 DOCUMENTS = {"packing": "best_fit", "document_mask": True}
-ONE, PAIR = {"packing": "one"}, {"packing": "pair"}
+ONE, PAIR, MARKED = ({"packing": packing} for packing in ("one", "pair", "marked"))
 PICTURES = {"packing": "one", "image_size": 16}
 
 # Embeddings are compared by their cosines: from smaller first weights they all point nearly one way, and a
@@ -145,5 +146,9 @@ CASES: dict[str, Case] = {
         ONE,
         lr=1e-3,
     ),
+    "instruction, decoder": Case({"kind": "instruction", **SMOOTH}, DECODER, MARKED),
+    "instruction, own decoder": Case({"kind": "instruction"}, OWN_DECODER, MARKED),
+    "tags, token_classes": Case({"kind": "tags"}, {**TOKEN_CLASSES, "classes": 4}, MARKED),
+    "answers, token_classes as BERT": Case({"kind": "answers"}, {**TOKEN_CLASSES, **BERT}, MARKED),
     "classification, own ConvNeXt": Case(CLASSIFICATION, CONVNEXT, PICTURES, more_blocks={}),
 }

@@ -13,7 +13,7 @@ from data.config import DataConfig
 from parallel.engine import Engine
 from parallel.layout.layout import resolve
 from parallel.world.runtime import Runtime
-from runs import SEQ, VOCAB, Batch, State, sequence, state_of
+from runs import SEQ, VOCAB, Batch, State, marks, sequence, state_of
 from trainer.config import schema
 from trainer.config.run_config import RunConfig
 from trainer.objectives.context import ObjectiveContext
@@ -49,15 +49,19 @@ def row(number: int, data: DataConfig) -> dict[str, Tensor]:
     """
     if data.packing in ("views", "pair"):
         return two_texts(number)
-    found = sequence(number, data.document_mask and data.packing != "one")
+    alone = data.packing in ("one", "marked")
+    found = sequence(number, data.document_mask and not alone)
     kind, empty = int(found["tokens"][0]), number % 11 == 3
-    if data.packing == "one":
+    if alone:
         length = 0 if empty else int((found["following"] >= 0).sum())
         places = torch.arange(SEQ)
         found["tokens"] = found["tokens"].masked_fill(places >= length, 0)
         found["following"] = found["following"].masked_fill(places >= length, -1)
         found["positions"], found["documents"] = places, (places >= length).long()
         found |= {"length": torch.tensor(length), "label": torch.tensor(-1 if empty else kind % CLASSES)}
+    if data.packing == "marked":
+        marked = marks(number, found["following"])
+        found |= {name: marked[name] * (not empty) for name in ("marks", "following_marks")}
     if data.partners:
         other = row(number + 100_000, DataConfig(packing="one"))
         found |= {"partner": other["tokens"], "partner_following": other["following"]}

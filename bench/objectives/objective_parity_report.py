@@ -38,8 +38,9 @@ difference from one process:
 
 * loss, gradient norm: of any step;
 * evaluation: of held-out loss, count, accuracy or recall after the last step;
-* weights: ‖a - b‖ / ‖b‖ of all weights at the end. The bias of attention's keys is left out: the loss does
-  not depend on it, so its gradient is roundings, which Adam makes whole steps of.
+* weights: ‖a - b‖ / ‖b‖ of all weights at the end, without those on which the loss does not depend: the
+  biases of attention's keys, and those of the scores of an answer's places. Their gradients are roundings,
+  which Adam makes whole steps of.
 
 The bound of all of them is 1e-5. `tests/equivalence/objectives/test_objective_parity.py` runs a part in
 `make test` in which each case and each layout occurs, and all in `make slow`.

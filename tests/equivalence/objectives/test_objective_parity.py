@@ -57,8 +57,8 @@ COVERING = {
     "classification, text_classes as BERT": ["pp2"],
     "instruction, decoder": ["cp2"],
     "instruction, own decoder": ["dp2, ZeRO 3"],
-    "tags, token_classes": ["tp2"],
-    "answers, token_classes as BERT": ["pp2"],
+    "tags, token_classes as BERT": ["tp2"],
+    "answers, token_classes": ["pp2"],
     "classification, own ConvNeXt": ["dp2, ZeRO 2", "pp2"],
 }
 CHOSEN = [Combination(case, layout) for case, layouts in COVERING.items() for layout in layouts]

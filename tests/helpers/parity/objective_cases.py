@@ -6,12 +6,17 @@ from typing import Any
 from objective_runs import CLASSES
 from runs import SEQ, VOCAB
 
+IDLE = ("wk.bias",)
+"""Ends of the names of weights on which no loss depends. A softmax does not change where all its arguments
+grow alike, as they do with a key's bias: its gradient is roundings, which Adam makes whole steps of."""
+
 
 @dataclass(frozen=True)
 class Case:
     """An objective on a model, at sizes for a test.
 
     model, objective, data: their sections of a config.
+    idle: ends of the names of weights on which the loss does not depend; see IDLE.
     more_blocks: keys of the model with which it has four blocks, for schedules of two stages a rank.
     lr: the learning rate. At 3e-3 some models magnify every rounding tenfold within 20 steps.
     """
@@ -21,6 +26,7 @@ class Case:
     data: dict[str, Any] = field(default_factory=dict)
     more_blocks: dict[str, Any] = field(default_factory=lambda: {"layers": 4})
     lr: float = 3e-3
+    idle: tuple[str, ...] = ()
 
 
 # 16 more ids than the text's: for masks, marks and sentinels.
@@ -148,7 +154,9 @@ CASES: dict[str, Case] = {
     ),
     "instruction, decoder": Case({"kind": "instruction", **SMOOTH}, DECODER, MARKED),
     "instruction, own decoder": Case({"kind": "instruction"}, OWN_DECODER, MARKED),
-    "tags, token_classes": Case({"kind": "tags"}, {**TOKEN_CLASSES, "classes": 4}, MARKED),
-    "answers, token_classes as BERT": Case({"kind": "answers"}, {**TOKEN_CLASSES, **BERT}, MARKED),
+    "tags, token_classes as BERT": Case({"kind": "tags"}, {**TOKEN_CLASSES, **BERT, "classes": 4}, MARKED),
+    "answers, token_classes": Case(  # places compete, each with the same bias
+        {"kind": "answers"}, TOKEN_CLASSES, MARKED, idle=("head.project.bias",)
+    ),
     "classification, own ConvNeXt": Case(CLASSIFICATION, CONVNEXT, PICTURES, more_blocks={}),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from objective_cases import CASES
+from objective_cases import CASES, IDLE
 from objective_runs import Run, Sections, config_of, run
 from parallel.deepspeed_engine.settings import check as check_deepspeed
 from parity_cases import Difference, difference
@@ -162,9 +162,9 @@ def compare(
 
     train: what the ranks do; another one than `run` has a fault.
     """
-    found: list[Run] = ranks(one.world).run(train, one.sections(steps))
-    first, expected = found[0], reference(one, steps)
-    for other in found[1:]:
+    runs: list[Run] = ranks(one.world).run(train, one.sections(steps))
+    first, expected = runs[0], reference(one, steps)
+    for other in runs[1:]:
         assert (other.curve, other.evaluated) == (first.curve, first.evaluated), "ranks report different runs"
     assert first.evaluated.keys() == expected.evaluated.keys()
     curve = difference(first.curve, expected.curve)
@@ -173,7 +173,7 @@ def compare(
         loss=curve.loss,
         grad_norm=curve.grad_norm,
         evaluation=max(abs(a - b) / max(abs(b), 1e-30) for a, b in figures),
-        weights=distance_of_weights([one.state for one in found], [expected.state]),
+        weights=distance_of_weights([of.state for of in runs], [expected.state], IDLE + CASES[one.case].idle),
     )
 
 
@@ -190,15 +190,15 @@ def _reference(one: Combination, steps: int) -> Run:
     return run(Alone(), sections | alone)
 
 
-def distance_of_weights(found: list[State], expected: list[State]) -> float:
-    a, b = ({n: t.double() for n, t in assemble(states).items() if told(n)} for states in (found, expected))
+def distance_of_weights(found: list[State], expected: list[State], idle: tuple[str, ...]) -> float:
+    a, b = (
+        {
+            n: t.double()
+            for n, t in assemble(states).items()
+            if n.startswith("model.") and not n.endswith(idle)
+        }
+        for states in (found, expected)
+    )
     assert a.keys() == b.keys()
     off, whole = (torch.cat([t.flatten() for t in some]) for some in ([a[n] - b[n] for n in b], b.values()))
     return float(off.norm() / whole.norm())
-
-
-def told(name: str) -> bool:
-    """Whether a tensor is a weight that the loss depends on. On a key's bias it does not, for a softmax does
-    not change where all its arguments grow alike: its gradient is roundings, which Adam makes whole steps of.
-    """
-    return name.startswith("model.") and not name.endswith("attention.wk.bias")

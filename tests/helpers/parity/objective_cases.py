@@ -111,7 +111,9 @@ CASES: dict[str, Case] = {
         PICTURES,
         MORE_TEXT_BLOCKS,
     ),
-    "clip, image_text": Case({"kind": "clip"}, {**IMAGE_TEXT, "learnt": "scale"}, PICTURES, MORE_TEXT_BLOCKS),
+    "clip, image_text": Case(
+        {"kind": "clip"}, {**IMAGE_TEXT, "learnt": "scale"}, PICTURES, MORE_TEXT_BLOCKS, lr=1e-3
+    ),
     "siglip, image_text": Case(
         {"kind": "siglip"}, {**IMAGE_TEXT, "learnt": "scale_bias"}, PICTURES, MORE_TEXT_BLOCKS
     ),

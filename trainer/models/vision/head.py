@@ -36,9 +36,11 @@ class AttentionPool(nn.Module):
         self.mlp = FeedForward(hidden, ffn_hidden, activation, gated=False, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        # A copy: ZeRO-3 frees a parameter's own memory before a schedule that splits backward needs it again.
+        query = self.query.repeat(len(x), 1, 1)
         q, k, v = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in (self.wq(self.query.expand(len(x), 1, -1)), self.wk(x), self.wv(x))
+            for t in (self.wq(query), self.wk(x), self.wv(x))
         )
         y = self.wo(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
         return y + self.mlp(self.mlp_norm(y))

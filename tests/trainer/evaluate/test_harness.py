@@ -1,5 +1,5 @@
 """lm-evaluation-harness's own task format on local data: a run folder in any layout gives the numbers of the
-same weights in transformers.
+exported model in transformers.
 """
 
 import json
@@ -10,12 +10,10 @@ import pytest
 import torch
 import yaml
 
-from data.tokenizer import training
 from parallel.world.runtime import Runtime
-from trainer.config import reading
 from trainer.evaluate.command import main
 from trainer.evaluate.examination import Asked, examine
-from trainer.trained.trained_model import load_newest
+from trainer.export.export import export
 
 QUESTIONS = [
     {"text": "a token", "choices": ["reads", "splits", "is of the batch"], "label": 1},
@@ -85,50 +83,20 @@ def on_ranks(context: Any, run: Path, include: Path, overrides: list[str]) -> di
 
 
 def in_transformers(run: Path, include: Path) -> dict[str, Any]:
-    """The figures of the harness's own model of transformers, with the run's weights."""
+    """What the harness finds with its own model of transformers, which reads the exported run."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    cfg = reading.load(run)
-    trained, model = load_newest(cfg, run), cfg.model
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            num_hidden_layers=model.layers,
-            hidden_size=model.hidden,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.key_value_heads,
-            intermediate_size=model.ffn_width,
-            vocab_size=model.vocab,
-            rms_norm_eps=model.norm_eps,
-            max_position_embeddings=cfg.data.seq_len,
-            tie_word_embeddings=False,
-            rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-            bos_token_id=trained.separator,
-            eos_token_id=trained.separator,
-        )
-    ).eval()
-    names = {
-        "embed": "model.embed_tokens", "layers": "model.layers", "norm": "model.norm", "head": "lm_head",
-        "attention_norm": "input_layernorm", "attention": "self_attn", "mlp_norm": "post_attention_layernorm",
-        "wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj",
-        "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
-    }  # fmt: skip
-    theirs.load_state_dict(
-        {".".join(names.get(p, p) for p in n.split(".")): t for n, t in trained.model.state_dict().items()}
-    )
-    separator = trained.tokenizer.id_to_token(trained.separator)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=training.utf8_bytes(), bos_token=separator, eos_token=separator, pad_token=separator
-    )
-    model = HFLM(pretrained=theirs, tokenizer=tokenizer, backend="causal", batch_size=1, device="cpu")
+    export(run, include / "exported", step=None, dtype="fp32", shard_bytes=1 << 30)
+    model = HFLM(pretrained=str(include / "exported"), batch_size=1, device="cpu")
     loaded = TaskManager(include_path=str(include)).load(list(NAMES))
     for task in loaded["tasks"].values():
         task.set_config(key="num_fewshot", value=0)
     return evaluate(model, loaded, bootstrap_iters=0)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_transformers(trained: Path, tmp_path: Path) -> None:
     include, run = write_tasks(tmp_path), trained / "run"
     found, theirs = on_rank(0, 1, run, include, []), in_transformers(run, include)["results"]

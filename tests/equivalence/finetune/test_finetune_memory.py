@@ -62,13 +62,16 @@ def held(context: Any, case: PictureCase) -> int:
         engine.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[] if m == "lora" else pytest.mark.slow) for m in METHODS]
+)
 def test_memory_is_the_closed_form(method: str) -> None:
     case = wide(method)
     ratio = held(Alone(), case) / closed_form(case)
     assert 0.98 <= ratio <= 1.02, f"{ratio:.4f}"
 
 
+@pytest.mark.slow
 def test_memory_is_the_closed_form_of_a_shard(ranks: RankPools) -> None:
     case = wide("lora", {"dp_shard": 2, "zero": 3})
     found = ranks(2).run(held_here, case)

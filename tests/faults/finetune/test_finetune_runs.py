@@ -100,7 +100,9 @@ def test_killed_and_run_again_is_bit_identical(method: str, home: Path, tmp_path
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[] if m in ("lora", "adapters") else pytest.mark.slow) for m in METHODS]
+)
 def test_a_checkpoint_holds_what_is_trained_and_the_model_is_read_back_whole(
     method: str, home: Path, tmp_path: Path
 ) -> None:

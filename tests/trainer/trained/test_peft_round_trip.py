@@ -99,6 +99,7 @@ def loaded(base: Path, adapter: Path, family: str) -> Any:
     )
 
 
+@pytest.mark.slow  # an export says the same of all targets
 @pytest.mark.parametrize("targets", [["wq", "wv"], ["all"]])
 def test_an_adapter_that_was_trained_here_gives_equal_logits_in_peft(
     targets: list[str], family: str, base: tuple[nn.Module, Path], corpus: Path, tmp_path: Path
@@ -164,6 +165,7 @@ def at_start(path: Path) -> Tensor:
             return run.engine.stages[0](tokens())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_read_back_as_it_was(
     base: tuple[nn.Module, Path], corpus: Path, tmp_path: Path, family: str
 ) -> None:

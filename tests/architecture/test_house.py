@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("trainer", "parallel", "data", "launch", "common")
@@ -148,11 +149,11 @@ def defined(file: Path) -> set[str]:
 def dependencies() -> set[str]:
     """Import names of every distribution that germinal requires, extras included."""
     required = importlib.metadata.requires("germinal") or []
-    names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower() for requirement in required}
+    names = {canonicalize_name(re.split(r"[^A-Za-z0-9._-]", requirement)[0]) for requirement in required}
     return {
         module
         for module, distributions in importlib.metadata.packages_distributions().items()
-        if any(distribution.lower() in names for distribution in distributions)
+        if any(canonicalize_name(distribution) in names for distribution in distributions)
     } - set(PACKAGES)
 
 

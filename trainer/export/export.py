@@ -113,14 +113,41 @@ def _write(
     dtype: str,
     shard_bytes: int,
 ) -> Exported:
-    special = SpecialTokens({}, {})
-    if cfg.model.vocab:
-        prompting = load_prompting(home, at)
-        special = special_tokens(prompting.tokenizer, prompting.separator, template=prompting.template)
-        content = (home / "tokenizer.json").read_bytes()
-        files = tokenizer_files(content, special, context=cfg.row_length, origin=_origin(cfg))
-        for name, data in files.items():
-            write_durably(folder / name, data)
+    _write_configs(folder, cfg, family, keys, _write_tokenizer(folder, home, at, cfg), dtype)
+    step = read_manifest(at).step
+    written = write_weights(
+        folder,
+        whole_weights(cfg, at),
+        by_theirs(family.mapped(cfg.model)),
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+    )
+    state = json.loads((at / STATE).read_bytes())
+    tokenizer = "PreTrainedTokenizerFast" if family.own_tokenizer else "AutoTokenizer"
+    facts = Facts(
+        cfg, home, step, state, family.architecture, dtype, written.parameters, written.files, tokenizer
+    )
+    write_durably(folder / "README.md", card(facts).encode())
+    return Exported(family.architecture, step, written, tokenizer)
+
+
+def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> SpecialTokens:
+    """Write the tokenizer's files, where the model takes tokens; return its special tokens."""
+    if not cfg.model.vocab:
+        return SpecialTokens({}, {})
+    prompting = load_prompting(home, at)
+    special = special_tokens(prompting.tokenizer, prompting.separator, template=prompting.template)
+    content = (home / "tokenizer.json").read_bytes()
+    files = tokenizer_files(content, special, context=cfg.row_length, origin=_origin(cfg))
+    for name, data in files.items():
+        write_durably(folder / name, data)
+    return special
+
+
+def _write_configs(
+    folder: Path, cfg: RunConfig, family: Family, keys: Mapping[str, Any], special: SpecialTokens, dtype: str
+) -> None:
+    """Write config.json, and the configs of generation and of pictures where the model has them."""
     if family.preprocessor is not None:
         _json(folder / PREPROCESSOR, family.preprocessor(cfg.model))
     # What is left out would be the ids of the published model.
@@ -128,8 +155,8 @@ def _write(
     if "text_config" in keys:  # CLIP finds the token that it pools by its id
         if family.model_type == "clip" and ids["eos_token_id"] == 2:
             raise ValueError(
-                f"{home}: the token between documents has id 2, for which transformers pools another token "
-                "of CLIP's texts: this run cannot be exported"
+                "the token between documents has id 2, for which transformers pools another token of CLIP's "
+                "texts: this run cannot be exported"
             )
         keys = {**keys, "text_config": {**keys["text_config"], **ids}}
     elif not cfg.model.vocab:
@@ -150,21 +177,6 @@ def _write(
             folder / "generation_config.json",
             {**own, "pad_token_id": pad, "transformers_version": TRANSFORMERS},
         )
-    step = read_manifest(at).step
-    written = write_weights(
-        folder,
-        whole_weights(cfg, at),
-        by_theirs(family.mapped(cfg.model)),
-        dtype=dtype,
-        shard_bytes=shard_bytes,
-    )
-    state = json.loads((at / STATE).read_bytes())
-    tokenizer = "PreTrainedTokenizerFast" if family.own_tokenizer else "AutoTokenizer"
-    facts = Facts(
-        cfg, home, step, state, family.architecture, dtype, written.parameters, written.files, tokenizer
-    )
-    write_durably(folder / "README.md", card(facts).encode())
-    return Exported(family.architecture, step, written, tokenizer)
 
 
 def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:

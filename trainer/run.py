@@ -218,7 +218,7 @@ def assemble(
     doing("reading the first weights")
     if resumed is None:
         begin(cfg, engine, stream, ranks, events, base.source if base else None)
-    else:
+    elif base is not None:
         fill_frozen(base, engine.frozen(), cfg, ranks)
         engine.load(engine.scalars())
     state = resumed or TrainState()

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trainer.huggingface.adapter import OWN_WEIGHTS, Adapter
-from trainer.huggingface.peft import CONFIG, PREFIX
+from trainer.huggingface.peft_format import CONFIG, PREFIX
 from trainer.models.config import ModelConfig
 from trainer.models.tuned.config import FinetuneConfig
 from trainer.ranks import Ranks

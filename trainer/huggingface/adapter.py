@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.huggingface import peft
+from trainer.huggingface import peft_format
 from trainer.huggingface.choose import for_export
 from trainer.huggingface.folder import StoredTensor, header
 from trainer.huggingface.mapping import Mapped
-from trainer.huggingface.peft import Branch
+from trainer.huggingface.peft_format import Branch
 from trainer.models.config import ModelConfig
 
 ABOUT = "germinal.json"
@@ -87,36 +87,36 @@ def open_adapter(path: Path, model: ModelConfig) -> Adapter:
     base = about.get("base", {}).get("hash", "")
     if (path / OWN_WEIGHTS).is_file():
         return Adapter(path, OWN_WEIGHTS, about["finetune"], header(path / OWN_WEIGHTS), {}, {}, base)
-    settings = peft.read_settings(path)
-    if not (path / peft.WEIGHTS).is_file():
-        raise RuntimeError(f"{path / peft.WEIGHTS}: missing")
-    stored = header(path / peft.WEIGHTS)
+    settings = peft_format.read_settings(path)
+    if not (path / peft_format.WEIGHTS).is_file():
+        raise RuntimeError(f"{path / peft_format.WEIGHTS}: missing")
+    stored = header(path / peft_format.WEIGHTS)
     mapped = for_export(model, 1)[0].mapped(model)
     kept = {}
-    for branch in peft.branches(mapped):
+    for branch in peft_format.branches(mapped):
         if rank := _rank_of(branch, stored, path):
             kept[branch.ours] = Kept(branch, rank, settings.scale(branch.theirs, rank))
-    whole = {one.ours: one for one in mapped if peft.PREFIX + one.theirs in stored}
+    whole = {one.ours: one for one in mapped if peft_format.PREFIX + one.theirs in stored}
     known = {name for one in kept.values() for name in (one.branch.their_a, one.branch.their_b)}
-    if extra := sorted(stored.keys() - known - {peft.PREFIX + one.theirs for one in whole.values()}):
+    if extra := sorted(stored.keys() - known - {peft_format.PREFIX + one.theirs for one in whole.values()}):
         raise ValueError(
-            f"{path / peft.WEIGHTS}: {extra[0]} lies beside no layer of this model: an adapter for another "
-            "base?"
+            f"{path / peft_format.WEIGHTS}: {extra[0]} lies beside no layer of this model: an adapter for "
+            "another base?"
         )
     if not kept:
-        raise ValueError(f"{path / peft.WEIGHTS}: holds no matrices of LoRA")
+        raise ValueError(f"{path / peft_format.WEIGHTS}: holds no matrices of LoRA")
     rank = max(one.rank for one in kept.values())
     # The largest scale is the run's, and each B is multiplied by its share of it.
     alpha = rank * max(one.scale for one in kept.values())
     targets = sorted({".".join(name.split(".")[-2:]) for name in kept})
     found = {"method": "lora", "rank": rank, "alpha": alpha, "targets": targets}
-    return Adapter(path, peft.WEIGHTS, found, stored, kept, whole, base)
+    return Adapter(path, peft_format.WEIGHTS, found, stored, kept, whole, base)
 
 
 def _about(path: Path) -> dict[str, Any]:
     if not (path / ABOUT).is_file():
-        if not peft.is_adapter(path):
-            raise ValueError(f"finetune.adapter={path}: holds neither {peft.CONFIG} nor {ABOUT}")
+        if not peft_format.is_adapter(path):
+            raise ValueError(f"finetune.adapter={path}: holds neither {peft_format.CONFIG} nor {ABOUT}")
         return {}
     try:
         return dict(json.loads((path / ABOUT).read_bytes()))
@@ -131,12 +131,12 @@ def _rank_of(branch: Branch, stored: Mapping[str, StoredTensor], path: Path) -> 
         return 0
     if len(there) == 1:
         (missing,) = {branch.their_a, branch.their_b} - set(there)
-        raise RuntimeError(f"{path / peft.WEIGHTS}: lacks the tensor {missing}")
+        raise RuntimeError(f"{path / peft_format.WEIGHTS}: lacks the tensor {missing}")
     rank = stored[branch.their_a].shape[0]
     for name, wanted in ((branch.their_a, (rank, branch.inner)), (branch.their_b, (branch.whole, rank))):
         if stored[name].shape != wanted:
             raise RuntimeError(
-                f"{path / peft.WEIGHTS}: {name} is {list(stored[name].shape)}, where this model's layer "
-                f"needs {list(wanted)}: an adapter for another base?"
+                f"{path / peft_format.WEIGHTS}: {name} is {list(stored[name].shape)}, where this model's "
+                f"layer needs {list(wanted)}: an adapter for another base?"
             )
     return rank

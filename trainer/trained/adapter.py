@@ -15,7 +15,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import read_tensor
 from trainer.config.run_config import RunConfig
 from trainer.huggingface import folder as folders
-from trainer.huggingface import peft
+from trainer.huggingface import peft_format
 from trainer.huggingface.adapter import ABOUT, OWN_WEIGHTS
 from trainer.huggingface.choose import for_export
 from trainer.huggingface.mapping import Mapped, by_theirs
@@ -65,8 +65,8 @@ def write_adapter(cfg: RunConfig, checkpoint: Path, out: Path) -> str:
 def _write_peft(
     cfg: RunConfig, tensors: dict[str, Tensor], mapped: list[Mapped], base: str, out: Path
 ) -> None:
-    layers: dict[str, list[peft.Branch]] = {}
-    for branch in peft.branches(mapped):
+    layers: dict[str, list[peft_format.Branch]] = {}
+    for branch in peft_format.branches(mapped):
         if branch.a in tensors:
             layers.setdefault(branch.theirs, []).append(branch)
     theirs: dict[str, Tensor] = {}
@@ -75,10 +75,10 @@ def _write_peft(
     whole = {name: parts for name, parts in by_theirs(mapped).items() if parts[0].ours in tensors}
     for name, parts in whole.items():
         (one,) = parts
-        theirs[peft.PREFIX + name] = (
+        theirs[peft_format.PREFIX + name] = (
             tensors[one.ours].mT if one.transposed else tensors[one.ours].view(one.whole)
         )
-    settings: dict[str, Any] = peft.settings_for(
+    settings: dict[str, Any] = peft_format.settings_for(
         layers,
         rank=cfg.finetune.rank,
         alpha=cfg.finetune.alpha,
@@ -87,13 +87,13 @@ def _write_peft(
     )
     save_file(
         {name: tensor.contiguous() for name, tensor in theirs.items()},
-        out / peft.WEIGHTS,
+        out / peft_format.WEIGHTS,
         metadata={"format": "pt"},
     )
-    (out / peft.CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    (out / peft_format.CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _joined(inside: list[peft.Branch], tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+def _joined(inside: list[peft_format.Branch], tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
     """Return the matrices of one layer of theirs. Several branches lie side by side: A one under the other, B
     as blocks, each in its rows and its columns.
     """

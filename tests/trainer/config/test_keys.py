@@ -156,7 +156,8 @@ def test_what_is_none_of_few_is_refused_with_the_nearest(kind: str, name: str) -
 )
 def test_a_combination_that_is_stated_is_refused(kind: str, key: Key, rule: keys.Rule) -> None:
     known = KEYS | KEYS_OF[kind]
-    for value in rule.of or [value for value in several(key) if value != key.default] or [2]:
+    made = [["a"]] if "list[str]" in str(key.hint) else [2]
+    for value in rule.of or [value for value in several(key) if value != key.default] or made:
         settings = [*chosen(kind), *needed(key, value, known), (key.name, value)]
         for other, wanted in rule.conditions:
             fitting = [v for v in several(known[other]) if (keys.text(v) in wanted) != rule.needs]

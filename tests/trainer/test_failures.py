@@ -21,6 +21,7 @@ from parallel.world.runtime import Runtime
 from trainer.__main__ import main
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
+from trainer.evaluation.best import Best
 from trainer.folder.fence import Fence
 from trainer.models.decoder.config import DecoderConfig
 from trainer.process.disk import explained, explaining
@@ -135,6 +136,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     def start(training: Training, closing: Callable[[], object] = lambda: None) -> int:
         class Run:
             state = TrainState(step=3)
+            best = Best()
 
             def __call__(self) -> bool:
                 return training()

@@ -103,7 +103,7 @@ def test_a_config_of_that_kind_is_read_checked_and_built(tmp_path: Path) -> None
     assert "model.width" in {key.name for key in keys.keys(RunConfig)}
     for override, words in (
         ("model.width=7", "model.width=7: is not even"),
-        ("model.heads=2", "unknown key"),
+        ("model.heads=2", "model.kind=stack has no such key"),
     ):
         with pytest.raises(ValueError, match=words):
             config(tmp_path, override)

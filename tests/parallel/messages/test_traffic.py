@@ -9,6 +9,7 @@ from parallel.config import ParallelConfig
 from parallel.layout.layout import resolve
 from runs import SEQ, Case, build, micro_batches
 from trainer.models.decoder.config import DecoderConfig
+from trainer.models.tuned.config import FinetuneConfig
 from trainer.objectives.config import CausalLMConfig
 from trainer.verify import traffic
 
@@ -32,6 +33,7 @@ def sent(context: Any, case: Case) -> dict[str, tuple[float, float]]:
             precision=case.precision, global_batch=case.global_batch, micro_batch=case.micro_batch
         ),
         objective=CausalLMConfig(),
+        finetune=FinetuneConfig(),
         row_length=SEQ,
     )
     layout = resolve(cfg.parallel, context.world)

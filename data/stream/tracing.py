@@ -70,9 +70,10 @@ def describe(stream: Stream, number: int) -> dict[str, Any]:
     (`meta`); the document's place in the shard (`document`) and number of ids (`document_ids`); the
     fragment's `ids`, the first of which is the document's id number `from_id`, counted from 0, and stands in
     `column` of the sequence; their `text`; the document's `class`; and the first byte and length of its
-    `picture`. `meta`, `text`, `class` and `picture` are None where they cannot be had. With data.partners,
-    the same of the sequence's partner under `partner`. `followed_tokens` are those that another one follows:
-    the targets of next-token prediction; other objectives choose their own.
+    `picture`. `meta`, `text`, `class` and `picture` are None where they cannot be had. With
+    data.packing=marked, `marks` is a number for each of the `ids`, and `marked` the text of those with each
+    number. With data.partners, the same of the sequence's partner under `partner`. `followed_tokens` are
+    those that another one follows: the targets of next-token prediction; other objectives choose their own.
 
     Raises ValueError past the end of the data.
     """
@@ -126,7 +127,22 @@ def _pieces(era: Era, spans: IdSpans, tokenizer: Any) -> list[dict[str, Any]]:
                 "text": tokenizer.decode(values, skip_special_tokens=False) if tokenizer else None,
             }
         )
-    return described
+    return _with_marks(described, tokenizer) if era.packing.marked else described
+
+
+def _with_marks(described: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """Ids and marks, in turn, as pieces with `marks`, a number for each id, and `marked`: mark → the text of
+    its ids.
+    """
+    pieces = []
+    for piece, marks in zip(described[::2], described[1::2]):
+        text: dict[int, Any] = {}
+        for mark in sorted(set(marks["ids"]) - {0}):
+            ids = [value for value, other in zip(piece["ids"], marks["ids"]) if other == mark]
+            text[mark] = tokenizer.decode(ids, skip_special_tokens=False) if tokenizer else None
+        whole = piece["document_ids"] // 2
+        pieces.append(piece | {"document_ids": whole, "marks": marks["ids"], "marked": text})
+    return pieces
 
 
 def _corpus(path: str, seq_len: int) -> dict[str, Any]:

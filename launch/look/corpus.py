@@ -128,6 +128,8 @@ def _show_pieces(pieces: list[dict[str, Any]], mark: str) -> None:
         )
         if piece["ids"]:
             print(piece["text"] if piece["text"] is not None else piece["ids"])
+        for number, text in piece.get("marked", {}).items():
+            print(f"marked {number}: {text!r}")
 
 
 def _origin(meta: dict[str, Any] | None) -> str:

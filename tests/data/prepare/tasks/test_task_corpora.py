@@ -27,6 +27,7 @@ from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.tasks.chat import CHATML
 from data.stream.stream import Stream
+from data.stream.tracing import describe
 
 WORDS = [
     "Ada Lovelace",
@@ -219,6 +220,14 @@ def test_parquet_of_lists_and_structs(tmp_path: Path) -> None:
         ids
     ) == len(marks)
     assert sorted(set(marks)) == [0, 1, 2, 3]
+
+
+def test_inspect_shows_what_is_marked(tmp_path: Path) -> None:
+    stream = corpus(tmp_path, [{"messages": CHATS[1]}], "bpe", Recipe(task="chat"))
+    (piece,) = describe(stream, 0)["pieces"]
+    assert piece["text"].startswith("<|im_start|>user\nhm<|im_end|>")
+    assert piece["marked"] == {1: "naïve engines wrote<|im_end|>\n"}
+    assert len(piece["marks"]) == len(piece["ids"]) == piece["document_ids"]
 
 
 def test_deduplicated(tmp_path: Path) -> None:

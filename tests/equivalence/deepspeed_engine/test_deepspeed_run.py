@@ -25,6 +25,7 @@ def run(folder: Path, corpus: Path, *overrides: str, nproc: int, **changes: Any)
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow  # test_deepspeed_state.py has the covering part
 def test_a_run_changes_engines(tmp_path: Path) -> None:
     corpus = whole_runs.make_corpus(tmp_path)
     run(tmp_path / "torch", corpus, nproc=1)

@@ -172,7 +172,15 @@ def listening(answer: bytes | None) -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.parametrize("there", ["nobody", "a silent one", "a talkative one", "an earlier rank 0"])
+@pytest.mark.parametrize(
+    "there",
+    [
+        "nobody",
+        pytest.param("a silent one", marks=pytest.mark.slow),  # three times five seconds
+        "a talkative one",
+        "an earlier rank 0",
+    ],
+)
 def test_what_a_dead_start_announced_is_passed_over(there: str, three: tuple) -> None:  # type: ignore[type-arg]
     """A launcher that starts ranks again keeps the store, with what the dead ones left in it."""
     ranks, told, _, where = three

@@ -153,6 +153,7 @@ def test_texts_are_continued_as_transformers_continues_them(trained: Path, tmp_p
     assert stopped == [written[0].split(written[0][2])[0]]
 
 
+@pytest.mark.slow
 def test_a_task_that_there_is_not_is_one_line(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

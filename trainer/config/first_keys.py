@@ -23,7 +23,10 @@ from trainer.models.config import ModelConfig
 from trainer.models.own import own_config
 from trainer.models.registry import MODELS
 
-OF_A_TASK = ("head", "classes", "pool", "embedding", "embedding_hidden", "learnt", "next_sentence")
+OF_A_TASK = (
+    *("head", "classes", "pool", "embedding", "embedding_hidden", "learnt", "next_sentence"),
+    "head_layer",
+)
 """Keys of what comes behind the blocks: a layer there that does not fit is drawn anew."""
 
 MAY_DIFFER = frozenset(

@@ -82,7 +82,7 @@ def export(
     home = run_folder.find(run)
     cfg = reading.load(home)
     apart = cfg.finetune.adds and not merge
-    chosen = None if apart else choose.for_export(cfg.model, cfg.row_length)
+    chosen = None if apart else choose.for_export(cfg.model, cfg.row_length, cfg.objective.kind)
     at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
     draft = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     draft.mkdir()

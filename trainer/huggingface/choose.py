@@ -47,19 +47,20 @@ def of_config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
     return family, cfg
 
 
-def for_export(cfg: ModelConfig, context: int) -> tuple[Family, dict[str, Any]]:
+def for_export(cfg: ModelConfig, context: int, objective: str = "") -> tuple[Family, dict[str, Any]]:
     """Return the family that a model is exported as, and its config.json's keys of the architecture.
 
     A family can express the model if reading its keys back gives a config of the same meaning: so what is
     exported is what the keys say.
 
     context: tokens of a training sequence.
+    objective: `objective.kind` of the run.
 
     ValueError, one line, where no family can: with the first key that the nearest family has otherwise.
     """
     nearest: tuple[int, str] | None = None
     for family in FAMILIES:
-        if type(cfg) is not family.config:
+        if type(cfg) is not family.config or family.objective not in ("", objective):
             continue
         theirs = family.to_config(cfg, context)
         named = {"model_type": family.model_type, "architectures": [family.architecture], **theirs}
@@ -70,9 +71,9 @@ def for_export(cfg: ModelConfig, context: int) -> tuple[Family, dict[str, Any]]:
         except ValueError as error:
             nearest = nearest or (len(meaning(cfg)), str(error))
             continue
-        if meaning(cfg) == meaning(back):
+        wrong = {key: values for key, values in differing(cfg, back).items() if key not in family.left_open}
+        if not wrong:
             return family, theirs
-        wrong = differing(cfg, back)
         key, (ours, other) = next(iter(wrong.items()))
         if nearest is None or len(wrong) < nearest[0]:
             nearest = len(wrong), f"model.{key}={ours}, where {family.architecture} has {other}"

@@ -1,7 +1,8 @@
 """Our parameters as parts of their tensors. Imports no torch.
 
 `Mapped` is read in both directions: an import cuts our parameter out of their tensor, an export lays it into
-it. A family's list of them is a bijection between elements: each of ours, and each of theirs, once.
+it. A family's list of them, without copies, is a bijection between elements: each of ours, and each of
+theirs, once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Mapped:
     whole: its shape.
     first: row of the first of our rows.
     transposed: their matrix is the transpose of ours: [in, out].
+    copy: their tensor is written by an export, and not read by an import, which has ours from another.
     """
 
     ours: str
@@ -35,6 +37,7 @@ class Mapped:
     whole: tuple[int, ...]
     first: int = 0
     transposed: bool = False
+    copy: bool = False
 
     @property
     def rows(self) -> int:
@@ -45,6 +48,14 @@ class Mapped:
 def same(ours: str, theirs: str, shape: Sequence[int]) -> Mapped:
     """Their tensor is our parameter."""
     return Mapped(ours, tuple(shape), theirs, tuple(shape))
+
+
+def both(ours: str, theirs: str, shape: tuple[int, ...]) -> list[Mapped]:
+    """A layer's weight of `shape`, and its bias."""
+    return [
+        same(f"{ours}.weight", f"{theirs}.weight", shape),
+        same(f"{ours}.bias", f"{theirs}.bias", shape[:1]),
+    ]
 
 
 def reshaped(ours: str, shape: Sequence[int], theirs: str, whole: Sequence[int]) -> Mapped:

@@ -27,7 +27,7 @@ def place(
     names: dict[str, str] = {}
     for one in family.mapped(model):
         name = next((name for name in family.known_as(one.theirs) if name in stored), None)
-        if name is None:
+        if name is None or one.copy:
             continue
         if (tensor := stored[name]).shape != one.whole:
             raise RuntimeError(

@@ -46,7 +46,7 @@ def write_adapter(cfg: RunConfig, checkpoint: Path, out: Path) -> str:
         "step": manifest.step,
     }
     try:
-        mapped = for_export(cfg.model, cfg.data.seq_len)[0].mapped(cfg.model)
+        mapped = for_export(cfg.model, cfg.data.seq_len, cfg.objective.kind)[0].mapped(cfg.model)
     except ValueError:
         mapped = []
     out.mkdir(parents=True, exist_ok=True)

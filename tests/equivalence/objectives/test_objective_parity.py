@@ -6,6 +6,7 @@ A part in which every case and every layout occurs runs for a few steps; all of 
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,14 @@ REFUSED_LAYOUTS = {
     "image_text": (("cp",), "a picture and its caption are two sequences: give its ranks to the data axes"),
     "vision classes": (("cp",), f"model.head=classes {POOLED}"),
     "vision embedding": (("cp",), f"model.head=embedding {POOLED}"),
-    "text_classes": (("cp",), "model.kind=text_classes pools all tokens of a text, which cp would part"),
-    "token_classes": (("cp",), "gives the numbers of all tokens of a text together, which cp would part"),
+    "text_classes": (
+        ("cp",),
+        "model.kind=text_classes needs all tokens of a text together, which cp would part",
+    ),
+    "token_classes": (
+        ("cp",),
+        "model.kind=token_classes needs all tokens of a text together, which cp would part",
+    ),
     "convnext.config:ConvNeXtConfig": (("tp", "cp"), CONVOLUTIONS),
 }
 
@@ -109,6 +116,18 @@ def test_no_layout_shows(ranks: Any, one: Combination, steps: int) -> None:
     if said := one.refusal():
         pytest.skip(said)
     found = compare(ranks, one, steps)
+    assert found.worst < BOUND, found
+
+
+@pytest.mark.parametrize(
+    ("case", "layer"), [("classification, text_classes as BERT", "tanh"), ("answers, token_classes", "gelu")]
+)
+def test_no_layout_shows_in_a_layer_before_classes(
+    case: str, layer: str, ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_layer = replace(CASES[case], model=CASES[case].model | {"head_layer": layer})
+    monkeypatch.setitem(CASES, "with a layer", with_layer)
+    found = compare(ranks, Combination("with a layer", "tp2"), SHORT)
     assert found.worst < BOUND, found
 
 

@@ -61,6 +61,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any]]] = {
         ClassificationConfig(),
         PICTURES,
     ),
+    "ijepa": (
+        "IJepaForImageClassification",
+        "IJepaConfig",
+        BLOCKS | PICTURE | {"num_labels": 7},
+        ClassificationConfig(),
+        PICTURES,
+    ),
     "vit_masked": (
         "ViTForMaskedImageModeling",
         "ViTConfig",
@@ -116,7 +123,7 @@ def ours(model: nn.Module, cfg: ModelConfig) -> list[Tensor]:
     if isinstance(cfg, VisionConfig):
         if cfg.head == "pixels":
             return [model(patches(1), places=hidden() + 1).unflatten(1, (3, -1))]
-        return [model(patches(1))]
+        return [model(patches(cfg.prefix))]
     found = [model(tokens(32))]
     if getattr(cfg, "next_sentence", False):
         states = model.get_submodule("next_sentence")
@@ -200,7 +207,6 @@ def test_import_and_export_compute_what_transformers_does(name: str, tmp_path: P
     ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key': not"),
     ("bert", {"hidden_act": "gelu_new"}, "hidden_act='gelu_new': not supported: known here: gelu"),
     ("bert", {"is_decoder": True}, "is_decoder=True: not supported"),
-    ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings=False: not supported"),
     ("modernbert", {"mlp_bias": True}, "mlp_bias=True: not supported: the same as attention_bias=False is"),
     ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}},
      "rope_parameters: full_attention: rope_type='yarn': not supported"),

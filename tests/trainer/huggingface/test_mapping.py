@@ -13,7 +13,10 @@ from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.models.encoder.config import EncoderConfig
+from trainer.models.encoder.text_classes_config import TextClassesConfig
+from trainer.models.encoder.token_classes_config import TokenClassesConfig
 from trainer.models.towers.image_text_config import ImageTextConfig, ImageTowerConfig, TextTowerConfig
+from trainer.models.towers.text_pair_config import TextPairConfig
 from trainer.models.vision.config import VisionConfig
 
 SIZES: dict[str, Any] = {"layers": 2, "hidden": 48, "heads": 4, "vocab": 50}
@@ -34,6 +37,8 @@ BERT: dict[str, Any] = {
     "token_types": 2,
     "window": 0,
 }
+TEXTS: dict[str, Any] = {**SIZES, "pool": "first", "head_layer": "tanh"}
+GELU: dict[str, Any] = {"head_layer": "gelu", "biases": True}
 PICTURE: dict[str, Any] = {"layers": 2, "hidden": 48, "heads": 4, "image_size": 24, "patch_size": 8}
 CLASS: dict[str, Any] = {"class_token": True, "pool": "class"}
 TEXT = TextTowerConfig(layers=2, hidden=48, heads=4)
@@ -52,11 +57,18 @@ MODELS: dict[str, tuple[str, ModelConfig]] = {
     ),
     "bert": ("BertForMaskedLM", EncoderConfig(**SIZES, **BERT)),
     "bert_pre_training": ("BertForPreTraining", EncoderConfig(**SIZES, **BERT, next_sentence=True)),
+    "bert_texts": ("BertForSequenceClassification", TextClassesConfig(**TEXTS, **BERT)),
+    "bert_tokens": ("BertForTokenClassification", TokenClassesConfig(**SIZES, **BERT, classes=5)),
+    "bert_body": ("BertModel", TextPairConfig(**SIZES, **BERT)),
+    "modern_bert_texts": ("ModernBertForSequenceClassification", TextClassesConfig(**SIZES, **GELU)),
+    "modern_bert_tokens": ("ModernBertForTokenClassification", TokenClassesConfig(**SIZES, **GELU)),
+    "modern_bert_body": ("ModernBertModel", TextPairConfig(**SIZES)),
     "modern_bert": ("ModernBertForMaskedLM", EncoderConfig(**SIZES, window=5, global_every=2)),
     "modern_bert_biases": (
         "ModernBertForMaskedLM",
         EncoderConfig(**SIZES, biases=True, tie_embeddings=False, window=0),
     ),
+    "ijepa": ("IJepaForImageClassification", VisionConfig(**PICTURE)),
     "vit": ("ViTForImageClassification", VisionConfig(**PICTURE, **CLASS, classes=7)),
     "vit_masked": ("ViTForMaskedImageModeling", VisionConfig(**PICTURE, **CLASS, head="pixels")),
     "clip": ("CLIPModel", ImageTextConfig(vocab=50, embedding=16, text=TEXT, image=IMAGE)),

@@ -59,7 +59,10 @@ def test_logits_are_a_layer_on_what_is_pooled(pool: str, keys: dict[str, Any]) -
     assert torch.allclose(model(other.x, **other.kwargs)[1, :5], hidden[1, :5], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("keys", [{}, POST, {"norm": "rms", "biases": True}])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, POST, {"norm": "rms", "biases": True}, {"head_layer": "tanh"}, {**POST, "head_layer": "gelu"}],
+)
 def test_the_config_knows_the_model(keys: dict[str, Any]) -> None:
     model = drawn(**keys)
     assert sum(p.numel() for p in model.parameters()) == model.cfg.parameters().total
@@ -68,7 +71,7 @@ def test_the_config_knows_the_model(keys: dict[str, Any]) -> None:
 def test_what_does_not_go_is_one_line() -> None:
     cfg = TextClassesConfig(**SIZES)
     with pytest.raises(
-        ValueError, match=r"^parallel.cp=2: model.kind=text_classes pools all tokens of a text"
+        ValueError, match=r"^parallel.cp=2: model.kind=text_classes needs all tokens of a text together"
     ):
         cfg.check_layout(tp=1, cp=2)
     with pytest.raises(

@@ -25,6 +25,10 @@ class Family:
         model alone leaves it out.
     aliases: a tensor's name → another one under which some folders have it.
     preprocessor: our config → the content of preprocessor_config.json; None: the model takes no pictures.
+    objective: the `objective.kind` of the runs that it is for, where another architecture has the same model;
+        empty: of all.
+    left_open: keys of our config that the architecture says nothing of: what follows it. A parameter that is
+        theirs alone is not in it.
     own_tokenizer: `AutoTokenizer` builds this architecture's own tokenizer, whatever tokenizer.json says, so
         ids are right with `PreTrainedTokenizerFast` alone (transformers 5, tokenization_auto.py,
         MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
@@ -39,6 +43,8 @@ class Family:
     base: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     preprocessor: Callable[[Any], dict[str, Any]] | None = None
+    objective: str = ""
+    left_open: frozenset[str] = frozenset()
     own_tokenizer: bool = False
 
     def known_as(self, name: str) -> tuple[str, ...]:

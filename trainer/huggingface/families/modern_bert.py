@@ -1,4 +1,4 @@
-"""ModernBERT with its head for masked tokens. Imports no torch.
+"""ModernBERT with its head for masked tokens; `modern_bert_tasks.py` has its other heads. Imports no torch.
 
 Queries, keys and values are rows of one matrix, and so are the two of the gated feed-forward layer. Defaults
 of keys that a folder leaves out are those of the class in `transformers` 5.
@@ -16,20 +16,22 @@ from trainer.models.encoder.config import EncoderConfig
 _GATES = {"gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "silu": "swiglu"}
 _THEIR_GATES = {ours: theirs for theirs, ours in _GATES.items()}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+BASE = "model."
+"""Before the names of the tensors of the model without its head."""
 _BIASES = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
 
 
-def _from_config(fields: Fields) -> EncoderConfig:
+def body_from(fields: Fields) -> dict[str, Any]:
+    """Return the keys of the encoder before the heads."""
     layers = fields.integer("num_hidden_layers", 22)
     biases = fields.flag(_BIASES[0], False)
     for key in _BIASES[1:]:
         if fields.flag(key, False) != biases:
             raise fields.error(key, f"not supported: the same as {_BIASES[0]}={biases} is")
-    fields.must_be("decoder_bias", True)
     fields.must_be("classifier_activation", "gelu")
     fields.must_be("position_embedding_type", None, "absolute")
     fields.must_be("is_encoder_decoder", False)
-    fields.harmless("max_position_embeddings", "initializer_cutoff_factor", "classifier_pooling")
+    fields.harmless("max_position_embeddings", "initializer_cutoff_factor")
     fields.harmless("embedding_dropout", "mlp_dropout", "deterministic_flash_attn", "sparse_prediction")
     fields.harmless(
         "sparse_pred_ignore_index", "reference_compile", "repad_logits_with_grad", "layer_norm_eps"
@@ -54,22 +56,27 @@ def _from_config(fields: Fields) -> EncoderConfig:
         thetas[kind] = rope.number("rope_theta", thetas[kind])
         rope.finish()
     ropes.finish()
-    return EncoderConfig(
-        layers=layers,
-        hidden=fields.integer("hidden_size", 768),
-        heads=fields.integer("num_attention_heads", 12),
-        ffn_hidden=fields.integer("intermediate_size", 1152),
-        vocab=fields.integer("vocab_size", 50368),
-        tie_embeddings=fields.flag("tie_word_embeddings", True),
-        activation=fields.choice("hidden_activation", "gelu", _GATES),
-        biases=biases,
-        rope_theta=thetas[_FULL],
-        rope_theta_local=thetas[_SLIDING],
-        window=window,
-        global_every=global_every,
-        norm_eps=fields.number("norm_eps", 1e-5),
-        init_std=fields.number("initializer_range", 0.02),
-    )
+    return {
+        "layers": layers,
+        "hidden": fields.integer("hidden_size", 768),
+        "heads": fields.integer("num_attention_heads", 12),
+        "ffn_hidden": fields.integer("intermediate_size", 1152),
+        "vocab": fields.integer("vocab_size", 50368),
+        "activation": fields.choice("hidden_activation", "gelu", _GATES),
+        "biases": biases,
+        "rope_theta": thetas[_FULL],
+        "rope_theta_local": thetas[_SLIDING],
+        "window": window,
+        "global_every": global_every,
+        "norm_eps": fields.number("norm_eps", 1e-5),
+        "init_std": fields.number("initializer_range", 0.02),
+    }
+
+
+def _from_config(fields: Fields) -> EncoderConfig:
+    fields.must_be("decoder_bias", True)
+    fields.harmless("classifier_pooling")
+    return EncoderConfig(**body_from(fields), tie_embeddings=fields.flag("tie_word_embeddings", True))
 
 
 def _layer_types(layers: int, global_every: int) -> list[str]:
@@ -86,7 +93,8 @@ def _window(fields: Fields, kinds: list[Any], layers: int, window: int) -> tuple
     raise fields.error("layer_types", f"not supported for {layers} layers: only {_FULL} in every N-th layer")
 
 
-def _to_config(cfg: EncoderConfig, context: int) -> dict[str, Any]:
+def to_config(cfg: EncoderConfig, context: int) -> dict[str, Any]:
+    """Return the keys of ModernBERT with a head; see `Family.to_config`."""
     theta = {_FULL: cfg.rope_theta, _SLIDING: cfg.rope_theta_local}
     return {
         "vocab_size": cfg.vocab,
@@ -112,19 +120,22 @@ def _to_config(cfg: EncoderConfig, context: int) -> dict[str, Any]:
     }
 
 
-def _mapped(cfg: EncoderConfig) -> list[Mapped]:
+def body(cfg: EncoderConfig, base: str = BASE, *, transform: bool = False) -> list[Mapped]:
+    """Return where the encoder's parameters before the heads are.
+
+    base: what begins their names.
+    transform: and those of the layer with which all heads begin.
+    """
     hidden, inner = cfg.hidden, cfg.ffn_width
     kinds = ("weight", "bias") if cfg.biases else ("weight",)
-    found = [same("embed.weight", "model.embeddings.tok_embeddings.weight", (cfg.vocab, hidden))]
-    norms = {
-        "embed_norm": "model.embeddings.norm",
-        "norm": "model.final_norm",
-        "head.transform.norm": "head.norm",
-    }
-    linear = [("head.transform.dense",), "head.dense", [hidden], hidden]
-    matrices: list[Any] = [linear]
+    found = [same("embed.weight", f"{base}embeddings.tok_embeddings.weight", (cfg.vocab, hidden))]
+    norms = {"embed_norm": f"{base}embeddings.norm", "norm": f"{base}final_norm"}
+    matrices: list[Any] = []
+    if transform:
+        norms["head.transform.norm"] = "head.norm"
+        matrices.append((["head.transform.dense"], "head.dense", [hidden], hidden))
     for layer in range(cfg.layers):
-        our, their = f"layers.{layer}", f"model.layers.{layer}"
+        our, their = f"layers.{layer}", f"{base}layers.{layer}"
         if layer:
             norms[f"{our}.attention_norm"] = f"{their}.attn_norm"
         norms[f"{our}.mlp_norm"] = f"{their}.mlp_norm"
@@ -141,9 +152,13 @@ def _mapped(cfg: EncoderConfig) -> list[Mapped]:
             found += stacked(names, heights, [width] if kind == "weight" else [], f"{theirs}.{kind}")
     for our, their in norms.items():
         found += [same(f"{our}.{kind}", f"{their}.{kind}", (hidden,)) for kind in kinds]
-    found.append(same("head.bias", "decoder.bias", (cfg.vocab,)))
+    return found
+
+
+def _mapped(cfg: EncoderConfig) -> list[Mapped]:
+    found = [*body(cfg, transform=True), same("head.bias", "decoder.bias", (cfg.vocab,))]
     if not cfg.tie_embeddings:
-        found.append(same("head.weight", "decoder.weight", (cfg.vocab, hidden)))
+        found.append(same("head.weight", "decoder.weight", (cfg.vocab, cfg.hidden)))
     return found
 
 
@@ -151,9 +166,9 @@ MODERN_BERT = Family(
     architecture="ModernBertForMaskedLM",
     model_type="modernbert",
     config=EncoderConfig,
-    to_config=_to_config,
+    to_config=to_config,
     from_config=_from_config,
     mapped=_mapped,
-    base="model.",
+    base=BASE,
     aliases={"model.embeddings.tok_embeddings.weight": "decoder.weight"},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.huggingface.fields import Fields
-from trainer.huggingface.mapping import Mapped, same
+from trainer.huggingface.mapping import Mapped, both
 
 PREPROCESSOR = "preprocessor_config"
 """Key under which the content of preprocessor_config.json stands beside that of config.json."""
@@ -50,14 +50,6 @@ def side(fields: Fields, key: str, default: int) -> int:
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         return int(value[0])
     return fields.integer(key, default)
-
-
-def both(ours: str, theirs: str, shape: tuple[int, ...]) -> list[Mapped]:
-    """A layer's weight of `shape`, and its bias."""
-    return [
-        same(f"{ours}.weight", f"{theirs}.weight", shape),
-        same(f"{ours}.bias", f"{theirs}.bias", shape[:1]),
-    ]
 
 
 def block(ours: str, theirs: str, names: dict[str, str], hidden: int, inner: int) -> list[Mapped]:

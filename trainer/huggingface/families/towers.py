@@ -8,7 +8,7 @@ from typing import Any
 from trainer.huggingface.families import pictures
 from trainer.huggingface.families.family import Family
 from trainer.huggingface.fields import Fields
-from trainer.huggingface.mapping import Mapped, reshaped, same, stacked
+from trainer.huggingface.mapping import Mapped, both, reshaped, same, stacked
 from trainer.models.towers.image_text_config import ImageTextConfig, ImageTowerConfig, TextTowerConfig
 from trainer.models.vision.config import CHANNELS
 
@@ -127,8 +127,8 @@ def _mapped(cfg: ImageTextConfig, *, siglip: bool) -> list[Mapped]:
         ),
         reshaped("image.embed.project.weight", (wide, values), f"{at}.patch_embedding.weight", kernel),
         same("image.embed.places", f"{at}.position_embedding.weight", (positions, wide)),
-        *pictures.both("text.norm", "text_model.final_layer_norm", (text.hidden,)),
-        *pictures.both("image.norm", "vision_model.post_layernorm", (wide,)),
+        *both("text.norm", "text_model.final_layer_norm", (text.hidden,)),
+        *both("image.norm", "vision_model.post_layernorm", (wide,)),
     ]
     inner = {"text": text.ffn_width, "image": vision.ffn_width}
     for our, their, tower in (("text", "text", cfg.text), ("image", "vision", cfg.image)):
@@ -142,7 +142,7 @@ def _clips(cfg: ImageTextConfig) -> list[Mapped]:
     wide = cfg.image.hidden
     return [
         reshaped("image.embed.tokens", (1, wide), "vision_model.embeddings.class_embedding", (wide,)),
-        *pictures.both("image.embed.norm", "vision_model.pre_layrnorm", (wide,)),
+        *both("image.embed.norm", "vision_model.pre_layrnorm", (wide,)),
         same("image.head.layers.0.weight", "visual_projection.weight", (cfg.embedding, wide)),
         same("text.head.project.weight", "text_projection.weight", (cfg.embedding, cfg.text.hidden)),
         reshaped("text.head.log_scale", (1,), "logit_scale", ()),
@@ -155,12 +155,12 @@ def _siglips(cfg: ImageTextConfig) -> list[Mapped]:
     three = [f"{our}.w{name}" for name in "qkv"]
     found = [
         same("image.embed.project.bias", "vision_model.embeddings.patch_embedding.bias", (wide,)),
-        *pictures.both("text.head.project", "text_model.head", (cfg.embedding, cfg.text.hidden)),
+        *both("text.head.project", "text_model.head", (cfg.embedding, cfg.text.hidden)),
         reshaped(f"{our}.query", (1, wide), f"{their}.probe", (1, 1, wide)),
-        *pictures.both(f"{our}.wo", f"{their}.attention.out_proj", (wide, wide)),
-        *pictures.both(f"{our}.mlp_norm", f"{their}.layernorm", (wide,)),
-        *pictures.both(f"{our}.mlp.w1", f"{their}.mlp.fc1", (inner, wide)),
-        *pictures.both(f"{our}.mlp.w2", f"{their}.mlp.fc2", (wide, inner)),
+        *both(f"{our}.wo", f"{their}.attention.out_proj", (wide, wide)),
+        *both(f"{our}.mlp_norm", f"{their}.layernorm", (wide,)),
+        *both(f"{our}.mlp.w1", f"{their}.mlp.fc1", (inner, wide)),
+        *both(f"{our}.mlp.w2", f"{their}.mlp.fc2", (wide, inner)),
         same("text.head.log_scale", "logit_scale", (1,)),
         same("text.head.score_bias", "logit_bias", (1,)),
     ]

@@ -1,16 +1,19 @@
-"""ViT that tells classes of pictures apart, or that predicts masked patches (SimMIM). Imports no torch.
+"""ViT that tells classes of pictures apart, or that predicts masked patches (SimMIM); and I-JEPA's, which has
+no class token and takes the mean of the patches. Imports no torch.
 
 A convolution whose stride is its kernel is our matrix on patches: its weights are in the same order.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from trainer.huggingface.families import pictures
 from trainer.huggingface.families.family import Family
+from trainer.huggingface.families.labels import classes_from, unnamed
 from trainer.huggingface.fields import Fields
-from trainer.huggingface.mapping import Mapped, reshaped, same
+from trainer.huggingface.mapping import Mapped, both, reshaped, same
 from trainer.models.vision.config import CHANNELS, VisionConfig
 
 _BLOCK = {
@@ -25,9 +28,10 @@ _BLOCK = {
 }
 _CLASSES, _MASKED = "ViTForImageClassification", "ViTForMaskedImageModeling"
 _HALF = [0.5, 0.5, 0.5]
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
-def _from_config(fields: Fields) -> VisionConfig:
+def _from_config(fields: Fields, *, mean: bool) -> VisionConfig:
     masked = _MASKED in (fields.listed("architectures") or ())
     fields.must_be("num_channels", CHANNELS)
     fields.must_be("qkv_bias", True)
@@ -37,7 +41,7 @@ def _from_config(fields: Fields) -> VisionConfig:
     if masked:
         fields.must_be("encoder_stride", patch)
     fields.harmless("encoder_stride")
-    mean, std = pictures.pixels_from(fields, _HALF, _HALF)
+    pixel_mean, pixel_std = pictures.pixels_from(fields, *(_IMAGENET if mean else (_HALF, _HALF)))
     return VisionConfig(
         image_size=pictures.side(fields, "image_size", 224),
         patch_size=patch,
@@ -46,21 +50,18 @@ def _from_config(fields: Fields) -> VisionConfig:
         heads=fields.integer("num_attention_heads", 12),
         ffn_hidden=fields.integer("intermediate_size", 3072),
         activation=fields.choice("hidden_act", "gelu", pictures.ACTIVATIONS),
-        class_token=True,
-        pool="class",
+        class_token=not mean,
+        pool="mean" if mean else "class",
         norm_eps=fields.number("layer_norm_eps", 1e-12),
         head="pixels" if masked else "classes",
-        classes=fields.size("id2label", fields.integer("num_labels", 2)),
+        classes=classes_from(fields),
         init_std=fields.number("initializer_range", 0.02),
-        pixel_mean=mean,
-        pixel_std=std,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
     )
 
 
 def _to_config(cfg: VisionConfig, context: int) -> dict[str, Any]:
-    labels = (
-        {str(number): f"LABEL_{number}" for number in range(cfg.classes)} if cfg.head == "classes" else {}
-    )
     return {
         "hidden_size": cfg.hidden,
         "num_hidden_layers": cfg.layers,
@@ -75,16 +76,15 @@ def _to_config(cfg: VisionConfig, context: int) -> dict[str, Any]:
         "qkv_bias": True,
         "encoder_stride": cfg.patch_size,
         **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
-        **({"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}} if labels else {}),
+        **(unnamed(cfg.classes) if cfg.head == "classes" else {}),
     }
 
 
-def _mapped(cfg: VisionConfig) -> list[Mapped]:
+def _mapped(cfg: VisionConfig, *, base: str) -> list[Mapped]:
     hidden, patch, positions = cfg.hidden, cfg.patch_size, cfg.pictures().positions
-    at = "vit.embeddings"
+    at = f"{base}embeddings"
     kernel = (hidden, CHANNELS, patch, patch)
     found = [
-        reshaped("embed.tokens", (1, hidden), f"{at}.cls_token", (1, 1, hidden)),
         reshaped("embed.places", (positions, hidden), f"{at}.position_embeddings", (1, positions, hidden)),
         reshaped(
             "embed.project.weight",
@@ -94,12 +94,14 @@ def _mapped(cfg: VisionConfig) -> list[Mapped]:
         ),
         same("embed.project.bias", f"{at}.patch_embeddings.projection.bias", (hidden,)),
     ]
+    if cfg.class_token:
+        found.append(reshaped("embed.tokens", (1, hidden), f"{at}.cls_token", (1, 1, hidden)))
     for layer in range(cfg.layers):
-        theirs = f"vit.encoder.layer.{layer}"
+        theirs = f"{base}encoder.layer.{layer}"
         found += pictures.block(f"layers.{layer}", theirs, _BLOCK, hidden, cfg.ffn_width)
-    found += pictures.both("norm", "vit.layernorm", (hidden,))
+    found += both("norm", f"{base}layernorm", (hidden,))
     if cfg.head == "classes":
-        found += pictures.both("head.layers.0", "classifier", (cfg.classes, hidden))
+        found += both("head.layers.0", "classifier", (cfg.classes, hidden))
     else:
         values = cfg.patch_values
         found += [
@@ -114,17 +116,18 @@ def _preprocessor(cfg: VisionConfig) -> dict[str, Any]:
     return pictures.preprocessor("ViTImageProcessor", cfg.image_size, cfg.pixel_mean, cfg.pixel_std)
 
 
-def _family(architecture: str) -> Family:
+def _family(architecture: str, model_type: str = "vit") -> Family:
+    base = f"{model_type}."
     return Family(
         architecture=architecture,
-        model_type="vit",
+        model_type=model_type,
         config=VisionConfig,
         to_config=_to_config,
-        from_config=_from_config,
-        mapped=_mapped,
-        base="vit.",
+        from_config=partial(_from_config, mean=model_type == "ijepa"),
+        mapped=partial(_mapped, base=base),
+        base=base,
         preprocessor=_preprocessor,
     )
 
 
-VIT, VIT_MASKED = _family(_CLASSES), _family(_MASKED)
+VIT, VIT_MASKED, IJEPA = _family(_CLASSES), _family(_MASKED), _family("IJepaForImageClassification", "ijepa")

@@ -1,4 +1,6 @@
-"""What an encoder predicts: tokens at given places, and whether one sentence follows another."""
+"""What an encoder predicts: tokens at given places, and whether one sentence follows another; and the layer
+that may stand before classes.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.objective import IGNORED
+from trainer.models.encoder.pooled_config import ClassesConfig
 from trainer.models.layers.head import LMHead, at_places
 from trainer.models.layers.linear import Linear
 from trainer.models.layers.norm import norm
+
+
+class HeadLayer(nn.Module):
+    """A layer before the last one, of any shape [..., hidden]: norm(GELU(dense(x))), as in BERT's head for
+    masked tokens and before ModernBERT's classes; or without a norm tanh(dense(x)), BERT's pooler.
+    """
+
+    def __init__(self, hidden: int, *, normed: nn.Module | None, biases: bool) -> None:
+        super().__init__()
+        self.dense = Linear(hidden, hidden, bias=biases)
+        self.norm = normed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dense(x)
+        return torch.tanh(x) if self.norm is None else self.norm(F.gelu(x))
+
+
+def layer_before_classes(cfg: ClassesConfig) -> HeadLayer | None:
+    """Return what `head_layer` asks for."""
+    if cfg.head_layer == "none":
+        return None
+    normed = norm(cfg.norm, cfg.hidden, cfg.norm_eps, cfg.biases) if cfg.head_layer == "gelu" else None
+    return HeadLayer(cfg.hidden, normed=normed, biases=cfg.biases)
 
 
 class MaskedHead(LMHead):
@@ -20,13 +46,11 @@ class MaskedHead(LMHead):
 
     def __init__(self, hidden: int, vocab: int, *, norm_kind: str, norm_eps: float, biases: bool) -> None:
         super().__init__(hidden, vocab, bias=True)
-        self.transform = nn.ModuleDict(
-            {"dense": Linear(hidden, hidden, bias=biases), "norm": norm(norm_kind, hidden, norm_eps, biases)}
-        )
+        self.transform = HeadLayer(hidden, normed=norm(norm_kind, hidden, norm_eps, biases), biases=biases)
 
     def prepared(self, hidden: Tensor) -> Tensor:
         """Return norm(GELU(dense(hidden))), of the same shape."""
-        return self.transform["norm"](F.gelu(self.transform["dense"](hidden)))
+        return self.transform(hidden)  # type: ignore[no-any-return]
 
 
 class NextSentence(nn.Module):

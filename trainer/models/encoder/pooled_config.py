@@ -7,18 +7,20 @@ checks them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from common.model_plan import ModelPlan, Tower
 from trainer.models.config import Parts
 from trainer.models.encoder.config import EncoderConfig
 from trainer.models.pairs import TextPool
 
+HeadLayerKind = Literal["none", "tanh", "gelu"]
+
 
 @dataclass
 class OtherHeadConfig(EncoderConfig):
-    """An encoder with a head of its own, of a linear layer `project` at most. Its keys are an encoder's
-    without those of the vocabulary's head.
+    """An encoder with a head of its own: at most a linear layer `project`, and a `HeadLayer` before it. Its
+    keys are an encoder's without those of the vocabulary's head.
     """
 
     tie_embeddings: ClassVar[bool] = False  # type: ignore[misc]
@@ -29,6 +31,11 @@ class OtherHeadConfig(EncoderConfig):
         """Parameters of the head."""
         raise NotImplementedError
 
+    @property
+    def has_head_layer(self) -> bool:
+        """Whether a layer stands before `project`."""
+        return False
+
     def plan(self) -> ModelPlan:
         encoder = super().plan()
         at_end = ("norm",) if self.norm_place == "pre" else ()
@@ -36,7 +43,12 @@ class OtherHeadConfig(EncoderConfig):
         return replace(
             encoder,
             towers=(Tower("layers", encoder.first, (*at_end, "head")),),
-            tensor=(*kept, ("head", "alike"), ("head.project", "sequence")),
+            tensor=(
+                *kept,
+                ("head", "alike"),
+                ("head.project", "sequence"),
+                *((("head.transform.*", "sequence"),) if self.has_head_layer else ()),
+            ),
         )
 
     def parameters(self) -> Parts:
@@ -51,3 +63,40 @@ class PooledEncoderConfig(OtherHeadConfig):
     pool: Annotated[TextPool, "what a text becomes: the mean of its hidden states, the first or the last"] = (
         "mean"
     )
+
+
+@dataclass
+class ClassesConfig(OtherHeadConfig):
+    """An encoder with a linear layer to classes: of a text, or of each token."""
+
+    classes: Annotated[int, "how many there are; at least the corpus's", "≥ 1"] = 2
+    head_layer: Annotated[
+        HeadLayerKind,
+        "a layer before the classes: none; tanh: BERT's pooler; gelu: with a norm behind it, ModernBERT's",
+    ] = "none"
+
+    def check_layout(self, *, tp: int, cp: int) -> None:
+        super().check_layout(tp=tp, cp=cp)
+        if cp > 1:
+            raise ValueError(
+                f"parallel.cp={cp}: model.kind={self.kind} needs all tokens of a text together, which cp "
+                "would part: give its ranks to the data axes, or to parallel.tp"
+            )
+
+    @property
+    def has_head_layer(self) -> bool:
+        return self.head_layer != "none"
+
+    @property
+    def head_parameters(self) -> int:
+        layer = self._dense * self.has_head_layer
+        if self.head_layer == "gelu":
+            layer += self.hidden * (2 if self.norm == "layer" and self.biases else 1)
+        return layer + (self.hidden + 1) * self.classes
+
+    def plan(self) -> ModelPlan:
+        return replace(super().plan(), task=("head",))
+
+    def head_flops(self) -> int:
+        """Floating-point operations of the head, of one place; see `training_flops`."""
+        return 6 * self.hidden * (self.classes + self.hidden * self.has_head_layer)

@@ -6,19 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.encoder.encoder import Encoder
+from trainer.models.encoder.heads import HeadLayer, layer_before_classes
 from trainer.models.encoder.token_classes_config import TokenClassesConfig
 from trainer.models.layers.linear import Linear
 
 
 class TokenHead(nn.Module):
-    """A linear layer on each token: hidden [rows, seq, hidden] → float32 [rows, seq · classes]."""
+    """A linear layer on each token, behind `transform` if there is one: hidden [rows, seq, hidden] → float32
+    [rows, seq · classes].
+    """
 
-    def __init__(self, hidden: int, classes: int) -> None:
+    def __init__(self, hidden: int, classes: int, transform: HeadLayer | None) -> None:
         super().__init__()
+        self.transform = transform
         self.project = Linear(hidden, classes, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.project(x)
+        logits = self.project(x if self.transform is None else self.transform(x))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(1)
 
 
@@ -29,7 +33,9 @@ class TokenClasses(Encoder):
 
     def __init__(self, cfg: TokenClassesConfig) -> None:
         super().__init__(cfg)
-        self.head: nn.Module | None = TokenHead(cfg.hidden, cfg.classes)  # type: ignore[assignment]
+        self.head: nn.Module | None = TokenHead(  # type: ignore[assignment]
+            cfg.hidden, cfg.classes, layer_before_classes(cfg)
+        )
 
     def forward(  # type: ignore[override]
         self, x: Tensor, *, positions: Tensor, documents: Tensor, **of_the_loss: Tensor

@@ -10,6 +10,8 @@ ABOUT = {
     "ids_field": "column or key of token ids, for rows without a text",
     "ids_dtype": "numbers in a .bin of token ids: auto, uint16, uint32, int32 or int64",
     "task": "documents whose tokens have marks: tags, answers or chat",
+    "window_tokens": "of --task answers: longer contexts become documents of so many tokens that overlap",
+    "window_overlap": "tokens that two such documents share",
     "tag_name": "name of a tag, in the order of their numbers",
     "chat_template": "of --task chat: a file with a Jinja template, or chatml",
     "licence_field": "column or key of the licence, kept where it is there",

@@ -20,8 +20,7 @@ from trainer.config.run_config import RunConfig
 from trainer.decide import Decision, Then
 from trainer.evaluation.best import Best, open_best
 from trainer.evaluation.evaluate import Evaluator
-from trainer.evaluation.heldout import open_heldout
-from trainer.evaluation.probes import open_probes
+from trainer.evaluation.opening import open_evaluator
 from trainer.first_weights.base import fill_frozen, open_base
 from trainer.first_weights.fill import begin
 from trainer.folder.fence import Fence
@@ -33,6 +32,7 @@ from trainer.record.events import EventLog
 from trainer.start.agreement import agree, place
 from trainer.start.claim import check_length, decays, describe, take_folder
 from trainer.start.engine import make_engine
+from trainer.start.left_out import tell_left_out
 from trainer.start.opening import identity, objective_context, open_alike
 from trainer.state import TrainState
 from trainer.steps import Steps
@@ -223,8 +223,12 @@ def assemble(
         engine.load(engine.scalars())
     state = resumed or TrainState()
     ranks.together(lambda: check_length(cfg, stream, state))
-    probes = open_probes(cfg, engine, layout, stream, ranks)
-    heldout = open_heldout(cfg, engine, stream, step=state.step, events=events, ranks=ranks)
+    context = objective_context(cfg, stream)
+    evaluator = open_evaluator(
+        cfg, engine, layout, stream, context, step=state.step, events=events, ranks=ranks, phases=phases
+    )
+    if resumed is None:
+        tell_left_out(cfg, stream, evaluator.sets, ranks, events)
     first = state.step
 
     def stopping() -> bool:
@@ -242,16 +246,8 @@ def assemble(
         state=state,
         checkpointer=checkpointer,
         meter=meter,
-        evaluator=Evaluator(
-            heldout,
-            every=cfg.train.eval_every,
-            objective=cfg.objective,
-            pp=layout.pp,
-            probes=probes,
-            ranks=ranks,
-            phases=phases,
-        ),
-        best=ranks.together(lambda: open_best(cfg, objective_context(cfg, stream))),
+        evaluator=evaluator,
+        best=ranks.together(lambda: open_best(cfg, context)),
         stopping=stopping,
         ranks=ranks,
         phases=phases,

@@ -2,6 +2,8 @@
 
 manifest   what a corpus folder holds, and manifest.json: begin here
 shards     writing a shard of documents                   (used by `prepare`)
+questions  what a corpus keeps of questions, so that answers can be told as texts
+marked     how much of what documents ask is behind the end of a row
 columns    what an index may hold beside each document's ids: a picture's place, a label
 index      the index beside each shard: written, read, checked
 storage    the interface through which a corpus is read: files by name, bytes by shard

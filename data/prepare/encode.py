@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.corpus.columns import FIRST_TEXT, MARKED
+from data.corpus.columns import FIRST_TEXT
 from data.corpus.shards import TokenShardWriter
 from data.prepare.cleaning import clean
-from data.prepare.document import Document, Marks
+from data.prepare.document import Document
 from data.prepare.preparation import HELDOUT, TRAIN, Preparation, is_heldout, unit_documents, write_json
 from data.prepare.report.composition import Profile
 from data.prepare.survey import surviving
 from data.prepare.tally import Tally
-from data.prepare.tasks.marks import marks_of
+from data.prepare.tasks.rows import Row, rows_of
 from data.prepare.units import Advance, Unit
 from data.tokenizer.encoder import Encoder
 from data.tokenizer.loading import load, separator_id
@@ -141,15 +141,24 @@ class _Segments:
         """Tokenise all waiting documents, then write them all: document by document, each of the two would
         evict the other's data from the processor's cache.
         """
-        ids = [self._ids_of(document) for _, _, document, _ in self.waiting]
-        self._check_round_trip(ids)
-        for tokens, (side, ordinal, document, text_bytes) in zip(ids, self.waiting):
+        rows = [self._rows_of(document) for _, _, document, _ in self.waiting]
+        self._check_round_trip([row[0].ids for row in rows])
+        for parts, (side, ordinal, document, text_bytes) in zip(rows, self.waiting):
             if side not in self.writers:
                 self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
-            key = f"{self.unit.number:06d}-{ordinal:09d}"
-            self.writers[side].add(key, tokens, text_bytes, document.origin, document.media)
-            self.profiles[side].add(document.origin, text_bytes, len(tokens))
+            for number, (tokens, origin) in enumerate(parts):
+                # The text is counted once, with the first of its parts.
+                key = f"{self.unit.number:06d}-{ordinal:09d}" + f"-{number:04d}" * bool(number)
+                size = 0 if number else text_bytes
+                self.writers[side].add(key, tokens, size, origin, document.media)
+                self.profiles[side].add(origin, size, len(tokens))
         self.waiting, self.waiting_bytes, self.waiting_media_bytes = [], 0, 0
+
+    def _rows_of(self, document: Document) -> list[Row]:
+        """What the corpus keeps of a document: one row of ids, but several of one with marks that is cut."""
+        if document.marks is not None:
+            return list(rows_of(document, self.encoder, self.preparation.recipe))
+        return [Row(self._ids_of(document), document.origin)]
 
     def _ids_of(self, document: Document) -> NDArray[np.integer]:
         """The ids of a document: given, or those of its text; of two texts, those of one behind the other's,
@@ -157,8 +166,6 @@ class _Segments:
         """
         if document.ids is not None:
             return document.ids
-        if document.marks is not None:
-            return self._marked(document, document.marks)
         if document.media and not document.text:  # not even what a template puts around a text
             return np.zeros(0, dtype=np.int64)
         ids = self.encoder(document.text)
@@ -166,23 +173,6 @@ class _Segments:
             return ids
         document.origin[FIRST_TEXT] = len(ids)
         return np.concatenate((ids, self.encoder(document.second)))
-
-    def _marked(self, document: Document, marks: Marks) -> NDArray[np.integer]:
-        """The ids of a document with marks, and behind them the mark of each; how many ids goes into the
-        origin. A separator stands between two texts.
-        """
-        encode = self.encoder
-        marked = document.text if document.second is None else document.second
-        ids, places = encode.placed(marked, special=not marks.template)
-        before = encode.before if marks.template else []
-        if document.second is not None:
-            before = [*before, *encode.placed(document.text)[0].tolist(), encode.separator]
-        behind = encode.behind if marks.template else []
-        every = np.concatenate([np.array(before, np.int64), ids.astype(np.int64), np.array(behind, np.int64)])
-        asked = np.zeros_like(every)
-        asked[len(before) : len(before) + len(ids)] = marks_of(places, marks.stretches)
-        document.origin[MARKED] = len(every)
-        return np.concatenate((every, asked))
 
     def _check_round_trip(self, ids: list[Any]) -> None:
         """Decode some documents of the batch again, to find a tokenizer that loses text, at little cost: the

@@ -53,6 +53,9 @@ class Recipe:
         a tag each (`text_field` tokens, `label_field` ner_tags). "answers": a question, a context and its
         answers (`second_field` question, `text_field` context, `label_field` answers). "chat": messages
         (`text_field` messages), or a prompt and, as `second_field`, its answer. "" for none.
+    window_tokens: a question whose context is longer than a row of so many tokens (`data.seq_len`) becomes
+        several documents, each with a part of the context; 0: one, however long.
+    window_overlap: tokens of the context that two such parts share; less where a row has no room for them.
     tag_name: the names of the tags, in the order of their numbers.
     chat_template: file with the Jinja template of a chat, or "chatml".
     licence_field: column, key or folder (`license=MIT/`) with the licence, which is kept with the document.
@@ -109,6 +112,8 @@ class Recipe:
     ids_field: str = "input_ids"
     ids_dtype: str = "auto"
     task: str = ""
+    window_tokens: int = 0
+    window_overlap: int = 128
     tag_name: list[str] = field(default_factory=list)
     chat_template: str = "chatml"
     licence_field: str = "license"
@@ -218,6 +223,8 @@ def check(recipe: Recipe) -> None:
         ("min_characters", 0),
         ("max_characters", 0),
         ("split_characters", 0),
+        ("window_tokens", 0),
+        ("window_overlap", 0),
     ):
         if getattr(recipe, key) < least:
             raise ValueError(f"{option(key)} {getattr(recipe, key)} is too small: at least {least}")
@@ -237,6 +244,10 @@ def check(recipe: Recipe) -> None:
 
 def _check_fields(recipe: Recipe) -> None:
     """Raise ValueError where two settings name the same thing, or one that another needs is missing."""
+    if recipe.window_tokens and recipe.task != "answers":
+        raise ValueError(
+            f"--window-tokens {recipe.window_tokens} cuts contexts of questions: give --task answers with it"
+        )
     if recipe.image_field and recipe.second_field:
         raise ValueError(
             f"--image-field {recipe.image_field!r} and --second-field {recipe.second_field!r}: a document is "

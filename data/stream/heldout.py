@@ -106,6 +106,10 @@ class HeldoutLoader:
             return self._alone.document[numbers]
         return np.searchsorted(self._windows_end, numbers, side="right")
 
+    def row_documents(self) -> np.ndarray:
+        """The number in the corpus of the document that each row is of, or is a window of, int64 [rows]."""
+        return self._document_of(np.arange(self.rows))
+
     def damaged(self) -> list[tuple[int, DamagedDocument]]:
         """The damaged ones among the documents that this rank reads, by number. Reads them all."""
         mine = np.arange(self.rows) // self._micro_batch % self._ranks == self._rank

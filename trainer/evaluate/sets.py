@@ -13,6 +13,7 @@ from data.corpus.corpus import Corpus
 from data.stream.heldout import HeldoutLoader
 from trainer.evaluate.calibration import calibrate
 from trainer.evaluate.labelled import Outputs, read_set
+from trainer.evaluation.answers import open_texts
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import check_something_left, leave_damaged_out, make_loader
 from trainer.models.pictures import HasClasses
@@ -66,7 +67,12 @@ def evaluate_set(trained: TrainedRun, heldout: HeldoutLoader) -> dict[str, Any]:
     """
     cfg = trained.cfg
     evaluator = Evaluator(
-        [heldout], every=0, objective=cfg.objective, pp=trained.layout.pp, ranks=trained.ranks
+        [heldout],
+        every=0,
+        objective=cfg.objective,
+        pp=trained.layout.pp,
+        texts=open_texts(cfg, trained.context, trained.engine, trained.layout, trained.ranks),
+        ranks=trained.ranks,
     )
     results = evaluator(trained.engine)
     assert results is not None, "nobody asks to stop"

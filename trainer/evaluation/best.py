@@ -84,7 +84,7 @@ def open_best(cfg: RunConfig, context: ObjectiveContext) -> Best:
     if not metric:
         return Best()
     measures = measures_of(build_objective(cfg.objective, context))
-    known = {"loss", *cfg.objective.figures(dict.fromkeys(measures, (0.0, 1.0)))}
+    known = {"loss", *cfg.objective.of_texts, *cfg.objective.figures(dict.fromkeys(measures, (0.0, 1.0)))}
     known |= {"bits_per_byte"} if cfg.objective.scores_text else set()
     if metric not in known:
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from data.stream.heldout import HeldoutLoader
 from parallel.engine import Engine
+from trainer.evaluation.answers import Texts
 from trainer.evaluation.bias import Bias
 from trainer.evaluation.probes import Probes
 from trainer.objectives.config import CausalLMConfig, ObjectiveConfig
@@ -61,6 +62,7 @@ class Evaluator:
         text; None: a language model's.
     pp: ranks of a pipeline.
     probes: measures the biases that each evaluation tells beside the sets' figures.
+    texts: gives the figures of a set that need its texts.
     ranks: an error in reading on one rank is raised on all: see `Ranks.together`.
     phases: told of each part of an evaluation, `BATCHES` × pp batches.
     """
@@ -74,6 +76,7 @@ class Evaluator:
         objective: ObjectiveConfig | None = None,
         pp: int = 1,
         probes: Probes = dict,
+        texts: Texts = lambda heldout: {},
         ranks: Ranks | None = None,
         phases: Phases | None = None,
     ) -> None:
@@ -83,7 +86,7 @@ class Evaluator:
         self.done = done
         self._objective = objective or CausalLMConfig()
         self._together = BATCHES * pp
-        self._probes = probes
+        self._probes, self._texts = probes, texts
         self.bias: dict[str, Bias] = {}
         self._ranks = ranks or Ranks()
 
@@ -116,10 +119,12 @@ class Evaluator:
                 for name, (more, of_more) in part.measures.items():
                     total, of_total = measures.get(name, (0.0, 0.0))
                     measures[name] = (total + more, of_total + of_more)
+            with self._phases.main.inside(EVALUATION, detail=heldout.name):
+                further = self._texts(heldout)
             results[heldout.name] = HeldoutResult(
                 loss=loss_sum / max(1.0, count),
                 bits_per_byte=self._bits_per_byte(loss_sum, heldout),
-                measures=self._objective.figures(measures),
+                measures={**further, **self._objective.figures(measures)},
             )
         with self._phases.main.inside(EVALUATION, detail="bias"):
             self.bias = self._probes()

@@ -40,12 +40,14 @@ class ObjectiveConfig:
     needs: what a model must offer (`ModelConfig.offers`); a model without is refused by name.
     scores_text: whether the summed loss is the negative log-likelihood of the text, so that a held-out set
         has bits per byte.
+    of_texts: figures of an evaluation that need the texts of a held-out set, beside `figures`.
     least_rows: of a global batch; with fewer there is nothing to learn.
     """
 
     objective_class: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     scores_text: ClassVar[bool] = False
+    of_texts: ClassVar[tuple[str, ...]] = ()
     least_rows: ClassVar[int] = 1
     kind: str
 

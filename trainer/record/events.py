@@ -14,7 +14,11 @@ from trainer.record.sinks import JsonlLog
 ENDED_EARLY = "early_stop"
 """Kind of the event of a run that ends before its last step, because its evaluations get no better."""
 
+CUT = "cut"
+"""Kind of the event of a corpus whose documents are longer than a row, so that what they ask is left out."""
+
 SHOWN = (
+    CUT,
     ENDED_EARLY,
     "fault",
     "heldout",

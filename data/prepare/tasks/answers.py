@@ -4,6 +4,7 @@ arXiv:1606.05250): {"question": …, "context": …, "answers": {"text": […], 
 
 from typing import Any
 
+from data.corpus.questions import ANSWERS
 from data.prepare.document import Document, Mark, Marks
 from data.prepare.tally import Tally
 
@@ -14,7 +15,8 @@ def answered(
     question: Any, context: Any, answers: Any, origin: dict[str, Any], tally: Tally, where: str
 ) -> Document | None:
     """The question and, behind a separator, the context, whose tokens are marked; the first of several
-    answers is marked in it. A question without an answer (SQuAD 2.0) has a context without one.
+    answers is marked in it, and the texts of all go into the origin. A question without an answer (SQuAD
+    2.0) has a context without one.
 
     None, counted in the tally, where a field is missing, or where the context has another text at the
     answer's place.
@@ -23,20 +25,21 @@ def answered(
         tally.add("removed.no_question", 0, where)
         return None
     texts, starts = _listed(answers)
-    if texts is None or starts is None or len(texts) != len(starts):
+    if (
+        texts is None
+        or starts is None
+        or len(texts) != len(starts)
+        or not all(isinstance(text, str) for text in texts)
+    ):
         tally.add("removed.no_answers", len(context), where)
         return None
     stretches = [Mark(0, len(context), each=CONTEXT)]
     for text, start in list(zip(texts, starts))[:1]:
-        if (
-            not isinstance(text, str)
-            or type(start) is not int
-            or not text
-            or context[start:][: len(text)] != text
-        ):
-            tally.add("removed.answer_elsewhere", len(context), where)
+        if type(start) is not int or not text or start < 0 or context[start:][: len(text)] != text:
+            tally.add("removed.answer_elsewhere", len(context), f"{where} ({text!r} at {start!r})")
             return None
         stretches.append(Mark(start, start + len(text), each=CONTEXT, first=FIRST, last=LAST))
+    origin = {**origin, ANSWERS: texts}
     return Document(question, origin, second=context, marks=Marks(tuple(stretches)))
 
 

@@ -187,7 +187,7 @@ def test_the_found_answer_is_the_best_of_all_by_enumeration() -> None:
     right[:, 6, 0] = right[:, 7, 1] = 9.0
     assert AnswersConfig().figures(
         dict(zip(objective.measures, objective.measure(right.flatten(1), inputs).tolist()))
-    ) == {"exact_match": 1.0, "f1": 1.0}
+    ) == {"token_exact_match": 1.0, "token_f1": 1.0}
 
 
 def test_figures_of_entities_are_those_of_seqeval() -> None:

@@ -62,12 +62,13 @@ class Answers:
     @property
     def measures(self) -> tuple[str, ...]:
         """Implements `common.objective.Measures`: `AnswersConfig.figures` takes them."""
-        return "exact_match", "f1"
+        return "token_exact_match", "token_f1"
 
     def measure(self, output: Tensor, inputs: ModelInputs) -> Tensor:
         first, last = inputs.kwargs["first"], inputs.kwargs["last"]
         counted = first >= 0
-        low, high = self._found(*self._scores(output, inputs))
+        low, high, score, none = self._best(*self._scores(output, inputs))
+        low, high = (place.where(score > none, 0) for place in (low, high))
         exact = (low == first) & (high == last) & counted
         shared = (torch.minimum(high, last) - torch.maximum(low, first) + 1).clamp(min=0)
         f1 = 2 * shared / ((high - low + 1) + (last - first + 1))
@@ -87,12 +88,25 @@ class Answers:
         begins, ends = output.unflatten(1, (-1, 2)).unbind(dim=2)
         return begins.masked_fill(closed, least), ends.masked_fill(closed, least)
 
-    def _found(self, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest answer of each row, its (first, last) place, or (0, 0) for none, int64 [rows]."""
+    def spans(self, output: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return of each row the first and the last token of the likeliest answer, counted from the context's
+        first one (-1: the row has no context), the answer's score and that of no answer, float64 [rows, 4].
+        """
+        marks = inputs.kwargs["marks"] >= CONTEXT
+        low, high, score, none = self._best(*self._scores(output, inputs))
+        start = marks.to(torch.uint8).argmax(dim=1)
+        places = (place.sub(start).where(marks.any(dim=1), -1).double() for place in (low, high))
+        return torch.stack((*places, score, none), dim=1)
+
+    def _best(self, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first and the last place of each row's likeliest answer, int64 [rows], its score, and that of
+        no answer, float64 [rows].
+        """
         seq = begins.shape[1]
         place = torch.arange(seq, device=begins.device)
         gap = place - place[:, None]
-        possible = (gap >= 0) & (gap < self._longest) & ((place[:, None] > 0) | (place == 0))
+        possible = (gap >= 0) & (gap < self._longest) & (place[:, None] > 0)
         scores = begins.double()[:, :, None] + ends.double()[:, None, :]
-        best = scores.masked_fill(~possible, -torch.inf).flatten(1).argmax(dim=1)
-        return best // seq, best % seq
+        none = scores[:, 0, 0]
+        score, best = scores.masked_fill(~possible, -torch.inf).flatten(1).max(dim=1)
+        return best // seq, best % seq, score, none

@@ -90,6 +90,8 @@ class AnswersConfig(ObjectiveConfig):
     objective_class: ClassVar[str] = "trainer.objectives.marked.answers:Answers"
     needs: ClassVar[frozenset[str]] = frozenset({"token classes"})
 
+    of_texts: ClassVar[tuple[str, ...]] = ("exact_match", "f1")
+
     kind: Annotated[Literal["answers"], "where in a context an answer begins and ends"] = "answers"
     longest: Annotated[
         int, "tokens of the longest answer that an evaluation looks for", "≥ 1", "in tokens"
@@ -99,9 +101,9 @@ class AnswersConfig(ObjectiveConfig):
         return 1
 
     def figures(self, measures: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Return `exact_match`, the share of rows whose first and last token are found, and `f1`, the mean
-        over the rows of the harmonic mean of the shares of tokens that the found and the true answer have in
-        common (Rajpurkar et al. 2016, section 6.1, of tokens instead of words).
+        """Return `token_exact_match`, the share of rows whose first and last token are found, and `token_f1`,
+        the mean over the rows of the harmonic mean of the shares of tokens that the found and the true answer
+        have in common. Those of whole questions and of words come from their texts, `of_texts`.
         """
         return {name: total / max(1.0, rows) for name, (total, rows) in measures.items()}
 

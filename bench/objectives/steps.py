@@ -109,8 +109,8 @@ def in_turns(contenders: Mapping[str, Contender], rounds: int, steps: int) -> Se
     return seconds
 
 
-def report(seconds: Seconds, about: Mapping[str, Any], file: str) -> None:
-    """Print the medians, and ours over each other's; write them into bench/results/`file`."""
+def figures(seconds: Seconds) -> dict[str, Any]:
+    """Return the medians, and ours over each other's: one ratio a round."""
     ratios, rounds = {}, 0
     for clock, of_clock in seconds.items():
         for other in list(of_clock)[1:]:
@@ -118,9 +118,7 @@ def report(seconds: Seconds, about: Mapping[str, Any], file: str) -> None:
             low, middle, high = (round(q, 4) for q in statistics.quantiles(pairs, n=4))
             ratios[f"ours / {other}, {clock} time"] = [middle, low, high]
             rounds = len(pairs)
-    result = {
-        "ran": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}",
-        **about,
+    return {
         "rounds": rounds,
         "step_ms": {
             clock: {name: round(1e3 * statistics.median(values), 1) for name, values in found.items()}
@@ -130,6 +128,16 @@ def report(seconds: Seconds, about: Mapping[str, Any], file: str) -> None:
         "ratios": ratios,
         "order": "median, lower and upper quartile of one ratio a round",
     }
+
+
+def machine() -> str:
+    """Return where figures are from."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}"
+
+
+def report(seconds: Seconds, about: Mapping[str, Any], file: str) -> None:
+    """Print the figures of steps; write them into bench/results/`file`."""
+    result = {"ran": machine(), **about, **figures(seconds)}
     print(json.dumps(result, indent=1))
     (RESULTS / file).write_text(json.dumps(result, indent=1) + "\n")
 
@@ -147,8 +155,13 @@ def run(measure: Callable[[int, int], None], about: str | None, rounds: int) -> 
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.in_process:
-        command = [sys.executable, *sys.argv, "--in-process"]
-        env = os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": "1"}
-        sys.exit(subprocess.run(command, env=env, check=False).returncode)
+        again_as_a_rank()
     torch.set_num_threads(1)
     measure(args.rounds, args.steps)
+
+
+def again_as_a_rank() -> None:
+    """Run this script again with `--in-process`, in the environment of a rank, and end with its exit code."""
+    command = [sys.executable, *sys.argv, "--in-process"]
+    env = os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": "1"}
+    sys.exit(subprocess.run(command, env=env, check=False).returncode)

@@ -1,6 +1,5 @@
 """What fine-tuning holds in memory: parameters once, and for trained ones a gradient and two moments."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from parallel.parameters.sharded_parameter import ShardedParameter
 from picture_runs import PictureCase, build, micro_batches
 from ranks import RankContext, RankPools
 from runs import Alone
+from tensor_memory import live_bytes
 
 WIDE = {"layers": 4, "hidden": 128, "heads": 4, "ffn_hidden": 256}
 
@@ -33,20 +33,8 @@ def closed_form(case: PictureCase, ranks: int = 1) -> float:
     return (16 * trained + 4 * frozen) / ranks
 
 
-def live_bytes(parameters: Sequence[ShardedParameter] = ()) -> int:
-    """Of every tensor's memory in this process, and of the parameters' gradients, once each."""
-    gc.collect()
-    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
-    tensors += [
-        grad
-        for one in parameters
-        for grad in (one.tensor.grad, one.module_parameter.grad)
-        if grad is not None
-    ]
-    storages = {
-        one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors if not one.is_meta
-    }
-    return sum(storages.values())
+def gradients(parameters: Sequence[ShardedParameter]) -> list[torch.Tensor | None]:
+    return [grad for one in parameters for grad in (one.tensor.grad, one.module_parameter.grad)]
 
 
 def held(context: Any, case: PictureCase) -> int:
@@ -54,7 +42,9 @@ def held(context: Any, case: PictureCase) -> int:
     before, found = live_bytes(), []
     engine: Any = build(case, context.rank, context.world)
     try:
-        engine.look_at_gradients(lambda parameters, factor: found.append(live_bytes(parameters) - before))
+        engine.look_at_gradients(
+            lambda parameters, _: found.append(live_bytes(gradients(parameters)) - before)
+        )
         for step in range(2):
             engine.step(micro_batches(case, step, engine.data_rank, engine.data_ranks), lr=1e-3)
         return max(found)

@@ -1,0 +1,213 @@
+"""Fine-tuning as users of `transformers` and PEFT write it: a stock model, `get_peft_model`, `Trainer`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+
+from data.stream.batch import Batch
+from data.stream.loader import Loader
+from trainer.config.run_config import RunConfig
+from trainer.huggingface import choose, peft_format
+from trainer.models.pictures import pictures_of
+from trainer.start.opening import open_stream
+from tuned_tasks import LORA, Setting, Tuned
+
+HEADS = {"head.project": "classifier"}
+"""Layers of our tasks that no family maps → theirs."""
+
+Row = dict[str, Tensor]
+
+
+class First(nn.Module):
+    """In the place of BERT's pooler, which our models of classes do not have: the first hidden state."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden[:, 0]
+
+
+def stock_model(setting: Setting) -> Any:
+    """Load the class of `transformers` from the base; add LoRA as PEFT does."""
+    import transformers
+
+    classes = {"num_labels": setting.classes} if setting.classes else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)  # a line for each layer of a task that is new
+        model = getattr(transformers, setting.task.stock).from_pretrained(
+            setting.base, attn_implementation="sdpa", dtype=torch.float32, **classes
+        )
+        logging.disable(logging.NOTSET)
+    if setting.task.stock == "BertForSequenceClassification":
+        model.bert.pooler = First()
+    if not setting.lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=LORA["rank"],
+            lora_alpha=LORA["alpha"],
+            target_modules=list(setting.task.targets),
+            modules_to_save=["classifier"] if setting.classes else None,
+        ),
+    )
+
+
+@torch.no_grad()
+def take_drawn(theirs: Any, ours: nn.Module, setting: Setting) -> None:
+    """Copy what a run draws anew into a stock model: the layer of the task, and LoRA's matrices A."""
+    family, base = choose.of_folder(setting.base)
+    own = dict(ours.named_parameters())
+    there = {name.replace(".default", ""): one for name, one in theirs.named_parameters()}
+    names = {one.ours: one.theirs for one in family.mapped(base)}
+    for our, their in (HEADS | {"head.layers.0": "classifier"}).items():
+        names |= {f"{our}.{kind}": f"{their}.{kind}" for kind in ("weight", "bias")}
+    prefix = peft_format.PREFIX if setting.lora else ""
+    for name in own.keys() & names.keys():
+        if name.startswith("head.") and setting.classes:
+            inside = ".modules_to_save" if setting.lora else ""
+            layer, _, kind = names[name].rpartition(".")
+            there[f"{prefix}{layer}{inside}.{kind}"].copy_(own[name])
+    for branch in peft_format.branches(family.mapped(base)):
+        if branch.a in own:
+            there[branch.their_a].copy_(own[branch.a])
+
+
+def rows_of(batch: Batch, cfg: RunConfig) -> list[Row]:
+    """The rows of a batch of ours, as a stock model takes them."""
+    tensors = batch.tensors
+    pictures = pictures_of(cfg.model)
+    if pictures is not None:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pictures.mean, pictures.std))
+        pixels = tensors["image"][:, 0].permute(0, 3, 1, 2) / 255
+        columns = {"pixel_values": (pixels - mean) / std, "labels": tensors["label"]}
+    elif "label" in tensors:
+        seen = torch.arange(tensors["tokens"].shape[1]) < tensors["length"][:, None]
+        columns = {"input_ids": tensors["tokens"], "attention_mask": seen.long(), "labels": tensors["label"]}
+    else:
+        following = tensors["following"].where(tensors["following"] >= 0, -100)
+        # Their models shift labels themselves, unless these are given.
+        columns = {"input_ids": tensors["tokens"], "labels": following, "shift_labels": following}
+    return [{name: one[row] for name, one in columns.items()} for row in range(batch.rows)]
+
+
+def training_rows(cfg: RunConfig) -> list[Row]:
+    """Every row that a run of `cfg` reads, in its order."""
+    stream = open_stream(cfg)
+    batch = cfg.train.global_batch
+    loader = Loader(stream, rank=0, ranks=1, global_batch=batch, micro_batch=batch)
+    try:
+        steps = (next(loader) for _ in range(cfg.train.steps))
+        return [row for batches in steps for one in batches for row in rows_of(one, cfg)]
+    finally:
+        loader.close()
+
+
+class GatedTrainer:
+    """`Trainer.train` in a thread of its own, which is let through one step at a time.
+
+    model: as `stock_model` gives it.
+    rows: of all steps, in their order.
+    before_update: called in each step once gradients are there.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Row],
+        setting: Setting,
+        before_update: Callable[[], None] = lambda: None,
+    ) -> None:
+        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+        go, done = threading.Semaphore(0), threading.Semaphore(0)
+        self.model, self._go, self._done = model, go, done
+        self._losses: list[Tensor] = []
+        losses = self._losses
+
+        class Gate(TrainerCallback):
+            def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+                before_update()
+
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                done.release()
+                go.acquire()
+
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *args: Any) -> Any:
+                return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+            def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+                loss: Any = super().compute_loss(*args, **kwargs)
+                losses.append(loss.detach())
+                return loss
+
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder, use_cpu=True, max_steps=setting.steps, per_device_train_batch_size=setting.batch,
+                learning_rate=setting.lr, lr_scheduler_type="linear", optim="adamw_torch_fused",
+                adam_beta1=setting.betas[0], adam_beta2=setting.betas[1], adam_epsilon=1e-8,
+                weight_decay=setting.weight_decay, max_grad_norm=setting.clip, save_strategy="no",
+                report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
+                remove_unused_columns=False, logging_steps=10,
+            )  # fmt: skip
+            trainer = InOrder(model, arguments, train_dataset=list(rows), callbacks=[Gate()])  # type: ignore[arg-type]
+        trainer.remove_callback(PrinterCallback)
+        self._failure: BaseException | None = None
+
+        def train() -> None:
+            go.acquire()
+            try:
+                trainer.train()
+            except BaseException as error:
+                self._failure = error
+            done.release()
+
+        self._thread = threading.Thread(target=train, daemon=True)
+        self._thread.start()
+
+    def step(self, number: int) -> float:
+        """Train on the next rows; return the mean loss."""
+        self._go.release()
+        self._done.acquire()
+        if self._failure is not None:
+            raise self._failure
+        return float(self._losses.pop())
+
+    def finish(self) -> None:
+        """Let the Trainer come to its end, once its last step is done."""
+        self._go.release()
+        self._thread.join()
+
+
+@torch.no_grad()
+def score(model: Any, tuned: Tuned) -> float:
+    """The figure of our held-out rows: the share of right classes, or nats per token."""
+    model.eval()
+    total = count = 0.0
+    for batch in tuned.heldout():
+        real = [row for row, number in enumerate(batch.sequences) if number >= 0]
+        rows = [row for n, row in enumerate(rows_of(batch, tuned.run.cfg)) if n in real]
+        columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        labels = columns["labels"]
+        found = model(**columns)
+        if tuned.setting.task.figure == "loss":
+            targets = int((labels >= 0).sum())
+            total, count = total + float(found.loss) * targets, count + targets
+        else:
+            total += float((found.logits.argmax(dim=1) == labels).sum())
+            count += len(labels)
+    return total / count

@@ -1,7 +1,7 @@
 """Fine-tuning against Hugging Face's Trainer and PEFT: same model, weights, rows and hyper-parameters.
 
-`python bench/finetune.py`: on a CPU, one thread; some ten minutes where nothing else runs. Three parts, of
-which `--only` names one:
+`python bench/finetuning/finetune.py`: on a CPU, one thread; some ten minutes where nothing else runs. Three
+parts, of which `--only` names one:
 
 * scores: five seeds of each task by both; the score is of held-out rows.
 * steps: larger models, in turns of a few steps; a round gives one ratio of neighbours in time. The first
@@ -27,14 +27,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OWN = ("bench/objectives", "tests/helpers", "tests/helpers/finetuning", "")
 sys.path[:0] = [str(ROOT / folder) for folder in OWN]
 
+import bases
+import held_memory
 import torch
 from steps import CHECKED, RESULTS, WARM_UP, again_as_a_rank, check_losses, figures, in_turns, machine
 
-from finetuning import bases, memory
 from stock_side import GatedTrainer, score, stock_model, take_drawn, training_rows
 from tuned_tasks import Setting, Tuned
 
@@ -111,7 +112,7 @@ def main() -> None:
             results.setdefault("steps", {})[name] = steps(args.home, name, args.rounds, args.steps)
         if args.only in (None, "memory") and name.endswith("LoRA"):
             large = bases.large(args.home, name, steps=2)
-            results.setdefault("memory", {})[name] = memory.measure(large)
+            results.setdefault("memory", {})[name] = held_memory.measure(large)
         FILE.write_text(json.dumps(results, indent=1) + "\n")
         for part in ("scores", "steps", "memory"):
             print(name, part, json.dumps(results.get(part, {}).get(name)), flush=True)

@@ -47,7 +47,7 @@ def both(setting: Setting, folder: Path, stack: ExitStack) -> tuple[Tuned, Gated
     """Our run and the Trainer's, from the same weights on."""
     tuned = Tuned(setting, folder, stack)
     model = stock_model(setting)
-    take_drawn(model, tuned.model, setting)
+    take_drawn(model, tuned)
     return tuned, GatedTrainer(model, training_rows(tuned.run.cfg), setting)
 
 

@@ -73,7 +73,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def setting(name: str, corpora: dict[str, Path], base: Path, *, lora: bool) -> Setting:
     common: dict[str, Any] = {"base": base, "corpus": corpora[name], "lora": lora, "lr": 5e-3}
-    common |= {"steps": STEPS, "batch": 8, "weight_decay": 0.1}
+    common |= {"steps": STEPS, "batch": 8, "weight_decay": 0.1, "clip": 0.2}
     if name == "bert":
         stock("BertForMaskedLM", "BertConfig", BERT_SIZES).save_pretrained(base)  # type: ignore[operator]
         return Setting(BERT, seq_len=32, classes=3, **common)
@@ -90,7 +90,7 @@ def losses(here: Setting, folder: Path, there: Setting | None = None) -> tuple[l
     with ExitStack() as stack:
         tuned = Tuned(here, folder, stack)
         model = stock_model(here)
-        take_drawn(model, tuned.model, here)
+        take_drawn(model, tuned)
         trainer = GatedTrainer(model, training_rows(tuned.run.cfg), there or here)
         ours = [tuned.step(number) for number in range(STEPS)]
         theirs = [trainer.step(number) for number in range(STEPS)]
@@ -118,4 +118,4 @@ def test_another_hyper_parameter_is_seen(
     changed: dict[str, Any], corpora: dict[str, Path], tmp_path: Path
 ) -> None:
     here = setting("bert", corpora, tmp_path / "base", lora=False)
-    assert distance(*losses(here, tmp_path, replace(here, **changed))) > 10 * TOLERANCE
+    assert distance(*losses(here, tmp_path, replace(here, **changed))) > 2 * TOLERANCE

@@ -13,7 +13,7 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 from data.stream.batch import Batch
@@ -24,17 +24,7 @@ from trainer.models.pictures import pictures_of
 from trainer.start.opening import open_stream
 from tuned_tasks import LORA, Setting, Tuned
 
-HEADS = {"head.project": "classifier"}
-"""Layers of our tasks that no family maps → theirs."""
-
 Row = dict[str, Tensor]
-
-
-class First(nn.Module):
-    """In the place of BERT's pooler, which our models of classes do not have: the first hidden state."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden[:, 0]
 
 
 def stock_model(setting: Setting) -> Any:
@@ -49,8 +39,6 @@ def stock_model(setting: Setting) -> Any:
             setting.base, attn_implementation="sdpa", dtype=torch.float32, **classes
         )
         logging.disable(logging.NOTSET)
-    if setting.task.stock == "BertForSequenceClassification":
-        model.bert.pooler = First()
     if not setting.lora:
         return model
     from peft import LoraConfig, get_peft_model
@@ -61,29 +49,26 @@ def stock_model(setting: Setting) -> Any:
             r=LORA["rank"],
             lora_alpha=LORA["alpha"],
             target_modules=list(setting.task.targets),
-            modules_to_save=["classifier"] if setting.classes else None,
+            modules_to_save=list(setting.task.saved) or None,
         ),
     )
 
 
 @torch.no_grad()
-def take_drawn(theirs: Any, ours: nn.Module, setting: Setting) -> None:
-    """Copy what a run draws anew into a stock model: the layer of the task, and LoRA's matrices A."""
-    family, base = choose.of_folder(setting.base)
-    own = dict(ours.named_parameters())
-    there = {name.replace(".default", ""): one for name, one in theirs.named_parameters()}
-    names = {one.ours: one.theirs for one in family.mapped(base)}
-    for our, their in (HEADS | {"head.layers.0": "classifier"}).items():
-        names |= {f"{our}.{kind}": f"{their}.{kind}" for kind in ("weight", "bias")}
-    prefix = peft_format.PREFIX if setting.lora else ""
-    for name in own.keys() & names.keys():
-        if name.startswith("head.") and setting.classes:
-            inside = ".modules_to_save" if setting.lora else ""
-            layer, _, kind = names[name].rpartition(".")
-            there[f"{prefix}{layer}{inside}.{kind}"].copy_(own[name])
-    for branch in peft_format.branches(family.mapped(base)):
-        if branch.a in own:
-            there[branch.their_a].copy_(own[branch.a])
+def take_drawn(theirs: Any, tuned: Tuned) -> None:
+    """Copy what a run draws anew into a stock model: the layers of the task, and LoRA's matrices A."""
+    cfg, lora = tuned.run.cfg, tuned.setting.lora
+    own = dict(tuned.model.named_parameters())
+    there = {
+        name.replace(".modules_to_save.default", "").replace(".default", ""): one
+        for name, one in theirs.named_parameters()
+    }
+    mapped = choose.for_export(cfg.model, cfg.data.seq_len)[0].mapped(cfg.model)
+    at, in_task = peft_format.PREFIX if lora else "", cfg.plan().in_task
+    names = {one.ours: at + one.theirs for one in mapped if in_task(one.ours)}
+    names |= {branch.a: branch.their_a for branch in peft_format.branches(mapped) if branch.a in own}
+    for ours, name in names.items():
+        there[name].copy_(own[ours])
 
 
 def rows_of(batch: Batch, cfg: RunConfig) -> list[Row]:

@@ -32,6 +32,7 @@ class Task:
     stock: the class of `transformers` that is trained.
     model, objective, data: sections of our config.
     targets: the linear layers of the blocks, as PEFT names them.
+    saved: the layers of the task, as PEFT's `modules_to_save`.
     figure: what the score is, a figure of our evaluation.
     """
 
@@ -40,15 +41,17 @@ class Task:
     objective: dict[str, Any]
     data: dict[str, Any]
     targets: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
     figure: str = "top_1"
 
 
 BERT = Task(
     "BertForSequenceClassification",
-    {"kind": "text_classes", "pool": "first"},
+    {"kind": "text_classes", "pool": "first", "head_layer": "tanh"},
     {"kind": "classification"},
     {"packing": "one"},
     ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),
+    ("classifier", "pooler"),
 )
 LLAMA = Task(
     "LlamaForCausalLM",
@@ -56,7 +59,7 @@ LLAMA = Task(
     {"kind": "causal_lm"},
     {"document_mask": False},
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "loss",
+    figure="loss",
 )
 VIT = Task("ViTForImageClassification", {}, {"kind": "classification"}, {"packing": "one"})
 TASKS = {"bert": BERT, "llama": LLAMA, "vit": VIT}

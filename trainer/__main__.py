@@ -26,6 +26,7 @@ from trainer.process.interrupts import LeaveAtOnce
 from trainer.process.starting import Starting
 from trainer.ranks import on_every_rank
 from trainer.record.sinks import last_step
+from trainer.watch.phases import START, Phases
 
 ALONE_SECONDS = 3.0  # in which a launcher notices that rank 0 has ended; torchrun looks every 0.1 s
 USAGE = "usage: germinal rank CONFIG [key=value…]"
@@ -70,15 +71,17 @@ def _run(arguments: list[str], signals: LeaveAtOnce, parent: int) -> int:
         return _complain_once(error, FAILED, signals)
 
     signals.would_lose(before_first_step(cfg.folder))
+    phases = Phases()
+    phases.main.next(START, 0, "importing torch")
     # They import torch, which takes over a second: a config that is wrong need not wait for it.
     from parallel.world import runtime as runtimes
     from trainer.process.failures import Failures
     from trainer.process.notify import Notifier
     from trainer.watch.begin import watchdog
-    from trainer.watch.phases import Phases
 
     signals.listen()
     _open_as_many_files_as_allowed()
+    phases.main.next(START, 0, "meeting the other ranks")
     try:
         timeout = timedelta(seconds=cfg.parallel.timeout_seconds)
         runtime = runtimes.meet(timeout=timeout, parent=parent)
@@ -90,7 +93,6 @@ def _run(arguments: list[str], signals: LeaveAtOnce, parent: int) -> int:
     fence = Fence(cfg.folder)
     failures = Failures(cfg.folder, runtime, fence)
     runtime.on_lost = failures.record_lost
-    phases = Phases()
     watch = watchdog(cfg, runtime, fence, phases)
     if code := _join(runtime, failures):
         return code
@@ -160,7 +162,7 @@ def _train(  # type: ignore[no-untyped-def]
 
     def doing(what: str) -> None:
         starting.now(what)
-        phases.main.next("start", 0, what)
+        phases.main.next(START, 0, what)
 
     try:
         from trainer.run import assemble

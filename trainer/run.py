@@ -34,6 +34,7 @@ from trainer.start.claim import check_length, decays, describe, take_folder
 from trainer.start.engine import make_engine
 from trainer.start.left_out import tell_left_out
 from trainer.start.opening import identity, objective_context, open_alike
+from trainer.start.seconds import record_start
 from trainer.state import TrainState
 from trainer.steps import Steps
 from trainer.watch.phases import END, START, Phases
@@ -232,8 +233,9 @@ def assemble(
     first = state.step
 
     def stopping() -> bool:
-        if state.step > first:
+        if state.step > first and not runtime.is_under_way:
             runtime.mark_under_way()
+            record_start(events, state.step, phases)
         return runtime.stopping
 
     loader, steps = open_steps(cfg, engine, stream, state, ranks, phases)

@@ -1,6 +1,9 @@
 """The arithmetic of a layout: sizes of the mesh axes, which rank is where, what must divide. Torch-free."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from math import prod
 
 from parallel.config import ParallelConfig, PipelineSchedule, Zero
 from parallel.layout.cuts import cut_blocks
@@ -86,6 +89,24 @@ class Layout:
         rank = rank * self.dp_shard + place.dp_shard
         rank = rank * self.cp + place.cp
         return rank * self.tp + place.tp
+
+    def size_of(self, axes: Sequence[str]) -> int:
+        """How many ranks differ on these fields of `Place` alone."""
+        return prod(getattr(self, axis) for axis in axes)
+
+    def ranks_along(self, rank: int, axes: Sequence[str]) -> list[int]:
+        """The ranks that differ from `rank` on these fields of `Place` alone, in ascending order."""
+        place = self.place_of(rank)
+        indices = product(*(range(getattr(self, axis)) for axis in axes))
+        return sorted(self.rank_at(replace(place, **dict(zip(axes, at)))) for at in indices)
+
+    def number_apart(self, rank: int, axes: Sequence[str]) -> int:
+        """Which of the world / `size_of(axes)` sets of `ranks_along` the rank is in: 0, 1, …"""
+        place, number = self.place_of(rank), 0
+        for field in fields(Place):
+            if field.name not in axes:
+                number = number * getattr(self, field.name) + getattr(place, field.name)
+        return number
 
     def data_rank(self, rank: int) -> int:
         """Which part of the global batch a rank of the world reads: 0 … dp - 1."""

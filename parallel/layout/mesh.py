@@ -12,15 +12,20 @@ group are neighbours. `Layout` computes which rank is where. The 16 ranks of pp 
 
     groups of rank 0:   tp {0, 1}   cp {0, 2}   pp {0, 8}   dp_shard {0, 2, 4, 6}, as ZeRO shards over cp too
 
-All of them have the time-out of the world's group (`world.runtime.every_group_waits`).
+An axis of one rank has no group, and one of all ranks has the world's. The shards' group of a layout with cp
+is another than cp's, even where both have the same ranks, unless these are the world: their messages
+overlap, and the traffic of each is counted. All groups have the time-out of the world's
+(`world.runtime.every_group_waits`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
+from parallel.layout.groups import make_group, make_pair
 from parallel.layout.layout import Layout
 
 
@@ -83,23 +88,36 @@ def make_mesh(layout: Layout, device: torch.device, *, fsdp: bool) -> Mesh:
         assert layout.world == 1, "several ranks need parallel.world.runtime.start() first"
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    shard = 1 if layout.zero == 0 else layout.dp_shard * layout.cp
-    replicate = layout.dp * layout.cp // shard
-    names = ("pp", "dp_replicate", "dp_shard", "tp")
-    mesh = init_device_mesh(device.type, (layout.pp, replicate, shard, layout.tp), mesh_dim_names=names)
-    context = _ALONE
-    if layout.cp > 1:  # the innermost part of the data axes
-        sizes = (layout.pp, layout.dp, layout.cp, layout.tp)
-        context = _axis(init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))["cp"])
-    data = None
-    if fsdp:
-        data = mesh["dp_replicate", "dp_shard"] if replicate > 1 else mesh["dp_shard"]
-    pp, outer, inner, tp = (_axis(mesh[name]) for name in names)
-    return Mesh(pp, outer, inner, tp, context, data)
+    inner = ("dp_shard", "cp") if layout.zero else ()
+    outer = tuple(axis for axis in ("dp_replicate", "dp_shard", "cp") if axis not in inner)
+    named = {"pp": ("pp",), "dp_replicate": outer, "dp_shard": inner, "tp": ("tp",)}
+    pp, replicate, shard, tp = (_axis(layout, axes, name) for name, axes in named.items())
+    context = _axis(layout, ("cp",), "cp")
+    data = _for_fsdp(layout, replicate, shard, device) if fsdp else None
+    return Mesh(pp, replicate, shard, tp, context, data)
 
 
-def _axis(mesh: DeviceMesh) -> Axis:
-    return Axis(mesh.get_local_rank(), mesh.size(), mesh.get_group() if mesh.size() > 1 else None)
+def _axis(layout: Layout, axes: Sequence[str], name: str) -> Axis:
+    """This rank on the axis that these fields of `Place` make together. Collective where it has a group."""
+    size = layout.size_of(axes)
+    if size == 1:
+        return _ALONE
+    group = make_group(layout, axes, name)
+    return Axis(dist.get_group_rank(group, dist.get_rank()), size, group)
+
+
+def _for_fsdp(layout: Layout, replicate: Axis, shard: Axis, device: torch.device) -> DeviceMesh:
+    """The mesh of this rank's data ranks. An axis of one rank gets a group of its own."""
+    shards = shard.group or make_group(layout, (), "alone")
+    if replicate.group is None:
+        return DeviceMesh.from_group(shards, device.type, mesh_dim_names=("dp_shard",))
+    ranks = layout.ranks_along(dist.get_rank(), ("dp_replicate", "dp_shard", "cp"))
+    return DeviceMesh.from_group(
+        [replicate.group, shards],
+        device.type,
+        mesh=torch.tensor(ranks).view(replicate.size, shard.size),
+        mesh_dim_names=("dp_replicate", "dp_shard"),
+    )
 
 
 def data_axis(layout: Layout, mesh: Mesh) -> Axis:
@@ -113,26 +131,17 @@ def data_axis(layout: Layout, mesh: Mesh) -> Axis:
     for axis in (mesh.replicate, mesh.shard):
         if layout.cp == 1 and axis.size == layout.dp:
             return Axis(rank, layout.dp, axis.group)
-    places = {rank: layout.place_of(rank) for rank in range(layout.world)}
-    apart = sorted({(place.pp, place.cp, place.tp) for place in places.values()})
-    group, _ = dist.new_subgroups_by_enumeration(
-        [[rank for rank, place in places.items() if (place.pp, place.cp, place.tp) == one] for one in apart]
-    )
-    return Axis(rank, layout.dp, group)
+    return _axis(layout, ("dp_replicate", "dp_shard"), "dp")
 
 
 def end_to_end_group(layout: Layout, first: int, last: int) -> dist.ProcessGroup | None:
     """The group of the two ranks that hold this rank's tied parameters: in pipeline ranks `first` and `last`.
 
-    Collective over the world, because all ranks take part in making a group. None on the ranks of other
-    pipeline ranks.
+    Collective over the world. None on the ranks of other pipeline ranks.
     """
-    places = [layout.place_of(rank) for rank in range(layout.world)]
-    group, _ = dist.new_subgroups_by_enumeration(
-        [
-            sorted(layout.rank_at(replace(place, pp=end)) for end in (first, last))
-            for place in places
-            if place.pp == 0
-        ]
+    rank = dist.get_rank()
+    place = layout.place_of(rank)
+    ranks = sorted(layout.rank_at(replace(place, pp=end)) for end in (first, last))
+    return make_pair(
+        ranks if rank in ranks else (), layout.number_apart(rank, ("pp",)), layout.world // layout.pp
     )
-    return group if places[dist.get_rank()].pp in (first, last) else None

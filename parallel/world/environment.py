@@ -34,3 +34,12 @@ def use_interface(name: str) -> None:
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+def connect_when_needed() -> None:
+    """Have gloo connect two ranks at their first message, in every group made from now on.
+
+    Otherwise each group begins with a connection between any two of its ranks: half a million of them for the
+    world's group of 1,024 ranks, of whose sums each rank sends to a few neighbours.
+    """
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")

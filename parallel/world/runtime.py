@@ -34,7 +34,7 @@ from parallel.world.addresses import interface_of
 from parallel.world.arrivals import Departure
 from parallel.world.device import device_of, gpu_id
 from parallel.world.ending import end_process, end_with_parent, within
-from parallel.world.environment import use_interface
+from parallel.world.environment import connect_when_needed, use_interface
 from parallel.world.launcher import (
     SLURM,
     cpus_per_task,
@@ -47,8 +47,7 @@ from parallel.world.meeting.find_rank_0 import find_rank_0
 from parallel.world.presence import Presence
 from parallel.world.rendezvous import LOOPBACK, place
 
-# After another rank's end, how long this rank may take to end by itself: while it runs, and before its first
-# step.
+# How long this rank may take to end by itself after another: while it runs, and before its first step.
 GRACE_SECONDS = 10.0
 START_GRACE_SECONDS = 2.0
 LOST_GRACE_SECONDS = 3.0  # the same where the other rank died without a word: nobody has said yet
@@ -134,13 +133,14 @@ class Runtime:
             address, port, interface = begin.await_beginning(self.presence, patience_seconds=patience_seconds)
             store = self._store(address, port)
         use_interface(interface)
+        connect_when_needed()
+        # Not bound to a device, where all ranks together would split each group off the world's.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             store=store,
             rank=self.rank,
             world_size=self.world,
             timeout=self._timeout,
-            device_id=self.device if self.device.type == "cuda" else None,
         )
 
     def _store(self, host: str, port: int, *, listener: int | None = None) -> dist.Store:

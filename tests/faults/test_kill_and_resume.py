@@ -137,6 +137,8 @@ def test_resume_on_other_layouts_loses_and_repeats_nothing(
             if key in expected:
                 assert line[key] == pytest.approx(expected[key], rel=1e-5), (line["step"], key)
     assert {event["ranks"] for event in events(run, "start")} == {4, 1}
+    started = events(run, "started")
+    assert len(started) == 3 and all("building the model" in event["seconds"] for event in started)
 
 
 def test_flipped_byte_in_a_checkpoint_falls_back(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class Track:
         self._clock = clock
         self._open: tuple[Phase, ...] = ()  # each lies inside the one before it
         self._durations: dict[str, deque[float]] = {}
+        self.start_seconds: dict[str, float] = {}  # how long each part of the start took, by its detail
 
     @property
     def now(self) -> Phase | None:
@@ -132,6 +133,9 @@ class Track:
                 known = deque(maxlen=REMEMBERED)
                 self._durations = {**self._durations, phase.name: known}
             known.append(max(0.0, now - phase.since))
+            if phase.name == START:
+                before = self.start_seconds.get(phase.detail, 0.0)
+                self.start_seconds[phase.detail] = before + now - phase.since
 
 
 class Phases:

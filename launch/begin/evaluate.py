@@ -16,7 +16,9 @@ SINGLE = ("prompts", "shots", "shots_from", "seed", "include", "limit", "step", 
 
 def add_command(add: options.AddCommand) -> None:
     parser = add("evaluate", "loss and bits per byte by held-out set; multiple choice, bias, tasks")
-    parser.add_argument("words", metavar="RUN", nargs="+", help="run folders; key=value: the layout")
+    parser.add_argument(
+        "words", metavar="RUN", nargs="+", help="run folders, or Hugging Face folders; key=value: the layout"
+    )
     parser.add_argument(
         "--nproc", type=options.count, default=1, metavar="N", help="ranks on this machine (default 1)"
     )
@@ -52,14 +54,19 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     """Check what can be checked at once; then run the ranks."""
     from launch.local import run
-    from trainer.config import evaluating
-    from trainer.folder import run_folder
+    from trainer.config import evaluating, of_folder
 
     check_alone(os.environ)
     runs, overrides = evaluating.split_words(args.words)
     check(args)
-    folders = [run_folder.find(folder) for folder in runs]
+    folders = [of_folder.find(folder) for folder in runs]
     cfgs = [evaluating.load(folder, overrides, args.nproc) for folder in folders]
+    for folder, cfg in zip(folders, cfgs):
+        if not cfg.data.heldout and not any(getattr(args, name) for name in REPEATED):
+            raise ValueError(
+                f"{folder}: names no held-out set, and nothing else is asked for: give --set NAME=DIR, or "
+                "--choices, --images, --bias or --tasks"
+            )
     words = [f"--{name.replace('_', '-')}={value}" for name in REPEATED for value in getattr(args, name)]
     given = ((name, getattr(args, name)) for name in SINGLE)
     words += [f"--{name.replace('_', '-')}={value}" for name, value in given if value not in ("", None)]

@@ -7,7 +7,6 @@ from pathlib import Path
 from launch import options
 from launch.checks import check_alone
 from launch.job import GENERATE, Job, ProcessCommand, python
-from trainer.folder import run_folder
 from trainer.process import cores
 
 
@@ -48,9 +47,9 @@ def generate(args: argparse.Namespace) -> int:
     that share its model.
     """
     from launch.local import run
-    from trainer.config import evaluating
+    from trainer.config import evaluating, of_folder
 
-    folder = run_folder.find(args.folder)
+    folder = of_folder.find(args.folder)
     if args.prompts and not Path(args.prompts).is_file():
         raise ValueError(f"--prompts {args.prompts} is not there")
     names = ("prompt", "max_tokens", "temperature", "top_p", "seed", "batch")

@@ -1,9 +1,12 @@
-"""The config of a trained run as its evaluation has it: another layout, nothing else. Imports no torch."""
+"""The config of a trained run as its evaluation has it: another layout, nothing else. Imports no torch.
+
+A Hugging Face folder stands for a run that has trained its model: see `of_folder`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config import checks, reading
+from trainer.config import checks, of_folder, reading
 from trainer.config.run_config import RunConfig
 
 # The run's layout gives way to that of the evaluation: law 1 says that the figures are the same.
@@ -17,7 +20,7 @@ _ANY_LAYOUT = (
 
 
 def load(run: Path, overrides: Sequence[str], world: int) -> RunConfig:
-    """Return the config of the run in the folder `run` for an evaluation on `world` ranks.
+    """Return the config of the run, or of the Hugging Face folder, `run` for an evaluation on `world` ranks.
 
     The ranks are data ranks, unless `overrides` say otherwise (`parallel.tp=2`). They may also set what an
     evaluation reads, such as train.micro_batch, train.precision and train.eval_documents.
@@ -26,10 +29,11 @@ def load(run: Path, overrides: Sequence[str], world: int) -> RunConfig:
     """
     given = dict(override.partition("=")[::2] for override in overrides)
     asked = given.get("train.micro_batch", "")
-    rows = int(asked) if asked.isdecimal() else reading.load(run).train.micro_batch
+    read = of_folder.load if of_folder.is_folder(run) else reading.load
+    rows = int(asked) if asked.isdecimal() else read(run).train.micro_batch
     # No step is taken: a number of rows that any layout of so many ranks divides.
     batch = f"train.global_batch={2 * max(1, rows) * world}"
-    cfg = reading.load(run, (*_ANY_LAYOUT, batch, *overrides))
+    cfg = read(run, (*_ANY_LAYOUT, batch, *overrides))
     checks.layout(cfg, world)
     return cfg
 
@@ -58,7 +62,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     runs = [word for word in words if word not in overrides]
     if not runs:
-        raise ValueError("which run? give a run folder such as runs/quickstart")
+        raise ValueError("which run? give a run folder such as runs/quickstart, or a Hugging Face folder")
     return runs, overrides
 
 

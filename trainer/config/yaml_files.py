@@ -75,6 +75,14 @@ def read(
         raise ValueError(f"config {path}: nested too deeply: no key is more than a few levels down") from None
 
 
+def overridden(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """Return `values` with each `key=value` set in it, as `read` sets them.
+
+    where: what the values are of, for messages.
+    """
+    return _overridden(OmegaConf.create(_literal(values)), overrides, where)
+
+
 def write(values: Mapping[str, Any]) -> str:
     """Return YAML that `read` reads as `values`: nothing in it is interpolated."""
     return yaml.dump(_literal(values), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
@@ -96,6 +104,10 @@ def _read(path: Path, overrides: Sequence[str], own: Mapping[str, str]) -> dict[
     for key, value in own.items():
         if key not in merged.keys():  # noqa: SIM118 (`in merged` is false for a key whose value is ???)
             merged[key] = _literal(value)
+    return _overridden(merged, overrides, str(path))
+
+
+def _overridden(merged: Any, overrides: Sequence[str], where: str) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -117,7 +129,7 @@ def _read(path: Path, overrides: Sequence[str], own: Mapping[str, str]) -> dict[
         container = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
-        raise ValueError(f"{path}: {key}: {_unresolved(error)}") from None
+        raise ValueError(f"{where}: {key}: {_unresolved(error)}") from None
     return cast(dict[str, Any], container)
 
 

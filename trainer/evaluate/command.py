@@ -18,10 +18,10 @@ from common.files import write_atomically
 from common.standard_error import complain, nobody_reads
 from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
+from trainer.config import of_folder
 from trainer.config.evaluating import named, split_words
 from trainer.evaluate.examination import Asked, examine
 from trainer.evaluate.report import document, markdown
-from trainer.folder import run_folder
 from trainer.process.interrupts import LeaveAtOnce
 from trainer.record.sinks import encode
 
@@ -80,7 +80,7 @@ def _evaluate(args: argparse.Namespace, runtime: Runtime) -> int:
         include=args.include,
         limit=args.limit,
     )
-    found = [examine(run_folder.find(run), overrides, runtime, asked, step=args.step) for run in runs]
+    found = [examine(of_folder.find(run), overrides, runtime, asked, step=args.step) for run in runs]
     if not runtime.is_writer:
         return DONE
     text, whole = markdown(found), encode(document(found)) + "\n"

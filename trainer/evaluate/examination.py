@@ -59,6 +59,7 @@ def examine(
 ) -> dict[str, Any]:
     """Return what a run can do, as plain JSON. Collective: every rank has the same.
 
+    run: the run folder, or a Hugging Face folder.
     overrides: of the layout and of what is read; see `trainer.config.evaluating.load`.
     step: of the checkpoint; None: the newest that verifies.
 
@@ -66,6 +67,7 @@ def examine(
     """
     with ExitStack() as stack:
         trained = open_run(run, overrides, runtime, stack, step=step)
+        sets = sets_of(trained, asked.sets)
         found: dict[str, Any] = {
             "run": str(run),
             "step": trained.step,
@@ -75,7 +77,7 @@ def examine(
             "data": trained.ranks.on_rank_zero(lambda: trained_on(trained.cfg)),
             "sets": {},
         }
-        for name, path in sets_of(trained, asked.sets).items():
+        for name, path in sets.items():
             found["sets"][name] = evaluate_set(trained, open_set(trained, name, path))
         if asked.choices or asked.bias or asked.tasks:
             found |= _on_text(trained, asked)

@@ -22,7 +22,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from data.tokenizer import loading
-from trainer.checkpoint import folder as checkpoints
 from trainer.evaluation.probes import make_scorer
 from trainer.models.config import HITS
 from trainer.trained.decoding import widest
@@ -148,11 +147,10 @@ class GerminalLM(TemplateLM):
     def _decoder(self) -> nn.Module:
         """The model once more, cut for decoding over as many of the ranks as it can be."""
         trained = self._trained
-        folder = checkpoints.step_folder(trained.run / "checkpoints", trained.step)
         if trained.ranks.world == 1:
-            return load_model(trained.cfg, folder)
+            return load_model(trained.cfg, trained.weights)
         layout = widest(trained.cfg, trained.ranks.world)
-        return load_for_decoding(trained.cfg, folder, layout, trained.runtime, trained.ranks)
+        return load_for_decoding(trained.cfg, trained.weights, layout, trained.runtime, trained.ranks)
 
 
 def run_tasks(

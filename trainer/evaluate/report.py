@@ -37,7 +37,8 @@ def markdown(runs: Sequence[Mapping[str, Any]]) -> str:
             lines += [f"## {table['figure'].replace('_', ' ')}: each run on each set", ""]
             lines += _table(("run", *table["sets"]), [(run, *row) for run, row in table["rows"].items()])
     for run in runs:
-        lines += [f"## {run['run']}, step {run['step']}", "", f"{run['layout']}, {run['precision']}", ""]
+        step = "" if run["step"] is None else f", step {run['step']}"
+        lines += [f"## {run['run']}{step}", "", f"{run['layout']}, {run['precision']}", ""]
         lines += _run(run)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -53,7 +54,8 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"### {title}", "", *_figures(first, run[key]))
             for name, figures in run[key].items():
                 yield from _bins(name, figures)
-    yield from _data(run["data"])
+    if run["data"]:
+        yield from _data(run["data"])
     if "bias" in run:
         yield from (
             "### Bias",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from data.config import Heldout
 from data.corpus.corpus import Corpus
@@ -53,12 +56,41 @@ def open_set(trained: TrainedRun, name: str, path: str) -> HeldoutLoader:
 
 
 def _check_ids(trained: TrainedRun, name: str, corpus: Corpus) -> None:
+    if not trained.cfg.model.vocab:
+        return
+    if trained.checkpoint is None:
+        _check_like_folder(trained, name, corpus)
+        return
     entry = corpus.manifest.tokenizer
     if (entry.sha256, entry.eos) != (trained.tokenizer_sha256, trained.texts.separator):
         raise ValueError(
             f"held-out {name}={corpus.storage.path} was prepared with another tokenizer than {trained.run} "
             f"was trained with: prepare it with --tokenizer {trained.run / 'tokenizer.json'}"
         )
+
+
+def _check_like_folder(trained: TrainedRun, name: str, corpus: Corpus) -> None:
+    """ValueError where a corpus's ids are not those of a Hugging Face folder: its tokenizer is the folder's,
+    but for the template.
+    """
+    own, texts = Tokenizer.from_str(corpus.storage.tokenizer().decode()), trained.texts
+    remedy = f"prepare it with --tokenizer {trained.run}"
+    if _without_template(own) != _without_template(texts.tokenizer):
+        raise ValueError(
+            f"held-out {name}={corpus.storage.path} was prepared with another tokenizer than that of "
+            f"{trained.run}: {remedy}"
+        )
+    if corpus.manifest.tokenizer.eos != texts.separator:
+        ours, theirs = (own.id_to_token(one) for one in (corpus.manifest.tokenizer.eos, texts.separator))
+        raise ValueError(
+            f"held-out {name}={corpus.storage.path} has {ours!r} between documents, where {trained.run} has "
+            f"{theirs!r}: {remedy} --separator {theirs!r}"
+        )
+
+
+def _without_template(tokenizer: Tokenizer) -> dict[str, Any]:
+    left_out = ("post_processor", "padding", "truncation")
+    return {key: value for key, value in json.loads(tokenizer.to_str()).items() if key not in left_out}
 
 
 def evaluate_set(trained: TrainedRun, heldout: HeldoutLoader) -> dict[str, Any]:

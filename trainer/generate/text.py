@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from parallel.world.runtime import Runtime
-from trainer.config import evaluating, reading
-from trainer.folder import run_folder
+from trainer.config import evaluating, of_folder
 from trainer.models.config import NEXT_TOKEN
+from trainer.ranks import Ranks
 from trainer.trained.decoding import open_for_decoding
+from trainer.trained.on_ranks import open_texts
 from trainer.trained.sampling import generate, generate_many
 from trainer.trained.trained_model import TrainedModel, load_newest, load_step
+from trainer.trained.weights import load_model
 
 
 def continue_text(
@@ -57,24 +59,29 @@ def open_writer(
     overrides: Sequence[str] = (),
     runtime: Runtime | None = None,
 ) -> TrainedModel:
-    """Load a checkpoint of a run that continues texts.
+    """Load a checkpoint of a run, or a Hugging Face folder, that continues texts.
 
     Args:
-        run: run folder, or the config in it.
+        run: run folder, or the config in it; or a Hugging Face folder.
         step: the checkpoint's; default: the newest that verifies.
-        overrides: keys of the config, for the layout of several ranks.
+        overrides: keys of the config, such as data.seq_len, and the layout of several ranks.
         runtime: this rank, where there are several. Collective then.
 
     Raises as `continue_text` does, and ValueError where the layout cannot be.
     """
-    run = run_folder.find(run)
-    cfg = reading.load(run / run_folder.CONFIG)
+    run = of_folder.find(run)
+    world = 1 if runtime is None else runtime.world
+    cfg = evaluating.load_to_decode(run, overrides, world)
     if NEXT_TOKEN not in cfg.model.offers:
         raise ValueError(f"{run}: model.kind={cfg.model.kind} predicts no next token: it continues no text")
-    if runtime is not None and runtime.world > 1:
+    if runtime is not None and world > 1:
         return open_for_decoding(run, overrides, runtime, step=step)
-    evaluating.load_to_decode(run, overrides, 1)
-    trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
+    if of_folder.is_folder(run):
+        _, texts = open_texts(cfg, run, Ranks(), step=step)
+        model = load_model(cfg, run)
+        trained = TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, texts.template)
+    else:
+        trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
     if "cache" not in inspect.signature(trained.model.forward).parameters:
         raise ValueError(
             f"{run}: the forward of model.kind={cfg.model.kind} takes no `cache`, with which texts are "

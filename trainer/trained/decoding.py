@@ -1,4 +1,4 @@
-"""A run's model on several ranks, to write texts with: by tensor parallelism."""
+"""The model of a run or a Hugging Face folder on several ranks, to write texts: by tensor parallelism."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from trainer.config import evaluating
 from trainer.config.run_config import RunConfig
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.start.agreement import agree, program, settings
-from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
-from trainer.trained.tokenizer import load_prompting
+from trainer.trained.on_ranks import open_texts
 from trainer.trained.trained_model import TrainedModel
 from trainer.trained.weights import load_for_decoding
 
@@ -21,7 +20,8 @@ from trainer.trained.weights import load_for_decoding
 def open_for_decoding(
     run: Path, overrides: Sequence[str], runtime: Runtime, *, step: int | None = None
 ) -> TrainedModel:
-    """Load a checkpoint of a run onto these ranks, each of which holds its part of every matrix. Collective.
+    """Load a checkpoint of a run, or a Hugging Face folder, onto these ranks, each of which holds its part of
+    every matrix. Collective.
 
     The ranks call the model with the same tokens, have the same logits, and so, with the same seed, draw the
     same tokens: none of them has to be told what another one has drawn.
@@ -34,9 +34,8 @@ def open_for_decoding(
     ranks = Ranks(runtime.rank, runtime.world, gather)
     cfg = ranks.together(lambda: evaluating.load_to_decode(run, overrides, runtime.world))
     agree(ranks, program(cfg), settings(cfg))
-    folder = newest_checkpoint(run, ranks) if step is None else checkpoint_of(run, step, ranks)
-    texts = ranks.together(lambda: load_prompting(run, folder))
-    model = load_for_decoding(cfg, folder, resolve(cfg.parallel, runtime.world), runtime, ranks)
+    checkpoint, texts = open_texts(cfg, run, ranks, step=step)
+    model = load_for_decoding(cfg, checkpoint or run, resolve(cfg.parallel, runtime.world), runtime, ranks)
     return TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, texts.template)
 
 

@@ -1,4 +1,5 @@
-"""A run's checkpoint on any layout: an engine that evaluates, and what it must know of the run's texts.
+"""A run's checkpoint, or a Hugging Face folder, on any layout: an engine that evaluates, and what it must
+know of the model's texts.
 
 The training corpora need not be there: what they said of texts is in the run folder.
 """
@@ -6,7 +7,7 @@ The training corpora need not be there: what they said of texts is in the run fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,25 +18,24 @@ from parallel.engine import Engine
 from parallel.layout.layout import Layout
 from parallel.world.runtime import Runtime
 from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.store import load
-from trainer.config import checks, evaluating
+from trainer.config import checks, evaluating, of_folder
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.base import check_base, fill_frozen, open_base
 from trainer.objectives.context import ObjectiveContext
 from trainer.process import threads
-from trainer.ranks import Ranks, gather
+from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.start.agreement import agree, program, settings
 from trainer.start.engine import make_engine
 from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
-from trainer.trained.tokenizer import load_prompting
+from trainer.trained.tokenizer import load_prompting, prompting_of
+from trainer.trained.weights import fill_weights
 
 
 @dataclass(frozen=True)
 class TrainedRun:
     """The model of a checkpoint on this rank, in an engine that only evaluates.
 
-    run: the run folder.
-    step: of the checkpoint.
+    run: the run folder, or the Hugging Face folder.
+    checkpoint: of the run; None: the weights are those of a Hugging Face folder.
     cfg: the run's config, with the layout of these ranks.
     engine, layout: hold the model.
     texts: how texts become ids.
@@ -45,7 +45,7 @@ class TrainedRun:
     """
 
     run: Path
-    step: int
+    checkpoint: Path | None
     cfg: RunConfig
     engine: Engine
     layout: Layout
@@ -53,6 +53,16 @@ class TrainedRun:
     context: ObjectiveContext
     ranks: Ranks
     runtime: Runtime
+
+    @property
+    def step(self) -> int | None:
+        """Of the checkpoint."""
+        return None if self.checkpoint is None else read_manifest(self.checkpoint).step
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the weights, for `trainer.trained.weights`."""
+        return self.checkpoint or self.run
 
     @cached_property
     def tokenizer_sha256(self) -> str:
@@ -68,9 +78,9 @@ def open_run(
     *,
     step: int | None = None,
 ) -> TrainedRun:
-    """Load a checkpoint of a run onto these ranks. Collective.
+    """Load a checkpoint of a run, or the weights of a Hugging Face folder, onto these ranks. Collective.
 
-    run: the run folder.
+    run: the run folder, or the Hugging Face folder.
     overrides: of the layout and of what is read; see `trainer.config.evaluating.load`.
     stack: closes the engine.
     step: of the checkpoint; None: the newest that verifies.
@@ -83,21 +93,38 @@ def open_run(
     agree(ranks, program(cfg), settings(cfg))
     layout = checks.layout(cfg, runtime.world)
     threads.settle(cfg, runtime, ranks)
-    folder = newest_checkpoint(run, ranks) if step is None else checkpoint_of(run, step, ranks)
-    texts = ranks.together(lambda: load_prompting(run, folder))
+    checkpoint, texts = open_texts(cfg, run, ranks, step=step)
     context = ObjectiveContext(
         seed=cfg.seed,
         seq_len=cfg.data.seq_len,
         vocab=texts.vocab,
         eos=texts.separator,
-        tokenizer=(run / "tokenizer.json").read_bytes,
+        tokenizer=_tokenizer_of(run, texts),
         model=cfg.model,
     )
     engine = make_engine(cfg, runtime, layout, context, trains=False)
     stack.callback(engine.close)
-    ranks.together(lambda: load(folder, engine.chunks()))
-    base = open_base(cfg, ranks, run=run)
-    ranks.together(lambda: check_base(base, folder))
-    fill_frozen(base, engine.frozen(), cfg, ranks)
+    fill_weights([*engine.frozen(), *engine.chunks()], cfg, checkpoint or run, ranks)
     engine.load(engine.scalars())
-    return TrainedRun(run, read_manifest(folder).step, cfg, engine, layout, texts, context, ranks, runtime)
+    return TrainedRun(run, checkpoint, cfg, engine, layout, texts, context, ranks, runtime)
+
+
+def open_texts(cfg: RunConfig, run: Path, ranks: Ranks, *, step: int | None) -> tuple[Path | None, Prompting]:
+    """Return the verified checkpoint of a run, None of a Hugging Face folder; and how texts become ids for
+    its model. Collective. Raises as `open_run` does.
+    """
+    if not of_folder.is_folder(run):
+        checkpoint = newest_checkpoint(run, ranks) if step is None else checkpoint_of(run, step, ranks)
+        return checkpoint, ranks.together(lambda: load_prompting(run, checkpoint))
+    if step is not None:
+        raise on_every_rank(
+            ValueError(
+                f"--step {step}: {run} is a Hugging Face folder, which has one set of weights: leave it out"
+            )
+        )
+    return None, ranks.together(lambda: prompting_of(run, cfg.model))
+
+
+def _tokenizer_of(run: Path, texts: Prompting) -> Callable[[], bytes]:
+    file = run / "tokenizer.json"
+    return file.read_bytes if file.is_file() else lambda: texts.tokenizer.to_str().encode()

@@ -1,4 +1,6 @@
-"""The tokenizer of a run, proven to be the one that a checkpoint was trained with."""
+"""The tokenizer of a run, proven to be the one that a checkpoint was trained with; or of a Hugging Face
+folder.
+"""
 
 import hashlib
 import json
@@ -9,6 +11,8 @@ from tokenizers import Tokenizer
 from data.tokenizer import loading
 from data.tokenizer.prompting import Prompting
 from trainer.checkpoint.folder import STATE
+from trainer.huggingface import folder as folders
+from trainer.models.config import ModelConfig
 
 
 def load_tokenizer(path: Path, sha256: str) -> Tokenizer:
@@ -45,3 +49,34 @@ def load_prompting(run: Path, folder: Path) -> Prompting:
     tokenizer = load_tokenizer(run / "tokenizer.json", trained_with["sha256"])
     # Checkpoints that do not say were trained on documents without the template.
     return Prompting(tokenizer, trained_with["eos"], trained_with.get("template", False))
+
+
+def prompting_of(folder: Path, model: ModelConfig) -> Prompting:
+    """Return how texts become ids for the model of a Hugging Face folder; any way, where it takes no tokens.
+
+    The separator is the token that the folder calls eos_token, else the usual one of its tokenizer; texts
+    have the tokenizer's template, unless a folder that was exported from a run says that its documents had
+    none.
+
+    ValueError, one line, where the folder has no tokenizer, or its tokenizer no such token.
+    """
+    if not model.vocab:
+        tokenizer = loading.given("bytes")
+        return Prompting(tokenizer, loading.separator_id(tokenizer), template=False)
+    tokenizer = loading.given(folder)
+    named = folders.read_json(path) if (path := folder / "tokenizer_config.json").is_file() else {}
+    begins, ends = (_id_of(named.get(name), tokenizer) for name in ("bos_token", "eos_token"))
+    if ends is None:
+        config = folders.read_config(folder)
+        ends = next((one for one in (config.get("eos_token_id"),) if isinstance(one, int)), None)
+    if ends is None or tokenizer.id_to_token(ends) is None:
+        ends = loading.separator_id(tokenizer)
+    before, behind = loading.template(tokenizer, ends)
+    template = begins in (None, before[0]) if before else bool(behind)
+    return Prompting(tokenizer, ends, template)
+
+
+def _id_of(token: object, tokenizer: Tokenizer) -> int | None:
+    """Return the id of a token as tokenizer_config.json has it: a text, or an object with its content."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.token_to_id(content) if isinstance(content, str) else None

@@ -1,4 +1,5 @@
-"""What a run has trained, read back from its folder, or a Hugging Face folder in its place: for generating text, exporting, evaluating, fine-tuning.
+"""What a run has trained, read back from its folder: for generating text, exporting, evaluating,
+fine-tuning. A Hugging Face folder may stand in its place.
 
 checkpoints.py     which checkpoint is read: the newest that verifies, or that of a step
 trained_model.py   on one device: its model, tokenizer and what prompts need

@@ -16,7 +16,19 @@ from typing import Any, NoReturn
 
 from common.exit_codes import FAILED, INTERRUPTED, WRONG
 from common.standard_error import complain, nobody_reads
-from launch.begin import attach, evaluate, export, finetune, generate, prepare, rank, submit, train, verify
+from launch.begin import (
+    attach,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    prepare,
+    rank,
+    submit,
+    train,
+    transfer,
+    verify,
+)
 from launch.look import cancel, checkpoint, corpus, doctor, follow, logs, plot, reference, status
 from launch.options import command_adder
 
@@ -25,6 +37,7 @@ COMMANDS = (
     corpus,
     train,
     finetune,
+    transfer,
     rank,
     submit,
     status,

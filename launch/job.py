@@ -8,6 +8,7 @@ VERIFY = "trainer.verify.command"
 GENERATE = "trainer.generate.command"
 EVALUATE = "trainer.evaluate.command"
 EXPORT = "trainer.export.command"
+TRANSFER = "trainer.transfer.command"
 DOCTOR = "trainer.doctor.command"
 DEBUG = "trainer.debug.command"
 

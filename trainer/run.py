@@ -69,8 +69,10 @@ class Run:
     ranks: Ranks
     phases: Phases
 
-    def __call__(self) -> bool:
+    def __call__(self, *, draws: bool = True) -> bool:
         """Train to the last step and close the record; return False where the run was asked to stop.
+
+        draws: draw the run's curves at the end, which takes as long as a very short run itself.
 
         If the first update after a resume has a gradient that is not finite, go back to the newest older
         checkpoint from which an update can be made, and train on. RuntimeError where there is none.
@@ -81,7 +83,8 @@ class Run:
         if end.then is not Then.DONE:
             self.meter.stopped(self.state)
             return False
-        self.meter.finish(self.state)
+        if draws:
+            self.meter.finish(self.state)
         return True
 
     def _train(self) -> Decision:

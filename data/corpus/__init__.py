@@ -11,6 +11,7 @@ local      a storage on a local or mounted disk           (memory-mapped)
 remote/    a storage on a server                          (cached whole, or read by range)
 corpus     an open corpus and its blocks; opening one, or finding those in a folder
 tar        a strict reader of WebDataset tars
+subset     some documents of a corpus as a corpus of its own (used by `germinal transfer`)
 scan       a shard's index made anew from the shard
 verify     `germinal data verify`: every byte, every sample
 """

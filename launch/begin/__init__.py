@@ -8,6 +8,7 @@ verify.py     one process as the reference, then the layout, compared
 rank.py       become one rank that another launcher starts
 attach.py     be the terminal of a rank that is in pdb
 generate.py   become the process that continues a text
+transfer.py   a run, and many fine-tunings of it: what pre-training is worth
 evaluate.py   the ranks that measure what trained runs can do
 export.py     become the process that writes a Hugging Face folder
 """

@@ -2,6 +2,7 @@
 
 run_config.py   RunConfig, the dataclass of a whole run
 reading.py      `load`: file and overrides → a checked RunConfig; `dump`: RunConfig → YAML
+transferring.py  the config of `germinal transfer`: two configs of runs, and what is compared
 evaluating.py   the config of a trained run on another layout, to evaluate it
 adapter_keys.py  the keys of `finetune:` that an adapter on disk gives
 checks.py       what keys must agree on; `layout`: the layout of a run on so many ranks

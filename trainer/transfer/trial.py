@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from parallel.world.runtime import Runtime
 from trainer.checkpoint.folder import steps
@@ -43,7 +44,9 @@ def write_random_weights(transfer: Transfer, seed: int, runtime: Runtime) -> Non
     if steps(folder / "checkpoints"):
         return
     cfg = transfer.pretraining
-    model = replace(cfg.model, init_from="") if init_from(cfg.model) else cfg.model  # type: ignore[call-arg]
+    model: Any = cfg.model
+    if init_from(model):
+        model = replace(model, init_from="")
     train, track = replace(cfg.train, threads=1), replace(cfg.track, tools=["jsonl"], samples=[])
     drawn = replace(
         cfg, name=f"random-{seed}", run_dir=str(folder), seed=seed, model=model, train=train, track=track

@@ -94,6 +94,15 @@ class TakesFeatures(Protocol):
 
 
 @runtime_checkable
+class WeighsTargets(Protocol):
+    """An objective whose counts are sums of weights, such as those of classes."""
+
+    def targets(self, inputs: ModelInputs) -> Tensor:
+        """Return float32 [rows]: the number of each row's targets, every one counted as 1."""
+        ...
+
+
+@runtime_checkable
 class ComparesRows(Protocol):
     """An objective whose loss compares the rows of the whole global batch: contrastive ones.
 

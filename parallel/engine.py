@@ -103,7 +103,7 @@ class StepResult:
     """One optimiser step, the same on every rank.
 
     loss_sum: over the global batch, in nats.
-    count: targets counted in the global batch; the loss is loss_sum / count.
+    count: targets counted in the global batch, by their weights; the loss is loss_sum / count.
     grad_norm: of the mean loss, before clipping.
     skipped: nothing was updated: a gradient was not finite, or no target was counted (with count 0 there is
         no loss to follow, and nothing is decayed either).
@@ -113,6 +113,7 @@ class StepResult:
         loop decides what to do about a fault.
     exchange: some rank asks for an exchange between all ranks before the next step.
     sources: (loss_sum, count) of each data source, where the engine was built for several.
+    unweighted: targets of the global batch, each counted as 1; None: as `count`.
     """
 
     loss_sum: float
@@ -124,6 +125,12 @@ class StepResult:
     fault: str = ""
     exchange: bool = False
     sources: tuple[tuple[float, float], ...] = ()
+    unweighted: float | None = None
+
+    @property
+    def targets(self) -> int:
+        """How many targets the global batch had."""
+        return round(self.count if self.unweighted is None else self.unweighted)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def take_step(
     result = engine.step(micro_batches, lr=lr, stop=stop, exchange=batches.needs_exchange)
     batches.exchange_next(result.exchange)
     if not result.fault:
-        state.advance(sequences=cfg.train.global_batch, tokens=round(result.count))
+        state.advance(sequences=cfg.train.global_batch, tokens=result.targets)
     return result
 
 

@@ -9,7 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.objective import ComparesRows, Measures, ModelInputs, Objective, ReadsRows, measures_of
+from common.objective import (
+    ComparesRows,
+    Measures,
+    ModelInputs,
+    Objective,
+    ReadsRows,
+    WeighsTargets,
+    measures_of,
+)
 from common.precision import Precision, torch_dtype
 from parallel.deepspeed_engine import start
 from parallel.deepspeed_engine.masters import Masters
@@ -91,7 +99,7 @@ class DeepSpeedEngine:
         loss_scale = normalisation.loss_scale
         with self._drawn.watched():
             sums = self._accumulate(batches, normalisation.loss_factor * self.data_ranks)
-        stops, exchanges, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
+        stops, exchanges, targets, loss_sum, count, by_source = self._reduce(sums, stop, exchange)
         skipped = self._update(lr, normalisation.to_mean(count))
         overflow = not math.isfinite(self._grad_norm)
         learnt = overflow or count > 0  # an empty batch shows nothing about the loss scale
@@ -106,11 +114,12 @@ class DeepSpeedEngine:
             fault=fault,
             exchange=exchanges > 0,
             sources=by_source,
+            unweighted=targets if isinstance(self._objective, WeighsTargets) else None,
         )
 
     def _accumulate(self, batches: Sequence[Micro], factor: float) -> Sums:
         """Run forward and backward of factor × loss over the micro-batches. Return this rank's sums."""
-        sums = Sums(self._sources, 2, self._runtime.device)
+        sums = Sums(self._sources, 3, self._runtime.device)
         self._engine.train()
         if self._comparison is not None:
             self._accumulate_compared(self._comparison, batches, factor, sums)
@@ -121,6 +130,8 @@ class DeepSpeedEngine:
             losses, counts = self._objective.loss(self._forward(inputs), inputs)
             self._engine.backward(losses.sum() * factor, scale_wrt_gas=False)
             sums.add(losses, counts, source)
+            if isinstance(self._objective, WeighsTargets):
+                sums.others[-1] += self._objective.targets(inputs).sum()
         return sums
 
     def _accumulate_compared(
@@ -161,14 +172,14 @@ class DeepSpeedEngine:
 
     def _reduce(
         self, sums: Sums, stop: bool, exchange: bool = False
-    ) -> tuple[float, float, float, float, BySource]:
-        """(ranks asked to stop, ranks that ask for an exchange, loss sum, count, these two by source) of all
-        ranks.
+    ) -> tuple[float, float, float, float, float, BySource]:
+        """(ranks asked to stop, ranks that ask for an exchange, targets of an objective that weighs them,
+        loss sum, count, these two by source) of all ranks.
         """
         sums.others[0], sums.others[1] = float(stop), float(exchange)
         dist.all_reduce(sums.packed)
-        stops, exchanges, *rest = sums.packed.tolist()
-        return stops, exchanges, *unpack(rest)
+        stops, exchanges, targets, *rest = sums.packed.tolist()
+        return stops, exchanges, targets, *unpack(rest)
 
     def _update(self, lr: float, to_mean: float) -> bool:
         """Update with gradients × `to_mean`, clipped.
@@ -208,7 +219,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Micro], *, stop: bool = False, last: bool = True) -> Evaluation:
         """See `engine.Engine.evaluate`."""
-        sums = Sums(len(self._measures), 2, self._runtime.device)
+        sums = Sums(len(self._measures), 3, self._runtime.device)
         self._engine.eval()
         for batch in batches:
             if self._comparison is not None:
@@ -224,7 +235,7 @@ class DeepSpeedEngine:
             sums.add(found.losses, found.counts, None)
             assert found.figures is not None
             sums.measure(found.figures)
-        stops, _, loss_sum, count, figures = self._reduce(sums, stop)
+        stops, _, _, loss_sum, count, figures = self._reduce(sums, stop)
         if last or stops:
             self._compared.clear()
         return Evaluation(loss_sum, count, stops > 0, dict(zip(self._measures, figures, strict=True)))

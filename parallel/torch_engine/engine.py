@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.model_plan import ModelPlan
-from common.objective import ComparesRows, Objective, ReadsRows, measures_of
+from common.objective import ComparesRows, Objective, ReadsRows, WeighsTargets, measures_of
 from common.precision import Precision, torch_dtype
 from parallel.engine import (
     Chunk,
@@ -49,6 +49,7 @@ class Totals:
     stop: number of ranks that were asked to stop.
     exchange: number of ranks that ask for an exchange.
     loss_sum, count: of the global batch.
+    unweighted: targets of an objective that weighs them, each counted as 1.
     sources: (loss_sum, count) of each data source.
     """
 
@@ -57,6 +58,7 @@ class Totals:
     exchange: float
     loss_sum: float
     count: float
+    unweighted: float
     sources: BySource
 
 
@@ -86,7 +88,7 @@ class TorchEngine:
     ) -> None:
         self._layout, self._mesh, self._rank = layout, mesh, rank
         self._sources, self._device = sources, device
-        self._measures = measures_of(objective)
+        self._measures, self._weighs = measures_of(objective), isinstance(objective, WeighsTargets)
         self._normalisation = Normalisation(precision=precision, nominal_count=nominal_count, clip=clip)
         self._parameters = parallelized.parameters
         self._trained = [one for one in self._parameters if one.trained]
@@ -159,7 +161,7 @@ class TorchEngine:
         assert self._passes is not None, "the engine is closed"
         normalisation = self._normalisation
         loss_scale, loss_factor = normalisation.loss_scale, normalisation.loss_factor
-        sums = Sums(self._sources, 3, self._device)
+        sums = Sums(self._sources, 4, self._device)
         self._passes.train(batches, sums, loss_factor)
         self._gradients.collect()
         self._gradients.sum_shared()
@@ -187,6 +189,7 @@ class TorchEngine:
             fault=fault,
             exchange=totals.exchange > 0,
             sources=totals.sources,
+            unweighted=totals.unweighted if self._weighs else None,
         )
 
     def _reduce(self, sums: Sums, squares: Tensor, stop: bool, exchange: bool) -> Totals:
@@ -198,8 +201,9 @@ class TorchEngine:
         sums.others[2] = float(exchange)
         if self._layout.world > 1:
             dist.all_reduce(sums.packed)
-        grad_squares, stops, exchanges, *rest = sums.packed.tolist()
-        return Totals(grad_squares, stops, exchanges, *unpack(rest))
+        grad_squares, stops, exchanges, targets, *rest = sums.packed.tolist()
+        loss_sum, count, sources = unpack(rest)
+        return Totals(grad_squares, stops, exchanges, loss_sum, count, targets, sources)
 
     def _update(self, lr: float, factor: float) -> None:
         """One optimiser step with gradients × factor."""

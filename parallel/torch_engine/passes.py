@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.objective import Measures, ModelInputs, Objective, ReadsRows, TakesFeatures
+from common.objective import Measures, ModelInputs, Objective, ReadsRows, TakesFeatures, WeighsTargets
 from parallel.engine import Micro
 from parallel.gradients.comparison import Comparison, Outputs
 from parallel.gradients.nothing_drawn import NothingDrawn
@@ -53,7 +53,9 @@ class Passes:
         self._drawn = NothingDrawn(device)
 
     def train(self, batches: Sequence[Micro], sums: Sums, factor: float) -> None:
-        """Backward of factor × loss over the micro-batches; add their losses to `sums`."""
+        """Backward of factor × loss over the micro-batches; add their losses to `sums`, and to the last of
+        its `others` the targets of an objective that weighs them.
+        """
         with self._drawn.watched():
             self._train(batches, sums, factor)
 
@@ -61,6 +63,8 @@ class Passes:
         def scaled_loss(output: Tensor, inputs: ModelInputs, source: Tensor | None) -> Tensor:
             losses, counts = self._objective.loss(output, inputs)
             sums.add(losses, counts, source)
+            if isinstance(self._objective, WeighsTargets):
+                sums.others[-1] += self._objective.targets(inputs).sum()
             return losses.sum() * factor
 
         self._set_mode(training=True)

@@ -50,6 +50,10 @@ class Classification:
         """Implements `common.objective.TakesFeatures`: a logit for each class."""
         return self._classes
 
+    def targets(self, inputs: ModelInputs) -> Tensor:
+        """Implements `common.objective.WeighsTargets`."""
+        return (inputs.kwargs["label"] >= 0).to(torch.float32)
+
     @property
     def measures(self) -> tuple[str, ...]:
         """Implements `common.objective.Measures`: `ClassificationConfig.figures` takes them."""

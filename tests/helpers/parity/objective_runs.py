@@ -113,7 +113,10 @@ def micro_batches(cfg: RunConfig, step: int, rank: int, ranks: int) -> list[Batc
 
 
 def build(cfg: RunConfig, rank: int, world: int) -> Engine:
-    context = ObjectiveContext(cfg.seed, cfg.data.seq_len, VOCAB, 0, bytes, cfg.model, CLASSES)
+    weights = cfg.finetune.class_weights
+    context = ObjectiveContext(
+        cfg.seed, cfg.data.seq_len, VOCAB, 0, bytes, cfg.model, CLASSES, class_weights=weights
+    )
     wrong = context.too_small(cfg.model.vocab, cfg.objective) or context.wrong_classes(cfg.objective)
     assert not wrong, wrong
     runtime = Runtime(rank, world, rank, torch.device("cpu"))

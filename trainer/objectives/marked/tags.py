@@ -54,6 +54,10 @@ class Tags:
             counted = counted * self._weights.to(tag.device)[tag]
         return (nats * counted).sum(dim=1), counted.sum(dim=1)
 
+    def targets(self, inputs: ModelInputs) -> Tensor:
+        """Implements `common.objective.WeighsTargets`."""
+        return (inputs.kwargs["marks"] > 0).sum(dim=1).to(torch.float32)
+
     @property
     def measures(self) -> tuple[str, ...]:
         """Implements `common.objective.Measures`: `TagsConfig.figures` takes them."""

@@ -99,9 +99,12 @@ def open_adapter(path: Path, model: ModelConfig) -> Adapter:
     whole = {one.ours: one for one in mapped if peft_format.PREFIX + one.theirs in stored}
     known = {name for one in kept.values() for name in (one.branch.their_a, one.branch.their_b)}
     if extra := sorted(stored.keys() - known - {peft_format.PREFIX + one.theirs for one in whole.values()}):
+        raise ValueError(f"{path / peft_format.WEIGHTS}: {peft_format.why_unknown(extra[0])}")
+    in_task = model.plan().in_task
+    if frozen := sorted(one.theirs for name, one in whole.items() if not in_task(name)):
         raise ValueError(
-            f"{path / peft_format.WEIGHTS}: {extra[0]} lies beside no layer of this model: an adapter for "
-            "another base?"
+            f"{path / peft_format.CONFIG}: modules_to_save={list(settings.saved)}: {frozen[0]} is whole in "
+            "the adapter, and besides LoRA only the layer of a task is trained: train the adapter without it"
         )
     if not kept:
         raise ValueError(f"{path / peft_format.WEIGHTS}: holds no matrices of LoRA")

@@ -147,6 +147,17 @@ def read_settings(path: Path) -> Settings:
     )
 
 
+def why_unknown(name: str) -> str:
+    """Say what a tensor of PEFT's file is that belongs to no branch or layer of ours."""
+    module = re.split(r"\.(?:base_layer|lora_[A-Za-z_]+)(?:\.|$)", name.removeprefix(PREFIX))[0]
+    if ".base_layer." in name or ".lora_embedding_" in name:
+        return (
+            f"LoRA beside {module} is not supported: only linear layers in blocks have branches: train the "
+            "adapter without it (target_modules)"
+        )
+    return f"{name} lies beside no layer of this model: an adapter for another base?"
+
+
 def settings_for(
     layers: Mapping[str, Sequence[Branch]], *, rank: int, alpha: float, base: str, saved: Sequence[str]
 ) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Identity:
     tokenizer: "sha256" of its file, "eos", and whether the corpora have its "template"; for readers of the
         checkpoint that have no corpus. A resume need not compare it, for `data` covers it.
     software: versions of torch and of the code; they may change, and the resume reports it.
+    classes: names of the model's classes, by their numbers, as far as the corpora state them; for readers of
+        the checkpoint too.
     base: hash of the weights that frozen parameters are read from, and where they are; empty where none is
         frozen.
 
@@ -74,6 +76,7 @@ class Identity:
     settings: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
     base: dict[str, str] = field(default_factory=dict)
     model_defaults: dict[str, Any] = field(default_factory=dict, repr=False)
 

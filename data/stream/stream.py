@@ -125,6 +125,11 @@ class Stream:
         return next((found for source in self.sources if (found := source.corpus.manifest.classes)), ())
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """The names of the tags of words; empty where no source states any."""
+        return next((found for source in self.sources if (found := source.corpus.manifest.tags)), ())
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         """The arrays of `SequenceRows` that a batch has; see `Batch`."""
         names: tuple[str, ...] = (

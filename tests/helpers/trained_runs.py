@@ -49,6 +49,7 @@ def make_trained_run(
     weights: Mapping[str, Tensor] | None = None,
     objective: ObjectiveConfig | None = None,
     data: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
 ) -> Any:
     """A run folder as training leaves it; the newest checkpoint holds the returned model: of random weights,
     or of `weights`.
@@ -67,7 +68,7 @@ def make_trained_run(
     (folder / "events.jsonl").touch()
     training.utf8_bytes().save(str(folder / "tokenizer.json"))
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    own = Identity(tokenizer={"sha256": sha256, "eos": eos}).to_json()
+    own = Identity(tokenizer={"sha256": sha256, "eos": eos}, classes=list(classes)).to_json()
     model = drawn(cfg.model)
     if weights is not None:
         model.load_state_dict(dict(weights), strict=False)

@@ -20,9 +20,11 @@ from trainer.export.card import Facts, card
 from trainer.export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from trainer.export.weights import DTYPES, Written, write_weights
 from trainer.first_weights.checkpoint_source import PREFIX
+from trainer.first_weights.labels import labels_at
 from trainer.first_weights.merged_source import whole_weights
 from trainer.folder import run_folder
 from trainer.huggingface import choose
+from trainer.huggingface.families import labels
 from trainer.huggingface.families.family import Family
 from trainer.huggingface.folder import CONFIG, PREPROCESSOR
 from trainer.huggingface.mapping import by_theirs
@@ -113,6 +115,7 @@ def _write(
     dtype: str,
     shard_bytes: int,
 ) -> Exported:
+    keys = {**keys, **_labels(keys, cfg, at)}
     _write_configs(folder, cfg, family, keys, _write_tokenizer(folder, home, at, cfg), dtype)
     step = read_manifest(at).step
     written = write_weights(
@@ -129,6 +132,15 @@ def _write(
     )
     write_durably(folder / "README.md", card(facts).encode())
     return Exported(family.architecture, step, written, tokenizer)
+
+
+def _labels(keys: Mapping[str, Any], cfg: RunConfig, at: Path) -> Mapping[str, Any]:
+    """Return the keys of the classes' names, where the model tells classes apart and names are known."""
+    names = labels_at(at) or list(getattr(cfg.objective, "tags", ()))
+    if not names or labels.NAMES not in keys:
+        return {}
+    numbered = list(keys[labels.NAMES].values())
+    return labels.labels_to([*names, *numbered[len(names) :]])
 
 
 def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> SpecialTokens:

@@ -15,6 +15,7 @@ from trainer.config import first_keys
 from trainer.config.run_config import RunConfig
 from trainer.first_weights.adapter_source import AdapterSource
 from trainer.first_weights.checkpoint_source import PREFIX
+from trainer.first_weights.labels import check_labels
 from trainer.first_weights.match import Match, match
 from trainer.first_weights.open import open_source
 from trainer.first_weights.source import WeightSource, blocks
@@ -22,6 +23,7 @@ from trainer.huggingface.adapter import open_adapter
 from trainer.models.config import init_from
 from trainer.ranks import Ranks
 from trainer.record.events import EventLog
+from trainer.start.opening import class_names
 
 
 def begin(
@@ -46,6 +48,7 @@ def begin(
     chunks = [*engine.frozen(), *engine.chunks()]
     found = matched(chunks, source, cfg, ranks)
     refuse_drawn(found, source, cfg)
+    ranks.together(lambda: check_labels(class_names(cfg, stream), source, found, cfg.model.plan().task))
     ranks.together(lambda: fill(chunks, source, found))
     if cfg.finetune.adapter:
         digest = source.digest(ranks)

@@ -62,6 +62,15 @@ def objective_context(cfg: RunConfig, stream: Stream) -> ObjectiveContext:
     )
 
 
+def class_names(cfg: RunConfig, stream: Stream) -> list[str]:
+    """Return the names of the model's classes, by their numbers, as far as config and corpora state them."""
+    if "classes" in cfg.objective.needs:
+        return list(stream.classes)
+    if cfg.objective.kind == "tags":
+        return list(getattr(cfg.objective, "tags", ())) or list(stream.tags)
+    return []
+
+
 def identity(
     cfg: RunConfig, stream: Stream, position: int, base: Mapping[str, str] | None = None
 ) -> Identity:
@@ -80,5 +89,6 @@ def identity(
         settings=configs.settings(cfg),
         tokenizer={"sha256": entry.sha256, "eos": entry.eos, "template": template},
         software=software(cfg),
+        classes=class_names(cfg, stream),
         base=dict(base or {}),
     )

@@ -135,11 +135,11 @@ def model_of(place: Origin) -> ModelConfig:
 
     values = yaml_files.read(run_folder.config_file(place.folder), own={"name": "", "run_dir": ""})
     cfg: RunConfig = schema.build(RunConfig, values)
-    if cfg.finetune.freezes:
+    if cfg.finetune.method == "adapters":
         raise ValueError(
-            f"model.init_from: {place.folder} was fine-tuned with finetune.method={cfg.finetune.method}, and "
-            "its checkpoints hold what that trained: write the whole model (germinal export --merge), and "
-            "begin from that folder"
+            f"model.init_from: {place.folder} was fine-tuned with finetune.method=adapters, whose layers "
+            "cannot be merged into the model: begin from the model that it began from, with "
+            "finetune.adapter=DIR of germinal export"
         )
     return cfg.model
 

@@ -65,7 +65,9 @@ class MergedSource:
     @cached_property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
         own = {name: shape for name, shape in self._trained.parameters.items() if not is_added(name)}
-        return dict(self._base.parameters) | own
+        heads = tuple(f"{head}." for head in self.model.plan().task)
+        below = {n: shape for n, shape in self._base.parameters.items() if not n.startswith(heads)}
+        return below | own
 
     @property
     def besides(self) -> list[str]:

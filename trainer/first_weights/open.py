@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.newest import damage, newest
-from trainer.config import first_keys
+from trainer.config import first_keys, reading
 from trainer.config.first_keys import Origin
 from trainer.first_weights.checkpoint_source import CheckpointSource
 from trainer.first_weights.huggingface_source import HuggingFaceSource
@@ -13,8 +13,9 @@ from trainer.ranks import Ranks, on_every_rank
 
 
 def open_source(given: str, ranks: Ranks | None = None) -> WeightSource:
-    """Open what `model.init_from=given` names. Collective where there are `ranks`, which share the reading of
-    a checkpoint's bytes: it is verified.
+    """Open what `model.init_from=given` names: of a run that has trained a part of its model, what it has
+    trained over its base, with LoRA's branches merged. Collective where there are `ranks`, which share the
+    reading of a checkpoint's bytes: it is verified.
 
     Raises:
         ValueError: there is no such folder or step, or it is of an architecture that is not supported.
@@ -25,10 +26,14 @@ def open_source(given: str, ranks: Ranks | None = None) -> WeightSource:
     if not place.is_run:
         return ranks.together(lambda: HuggingFaceSource(place.folder))
     step = _verified_step(given, place, ranks)
-    root = place.folder / "checkpoints"
-    return ranks.together(
-        lambda: CheckpointSource(folders.step_folder(root, step), first_keys.model_of(place))
-    )
+    checkpoint = folders.step_folder(place.folder / "checkpoints", step)
+    cfg = ranks.together(lambda: reading.load(place.folder))
+    if cfg.finetune.freezes:
+        # Which opens a base by this function.
+        from trainer.first_weights.merged_source import whole_weights
+
+        return whole_weights(cfg, checkpoint, ranks)
+    return ranks.together(lambda: CheckpointSource(checkpoint, first_keys.model_of(place)))
 
 
 def _verified_step(given: str, place: Origin, ranks: Ranks) -> int:

@@ -13,15 +13,22 @@ import yaml
 
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from picture_runs import CLASSES, PictureCase, build
 from pictures import write_folders
+from ranks import RankPools
+from runs import assemble, state_of
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manifest import read_manifest
 from trainer.config import reading
+from trainer.first_weights.fill import fill
+from trainer.first_weights.match import Match
+from trainer.first_weights.open import open_source
 from trainer.models.tuned.plan import is_added
 from trainer.trained.weights import load_model
 from whole_runs import environment, failure, records, tensors, train_here
 
 KILLER = Path(__file__).resolve().parents[3] / "tests/helpers/programs/killer.py"
+VISION = {"kind": "vision", "image_size": 16, "patch_size": 4, "layers": 2, "hidden": 32, "heads": 4}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "probe": {"method": "probe"},
@@ -39,8 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [str(folder / "in")], folder / "corpus", tokenizer="bytes", recipe=Recipe(block_documents=5),
         heldout=0.2, workers=1, progress=False,
     )  # fmt: skip
-    model = {"kind": "vision", "image_size": 16, "patch_size": 4, "layers": 2, "hidden": 32, "heads": 4}
-    sections = {"model": model | {"head": "pixels"}, "objective": {"kind": "masked_images"}}
+    sections = {"model": VISION | {"head": "pixels"}, "objective": {"kind": "masked_images"}}
     assert train_here(written(folder, folder / "base", **sections, train={"steps": 6}))
     return folder
 
@@ -158,11 +164,65 @@ def test_finetune_needs_a_model_to_begin_from(
     assert code == 2 and "would stay as they are drawn" in line
 
 
-def test_a_run_that_holds_a_part_of_its_model_is_no_beginning(
+def figures(run: Path, step: int) -> dict[str, float]:
+    found = records(run / "metrics.jsonl")
+    return dict(next(one["eval"]["held"] for one in found if one["step"] == step and "eval" in one))
+
+
+def begun(context: Any, case: PictureCase, given: str) -> Any:
+    """The state of an engine whose weights are those of `given`."""
+    engine = build(case, context.rank, context.world)
+    try:
+        source = open_source(given)
+        fill(engine.chunks(), source, Match(frozenset(source.parameters), {}, (), ()))
+        engine.load(engine.scalars())
+        return state_of(engine)
+    finally:
+        engine.close()
+
+
+def test_a_run_begins_from_one_that_trained_a_part_of_its_model(home: Path, tmp_path: Path) -> None:
+    """LoRA's matrices are merged as they are read."""
+    first, then = tmp_path / "first", tmp_path / "then"
+    assert train_here(tuned(home, first, "lora", train={"steps": 2}), "train.eval_every=1")
+    still = {"lr": 1e-30, "weight_decay": 0.0}
+    config = tuned(home, then, "full", model={"init_from": str(first)}, optim=still, train={"steps": 1})
+    assert train_here(config, "train.eval_every=1")
+    before, after = figures(first, 2), figures(then, 1)
+    assert before["loss"] == pytest.approx(after["loss"], rel=1e-5)
+    assert before["loss"] != pytest.approx(figures(first, 1)["loss"], rel=1e-3)
+    (event,) = (one for one in records(then / "events.jsonl") if one["kind"] == "init")
+    assert event["drawn"] == [] and event["dropped"] == ["embed.masked"]
+
+
+@pytest.mark.slow
+def test_merged_weights_are_the_same_on_any_layout(home: Path, tmp_path: Path, ranks: RankPools) -> None:
+    """Of a run with LoRA that itself began from one."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train_here(tuned(home, first, "lora", model={"classes": CLASSES}, train={"steps": 4}))
+    model = {"init_from": str(first), "classes": CLASSES}
+    assert train_here(tuned(home, second, "lora", model=model, train={"steps": 4}))
+    expected = dict(load_model(reading.load(second), newest(second)).named_parameters())
+    model = {**VISION, "head": "classes", "classes": CLASSES}
+    for world, parallel in ((2, {"zero": 3}), (4, {"pp": 2, "tp": 2})):
+        case = PictureCase(
+            model=model,
+            objective={"kind": "classification"},
+            tokens=False,
+            parallel=parallel,
+            global_batch=8,
+            micro_batch=1,
+        )
+        found = assemble(ranks(world).run(begun, case, str(second)))
+        for name, tensor in expected.items():
+            assert torch.equal(found[f"model.{name}"], tensor), (parallel, name)
+
+
+def test_layers_that_cannot_be_merged_are_no_beginning(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_here(tuned(home, tmp_path / "first", "lora", train={"steps": 2}))
-    again = tuned(home, tmp_path / "second", "lora", model={"init_from": str(tmp_path / "first")})
+    assert train_here(tuned(home, tmp_path / "bottleneck", "adapters", train={"steps": 2}))
+    again = tuned(home, tmp_path / "again", "lora", model={"init_from": str(tmp_path / "bottleneck")})
     capfd.readouterr()  # the first run's figures
     code, line = failure(capfd, "finetune", str(again))
-    assert code == 2 and "germinal export --merge" in line
+    assert code == 2 and "finetune.method=adapters, whose layers cannot be merged into the model" in line

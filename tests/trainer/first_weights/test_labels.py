@@ -66,8 +66,10 @@ def test_a_folder_with_other_labels_is_one_line(tmp_path: Path) -> None:
     check_labels(["cat", "dog"], source, TAKEN, ["head"])
     check_labels([], source, TAKEN, ["head"])
     check_labels(["fish"], source, DRAWN, ["head"])
-    with pytest.raises(ValueError, match=r"class 1 is 'dog' there, and 'fish' in the corpora, and 'fish' is a "
-                       r"label that its config does not have: [^\n]*drawn anew$"):  # fmt: skip
+    new = (
+        r"class 1 is 'dog' there, and 'fish' in the corpora, and 'fish' is a label that its config does not "
+    )
+    with pytest.raises(ValueError, match=new + r"have: [^\n]*drawn anew$"):
         check_labels(["cat", "fish"], source, TAKEN, ["head"])
     with pytest.raises(ValueError, match=r"class 0 is 'cat' there, and 'dog' in the corpora: prepare"):
         check_labels(["dog", "cat"], source, TAKEN, ["head"])

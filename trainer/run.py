@@ -21,8 +21,8 @@ from trainer.decide import Decision, Then
 from trainer.evaluation.best import Best, open_best
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.opening import open_evaluator
-from trainer.first_weights.base import fill_frozen, open_base
-from trainer.first_weights.fill import begin
+from trainer.first_weights.fill import begin, fill_frozen
+from trainer.first_weights.open import open_base
 from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter

@@ -94,8 +94,7 @@ class Manifest:
     dtype: type of the ids in the shards, a key of DTYPES.
     block_documents: documents of a block, at most; see `data.corpus.corpus`.
     shards: all shards, in order.
-    prepare, sources: how the corpus was made and from what. For people, except for `has_template` and
-        `tags`.
+    prepare, sources: how the corpus was made, from what: for people, `has_template` and `Stream.tags`.
     columns, classes, media: what the indexes hold beyond the first four rows, as in
         `data.corpus.columns.Columns`; empty for a corpus of text without labels.
     """
@@ -153,11 +152,6 @@ class Manifest:
     def has_template(self) -> bool:
         """Whether the tokenizer's template is around each document; not in corpora of earlier versions."""
         return "template" in self.prepare.get("settings", {})
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The names of the tags of words, by their numbers; empty where the corpus has none."""
-        return tuple(self.prepare.get("settings", {}).get("tag_name") or ())
 
     @property
     def ids(self) -> tuple[str, int, str]:

@@ -127,7 +127,8 @@ class Stream:
     @property
     def tags(self) -> tuple[str, ...]:
         """The names of the tags of words; empty where no source states any."""
-        return next((found for source in self.sources if (found := source.corpus.manifest.tags)), ())
+        recipes = (source.corpus.manifest.prepare.get("settings", {}) for source in self.sources)
+        return next((tuple(found) for recipe in recipes if (found := recipe.get("tag_name"))), ())
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.newest import damage, newest
 from trainer.checkpoint.resume import load_state
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.base import fill_frozen, open_base
-from trainer.first_weights.fill import begin
+from trainer.first_weights.fill import begin, fill_frozen
+from trainer.first_weights.open import open_base
 from trainer.process import threads
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.run import open_steps

@@ -21,7 +21,7 @@ from trainer.export.tokenizer_files import SpecialTokens, special_tokens, tokeni
 from trainer.export.weights import DTYPES, Written, write_weights
 from trainer.first_weights.checkpoint_source import PREFIX
 from trainer.first_weights.labels import labels_at
-from trainer.first_weights.merged_source import whole_weights
+from trainer.first_weights.open import whole_weights
 from trainer.folder import run_folder
 from trainer.huggingface import choose
 from trainer.huggingface.families import labels

@@ -17,7 +17,7 @@ from trainer.first_weights.adapter_source import AdapterSource
 from trainer.first_weights.checkpoint_source import PREFIX
 from trainer.first_weights.labels import check_labels
 from trainer.first_weights.match import Match, match
-from trainer.first_weights.open import open_source
+from trainer.first_weights.open import Base, open_source
 from trainer.first_weights.source import WeightSource, blocks
 from trainer.huggingface.adapter import open_adapter
 from trainer.models.config import init_from
@@ -67,6 +67,20 @@ def begin(
             dropped=list(found.dropped),
         )
     return source
+
+
+def fill_frozen(base: Base | None, chunks: Iterable[Chunk], cfg: RunConfig, ranks: Ranks) -> None:
+    """Fill chunks of frozen parameters, `Engine.frozen`; nothing without a base. Collective. An engine is to
+    be told by `load` afterwards.
+
+    RuntimeError where the source lacks one: it would stay as it was drawn.
+    """
+    if base is None:
+        return
+    chunks = list(chunks)
+    found = matched(chunks, base.source, cfg, ranks)
+    refuse_drawn(found, base.source, cfg)
+    ranks.together(lambda: fill(chunks, base.source, found))
 
 
 def _fill_from_adapter(chunks: Sequence[Chunk], cfg: RunConfig, base: str) -> None:

@@ -12,31 +12,11 @@ from torch import Tensor
 
 from trainer.checkpoint.store import read_tensor
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.base import check_base, open_base
 from trainer.first_weights.checkpoint_source import PREFIX, CheckpointSource
 from trainer.first_weights.source import WeightSource
 from trainer.models.config import ModelConfig
 from trainer.models.tuned.plan import LORA, is_added
 from trainer.ranks import Ranks
-
-
-def whole_weights(cfg: RunConfig, checkpoint: Path, ranks: Ranks | None = None) -> WeightSource:
-    """Return the weights of a run's model at a verified checkpoint. Collective where there are `ranks`.
-
-    ValueError where modules were added that are no part of the model's own; RuntimeError where the frozen
-    weights are not those that the checkpoint was trained beside.
-    """
-    if cfg.finetune.method == "adapters":
-        raise ValueError(
-            "finetune.method=adapters: its layers have an activation between them, so they cannot be merged: "
-            "export them apart"
-        )
-    own = CheckpointSource(checkpoint, cfg.model)
-    base = open_base(cfg, ranks or Ranks(), run=checkpoint.parent.parent)
-    if base is None:
-        return own
-    check_base(base, checkpoint)
-    return MergedSource(own, base.source, checkpoint, cfg)
 
 
 class MergedSource:

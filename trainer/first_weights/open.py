@@ -1,15 +1,26 @@
-"""`model.init_from` → the source of the first weights."""
+"""`model.init_from` → the source of the first weights; and the frozen weights of a run, which are read from
+there at every start and known by their hash.
+"""
 
 from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.newest import damage, newest
 from trainer.config import first_keys, reading
 from trainer.config.first_keys import Origin
+from trainer.config.run_config import RunConfig
 from trainer.first_weights.checkpoint_source import CheckpointSource
 from trainer.first_weights.huggingface_source import HuggingFaceSource
+from trainer.first_weights.merged_source import MergedSource
 from trainer.first_weights.source import WeightSource
+from trainer.models.config import init_from
 from trainer.ranks import Ranks, on_every_rank
+from trainer.state import Identity
 
 
 def open_source(given: str, ranks: Ranks | None = None) -> WeightSource:
@@ -29,9 +40,6 @@ def open_source(given: str, ranks: Ranks | None = None) -> WeightSource:
     checkpoint = folders.step_folder(place.folder / "checkpoints", step)
     cfg = ranks.together(lambda: reading.load(place.folder))
     if cfg.finetune.freezes:
-        # Which opens a base by this function.
-        from trainer.first_weights.merged_source import whole_weights
-
         return whole_weights(cfg, checkpoint, ranks)
     return ranks.together(lambda: CheckpointSource(checkpoint, first_keys.model_of(place)))
 
@@ -55,3 +63,76 @@ def _verified_step(given: str, place: Origin, ranks: Ranks) -> int:
     if reason := damage(folders.step_folder(root, place.step), ranks):
         raise on_every_rank(RuntimeError(f"model.init_from={given}: {reason}"))
     return place.step
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the frozen parameters are read from.
+
+    source: the weights.
+    hash: of all of them.
+    """
+
+    source: WeightSource
+    hash: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return what a checkpoint keeps of it; see `trainer.state.Identity`."""
+        return {"where": self.source.where, "hash": self.hash}
+
+
+def open_base(cfg: RunConfig, ranks: Ranks, *, run: Path | None = None) -> Base | None:
+    """Open the source of a run's frozen weights; None where it has none. Collective.
+
+    run: the run folder; None: the config's. Where `model.init_from` is a run without a step, the step that
+        the run's checkpoints were trained beside is taken again.
+
+    Raises as `open_source` does.
+    """
+    if not cfg.finetune.freezes:
+        return None
+    given = ranks.on_rank_zero(lambda: _pinned(init_from(cfg.model), run or cfg.folder))
+    source = open_source(given, ranks)
+    return Base(source, source.digest(ranks))
+
+
+def check_base(base: Base | None, checkpoint: Path) -> None:
+    """RuntimeError where a checkpoint was trained beside other frozen weights."""
+    if base is not None:
+        identity: dict[str, Any] = json.loads((checkpoint / folders.STATE).read_bytes())["identity"]
+        Identity(base=base.to_json()).check_base(identity, str(checkpoint))
+
+
+def whole_weights(cfg: RunConfig, checkpoint: Path, ranks: Ranks | None = None) -> WeightSource:
+    """Return the weights of a run's model at a verified checkpoint. Collective where there are `ranks`.
+
+    ValueError where modules were added that are no part of the model's own; RuntimeError where the frozen
+    weights are not those that the checkpoint was trained beside.
+    """
+    if cfg.finetune.method == "adapters":
+        raise ValueError(
+            "finetune.method=adapters: its layers have an activation between them, so they cannot be merged: "
+            "export them apart"
+        )
+    own = CheckpointSource(checkpoint, cfg.model)
+    base = open_base(cfg, ranks or Ranks(), run=checkpoint.parent.parent)
+    if base is None:
+        return own
+    check_base(base, checkpoint)
+    return MergedSource(own, base.source, checkpoint, cfg)
+
+
+def _pinned(given: str, folder: Path) -> str:
+    """Return RUN@STEP for a RUN that a checkpoint under `folder` was trained beside; else `given`."""
+    root = folder / "checkpoints"
+    if not (Path(given) / "checkpoints").is_dir():
+        return given
+    for step in folders.steps(root):
+        try:
+            identity = json.loads((folders.step_folder(root, step) / folders.STATE).read_bytes())["identity"]
+            where = Path(identity["base"]["where"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        same = where.parent.parent.resolve() == Path(given).resolve()
+        return f"{given}@{int(where.name.removeprefix('step-'))}" if same else given
+    return given

@@ -16,10 +16,9 @@ from parallel.torch_engine.parallelize import parallelize_for_decoding
 from parallel.world.runtime import Runtime
 from trainer.checkpoint.store import load
 from trainer.config.run_config import RunConfig
-from trainer.first_weights.base import check_base, fill_frozen, open_base
-from trainer.first_weights.fill import fill, matched, parameter_of
+from trainer.first_weights.fill import fill, fill_frozen, matched, parameter_of
 from trainer.first_weights.huggingface_source import HuggingFaceSource
-from trainer.first_weights.merged_source import whole_weights
+from trainer.first_weights.open import check_base, open_base, whole_weights
 from trainer.first_weights.source import WeightSource
 from trainer.huggingface.folder import is_folder
 from trainer.models.build import build_model

@@ -46,19 +46,18 @@ class Totals:
     """What the one reduction of a step sums over all ranks.
 
     grad_squares: Σ gradient², scaled as the gradients are.
-    stop: number of ranks that were asked to stop.
-    exchange: number of ranks that ask for an exchange.
-    loss_sum, count: of the global batch.
+    stop, exchange: numbers of ranks that were asked to stop, and that ask for an exchange.
     unweighted: targets of an objective that weighs them, each counted as 1.
+    loss_sum, count: of the global batch.
     sources: (loss_sum, count) of each data source.
     """
 
     grad_squares: float
     stop: float
     exchange: float
+    unweighted: float
     loss_sum: float
     count: float
-    unweighted: float
     sources: BySource
 
 
@@ -202,8 +201,7 @@ class TorchEngine:
         if self._layout.world > 1:
             dist.all_reduce(sums.packed)
         grad_squares, stops, exchanges, targets, *rest = sums.packed.tolist()
-        loss_sum, count, sources = unpack(rest)
-        return Totals(grad_squares, stops, exchanges, loss_sum, count, targets, sources)
+        return Totals(grad_squares, stops, exchanges, targets, *unpack(rest))
 
     def _update(self, lr: float, factor: float) -> None:
         """One optimiser step with gradients × factor."""

@@ -7,7 +7,7 @@ import pytest
 
 from trainer.config.transferring import TransferConfig
 from trainer.transfer import plan, table
-from trainer.transfer.labels import shuffled
+from trainer.transfer.labels import shuffled, stratified
 from trainer.transfer.plan import PRETRAINED, RANDOM, VALIDATION, Trial
 from trainer.transfer.records import Records
 
@@ -54,6 +54,17 @@ def test_an_order_is_a_permutation_that_the_key_decides_alone() -> None:
     assert shuffled(numbers, "labels 0") == shuffled(list(reversed(numbers)), "labels 0")
     assert shuffled(numbers, "labels 0")[:5] == [83, 50, 1, 73, 93]  # the same for ever
     assert shuffled(numbers, "labels 0") != shuffled(numbers, "labels 1")
+
+
+def test_labels_take_a_document_of_each_class_in_turn_as_long_as_there_is_one() -> None:
+    classes = [0] * 20 + [1] * 3 + [2] * 10
+    order = stratified(range(33), classes, "labels 0")
+    assert sorted(order) == list(range(33))
+    taken = [classes[number] for number in order]
+    assert [sorted(taken[at : at + 3]) for at in (0, 3, 6)] == [[0, 1, 2]] * 3
+    assert len({tuple(taken[at : at + 3]) for at in (0, 3, 6)}) > 1  # not always the same class first
+    assert sorted(taken[9:23]) == [0] * 7 + [2] * 7 and taken[23:] == [0] * 10
+    assert stratified(range(33), classes, "labels 1")[:5] != order[:5]
 
 
 def test_a_difference_wins_by_the_rule_alone() -> None:

@@ -1,4 +1,4 @@
-"""`germinal transfer` on handwritten digits, killed on the way: what is pre-trained wins, with each method."""
+"""`germinal transfer` on handwritten digits, killed on the way: pre-training wins, with each method."""
 
 import json
 import os

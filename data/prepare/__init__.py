@@ -3,10 +3,11 @@
     SOURCE …                                     sources/            files, their kinds and encodings
        │
     units                                        units.py            ranges of files, one worker's work
-       │                                         workers.py          processes that run them
+       │                                         engines/            processes and machines that run them
        │   readers → documents → cleaning        readers/ cleaning/  document.py
        │
        ├── survey → spools → duplicates          survey.py spool.py  first pass, only if needed
+       │                                         duplicates/
        │
        ├── encode → shards of each unit          encode.py           the pass that always is
        │

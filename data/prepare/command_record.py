@@ -26,7 +26,7 @@ from data.tokenizer import training
 COMMAND = "plan.json"
 # The version of how sources are cut into units, read and encoded. Any change to these raises it: units that
 # an older version finished and units of this one would not be parts of one corpus.
-VERSION = 4
+VERSION = 5
 # Kinds of file that the first version took for text.
 _ONCE_TEXT = {"json": "text", "ids": "text"}
 _WRITTEN = (MANIFEST, "tokenizer.json", "shard-*.tar", "shard-*.idx.npy")

@@ -8,6 +8,7 @@ NNNNNN is the unit, SSSS a segment: the shards of both sides that are closed tog
 
 import functools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,15 @@ from data.corpus.columns import FIRST_TEXT
 from data.corpus.shards import TokenShardWriter
 from data.prepare.cleaning import clean
 from data.prepare.document import Document
-from data.prepare.preparation import HELDOUT, TRAIN, Preparation, is_heldout, unit_documents, write_json
+from data.prepare.preparation import (
+    HELDOUT,
+    TRAIN,
+    Preparation,
+    attempt_folder,
+    is_heldout,
+    unit_documents,
+    write_json,
+)
 from data.prepare.report.composition import Profile
 from data.prepare.survey import surviving
 from data.prepare.tally import Tally
@@ -48,7 +57,14 @@ def encode_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
     if record.exists():
         advance(-1)
         return
-    segments = _Segments(preparation, unit)
+    with attempt_folder(record) as folder:
+        write_json(record, {"segments": _encoded(preparation, unit, folder, advance)})
+    advance(-1)
+
+
+def _encoded(preparation: Preparation, unit: Unit, folder: Path, advance: Advance) -> list[dict[str, Any]]:
+    """Write the shards of a unit; return the records of its segments. `folder`: for unfinished files."""
+    segments = _Segments(preparation, unit, folder)
     tally = Tally()
     keep = clean.cleaner(preparation.recipe, preparation.evaluation)
     if preparation.surveyed:
@@ -77,8 +93,7 @@ def encode_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
         if document.ids is not None and _is_no_text(document.ids, segments.encoder):
             tally.add("noted.ids_of_no_text", 0, document.where)
     segments.seal(-1, tally)
-    write_json(record, {"segments": segments.records})
-    advance(-1)
+    return segments.records
 
 
 _ENCODED_AT_ONCE_BYTES = 1 << 19
@@ -93,15 +108,17 @@ class _Segments:
     """The segments of one unit: shards of the training and the held-out side, closed together when either is
     full.
 
+    folder: where this attempt at the unit writes a segment, until it is moved among the units' shards.
     encoder: of the corpus's tokenizer.
     records: of the finished segments, those of a killed attempt included.
     first: the ordinal, within the unit, of the first document that is in no finished segment.
     tried: whether a text of the segment was decoded again.
     """
 
-    def __init__(self, preparation: Preparation, unit: Unit) -> None:
+    def __init__(self, preparation: Preparation, unit: Unit, folder: Path) -> None:
         self.preparation = preparation
         self.unit = unit
+        self.folder = folder
         self.encoder = _encoder_of(preparation.tokenizer, preparation.recipe.separator)
         self._begin()
         self.records: list[dict[str, Any]] = []
@@ -145,7 +162,8 @@ class _Segments:
         self._check_round_trip([row[0].ids for row in rows])
         for parts, (side, ordinal, document, text_bytes) in zip(rows, self.waiting):
             if side not in self.writers:
-                self.writers[side] = TokenShardWriter(self._path(f"{side}.tar"), self.encoder.dtype)
+                path = self.folder / self._path(f"{side}.tar").name
+                self.writers[side] = TokenShardWriter(path, self.encoder.dtype)
             for number, (tokens, origin) in enumerate(parts):
                 # The text is counted once, with the first of its parts.
                 key = f"{self.unit.number:06d}-{ordinal:09d}" + f"-{number:04d}" * bool(number)
@@ -202,9 +220,13 @@ class _Segments:
         """
         self._write()
         writers = sorted(self.writers.items())
+        shards = {side: writer.close() for side, writer in writers}
+        for shard in shards.values():
+            for name in (shard.index_file, shard.file):
+                os.replace(self.folder / name, self._path("").with_name(name))
         record = {
             "next": following,
-            "shards": {side: asdict(writer.close()) for side, writer in writers},
+            "shards": {side: asdict(shard) for side, shard in shards.items()},
             "columns": {side: asdict(writer.columns) for side, writer in writers},
             "classes": {side: writer.class_numbers for side, writer in writers},
             "profiles": {side: profile.as_dict() for side, profile in self.profiles.items()},

@@ -3,7 +3,11 @@ side of the corpus a document is on.
 """
 
 import json
+import os
+import secrets
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from data.prepare.units import Unit
 
 # The two sides of a corpus.
 TRAIN, HELDOUT = "train", "heldout"
+DRAFT = ".tmp"  # of names of files and folders that an attempt at a task has not finished
 
 
 class NothingLeft(ValueError):
@@ -119,4 +124,41 @@ def is_heldout_identity(identity: bytes, share: float) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Create or replace a JSON file of the scratch folder in one step, durably."""
-    write_atomically(path, json.dumps(value).encode(), draft=path.with_name(f"{path.name}.tmp"))
+    write_atomically(path, json.dumps(value).encode(), draft=_draft(path))
+
+
+@contextmanager
+def rename_into(path: Path) -> Iterator[Path]:
+    """Give a name to write to, and rename it to `path` at the end: two attempts at a task, perhaps on two
+    machines of which one is thought dead, write the same bytes and never into one file.
+    """
+    draft = _draft(path)
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def attempt_folder(record: Path) -> Iterator[Path]:
+    """Give a folder beside a task's record, for this attempt's files until they are moved."""
+    folder = _draft(record)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_drafts(scratch: Path) -> None:
+    """Remove what killed attempts have left."""
+    for path in [*scratch.glob(f"*{DRAFT}"), *scratch.glob(f"*/*{DRAFT}")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{DRAFT}")

@@ -12,8 +12,8 @@ goes on. Without its manifest a folder is no corpus, so a killed `prepare` never
 
 Memory does not grow with the input: a worker holds one batch of documents (each at most
 `max_document_bytes`; their pictures take 8 MiB together, or one does that is larger) and the index columns of
-the shard it writes; spools, signatures and shards are streams on disk. The main process holds the list of
-files, and 25 bytes for each document while it sorts exact duplicates, 30 for near ones.
+the shard it writes, or the keys of a share of documents that it compares with others; spools, signatures and
+shards are streams on disk. The main process holds the list of files and of units.
 """
 
 import errno
@@ -41,18 +41,19 @@ from data.prepare.command_record import (
     settings_of,
     spool_stdin,
 )
+from data.prepare.duplicates.find import find
 from data.prepare.embedded import names
 from data.prepare.encode import cleaned_documents, encode_unit
+from data.prepare.engines.chosen import check_engine, started
 from data.prepare.finish import finish
-from data.prepare.preparation import Preparation, is_heldout, write_json
+from data.prepare.preparation import Preparation, clear_drafts, is_heldout, write_json
 from data.prepare.recipe import Recipe, for_task
 from data.prepare.report.outcome import PrepareReport, report_of
 from data.prepare.report.progress import Progress
 from data.prepare.sources import sources as inputs
-from data.prepare.survey import find_duplicates, survey_unit
+from data.prepare.survey import survey_unit
 from data.prepare.tasks import chat
-from data.prepare.units import Advance, Unit, cut_into_units
-from data.prepare.workers import run_units, warm_up
+from data.prepare.units import Advance, Run, Unit, cut_into_units
 from data.tokenizer import encoder, loading, training
 from data.tokenizer.folders import tokenizer_file
 
@@ -70,6 +71,7 @@ def prepare(
     train_tokenizer: int | None = None,
     heldout: float = 0.0,
     workers: int = 0,
+    on: str = "local",
     recipe: Recipe | None = None,
     progress: bool = True,
 ) -> PrepareReport:
@@ -83,6 +85,8 @@ def prepare(
     train_tokenizer: instead of `tokenizer`, train one of so many tokens on the training side.
     heldout: share that is held out, in [0, 1).
     workers: number of processes; 0 for one each core. The output is the same bytes for any number.
+    on: what runs them: "local", this machine; "ray", a Ray that is started on it; "ray:HOST:PORT", a Ray
+        cluster of which this machine is a node. The output is the same bytes on any.
     recipe: all other settings.
     progress: show the progress bar?
 
@@ -93,7 +97,7 @@ def prepare(
     tokenizer, train_tokenizer = tokenizer_file(made.tokenizer), made.train_tokenizer
     preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
     tokens = preconditions.token_ids(tokenizer, recipe)
-    workers = workers or len(os.sched_getaffinity(0))
+    check_engine(on)
     out = Path(out)
     scratch = out / SCRATCH
     with ExitStack() as stack:
@@ -125,13 +129,14 @@ def prepare(
         units = cut_into_units(files, _unit_bytes(total, recipe), recipe)
         surveyed = _needs_survey(recipe, train_tokenizer, scratch)
         preparation = Preparation(scratch, recipe, heldout, surveyed, no_tokenizer=not has_tokenizer)
-        warm_up(min(workers, len(units)))
-        _survey(preparation, units, workers, bar)
+        clear_drafts(scratch)
+        run = stack.enter_context(started(on, workers, len(units), scratch))
+        _survey(preparation, units, run, bar)
         if not preparation.tokenizer.exists():
             _make_tokenizer(preparation, units, tokenizer, train_tokenizer, bar)
         (scratch / "units").mkdir(exist_ok=True)
         bar.phase("tokenising", sum(unit.bytes for unit in units))
-        run_units(encode_unit, preparation, units, workers, bar.advance)
+        run(encode_unit, preparation, units, bar.advance)
         check_unchanged(files, out)
         finish(preparation, units, out, settings, split=bool(heldout or recipe.heldout_match))
         write_json(scratch / COMMAND, {**command, "complete": True})
@@ -139,15 +144,15 @@ def prepare(
     return report_of(out, files)
 
 
-def _survey(preparation: Preparation, units: list[Unit], workers: int, bar: Progress) -> None:
+def _survey(preparation: Preparation, units: list[Unit], run: Run, bar: Progress) -> None:
     """What comes before a document is tokenised: the evaluation texts, and the first pass, if needed."""
     if preparation.recipe.decontaminate and not preparation.evaluation.exists():
         write_evaluation_runs(preparation.recipe, preparation.evaluation)
     if preparation.surveyed:
         (preparation.scratch / "survey").mkdir(exist_ok=True)
         bar.phase("cleaning", sum(unit.bytes for unit in units))
-        run_units(survey_unit, preparation, units, workers, bar.advance)
-        find_duplicates(preparation, units)
+        run(survey_unit, preparation, units, bar.advance)
+        find(preparation, units, run)
 
 
 def _clear(scratch: Path) -> None:

@@ -1,14 +1,17 @@
 """The survey: the first of two passes, where deduplication or the training of a tokenizer needs one.
 
     unit → cleaned documents → OUT/.prepare/survey/NNNNNN.arrow            the spool
-                             → …/NNNNNN.content.npy, NNNNNN.minhash.npy    hashes of the documents
-    all units → find_duplicates → …/NNNNNN.keep.npy                        which documents stay
+                             → …/NNNNNN.content.bin, NNNNNN.minhash.bin    hashes of the documents
+    all units → data.prepare.duplicates → …/duplicates/                    which documents stay
 
 The corpus is cleaned once, on all cores; the second pass (`data.prepare.encode`) reads the spools.
 """
 
 import json
+import math
+import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,9 @@ import xxhash
 from data.prepare import spool
 from data.prepare.cleaning import clean, dedup
 from data.prepare.document import Document
-from data.prepare.preparation import Preparation, unit_documents, write_json
+from data.prepare.duplicates import verdicts
+from data.prepare.duplicates.shares import CONTENT, SIGNATURES
+from data.prepare.preparation import Preparation, rename_into, unit_documents, write_json
 from data.prepare.tally import Tally
 from data.prepare.units import Advance, Unit
 
@@ -28,15 +33,20 @@ def survey_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
     if record.exists():
         advance(-1)
         return
-    near = (
-        dedup.bands(preparation.recipe.near_threshold) if preparation.recipe.deduplicate == "near" else (0, 0)
-    )
-    contents: list[tuple[int, int, int]] = []
-    minhashes: list[np.ndarray] = []
-    nothing = np.zeros(near[0] * near[1], np.uint32)
-    tally = Tally()
+    permutations = 0
+    if preparation.recipe.deduplicate == "near":
+        permutations = math.prod(dedup.bands(preparation.recipe.near_threshold))
+    nothing = np.zeros(permutations, np.uint32)
+    tally, documents = Tally(), 0
     keep = clean.cleaner(preparation.recipe, preparation.evaluation)
-    with spool.SpoolWriter(record.with_suffix(".arrow")) as kept:
+    with ExitStack() as stack:
+
+        def renamed(suffix: str) -> Path:
+            return stack.enter_context(rename_into(record.with_suffix(suffix)))
+
+        content = stack.enter_context(open(renamed(f".{CONTENT}"), "wb"))
+        minhash = stack.enter_context(open(renamed(f".{SIGNATURES}"), "wb")) if permutations else None
+        kept = stack.enter_context(spool.SpoolWriter(renamed(".arrow")))
         for document in unit_documents(preparation, unit, tally):
             size = len(document.text)
             advance(size)
@@ -44,33 +54,22 @@ def survey_unit(preparation: Preparation, unit: Unit, advance: Advance) -> None:
             if not keep(document, tally):
                 continue
             kept.add(document)
+            documents += 1
             high, low = divmod(xxhash.xxh3_128_intdigest(document.content), 1 << 64)
-            contents.append((high, low, len(document.text)))
-            if len(nothing):
-                found = dedup.signature(document.text, len(nothing)) if document.is_text else None
-                minhashes.append(nothing if found is None else found)
-    columns = np.array(contents, np.uint64).reshape(-1, 3).T
-    np.save(record.with_suffix(".content.npy"), np.ascontiguousarray(columns), allow_pickle=False)
-    np.save(record.with_suffix(".minhash.npy"), np.array(minhashes, np.uint32).reshape(-1, len(nothing) or 1))
-    write_json(record, {"tally": tally.as_dict()})
+            content.write(struct.pack("<3Q", high, low, len(document.text)))
+            if minhash is not None:
+                found = dedup.signature(document.text, permutations) if document.is_text else None
+                minhash.write((nothing if found is None else found).tobytes())
+    write_json(record, {"tally": tally.as_dict(), "documents": documents})
     advance(-1)
-
-
-def find_duplicates(preparation: Preparation, units: list[Unit]) -> None:
-    """Decide over the whole corpus which documents are left out as duplicates, if no attempt has yet."""
-    survey = preparation.scratch / "survey"
-    if preparation.recipe.deduplicate and not (survey / "duplicates.json").exists():
-        threshold = preparation.recipe.near_threshold if preparation.recipe.deduplicate == "near" else None
-        dedup.write_tally(survey, dedup.find(survey, [unit.number for unit in units], threshold))
 
 
 def surviving(preparation: Preparation, unit: Unit) -> Iterator[tuple[int, Document]]:
     """Yield (place in the spool, document) of a unit's documents that are no duplicates."""
     record = preparation.record(unit, "survey")
-    keep = record.with_suffix(".keep.npy")
-    verdicts = np.load(keep) if preparation.recipe.deduplicate else None
+    found = verdicts.of_unit(preparation, unit) if preparation.recipe.deduplicate else None
     for place, document in enumerate(spool.read(record.with_suffix(".arrow"))):
-        if verdicts is None or verdicts[place] == dedup.KEPT:
+        if found is None or found[place] == dedup.KEPT:
             yield place, document
 
 
@@ -80,7 +79,6 @@ def tally_of(preparation: Preparation, units: list[Unit]) -> Tally:
     if preparation.surveyed:
         for unit in units:
             tally.merge(json.loads(preparation.record(unit, "survey").read_text())["tally"])
-        found: Path = preparation.scratch / "survey" / "duplicates.json"
-        if found.exists():
-            tally.merge(json.loads(found.read_text()))
+        if preparation.recipe.deduplicate:
+            tally.merge(verdicts.found(preparation))
     return tally

@@ -8,8 +8,9 @@ number of workers or on where they run, and shards never span units: so the outp
 many processes work on it, and a killed run can go on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from data.opening import naming, open_bytes
 from data.prepare.recipe import Recipe
@@ -23,6 +24,32 @@ BY_RANGE = ("text", "jsonl", "fasta", "ids")
 # Called with about how many more bytes of the unit's input are done (of a text, its characters); −1: all that
 # is left.
 Advance = Callable[[int], None]
+
+
+class Task(Protocol):
+    """A part of the work that one worker does at a time: a unit, or a share of documents.
+
+    number: the place among all tasks of its kind, from 0.
+    bytes: the size of the work.
+    is_remote: does it read from a server, whose failures pass?
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def is_remote(self) -> bool: ...
+
+
+# (preparation, task, advance): does one task. A second call for a task goes on where a failed one stopped;
+# calls at the same time do no harm.
+TaskFunction = Callable[[Any, Any, Advance], None]
+# (function, preparation, tasks, advance): calls the function for every task, in any order and in any process;
+# `advance` is called in this one.
+Run = Callable[[TaskFunction, Any, Sequence[Task], Advance], None]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def add_command(add: options.AddCommand) -> None:
     parser.add_argument(
         "--workers", type=options.count, default=0, metavar="N", help="processes (default: one a core)"
     )
+    on = "what runs the processes: local (default), ray (started here), ray:HOST:PORT or ray:auto (a cluster)"
+    parser.add_argument("--on", default="local", metavar="ENGINE", help=on)
     options.add_json(parser)
     options.add_fields(parser, Recipe, "reading, cleaning and writing", ABOUT)
     parser.set_defaults(run=prepare, rest="sources")
@@ -59,6 +61,7 @@ def prepare(args: argparse.Namespace) -> int:
         train_tokenizer=args.train_tokenizer,
         heldout=args.heldout,
         workers=args.workers,
+        on=args.on,
         recipe=options.from_fields(args, Recipe),
     )
     if args.json:

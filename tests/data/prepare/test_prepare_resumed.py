@@ -47,7 +47,7 @@ def test_a_crash_before_any_rename_leaves_nothing_that_looks_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step is closed by one rename, so dying before each of them in turn is dying everywhere."""
-    write_texts(tmp_path / "texts", count=16)
+    write_texts(tmp_path / "texts", count=12)
     settings = {"filters": ["gopher_repetition"], "deduplicate": "exact", "shard_bytes": 6 << 10}
     run(tmp_path, "whole", **settings)
     whole = tree(tmp_path / "whole")

@@ -95,20 +95,6 @@ def test_signatures_estimate_the_similarity() -> None:
     assert dedup.signature("four words are few", 128) is None
 
 
-def test_many_shares_of_the_sort_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    content = rng.integers(0, 12, (3, 400), dtype=np.uint64)
-    begins = np.array([0, 150, 400])
-    parts = [content[:, :150], content[:, 150:]]
-    seen: set[tuple[int, int]] = set()
-    slow = [(pair := (int(h), int(low))) in seen or bool(seen.add(pair)) for h, low in content[:2].T]
-    for at_once in (1 << 22, 100, 7):
-        monkeypatch.setattr(dedup, "_SORTED_AT_ONCE", at_once)
-        verdicts = np.zeros(400, np.uint8)
-        dedup._mark_same(parts, begins, verdicts)
-        assert (verdicts == dedup.SAME).tolist() == slow
-
-
 def test_the_data_card_says_what_went_and_why(tmp_path: Path) -> None:
     rng = random.Random(3)
     texts = [" ".join(words(30, rng)) for _ in range(60)]

@@ -125,15 +125,13 @@ def prepare(
         command = {"version": VERSION, "settings": settings, "input": input_hash(files), "complete": False}
         begin(scratch, command, out)
         stack.enter_context(given_up(scratch))
-        total = sum(file.bytes for file in files)
-        units = cut_into_units(files, _unit_bytes(total, recipe), recipe)
+        units = cut_into_units(files, _unit_bytes(files, recipe), recipe)
         surveyed = _needs_survey(recipe, train_tokenizer, scratch)
-        preparation = Preparation(scratch, recipe, heldout, surveyed, no_tokenizer=not has_tokenizer)
+        preparation = Preparation(scratch.absolute(), recipe, heldout, surveyed, not has_tokenizer)
         clear_drafts(scratch)
         run = stack.enter_context(started(on, workers, len(units), scratch))
         _survey(preparation, units, run, bar)
-        if not preparation.tokenizer.exists():
-            _make_tokenizer(preparation, units, tokenizer, train_tokenizer, bar)
+        _make_tokenizer(preparation, units, tokenizer, train_tokenizer, bar)
         (scratch / "units").mkdir(exist_ok=True)
         bar.phase("tokenising", sum(unit.bytes for unit in units))
         run(encode_unit, preparation, units, bar.advance)
@@ -188,8 +186,9 @@ def _naming_full_disk(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _unit_bytes(total: int, recipe: Recipe) -> int:
+def _unit_bytes(files: list[inputs.InputFile], recipe: Recipe) -> int:
     """The size of a unit: a full shard; less for a small corpus, so that many workers have some to do."""
+    total = sum(file.bytes for file in files)
     return min(recipe.shard_bytes, max(_SMALLEST_UNIT_BYTES, total // _UNITS_OF_A_SMALL_CORPUS))
 
 
@@ -204,6 +203,9 @@ def _needs_survey(recipe: Recipe, train_tokenizer: int | None, scratch: Path) ->
 def _make_tokenizer(
     preparation: Preparation, units: list[Unit], given: Path | str | None, vocab: int | None, bar: Progress
 ) -> None:
+    """Train or load the corpus's tokenizer, unless a killed attempt has."""
+    if preparation.tokenizer.exists():
+        return
     if vocab is not None:
         limit = preparation.recipe.train_bytes
         bar.phase("training tokenizer", min(limit, sum(unit.bytes for unit in units)))

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import inspect
+import os
+import secrets
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -53,6 +55,8 @@ def prepare(args: argparse.Namespace) -> int:
     """Make a corpus, and print what came in and what went out."""
     from data.prepare.prepare import prepare
 
+    if args.on != "local":
+        _prepare_environment(args.on)
     args.started()
     report = prepare(
         args.sources,
@@ -74,6 +78,17 @@ def prepare(args: argparse.Namespace) -> int:
     for line in chain(_encodings(report.counts, report.examples), _tokenizer_losses(report)):
         print(line)
     return 0
+
+
+def _prepare_environment(on: str) -> None:
+    """Set what Ray takes from the environment alone, unless the user has."""
+    names = {"RAY_USAGE_STATS_ENABLED": "0"}  # or Ray reports each cluster to its makers
+    if on == "ray":
+        # Of a Ray that is started here: it would store a token in the user's home, and give up after 30 s.
+        names |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        names |= {"RAY_raylet_start_wait_time_s": "300"}
+    for name, value in names.items():
+        os.environ.setdefault(name, value)
 
 
 def _show_corpora(report: "PrepareReport", out: str) -> None:

@@ -8,7 +8,6 @@ signatures and shards are files.
 import functools
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -24,7 +23,6 @@ from data.prepare.units import Advance, Run, Task, TaskFunction
 # How often a task may lose its process or its node before the command ends.
 _DEATHS = 8
 _OBJECT_STORE_BYTES = 100 << 20  # the least that Ray takes is 75 MB; nothing large is put there
-_START_SECONDS = 300  # on a busy machine Ray's 30 s are too few
 _WAIT_SECONDS = 0.5
 _COUNT_CORES_SECONDS = 10.0
 _WAITING_PER_CORE = (
@@ -38,15 +36,11 @@ def connected(on: str, workers: int, scratch: Path) -> Iterator[Run]:
 
     Raises RuntimeError where there is no cluster at the address, or none can be started.
     """
+    import ray
+
     address = on.partition(":")[2]
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as stack:
-        for name, value in _environment(bool(address)).items():
-            if name not in os.environ:
-                os.environ[name] = value
-                stack.callback(os.environ.pop, name)
-        import ray
-
         if address:
             settings |= {"address": address}
         else:
@@ -67,15 +61,6 @@ def connected(on: str, workers: int, scratch: Path) -> Iterator[Run]:
             raise RuntimeError(f"--on {on}: {why}" + (f": {remedy}" if address else "")) from error
         stack.callback(ray.shutdown)
         yield functools.partial(_run, workers, same_everywhere.leave(scratch))
-
-
-def _environment(is_there: bool) -> dict[str, str]:
-    """What Ray takes from the environment, where the user has not set it."""
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}  # or Ray reports each cluster to its makers
-    # Ray would store a token in the user's home.
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    own |= {"RAY_raylet_start_wait_time_s": str(_START_SECONDS)}
-    return quiet if is_there else quiet | own
 
 
 def _run(

@@ -4,9 +4,11 @@ The bytes of a corpus depend on the libraries that read and tokenise; and a node
 under the name of the shared one would write units that nobody finds.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import secrets
 import socket
@@ -27,18 +29,20 @@ class Mark:
     """What a command has left in its folder, to be found there by all its processes.
 
     scratch: the folder.
+    working: the command's working folder, at which relative paths of sources start.
     key: drawn by this command.
     versions: name → version of what the bytes depend on, as pairs.
     """
 
     scratch: Path
+    working: Path
     key: str
     versions: tuple[tuple[str, str], ...]
 
 
 def leave(scratch: Path) -> Mark:
     """Leave a mark in the folder."""
-    mark = Mark(scratch.absolute(), secrets.token_hex(8), versions())
+    mark = Mark(scratch.absolute(), Path.cwd(), secrets.token_hex(8), versions())
     write_json(scratch / _MARK, mark.key)
     return mark
 
@@ -56,6 +60,8 @@ def check(mark: Mark) -> None:
             f"node {node} does not see {path} as this command has written it: --out must be on storage "
             "that all nodes share under one name (NFS, Lustre), as must the sources"
         )
+    with contextlib.suppress(OSError):  # it may be of this machine alone, where all paths are absolute
+        os.chdir(mark.working)
     mine = dict(versions())
     for name, version in mark.versions:
         if mine[name] != version:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from parallel.world.runtime import Runtime
 from trainer.config import evaluating, of_folder
@@ -181,11 +180,18 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def decode(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the text of `ids` in parts; a character whose bytes come in several tokens waits for the last."""
-    stream, written, so_far = DecodeStream(skip_special_tokens=True), 0, []
+    """Yield the text of `ids` in parts; a character whose bytes come in several tokens waits for the last.
+
+    A part is the text of its tokens behind those of the part before: some tokenizers write no space before a
+    text's first token. Not the library's `DecodeStream`, which ends in an error where bytes that are no UTF-8
+    change how those before them are shown, as SentencePiece's do.
+    """
+    shown: list[int] = []  # the tokens of the last part
+    waiting: list[int] = []
     for token in ids:
-        so_far.append(token)
-        if part := stream.step(tokenizer, token):
-            written += len(part)
-            yield part
-    yield tokenizer.decode(so_far)[written:]
+        waiting.append(token)
+        before, text = tokenizer.decode(shown), tokenizer.decode([*shown, *waiting])
+        if len(text) > len(before) and not text.endswith("\ufffd"):
+            yield text[len(before) :]
+            shown, waiting = waiting, []
+    yield tokenizer.decode([*shown, *waiting])[len(tokenizer.decode(shown)) :]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from tokenizers.processors import TemplateProcessing
 
 from data.tokenizer import training
@@ -26,6 +27,18 @@ def test_pieces_are_whole_characters(text: str) -> None:
     assert pieces == list(text)
     # What never becomes a character is shown as such at the end, not lost.
     assert "".join(decode(iter(ids[:-1]), tokenizer)) == tokenizer.decode(ids[:-1])
+
+
+def test_bytes_that_are_no_text_do_not_end_a_stream() -> None:
+    """A tokenizer of SentencePiece's kind shows a run of bytes anew when one more makes it no UTF-8."""
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256)), ("▁a", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    word, minus, euro = 257, 1 + 0x2D, [1 + byte for byte in "€".encode()]
+    assert "".join(decode(iter([word, word, *euro, word]), tokenizer)) == "a a€ a"
+    found = list(decode(iter([word, minus, 1 + 0xE2, 0, word]), tokenizer))
+    assert found[:2] == ["a", "-"] and found[-2].endswith(" a")
 
 
 @pytest.mark.parametrize(("tied", "eos"), [(True, 0), (False, 0), (False, 7)])

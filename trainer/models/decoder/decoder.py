@@ -93,7 +93,8 @@ class Decoder(nn.Module):
             for window in set(windows.values())
         }
         for key, block in self.layers.items():
-            x = block(x, shared[windows[key]], None if cache is None else cache.layer(key))
+            window = windows[key]
+            x = block(x, shared[window], None if cache is None else cache.layer(key, window))
         if self.norm is not None:
             x = self.norm(x)
         if self.head is None:
@@ -122,9 +123,11 @@ class Decoder(nn.Module):
         window: int,
         padding: Tensor | None,
     ) -> Tensor | BlockMask | None:
+        dropped = max(0, past - window + 1) if window else 0  # places that no new token sees
         if padding is not None:
-            return padded_mask(seq, past, window, padding, x.dtype)
+            return padded_mask(seq, past - dropped, window, padding - dropped, x.dtype)
         if past:
+            past -= dropped
             return resumed_mask(seq, past, window, x.dtype, x.device)
         return attention_mask(
             seq * self.sequence_ranks,

@@ -18,23 +18,41 @@ if TYPE_CHECKING:
 
 
 class LayerCache:
-    """Keys and values of one layer's past tokens, each [batch, limit, kv_heads, head_dim]."""
+    """Keys and values of one layer's past tokens, each [batch, places, kv_heads, head_dim].
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    limit: the most tokens of a row.
+    window: a token attends to those fewer than so many places away; 0: to all. With one, the cache has at
+        most 2 · window places: what no later token sees is dropped when they are full.
+
+    Attributes: `length`, tokens so far, those that were dropped included.
+    """
+
+    def __init__(self, limit: int, window: int = 0) -> None:
         self.length = 0
+        self._seen = min(limit, window - 1) if window else limit  # by the next token
+        self._places = min(limit, 2 * window) if window else limit
+        self._held = 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [batch, new, kv_heads, head_dim]; return everything so far."""
+        """Append [batch, new, kv_heads, head_dim]; return those and what they may see before them."""
         if self._keys is None or self._values is None:
-            shape = (keys.shape[0], self.limit, *keys.shape[2:])
+            shape = (keys.shape[0], self._places, *keys.shape[2:])
             self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
-        start, self.length = self.length, self.length + keys.shape[1]
-        self._keys[:, start : self.length] = keys
-        self._values[:, start : self.length] = values
-        return self._keys[:, : self.length], self._values[:, : self.length]
+        first, end = max(0, self._held - self._seen), self._held + keys.shape[1]
+        self.length += keys.shape[1]
+        if end <= self._places:
+            self._keys[:, self._held : end], self._values[:, self._held : end] = keys, values
+            self._held = end
+            return self._keys[:, first:end], self._values[:, first:end]
+        assert self._seen < self._places, "more tokens than the cache's limit"
+        keys = torch.cat((self._keys[:, first : self._held], keys), dim=1)
+        values = torch.cat((self._values[:, first : self._held], values), dim=1)
+        self._held = min(self._seen, keys.shape[1])
+        dropped = keys.shape[1] - self._held
+        self._keys[:, : self._held], self._values[:, : self._held] = keys[:, dropped:], values[:, dropped:]
+        return keys, values
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows of the batch alone, int64 [rows]."""
@@ -54,8 +72,11 @@ class KVCache:
         """Tokens cached so far, by the first layer: between forwards all layers have cached as many."""
         return next(iter(self._layers.values())).length if self._layers else 0
 
-    def layer(self, key: str) -> LayerCache:
-        return self._layers.setdefault(key, LayerCache(self.limit))
+    def layer(self, key: str, window: int = 0) -> LayerCache:
+        """Return a layer's; `window`: as of `LayerCache`."""
+        if key not in self._layers:
+            self._layers[key] = LayerCache(self.limit, window)
+        return self._layers[key]
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows of the batch alone, int64 [rows]."""

@@ -95,7 +95,7 @@ def resumed_mask(new: int, past: int, window: int, dtype: torch.dtype, device: t
 
 def padded_mask(new: int, past: int, window: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the additive causal mask [batch, 1, new, past + new] of rows whose first `padding` [batch]
-    tokens mean nothing: no other token attends to them.
+    tokens mean nothing: no other token attends to them. Negative: none do, and the cache has dropped some.
     """
     places = torch.arange(past + new, device=padding.device)
     seen = within(places[past:], places, window) & (places >= padding[:, None, None, None])

@@ -27,6 +27,8 @@ from common.files import write_atomically
 from data.corpus import columns as further
 from data.corpus.columns import Columns
 
+TEMPLATE = "chat_template"  # key of `Manifest.prepare`: the text of the template of a corpus of conversations
+TEMPLATE_FILE = "chat_template.jinja"  # the same, beside the tokenizer, where `transformers` looks for it
 MANIFEST = "manifest.json"
 FORMAT = "germinal-corpus"
 VERSION = 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.lock import take_lock
-from data.corpus.manifest import MANIFEST, file_sha256
+from data.corpus.manifest import MANIFEST, TEMPLATE_FILE, file_sha256
 from data.prepare import recipe as recipes
 from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, write_json
 from data.prepare.recipe import Recipe
@@ -29,7 +29,7 @@ COMMAND = "plan.json"
 VERSION = 5
 # Kinds of file that the first version took for text.
 _ONCE_TEXT = {"json": "text", "ids": "text"}
-_WRITTEN = (MANIFEST, "tokenizer.json", "shard-*.tar", "shard-*.idx.npy")
+_WRITTEN = (MANIFEST, "tokenizer.json", TEMPLATE_FILE, "shard-*.tar", "shard-*.idx.npy")
 _SIDES = {False: ("",), True: (f"{TRAIN}/", f"{HELDOUT}/")}
 _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 

@@ -128,6 +128,7 @@ class _Segments:
 
     def _begin(self) -> None:
         self.tried = False
+        self.noted = Tally()
         self.writers: dict[str, TokenShardWriter] = {}
         self.profiles = {TRAIN: Profile(), HELDOUT: Profile()}
         self.filled = {TRAIN: 0, HELDOUT: 0}
@@ -175,7 +176,7 @@ class _Segments:
     def _rows_of(self, document: Document) -> list[Row]:
         """What the corpus keeps of a document: one row of ids, but several of one with marks that is cut."""
         if document.marks is not None:
-            return list(rows_of(document, self.encoder, self.preparation.recipe))
+            return list(rows_of(document, self.encoder, self.preparation.recipe, self.noted))
         return [Row(self._ids_of(document), document.origin)]
 
     def _ids_of(self, document: Document) -> NDArray[np.integer]:
@@ -219,6 +220,7 @@ class _Segments:
         segment; −1 where the unit ends.
         """
         self._write()
+        tally.merge(self.noted.as_dict())
         writers = sorted(self.writers.items())
         shards = {side: writer.close() for side, writer in writers}
         for shard in shards.values():

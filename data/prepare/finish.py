@@ -12,6 +12,8 @@ from data.corpus.columns import Columns, merged, recast
 from data.corpus.index import read_index, write_array
 from data.corpus.manifest import (
     INDEX_ROWS,
+    TEMPLATE,
+    TEMPLATE_FILE,
     Manifest,
     ShardEntry,
     TokenizerEntry,
@@ -26,6 +28,7 @@ from data.prepare.report.line_numbers import number_lines_by_file
 from data.prepare.report.step_names import in_words
 from data.prepare.survey import tally_of
 from data.prepare.tally import Tally
+from data.prepare.tasks.templates import BUILT
 from data.prepare.units import Unit
 from data.tokenizer import loading
 
@@ -74,6 +77,10 @@ def finish(
         about = {"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()}
         folder.mkdir(exist_ok=True)
         write_durably(folder / tokenizer.file, preparation.tokenizer.read_bytes())
+        if preparation.recipe.task == "chat":
+            template = BUILT.get(preparation.recipe.chat_template, preparation.recipe.chat_template)
+            about[TEMPLATE] = template
+            write_durably(folder / TEMPLATE_FILE, template.encode())
         manifests[folder] = Manifest(
             tokenizer=tokenizer,
             dtype=token_dtype(tokenizer.vocab),

@@ -10,7 +10,7 @@ from data.opening import naming, open_bytes
 from data.prepare import recipe as recipes
 from data.prepare.preparation import is_heldout_identity
 from data.prepare.readers.text import too_long_file
-from data.prepare.recipe import Recipe
+from data.prepare.recipe import TASK_FIELDS, Recipe
 from data.prepare.sources import folders_of_datasets
 from data.prepare.sources.decoding import is_transcoded
 from data.prepare.sources.looks import HEAD, binary_format
@@ -19,6 +19,7 @@ from data.tokenizer import loading, training
 
 _MOST_NAMES = 8  # of files, in a message
 _WHICH_TOKENIZER = "give either --tokenizer FILE (or bytes) or --train-tokenizer VOCAB_SIZE, and not both"
+_OF_ROWS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")  # kinds of files whose rows have fields
 _OF_PICTURES = ("image", "webdataset", "parquet", "arrow")  # kinds of files that may hold pictures alone
 
 
@@ -51,7 +52,10 @@ def token_ids(tokenizer: Path | str | None, recipe: Recipe) -> TokenIds | None:
     made = loading.given(tokenizer)
     separator = loading.separator_id(made, recipe.separator)
     special = tuple(token.content for token in made.get_added_tokens_decoder().values() if token.special)
-    return TokenIds(loading.vocab_size(made), separator, made.id_to_token(separator) or "", special)
+    before = loading.template(made, separator)[0] if recipe.task == "chat" else []
+    beginning = (made.id_to_token(before[0]) or "") if before else ""
+    end = made.id_to_token(separator) or ""
+    return TokenIds(loading.vocab_size(made), separator, end, special, beginning)
 
 
 def check_tokenizer_given(
@@ -72,6 +76,12 @@ def check_tokenizer_given(
 def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
     """Raise ValueError where a file cannot be read as it is, or the command does not state what it needs."""
     for file in files:
+        if recipe.task and file.kind not in _OF_ROWS:
+            raise ValueError(
+                f"{file.path} is read as {file.kind}, and --task {recipe.task} takes rows with fields: give "
+                "a JSON object a line (or an array of them), Parquet or a saved dataset, each row flat as "
+                f"{', '.join(TASK_FIELDS[recipe.task].values())}"
+            )
         if file.kind not in STREAMS and file.path.lower().endswith(COMPRESSED):
             raise ValueError(
                 f"{file.path} is compressed, and of {file.kind} parts are read by their place: unpack it, or "

@@ -47,12 +47,13 @@ from data.prepare.encode import cleaned_documents, encode_unit
 from data.prepare.engines.chosen import check_engine, started
 from data.prepare.finish import finish
 from data.prepare.preparation import Preparation, clear_drafts, is_heldout, write_json
+from data.prepare.readers.tag_names import with_tag_names
 from data.prepare.recipe import Recipe, for_task
 from data.prepare.report.outcome import PrepareReport, report_of
 from data.prepare.report.progress import Progress
 from data.prepare.sources import sources as inputs
 from data.prepare.survey import survey_unit
-from data.prepare.tasks import chat
+from data.prepare.tasks.templates import with_template
 from data.prepare.units import Advance, Run, Unit, cut_into_units
 from data.tokenizer import encoder, loading, training
 from data.tokenizer.folders import tokenizer_file
@@ -93,7 +94,7 @@ def prepare(
     Raises ValueError, one line, for what the caller must change; RuntimeError for input that is damaged.
     """
     made = names.settings(sources, names.Asked(recipe or Recipe(), tokenizer, train_tokenizer, heldout))
-    recipe, heldout = chat.with_template(for_task(made.recipe)), made.heldout
+    recipe, heldout = with_template(for_task(made.recipe)), made.heldout
     tokenizer, train_tokenizer = tokenizer_file(made.tokenizer), made.train_tokenizer
     preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
     tokens = preconditions.token_ids(tokenizer, recipe)
@@ -110,6 +111,7 @@ def prepare(
         else:
             files = inputs.expand(sources, recipe, stdin_file, str(out))
         files = [replace(file, tokens=tokens) for file in files]
+        recipe = with_tag_names(files, recipe)
         has_tokenizer = preconditions.check_tokenizer_given(files, tokenizer, train_tokenizer)
         # Look for a finished corpus before anything is refused: an earlier version may have taken it.
         decided = preconditions.by_position_if_alone(files, heldout, recipe)

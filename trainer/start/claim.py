@@ -11,6 +11,7 @@ import yaml
 
 from common.files import write_atomically
 from common.lock import FolderLock
+from data.corpus.manifest import TEMPLATE, TEMPLATE_FILE
 from data.stream.stream import Stream
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
@@ -92,6 +93,8 @@ def describe(cfg: RunConfig, stream: Stream, step: int, fence: Fence) -> None:
             _record(cfg, fence, "config", f"not as it was: {', '.join(changed)}", step)
         run_folder.write_config(cfg.folder, config, step, guard=fence.check)
         write_atomically(cfg.folder / "tokenizer.json", tokenizer, guard=fence.check)
+        if template := corpus.manifest.prepare.get(TEMPLATE):
+            write_atomically(cfg.folder / TEMPLATE_FILE, template.encode(), guard=fence.check)
 
 
 def changes(before: bytes, now: bytes) -> list[str]:

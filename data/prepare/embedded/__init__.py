@@ -2,6 +2,7 @@
 
     names.py         which there are, and the settings of `prepare` that go with each: begin here
     python_sources.py python, docstrings: Python's standard library
+    python_tasks.py  python_tags, python_answers, python_chats: tasks on it
     pictures.py      glyphs, digits: matplotlib's fonts
     proteins.py      proteins: a generator of sequences with planted motifs
 

@@ -28,6 +28,8 @@ class EmbeddedCorpus:
     settings: Mapping[str, Any]
 
 
+PYTHON_TAGS = ("O", "B-FUNCTION", "B-PARAMETER", "B-CALL", "I-CALL", "B-EXCEPTION", "I-EXCEPTION")
+
 EMBEDDED = {
     "python": EmbeddedCorpus(
         "data.prepare.embedded.python_sources:write_functions",
@@ -40,6 +42,24 @@ EMBEDDED = {
         "pairs of a docstring and its function's code, of the standard library",
         2048,
         {"second_field": "code"},
+    ),
+    "python_tags": EmbeddedCorpus(
+        "data.prepare.embedded.python_tasks:write_tags",
+        "short functions, token by token, with the names of functions, parameters, calls and exceptions",
+        2048,
+        {"task": "tags", "tag_name": [*PYTHON_TAGS]},
+    ),
+    "python_answers": EmbeddedCorpus(
+        "data.prepare.embedded.python_tasks:write_answers",
+        "questions about short functions, whose answers are in the code, if there are any",
+        2048,
+        {"task": "answers"},
+    ),
+    "python_chats": EmbeddedCorpus(
+        "data.prepare.embedded.python_tasks:write_chats",
+        "conversations: a short function, and the first line of its docstring",
+        2048,
+        {"task": "chat"},
     ),
     "glyphs": EmbeddedCorpus(
         "data.prepare.embedded.pictures:write_glyphs",

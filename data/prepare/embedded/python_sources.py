@@ -30,27 +30,27 @@ class Function(NamedTuple):
 
 def write_functions(folder: Path) -> None:
     """Write one row of JSON a function of a package: its source (`text`) and the package."""
-    found = [function for function in _functions() if "/" in function.path]
+    found = [function for function in functions() if "/" in function.path]
     counts = Counter(function.path.split("/")[0] for function in found)
     rows = (
         {"text": function.source, "package": package, "path": function.path, "line": function.line}
         for function in found
         if counts[package := function.path.split("/")[0]] >= _LEAST_FUNCTIONS
     )
-    _write_rows(folder / "functions.jsonl", rows)
+    write_rows(folder / "functions.jsonl", rows)
 
 
 def write_docstrings(folder: Path) -> None:
     """Write one row of JSON a function that has a docstring: the docstring (`text`) and the `code`."""
     rows = (
         {"text": function.docstring, "code": function.code, "path": function.path, "line": function.line}
-        for function in _functions()
+        for function in functions()
         if 2 * len(function.docstring) >= _LEAST_CHARACTERS
     )
-    _write_rows(folder / "docstrings.jsonl", rows)
+    write_rows(folder / "docstrings.jsonl", rows)
 
 
-def _functions() -> Iterator[Function]:
+def functions() -> Iterator[Function]:
     """The functions and methods of the standard library, in the order of their files."""
     library = Path(sysconfig.get_path("stdlib"))
     for file in sorted(_files(library)):
@@ -91,6 +91,6 @@ def _whole(lines: list[str]) -> str:
     return textwrap.dedent("".join(lines)).strip("\n")
 
 
-def _write_rows(path: Path, rows: Iterator[dict[str, object]]) -> None:
+def write_rows(path: Path, rows: Iterator[dict[str, object]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from data.prepare.readers.records import partitions
-from data.prepare.recipe import Recipe, option
+from data.prepare.recipe import TASK_FIELDS, Recipe, option
 from data.prepare.sources.sources import InputFile
 
 
@@ -19,6 +19,8 @@ def columns_to_read(schema: Any, file: InputFile, recipe: Recipe) -> list[str]:
 
 
 def _wanted(names: list[str], recipe: Recipe) -> list[str]:
+    if recipe.task == "chat":  # messages go by several names
+        return names
     text = (
         [recipe.text_field]
         if _first_of_list(recipe.text_field) in names
@@ -48,7 +50,9 @@ def _is_list(kind: Any) -> bool:
 
 
 def _need_values(schema: Any, file: InputFile, recipe: Recipe) -> None:
-    """Raise ValueError where a column that is to hold a text or a class holds lists."""
+    """Raise ValueError where a column that is to hold a text or a class holds lists; tasks want lists."""
+    if recipe.task:
+        return
     for key in ("text_field", "second_field", "label_field"):
         name = getattr(recipe, key)
         if name in schema.names and _is_list(schema.field(name).type):
@@ -62,16 +66,25 @@ def class_names(schema: Any, recipe: Recipe) -> list[str]:
     """The names of the numbers in the column of classes, as Hugging Face's datasets state them in the
     schema; empty where they do not.
     """
+    return names_of(schema, recipe.label_field)
+
+
+def names_of(schema: Any, column: str) -> list[str]:
+    """The names of the numbers in a column, or in its lists; empty where the schema states none."""
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = about["info"]["features"][recipe.label_field]["names"]
-    except (ValueError, KeyError, TypeError):
+        feature = about["info"]["features"][column]
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+        names = feature["names"]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def need_column(columns: list[str], file: InputFile, recipe: Recipe) -> None:
     wanted = [name for name in (recipe.text_field, recipe.ids_field) if _first_of_list(name) in columns]
+    if recipe.task == "chat" and recipe.text_field == TASK_FIELDS["chat"]["text_field"]:
+        return  # `data.prepare.tasks.records` takes other names as well
     needs_text = not recipe.image_field or recipe.text_field != Recipe.text_field
     if not wanted and needs_text:
         pictures = [name.removesuffix(".bytes") for name in columns if name.endswith(".bytes")]

@@ -48,6 +48,8 @@ _WORDS = {
     "noted.text_like_json_lines": "read as text, though it looks like lines of JSON (--format jsonl)",
     "noted.no_separator": "read as one document: --split-at never occurs in the file",
     "noted.no_class": "taken without a class: none is stated",
+    "noted.unnamed_tags": "taken as they are: tags that are numbers without names (--tag-name)",
+    "noted.words_without_token": "taken without the tag of a word of which the tokenizer makes no token",
     "noted.ids_of_no_text": "taken as they are: ids that stand for no text by this tokenizer",
     "noted.separator_in_ids": "taken as they are: ids with the separator in the middle of a row",
 }

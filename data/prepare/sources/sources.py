@@ -44,14 +44,15 @@ STANDARD_INPUT = "-"
 
 
 class TokenIds(NamedTuple):
-    """The given tokenizer: its number of ids, the id that ends a document and the text of that, and the texts
-    of all its special tokens.
+    """The given tokenizer: its number of ids, the id that ends a document and the text of that, the texts of
+    all its special tokens, and the text of the id that its template begins a text with.
     """
 
     vocab: int
     separator: int
     separator_text: str = ""
     special: tuple[str, ...] = ()
+    beginning_text: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,27 @@
-"""Messages and a chat template → one text, in which what the assistant said is marked.
+"""Messages and a chat template → one text, in which what the assistant said is marked."""
 
-A template is Jinja, as in a Hugging Face tokenizer's `chat_template`, with `messages`,
-`add_generation_prompt`, `bos_token` and `eos_token`.
-"""
-
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import takewhile
+from typing import Any
 
 from data.prepare.document import Document, Mark, Marks
-from data.prepare.recipe import Recipe
 from data.prepare.tally import Tally
+from data.prepare.tasks.templates import BEGIN, END, written
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-BUILT = {"chatml": CHATML}
 LEARNT = 1  # the mark of a token that the assistant said
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+_OTHER_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}  # ShareGPT's
 
-
-def with_template(recipe: Recipe) -> Recipe:
-    """The recipe with the text of its chat template in the place of the name of its file.
-
-    Raises ValueError where the file cannot be read, or is no template.
-    """
-    if recipe.task != "chat" or recipe.chat_template in BUILT:
-        return recipe
-    path = Path(recipe.chat_template)
-    try:
-        text = path.read_text(encoding="utf-8")
-        _compiled(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--chat-template {path} cannot be read: {error}; give a file with a Jinja template, or "
-            f"{', '.join(BUILT)}"
-        ) from None
-    except jinja2.TemplateError as error:
-        raise ValueError(f"--chat-template {path}: {error}") from None
-    return replace(recipe, chat_template=text)
+Write = Callable[..., str]
 
 
 def spoken(
@@ -55,6 +29,7 @@ def spoken(
     template: str,
     *,
     separator: str,
+    beginning: str,
     special: Sequence[str],
     origin: dict[str, Any],
     tally: Tally,
@@ -63,75 +38,109 @@ def spoken(
     """The conversation as its template writes it, with the assistant's messages and what ends them marked.
 
     messages: [{"role": …, "content": …}], or ShareGPT's [{"from": …, "value": …}].
-    template: its text.
-    separator: the template's `eos_token`.
+    template: its text. Where it says by itself what is generated, that is marked.
+    separator, beginning: the template's `eos_token` and `bos_token`.
     special: texts of the tokenizer's special tokens. A conversation that holds one in a message is left out:
         the token would be read as the end of the message.
 
-    None, counted in the tally, where there is nothing to learn, or where the template rewrites an earlier
-    message once others follow: then what the assistant said cannot be told from the rest.
-    Raises ValueError where the template is wrong.
+    None, counted in the tally, where there is nothing to learn, or where what the assistant said cannot be
+    found in what the template writes. Raises ValueError where the template is wrong or refuses the
+    conversation, and for a role that is not known.
     """
-    said = _messages(messages)
+    said = _messages(messages, where)
     if not said:
         tally.add("removed.no_messages", 0, where)
         return None
-    if any(token in one["content"] for one in said for token in special):
+    if any(token in one["content"] for one in said for token in (*special, BEGIN, END)):
         tally.add("removed.special_token_in_message", 0, where)
         return None
-    whole = _written(template, said, separator, where)
-    stretches = []
-    for place, one in enumerate(said):
-        if one["role"] == "assistant":
-            before = _written(template, said[:place], separator, where, asked=True)
-            until = _written(template, said[: place + 1], separator, where)
-            if not (whole.startswith(until) and until.startswith(before)):
-                tally.add("removed.message_written_otherwise", len(whole), where)
-                return None
-            stretches.append(Mark(len(before), len(until), each=LEARNT))
-    if not stretches:
+    write = partial(written, template, where=where, separator=separator, beginning=beginning)
+    whole, found = _unwrapped(write(said))
+    if not found and any(one["role"] == "assistant" for one in said):
+        by_prefix = _by_prefix(write, said, whole)
+        found = _by_content(write, said, whole) if by_prefix is None else by_prefix
+        if not found:
+            tally.add("removed.message_written_otherwise", len(whole), where)
+            return None
+    if not found:
         tally.add("removed.no_answer_in_messages", len(whole), where)
         return None
-    return Document(whole, origin, marks=Marks(tuple(stretches), template=False))
+    stretches = tuple(Mark(begin, end, each=LEARNT) for begin, end in found)
+    return Document(whole, origin, marks=Marks(stretches, template=False))
 
 
-def _messages(messages: Any) -> list[dict[str, str]]:
-    """The messages by Hugging Face's names; none where they are not messages."""
+def _messages(messages: Any, where: str) -> list[dict[str, Any]]:
+    """The messages by Hugging Face's names, with what else they hold; none where they are not messages."""
     said = []
     for one in messages if isinstance(messages, list) else []:
         if not isinstance(one, dict):
             return []
         role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            texts = [part.get("text") for part in content]
+            content = "".join(texts) if all(isinstance(text, str) for text in texts) else None  # type: ignore[arg-type]
+        if content is None and one.get("tool_calls"):
+            content = ""
         if not isinstance(role, str) or not isinstance(content, str):
             return []
-        said.append({"role": _ROLES.get(role, role), "content": content})
+        role = _OTHER_NAMES.get(role, role)
+        if role not in ROLES:
+            raise ValueError(
+                f"{where}: a message has the role {role!r}: rename it to one of {', '.join(ROLES)}"
+            )
+        others = {
+            key: value for key, value in one.items() if key not in ("from", "value") and value is not None
+        }
+        said.append({**others, "role": role, "content": content})
     return said
 
 
-def _written(
-    template: str, messages: list[dict[str, str]], separator: str, where: str, *, asked: bool = False
-) -> str:
-    try:
-        return _compiled(template).render(
-            messages=messages, add_generation_prompt=asked, bos_token="", eos_token=separator, tools=None
-        )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"--chat-template: {where}: {error}") from None
+def _by_prefix(write: Write, said: list[dict[str, Any]], whole: str) -> list[tuple[int, int]] | None:
+    """Where each answer is in the whole: from the end of the question to it to its own end. None where the
+    template writes an earlier message otherwise once others follow.
+    """
+    found = []
+    for place, one in enumerate(said):
+        if one["role"] == "assistant":
+            before, until = write(said[:place], asked=True), write(said[: place + 1])
+            if not (whole.startswith(until) and until.startswith(before)):
+                return None
+            found.append((len(before), len(until)))
+    return found
 
 
-@lru_cache(maxsize=1)
-def _compiled(template: str) -> jinja2.Template:
-    """The template, which may neither change what it is given nor reach anything else."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime(2000, 1, 1).strftime(form)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    return environment.from_string(template)
+def _by_content(write: Write, said: list[dict[str, Any]], whole: str) -> list[tuple[int, int]]:
+    """The same for templates that do so, such as those that write a last answer's (empty) reasoning: an
+    answer is found by its content, and is what stands between the beginning that the template gives to
+    answers and what it lets follow a last one. None of a conversation whose answers the template changes.
+    """
+    found: list[tuple[int, int]] = []
+    for place, one in enumerate(said):
+        if one["role"] != "assistant":
+            continue
+        wrapped = {**one, "content": f"{BEGIN}{one['content']}{END}"}
+        text, here = _unwrapped(write([*said[:place], wrapped, *said[place + 1 :]]))
+        last, at_last = _unwrapped(write([*said[:place], wrapped]))
+        if text != whole or len(here) != 1 or len(at_last) != 1:
+            return []
+        ((begin, end),) = here
+        header = write(said[:place], asked=True).removeprefix(write(said[:place]))
+        after_header = whole.rfind(header, found[-1][1] if found else 0, begin) + len(header)
+        pairs = zip(whole[end:], last[at_last[0][1] :])
+        behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        found.append((after_header if header and after_header >= len(header) else begin, end + behind))
+    return found
 
 
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _unwrapped(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without BEGIN and END, and the stretches between them."""
+    if BEGIN not in text and END not in text:
+        return text, []
+    parts, found = text.split(BEGIN), []
+    plain = parts[0].replace(END, "")
+    for part in parts[1:]:
+        inside, ended, rest = part.partition(END)
+        if ended:
+            found.append((len(plain), len(plain) + len(inside)))
+        plain += inside + rest.replace(END, "")
+    return plain, found

@@ -8,6 +8,17 @@ from numpy.typing import NDArray
 from data.prepare.document import Mark
 
 
+def missed(places: NDArray[np.int64], stretches: Iterable[Mark]) -> int:
+    """Return how many stretches share no character with a token: the tokenizer drops what is there."""
+    begins, ends = np.maximum.accumulate(places, axis=0).T if len(places) else (np.zeros(0), np.zeros(0))
+    return sum(
+        bool(
+            np.searchsorted(ends, mark.begin, side="right") >= np.searchsorted(begins, mark.end, side="left")
+        )
+        for mark in stretches
+    )
+
+
 def marks_of(places: NDArray[np.int64], stretches: Iterable[Mark]) -> NDArray[np.int64]:
     """Return the mark of each token, int64 [tokens]. A token is of a stretch if they share a character.
 

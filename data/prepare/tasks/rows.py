@@ -14,8 +14,9 @@ from data.corpus.columns import MARKED
 from data.corpus.questions import ANSWERS, CONTEXT_TEXT, PLACES, WINDOW
 from data.prepare.document import Document
 from data.prepare.recipe import Recipe
+from data.prepare.tally import Tally
 from data.prepare.tasks.answers import CONTEXT, FIRST, LAST, ONLY
-from data.prepare.tasks.marks import marks_of
+from data.prepare.tasks.marks import marks_of, missed
 from data.tokenizer.encoder import Encoder
 
 
@@ -30,7 +31,7 @@ class Row(NamedTuple):
     origin: dict[str, Any]
 
 
-def rows_of(document: Document, encode: Encoder, recipe: Recipe) -> Iterator[Row]:
+def rows_of(document: Document, encode: Encoder, recipe: Recipe, tally: Tally) -> Iterator[Row]:
     """Yield what a corpus keeps of a document with marks: one row, or one for each window of its context.
 
     A separator stands between two texts. The marks are of the last of them.
@@ -44,6 +45,8 @@ def rows_of(document: Document, encode: Encoder, recipe: Recipe) -> Iterator[Row
         before = [*before, *encode.placed(document.text)[0].tolist(), encode.separator]
     behind = encode.behind if marks.template else []
     asked = marks_of(places, marks.stretches)
+    if ANSWERS not in document.origin and (words := missed(places, marks.stretches)):
+        tally.add("noted.words_without_token", 0, document.where, documents=words)
     room = recipe.window_tokens - 1 - len(before) - len(behind)  # a row begins with a separator
     overlap = min(recipe.window_overlap, room // 2)
     for number, (first, end) in enumerate(_windows(len(ids), room, overlap)):

@@ -24,6 +24,8 @@ def tagged(
     if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
         tally.add("removed.no_tags", 0, where)
         return None
+    if not names and any(isinstance(tag, int) and tag >= 0 for tag in tags):
+        tally.add("noted.unnamed_tags", 0, where)
     place, stretches = 0, []
     for word, tag in zip(words, tags):
         if not isinstance(word, str):

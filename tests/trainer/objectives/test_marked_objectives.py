@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import seqeval.metrics
 import torch
+from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
@@ -216,6 +217,16 @@ def test_entities_by_hand() -> None:
     tags = ["I-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-LOC", "I-PER", "X"]
     assert entities(tags) == {("PER", 0, 1), ("LOC", 3, 3), ("LOC", 4, 5), ("PER", 6, 6)}
     assert entities([]) == set()
+
+
+def test_entities_of_every_scheme_are_those_of_seqeval() -> None:
+    """Right and wrong tags, by chance: IO, BIO and BIOES are special cases."""
+    draw = torch.Generator().manual_seed(1)
+    names = ["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in ("PER", "LOC"))]
+    for _ in range(300):
+        tags = [names[number] for number in torch.randint(len(names), (9,), generator=draw).tolist()]
+        expected = {(kind, first, last) for kind, first, last in get_entities(tags)}
+        assert entities(tags) == expected, tags
 
 
 def test_instructions_train_on_marked_tokens_alone() -> None:

@@ -25,7 +25,7 @@ from data.config import DataConfig, Source
 from data.corpus.verify import verify
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
-from data.prepare.tasks.chat import CHATML
+from data.prepare.tasks.templates import CHATML
 from data.stream.stream import Stream
 from data.stream.tracing import describe
 

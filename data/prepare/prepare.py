@@ -99,8 +99,7 @@ def prepare(
     preconditions.check_command(tokenizer, train_tokenizer, heldout, workers, recipe)
     tokens = preconditions.token_ids(tokenizer, recipe)
     check_engine(on)
-    out = Path(out)
-    scratch = out / SCRATCH
+    out, scratch = Path(out), Path(out) / SCRATCH
     with ExitStack() as stack:
         stack.enter_context(hold_folder(out, scratch))
         stack.enter_context(_naming_full_disk(out))

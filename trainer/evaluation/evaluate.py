@@ -25,10 +25,10 @@ BATCHES = 16
 
 @dataclass(frozen=True)
 class HeldoutResult:
-    """`loss`: nats per target token. `bits_per_byte`: total nats / ln 2 / UTF-8 bytes of the documents
-    evaluated; NaN where those are not known (see `HeldoutLoader.text_bytes`), or the loss is not that of the
-    text (`ObjectiveConfig.scores_text`). `measures`: the further figures of the objective, such as an
-    accuracy, by name.
+    """`loss`: nats per target token; NaN where the set has no target, such as a label. `bits_per_byte`: total
+    nats / ln 2 / UTF-8 bytes of the documents evaluated; NaN where those are not known (see
+    `HeldoutLoader.text_bytes`), or the loss is not that of the text (`ObjectiveConfig.scores_text`).
+    `measures`: the further figures of the objective, such as an accuracy, by name.
     """
 
     loss: float
@@ -122,7 +122,7 @@ class Evaluator:
             with self._phases.main.inside(EVALUATION, detail=heldout.name):
                 further = self._texts(heldout)
             results[heldout.name] = HeldoutResult(
-                loss=loss_sum / max(1.0, count),
+                loss=loss_sum / count if count else math.nan,
                 bits_per_byte=self._bits_per_byte(loss_sum, heldout),
                 measures={**further, **self._objective.figures(measures)},
             )

@@ -119,7 +119,11 @@ def ours(model: nn.Module, cfg: ModelConfig) -> list[Tensor]:
             weights=weights,
         )
         text, image = found[:, : cfg.embedding], found[:, cfg.embedding : 2 * cfg.embedding]
-        return [F.normalize(text), F.normalize(image), found[0, 2 * cfg.embedding :]]
+        numbers = found[0, 2 * cfg.embedding :]
+        logits = F.normalize(text) @ F.normalize(image).mT * numbers[0].exp()
+        if cfg.learnt == "scale_bias":
+            logits = logits + numbers[1]
+        return [logits, F.normalize(text), F.normalize(image), numbers]
     if isinstance(cfg, VisionConfig):
         if cfg.head == "pixels":
             return [model(patches(1), places=hidden() + 1).unflatten(1, (3, -1))]
@@ -143,7 +147,12 @@ def expected(model: nn.Module, cfg: ModelConfig) -> list[Tensor]:
     if isinstance(cfg, ImageTextConfig):
         out = model(input_ids=caption(), pixel_values=pixels())
         numbers = [model.logit_scale, *([model.logit_bias] if cfg.learnt == "scale_bias" else [])]
-        return [out.text_embeds, out.image_embeds, torch.cat([n.reshape(1) for n in numbers])]
+        return [
+            out.logits_per_text,
+            out.text_embeds,
+            out.image_embeds,
+            torch.cat([n.reshape(1) for n in numbers]),
+        ]
     if isinstance(cfg, VisionConfig):
         if cfg.head != "pixels":
             return [model(pixels()).logits]
@@ -190,17 +199,34 @@ def test_import_and_export_compute_what_transformers_does(name: str, tmp_path: P
     assert_equal(ours(model, cfg), expected(theirs, cfg))
 
     weights = {n: p.detach() for n, p in model.named_parameters()}
-    make_trained_run(tmp_path / "run", model=cfg, weights=weights, objective=objective, data=data)
+    make_trained_run(tmp_path / "run", eos=EOS, model=cfg, weights=weights, objective=objective, data=data)
     done = export(tmp_path / "run", tmp_path / "out", step=None, dtype="fp32", shard_bytes=100_000)
     assert done.architecture == cls
     back, report = getattr(transformers, cls).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
-    if not isinstance(cfg, ImageTextConfig):  # whose pooled token is the run's separator, 0
-        assert_equal(expected(back.eval(), cfg), expected(theirs, cfg))
+    assert_equal(expected(back.eval(), cfg), expected(theirs, cfg))
     before = load_file(tmp_path / "stock" / "model.safetensors")
     after = {n: t for f in (tmp_path / "out").glob("*.safetensors") for n, t in load_file(f).items()}
     assert before.keys() == after.keys()
     assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_clips_published_configs_pool_the_largest_id(tmp_path: Path) -> None:
+    """They say that the last token of a text has id 2, and mean the one with the largest id."""
+    cls, config, keys, _, _ = CASES["clip"]
+    legacy = keys | {"text_config": TEXT | {"eos_token_id": 2}}
+    theirs = stock(cls, config, legacy)
+    theirs.save_pretrained(tmp_path)  # type: ignore[operator]
+    model, cfg, _ = imported(tmp_path)
+    text = caption()
+    text[:, -1] = VOCAB - 1
+    with torch.no_grad():
+        weights = F.one_hot(torch.full((ROWS, 1), SEQ - 1), SEQ).float()
+        documents = torch.zeros(ROWS, SEQ, dtype=torch.long)
+        found = model(text, patches=patches(1), documents=documents, weights=weights)
+        assert isinstance(cfg, ImageTextConfig)
+        other = theirs(input_ids=text, pixel_values=pixels()).text_embeds
+    assert_equal([F.normalize(found[:, : cfg.embedding])], [other])
 
 
 @pytest.mark.parametrize(("model_type", "change", "message"), [

@@ -22,6 +22,7 @@ from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, write_json
 from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import InputFile, as_text, kind_of
 from data.tokenizer import training
+from data.tokenizer.folders import BESIDES
 
 COMMAND = "plan.json"
 # The version of how sources are cut into units, read and encoded. Any change to these raises it: units that
@@ -29,7 +30,7 @@ COMMAND = "plan.json"
 VERSION = 5
 # Kinds of file that the first version took for text.
 _ONCE_TEXT = {"json": "text", "ids": "text"}
-_WRITTEN = (MANIFEST, "tokenizer.json", TEMPLATE_FILE, "shard-*.tar", "shard-*.idx.npy")
+_WRITTEN = (MANIFEST, "tokenizer.json", TEMPLATE_FILE, *BESIDES, "shard-*.tar", "shard-*.idx.npy")
 _SIDES = {False: ("",), True: (f"{TRAIN}/", f"{HELDOUT}/")}
 _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 

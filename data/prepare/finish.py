@@ -30,7 +30,7 @@ from data.prepare.survey import tally_of
 from data.prepare.tally import Tally
 from data.prepare.tasks.templates import BUILT
 from data.prepare.units import Unit
-from data.tokenizer import loading
+from data.tokenizer import folders, loading
 
 
 def finish(
@@ -77,6 +77,8 @@ def finish(
         about = {"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()}
         folder.mkdir(exist_ok=True)
         write_durably(folder / tokenizer.file, preparation.tokenizer.read_bytes())
+        for name, content in folders.files_beside(Path(str(settings["tokenizer"]))).items():
+            write_durably(folder / name, content)
         if preparation.recipe.task == "chat":
             template = BUILT.get(preparation.recipe.chat_template, preparation.recipe.chat_template)
             about[TEMPLATE] = template

@@ -23,6 +23,17 @@ OLDER = (
     "spiece.model",
 )
 """Vocabularies of folders without a tokenizer.json."""
+CONFIG = "tokenizer_config.json"
+BESIDES = (CONFIG, "special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
+"""Files beside tokenizer.json that say how a tokenizer is used."""
+
+
+def files_beside(tokenizer: Path) -> dict[str, bytes]:
+    """Return name → content of the files that say how a tokenizer.json is used; none where it lies alone."""
+    if tokenizer.name != TOKENIZER or not (tokenizer.parent / CONFIG).is_file():
+        return {}
+    files = (tokenizer.with_name(name) for name in BESIDES)
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def tokenizer_file(given: Path | str | None) -> Path | str | None:

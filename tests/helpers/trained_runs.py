@@ -50,6 +50,7 @@ def make_trained_run(
     objective: ObjectiveConfig | None = None,
     data: Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
+    tokenizer: bytes = b"",
 ) -> Any:
     """A run folder as training leaves it; the newest checkpoint holds the returned model: of random weights,
     or of `weights`.
@@ -66,7 +67,8 @@ def make_trained_run(
     folder.mkdir()
     (folder / "config.yaml").write_text(reading.dump(cfg))
     (folder / "events.jsonl").touch()
-    training.utf8_bytes().save(str(folder / "tokenizer.json"))
+    content = tokenizer or training.utf8_bytes().to_str(pretty=True).encode()
+    (folder / "tokenizer.json").write_bytes(content)
     sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     own = Identity(tokenizer={"sha256": sha256, "eos": eos}, classes=list(classes)).to_json()
     model = drawn(cfg.model)

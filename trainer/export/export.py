@@ -150,7 +150,7 @@ def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> Spec
     prompting = load_prompting(home, at)
     special = special_tokens(prompting.tokenizer, prompting.separator, template=prompting.template)
     content = (home / "tokenizer.json").read_bytes()
-    files = tokenizer_files(content, special, context=cfg.row_length, origin=_origin(cfg))
+    files = tokenizer_files(content, special, context=cfg.row_length, origins=_origins(cfg))
     for name, data in files.items():
         write_durably(folder / name, data)
     return special
@@ -168,7 +168,8 @@ def _write_configs(
         if family.model_type == "clip" and ids["eos_token_id"] == 2:
             raise ValueError(
                 "the token between documents has id 2, for which transformers pools another token of CLIP's "
-                "texts: this run cannot be exported"
+                "texts: this run cannot be exported; prepare the corpus with a tokenizer whose separator has "
+                "another id"
             )
         keys = {**keys, "text_config": {**keys["text_config"], **ids}}
     elif not cfg.model.vocab:
@@ -200,13 +201,16 @@ def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:
     return Exported(f"adapter in {kind}'s format", read_manifest(at).step, written, "")
 
 
-def _origin(cfg: RunConfig) -> Path | None:
-    """Return the Hugging Face folder that the run began from, if it is still there."""
+def _origins(cfg: RunConfig) -> list[Path]:
+    """Return the folders that may say how the tokenizer is used: the Hugging Face folder that the run began
+    from, and its corpora; as far as they are still there.
+    """
+    corpora = [Path(source.path) for source in cfg.data.sources]
     try:
         origin = first_keys.origin(init_from(cfg.model)) if init_from(cfg.model) else None
     except ValueError:
-        return None
-    return None if origin is None or origin.is_run else origin.folder
+        return corpora
+    return corpora if origin is None or origin.is_run else [origin.folder, *corpora]
 
 
 def _json(path: Path, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ on.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data.tokenizer import loading
+from data.tokenizer.folders import CONFIG, TOKENIZER, files_beside
 
-TOKENIZER, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-BESIDES = (CONFIG, MAP, "chat_template.jinja", "added_tokens.json")
-"""Files beside tokenizer.json that say how a tokenizer is used."""
+MAP = "special_tokens_map.json"
 
 _USUAL = {
     "pad_token": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
@@ -69,19 +68,19 @@ def special_tokens(tokenizer: Tokenizer, eos: int, *, template: bool) -> Special
 
 
 def tokenizer_files(
-    content: bytes, special: SpecialTokens, *, context: int, origin: Path | None
+    content: bytes, special: SpecialTokens, *, context: int, origins: Sequence[Path]
 ) -> dict[str, bytes]:
     """Return name → content of the tokenizer's files.
 
     content: the run's tokenizer.json.
     context: tokens of a training sequence.
-    origin: the Hugging Face folder that the run began from. Where it has the same tokenizer.json, the files
-        beside that are its own: they may hold a chat template.
+    origins: folders whose files say how their tokenizer is used: the Hugging Face folder that the run began
+        from, the corpora. Those of the first with the same tokenizer.json are kept: a chat template may be
+        among them.
     """
     files = {TOKENIZER: content}
-    if origin is not None and _same(origin / TOKENIZER, content):
-        found = {name: (origin / name).read_bytes() for name in BESIDES if (origin / name).is_file()}
-        if CONFIG in found:
+    for origin in origins:
+        if _same(origin / TOKENIZER, content) and (found := files_beside(origin / TOKENIZER)):
             return files | found
     settings: dict[str, Any] = {
         # The class of any tokenizer.json; a model's own would build its tokenizer anew.

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data.config import Source
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.tokenizer import folders, loading, training
 from data.tokenizer.encoder import Encoder
+from trained_runs import make_trained_run
+from trainer.export.export import export
 from trainer.export.tokenizer_files import special_tokens, tokenizer_files
+from trainer.models.decoder.config import DecoderConfig
 
 SCRIPTS = (
     *((0x41, 0x7A), (0x20, 0x20), (0x20, 0x20), (0x30, 0x39), (0x0A, 0x0A), (0x21, 0x2F), (0xC0, 0xFF)),
@@ -107,7 +111,7 @@ def test_ids_are_the_same_all_the_way(kind: str, count: int, tmp_path: Path) -> 
     for architecture in ("llama", "gpt2", "mistral", "qwen3"):
         out = tmp_path / architecture
         out.mkdir()
-        for name, data in tokenizer_files(content, special, context=10**6, origin=None).items():
+        for name, data in tokenizer_files(content, special, context=10**6, origins=[]).items():
             (out / name).write_bytes(data)
         (out / "config.json").write_text(json.dumps({"model_type": architecture}))
         theirs = AutoTokenizer.from_pretrained(out)
@@ -166,7 +170,44 @@ def test_the_files_of_the_folder_that_a_run_began_from_are_kept(tmp_path: Path) 
     (tmp_path / "tokenizer.json").write_bytes(content)
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     special = special_tokens(training.utf8_bytes(), 0, template=False)
-    kept = tokenizer_files(content, special, context=32, origin=tmp_path)
+    kept = tokenizer_files(content, special, context=32, origins=[tmp_path])
     assert kept["tokenizer_config.json"] == b'{"chat_template": "x"}'
-    other = tokenizer_files(content + b" ", special, context=32, origin=tmp_path)
+    other = tokenizer_files(content + b" ", special, context=32, origins=[tmp_path])
     assert json.loads(other["tokenizer_config.json"])["eos_token"] == special.tokens["eos_token"]
+
+
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+
+
+def test_a_chat_template_goes_from_the_folder_to_the_exported_one(tmp_path: Path) -> None:
+    """prepare --tokenizer DIR → a run → export: the template and the special tokens of the folder."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    given, out, corpus = tmp_path / "given", tmp_path / "out", tmp_path / "corpus"
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=training.train("bpe", texts(200), 400),
+        eos_token="<|endoftext|>",
+        chat_template=TEMPLATE,
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+    )
+    own.save_pretrained(given)
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(20, seed=1)))
+    prepare([str(source)], corpus, tokenizer=given, workers=1, progress=False, recipe=Recipe())
+    content = (corpus / "tokenizer.json").read_bytes()
+    run = tmp_path / "run"
+    make_trained_run(
+        run,
+        eos=json.loads((corpus / "manifest.json").read_text())["tokenizer"]["eos"],
+        model=DecoderConfig(layers=1, hidden=32, heads=4, vocab=512),
+        data={"sources": [Source(path=str(corpus))]},
+        tokenizer=content,
+    )
+    export(run, out, step=None, dtype="fp32", shard_bytes=10**9)
+    before, after = AutoTokenizer.from_pretrained(given), AutoTokenizer.from_pretrained(out)
+    said = [{"role": "user", "content": "two words"}, {"role": "assistant", "content": "one"}]
+    expected = before.apply_chat_template(said, tokenize=False)
+    assert expected == "<|user|>two words<|endoftext|>\n<|assistant|>one<|endoftext|>\n"
+    assert after.apply_chat_template(said, tokenize=False) == expected
+    assert after.apply_chat_template(said)["input_ids"] == before.apply_chat_template(said)["input_ids"]
+    assert after.special_tokens_map == before.special_tokens_map

@@ -66,6 +66,11 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             isinstance(file, str) and Path(file).name == file for file in places.values()
         ):
             raise ValueError(f"{path / INDEX}: weight_map is no mapping of tensors to files of the folder")
+        if (path / WEIGHTS).is_file() and WEIGHTS not in places.values():
+            raise ValueError(
+                f"{path}: holds {WEIGHTS}, which transformers reads, and {INDEX}, which names other files: "
+                "keep one of the two in a copy of the folder"
+            )
         tensors: dict[str, StoredTensor] = {}
         for file in sorted(set(places.values())):
             if not (path / file).is_file():

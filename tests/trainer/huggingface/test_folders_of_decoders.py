@@ -1,6 +1,7 @@
 """Folders that `transformers` writes, read as our decoders."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,20 @@ def test_what_no_architecture_has_is_named() -> None:
         choose.for_export(DecoderConfig(logit_softcap=2.0), 32)
 
 
+def test_a_folder_of_the_cache_is_links_to_blobs(tmp_path: Path) -> None:
+    """As `huggingface_hub` keeps what it has downloaded: snapshots/REVISION/NAME → ../../blobs/HASH."""
+    write_folder(tmp_path / "plain", DecoderConfig(layers=1, hidden=48, heads=4, vocab=50))
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0f"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted((tmp_path / "plain").iterdir())):
+        file.rename(blobs / f"{number:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
+    source = HuggingFaceSource(snapshot)
+    assert source.parameters["norm.weight"] == (48,)
+    assert source.read("norm.weight", [0], [48]).isfinite().all()
+
+
 def rewrite(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
@@ -156,6 +171,17 @@ def integers(folder: Path) -> None:
     save_file({name: tensor.to(torch.int8) for name, tensor in load_file(shard).items()}, shard)
 
 
+def twice(folder: Path) -> None:
+    shutil.copy(sorted(folder.glob("*.safetensors"))[0], folder / "model.safetensors")
+
+
+def eights(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(shard).items()}, shard)
+
+
 def of_the_parent(folder: Path) -> None:
     rewrite(folder / "model.safetensors.index.json", weight_map={"model.norm.weight": "../other.safetensors"})
 
@@ -165,6 +191,8 @@ def of_the_parent(folder: Path) -> None:
     (cut_short, RuntimeError, "its header describes"),
     (cut_in_the_header, RuntimeError, "not a safetensors file, or cut short in its header"),
     (only_pickles, ValueError, "its weights are pickles, which run code"),
+    (twice, ValueError, "holds model.safetensors, which transformers reads, and model.saf"),
+    (eights, ValueError, "is F8_E4M3: weights are F64, F32, F16, BF16; a quantised model is not read"),
     (integers, ValueError, "is I8: weights are F64, F32, F16, BF16"),
     (lambda folder: rewrite(folder / "config.json", vocab_size=51), RuntimeError,
      "tensor model.embed_tokens.weight is [50, 48], where config.json describes [51, 48]"),

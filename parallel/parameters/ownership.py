@@ -1,6 +1,7 @@
 """Which of the ranks that hold the same bytes counts them in the gradient norm, and which saves them."""
 
 from collections.abc import Iterable
+from heapq import heapreplace
 
 from parallel.layout.mesh import Mesh
 from parallel.parameters.sharded_parameter import ShardedParameter
@@ -17,21 +18,17 @@ def assign_owners(parameters: Iterable[ShardedParameter], mesh: Mesh) -> None:
 
     Every rank of such a set computes the same answer without a message: the load depends on sizes alone.
     """
-    loads = [[0] * mesh.replicate.size for _ in range(mesh.tp.size)]
+    # For each tp rank a heap of (elements, replica): the first has the fewest, and of those the lowest number.
+    loads = [[(0, replica) for replica in range(mesh.replicate.size)] for _ in range(mesh.tp.size)]
     for parameter in sorted(parameters, key=lambda one: (-one.tensor.numel(), one.name)):
         if parameter.duplicate:
             continue
-        size = parameter.tensor.numel()
         if parameter.tp_dim is None:
-            tp, replica = min(
-                ((t, r) for t in range(mesh.tp.size) for r in range(mesh.replicate.size)),
-                key=lambda at: (loads[at[0]][at[1]], at),
-            )
-            loads[tp][replica] += size
-            parameter.owned = (tp, replica) == (mesh.tp.rank, mesh.replicate.rank)
+            owning = [min(range(mesh.tp.size), key=lambda tp: loads[tp][0][0])]
         else:  # tp ranks hold different bytes of the same size: one owner in each
-            for tp, load in enumerate(loads):
-                replica = load.index(min(load))
-                load[replica] += size
-                if tp == mesh.tp.rank:
-                    parameter.owned = replica == mesh.replicate.rank
+            owning = list(range(mesh.tp.size))
+        parameter.owned = False
+        for tp in owning:
+            load, replica = loads[tp][0]
+            heapreplace(loads[tp], (load + parameter.tensor.numel(), replica))
+            parameter.owned |= (tp, replica) == (mesh.tp.rank, mesh.replicate.rank)

@@ -1,6 +1,5 @@
 """The groups of layouts of up to 16,384 ranks, in a world without processes (torch's fake backend)."""
 
-import multiprocessing
 from collections import defaultdict
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fake_world import apart, fake_world
 from parallel.config import ParallelConfig
 from parallel.layout.layout import Layout, resolve
 from parallel.layout.mesh import data_axis, end_to_end_group, make_mesh
@@ -17,12 +17,9 @@ Found = dict[str, tuple[str, list[int]]]
 
 def groups_of(layout: Layout, rank: int, *, fsdp: bool) -> tuple[Found, int]:
     """Axis → (name, ranks) of the group that a rank of this layout has; and how many groups the rank made."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
     made: list[Any] = []
     new_group = dist.new_group
-    with pytest.MonkeyPatch.context() as patch:
+    with fake_world(rank, layout.world), pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             dist, "new_group", lambda *args, **named: made.append(args) or new_group(*args, **named)
         )
@@ -37,12 +34,11 @@ def groups_of(layout: Layout, rank: int, *, fsdp: bool) -> tuple[Found, int]:
         }
         groups = {name: axis.group for name, axis in axes.items()}
         groups["tied"] = end_to_end_group(layout, 0, layout.pp - 1) if layout.pp > 1 else None
-    found = {
-        name: (group.group_name, dist.get_process_group_ranks(group))
-        for name, group in groups.items()
-        if group is not None
-    }
-    dist.destroy_process_group()
+        found = {
+            name: (group.group_name, dist.get_process_group_ranks(group))
+            for name, group in groups.items()
+            if group is not None
+        }
     return found, len(made)
 
 
@@ -54,12 +50,6 @@ def every_rank(sizes: dict[str, int], world: int) -> list[tuple[Found, int]]:
 def some_ranks(sizes: dict[str, int], world: int) -> list[tuple[Found, int]]:
     layout = resolve(ParallelConfig(**sizes), world)  # type: ignore[arg-type]
     return [groups_of(layout, rank, fsdp=True) for rank in (0, 1, world // 2, world - 1)]
-
-
-def apart(function: Any, *args: Any) -> Any:
-    """The function's result in a process of its own, which may make a world."""
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        return pool.apply(function, args)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ lose at home, and how much less does it lose where a tenth of what it reads is s
 library, `embedded:python`); from its checkpoint (`model.init_from`) one on the second domain alone (the
 topics of Python's `help()`, its reference manual), and one on 90 % of the second and 10 % of the first.
 `germinal evaluate` measures all three on held-out documents of both. Prints the table, with the mean over the
-seeds and the least and the most, and writes bench/results/domains.json.
+seeds and the least and the most, and writes bench/results/tasks/domains.json.
 
 The tokenizer is the first domain's, as it is where somebody goes on with a published model: it was trained on
 code alone, and cuts prose into shorter tokens. Bits per byte count what all tokens of a text cost, so they
@@ -34,7 +34,7 @@ from trainer.config import reading
 from trainer.evaluate.examination import Asked, examine
 from trainer.run import assemble
 
-RESULTS = Path(__file__).parents[1] / "results" / "domains.json"
+RESULTS = Path(__file__).parents[1] / "results" / "tasks" / "domains.json"
 FIRST, SECOND = "first", "second"
 BEFORE, ALONE, REPLAY = "first alone", "then second", "then second, 10 % first"
 REPLAYED = 0.1

@@ -11,7 +11,7 @@ parts, of which `--only` names one:
 
 The tasks: texts of classes by BERT, all weights and LoRA; text of another kind by Llama, LoRA; pictures of
 classes by ViT, all weights. BERT and Llama begin from models that are pre-trained here and exported; both
-sides load the exported folder. Figures go to bench/results/finetune.json.
+sides load the exported folder. Figures go to bench/results/tasks/finetune.json.
 """
 
 # ruff: noqa: E402
@@ -40,7 +40,7 @@ from stock_side import GatedTrainer, score, stock_model, take_drawn, training_ro
 from tuned_tasks import Setting, Tuned
 
 SEEDS = range(5)
-FILE = RESULTS / "finetune.json"
+FILE = RESULTS / "tasks/finetune.json"
 
 
 def both(setting: Setting, folder: Path, stack: ExitStack) -> tuple[Tuned, GatedTrainer]:

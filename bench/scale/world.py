@@ -15,7 +15,7 @@ Messages and bytes of a step are those of a small model with values, on tp 8 × 
 queries have 512.)
 A column's last row is its exponent: of the power law from a world to one of 128 times its size.
 
-Writes bench/results/scale-world.json.
+Writes bench/results/scale/world.json.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/helpers"))
-RESULTS = ROOT / "bench/results/scale-world.json"
+RESULTS = ROOT / "bench/results/scale/world.json"
 WORLDS = (128, 256, 1024, 4096, 16384)
 SMALL = {"layers": 4, "hidden": 64, "heads": 8, "kv_heads": 8, "ffn_hidden": 128}
 

@@ -18,7 +18,7 @@ def assign_owners(parameters: Iterable[ShardedParameter], mesh: Mesh) -> None:
 
     Every rank of such a set computes the same answer without a message: the load depends on sizes alone.
     """
-    # For each tp rank a heap of (elements, replica): the first has the fewest, and of those the lowest number.
+    # For each tp rank a heap of (elements, replica): the first has the fewest, and of those the lowest rank.
     loads = [[(0, replica) for replica in range(mesh.replicate.size)] for _ in range(mesh.tp.size)]
     for parameter in sorted(parameters, key=lambda one: (-one.tensor.numel(), one.name)):
         if parameter.duplicate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tempfile
@@ -12,7 +13,9 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
@@ -76,9 +79,7 @@ def rows_of(batch: Batch, cfg: RunConfig) -> list[Row]:
     tensors = batch.tensors
     pictures = pictures_of(cfg.model)
     if pictures is not None:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pictures.mean, pictures.std))
-        pixels = tensors["image"][:, 0].permute(0, 3, 1, 2) / 255
-        columns = {"pixel_values": (pixels - mean) / std, "labels": tensors["label"]}
+        columns = {"image": tensors["image"][:, 0], "labels": tensors["label"]}
     elif "label" in tensors:
         seen = torch.arange(tensors["tokens"].shape[1]) < tensors["length"][:, None]
         columns = {"input_ids": tensors["tokens"], "attention_mask": seen.long(), "labels": tensors["label"]}
@@ -89,14 +90,39 @@ def rows_of(batch: Batch, cfg: RunConfig) -> list[Row]:
     return [{name: one[row] for name, one in columns.items()} for row in range(batch.rows)]
 
 
-def training_rows(cfg: RunConfig) -> list[Row]:
+class Pictures(Sequence[Row]):
+    """Rows of pictures in PNG, decoded and normalised when they are taken, as the run does."""
+
+    def __init__(self, rows: Sequence[Row], mean: Sequence[float], std: Sequence[float]) -> None:
+        self._labels = [row["labels"] for row in rows]
+        self._files = [_png(row["image"]) for row in rows]
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, at: Any) -> Any:
+        with Image.open(io.BytesIO(self._files[at])) as picture:
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+        return {"pixel_values": (pixels - self._mean) / self._std, "labels": self._labels[at]}
+
+
+def _png(pixels: Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def training_rows(cfg: RunConfig) -> Sequence[Row]:
     """Every row that a run of `cfg` reads, in its order."""
     stream = open_stream(cfg)
     batch = cfg.train.global_batch
     loader = Loader(stream, rank=0, ranks=1, global_batch=batch, micro_batch=batch)
     try:
         steps = (next(loader) for _ in range(cfg.train.steps))
-        return [row for batches in steps for one in batches for row in rows_of(one, cfg)]
+        rows = [row for batches in steps for one in batches for row in rows_of(one, cfg)]
+        pictures = pictures_of(cfg.model)
+        return rows if pictures is None else Pictures(rows, pictures.mean, pictures.std)
     finally:
         loader.close()
 
@@ -149,7 +175,7 @@ class GatedTrainer:
                 report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
                 remove_unused_columns=False, logging_steps=10,
             )  # fmt: skip
-            trainer = InOrder(model, arguments, train_dataset=list(rows), callbacks=[Gate()])  # type: ignore[arg-type]
+            trainer = InOrder(model, arguments, train_dataset=rows, callbacks=[Gate()])  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         self._failure: BaseException | None = None
 

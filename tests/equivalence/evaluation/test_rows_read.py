@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deepspeed_cases import OFFLOADED, engine_of
 from parallel.config import ParallelConfig
+from parallel.engine import Engine
 from parallel.layout.layout import resolve
-from runs import SEQ, VOCAB, Alone, Case, build, model_of, state_of
+from runs import SEQ, VOCAB, Alone, Case, build, micro_batches, model_of, state_of
 from trainer.evaluation.scoring import Score, Scorer
 from trainer.models.decoder.decoder import Decoder
 
@@ -26,9 +28,13 @@ def requests() -> list[tuple[list[int], list[int]]]:
 
 
 def scored(context: Any, parallel: dict[str, Any]) -> list[Score]:
-    case = Case(parallel=parallel, model=MODEL)
-    engine = build(case, context.rank, context.world)
-    layout = resolve(ParallelConfig(**parallel), context.world)
+    return scores_of(
+        build(Case(parallel=parallel, model=MODEL), context.rank, context.world), parallel, context.world
+    )
+
+
+def scores_of(engine: Engine, parallel: dict[str, Any], world: int) -> list[Score]:
+    layout = resolve(ParallelConfig(**parallel), world)
     scorer = Scorer(engine, layout, context=SEQ, rows=2, hits=True)
     asked = requests()
     # The likeliest token after a context is one that the model would have chosen.
@@ -86,6 +92,30 @@ def test_log_likelihoods_do_not_depend_on_the_layout(
     expected = by_hand()
     for found in ranks(world).run(scored, parallel):
         close(found, expected)
+
+
+def scored_and_stepped(context: Any, parallel: dict[str, Any]) -> tuple[list[Score], float]:
+    """The scores on the DeepSpeed engine, and the loss of the step that follows them."""
+    case = Case(parallel={"engine": "deepspeed", **parallel}, model=MODEL, micro_batch=2)
+    with engine_of(context, case) as engine:
+        found = scores_of(engine, case.parallel, context.world)
+        batches: Any = micro_batches(case, 0, engine.data_rank, engine.data_ranks)
+        result = engine.step(batches, lr=case.lr)
+        return found, result.loss_sum / result.count
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{"zero": 3}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"zero": 0}, OFFLOADED))],
+)
+def test_the_deepspeed_engine_reads_the_same_and_trains_on(ranks: Any, parallel: dict[str, Any]) -> None:
+    pytest.importorskip("deepspeed")
+    expected, case = by_hand(), Case(model=MODEL, micro_batch=2)
+    alone: Any = micro_batches(case, 0, 0, 1)
+    step = build(case, 0, 1).step(alone, lr=case.lr)
+    for found, loss in ranks(2).run(scored_and_stepped, parallel):
+        close(found, expected)
+        assert loss == pytest.approx(step.loss_sum / step.count, rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [0, SEQ + 1])

@@ -127,18 +127,20 @@ class GerminalLM(TemplateLM):
             text = self._tokenizer.decode(list(ids))
             return any(stop in text for stop in stops)
 
-        written = generate_many(
-            self._decoder,
-            [self.tok_encode(context)[-room:] or [self.eot_token_id] for context in contexts],
-            max_tokens=most,
-            context=self.max_length,
-            temperature=asked["temperature"],
-            top_p=float(asked.get("top_p", 1.0)),
-            stop=self.eot_token_id,
-            vocab=self._trained.texts.vocab,
-            ends=stopped,
+        written = dict(
+            generate_many(
+                self._decoder,
+                [self.tok_encode(context)[-room:] or [self.eot_token_id] for context in contexts],
+                max_tokens=most,
+                context=self.max_length,
+                temperature=asked["temperature"],
+                top_p=float(asked.get("top_p", 1.0)),
+                stop=self.eot_token_id,
+                vocab=self._trained.texts.vocab,
+                ends=stopped,
+            )
         )
-        texts = [self._tokenizer.decode(ids) for ids in written]
+        texts = [self._tokenizer.decode(written[number]) for number in range(len(contexts))]
         for stop in stops:
             texts = [text.split(stop)[0] for text in texts]
         return texts

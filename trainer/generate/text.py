@@ -134,11 +134,14 @@ def continue_prompts(
 ) -> Iterator[str]:
     """Yield the text after each prompt, which `continue_prompt` gives for it alone; `batch` of them at once.
 
-    The other arguments are those of `continue_prompt`.
+    A text comes as soon as it and those before it have ended. The other arguments are those of
+    `continue_prompt`.
     """
     texts = trained.prompting
     for first in range(0, len(prompts), batch):
-        written = generate_many(
+        ended: dict[int, list[int]] = {}
+        shown = 0
+        for number, ids in generate_many(
             trained.model,
             [[*texts.beginning, *texts.encode(prompt)] for prompt in prompts[first : first + batch]],
             max_tokens=max_tokens,
@@ -148,9 +151,11 @@ def continue_prompts(
             seed=seed,
             stop=trained.separator,
             vocab=texts.vocab,
-        )
-        for ids in written:
-            yield "".join(decode(iter(ids), trained.tokenizer))
+        ):
+            ended[number] = ids
+            while shown in ended:
+                yield "".join(decode(iter(ended.pop(shown)), trained.tokenizer))
+                shown += 1
 
 
 def read_prompts(path: Path) -> list[str]:

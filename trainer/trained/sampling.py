@@ -57,16 +57,23 @@ def generate(
 class _Row:
     """A text that is being written.
 
+    number: of its prompt.
     ids: those of the prompt, and those that were drawn.
     prompt: how many are the prompt's.
     read: how many of the last ones the model sees, once it has read all.
     generator: of the draws.
     """
 
+    number: int
     ids: list[int]
     prompt: int
     read: int
     generator: torch.Generator
+
+    @property
+    def written(self) -> list[int]:
+        """The ids after the prompt."""
+        return self.ids[self.prompt :]
 
 
 @torch.inference_mode()
@@ -82,9 +89,9 @@ def generate_many(
     stop: int | None = None,
     vocab: int | None = None,
     ends: Callable[[Sequence[int]], bool] = lambda ids: False,
-) -> list[list[int]]:
-    """Return the ids after each prompt: what `generate` gives for each of them alone, where roundings decide
-    nothing. The rows are one batch, shorter ones behind padding.
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (number of the prompt, the ids after it) as soon as these have ended: what `generate` gives for
+    each of them alone, where roundings decide nothing. The rows are one batch, shorter ones behind padding.
 
     model: as of `generate`, with a `padding` [batch] besides; see `Decoder.forward`.
     prompts: each of at least one id.
@@ -93,11 +100,11 @@ def generate_many(
     The other arguments are those of `generate`, for each row anew.
     """
     device = next(model.parameters()).device
-    rows = [
-        _Row(list(prompt), len(prompt), min(len(prompt), context), torch.Generator().manual_seed(seed))
-        for prompt in prompts
+    going = [
+        _Row(number, list(ids), len(ids), min(len(ids), context), torch.Generator().manual_seed(seed))
+        for number, ids in enumerate(prompts)
     ]
-    going, unread = list(rows), True
+    unread = True
     cache, padding = KVCache(context), torch.zeros(0, dtype=torch.int64)
     for _ in range(max_tokens):
         if not going:
@@ -118,11 +125,12 @@ def generate_many(
         left = []
         for number, (row, own) in enumerate(zip(going, logits.float().cpu())):
             chosen = sample(own, temperature, top_p, row.generator)
-            if chosen == stop:
-                continue
-            row.ids.append(chosen)
-            row.read += 1
-            if not ends(row.ids[row.prompt :]):
+            if chosen != stop:
+                row.ids.append(chosen)
+                row.read += 1
+            if chosen == stop or ends(row.written):
+                yield row.number, row.written
+            else:
                 left.append(number)
         if len(left) < len(going):
             cache.keep(torch.tensor(left, device=device, dtype=torch.int64))
@@ -131,7 +139,8 @@ def generate_many(
         for row in going:
             if row.read > context:
                 row.read, unread = max(1, context // 2), True
-    return [row.ids[row.prompt :] for row in rows]
+    for row in going:
+        yield row.number, row.written
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -2,7 +2,9 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -12,19 +14,20 @@ from data.tokenizer import training
 from trained_runs import VOCAB, make_trained_run
 from trainer.checkpoint import folder as checkpoints
 from trainer.config import reading
+from trainer.generate import text
 from trainer.generate.text import continue_text, decode
 from trainer.models.decoder.decoder import Decoder
 from trainer.state import Identity
 from trainer.trained.sampling import generate
 
 
-@pytest.mark.parametrize("text", ["é", "🎉! ", "日本 e\u0301"])
-def test_pieces_are_whole_characters(text: str) -> None:
+@pytest.mark.parametrize("written", ["é", "🎉! ", "日本 e\u0301"])
+def test_pieces_are_whole_characters(written: str) -> None:
     tokenizer = training.utf8_bytes()
-    ids = tokenizer.encode(text).ids
-    assert len(ids) == len(text.encode())
+    ids = tokenizer.encode(written).ids
+    assert len(ids) == len(written.encode())
     pieces = [piece for piece in decode(iter(ids), tokenizer) if piece]
-    assert pieces == list(text)
+    assert pieces == list(written)
     # What never becomes a character is shown as such at the end, not lost.
     assert "".join(decode(iter(ids[:-1]), tokenizer)) == tokenizer.decode(ids[:-1])
 
@@ -45,11 +48,28 @@ def test_bytes_that_are_no_text_do_not_end_a_stream() -> None:
 def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool, eos: int) -> None:
     """The separator is the one that the corpus had, whatever the tokenizer's names say."""
     model = make_trained_run(tmp_path / "run", tied, eos=eos)
-    text = "".join(continue_text(tmp_path / "run", "def é", max_tokens=20, temperature=0))
+    found = "".join(continue_text(tmp_path / "run", "def é", max_tokens=20, temperature=0))
     tokenizer = training.utf8_bytes()
     prompt = [eos, *tokenizer.encode("def é").ids]
     expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=eos, vocab=VOCAB)
-    assert text == tokenizer.decode(list(expected)) and text
+    assert found == tokenizer.decode(list(expected)) and found
+
+
+def test_texts_come_in_the_order_of_their_prompts_each_as_soon_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trained_run(tmp_path / "run")
+    ended: list[int] = []
+
+    def written(*args: Any, **kwargs: Any) -> Iterator[tuple[int, list[int]]]:
+        for number in (1, 0, 3, 2):
+            ended.append(number)
+            yield number, training.utf8_bytes().encode("abcd"[number]).ids
+
+    monkeypatch.setattr(text, "generate_many", written)
+    found = text.continue_prompts(text.open_writer(tmp_path / "run"), ["", "", "", ""], batch=4, max_tokens=1)
+    seen = [(one, len(ended)) for one in found]
+    assert seen == [("a", 2), ("b", 2), ("c", 4), ("d", 4)]
 
 
 def test_an_older_checkpoint_can_be_asked_for(tmp_path: Path) -> None:
@@ -72,8 +92,8 @@ def test_a_prompt_has_the_template_that_the_documents_had(tmp_path: Path, said: 
     shutil.copy(tmp_path / "tokenizer.json", tmp_path / "run")
     prompt = [0, *([58] if said.get("template") else []), *training.utf8_bytes().encode("ab").ids]
     expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=0, vocab=VOCAB)
-    text = "".join(continue_text(tmp_path / "run", "ab", max_tokens=20, temperature=0))
-    assert text == tokenizer.decode(list(expected)) and text
+    found = "".join(continue_text(tmp_path / "run", "ab", max_tokens=20, temperature=0))
+    assert found == tokenizer.decode(list(expected)) and found
 
 
 def test_a_model_that_predicts_no_next_token_continues_no_text(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Sampling: the cache, the context, temperature, top-p, the seed and the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +73,10 @@ def test_sampling_follows_temperature_and_top_p() -> None:
 PROMPTS = [list(range(1, 12)), [0], [5, 9, 3], list(range(20, 60)), [7, 8]]
 
 
+def in_order(found: Iterable[tuple[int, list[int]]]) -> list[list[int]]:
+    return [ids for _, ids in sorted(found)]
+
+
 @pytest.mark.parametrize("context", [64, 16, 5])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("changes", [{}, {"window": 6, "global_every": 2, "positions": "learned"}], ids=str)
@@ -81,13 +85,25 @@ def test_many_at_once_are_each_alone(context: int, temperature: float, changes: 
     model = drawn(replace(model_config(), **changes)).double()
     asked: dict[str, Any] = {"max_tokens": 40, "context": context, "temperature": temperature, "seed": 3}
     alone = [list(generate(model, prompt, **asked)) for prompt in PROMPTS]
-    assert generate_many(model, PROMPTS, **asked) == alone
+    assert in_order(generate_many(model, PROMPTS, **asked)) == alone
     stop = alone[0][6]
     ended = [list(generate(model, prompt, **asked, stop=stop)) for prompt in PROMPTS]
-    assert generate_many(model, PROMPTS, **asked, stop=stop) == ended
+    assert in_order(generate_many(model, PROMPTS, **asked, stop=stop)) == ended
     assert len(ended[0]) < 7 and any(len(one) == 40 for one in ended)
     short = generate_many(model, PROMPTS, **asked, ends=lambda ids: len(ids) >= 4 + ids[0] % 3)
-    assert short == [one[: 4 + one[0] % 3] for one in alone]
+    assert in_order(short) == [one[: 4 + one[0] % 3] for one in alone]
+
+
+def test_a_text_comes_when_it_ends_and_not_when_all_have() -> None:
+    model, passes = drawn(model_config()), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    found = generate_many(
+        model, [[1], [2], [3]], max_tokens=30, context=64, temperature=0, ends=lambda ids: ids[0] == wanted
+    )
+    wanted = next(generate(model, [2], max_tokens=1, context=64, temperature=0))
+    passes.clear()
+    assert next(found) == (1, [wanted]) and len(passes) == 1
+    assert [number for number, _ in found] == [0, 2] and len(passes) == 30
 
 
 def test_padding_is_seen_when_it_is_attended_to() -> None:

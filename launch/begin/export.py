@@ -32,6 +32,11 @@ def add_command(add: options.AddCommand) -> None:
         action="store_true",
         help="of a run that trained LoRA: the whole model, with the branches in its matrices, not them alone",
     )
+    parser.add_argument(
+        "--evaluation",
+        metavar="FILE",
+        help="what germinal evaluate RUN --out FILE wrote of that checkpoint: its tables go into the card",
+    )
     parser.set_defaults(run=export)
 
 
@@ -51,6 +56,8 @@ def export(args: argparse.Namespace) -> int:
     words = [f"--out={args.out}", f"--dtype={args.dtype}", f"--shard-bytes={args.shard_size}"]
     if args.step is not None:
         words.append(f"--step={args.step}")
+    if args.evaluation:
+        words.append(f"--evaluation={args.evaluation}")
     if args.merge:
         words.append("--merge")
     run.become(ProcessCommand(python(EXPORT, args.folder, *words)))

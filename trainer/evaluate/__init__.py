@@ -9,7 +9,7 @@ labelled.py     a model's output of each row of a labelled set
 calibration.py  is a model as sure as it is right?
 harness.py      lm-evaluation-harness on a run folder
 data.py         what a run was trained on, as its corpora say
-report.py       the figures of all runs as tables and as one JSON document
 
-Bias probes are in trainer/evaluation, for a run measures them while it trains, too.
+Bias probes are in trainer/evaluation, for a run measures them while it trains, too; so is the report, whose
+tables are in the card of an exported model besides.
 """

@@ -21,7 +21,7 @@ from parallel.world.runtime import Runtime
 from trainer.config import of_folder
 from trainer.config.evaluating import named, split_words
 from trainer.evaluate.examination import Asked, examine
-from trainer.evaluate.report import document, markdown
+from trainer.evaluation.report import document, markdown
 from trainer.process.interrupts import LeaveAtOnce
 from trainer.record.sinks import encode
 

@@ -8,4 +8,5 @@ scoring.py    the log-likelihood of single texts
 answers.py    answers to questions as texts: exact match and F1 of SQuAD
 bias.py       pairs of sentences that differ in one term
 probes.py     opens the bias probes of a run
+report.py     figures as tables and as one JSON document
 """

@@ -11,6 +11,11 @@ from common.printable import printable
 FIRST = ("bits_per_byte", "perplexity", "loss")
 """What a table of several runs on several sets tells: the first of these that every set has."""
 
+MEANING_OF_BIAS = (
+    "The log-likelihood of a sentence with the first term minus that of the sentence with the other, in "
+    "nats, and its 95 % interval."
+)
+
 _LEFT_OUT = ("bins",)  # of the tables
 
 
@@ -39,11 +44,12 @@ def markdown(runs: Sequence[Mapping[str, Any]]) -> str:
     for run in runs:
         step = "" if run["step"] is None else f", step {run['step']}"
         lines += [f"## {run['run']}{step}", "", f"{run['layout']}, {run['precision']}", ""]
-        lines += _run(run)
+        lines += tables(run)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _run(run: Mapping[str, Any]) -> Iterator[str]:
+def tables(run: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a run's tables, each below a heading of the third level."""
     for title, key, first in (
         ("Held-out sets", "sets", "set"),
         ("Multiple choice by likelihood", "choices", "questions of"),
@@ -51,20 +57,13 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
         ("lm-evaluation-harness", "tasks", "task"),
     ):
         if run.get(key):
-            yield from (f"### {title}", "", *_figures(first, run[key]))
+            yield from (f"### {title}", "", *figures_table(first, run[key]))
             for name, figures in run[key].items():
                 yield from _bins(name, figures)
     if run["data"]:
         yield from _data(run["data"])
     if "bias" in run:
-        yield from (
-            "### Bias",
-            "",
-            "The log-likelihood of a sentence with the first term minus that of the sentence with the other, "
-            "in nats, and its 95 % interval.",
-            "",
-            *_figures("pairs of", run["bias"]),
-        )
+        yield from ("### Bias", "", MEANING_OF_BIAS, "", *figures_table("pairs of", run["bias"]))
 
 
 def _data(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -76,7 +75,10 @@ def _data(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table(("corpus", "documents", "text bytes", "sources", "licences", "languages"), rows)
 
 
-def _figures(first: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def figures_table(first: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table, a row a name and a column a figure, and an empty one. `first`: what the
+    names are of.
+    """
     names = list(dict.fromkeys(name for row in rows.values() for name in row if name not in _LEFT_OUT))
     body = [(name, *(row.get(key) for key in names)) for name, row in rows.items()]
     return _table((first, *(name.replace("_", " ") for name in names)), body)

@@ -4,7 +4,8 @@ command.py          its process
 export.py           the folder, written under another name and then renamed
 weights.py          the safetensors files, written a few MiB at a time
 tokenizer_files.py  the tokenizer, and which of its tokens are special
-card.py             README.md: what the model is, what it was trained on, how well it does
+card.py             README.md: what the model is, what it was trained on
+figures.py          how well it does: what the run recorded, and what an evaluation found
 
 transformers itself is not needed here.
 """

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data.corpus.manifest import Manifest, read_manifest
 from trainer.config.plain import leaves, plain
 from trainer.config.run_config import RunConfig
-from trainer.record.reading import objects
+from trainer.export.figures import evaluated_figures, recorded_figures
 
 _SECTIONS = ("objective", "optim", "train")
-_OF_A_MACHINE = ("train.threads", "train.ranks", "train.micro_batch")
+_OF_A_MACHINE = ("train.threads", "train.ranks", "train.micro_batch", "train.eval_bias")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Facts:
     parameters: how many.
     files: name → xxh3_128 of each file of weights.
     tokenizer: the class of transformers that gives the ids that the model was trained on.
+    evaluation: the run's entry of the document of `germinal evaluate`; empty: there is none.
     """
 
     cfg: RunConfig
@@ -41,13 +43,15 @@ class Facts:
     parameters: int
     files: Mapping[str, str]
     tokenizer: str = "AutoTokenizer"
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def card(facts: Facts) -> str:
     """Return the card. Nothing in it depends on when, where or on which layout the run was trained or
     exported.
     """
-    return "\n".join((*_front(facts), *_use(facts), *_training(facts), *_data(facts), *_figures(facts)))
+    figures = recorded_figures(facts.run, facts.step), evaluated_figures(facts.evaluation)
+    return "\n".join((*_front(facts), *_use(facts), *_training(facts), *_data(facts), *chain(*figures), ""))
 
 
 def _front(facts: Facts) -> Iterator[str]:
@@ -143,35 +147,6 @@ def _manifest(path: str) -> Manifest | None:
         return None if "://" in path else read_manifest(path)
     except ValueError:
         return None
-
-
-def _figures(facts: Facts) -> Iterator[str]:
-    """The training loss, and the last evaluation, up to the step."""
-    loss: float | None = None
-    evaluated: tuple[int, Mapping[str, Any]] | None = None
-    for _, line in objects(facts.run / "metrics.jsonl"):
-        if not line or not isinstance(line.get("step"), int) or line["step"] > facts.step:
-            continue
-        loss = line.get("loss", loss)
-        if "eval" in line:
-            evaluated = line["step"], line["eval"]
-    yield from ("", "## Figures", "")
-    if loss is None and evaluated is None:
-        yield "The run's metrics do not reach back to this step."
-    if loss is not None:
-        yield f"Training loss of the last recorded step: {loss:.4g} nats a target."
-    if evaluated is not None:
-        step, sets = evaluated
-        yield from ("", f"Held-out sets after step {step}:", "", "| set | figure | value |")
-        yield "| --- | --- | ---: |"
-        for name, figures in sets.items():
-            for figure, value in figures.items():
-                yield (
-                    f"| {name} | {figure} | {value:.4g} |"
-                    if isinstance(value, float)
-                    else (f"| {name} | {figure} | {_cell(value)} |")
-                )
-    yield ""
 
 
 def _cell(value: Any) -> str:

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights")
     parser.add_argument("--shard-bytes", type=int, default=5 * 10**9, metavar="N", help="of a file, at most")
     parser.add_argument("--merge", action="store_true", help="LoRA's branches into their matrices")
+    parser.add_argument("--evaluation", type=Path, metavar="FILE", help="of germinal evaluate --out")
     options = parser.parse_args(arguments)
     if at_once:
         at_once.end()
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
             dtype=options.dtype,
             shard_bytes=options.shard_bytes,
             merge=options.merge,
+            evaluation=options.evaluation,
         )
     except ValueError as error:
         return complain(error, WRONG)

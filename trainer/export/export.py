@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.config import first_keys, reading
 from trainer.config.run_config import RunConfig
 from trainer.export.card import Facts, card
+from trainer.export.figures import read_evaluation
 from trainer.export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from trainer.export.weights import DTYPES, Written, write_weights
 from trainer.first_weights.checkpoint_source import PREFIX
@@ -61,6 +62,7 @@ def export(
     dtype: str,
     shard_bytes: int,
     merge: bool = False,
+    evaluation: Path | None = None,
 ) -> Exported:
     """Write the checkpoint of `step`, else the newest that verifies, into the new folder `out`. Of a run that
     adds modules to a model, write these alone, unless they are merged (`trainer.trained.adapter`).
@@ -71,10 +73,11 @@ def export(
     dtype: of the weights, a key of `weights.DTYPES`.
     shard_bytes: of a file of weights, at most; a larger tensor is alone in one.
     merge: add LoRA's branches to their matrices, and write the whole model.
+    evaluation: a document of `germinal evaluate --out` on that step, for the model card.
 
     Raises:
-        ValueError: `out` is there already, there is no checkpoint of that step, or no architecture of
-            transformers computes what this model does.
+        ValueError: `out` is there already, there is no checkpoint of that step, no architecture of
+            transformers computes what this model does, or `evaluation` is of something else.
         RuntimeError: a checkpoint or the tokenizer is damaged, or a value is not finite in that dtype.
     """
     if out.exists():
@@ -84,15 +87,19 @@ def export(
     home = run_folder.find(run)
     cfg = reading.load(home)
     apart = cfg.finetune.adds and not merge
+    if apart and evaluation:
+        raise ValueError(f"--evaluation {evaluation}: an adapter alone has no card: leave it out, or --merge")
     chosen = None if apart else choose.for_export(cfg.model, cfg.row_length, cfg.objective.kind)
     at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
+    evaluated = read_evaluation(evaluation, home, read_manifest(at).step) if evaluation else {}
     draft = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     draft.mkdir()
     try:
         if chosen is None:
             exported = _write_apart(draft, at, cfg)
         else:
-            exported = _write(draft, home, at, cfg, *chosen, dtype=dtype, shard_bytes=shard_bytes)
+            exported, facts = _write(draft, home, at, cfg, *chosen, dtype=dtype, shard_bytes=shard_bytes)
+            write_durably(draft / "README.md", card(replace(facts, evaluation=evaluated)).encode())
         fsync_folder(draft)
         if out.exists():
             raise ValueError(f"--out {out}: was made meanwhile by another program: give another folder")
@@ -114,7 +121,8 @@ def _write(
     *,
     dtype: str,
     shard_bytes: int,
-) -> Exported:
+) -> tuple[Exported, Facts]:
+    """Write all but the card; return what the card says besides."""
     keys = {**keys, **_labels(keys, cfg, at)}
     _write_configs(folder, cfg, family, keys, _write_tokenizer(folder, home, at, cfg), dtype)
     step = read_manifest(at).step
@@ -130,8 +138,7 @@ def _write(
     facts = Facts(
         cfg, home, step, state, family.architecture, dtype, written.parameters, written.files, tokenizer
     )
-    write_durably(folder / "README.md", card(facts).encode())
-    return Exported(family.architecture, step, written, tokenizer)
+    return Exported(family.architecture, step, written, tokenizer), facts
 
 
 def _labels(keys: Mapping[str, Any], cfg: RunConfig, at: Path) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from parallel.world.runtime import Runtime
 from trainer.config import reading
 from trainer.evaluate.command import main
 from trainer.evaluate.examination import Asked, examine
-from trainer.evaluate.report import document, markdown
+from trainer.evaluation.report import document, markdown
 from trainer.trained.trained_model import load_step
 from whole_runs import failure, records
 

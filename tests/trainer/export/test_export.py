@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +19,9 @@ from trained_runs import make_trained_run
 from trainer.checkpoint import folder as checkpoints
 from trainer.checkpoint.manifest import FileEntry, Part, digest
 from trainer.checkpoint.store import write_part
+from trainer.evaluate.calibration import calibrate
+from trainer.evaluation.bias import Bias
+from trainer.evaluation.report import document
 from trainer.export import export as exports
 from trainer.export.export import export
 from trainer.first_weights.checkpoint_source import CheckpointSource
@@ -185,16 +190,63 @@ def test_a_value_that_half_precision_does_not_hold_is_named(tmp_path: Path) -> N
     export(tmp_path / "run", tmp_path / "out", step=None, dtype="bf16", shard_bytes=10**9)
 
 
+def cells(text: str, first: str) -> dict[str, list[str]]:
+    """The rows of the table whose first column is called `first`."""
+    lines = text.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} "))
+    body = takewhile(lambda line: line.startswith("|"), lines[at + 2 :])
+    split = ([cell.strip() for cell in line.strip("|").split("|")] for line in body)
+    return {name: rest for name, *rest in split}
+
+
+def test_the_card_has_the_tables_of_an_evaluation_of_that_step(tmp_path: Path) -> None:
+    """Figures, calibration and bias, as `germinal evaluate --out` writes them."""
+    made(run := tmp_path / "run", MODELS["llama2"])
+    answered = calibrate(np.array([[0.9, 0.1], [0.7, 0.3]]), np.array([0, 1])).record()
+    bias = Bias(pairs=3, templates=2, difference=0.5, low=0.25, high=0.75)
+    entry: dict[str, Any] = {
+        "run": str(run),
+        "step": 2,
+        "sets": {"prose": {"loss": 4.5, "documents": 7}},
+        "choices": {"quiz": {"shots": 0, **answered}},
+        "bias": {"pronouns": bias.record() | bias.counts()},
+        "data": [{"name": "not told twice"}],
+    }
+    (file := tmp_path / "found.json").write_text(json.dumps(document([{**entry, "step": 1}, entry])))
+    options: dict[str, Any] = {"dtype": "fp32", "shard_bytes": 10**9, "evaluation": file}
+    export(run, tmp_path / "out", step=None, **options)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert cells(text, "set") == {"prose": ["4.5000", "7"]}
+    assert cells(text, "questions of") == {"quiz": ["0", "0.4000"]}
+    assert cells(text, "confidence") == {"0.67 to 0.73": ["1", "0.7000", "0.0000"],
+                                         "0.87 to 0.93": ["1", "0.9000", "1.0000"]}  # fmt: skip
+    assert cells(text, "pairs of") == {"pronouns": ["0.5000", "0.2500", "0.7500", "3", "2", "yes"]}
+    assert "not told twice" not in text
+
+    file.write_text(json.dumps(document([{**entry, "step": 1}])))
+    with pytest.raises(
+        ValueError, match=r"^--evaluation .*: has step 1 of .*run, not step 2 of .*run: germinal"
+    ):
+        export(run, tmp_path / "again", step=None, **options)
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match=r"^--evaluation .*: is not what germinal evaluate .*run --out FILE"):
+        export(run, tmp_path / "again", step=None, **options)
+    assert not (tmp_path / "again").exists()
+
+
 def test_the_card_says_what_proves_which_model_it_is(tmp_path: Path) -> None:
     made(tmp_path / "run", MODELS["llama2"])
     (tmp_path / "run" / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.25}\n'
-        '{"step": 2, "eval": {"prose": {"loss": 4.5, "bits_per_byte": 2.125}}}\n{"step": 9, "loss": 1.0}\n'
+        '{"step": 2, "eval": {"prose": {"loss": 4.5, "bits_per_byte": 2.125}}, '
+        '"bias": {"pronouns": {"difference": 0.5, "low": 0.25, "high": 0.75}}}\n{"step": 9, "loss": 1.0}\n'
     )
     done = export(tmp_path / "run", tmp_path / "out", step=2, dtype="fp32", shard_bytes=10**9)
     text = (tmp_path / "out" / "README.md").read_text()
     assert "Training loss of the last recorded step: 4.25 nats" in text
-    assert "| prose | bits_per_byte | 2.125 |" in text
+    assert cells(text, "set") == {"prose": ["4.5000", "2.1250"]}
+    assert cells(text, "pairs of") == {"pronouns": ["0.5000", "0.2500", "0.7500"]}
+    assert "minus that of the sentence with the other" in text and "## Evaluation" not in text
     assert f"| model.safetensors, xxh3_128 | `{done.written.files['model.safetensors']}` |" in text
     assert checkpoints.hash_file(tmp_path / "out" / "model.safetensors") in text
     assert "not there when this was exported" in text  # the corpus of this made-up run

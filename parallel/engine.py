@@ -89,6 +89,8 @@ class Chunk:
     shape: of the global tensor.
     offset: of the block in the global tensor.
     owned: this rank saves the block. Exactly one rank owns each block.
+    cuts: for each dim, into how many parts the global tensor is cut, the outermost cut first, each by
+        torch.chunk's rule: (8, 64) is 8 parts and each of these in 64. Empty: no such rule, or whole.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Chunk:
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     owned: bool
+    cuts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class ShardedParameter:
     by_fsdp: `module_parameter` is a DTensor of FSDP's, and `tensor` aliases its memory.
     trained: whether it has a gradient and optimiser state; else it is frozen, and no checkpoint holds it.
     owned: this rank saves it; no rank saves a frozen one.
+    cuts: as in `Chunk`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ShardedParameter:
     by_fsdp: bool
     trained: bool = True
     owned: bool = False
+    cuts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def address(self) -> int:
@@ -54,7 +56,7 @@ class ShardedParameter:
 
     def chunk(self, prefix: str, tensor: Tensor) -> Chunk:
         """A checkpoint chunk `PREFIX.NAME` of a tensor that is shaped and placed as `self.tensor` is."""
-        return Chunk(f"{prefix}.{self.name}", tensor.detach(), self.shape, self.offset, self.owned)
+        return Chunk(f"{prefix}.{self.name}", tensor.detach(), self.shape, self.offset, self.owned, self.cuts)
 
 
 def local_of(sharded: Tensor) -> Tensor:
@@ -85,13 +87,16 @@ def make_sharded_parameter(
     tp_dim, tied, duplicate, trained: as in `ShardedParameter`.
     """
     offset, part = [0] * len(shape), list(shape)
+    cuts = [[1] for _ in shape]
     if tp_dim is not None:
         part[tp_dim] //= mesh.tp.size
         offset[tp_dim] = part[tp_dim] * mesh.tp.rank
+        cuts[tp_dim] = [mesh.tp.size]
     by_fsdp = mesh.data is not None
     if by_fsdp or trained:
         start, part[0] = shard_rows(part[0], mesh.shard.rank, mesh.shard.size)
         offset[0] += start
+        cuts[0].append(mesh.shard.size)
     local: Tensor = parameter
     if by_fsdp:
         local = local_of(parameter)
@@ -99,5 +104,15 @@ def make_sharded_parameter(
         local = parameter.new_empty(part)
     assert tuple(part) == tuple(local.shape), f"{name}: holds {tuple(local.shape)}, expected {tuple(part)}"
     return ShardedParameter(
-        name, parameter, local, shape, tuple(offset), tp_dim, tied, duplicate, by_fsdp, trained
+        name,
+        parameter,
+        local,
+        shape,
+        tuple(offset),
+        tp_dim,
+        tied,
+        duplicate,
+        by_fsdp,
+        trained,
+        cuts=tuple(tuple(counts) for counts in cuts),
     )

@@ -97,6 +97,8 @@ def make(
 def save(checkpointer: Checkpointer, engine: FakeEngine, step: int) -> None:
     engine.set(step)
     checkpointer.save(TrainState(step, 8 * step, 64 * step), engine)
+    if not checkpointer.asynchronous:
+        checkpointer.settle()
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:

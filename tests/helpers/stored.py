@@ -9,7 +9,7 @@ from torch import Tensor
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
-from trainer.checkpoint.manifest import Part
+from trainer.checkpoint.merge import Part
 
 
 def whole(name: str, tensor: Tensor) -> Chunk:
@@ -21,7 +21,8 @@ def write(root: Path, ranks: list[list[Chunk]], step: int = 1) -> Path:
     tmp = root / ".tmp-x"
     tmp.mkdir(parents=True)
     parts = [store.write_part(tmp, rank, chunks) for rank, chunks in enumerate(ranks)]
-    parts = [Part.from_json(json.loads(json.dumps(part.to_json()))) for part in parts]
+    tables = {share.digest: share.table for part in parts for share in part.shares}
+    parts = [Part.from_json(json.loads(json.dumps(part.to_json())), tables.__getitem__) for part in parts]
     final = folders.step_folder(root, step)
     folders.commit(tmp, final, parts, step=step, sequences=8 * step)
     return final

@@ -3,7 +3,7 @@ torch here.
 
 ```
 checkpoints/step-000000100/
-  MANIFEST.json            files {name: {bytes, xxh3_128}}, tensors {name: {dtype, shape, pieces}}, own hash
+  MANIFEST.json            files {name: {bytes, xxh3_128}}, tensors, cuts, its own hash
   rank-00000.safetensors   stored chunks (and rank-00000-1.safetensors … where a rank has much to write)
   state.json               TrainState, the engine's scalars, the run's identity
 ```
@@ -12,6 +12,7 @@ Everything is written in `.tmp-step-…`, and one rename makes it a checkpoint: 
 whole.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -23,7 +24,9 @@ from pathlib import Path
 import xxhash
 
 from common.files import fsync_folder, write_durably
-from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Part, encode, merge, read_manifest
+from common.retry import attempts
+from trainer.checkpoint.manifest import MANIFEST, DamagedError, FileEntry, Manifest, encode, read_manifest
+from trainer.checkpoint.merge import Part, merge
 from trainer.folder.fence import Guard, unfenced
 
 STATE = "state.json"
@@ -31,6 +34,10 @@ TMP = ".tmp-"
 DAMAGED, DIVERGED = "damaged", "diverged"  # it does not verify; it does, but no step can be made from it
 READ_BYTES = 4 << 20
 READERS = 4
+RENAMES, RENAME_SECONDS = 4, 0.5  # attempts at a commit's rename, and the first pause between them
+
+# Errors of a file system that may pass: a server that restarts, a disk that somebody makes room on.
+PASSING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
 
 _STEP = re.compile(r"step-(\d{9}|[1-9]\d{9,})")  # as `step_folder` names them
 
@@ -85,14 +92,24 @@ def commit(
     RuntimeError where `final` exists (a step is never overwritten), the parts do not tile the tensors, or
     `guard` finds that a later start of the run writes here.
     """
-    whole = merge(parts)
-    write_durably(tmp / MANIFEST, encode(Manifest(whole.files, whole.tensors, step, sequences)))
+    files, tensors = merge(parts)
+    manifest = encode(Manifest(files, tensors, step, sequences))
+    write_durably(tmp / MANIFEST, manifest)
     fsync_folder(tmp)
     if final.exists():
         raise RuntimeError(f"{final} exists already and is never overwritten: does another run write here?")
     guard()
-    os.rename(tmp, final)
-    fsync_folder(final.parent)
+    for attempt in attempts(RENAMES, RENAME_SECONDS):
+        try:
+            # A network file system may do what it then reports as failed: stale handles, a lost answer.
+            if attempt == 0 or tmp.exists() or (final / MANIFEST).read_bytes() != manifest:
+                os.rename(tmp, final)
+            fsync_folder(final.parent)
+        except OSError as error:
+            if error.errno not in PASSING or attempt == RENAMES - 1:
+                raise
+        else:
+            return
 
 
 def hash_file(path: Path) -> str:
@@ -106,28 +123,28 @@ def hash_file(path: Path) -> str:
 
 
 def check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    """RuntimeError, one line, unless the file holds exactly the bytes that were written."""
+    """DamagedError, one line, unless the file holds exactly the bytes that were written."""
     path = folder / name
     try:
         size = path.stat().st_size
         if size != entry.bytes:
-            raise RuntimeError(f"{path}: {size} bytes, {entry.bytes} were written: cut short or replaced")
+            raise DamagedError(f"{path}: {size} bytes, {entry.bytes} were written: cut short or replaced")
         if hash_file(path) != entry.xxh3_128:
-            raise RuntimeError(f"{path}: damaged: its bytes do not match the hash in {MANIFEST}")
+            raise DamagedError(f"{path}: damaged: its bytes do not match the hash in {MANIFEST}")
     except FileNotFoundError:
-        raise RuntimeError(f"{path}: missing") from None
+        raise DamagedError(f"{path}: missing") from None
     except OSError as error:
-        raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """The manifest of the checkpoint `folder`; RuntimeError, one line, where it is damaged or of another step
+    """The manifest of the checkpoint `folder`; DamagedError, one line, where it is damaged or of another step
     than the folder is named after.
     """
     manifest = read_manifest(folder)
     named = _STEP.fullmatch(folder.name)
     if named and int(named[1]) != manifest.step:
-        raise RuntimeError(
+        raise DamagedError(
             f"{folder}: holds step {manifest.step}, by its manifest: copied or renamed: its name should be "
             f"{step_folder(folder.parent, manifest.step).name}"
         )

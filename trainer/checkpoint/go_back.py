@@ -11,7 +11,7 @@ from pathlib import Path
 from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.folder import DIVERGED
-from trainer.checkpoint.newest import damage
+from trainer.checkpoint.manifest import DamagedError
 from trainer.checkpoint.resume import load_state
 from trainer.folder.fence import Guard, unfenced
 from trainer.ranks import Ranks
@@ -51,9 +51,10 @@ def go_back(
     failed = [step for step in steps if step >= resumed]
     for step in (step for step in steps if step < resumed):
         at = folders.step_folder(root, step)
-        if damage(at, ranks):  # the resume that follows reports it and sets it aside
+        try:
+            document = load_state(at, engine, identity, ranks, proves=True)
+        except DamagedError:  # the resume that follows reports it and sets it aside
             continue
-        document = load_state(at, engine, identity, ranks)
         if allows_a_step(TrainState.from_json(document["state"])):
             break
         failed.append(step)

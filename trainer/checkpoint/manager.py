@@ -7,21 +7,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from parallel.engine import Chunk, Engine
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.attempt import Attempt, RankIsGoneError, nobody, not_saved, write_json
-from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.go_back import go_back
 from trainer.checkpoint.resume import resume
-from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.staging import Staging
-from trainer.checkpoint.store import write_part
+from trainer.checkpoint.saving.attempt import Attempt, nobody
+from trainer.checkpoint.saving.board import Board, beside
+from trainer.checkpoint.saving.retention import Retention
+from trainer.checkpoint.saving.save import Save
+from trainer.checkpoint.saving.staging import Staging
+from trainer.checkpoint.saving.verification import Verification
 from trainer.folder.fence import Guard, unfenced
 from trainer.process.disk import explaining
-from trainer.ranks import Ranks, one_line
+from trainer.ranks import Ranks
 from trainer.record.digest import LogDigest
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog
@@ -45,13 +47,12 @@ class Checkpointer:
     logs: forced to disk before a checkpoint is, so that a resume finds every line up to the checkpoint's
         step; the checkpoint notes their length and hash.
     layout: the layout of the ranks, in words.
-    ranks: this rank among all. Starting, resuming and going back use its collectives; saving goes through
-        the folder alone (`attempt`).
+    ranks: this rank among all. Starting, resuming and going back use its collectives; a save uses notes.
     patience_seconds: how long a save waits for the other ranks' files.
     guard: raises where a later start of the run writes here.
     phases: told of the parts of a save.
-    gone: returns the first rank that has ended without the others, if there is one: a save does not wait for
-        its files.
+    gone: returns the first rank that has ended without the others, if there is one: no save waits for it.
+    board: this start's own name → where the ranks leave notes. None: a folder beside the checkpoints.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Checkpointer:
         guard: Guard = unfenced,
         phases: Phases | None = None,
         gone: Callable[[], object] = nobody,
+        board: Callable[[str], Board] | None = None,
     ) -> None:
         self._phases = phases or Phases()
-        self._layout, self._gone = layout, gone
+        self._layout = layout
         self.root = run_dir / "checkpoints"
         self.every = every
         self.asynchronous = asynchronous
@@ -84,10 +86,15 @@ class Checkpointer:
         # An event log without a path drops its events.
         self._digests = {log.path.name: LogDigest(log.path) for log in self.logs if log.path.name}
         self.ranks = ranks or Ranks()
-        self.patience_seconds = patience_seconds
         self.guard = guard
         self.retention = Retention(
-            self.root, keep=keep, keep_every=keep_every, decays=decays, record=self._record, guard=guard
+            self.root,
+            keep=keep,
+            keep_every=keep_every,
+            decays=decays,
+            record=self._record,
+            guard=guard,
+            by=f"{self.ranks.world} ranks",
         )
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()
@@ -96,6 +103,17 @@ class Checkpointer:
         self._saved = self._resumed = -1  # steps
         self._resumed_updates = -1
         self._nonce = self.ranks.on_rank_zero(self._open)
+        self._board = (board or beside(self.root, self.ranks.world))(self._nonce)
+        self._save = self._make_save(patience_seconds, gone)
+        self._verification = Verification(
+            self.root,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            board=self._board,
+            retention=self.retention,
+            patience=patience_seconds,
+            gone=gone,
+        )
 
     def due(self, step: int) -> bool:
         """Whether a save is asked for after `step`."""
@@ -167,9 +185,18 @@ class Checkpointer:
             self._thread = None
         self._raise()
 
-    def close(self) -> None:
-        """Finish the save in flight; raises as `wait` does."""
+    def settle(self) -> None:
+        """Wait until nothing is saved, verified or deleted any more; raises as `wait` does."""
         self.wait()
+        self._verification.wait()
+
+    def close(self) -> None:
+        """Finish the save and the verification in flight; raises as `wait` does."""
+        try:
+            self.settle()
+        finally:
+            if self.ranks.rank == 0 and not self._save.failed:  # else another rank may have to read why
+                self._board.close()
 
     def known_bytes(self, log: JsonlLog) -> int:
         """Rank 0: how many bytes at the start of a log are known to be what the resumed checkpoint noted."""
@@ -186,6 +213,7 @@ class Checkpointer:
             layout=self._layout,
             ranks=self.ranks,
             guard=self.guard,
+            retention=self.retention,
         )
         self._saved = self._resumed = state.step if state is not None else -1
         self._resumed_updates = engine.scalars()["updates"] if state is not None else -1
@@ -197,7 +225,7 @@ class Checkpointer:
         """Go on from an older checkpoint than the resumed one, from which no step can be made: `why`. None
         where there is none that helps. See `trainer.checkpoint.go_back.go_back`.
         """
-        self.wait()
+        self.settle()
         found = go_back(
             self.root,
             engine,
@@ -221,6 +249,24 @@ class Checkpointer:
             self.events.event("clean", 0, f"removed what unfinished saves left: {', '.join(left)}")
         return secrets.token_hex(8)
 
+    def _make_save(self, patience_seconds: float, gone: Callable[[], object]) -> Save:
+        return Save(
+            self.root,
+            partial(
+                Attempt,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+                patience=patience_seconds,
+                board=self._board,
+                guard=self.guard,
+                gone=gone,
+            ),
+            self._nonce,
+            self.logs,
+            self._digests,
+            self._record,
+        )
+
     # What follows may run in the background thread, where no collective may be called.
 
     def _write(self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str) -> None:
@@ -231,55 +277,15 @@ class Checkpointer:
         self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str
     ) -> None:
         begin = time.monotonic()
-        rank = self.ranks.rank
-        attempt = Attempt(
-            self.root,
-            step,
-            self._nonce,
-            rank=rank,
-            world=self.ranks.world,
-            patience=self.patience_seconds,
-            guard=self.guard,
-            gone=self._gone,
-        )
         try:
-            with explaining(self.root.parent):
-                folder = attempt.begin()
-                part = write_part(folder, rank, chunks)
-                gone = [log.path.name for log in self.logs if log.sync()]
-                if rank == 0:
-                    attempt.await_others()  # only then are all lines up to this step in the logs
-                    document["logs"] = self._noted(step, gone)
-                    part.files[STATE] = write_json(folder / STATE, document)
-                attempt.publish(part)
-                size = attempt.finish(document["state"]["sequences"])
-        except RankIsGoneError as error:
-            self._error = error
+            size, steps = self._save(step, chunks, document, self._verification.due)
         except Exception as error:
-            attempt.fail(one_line(error))
-            self._error = not_saved(error, step, rank, self.ranks.world)
-            self._record("fault", step, str(self._error))
-        else:
-            self._record("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
-            # Until an update has been made, an older checkpoint may be what the run has to go back to.
-            if rank == 0 and document["scalars"]["updates"] != self._resumed_updates:
-                self.retention.apply()
-
-    def _noted(self, step: int, gone: Sequence[str]) -> dict[str, Any]:
-        """Return length and hash of every log up to `step`. Lines that were lost since the last save are an
-        event; `gone` names the logs that were deleted or replaced.
-        """
-        found = {}
-        for name, log in self._digests.items():
-            found[name] = log.at(step)
-            if log.lost or name in gone:
-                self._record(
-                    "fault",
-                    step,
-                    f"{log.path} was deleted, replaced or cut while the run wrote it: what is missing up to "
-                    f"step {step} is lost, and the lines from there on go to the file that is there now",
-                )
-        return found
+            self._error = error
+            return
+        self._record("save", step, reason, seconds=round(time.monotonic() - begin, 3), bytes=size)
+        # Until an update has been made, an older checkpoint may be what the run has to go back to.
+        deletes = self.ranks.rank == 0 and document["scalars"]["updates"] != self._resumed_updates
+        self._verification.begin(f"{self._nonce}-{step}", steps, deletes=deletes)
 
     def _record(self, kind: str, step: int, reason: str, **fields: Any) -> None:
         """Write an event; where that fails, the checkpoint is none the worse."""

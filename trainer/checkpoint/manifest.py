@@ -1,17 +1,34 @@
-"""`MANIFEST.json`: what a checkpoint consists of, proven by its own hash. No torch here."""
+"""`MANIFEST.json`: what a checkpoint consists of, proven by its own hash. No torch here.
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+Its size is O(tensors + ranks): how a tensor is cut, and which rank stored which piece, is written once for
+all tensors that are cut alike. Only pieces that no such rule describes are listed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import orjson
 import xxhash
 
+from trainer.checkpoint import cuts
+from trainer.checkpoint.cuts import Parts
+
 FORMAT = "germinal-checkpoint"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # 1 lists every piece
 MANIFEST = "MANIFEST.json"
+
+_HASH = re.compile(rb', ?"xxh3_128": ?"([0-9a-f]{32})"\}\n\Z')  # the last member, and the end of the file
+_FILE = re.compile(r"rank-(\d{5,})(?:-\d+)?\.safetensors")
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint is not what was written: its bytes, or one of its files."""
 
 
 @dataclass(frozen=True)
@@ -26,147 +43,190 @@ class FileEntry:
 class StoredChunk:
     """A block of a global tensor, and where the checkpoint stores it.
 
-    file: name of the safetensors file.
-    key: the entry in that file.
+    files: names of safetensors files, one of which has the entry: those of the rank that wrote it.
+    key: the entry.
     shape, offset: size and first index of the block in each dim of the global tensor.
     """
 
-    file: str
+    files: tuple[str, ...]
     key: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
 
+    def overlaps(self, offset: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether the block at `offset` of shape `shape` shares an element with this one."""
+        sides = zip(self.offset, self.shape, offset, shape, strict=True)
+        return all(max(a, b) < min(a + n, b + m) for a, n, b, m in sides)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How tensors are cut (`cuts`), and the rank that stored each piece; -1 where none had an element."""
+
+    parts: Parts
+    ranks: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A global tensor: its safetensors dtype, its shape, and the stored chunks that tile it (`pieces`)."""
+    """A global tensor: its safetensors dtype and its shape, and its pieces, which tile it: by `cut`, or where
+    that is None, one by one.
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[StoredChunk, ...]
+    pieces: tuple[StoredChunk, ...] = ()
+    cut: Cut | None = None
+
+
+def key_of(name: str, whole: Sequence[int], offset: Sequence[int], shape: Sequence[int]) -> str:
+    """Return the entry of a block in its safetensors file: the tensor's own name where the block is all of
+    it.
+    """
+    return name if tuple(shape) == tuple(whole) else f"{name}@{','.join(map(str, offset))}"
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one rank wrote: its files, and its chunks by tensor. Ranks pass it on as JSON in the folder
-    itself.
-    """
+class Manifest:
+    """A whole checkpoint: what all ranks wrote, its step, and the sequences read by then."""
 
     files: dict[str, FileEntry]
     tensors: dict[str, TensorEntry]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Part":
-        files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-        tensors = {
-            name: TensorEntry(
-                entry["dtype"],
-                tuple(entry["shape"]),
-                tuple(
-                    StoredChunk(piece["file"], piece["key"], tuple(piece["shape"]), tuple(piece["offset"]))
-                    for piece in entry["pieces"]
-                ),
-            )
-            for name, entry in values["tensors"].items()
-        }
-        return cls(files, tensors)
-
-
-@dataclass(frozen=True)
-class Manifest(Part):
-    """A whole checkpoint: what all ranks wrote, its step, and the sequences read by then."""
-
     step: int
     sequences: int
 
+    def stored(
+        self, name: str, offset: Sequence[int] | None = None, shape: Sequence[int] | None = None
+    ) -> Iterator[StoredChunk]:
+        """Yield the pieces of tensor `name` that share an element with the block at `offset` of shape
+        `shape`; of the whole tensor by default.
+        """
+        entry = self.tensors[name]
+        offset = (0,) * len(entry.shape) if offset is None else offset
+        shape = entry.shape if shape is None else shape
+        if entry.cut is None:
+            yield from (piece for piece in entry.pieces if piece.overlaps(offset, shape))
+            return
+        for number, at, size in cuts.overlapping(entry.cut.parts, entry.shape, offset, shape):
+            files = self.files_of_rank.get(entry.cut.ranks[number], ())
+            yield StoredChunk(files, key_of(name, entry.shape, at, size), size, at)
 
-def merge(parts: Sequence[Part]) -> Part:
-    """Join the ranks' parts. RuntimeError where a tensor is not tiled exactly once, for that would load as
-    garbage.
-    """
-    files: dict[str, FileEntry] = {}
-    tensors: dict[str, TensorEntry] = {}
-    for part in parts:
-        if double := files.keys() & part.files.keys():
-            raise RuntimeError(f"checkpoint file {min(double)} was written by two ranks")
-        files |= part.files
-        for name, entry in part.tensors.items():
-            seen = tensors.get(name)
-            if seen and (seen.dtype, seen.shape) != (entry.dtype, entry.shape):
-                raise RuntimeError(
-                    f"tensor {name}: ranks disagree: {seen.dtype} {list(seen.shape)}"
-                    f" against {entry.dtype} {list(entry.shape)}"
-                )
-            pieces = (seen.pieces if seen else ()) + entry.pieces
-            tensors[name] = TensorEntry(entry.dtype, entry.shape, pieces)
-    for name, entry in tensors.items():
-        _check_tiling(name, entry)
-    return Part(files, tensors)
+    @cached_property
+    def files_of_rank(self) -> dict[int, tuple[str, ...]]:
+        """Rank → the files of tensors that it wrote."""
+        found: dict[int, tuple[str, ...]] = {}
+        for name in sorted(self.files):
+            if (rank := written_by(name)) is not None:
+                found[rank] = (*found.get(rank, ()), name)
+        return found
 
-
-def _check_tiling(name: str, entry: TensorEntry) -> None:
-    """Inside the tensor, no two at one place, volumes adding up: what a wrong owner would break, in linear
-    time.
-    """
-    for piece in entry.pieces:
-        inside = len(piece.shape) == len(piece.offset) == len(entry.shape) and all(
-            low >= 0 and low + size <= full
-            for low, size, full in zip(piece.offset, piece.shape, entry.shape, strict=True)
-        )
-        if not inside:
-            raise RuntimeError(
-                f"tensor {name}: piece at {list(piece.offset)} of shape {list(piece.shape)}"
-                f" leaves {list(entry.shape)}"
-            )
-    held = sum(prod(piece.shape) for piece in entry.pieces)
-    if held != prod(entry.shape) or len({piece.offset for piece in entry.pieces}) != len(entry.pieces):
-        raise RuntimeError(
-            f"tensor {name}: {len(entry.pieces)} owned pieces hold {held} of {prod(entry.shape)} elements:"
-            " every element must be owned by exactly one rank"
-        )
+    @property
+    def elements(self) -> int:
+        """Of all tensors together."""
+        return sum(prod(entry.shape) for entry in self.tensors.values())
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, sort_keys=True) + "\n").encode()
+def written_by(file: str) -> int | None:
+    """Return the rank that wrote a file of tensors; None for another file."""
+    match = _FILE.fullmatch(file)
+    return int(match[1]) if match else None
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """xxh3_128 in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest's file, with the hash over all of it but the hash itself."""
-    content = {"format": FORMAT, "version": VERSION, **manifest.to_json()}
-    return _canonical({**content, "xxh3_128": digest(_canonical(content))})
+    """The manifest's file; its last member is the hash of the document without it."""
+    numbers: dict[int, int] = {}  # by identity: hashing a cut takes O(ranks)
+    known: list[Cut] = []
+    tensors: dict[str, Any] = {}
+    for name in sorted(manifest.tensors):
+        entry = manifest.tensors[name]
+        content: dict[str, Any] = {"dtype": entry.dtype, "shape": entry.shape}
+        if entry.cut is not None:
+            content["cut"] = numbers.setdefault(id(entry.cut), len(known))
+            if content["cut"] == len(known):
+                known.append(entry.cut)
+        else:
+            content["pieces"] = [
+                {"file": piece.files[0], "key": piece.key, "shape": piece.shape, "offset": piece.offset}
+                for piece in entry.pieces
+            ]
+        tensors[name] = content
+    body = orjson.dumps(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": manifest.step,
+            "sequences": manifest.sequences,
+            "files": {name: manifest.files[name] for name in sorted(manifest.files)},
+            "cuts": [{"parts": cut.parts, "ranks": cut.ranks} for cut in known],
+            "tensors": tensors,
+        }
+    )
+    return body[:-1] + f',"xxh3_128":"{digest(body)}"}}\n'.encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, proven by its own hash. RuntimeError, one line, where it is missing, damaged or of
-    another format.
+    """The manifest, proven by its own hash. DamagedError, one line, where it is missing or damaged;
+    RuntimeError where it is of another format.
     """
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
-        content = json.loads(data)
-        kept = content.pop("xxh3_128")
-        # Byte for byte what `commit` wrote: a change that JSON forgives is still a change.
-        sound = kept == digest(_canonical(content)) and data == _canonical({**content, "xxh3_128": kept})
     except FileNotFoundError:
-        raise RuntimeError(f"{path}: missing: not a whole checkpoint") from None
+        raise DamagedError(f"{path}: missing: not a whole checkpoint") from None
     except OSError as error:
-        raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        sound = False
-    if not sound:
-        raise RuntimeError(f"{path}: damaged: its content does not match its own hash")
-    if (content["format"], content["version"]) != (FORMAT, VERSION):
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
+    content = _proven(data)
+    if content is None:
+        raise DamagedError(f"{path}: damaged: its content does not match its own hash")
+    if content["format"] != FORMAT or content["version"] not in READABLE:
         raise RuntimeError(
             f"{path}: {content['format']} version {content['version']};"
-            f" this program reads {FORMAT} version {VERSION}"
+            f" this program reads {FORMAT} versions {' and '.join(map(str, READABLE))}"
         )
-    part = Part.from_json(content)
-    return Manifest(part.files, part.tensors, content["step"], content["sequences"])
+    known = [
+        Cut(tuple(tuple(counts) for counts in cut["parts"]), tuple(cut["ranks"]))
+        for cut in content.get("cuts", ())
+    ]
+    return Manifest(
+        {name: FileEntry(**entry) for name, entry in content["files"].items()},
+        {name: tensor_of(entry, known) for name, entry in content["tensors"].items()},
+        content["step"],
+        content["sequences"],
+    )
+
+
+def tensor_of(entry: dict[str, Any], known: Sequence[Cut] = ()) -> TensorEntry:
+    """Return a tensor's entry from its JSON. known: the manifest's cuts."""
+    shape = tuple(entry["shape"])
+    if "cut" in entry:
+        return TensorEntry(entry["dtype"], shape, cut=known[entry["cut"]])
+    pieces = tuple(
+        StoredChunk((piece["file"],), piece["key"], tuple(piece["shape"]), tuple(piece["offset"]))
+        for piece in entry["pieces"]
+    )
+    return TensorEntry(entry["dtype"], shape, pieces)
+
+
+def _proven(data: bytes) -> dict[str, Any] | None:
+    """Return the content, where every byte is what was written; else None.
+
+    Version 1 ended the document with a line end before it was hashed.
+    """
+    found = _HASH.search(data)
+    if not found:
+        return None
+    old = b": " in found[0]
+    body = data[: found.start()] + (b"}\n" if old else b"}")
+    end = f', "xxh3_128": "{digest(body)}"}}\n' if old else f',"xxh3_128":"{digest(body)}"}}\n'
+    if found[0] != end.encode():
+        return None
+    try:
+        content = orjson.loads(data)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None

@@ -5,6 +5,7 @@ is copied is read.
 import json
 import struct
 import sys
+import threading
 import warnings
 from math import prod
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.mapped_file import MappedFile
-from trainer.checkpoint.manifest import Manifest, StoredChunk, read_manifest
+from trainer.checkpoint.manifest import DamagedError, Manifest, StoredChunk, read_manifest
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -45,37 +46,49 @@ class Reader:
         self.folder = folder
         self.manifest = manifest or read_manifest(folder)
         self._files: dict[str, tuple[MappedFile, int, dict[str, dict]]] = {}
+        self._lock = threading.Lock()
 
     def open(self, name: str) -> None:
-        """Map file `name`. RuntimeError where it is missing or is not safetensors."""
+        """Map file `name`. DamagedError where it is missing or is not safetensors."""
         path = self.folder / name
         try:
             file = MappedFile(path)
             data, size = file.view, len(file.view)
             if size != self.manifest.files[name].bytes:
-                raise RuntimeError(f"{path}: {size} bytes, {self.manifest.files[name].bytes} were written")
+                raise DamagedError(f"{path}: {size} bytes, {self.manifest.files[name].bytes} were written")
             (length,) = struct.unpack_from("<Q", data)
             self._files[name] = file, 8 + length, json.loads(bytes(data[8 : 8 + length]))
         except OSError as error:
-            raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, struct.error):
-            raise RuntimeError(f"{path}: not a safetensors file") from None
+            raise DamagedError(f"{path}: not a safetensors file") from None
 
     def read(self, name: str, stored: StoredChunk) -> Tensor:
         """Return one stored chunk of tensor `name`, aliasing the mapped file: copy from it, never write."""
-        if stored.file not in self._files:
-            self.open(stored.file)
-        file, base, header = self._files[stored.file]
+        where = self._find(name, stored)
+        file, base, header = self._files[where]
         data = file.view
         entry, dtype = header.get(stored.key), self.manifest.tensors[name].dtype
         if entry is None or entry["dtype"] != dtype or tuple(entry["shape"]) != stored.shape:
-            raise RuntimeError(
-                f"{self.folder / stored.file}: entry {stored.key} is not what the manifest says: {entry}"
+            raise DamagedError(
+                f"{self.folder / where}: entry {stored.key} is not what the manifest says: {entry}"
             )
         start, count = base + entry["data_offsets"][0], prod(stored.shape)
         if start + count * DTYPES[dtype].itemsize > len(data):
-            raise RuntimeError(f"{self.folder / stored.file}: entry {stored.key} leaves the file")
+            raise DamagedError(f"{self.folder / where}: entry {stored.key} leaves the file")
         return torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start).view(stored.shape)
+
+    def _find(self, name: str, stored: StoredChunk) -> str:
+        """Return the file of the rank that has the entry, mapped; one of them where none has it."""
+        if not stored.files:
+            raise DamagedError(f"{self.folder}: no file of tensor {name} at {list(stored.offset)}")
+        for file in stored.files:
+            with self._lock:
+                if file not in self._files:
+                    self.open(file)
+            if stored.key in self._files[file][2]:
+                break
+        return file
 
     def forget(self) -> None:
         """Give back the memory of what was read so far: the files stay mapped."""

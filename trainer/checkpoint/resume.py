@@ -2,21 +2,26 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.newest import newest
+from trainer.checkpoint.loading import load_and_prove, share_of
+from trainer.checkpoint.manifest import DamagedError, Manifest
+from trainer.checkpoint.newest import damage
+from trainer.checkpoint.saving.retention import Retention
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.folder.fence import Guard, unfenced
 from trainer.folder.run_folder import EVENTS
 from trainer.optim.schedule import decay_begins, decay_from, jump, of_settings
-from trainer.ranks import Ranks
+from trainer.ranks import Ranks, on_every_rank
 from trainer.record.digest import LogDigest, differences
 from trainer.record.events import EventLog, read_events
 from trainer.state import Identity, TrainState
+
+T = TypeVar("T")
 
 
 def resume(
@@ -29,28 +34,30 @@ def resume(
     layout: str = "",
     ranks: Ranks,
     guard: Guard = unfenced,
+    retention: Retention | None = None,
 ) -> TrainState | None:
     """Load the newest checkpoint under `root` that verifies into the engine; return its state, or None where
     there is none. Collective.
+
+    Bytes are proven while they are loaded, in one pass, wherever there is an older checkpoint to load where
+    they are not what was written. The only one is proven first, unless it is known to have verified before.
 
     A checkpoint that does not verify is passed over with an event, and set aside under another name so that
     its step can be saved anew.
 
     identity, events, layout, ranks, guard: as of `Checkpointer`.
     logs: by name; rank 0's then begin with the lines that the checkpoint noted.
+    retention: rank 0's knows what has verified, and remembers that the loaded one did.
 
     RuntimeError where the run's checkpoints are gone, the corpus changed or a tensor does not fit; ValueError
     where the config describes another run (model, seed).
     """
-    found = newest(root, ranks)
-    step, rejected = found.step, found.passed_over
+    step, document, rejected = _newest(root, engine, identity, ranks, retention)
     if step is None:
         if not rejected:
             ranks.on_rank_zero(lambda: check_never_saved(root))
         ranks.on_rank_zero(lambda: _set_aside(root, rejected, 0, events, guard))
         return None
-    at = folders.step_folder(root, step)
-    document = load_state(at, engine, identity, ranks)
     lost = ranks.on_rank_zero(lambda: differences(document.get("logs", {}), logs, step))
     ranks.on_rank_zero(lambda: _set_aside(root, rejected, step, events, guard))
     now, before = identity(document["state"]["sequences"]), document["identity"]
@@ -124,27 +131,107 @@ def _rate_jumps(root: Path, step: int, now: Mapping[str, Any], then: Mapping[str
     )
 
 
-def load_state(at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks) -> dict[str, Any]:
+def _newest(
+    root: Path,
+    engine: Engine,
+    identity: Callable[[int], Identity],
+    ranks: Ranks,
+    retention: Retention | None,
+) -> tuple[int | None, dict[str, Any], list[tuple[int, str]]]:
+    """Fill the engine from the newest checkpoint that verifies. Return its step, or None; the content of its
+    state.json; and (step, reason) of each newer one. Collective.
+    """
+    steps = ranks.on_rank_zero(lambda: folders.steps(root))
+    rejected: list[tuple[int, str]] = []
+    untouched = True
+    for step in steps:
+        at = folders.step_folder(root, step)
+        known, stamp = ranks.on_rank_zero(partial(_known, retention, step))
+        proves = step != steps[-1] or known or not untouched
+        if not proves and (reason := damage(at, ranks)):
+            rejected.append((step, reason))
+            continue
+        try:
+            document = load_state(at, engine, identity, ranks, proves=proves)
+        except DamagedError as error:
+            rejected.append((step, str(error)))
+            untouched = untouched and not isinstance(error, HalfLoadedError)
+            continue
+        if retention is not None and ranks.rank == 0:
+            retention.note(step, stamp)
+        return step, document, rejected
+    if not untouched:
+        raise on_every_rank(
+            RuntimeError(
+                f"no checkpoint of this run verifies: {rejected[0][1]}: restore one, or move {root} away to "
+                "begin the run anew"
+            )
+        )
+    return None, {}, rejected
+
+
+def _known(retention: Retention | None, step: int) -> tuple[bool, str]:
+    """Whether a checkpoint has verified before, and its stamp now."""
+    if retention is None:
+        return False, ""
+    return retention.is_verified(step), retention.stamp(step)
+
+
+class HalfLoadedError(DamagedError):
+    """A checkpoint was found damaged when the engine had taken a part of it."""
+
+
+def load_state(
+    at: Path, engine: Engine, identity: Callable[[int], Identity], ranks: Ranks, *, proves: bool = False
+) -> dict[str, Any]:
     """Fill the engine from the checkpoint `at`; return the content of its state.json. Collective; raises as
     `resume` does.
+
+    proves: the checkpoint is not known to verify. Prove every byte, each once, while it is loaded.
+        DamagedError on every rank where one finds damage.
     """
-    document = ranks.together(lambda: _read_state(at, identity))
-    manifest = ranks.together(lambda: read_manifest(at))
+    manifest, document = _on_no_damage(ranks, lambda: _read_state(at, identity))
     chunks = engine.chunks()
-    names = ranks.gather(sorted({chunk.name for chunk in chunks}))
-    ranks.together(lambda: check_no_extra(at, manifest, (name for each in names for name in each)))
-    ranks.together(lambda: load(at, chunks, manifest))
+    owned = ranks.gather(sum(chunk.tensor.numel() for chunk in chunks if chunk.owned))
+    if sum(owned) != manifest.elements:  # only then do the ranks exchange their names
+        names = ranks.gather(sorted({chunk.name for chunk in chunks}))
+        ranks.together(lambda: check_no_extra(at, manifest, (name for each in names for name in each)))
+    share = share_of(manifest, ranks.rank, ranks.world)
+    try:
+        if proves:
+            _on_no_damage(ranks, lambda: load_and_prove(at, chunks, manifest, share))
+        else:
+            _on_no_damage(ranks, lambda: load(at, chunks, manifest))
+    except DamagedError as error:
+        raise HalfLoadedError(str(error)) from error
     engine.load(document["scalars"])
     return document
 
 
-def _read_state(at: Path, identity: Callable[[int], Identity]) -> dict[str, Any]:
+def _on_no_damage(ranks: Ranks, action: Callable[[], T]) -> T:
+    """As `Ranks.together`; but where any rank finds damage, DamagedError with its reason on every rank."""
+
+    def outcome() -> tuple[T | None, str]:
+        try:
+            return action(), ""
+        except DamagedError as error:
+            return None, str(error)
+
+    result, reason = ranks.together(outcome)
+    if reason := next(filter(None, ranks.gather(reason)), ""):
+        raise on_every_rank(DamagedError(reason))
+    return result  # type: ignore[return-value]
+
+
+def _read_state(at: Path, identity: Callable[[int], Identity]) -> tuple[Manifest, dict[str, Any]]:
+    manifest = folders.manifest_of(at)
+    folders.check_file(at, folders.STATE, manifest.files[folders.STATE])
     document = json.loads((at / folders.STATE).read_bytes())
     state = TrainState.from_json(document["state"])
     now, before = identity(state.sequences), document["identity"]
     now.check_stages(state, before, str(at))  # first: a stage that was moved is another stream, too
     now.check(before, str(at))
-    return document
+    return manifest, document
 
 
 def _set_aside(

@@ -22,8 +22,18 @@ from torch import Tensor
 
 from common.files import write_all
 from parallel.engine import Chunk
+from trainer.checkpoint import cuts
 from trainer.checkpoint.finite import is_finite
-from trainer.checkpoint.manifest import FileEntry, Manifest, Part, StoredChunk, TensorEntry, read_manifest
+from trainer.checkpoint.manifest import (
+    DamagedError,
+    FileEntry,
+    Manifest,
+    StoredChunk,
+    TensorEntry,
+    key_of,
+    read_manifest,
+)
+from trainer.checkpoint.merge import Part, Share
 from trainer.checkpoint.reader import DTYPES, Reader
 
 WRITERS = 4  # threads, and so files, of one rank
@@ -54,20 +64,32 @@ def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
     names = [f"{stem}.safetensors"] + [f"{stem}-{number}.safetensors" for number in range(1, count)]
     with ThreadPoolExecutor(count) as pool:
         entries = list(pool.map(lambda name, group: _write_file(folder / name, group), names, groups))
+    return _described(rank, names, groups, dict(zip(names, entries, strict=True)))
+
+
+def _described(
+    rank: int, names: Sequence[str], groups: Sequence[Sequence[Chunk]], files: dict[str, FileEntry]
+) -> Part:
+    """Return what the rank wrote: `groups[i]` into the file `names[i]`."""
     tensors: dict[str, TensorEntry] = {}
+    alike: dict[tuple[cuts.Parts, int], list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, group in zip(names, groups, strict=True):
         for chunk in group:
-            stored = StoredChunk(name, _key(chunk), tuple(chunk.tensor.shape), tuple(chunk.offset))
-            known = tensors.get(chunk.name)
-            before = known.pieces if known else ()
-            dtype = _dtype_name(chunk)
-            tensors[chunk.name] = TensorEntry(dtype, tuple(chunk.shape), (*before, stored))
-    return Part(dict(zip(names, entries, strict=True)), tensors)
+            dtype, whole, shape = _dtype_name(chunk), tuple(chunk.shape), tuple(chunk.tensor.shape)
+            parts = ((1,),) * len(whole) if shape == whole else chunk.cuts
+            number = cuts.number_of(parts, whole, chunk.offset, shape)
+            if number is not None:
+                alike.setdefault((parts, number), []).append((chunk.name, dtype, whole))
+                continue
+            stored = StoredChunk((name,), _key(chunk), shape, tuple(chunk.offset))
+            before = tensors[chunk.name].pieces if chunk.name in tensors else ()
+            tensors[chunk.name] = TensorEntry(dtype, whole, (*before, stored))
+    shares = [Share.of(rank, *which, tuple(sorted(table))) for which, table in sorted(alike.items())]
+    return Part(files, tensors, tuple(shares))
 
 
 def _key(chunk: Chunk) -> str:
-    whole = tuple(chunk.tensor.shape) == tuple(chunk.shape)
-    return chunk.name if whole else f"{chunk.name}@{','.join(map(str, chunk.offset))}"
+    return key_of(chunk.name, chunk.shape, chunk.offset, chunk.tensor.shape)
 
 
 def _dtype_name(chunk: Chunk) -> str:
@@ -148,7 +170,7 @@ def _slices(tensor: Tensor) -> Iterator[memoryview]:
 
 
 @dataclass(frozen=True)
-class _Overlap:
+class Overlap:
     """The common block of a chunk and a stored chunk, as slices of each."""
 
     into: tuple[slice, ...]
@@ -156,44 +178,37 @@ class _Overlap:
     elements: int
 
 
-def _overlap(chunk: Chunk, stored: StoredChunk) -> _Overlap | None:
+def overlap(chunk: Chunk, stored: StoredChunk) -> Overlap:
+    """Return the block that a chunk and a stored chunk, which overlap, have in common."""
     into, out, elements = [], [], 1
     for at, size, stored_at, stored_size in zip(
         chunk.offset, chunk.tensor.shape, stored.offset, stored.shape, strict=True
     ):
         low, high = max(at, stored_at), min(at + size, stored_at + stored_size)
-        if low >= high:
-            return None
         into.append(slice(low - at, high - at))
         out.append(slice(low - stored_at, high - stored_at))
         elements *= high - low
-    return _Overlap(tuple(into), tuple(out), elements)
+    return Overlap(tuple(into), tuple(out), elements)
 
 
 def load(folder: Path, chunks: Sequence[Chunk], manifest: Manifest | None = None) -> None:
     """Fill every chunk's tensor from the stored chunks that overlap it, whatever layout wrote them.
 
-    Every chunk is filled, owned or not. Verify first: this trusts the bytes. RuntimeError, one line, for a
-    tensor that is missing or of another dtype or shape; all are looked at before the first byte is copied.
+    Every chunk is filled, owned or not. Verify first: this trusts the bytes (`loading` need not).
+    RuntimeError, one line, for a tensor that is missing or of another dtype or shape; all are looked at
+    before the first byte is copied.
     """
     reader = Reader(folder, manifest)
     for chunk in chunks:
-        _check(folder, chunk, reader.manifest)
-    wanted = {
-        stored.file
-        for chunk in chunks
-        for stored in reader.manifest.tensors[chunk.name].pieces
-        if _overlap(chunk, stored)
-    }
-    for name in sorted(wanted):
-        reader.open(name)
+        check_fits(folder, chunk, reader.manifest)
     with ThreadPoolExecutor(LOADERS) as pool:
         for _ in pool.map(lambda chunk: _fill(reader, chunk), chunks):
             pass
     reader.check()
 
 
-def _check(folder: Path, chunk: Chunk, manifest: Manifest) -> None:
+def check_fits(folder: Path, chunk: Chunk, manifest: Manifest) -> None:
+    """RuntimeError, one line, unless the checkpoint holds the chunk's tensor, of the same dtype and shape."""
     entry = manifest.tensors.get(chunk.name)
     if entry is None:
         raise RuntimeError(
@@ -210,16 +225,19 @@ def _check(folder: Path, chunk: Chunk, manifest: Manifest) -> None:
 
 
 def _fill(reader: Reader, chunk: Chunk) -> None:
-    filled = 0
-    tensor = chunk.tensor.detach()
-    for stored in reader.manifest.tensors[chunk.name].pieces:
-        if overlap := _overlap(chunk, stored):
-            tensor[overlap.into].copy_(reader.read(chunk.name, stored)[overlap.out])
-            filled += overlap.elements
-    if filled != tensor.numel():
-        raise RuntimeError(
-            f"{reader.folder}: tensor {chunk.name}: {filled} of {tensor.numel()} elements found"
+    stored = reader.manifest.stored(chunk.name, chunk.offset, chunk.tensor.shape)
+    filled = sum(copy(reader, chunk, one) for one in stored)
+    if filled != chunk.tensor.numel():
+        raise DamagedError(
+            f"{reader.folder}: tensor {chunk.name}: {filled} of {chunk.tensor.numel()} elements found"
         )
+
+
+def copy(reader: Reader, chunk: Chunk, stored: StoredChunk) -> int:
+    """Copy what a chunk and a stored chunk have in common; return the number of elements."""
+    common = overlap(chunk, stored)
+    chunk.tensor.detach()[common.into].copy_(reader.read(chunk.name, stored)[common.out])
+    return common.elements
 
 
 def check_no_extra(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:

@@ -49,10 +49,8 @@ class CheckpointSource:
     def read(self, name: str, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
         entry = self._reader.manifest.tensors[f"{PREFIX}{name}"]
         whole: Tensor | None = None
-        for stored in entry.pieces:
-            if not (overlap := _overlap(offset, shape, stored)):
-                continue
-            into, out = overlap
+        for stored in self._reader.manifest.stored(f"{PREFIX}{name}", offset, shape):
+            into, out = _overlap(offset, shape, stored)
             part = self._reader.read(f"{PREFIX}{name}", stored)[out]
             if list(part.shape) == list(shape):
                 return part
@@ -75,13 +73,11 @@ class CheckpointSource:
 
 def _overlap(
     offset: Sequence[int], shape: Sequence[int], stored: StoredChunk
-) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """The common block of a wanted block and a stored chunk, as slices of each; None where there is none."""
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The common block of a wanted block and a stored chunk that overlaps it, as slices of each."""
     into, out = [], []
     for at, size, stored_at, stored_size in zip(offset, shape, stored.offset, stored.shape, strict=True):
         low, high = max(at, stored_at), min(at + size, stored_at + stored_size)
-        if low >= high:
-            return None
         into.append(slice(low - at, high - at))
         out.append(slice(low - stored_at, high - stored_at))
     return tuple(into), tuple(out)

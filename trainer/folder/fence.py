@@ -8,9 +8,10 @@ run checks that the mark is still its own before each append and each rename.
 What is promised: a process that has not yet checked when the next epoch is taken writes nothing more. A
 process that stood still between its check and its write, some microseconds later, makes that one write: into
 a file that a resume has replaced (`sinks.truncate_after`), into a folder that bears its own start's name
-(`checkpoint.attempt`), or not at all, for before a rename replaces a file the mark is checked once more. The
-check opens and reads the file, about 5 µs on a local disk, instead of asking for its attributes: NFS answers
-those from a cache for up to a minute, but asks the server at each open (close-to-open consistency, nfs(5)).
+(`checkpoint.saving.attempt`), or not at all, for before a rename replaces a file the mark is checked once
+more. The check opens and reads the file, about 5 µs on a local disk, instead of asking for its attributes:
+NFS answers those from a cache for up to a minute, but asks the server at each open (close-to-open
+consistency, nfs(5)).
 """
 
 import os

@@ -20,7 +20,7 @@ _COLLECTIVES = (
     "torch/distributed/c10d_logger.py",
     "torch/distributed/_functional_collectives.py",
 )
-_POLL = ("trainer/checkpoint/attempt.py", "_poll")
+_POLL = ("trainer/checkpoint/saving/attempt.py", "_poll")
 # Calls into torch that return when a device has done all that it was given, or a message has arrived.
 _SYNCHRONISES = re.compile(r"\.(wait|item|tolist|cpu|numpy|synchronize)\(")
 # Here a thread waits for another thread of its process.

@@ -58,7 +58,7 @@ PLACES: dict[str, tuple[str, str, str, Callable[..., None]]] = {
     "held": ("trainer.objectives.causal_lm", "CausalLM", "loss", held),
     "tracker": ("trainer.metrics.trackers", "Trackers", "log", loop),
     "read": ("data.stream.stream", "Stream", "locate", fifo),
-    "save": ("trainer.checkpoint.attempt", "Attempt", "begin", fifo_in_checkpoint),
+    "save": ("trainer.checkpoint.saving.attempt", "Attempt", "begin", fifo_in_checkpoint),
     "evaluation": ("trainer.evaluation.evaluate", "Evaluator", "_read", loop),
     "start": ("trainer.checkpoint.manager", "Checkpointer", "resume", loop),
 }

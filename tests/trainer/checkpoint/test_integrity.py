@@ -10,7 +10,8 @@ from parallel.engine import Chunk
 from stored import small_checkpoint, whole, write
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
-from trainer.checkpoint.manifest import MANIFEST, Part, merge, read_manifest
+from trainer.checkpoint.manifest import MANIFEST, TensorEntry, read_manifest
+from trainer.checkpoint.merge import Part, merge
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_pieces_that_do_not_tile_their_tensor_are_never_committed(
 
 def test_ranks_that_disagree_about_a_tensor_are_refused() -> None:
     def part(shape: tuple[int, ...]) -> Part:
-        return Part.from_json({"files": {}, "tensors": {"w": {"dtype": "F32", "shape": shape, "pieces": []}}})
+        return Part({}, {"w": TensorEntry("F32", shape)})
 
     with pytest.raises(RuntimeError, match="tensor w: ranks disagree"):
         merge([part((2,)), part((3,))])
@@ -104,8 +105,9 @@ def test_torn_missing_and_swapped_files_are_found(tmp_path: Path) -> None:
 
 
 def test_another_format_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.checkpoint.manifest.VERSION", 2)
+    monkeypatch.setattr("trainer.checkpoint.manifest.VERSION", 3)
     folder = write(tmp_path, [[whole("w", torch.ones(2))]])
     monkeypatch.undo()
-    with pytest.raises(RuntimeError, match="version 2; this program reads germinal-checkpoint version 1"):
+    said = "version 3; this program reads germinal-checkpoint versions 1 and 2"
+    with pytest.raises(RuntimeError, match=said):
         folders.verify(folder)

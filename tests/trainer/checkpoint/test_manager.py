@@ -39,7 +39,7 @@ def test_an_asynchronous_save_holds_the_values_of_its_moment(
         gate.wait(10)
         return write_part(*args)
 
-    monkeypatch.setattr("trainer.checkpoint.manager.write_part", slow)
+    monkeypatch.setattr("trainer.checkpoint.saving.save.write_part", slow)
     checkpointer, engine = make(tmp_path, asynchronous=True), FakeEngine()
     save(checkpointer, engine, 1)
     engine.set(77)  # training goes on

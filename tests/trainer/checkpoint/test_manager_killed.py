@@ -143,7 +143,7 @@ def no_room():
 
 def plant():
     """Save straight into the step's own folder, as one would without thinking of death."""
-    from trainer.checkpoint.attempt import Attempt
+    from trainer.checkpoint.saving.attempt import Attempt
     init, exists = Attempt.__init__, Path.exists
     def in_place(self, *args, **kwargs):
         init(self, *args, **kwargs)

@@ -28,7 +28,7 @@ def read_end(context: Any, folder: Path) -> list[float]:
     Linux counts private writable mappings into that limit (setrlimit(2), RLIMIT_DATA), as it does when it
     refuses one that is larger than the machine's memory.
     """
-    stored = StoredChunk("f", "t", (LARGE // 4,), (0,))
+    stored = StoredChunk(("f",), "t", (LARGE // 4,), (0,))
     entries = {"t": TensorEntry("F32", (LARGE // 4,), (stored,))}
     size = os.path.getsize(folder / "f")
     manifest = Manifest(step=1, sequences=8, files={"f": FileEntry(size, "")}, tensors=entries)
@@ -58,7 +58,7 @@ def small(folder: Path) -> Manifest:
     """A file of 4096 numbers, and the manifest that lists it."""
     text = json.dumps({"t": {"dtype": "F32", "shape": [4096], "data_offsets": [0, 4 * 4096]}}).encode()
     (folder / "f").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4 * 4096))
-    entries = {"t": TensorEntry("F32", (4096,), (StoredChunk("f", "t", (4096,), (0,)),))}
+    entries = {"t": TensorEntry("F32", (4096,), (StoredChunk(("f",), "t", (4096,), (0,)),))}
     files = {"f": FileEntry((folder / "f").stat().st_size, "")}
     return Manifest(step=1, sequences=8, files=files, tensors=entries)
 

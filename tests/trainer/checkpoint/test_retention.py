@@ -14,6 +14,7 @@ from checkpointed import FakeEngine, events, flip, make, save, tensors_of
 from launch import cli
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.finite import is_finite
+from trainer.checkpoint.manifest import FileEntry
 from trainer.checkpoint.reader import DTYPES
 from trainer.state import TrainState
 
@@ -144,11 +145,11 @@ def test_keeps_the_newest_that_verify(tmp_path: Path) -> None:
     checkpointer, engine = make(tmp_path, keep=2, asynchronous=True), FakeEngine()
     for step in range(1, 5):
         save(checkpointer, engine, step)
-    checkpointer.wait()
+    checkpointer.settle()
     assert folders.steps(checkpointer.root) == [4, 3]
     flip(tensors_of(tmp_path, 4))  # does not count any more
     save(checkpointer, engine, 5)
-    checkpointer.wait()
+    checkpointer.settle()
     assert folders.steps(checkpointer.root) == [5, 4, 3]
     assert "not counted among the 2 to keep" in events(tmp_path, "fault")[0]["reason"]
     assert not [name for name in os.listdir(checkpointer.root) if name.startswith(".tmp")]
@@ -158,12 +159,23 @@ def test_a_checkpoint_that_counted_once_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    verify = folders.verify
-    monkeypatch.setattr(folders, "verify", lambda at, **share: (read.append(at.name), verify(at, **share))[1])
+    check = folders.check_file
+
+    def counted(at: Path, name: str, entry: FileEntry) -> None:
+        if name.startswith("rank"):
+            read.append(at.name)
+        check(at, name, entry)
+
+    monkeypatch.setattr(folders, "check_file", counted)
     checkpointer = make(tmp_path, keep=2)
     for step in (1, 2, 3):
         save(checkpointer, FakeEngine(), step)
     assert read == [f"step-{step:09d}" for step in (1, 2, 3)]
+    again = make(tmp_path, keep=2)  # another start
+    assert again.resume(FakeEngine()) is not None
+    save(again, FakeEngine(), 4)
+    assert read[3:] == ["step-000000004"], "what is known to have verified was read again"
+    assert folders.steps(again.root) == [4, 3]
 
 
 def test_failing_to_delete_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.saving.staging import Staging
 
 
 class Runtime:

@@ -17,7 +17,7 @@ from runs import Case, build, model_of
 from stock_models import DECODERS, as_ours, stock, tokens
 from trained_runs import make_trained_run
 from trainer.checkpoint import folder as checkpoints
-from trainer.checkpoint.manifest import FileEntry, Part, digest
+from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.store import write_part
 from trainer.evaluate.calibration import calibrate
 from trainer.evaluation.bias import Bias
@@ -122,16 +122,15 @@ def checkpoint(context: Any, case: Case, root: Path) -> None:
     engine = build(case, context.rank, context.world)
     draft = root / ".tmp-draft"
     draft.mkdir(exist_ok=True, parents=True)
-    parts: list[Any] = [write_part(draft, context.rank, engine.chunks()).to_json()]
+    parts: list[Any] = [write_part(draft, context.rank, engine.chunks())]
     if context.world > 1:
         mine, parts = parts[0], [None] * context.world
         dist.all_gather_object(parts, mine)
     if context.rank == 0:
-        read = [Part.from_json(part) for part in parts]
         state = (root.parent / "state.json").read_bytes()
         (draft / checkpoints.STATE).write_bytes(state)
-        read[0].files[checkpoints.STATE] = FileEntry(len(state), digest(state))
-        checkpoints.commit(draft, checkpoints.step_folder(root, 3), read, step=3, sequences=24)
+        parts[0].files[checkpoints.STATE] = FileEntry(len(state), digest(state))
+        checkpoints.commit(draft, checkpoints.step_folder(root, 3), parts, step=3, sequences=24)
     if context.world > 1:
         dist.barrier()
     engine.close()

@@ -13,7 +13,6 @@ from ranks import RankPools
 from runs import Alone, Case, State, assemble, build, curve, distance, model_of, state_of, train
 from stock_models import as_ours, write_folder
 from trainer.checkpoint import folder as checkpoints
-from trainer.checkpoint.manifest import Part
 from trainer.checkpoint.store import write_part
 from trainer.first_weights.checkpoint_source import CheckpointSource
 from trainer.first_weights.fill import fill
@@ -77,11 +76,9 @@ def write_checkpoint(context: Any, case: Case, folder: Path) -> None:
     engine = build(case, context.rank, context.world)
     part = write_part(folder, context.rank, engine.chunks())
     parts: list[Any] = [None] * context.world
-    dist.all_gather_object(parts, part.to_json())
+    dist.all_gather_object(parts, part)
     if context.rank == 0:
-        checkpoints.commit(
-            folder, folder.with_name("saved"), [*map(Part.from_json, parts)], step=1, sequences=8
-        )
+        checkpoints.commit(folder, folder.with_name("saved"), parts, step=1, sequences=8)
     dist.barrier()
     engine.close()
 

@@ -10,8 +10,9 @@ import pytest
 
 from common.files import write_atomically
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.attempt import Attempt
-from trainer.checkpoint.manifest import Part
+from trainer.checkpoint.merge import Part
+from trainer.checkpoint.saving.attempt import Attempt
+from trainer.checkpoint.saving.board import FolderBoard
 from trainer.folder.fence import EPOCH, Fence
 from trainer.record.events import EventLog
 from trainer.record.sinks import JsonlLog, truncate_after
@@ -27,7 +28,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 def attempt(folder: Path, fence: Fence, rank: int = 0) -> Attempt:
     root = folder / "checkpoints"
     root.mkdir(exist_ok=True)
-    return Attempt(root, 4, "nonce", rank=rank, world=2, patience=5.0, guard=fence.check)
+    board = FolderBoard(root / ".tmp-notes")
+    return Attempt(root, 4, "nonce", rank=rank, world=2, patience=5.0, board=board, guard=fence.check)
 
 
 def publish(folder: Path, fence: Fence) -> None:

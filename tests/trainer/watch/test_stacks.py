@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from parallel.messages import last_collective
 from ranks import RankContext, RankPools
-from trainer.checkpoint.attempt import Attempt
+from trainer.checkpoint.saving.attempt import Attempt
+from trainer.checkpoint.saving.board import FolderBoard
 from trainer.ranks import gather
 from trainer.watch.stacks import Frame, Stack, call, is_service, stacks
 
@@ -46,20 +47,20 @@ def until(found: Callable[[], Stack], condition: Callable[[Stack], bool]) -> Sta
 
 
 def test_a_stack_names_the_innermost_call_and_our_own(tmp_path: Path) -> None:
-    attempt = Attempt(tmp_path, 1, "nonce", rank=0, world=2, patience=60.0, guard=lambda: None)
+    board = FolderBoard(tmp_path / "notes")
+    attempt = Attempt(tmp_path, 1, "nonce", rank=0, world=2, patience=60.0, board=board, guard=lambda: None)
     with thread(attempt.await_others) as look:
         stack = until(look, lambda stack: "_poll" in stack.in_words() and "time.sleep" in stack.text())
-        assert stack.in_words().startswith("trainer/checkpoint/attempt.py:")
+        assert stack.in_words().startswith("trainer/checkpoint/saving/attempt.py:")
         assert stack.waits_for_ranks(()) and not stack.waits_for_a_thread and not is_service(stack)
-        (tmp_path / ".tmp-step-000000001-nonce").mkdir()
-        (tmp_path / ".tmp-step-000000001-nonce" / "rank-00001.failed").touch()  # ends the thread
+        board.post("nonce-1-failed", b"")  # ends the thread
 
 
 def test_a_thread_that_waits_for_another_names_the_other(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     pool = ThreadPoolExecutor(1)
-    from trainer.checkpoint.attempt import write_json  # opens the file that it is given
+    from trainer.checkpoint.saving.attempt import write_json  # opens the file that it is given
 
     with thread(lambda: pool.submit(write_json, fifo, {}).result()) as look:
         waiting = until(look, lambda stack: stack.waits_for_a_thread)

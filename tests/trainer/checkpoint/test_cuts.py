@@ -1,0 +1,134 @@
+"""How tensors are cut, described once for all pieces: the manifest's size, and what is refused."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from checkpointed import FakeEngine, make
+from parallel.engine import Chunk
+from stored import write
+from trainer.checkpoint import cuts, store
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.manifest import MANIFEST, read_manifest
+from trainer.checkpoint.merge import Part, Share, merge
+from trainer.state import TrainState
+
+GOLDEN = Path(__file__).parents[2] / "golden/run-0.1.tar.gz"
+
+dims = st.tuples(st.integers(1, 12), st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(dims, max_size=3))
+def test_pieces_tile_the_tensor_and_know_their_number(sizes: list[tuple[int, tuple[int, ...]]]) -> None:
+    whole, parts = tuple(size for size, _ in sizes), tuple(counts for _, counts in sizes)
+    seen = torch.zeros(whole)
+    for number, offset, shape in cuts.overlapping(parts, whole, (0,) * len(whole), whole):
+        assert cuts.number_of(parts, whole, offset, shape) == number < cuts.count(parts)
+        seen[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))] += 1
+    assert bool((seen == 1).all())
+
+
+@given(st.lists(dims, min_size=1, max_size=3), st.data())
+def test_the_pieces_that_overlap_a_block_are_all_found(
+    sizes: list[tuple[int, tuple[int, ...]]], data: st.DataObject
+) -> None:
+    whole, parts = tuple(size for size, _ in sizes), tuple(counts for _, counts in sizes)
+    offset = tuple(data.draw(st.integers(0, size - 1)) for size in whole)
+    shape = tuple(data.draw(st.integers(1, size - o)) for size, o in zip(whole, offset, strict=True))
+    found = {number for number, _, _ in cuts.overlapping(parts, whole, offset, shape)}
+    expected = {
+        number
+        for number, at, size in cuts.overlapping(parts, whole, (0,) * len(whole), whole)
+        if all(max(a, o) < min(a + n, o + m) for a, n, o, m in zip(at, size, offset, shape, strict=True))
+    }
+    assert found == expected
+
+
+def sharded(tensor: Tensor, name: str, tp: int, shards: int) -> list[list[Chunk]]:
+    """The chunks of tp × shards ranks: dim 0 is cut by tp first, and each part by ZeRO."""
+    parts = ((tp, shards), *((1,),) * (tensor.dim() - 1))
+    starts, lengths = cuts.spans(len(tensor), parts[0])
+    return [
+        [
+            Chunk(
+                name,
+                tensor[at : at + n],
+                tuple(tensor.shape),
+                (at, *(0,) * (tensor.dim() - 1)),
+                True,
+                parts,
+            )
+        ]
+        if n
+        else []
+        for at, n in zip(starts, lengths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("tp", "shards"), [(1, 5), (2, 4), (4, 3)])
+def test_a_cut_is_written_once_and_loads_into_any_other(tmp_path: Path, tp: int, shards: int) -> None:
+    tensors = {"a": torch.randn(20, 3), "b": torch.randn(20, 3), "c": torch.randn(8)}
+    ranks: list[list[Chunk]] = [[] for _ in range(tp * shards)]
+    for name, tensor in tensors.items():
+        for mine, chunks in zip(ranks, sharded(tensor, name, tp, shards), strict=True):
+            mine += chunks
+    folder = write(tmp_path, ranks)
+    content = orjson.loads((folder / MANIFEST).read_bytes())
+    assert "pieces" not in str(content["tensors"])
+    assert content["tensors"]["a"]["cut"] == content["tensors"]["b"]["cut"]
+    for name, tensor in tensors.items():
+        assert torch.equal(store.read_tensor(folder, name), tensor)
+        part = torch.zeros(tensor[3:7].shape)
+        at = (3, *(0,) * (tensor.dim() - 1))
+        store.load(folder, [Chunk(name, part, tuple(tensor.shape), at, False)])
+        assert torch.equal(part, tensor[3:7])
+
+
+def test_a_piece_that_no_rank_or_that_two_ranks_wrote_is_refused(tmp_path: Path) -> None:
+    ranks = sharded(torch.randn(8, 2), "w", 1, 4)
+    with pytest.raises(RuntimeError, match="w: 1 of 4 pieces were written by no rank, the first is 2"):
+        write(tmp_path / "none", [*ranks[:2], ranks[3]])
+    with pytest.raises(RuntimeError, match="tensor w: piece 1 was written by ranks 1 and 4"):
+        write(tmp_path / "two", [*ranks, ranks[1]])
+    table = (("w", "F32", (8, 2)),)
+    wider = Share.of(1, ((2,), (1,)), 1, (("w", "F32", (8, 3)),))
+    with pytest.raises(RuntimeError, match="tensor w: ranks disagree"):
+        merge([Part({}, {}, (Share.of(0, ((2,), (1,)), 0, table),)), Part({}, {}, (wider,))])
+
+
+def test_a_checkpoint_of_version_1_is_read_and_every_byte_of_its_manifest_counts(tmp_path: Path) -> None:
+    """Its pieces are listed one by one. A whole run goes on from it in `test_golden_run`."""
+    shutil.unpack_archive(GOLDEN, tmp_path)
+    at = tmp_path / "run/checkpoints/step-000000004"
+    assert b'"version": 1' in (at / MANIFEST).read_bytes()
+    manifest = folders.verify(at)
+    name, entry = max(manifest.tensors.items(), key=lambda item: len(item[1].pieces))
+    assert len(entry.pieces) == 2, "two tensor-parallel ranks wrote it"
+    whole = store.read_tensor(at, name)
+    for stored in manifest.stored(name):
+        part = torch.zeros(stored.shape)
+        store.load(at, [Chunk(name, part, entry.shape, stored.offset, False)], manifest)
+        assert torch.equal(
+            part, whole[tuple(slice(o, o + n) for o, n in zip(stored.offset, stored.shape, strict=True))]
+        )
+    sound = (at / MANIFEST).read_bytes()
+    for position in itertools.chain(range(0, len(sound), 97), range(len(sound) - 60, len(sound))):
+        data = bytearray(sound)
+        data[position] ^= 1
+        (at / MANIFEST).write_bytes(data)
+        with pytest.raises(RuntimeError):
+            read_manifest(at)
+
+
+def test_a_save_of_one_rank_lists_no_piece(tmp_path: Path) -> None:
+    make(tmp_path).save(TrainState(1, 8, 64), FakeEngine())
+    content = orjson.loads((tmp_path / "checkpoints/step-000000001" / MANIFEST).read_bytes())
+    assert "pieces" not in str(content)

@@ -1,0 +1,162 @@
+"""Short notes between the ranks of one start, beside the collectives, so that background threads can use
+them.
+
+A note is posted once under a key, and read by whoever knows the key. Nothing lists a folder but rank 0, which
+waits for notes of all ranks. The others look for one note at a time.
+"""
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.checkpoint.folder import TMP
+
+
+class Board(Protocol):
+    """Where the notes are. Errors are OSErrors, or a store's own RuntimeErrors."""
+
+    def post(self, key: str, note: bytes) -> None:
+        """Show a note to every rank, whole or not at all."""
+
+    def read(self, key: str) -> bytes | None:
+        """Return a note; None where there is none."""
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Return the keys without a note; a store that lacks one may return all."""
+
+    def claim(self, key: str) -> bool:
+        """Whether this is the first claim of `key` by any rank."""
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Take notes down that nobody reads any more."""
+
+    def close(self) -> None:
+        """Take all notes down. For rank 0, at its end."""
+
+
+class OwnBoard:
+    """The board of a single process."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def post(self, key: str, note: bytes) -> None:
+        with self._lock:
+            self._notes[key] = note
+
+    def read(self, key: str) -> bytes | None:
+        return self._notes.get(key)
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        return [key for key in keys if key not in self._notes]
+
+    def claim(self, key: str) -> bool:
+        with self._lock:
+            return self._notes.setdefault(f"{key}.claim", b"") is not None
+
+    def drop(self, keys: Sequence[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._notes.pop(key, None)
+
+    def close(self) -> None:
+        self._notes.clear()
+
+
+class FolderBoard:
+    """Notes as files of a folder that all ranks see. It is made with the first note; `name` is unique to one
+    start, so what a dead start left is not taken for this one's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def post(self, key: str, note: bytes) -> None:
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / key
+        draft = path.with_name(f"{key}.draft-{os.getpid()}-{threading.get_ident()}")
+        try:
+            draft.write_bytes(note)
+            os.replace(draft, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return (self._folder / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        try:
+            names = set(os.listdir(self._folder))
+        except FileNotFoundError:
+            names = set()
+        return [key for key in keys if key not in names]
+
+    def claim(self, key: str) -> bool:
+        self._folder.mkdir(exist_ok=True)
+        try:
+            os.close(os.open(self._folder / f"{key}.claim", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        except FileExistsError:
+            return False
+        return True
+
+    def drop(self, keys: Sequence[str]) -> None:
+        with contextlib.suppress(OSError):
+            for key in keys:
+                (self._folder / key).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def beside(root: Path, world: int) -> Callable[[str], Board]:
+    """Return this start's own name → the board of `world` ranks that share a folder of checkpoints."""
+    return lambda name: OwnBoard() if world == 1 else FolderBoard(root / f"{TMP}notes-{name}")
+
+
+class StoreBoard:
+    """Notes in the store of torch's rendezvous: no file system is asked, whose caches may be a minute old.
+
+    store: a connection of its own, for a client serves one thread at a time, and the main thread may wait in
+        it.
+    prefix: unique to one start.
+    """
+
+    def __init__(self, store: Any, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+        self._lock = threading.Lock()
+
+    def post(self, key: str, note: bytes) -> None:
+        with self._lock:
+            self._store.set(self._prefix + key, b"=" + note)  # a store has no empty values
+
+    def read(self, key: str) -> bytes | None:
+        with self._lock:
+            if not self._store.check([self._prefix + key]):
+                return None
+            return bytes(self._store.get(self._prefix + key))[1:]
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        with self._lock:
+            return [] if self._store.check([self._prefix + key for key in keys]) else list(keys)
+
+    def claim(self, key: str) -> bool:
+        with self._lock:
+            return int(self._store.add(f"{self._prefix}{key}.claim", 1)) == 1
+
+    def drop(self, keys: Sequence[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._store.delete_key(self._prefix + key)
+
+    def close(self) -> None:
+        """The store ends with the run."""

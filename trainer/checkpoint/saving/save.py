@@ -1,0 +1,109 @@
+"""One save of this rank: attempts at it, with the logs up to the step."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.engine import Chunk
+from trainer.checkpoint.folder import STATE
+from trainer.checkpoint.saving.attempt import Attempt, RankIsGoneError, not_saved, write_json
+from trainer.checkpoint.store import write_part
+from trainer.process.disk import explaining
+from trainer.record.digest import LogDigest
+from trainer.record.sinks import JsonlLog
+
+ATTEMPTS, RETRY_SECONDS = 3, 5.0  # at one save where an error may pass; the first pause between two
+
+Tell = Callable[[str, int, str], None]
+"""(kind, step, reason) → writes an event."""
+
+
+@dataclass
+class Save:
+    """What the saves of a run have in common on this rank.
+
+    root: the run's folder of checkpoints.
+    attempt: (root, step, nonce of the attempt) → this rank's part in an attempt.
+    nonce: of this start.
+    logs: forced to disk before a checkpoint is.
+    digests: by the log's name; the checkpoint notes them.
+    tell: for events.
+    failed: a save has failed on some rank.
+    """
+
+    root: Path
+    attempt: Callable[[Path, int, str], Attempt]
+    nonce: str
+    logs: Sequence[JsonlLog]
+    digests: Mapping[str, LogDigest]
+    tell: Tell
+    failed: bool = False
+
+    def __call__(
+        self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], then: Callable[[], list[int]]
+    ) -> tuple[int, list[int]]:
+        """Write and commit; return the checkpoint's bytes on rank 0, and what `then` returned on rank 0 after
+        the commit.
+
+        An error that may pass is told, and all ranks try again, `ATTEMPTS` times in all. RankIsGoneError
+        where another rank has ended; RuntimeError, one line, where some rank could not write.
+        """
+        before: list[Attempt] = []
+        for number in range(1, ATTEMPTS + 1):
+            attempt = self.attempt(self.root, step, f"{self.nonce}-{number}")
+            try:
+                with explaining(self.root.parent):
+                    found = self._once(attempt, chunks, document, then)
+            except RankIsGoneError:
+                raise
+            except Exception as error:
+                again = attempt.fail(error, is_last=number == ATTEMPTS)
+                raised = not_saved(error, step, attempt.rank, attempt.world)
+                more = f"; trying again ({number} of {ATTEMPTS - 1})" if again else ""
+                self.tell("fault", step, f"{raised}{more}")
+                self.failed = True
+                if not again:
+                    raise raised from error
+                before.append(attempt)
+                time.sleep(RETRY_SECONDS * 2 ** (number - 1))
+            else:
+                break
+        self.failed = False
+        for failed in before if attempt.rank == 0 else ():  # no rank is in its folder any more
+            failed.remove()
+        return found
+
+    def _once(
+        self,
+        attempt: Attempt,
+        chunks: Sequence[Chunk],
+        document: dict[str, Any],
+        then: Callable[[], list[int]],
+    ) -> tuple[int, list[int]]:
+        folder = attempt.begin()
+        part = write_part(folder, attempt.rank, chunks)
+        gone = [log.path.name for log in self.logs if log.sync()]
+        if attempt.rank == 0:
+            attempt.await_others()  # only then are all lines up to this step in the logs
+            document["logs"] = self._noted(attempt.step, gone)
+            part.files[STATE] = write_json(folder / STATE, document)
+        attempt.publish(part)
+        return attempt.finish(document["state"]["sequences"], then)
+
+    def _noted(self, step: int, gone: Sequence[str]) -> dict[str, Any]:
+        """Return length and hash of every log up to `step`. Lines that were lost since the last save are an
+        event; `gone` names the logs that were deleted or replaced.
+        """
+        found = {}
+        for name, log in self.digests.items():
+            found[name] = log.at(step)
+            if log.lost or name in gone:
+                self.tell(
+                    "fault",
+                    step,
+                    f"{log.path} was deleted, replaced or cut while the run wrote it: what is missing up to "
+                    f"step {step} is lost, and the lines from there on go to the file that is there now",
+                )
+        return found

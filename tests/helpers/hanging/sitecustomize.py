@@ -45,12 +45,6 @@ def held(*given: Any) -> None:
     ctypes.PyDLL(None).sleep(3600)
 
 
-def fifo_in_checkpoint(attempt: Any) -> None:
-    """The next file of this rank's part is a FIFO that nobody reads."""
-    attempt.tmp.mkdir(exist_ok=True)
-    os.mkfifo(attempt._name("part.json.draft"))
-
-
 # WHERE → (module, class, method before which it happens, what happens)
 PLACES: dict[str, tuple[str, str, str, Callable[..., None]]] = {
     "loop": ("trainer.objectives.causal_lm", "CausalLM", "loss", loop),
@@ -58,7 +52,7 @@ PLACES: dict[str, tuple[str, str, str, Callable[..., None]]] = {
     "held": ("trainer.objectives.causal_lm", "CausalLM", "loss", held),
     "tracker": ("trainer.metrics.trackers", "Trackers", "log", loop),
     "read": ("data.stream.stream", "Stream", "locate", fifo),
-    "save": ("trainer.checkpoint.saving.attempt", "Attempt", "begin", fifo_in_checkpoint),
+    "save": ("trainer.checkpoint.saving.attempt", "Attempt", "publish", fifo),
     "evaluation": ("trainer.evaluation.evaluate", "Evaluator", "_read", loop),
     "start": ("trainer.checkpoint.manager", "Checkpointer", "resume", loop),
 }

@@ -37,6 +37,9 @@ class Board(Protocol):
     def close(self) -> None:
         """Take all notes down. For rank 0, at its end."""
 
+    def is_closed(self) -> bool:
+        """Whether rank 0 has taken all notes down; asked by a rank that has posted one."""
+
 
 class OwnBoard:
     """The board of a single process."""
@@ -66,6 +69,9 @@ class OwnBoard:
 
     def close(self) -> None:
         self._notes.clear()
+
+    def is_closed(self) -> bool:
+        return False
 
 
 class FolderBoard:
@@ -117,6 +123,9 @@ class FolderBoard:
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def is_closed(self) -> bool:
+        return not self._folder.exists()
+
 
 def beside(root: Path, world: int) -> Callable[[str], Board]:
     """Return this start's own name → the board of `world` ranks that share a folder of checkpoints."""
@@ -160,3 +169,6 @@ class StoreBoard:
 
     def close(self) -> None:
         """The store ends with the run."""
+
+    def is_closed(self) -> bool:
+        return False

@@ -20,6 +20,7 @@ from trainer.checkpoint.loading import share_of
 from trainer.checkpoint.saving.attempt import POLL_SECONDS, longest_pause
 from trainer.checkpoint.saving.board import Board
 from trainer.checkpoint.saving.retention import Retention
+from trainer.ranks import one_line
 
 
 class Verification:
@@ -118,8 +119,8 @@ class Verification:
             with ThreadPoolExecutor(folders.READERS) as pool:  # read(2) and xxhash let go of the lock
                 for _ in pool.map(lambda name: folders.check_file(at, name, manifest.files[name]), mine):
                     pass
-        except (RuntimeError, OSError) as error:
-            return str(error)
+        except Exception as error:  # whatever it is, rank 0 waits for this rank's word
+            return one_line(error)
         return ""
 
     def _gathered(self, save: str, own: dict[int, str]) -> dict[int, str] | None:

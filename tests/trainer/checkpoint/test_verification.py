@@ -1,0 +1,197 @@
+"""Committed checkpoints are read again by all ranks: shared, remembered, and never in the way of a save."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.saving import attempt
+from trainer.checkpoint.saving.attempt import longest_pause
+from trainer.checkpoint.saving.board import FolderBoard, StoreBoard
+from trainer.checkpoint.saving.retention import RECORD
+from trainer.state import TrainState
+
+
+class Reads:
+    """Which rank of a team, by its thread, read which file whole."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.by_step: dict[str, list[str]] = {}
+        check = folders.check_file
+
+        def counted(at: Path, name: str, entry: Any) -> None:
+            self.by_step.setdefault(at.name, []).append(name)
+            check(at, name, entry)
+
+        patch.setattr(folders, "check_file", counted)
+
+
+def train(run: Path, world: int, steps: range, **options: Any) -> None:
+    team = Team(world)
+
+    def one(rank: int) -> None:
+        checkpointer, engine = make(run, rank, team, **options), FakeEngine(rank, world)
+        checkpointer.resume(engine)
+        for step in steps:
+            save(checkpointer, engine, step)
+        checkpointer.close()
+
+    assert team.run(one) == [None] * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_every_file_is_read_again_once_and_after_a_restart_not_at_all(
+    tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    train(tmp_path, world, range(1, 4), keep=2)
+    assert folders.steps(tmp_path / "checkpoints") == [3, 2]
+    files = {f"rank-{rank:05d}.safetensors" for rank in range(world)} | {"state.json"}
+    for step in (1, 2, 3):
+        assert sorted(reads.by_step[f"step-{step:09d}"]) == sorted(files)
+    reads.by_step.clear()
+    train(tmp_path, world, range(4, 5), keep=2)
+    assert folders.steps(tmp_path / "checkpoints") == [4, 3]
+    again = {step: [name for name in names if name != "state.json"] for step, names in reads.by_step.items()}
+    assert not again.get("step-000000002") and not again.get("step-000000003"), "known to have verified"
+    assert sorted(again["step-000000004"]) == sorted(files - {"state.json"})
+
+
+def test_no_rank_reads_what_it_wrote() -> None:
+    from trainer.checkpoint.loading import share_of
+    from trainer.checkpoint.manifest import FileEntry, Manifest
+
+    for world in (2, 3, 8, 9):
+        files = {f"rank-{r:05d}{k}.safetensors": FileEntry(1, "") for r in range(world) for k in ("", "-1")}
+        manifest = Manifest({**files, "state.json": FileEntry(1, "")}, {}, 1, 1)
+        shares = [share_of(manifest, rank, world, shift=world // 2) for rank in range(world)]
+        assert sorted(name for share in shares for name in share) == sorted(manifest.files)
+        for rank, share in enumerate(shares):
+            assert not any(name.startswith(f"rank-{rank:05d}") for name in share)
+            assert len(share) <= 3
+
+
+def test_a_save_does_not_wait_for_the_verification_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is another begun meanwhile; and nothing is deleted before it is done."""
+    gate, check = threading.Event(), folders.check_file
+    monkeypatch.setattr(folders, "check_file", lambda *given: (gate.wait(30), check(*given)))
+    checkpointer, engine = make(tmp_path, keep=1, asynchronous=True), FakeEngine()
+    for step in (1, 2, 3):
+        save(checkpointer, engine, step)
+        checkpointer.wait()
+    assert folders.steps(checkpointer.root) == [3, 2, 1]
+    gate.set()
+    checkpointer.settle()
+    save(checkpointer, engine, 4)
+    checkpointer.close()
+    assert folders.steps(checkpointer.root) == [4]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_verdict_names_the_steps_however_late_it_is(
+    tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is there before the verdict: a rank that sees it must not take that for the verdict."""
+    commit = attempt.commit
+
+    def slow(*given: Any, **options: Any) -> None:
+        commit(*given, **options)
+        threading.Event().wait(0.3)
+
+    monkeypatch.setattr(attempt, "commit", slow)
+    train(tmp_path, world, range(1, 4), keep=1, patience_seconds=5)
+    assert folders.steps(tmp_path / "checkpoints") == [3]
+
+
+def test_damage_that_another_rank_finds_is_told_and_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = attempt.commit
+
+    def spoilt(tmp: Path, final: Path, *given: Any, **options: Any) -> None:
+        commit(tmp, final, *given, **options)
+        if options["step"] == 3:
+            flip(final / "rank-00001.safetensors")
+
+    monkeypatch.setattr(attempt, "commit", spoilt)
+    train(tmp_path, 3, range(1, 5), keep=2)
+    assert folders.steps(tmp_path / "checkpoints") == [4, 3, 2]
+    (told,) = events(tmp_path, "fault")
+    assert told["step"] == 3 and "not counted among the 2 to keep" in told["reason"]
+
+
+@pytest.mark.parametrize("change", ["files", "record", "unreadable"])
+def test_a_record_is_trusted_only_for_files_as_they_were_and_never_for_loading(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, 2, range(1, 3), keep=2)
+    root = tmp_path / "checkpoints"
+    known = orjson.loads((root / RECORD).read_bytes())["verified"]
+    assert sorted(known) == ["1", "2"] and known["2"]["by"] == "2 ranks"
+    if change == "files":
+        os.utime(tensors_of(tmp_path, 1))
+    elif change == "record":
+        (root / RECORD).write_bytes((root / RECORD).read_bytes().replace(b'"by": "2 r', b'"by": "3 r'))
+    else:
+        (root / RECORD).write_bytes(b"{")
+    reads = Reads(monkeypatch)
+    train(tmp_path, 2, range(3, 4), keep=3)
+    assert len(reads.by_step["step-000000001"]) == 3, "it was read again"
+    # Bytes that changed under an unchanged stamp are found by whoever loads them.
+    stamp = "trainer.checkpoint.saving.retention.Retention.stamp"
+    monkeypatch.setattr(stamp, lambda self, step: known["2"]["stamp"])
+    flip(tensors_of(tmp_path, 3))
+    engine = FakeEngine()
+    assert make(tmp_path, keep=3).resume(engine) == TrainState(2, 16, 128)
+    assert engine.holds(2)
+
+
+def test_all_ranks_together_look_a_bounded_number_of_times_a_second() -> None:
+    for world in (1, 8, 64, 256, 1024, 2000):
+        assert world / longest_pause(world) <= 1000
+    assert longest_pause(16_384) == 2.0, "nor does a commit go unnoticed for long"
+
+
+def test_another_rank_lists_no_folder_and_looks_for_one_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    listdir = os.listdir
+
+    def counted(path: Any) -> list[str]:
+        listed.append(threading.current_thread().name)
+        return listdir(path)
+
+    monkeypatch.setattr("trainer.checkpoint.saving.board.os.listdir", counted)
+    missing = FolderBoard.missing
+    asked: list[int] = []
+    monkeypatch.setattr(
+        FolderBoard, "missing", lambda self, keys: (asked.append(len(keys)), missing(self, keys))[1]
+    )
+    train(tmp_path, 4, range(1, 4), keep=2)
+    assert listed and max(asked) <= 4
+    assert listdir(tmp_path / "checkpoints") and not [
+        name for name in listdir(tmp_path / "checkpoints") if name.startswith(".tmp")
+    ], "the notes are taken down at the end"
+
+
+def test_notes_through_a_store(tmp_path: Path) -> None:
+    """The same saves without a note in the file system."""
+    import torch.distributed as dist
+
+    store = dist.HashStore()
+    made: list[list[str]] = []
+
+    def board(name: str) -> StoreBoard:
+        return StoreBoard(store, f"{name}/")
+
+    train(tmp_path, 3, range(1, 4), keep=2, board=board)
+    made.append(sorted(os.listdir(tmp_path / "checkpoints")))
+    assert made == [["step-000000002", "step-000000003", RECORD]]

@@ -206,8 +206,8 @@ class Attempt:
     def _verdict(self) -> dict[str, Any] | None:
         if found := self._note("verdict"):
             return found
-        # Rank 0 may have ended in order since, and taken its notes down. The checkpoint alone does not say so:
-        # it is there before the verdict.
+        # Rank 0 may have ended in order since, and taken its notes down. The checkpoint alone does not say
+        # so: it is there before the verdict.
         return {"then": []} if self.board.is_closed() and self.final.exists() else None
 
     def _poll(

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from data.prepare.units import Advance, Run, Task, TaskFunction
 # How often a task may lose its process or its node before the command ends.
 _DEATHS = 8
 _OBJECT_STORE_BYTES = 100 << 20  # the least that Ray takes is 75 MB; nothing large is put there
+_CONNECT_SECONDS = 10.0
+_REMEDY = "start Ray there (ray start --head), and on this machine: ray start --address HOST:PORT"
 _WAIT_SECONDS = 0.5
 _COUNT_CORES_SECONDS = 10.0
 _WAITING_PER_CORE = (
@@ -42,6 +45,7 @@ def connected(on: str, workers: int, scratch: Path) -> Iterator[Run]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as stack:
         if address:
+            _check_reachable(on, address)
             settings |= {"address": address}
         else:
             folder = tempfile.mkdtemp(prefix="germinal-ray-")
@@ -57,10 +61,22 @@ def connected(on: str, workers: int, scratch: Path) -> Iterator[Run]:
             ray.init(**settings)
         except Exception as error:  # Ray raises plain ones, too
             why = str(error).partition("\n")[0]
-            remedy = "start Ray there, and on this machine: ray start --address HOST:PORT"
-            raise RuntimeError(f"--on {on}: {why}" + (f": {remedy}" if address else "")) from error
+            raise RuntimeError(f"--on {on}: {why}" + (f": {_REMEDY}" if address else "")) from error
         stack.callback(ray.shutdown)
-        yield functools.partial(_run, workers, same_everywhere.leave(scratch))
+        mark = same_everywhere.leave(scratch)
+        stack.callback(same_everywhere.remove, mark)
+        yield functools.partial(_run, workers, mark)
+
+
+def _check_reachable(on: str, address: str) -> None:
+    """Raise RuntimeError where nothing listens at HOST:PORT; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"--on {on}: {error}: {_REMEDY}") from None
 
 
 def _run(

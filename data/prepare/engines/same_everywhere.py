@@ -47,6 +47,11 @@ def leave(scratch: Path) -> Mark:
     return mark
 
 
+def remove(mark: Mark) -> None:
+    """Remove the mark."""
+    (mark.scratch / _MARK).unlink(missing_ok=True)
+
+
 @functools.cache
 def check(mark: Mark) -> None:
     """Raise ValueError where this process does not see the mark, or works with other versions."""

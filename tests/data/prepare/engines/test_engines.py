@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,15 @@ def test_an_engine_that_is_not_there_is_one_line(
     with pytest.raises(ValueError, match=said):
         prepare([str(tmp_path)], tmp_path / "corpus", tokenizer="bytes", on=on, progress=False)
     assert not (tmp_path / "corpus").exists()
+
+
+def test_a_cluster_that_is_not_there_is_one_line_at_once(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text")
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        on = f"ray:127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=f"--on {on}: .*refused: start Ray there"):
+            prepare([str(tmp_path / "text.txt")], tmp_path / "out", tokenizer="bytes", on=on, progress=False)
 
 
 def test_a_node_without_the_shared_folder_or_with_other_versions_is_named(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def main() -> None:
     written = next(step for step in stats.stats if "TOKENIZER" in step.name.upper())
     read = sum(path.read_bytes().count(b"\n") for path in Path(sources).glob("*.jsonl"))
     seconds = sum(after[:4]) - sum(before[:4])
-    print(seconds, time.perf_counter() - clock, read, written.stats["doc_len"].n)
+    print(seconds, time.perf_counter() - clock, read, written.stats["tokens"].n)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ by the clock, which other work on the machine disturbs. The texts are docstrings
 fifth of them copies and a tenth near copies of others. Which documents are left differs in part, as words are
 split by other rules and datatrove does not compare the pairs that share a band.
 
-Writes bench/results/prepare_datatrove.json.
+Writes bench/results/preparing/against_datatrove.json.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.tokenizer import training
 
-RESULTS = Path(__file__).parents[1] / "results" / "prepare_datatrove.json"
+RESULTS = Path(__file__).parents[1] / "results" / "preparing" / "against_datatrove.json"
 FILTERS = ["gopher_quality", "gopher_repetition"]
 CASES = {
     "plain": Recipe(),
@@ -50,7 +50,7 @@ FILES = 4
 def docstrings() -> list[str]:
     """Paragraphs of docstrings of what is installed."""
     folders = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]]
-    named = ("numpy", "pandas", "matplotlib")
+    named = ("numpy",)
     sources = sorted(Path(folders[0]).glob("*.py"))
     sources += sorted(path for name in named for path in (Path(folders[1]) / name).rglob("*.py"))
     found: set[str] = set()
@@ -160,6 +160,7 @@ def main() -> None:
             }
             print(case, json.dumps(report["cases"][case]), flush=True)
     print(json.dumps(report, indent=1))
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -2,12 +2,12 @@
 
     python bench/preparing/held_documents.py
 
-"prepare" is a whole `prepare --deduplicate near` of short rows, 1,000 and 100,000, in units of 64 KiB;
-"search" the search for near duplicates alone, among 20,000 and 2,000,000 documents with signatures that are
+"prepare" is a whole `prepare --deduplicate near` of short rows, 300 and 30,000, in units of 16 KiB;
+"search" the search for near duplicates alone, among 10,000 and 1,000,000 documents with signatures that are
 made up, of which a fifth are near copies of earlier ones. Both with two processes on this machine. The
 command's own process and the largest worker are shown: the most anonymous memory that either had, sampled 50
 times a second, and what the command's process has grown by from the first sample, imports and the data card's
-pictures included. Writes bench/results/prepare_memory.json.
+pictures included. Writes bench/results/preparing/held_documents.json.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.units import Unit
 
-RESULTS = Path(__file__).parents[1] / "results" / "prepare_memory.json"
-SIZES = {"prepare": (1_000, 100_000), "search": (20_000, 2_000_000)}
+RESULTS = Path(__file__).parents[1] / "results" / "preparing" / "held_documents.json"
+SIZES = {"search": (10_000, 1_000_000), "prepare": (300, 30_000)}
 _UNIT_DOCUMENTS = 16_384
 _SAMPLE_SECONDS = 0.02
 
@@ -114,7 +114,7 @@ def in_child(what: str, documents: int, folder: Path) -> None:
     """Print the memory of the command's process, first and most, of the largest worker, and CPU seconds."""
     if what == "prepare":
         write_rows(folder / "rows.jsonl", documents)
-        recipe = Recipe(deduplicate="near", shard_bytes=64 << 10)
+        recipe = Recipe(deduplicate="near", shard_bytes=16 << 10)
         work = functools.partial(
             prepare, [str(folder / "rows.jsonl")], folder / "out", tokenizer="bytes", workers=2, recipe=recipe
         )
@@ -152,6 +152,7 @@ def main() -> None:
             found = {"command_megabytes": own, "of_which_grown": own - first, "worker_megabytes": worker}
             report[what][f"{documents:,} documents"] = {**found, "cpu_seconds": seconds}
             print(what, documents, report[what][f"{documents:,} documents"], flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 

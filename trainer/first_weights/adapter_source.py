@@ -19,8 +19,9 @@ from trainer.ranks import Ranks
 class AdapterSource:
     """The tensors of an adapter, by our names; see `WeightSource`.
 
-    An adapter of PEFT's may have several ranks and scales. Ours have the run's, the largest: matrices are
-    filled up with zeros, and B is multiplied by its share of the scale. They are small, and read whole.
+    An adapter of PEFT's may have several ranks and scales, and one of ours another rank or scale than the
+    run. Matrices are filled up with zeros to the run's rank, and B is multiplied by its share of the run's
+    scale. They are small, and read whole.
     """
 
     def __init__(self, adapter: Adapter, model: ModelConfig, finetune: FinetuneConfig) -> None:
@@ -55,20 +56,30 @@ class AdapterSource:
         return xxhash.xxh3_128_hexdigest(content)
 
     def _tensor(self, name: str) -> Tensor:
+        layer, _, matrix = name.rpartition(".lora.")
         if self._adapter.file == OWN_WEIGHTS:
-            return self._stored(name)
+            stored = self._stored(name)
+            if not layer:
+                return stored
+            own = self._adapter.settings
+            return self._fitted(stored, matrix, own["rank"], own["alpha"] / own["rank"])
         if name in self._adapter.whole:
             one = self._adapter.whole[name]
             whole = self._stored(PREFIX + one.theirs)
             return (whole.mT if one.transposed else whole)[one.first : one.first + one.shape[0]]
-        layer, _, matrix = name.rpartition(".lora.")
-        kept, rank = self._adapter.branches[layer], self._finetune.rank
+        kept = self._adapter.branches[layer]
         if matrix == "a.weight":
-            a = self._stored(kept.branch.their_a)
-            return nn.functional.pad(a, (0, 0, 0, rank - kept.rank))
+            return self._fitted(self._stored(kept.branch.their_a), matrix, kept.rank, kept.scale)
         first = kept.branch.first
         b = self._stored(kept.branch.their_b)[first : first + kept.branch.outer]
-        return nn.functional.pad(b.float() * (kept.scale / self._finetune.scale), (0, rank - kept.rank))
+        return self._fitted(b, matrix, kept.rank, kept.scale)
+
+    def _fitted(self, stored: Tensor, matrix: str, rank: int, scale: float) -> Tensor:
+        """Return an A or a B of that rank, for a branch of that scale, as one of the run's."""
+        missing = self._finetune.rank - rank
+        if matrix == "a.weight":
+            return nn.functional.pad(stored, (0, 0, 0, missing))
+        return nn.functional.pad(stored.float() * (scale / self._finetune.scale), (0, missing))
 
     def _stored(self, name: str) -> Tensor:
         return self._file.get_tensor(name)  # type: ignore[no-any-return]

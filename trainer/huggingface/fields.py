@@ -17,7 +17,7 @@ HARMLESS = frozenset(
         *("_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset"),
         *("attn_implementation", "_experts_implementation", "_flash_attn_2_enabled", "use_flash_attn"),
         *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "use_return_dict"),
-        *("torchscript", "use_bfloat16", "tf_legacy_loss", "gradient_checkpointing"),
+        *("torchscript", "use_bfloat16", "tf_legacy_loss", "gradient_checkpointing", "output_past"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id"),
         *(
             "unk_token_id",
@@ -30,6 +30,7 @@ HARMLESS = frozenset(
         # Dropout: an exported model does not say that it was trained without, and here there is none.
         *("attention_dropout", "hidden_dropout", "dropout", "classifier_dropout", "layerdrop"),
         *("hidden_dropout_prob", "attention_probs_dropout_prob", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
+        "transformers.js_config",  # of another program
         # Of `generate`, from before generation_config.json.
         *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
         *("diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),

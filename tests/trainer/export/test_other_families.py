@@ -241,6 +241,7 @@ def test_clips_published_configs_pool_the_largest_id(tmp_path: Path) -> None:
     ("vit", {"num_channels": 1}, "num_channels=1: not supported"),
     ("vit", {"image_size": [24, 32]}, "image_size=[24, 32]: not an integer"),
     ("vit", {"preprocessor_config": {"do_normalize": False}}, "preprocessor_config: do_normalize=False: not"),
+    ("vit", {"preprocessor_config": {"do_rescale": False}}, "preprocessor_config: do_rescale=False: not"),
     ("clip", {"text_config": {"hidden_act": "relu"}}, "text_config: hidden_act='relu': not supported"),
     ("clip", {"vision_config": {"new_switch": 3}}, "vision_config: new_switch=3: not supported: the key is"),
     ("siglip", {"vision_config": {"vision_use_head": False}}, "vision_use_head=False: not supported"),

@@ -209,3 +209,36 @@ def test_a_damaged_folder_is_one_line(
     with pytest.raises(error, match=r"^[^\n]*$") as caught:
         HuggingFaceSource(folder)
     assert message in str(caught.value)
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "gpt2": {"predict_special_tokens": True, "n_special": 0, "output_past": True},  # gpt2-medium, gpt2-xl
+    "bert": {  # bert-base-chinese, bert-base-multilingual-cased
+        "directionality": "bidi",
+        "pooler_fc_size": 768,
+        "pooler_num_attention_heads": 12,
+        "pooler_num_fc_layers": 3,
+        "pooler_size_per_head": 128,
+        "pooler_type": "first_token_transform",
+    },
+    "llama": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
+}
+"""Keys of published folders that the classes of transformers read nowhere."""
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_keys_of_published_folders_that_nothing_reads(model_type: str) -> None:
+    plain = of_config({"model_type": model_type}, "config.json")
+    assert of_config({"model_type": model_type} | PUBLISHED[model_type], "config.json") == plain
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_null_key_heads_are_as_many_as_heads(model_type: str) -> None:
+    import transformers
+
+    keys = {"model_type": model_type, "num_attention_heads": 4, "hidden_size": 32}
+    keys |= {"num_key_value_heads": None}
+    _, ours = of_config(keys, "config.json")
+    assert isinstance(ours, DecoderConfig) and ours.key_value_heads == 4
+    if model_type != "mistral":  # transformers 5 takes no null there, as versions before did
+        assert transformers.AutoConfig.for_model(**keys).num_key_value_heads == 4

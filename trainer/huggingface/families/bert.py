@@ -35,6 +35,9 @@ def body_from(fields: Fields) -> dict[str, Any]:
     fields.must_be("add_cross_attention", False)
     fields.must_be("is_encoder_decoder", False)
     fields.must_be("position_embedding_type", "absolute")
+    # Of BERT's first code, in the configs that Google published for Chinese and for many languages.
+    fields.harmless("directionality", "pooler_fc_size", "pooler_num_attention_heads")
+    fields.harmless("pooler_num_fc_layers", "pooler_size_per_head", "pooler_type")
     return {
         "layers": fields.integer("num_hidden_layers", 12),
         "hidden": fields.integer("hidden_size", 768),

@@ -24,6 +24,7 @@ def _from_config(fields: Fields) -> DecoderConfig:
     # The scores in another precision; and heads of other tasks.
     fields.harmless("reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj")
     fields.harmless("summary_activation", "summary_proj_to_labels", "summary_first_dropout")
+    fields.harmless("predict_special_tokens", "n_special")
     hidden = fields.integer("n_embd", 768)
     heads = fields.integer("n_head", 12)
     return DecoderConfig(

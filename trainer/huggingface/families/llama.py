@@ -20,6 +20,11 @@ GATES = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_pytorch_tan
 _THEIR_GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _WINDOWED = ("qwen2", "qwen3")  # with a window in some layers
+_KV_HEADS = {
+    "mistral": 8,
+    "qwen2": 32,
+    "qwen3": 32,
+}  # where the key is left out; else, and for null, all heads
 
 
 def rope_from(fields: Fields, default_theta: float = 10000.0) -> dict[str, Any]:
@@ -66,11 +71,12 @@ def _from_config(fields: Fields, *, model_type: str) -> DecoderConfig:
     heads = fields.integer("num_attention_heads", 32)
     hidden = fields.integer("hidden_size", 4096)
     mistral, qwen = model_type == "mistral", model_type in _WINDOWED
-    fields.harmless("max_position_embeddings")
+    fields.harmless("max_position_embeddings", "is_llama_config")
     fields.must_be("is_encoder_decoder", False)
     bias = "qkv" if model_type == "qwen2" else "none"
     if model_type in ("llama", "qwen3") and fields.flag("attention_bias", False):
         bias = "all"
+    kv_heads = heads if fields.is_null("num_key_value_heads") else _KV_HEADS.get(model_type, heads)
     layers = fields.integer("num_hidden_layers", 32)
     window, global_every = 0, 0
     if mistral and not fields.is_null("sliding_window"):
@@ -81,7 +87,7 @@ def _from_config(fields: Fields, *, model_type: str) -> DecoderConfig:
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", {"mistral": 8, "llama": heads}.get(model_type, 32)),
+        kv_heads=fields.integer("num_key_value_heads", kv_heads),
         head_dim=fields.integer("head_dim", 128 if model_type == "qwen3" else hidden // heads),
         ffn_hidden=fields.integer(
             "intermediate_size", {"llama": 11008, "mistral": 14336}.get(model_type, 22016)

@@ -25,6 +25,7 @@ def pixels_from(fields: Fields, mean: list[float], std: list[float]) -> tuple[li
     """
     inner = fields.inner(PREPROCESSOR)
     inner.must_be("do_normalize", True)
+    inner.must_be("do_rescale", True)
     if abs(inner.number("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise inner.error("rescale_factor", "not supported: only 1/255 is")
     return inner.listed("image_mean") or list(mean), inner.listed("image_std") or list(std)

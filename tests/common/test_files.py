@@ -1,11 +1,11 @@
-"""A file that is replaced has its old content or its new, and no draft stays behind."""
+"""A file that is replaced has its old content or its new, and no draft stays behind; lines of files."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from common.files import write_atomically
+from common.files import read_lines, write_atomically
 
 
 def test_a_failure_before_the_replacement_keeps_the_old_content_and_no_draft(tmp_path: Path) -> None:
@@ -26,3 +26,15 @@ def test_a_draft_of_a_fixed_name_overwrites_what_a_killed_attempt_left(tmp_path:
     draft.write_bytes(b"half of a longer text")
     write_atomically(path, b"whole", draft=draft)
     assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["a"]
+
+
+def test_lines_end_where_a_line_feed_is_and_nowhere_else(tmp_path: Path) -> None:
+    """JSON texts may hold characters at which `str.splitlines` would end a line."""
+    lines = ["one\u2028two\u2029\x0c\x85", "", '{"a": "\u2028"}', " last "]
+    for end in ("\n", "\r\n"):
+        for begins in ("", "\ufeff"):
+            (tmp_path / "file").write_bytes((begins + end.join(lines) + end).encode())
+            assert read_lines(tmp_path / "file") == lines
+    (tmp_path / "file").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"^[^\n]*file: cannot be read as text: "):
+        read_lines(tmp_path / "file")

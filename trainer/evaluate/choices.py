@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common.files import read_lines
 from data.tokenizer.prompting import Prompting
 from trainer.evaluate.calibration import Calibration, calibrate
 from trainer.evaluation.scoring import Score, Scorer
@@ -72,12 +73,8 @@ def read_questions(path: str | Path) -> list[Question]:
     "answer" may be the choice's text, too. ValueError, one line with the file and the line, where it is
     anything else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text: {error}") from None
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(Path(path)), 1):
         if line.strip():
             try:
                 found.append(_question(json.loads(line)))
@@ -118,13 +115,19 @@ def with_shots(
 
     ValueError where there are not as many examples besides it.
     """
+    places: dict[Question, list[int]] = {}
+    for place, example in enumerate(examples):
+        places.setdefault(example, []).append(place)
     found = []
     for number, question in enumerate(questions):
-        others = [one for one in examples if one != question]
-        if len(others) < shots:
-            raise ValueError(f"--shots {shots}: there are {len(others)} solved questions to draw from")
-        drawn = random.Random(f"{seed} {number}").sample(others, shots)
-        found.append(BETWEEN_SHOTS.join([*(one.solved for one in drawn), question.context]))
+        own = places.get(question, [])
+        others = len(examples) - len(own)
+        if others < shots:
+            raise ValueError(f"--shots {shots}: there are {others} solved questions to draw from")
+        drawn = random.Random(f"{seed} {number}").sample(range(others), shots)
+        for place in own:  # numbers of the others → places among all
+            drawn = [one + (one >= place) for one in drawn]
+        found.append(BETWEEN_SHOTS.join([*(examples[one].solved for one in drawn), question.context]))
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.files import read_lines
 from data.stream.batch import Batch
 from data.stream.heldout import HeldoutLoader
 from trainer.evaluate.calibration import Calibration, calibrate
@@ -54,13 +55,9 @@ def read_prompts(path: str | Path, classes: Sequence[str]) -> list[list[str]]:
 
     ValueError, one line with the file and the line, where it is anything else, or a class has no caption.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text: {error}") from None
     templates: list[str] = []
     own: dict[str, list[str]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(Path(path)), 1):
         if line.strip():
             try:
                 _read_line(json.loads(line), classes, templates, own)

@@ -110,7 +110,7 @@ def evaluate_set(trained: TrainedRun, heldout: HeldoutLoader) -> dict[str, Any]:
     assert results is not None, "nobody asks to stop"
     found: dict[str, Any] = dict(results[heldout.name].record())
     if cfg.objective.scores_text:
-        found["perplexity"] = math.exp(found["loss"]) if found["loss"] < 700 else math.inf
+        found["perplexity"] = math.inf if found["loss"] > 700 else math.exp(found["loss"])
     if isinstance(cfg.objective, ClassificationConfig) and isinstance(cfg.model, HasClasses):
         wanted = Outputs(build_objective(cfg.objective, trained.context), cfg.model.classes)
         logits, labels = read_set(trained, heldout, wanted)

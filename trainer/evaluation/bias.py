@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from common.files import read_lines
 from data.tokenizer.prompting import Prompting
 from trainer.evaluation.scoring import Scorer
 
@@ -86,12 +87,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
     ValueError, one line with the file and the line, where it is anything else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text: {error}") from None
     found: list[Pair] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(Path(path)), 1):
         if line.strip():
             try:
                 found += _pairs_of(json.loads(line))
@@ -152,10 +149,11 @@ class BiasProbe:
         """Return the bias of each group by name. Collective: every rank has the same."""
         scores = [score.log_likelihood for score in scorer(self._requests)]
         differences = np.array(scores[::2]) - np.array(scores[1::2])
-        groups = dict.fromkeys(pair.group for pair in self._pairs)
+        groups: dict[str, list[int]] = {}
+        for number, pair in enumerate(self._pairs):
+            groups.setdefault(pair.group, []).append(number)
         found = {}
-        for group in groups:
-            here = [number for number, pair in enumerate(self._pairs) if pair.group == group]
+        for group, here in groups.items():
             templates = [self._pairs[number].template for number in here]
             found[f"{self._name}/{group}" if group else self._name] = measure(differences[here], templates)
         return found
@@ -163,15 +161,17 @@ class BiasProbe:
 
 def measure(differences: np.ndarray, templates: Sequence[str]) -> Bias:
     """Return the mean of the differences of pairs, [pairs], with its interval; `templates`: of each pair."""
-    kinds = list(dict.fromkeys(templates))
-    unit = np.array([kinds.index(one) for one in templates])
+    kinds = {template: number for number, template in enumerate(dict.fromkeys(templates))}
+    unit = np.array([kinds[one] for one in templates])
     if len(kinds) == 1:
         unit = np.arange(len(differences))
     units = int(unit.max()) + 1
     low = high = float("nan")
     if units > 1:
         sums, counts = np.bincount(unit, differences), np.bincount(unit)
-        drawn = np.random.default_rng(0).integers(units, size=(_DRAWS, units))
-        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        draw, means = np.random.default_rng(0), np.empty(_DRAWS)
+        for number in range(_DRAWS):  # one by one: all draws at once would be 2,000 times the file
+            drawn = draw.integers(units, size=units)
+            means[number] = sums[drawn].sum() / counts[drawn].sum()
         low, high = (float(value) for value in np.percentile(means, _INTERVAL))
     return Bias(len(differences), len(kinds), float(differences.mean()), low, high)

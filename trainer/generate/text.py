@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from common.files import read_lines
 from parallel.world.runtime import Runtime
 from trainer.config import evaluating, of_folder
 from trainer.models.config import NEXT_TOKEN
@@ -164,9 +165,9 @@ def read_prompts(path: Path) -> list[str]:
     ValueError, one line, where it is anything else, or empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts {path}: cannot be read as text: {error}") from None
+        lines = read_lines(path)
+    except ValueError as error:
+        raise ValueError(f"--prompts {error}") from None
     found = []
     for number, line in enumerate(lines, 1):
         entry: Any = line

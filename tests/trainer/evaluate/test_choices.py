@@ -54,6 +54,8 @@ def test_solved_questions_are_drawn_by_seed_and_never_the_question_itself() -> N
         assert own == question.context and len(set(shots)) == 3 and question.solved not in shots
         assert set(shots) <= {one.solved for one in QUESTIONS}
     assert with_shots(QUESTIONS, QUESTIONS, 0, 5) == [one.context for one in QUESTIONS]
+    twice = [QUESTIONS[0], *QUESTIONS]  # neither copy of a question is an example of its own
+    assert all(QUESTIONS[0].solved not in context for context in with_shots(QUESTIONS[:1], twice, 7, 5))
     with pytest.raises(ValueError, match=r"--shots 8: there are 7 solved questions to draw from"):
         with_shots(QUESTIONS, QUESTIONS, 8, 5)
 
@@ -84,3 +86,13 @@ def test_a_wrong_file_of_questions_is_one_line(tmp_path: Path, line: str, messag
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         read_questions(file)
     assert message in str(caught.value)
+
+
+def test_examples_are_compared_with_a_question_by_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one they would be 10⁸ comparisons for 10,000 questions, though none is drawn."""
+    compared = []
+    equal = Question.__eq__
+    monkeypatch.setattr(Question, "__eq__", lambda one, other: compared.append(1) or equal(one, other))
+    many = [Question(f"question {number}", ("a", "b"), 0) for number in range(300)]
+    with_shots(many, many, 2, seed=0)
+    assert len(compared) < 3000

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,14 @@ def test_a_wrong_file_of_pairs_is_one_line(tmp_path: Path, line: str, message: s
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         read_pairs(file)
     assert message in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_many_templates_take_memory_in_proportion() -> None:
+    """The draws of all 2,000 resamples of 5,000 templates would be 80 MB at once, twice."""
+    differences = np.random.default_rng(3).normal(size=5000)
+    tracemalloc.start()
+    found = measure(differences, [f"template {number}" for number in range(5000)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20 and found.templates == 5000
+    assert found.low < found.difference < found.high

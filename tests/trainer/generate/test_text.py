@@ -1,6 +1,7 @@
 """Text out of a run folder: whole characters, the run's separator and template, the checkpoint of a step."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +116,10 @@ def test_a_model_that_takes_no_cache_is_refused_by_name(
     monkeypatch.setattr(Decoder, "forward", lambda self, x, **more: None)
     with pytest.raises(ValueError, match=r"the forward of model\.kind=decoder takes no `cache`"):
         next(continue_text(tmp_path / "run", "ab"))
+
+
+def test_a_prompt_is_a_line_whatever_characters_it_holds(tmp_path: Path) -> None:
+    prompts = ["one\u2028two\x0cthree", "a\u2028b", "four"]
+    said = json.dumps({"prompt": prompts[1]}, ensure_ascii=False)
+    (file := tmp_path / "prompts").write_text(f"{prompts[0]}\n{said}\n{prompts[2]}\n")
+    assert text.read_prompts(file) == prompts

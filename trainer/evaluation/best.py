@@ -61,10 +61,13 @@ class Best:
         return 0 < self.patience <= self.worse
 
     def recall(self, evaluations: Iterable[tuple[int, Mapping[str, Mapping[str, Any]]]]) -> None:
-        """Begin anew with the evaluations of the record, the oldest first."""
+        """Begin anew with the evaluations of the record, the oldest first. One from before the config named
+        the held-out set says nothing of it.
+        """
         self.value, self.step, self.worse = math.nan, 0, 0
         for step, figures in evaluations:
-            self.add(step, figures)
+            if self.heldout in figures:
+                self.add(step, figures)
 
     def __str__(self) -> str:
         return f"{self.heldout}: {self.metric} {self.value:.4g} after step {self.step}"

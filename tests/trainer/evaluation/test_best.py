@@ -68,3 +68,10 @@ def test_a_figure_is_read_back_as_it_was(tmp_path: Path, value: float) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     ((_, figures),) = recorded(tmp_path / "metrics.jsonl")
     assert figures["held"]["f1"] == value
+
+
+def test_an_evaluation_of_other_sets_says_nothing_of_the_best() -> None:
+    """A resume under a config whose held-out set has another name."""
+    best = Best("f1", "held", patience=2)
+    best.recall([(10, {"old": {"f1": 0.9}}), (20, {"held": {"f1": 0.5}}), (30, {"old": {"f1": 0.9}})])
+    assert (best.value, best.step, best.worse) == (0.5, 20, 0)

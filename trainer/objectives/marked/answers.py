@@ -100,13 +100,14 @@ class Answers:
 
     def _best(self, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first and the last place of each row's likeliest answer, int64 [rows], its score, and that of
-        no answer, float64 [rows].
+        no answer, float64 [rows]. Memory: rows · seq · `longest` numbers.
         """
-        seq = begins.shape[1]
-        place = torch.arange(seq, device=begins.device)
-        gap = place - place[:, None]
-        possible = (gap >= 0) & (gap < self._longest) & (place[:, None] > 0)
-        scores = begins.double()[:, :, None] + ends.double()[:, None, :]
-        none = scores[:, 0, 0]
-        score, best = scores.masked_fill(~possible, -torch.inf).flatten(1).max(dim=1)
-        return best // seq, best % seq, score, none
+        begins, ends = begins.double(), ends.double()
+        longest = min(self._longest, begins.shape[1])
+        # Behind each place the scores of the `longest` places from it on: [rows, seq, longest].
+        behind = F.pad(ends, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
+        scores = begins[:, :, None] + behind
+        scores[:, 0] = -torch.inf  # place 0 is no answer's
+        score, best = scores.flatten(1).max(dim=1)
+        first = best // longest
+        return first, first + best % longest, score, begins[:, 0] + ends[:, 0]

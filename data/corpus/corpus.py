@@ -3,24 +3,26 @@
 open_corpus(path, cfg)       a corpus at a path or URL, checked as far as can be done quickly
 open_storage(path)           only its files: for readers of the manifest alone
 corpora_in(folder)           which corpora are at a folder or URL
+check_alike(key, corpora)    do ids and labels of corpora mean the same?
 check_tokenizers(key, a, b)  do the ids of two corpora mean the same?
 check_classes(key, a, b)     do their labels?
 
-A *block* is up to `block_documents` neighbouring documents of one shard: the unit that packing stays inside
-and that is shuffled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus.columns import MARKED
+from data.corpus.blocks import block_places, text_ids
+from data.corpus.catalogue import documents_of_shards
 from data.corpus.local import LocalStorage
-from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, TOKENS, read_manifest
+from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, read_manifest
 from data.corpus.remote.fetching import is_remote
 from data.corpus.remote.remote_storage import RemoteStorage, remote_corpus
 from data.corpus.storage import Storage
@@ -71,6 +73,7 @@ class Corpus:
     storage: its files.
     manifest: what the corpus folder says of itself.
     dtype, eos: type of the ids in the shards, and the id of the separator.
+    shard_documents: documents of each shard, int64 [shards].
     block_shard, block_first, block_documents: of each block the shard, the first document in that shard and
         the number of documents, int64 [blocks].
 
@@ -87,33 +90,23 @@ class Corpus:
             )
         self.dtype = DTYPES[manifest.dtype]
         self.eos = manifest.tokenizer.eos
-        size = manifest.block_documents
-        spans = [
-            (shard, first, min(size, entry.documents - first))
-            for shard, entry in enumerate(manifest.shards)
-            for first in range(0, entry.documents, size)
-        ]
-        table = np.array(spans, dtype=np.int64).reshape(-1, 3)
-        self.block_shard, self.block_first, self.block_documents = table.T
+        self.shard_documents = documents_of_shards(manifest)
+        places = block_places(self.shard_documents, manifest.block_documents)
+        self.block_shard, self.block_first, self.block_documents = places
+
+    def first_documents(self, limit: int | None = None) -> np.ndarray:
+        """The index of the first `limit` documents, uint64 [rows, documents]; None: of all. Reads the indexes
+        that hold them.
+        """
+        before = np.cumsum(self.shard_documents) - self.shard_documents
+        shards = np.flatnonzero(before < limit) if limit is not None else np.arange(len(before))
+        parts = [self.storage.index(shard) for shard in shards.tolist()]
+        return np.concatenate(parts, axis=1)[:, :limit]
 
     def lengths(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]. Reads every index."""
-        indexes = [self.storage.index(shard) for shard in range(len(self.manifest.shards))]
-        parts = [(self.text_ids(index), index[TEXT_BYTES].astype(np.int64)) for index in indexes]
-        ids, text_bytes = np.concatenate(parts, axis=1)[:, :limit]
-        return ids, text_bytes
-
-    def text_ids(self, index: np.ndarray) -> np.ndarray:
-        """How many ids of each document are of its text, and no marks, int64 [documents].
-
-        index: columns of the corpus's index, [rows, documents].
-        """
-        tokens = index[TOKENS].astype(np.int64)
-        row = self.manifest.row(MARKED)
-        if row is None:
-            return tokens
-        marked = index[row].astype(np.int64)
-        return np.where(marked >= 0, marked, tokens)
+        """(ids, UTF-8 bytes of text) of the first `limit` documents, int64 [documents]."""
+        index = self.first_documents(limit)
+        return text_ids(self.manifest, index), index[TEXT_BYTES].astype(np.int64)
 
     def shard_path(self, shard: int) -> str:
         """Path or URL of a shard, for messages."""
@@ -136,19 +129,30 @@ class Corpus:
         return name.decode("utf-8", "replace").partition(".npy")[0]
 
 
-def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0) -> Storage:
-    """The files of the corpus at a path or URL. Raises ValueError where there is none."""
-    return RemoteStorage(path, cache_dir, cache_bytes) if is_remote(path) else LocalStorage(path)
+def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0, spare: Sequence[Path] = ()) -> Storage:
+    """The files of the corpus at a path or URL. Raises ValueError where there is none.
+
+    cache_dir, cache_bytes: where a remote one is cached.
+    spare: folders for tables that cannot be kept beside the corpus.
+    """
+    if is_remote(path):
+        return RemoteStorage(path, cache_dir, cache_bytes, spare)
+    return LocalStorage(path, spare)
 
 
-def open_corpus(path: str, cfg: DataConfig) -> Corpus:
+def open_corpus(
+    path: str, cfg: DataConfig, spare: Sequence[Path] = (), *, rank: int = 0, ranks: int = 1
+) -> Corpus:
     """The corpus at a path or URL; `cfg` says where a remote one is cached.
+
+    spare: folders for tables that cannot be kept beside the corpus.
+    rank, ranks: this process among those that open the same corpus: they share the looks at its shards.
 
     Raises ValueError where there is none or it is empty, RuntimeError where its manifest or the length of a
     local shard is damaged.
     """
-    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes))
-    corpus.storage.check_lengths()
+    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes, spare))
+    corpus.storage.check_lengths(rank, ranks)
     return corpus
 
 
@@ -174,6 +178,17 @@ def _corpora_at(url: str) -> list[str]:
     if not found:
         raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
     return found[:1] if found[0] == url else found
+
+
+def check_alike(key: str, corpora: Sequence[Corpus]) -> None:
+    """Raise ValueError, naming the config's `key`, where ids or labels of some corpora do not mean the
+    same.
+    """
+    for a, b in pairwise(corpora):
+        check_tokenizers(key, a, b)
+    # Not of neighbours alone: between two with classes there may be one without.
+    for a, b in pairwise(corpus for corpus in corpora if corpus.manifest.classes):
+        check_classes(key, a, b)
 
 
 def check_tokenizers(key: str, a: Corpus, b: Corpus) -> None:

@@ -3,6 +3,7 @@
 write_index(shard, index, sha256)   writes the index of a finished shard
 write_array(path, index)            writes an index alone
 read_index(path, entry)             reads one index, checked
+array_in(bytes)                     the array in the bytes of an index
 Indexes(folder, shards)             reads those of a corpus for hours, while other programs may write to them
 """
 
@@ -67,8 +68,7 @@ class Indexes:
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardEntry], rows: int = INDEX_ROWS) -> None:
-        self._shards, self._rows = shards, rows
-        self._paths = [folder / entry.index_file for entry in shards]
+        self._folder, self._shards, self._rows = folder, shards, rows
         self._known = np.zeros(len(shards), dtype=np.int64)  # 0: not read yet
 
     def read(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
@@ -77,12 +77,12 @@ class Indexes:
         Raises RuntimeError, one line, where the file cannot be read, or does not have the manifest's hash.
         """
         entry = self._shards[shard]
-        path = self._paths[shard]
+        path = self._folder / entry.index_file
         while True:
             file = _open(path)
             known, before = hash(file.stamp), int(self._known[shard])
             if known == before:
-                index = _array(file.view)
+                index = array_in(file.view)
             else:
                 index = _checked(file, path, entry, self._rows, during_run=before != 0)
             part = index[:, first:end].copy()
@@ -115,14 +115,14 @@ def _checked(
             f"index {path} is not the one in {MANIFEST} (hash differs): damaged or out of date; "
             "restore it or run `germinal prepare` again"
         )
-    index = _array(file.view)
+    index = array_in(file.view)
     totals = (index.shape[1], int(index[TOKENS].sum()), int(index[TEXT_BYTES].sum()))
     if index.shape[0] != rows or totals != (entry.documents, entry.tokens, entry.text_bytes):
         raise RuntimeError(f"index {path} and {MANIFEST} count differently: {totals} against {entry}")
     return index
 
 
-def _array(raw: memoryview) -> np.ndarray:
+def array_in(raw: memoryview) -> np.ndarray:
     """The array in the bytes of a .npy file, as `write_index` stores it, without a copy."""
     head = io.BytesIO(bytes(raw[:_HEADER_BYTES]))
     np.lib.format.read_magic(head)

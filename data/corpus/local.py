@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.mapped_file import MappedFile
+from data.corpus.catalogue import look_up
 from data.corpus.index import Indexes
-from data.corpus.manifest import MANIFEST, Manifest, read_manifest
+from data.corpus.manifest import MANIFEST, Manifest, read_manifest_bytes
+from data.corpus.storage import LOOKED_AT
+from data.corpus.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,18 +26,22 @@ class LocalStorage:
     A shard or an index that is written to or replaced during a run is noticed before an altered byte is used:
     indexes are compared with the manifest as it was when the corpus was opened, documents with their index.
 
+    spare: folders for tables beside the corpus's own, which may be read-only.
+
     Raises ValueError where the folder is not a corpus, RuntimeError where its manifest is damaged.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, spare: Sequence[Path] = ()) -> None:
         self.path = path
-        self._manifest = read_manifest(path)
+        tables = Tables([Path(path), *spare])
+        self.listing = look_up(read_manifest_bytes(path), str(Path(path) / MANIFEST), tables)
+        self._manifest = self.listing.manifest
         self._indexes = Indexes(Path(path), self._manifest.shards, self._manifest.index_rows)
         self._open: weakref.WeakValueDictionary[int, MappedFile] = weakref.WeakValueDictionary()
 
     def manifest(self) -> Manifest:
         """See `Storage`."""
-        return self._manifest
+        return self.listing.manifest
 
     def tokenizer(self) -> bytes:
         """See `Storage`."""
@@ -53,9 +60,11 @@ class LocalStorage:
         """See `Storage`."""
         return self._indexes.read(shard, first, end)
 
-    def check_lengths(self) -> None:
-        """See `Storage`: of every shard, by stat(2)."""
-        for shard, entry in enumerate(self._manifest.shards):
+    def check_lengths(self, rank: int = 0, ranks: int = 1) -> None:
+        """See `Storage`: by stat(2)."""
+        mine = range(rank, len(self._manifest.shards), ranks)
+        for shard in mine[:: -(-len(mine) // LOOKED_AT) or 1]:
+            entry = self._manifest.shards[shard]
             try:
                 length = (Path(self.path) / entry.file).stat().st_size
             except OSError as error:

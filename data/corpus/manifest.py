@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ INDEX_ROWS = 4
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HEX = re.compile(r"[0-9a-f]+")
-_DERIVED = ("documents", "tokens", "text_bytes", "fingerprint")
+DERIVED = ("documents", "tokens", "text_bytes", "fingerprint")
 _WITH_COLUMNS = ("columns", "classes", "media")  # left out of a manifest that has none of them
 # Key of the hash of the rest of the manifest. Corpora of earlier versions do not have it and are read too.
 _OWN_HASH = "sha256"
@@ -135,17 +136,17 @@ class Manifest:
         """The version of the format."""
         return VERSION_WITH_COLUMNS if self.further != Columns() else VERSION
 
-    @property
+    @cached_property
     def documents(self) -> int:
         """Documents in all shards."""
         return sum(shard.documents for shard in self.shards)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Token ids in all shards, separators not counted."""
         return sum(shard.tokens for shard in self.shards)
 
-    @property
+    @cached_property
     def text_bytes(self) -> int:
         """UTF-8 bytes of all documents' text."""
         return sum(shard.text_bytes for shard in self.shards)
@@ -160,7 +161,7 @@ class Manifest:
         """(SHA-256 of the tokenizer, separator, type): equal where the ids of two corpora mean the same."""
         return self.tokenizer.sha256, self.tokenizer.eos, self.dtype
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all that determines the stream: tokenizer, separator, id width, blocks, shards' bytes,
         names of labels.
@@ -196,15 +197,19 @@ def file_sha256(path: Path) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Complete a corpus: write `manifest.json` in one step. All shards and indexes must be in place."""
+    write_atomically(folder / MANIFEST, encode_manifest(manifest), draft=folder / f"{MANIFEST}.tmp")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
     document = {"format": FORMAT, "version": manifest.version, **asdict(manifest)}
     if manifest.version == VERSION:
         for key in _WITH_COLUMNS:
             del document[key]
-    for key in _DERIVED:
+    for key in DERIVED:
         document[key] = getattr(manifest, key)
     document[_OWN_HASH] = _own_hash(json.loads(json.dumps(document)))
-    raw = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
-    write_atomically(folder / MANIFEST, raw, draft=folder / f"{MANIFEST}.tmp")
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -212,9 +217,13 @@ def read_manifest(folder: Path | str) -> Manifest:
 
     Raises ValueError when the folder is missing or not a corpus, RuntimeError when its manifest is damaged.
     """
-    path = Path(folder) / MANIFEST
+    return parse_manifest(read_manifest_bytes(folder), str(Path(folder) / MANIFEST))
+
+
+def read_manifest_bytes(folder: Path | str) -> bytes:
+    """The content of a corpus folder's manifest. Raises ValueError when the folder is not a corpus."""
     try:
-        text = path.read_bytes()
+        return (Path(folder) / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         missing = f"it has no {MANIFEST}; "
         if not Path(folder).is_dir():
@@ -222,7 +231,6 @@ def read_manifest(folder: Path | str) -> Manifest:
             if not Path(folder).is_absolute():
                 missing = f"no such folder in {Path.cwd()}, where this runs; run it where the corpus is, or "
         raise ValueError(f"{folder} is not a corpus: {missing}make one with `germinal prepare`") from None
-    return parse_manifest(text, str(path))
 
 
 def _own_hash(document: dict[str, Any]) -> str:
@@ -243,13 +251,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
                 f"{where} has format version {version}, this program reads {VERSION} and "
                 f"{VERSION_WITH_COLUMNS}"
             )
-        unknown = document.keys() - {
-            "format",
-            "version",
-            *_DERIVED,
-            _OWN_HASH,
-            *Manifest.__dataclass_fields__,
-        }
+        unknown = document.keys() - {"format", "version", *DERIVED, _OWN_HASH, *Manifest.__dataclass_fields__}
         if unknown:  # else damage to its name would hide the hash
             raise ValueError(f"it has an unknown key {min(unknown)!r}")
         if _OWN_HASH in document and document[_OWN_HASH] != _own_hash(document):

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from data.corpus.catalogue import Listing
     from data.corpus.manifest import Manifest
 
 READ_AGAIN = 1000  # times, because a shard was written to meanwhile
 READ_AGAIN_PAUSE_SECONDS = 0.01  # before each
+LOOKED_AT = 1024  # shards, by each rank, at the start: the rest is looked at when it is opened
 
 
 class ShardBytes(Protocol):
@@ -32,9 +34,14 @@ class ShardBytes(Protocol):
 
 
 class Storage(Protocol):
-    """The files of one corpus. `path`: the folder or URL, as messages name it."""
+    """The files of one corpus.
+
+    path: the folder or URL, as messages name it.
+    listing: its manifest, and what its catalogue has of its blocks, as they were when it was opened.
+    """
 
     path: str
+    listing: Listing
 
     def manifest(self) -> Manifest:
         """The manifest as it was when the storage was opened."""
@@ -52,8 +59,9 @@ class Storage(Protocol):
         Raises RuntimeError where the index cannot be read or does not have the hash in the manifest.
         """
 
-    def check_lengths(self) -> None:
-        """Raise RuntimeError where a shard does not have the length in the manifest.
+    def check_lengths(self, rank: int = 0, ranks: int = 1) -> None:
+        """Raise RuntimeError where a shard does not have the length in the manifest: of this rank's share of
+        the shards, LOOKED_AT at most, which are spread over all of them.
 
         Only storages that can look without a transfer do so; the others check each answer's length.
         """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_durably
+from data.corpus.catalogue import close_corpus
 from data.corpus.columns import Columns, merged, recast
 from data.corpus.index import read_index, write_array
 from data.corpus.manifest import (
@@ -19,7 +20,6 @@ from data.corpus.manifest import (
     TokenizerEntry,
     file_sha256,
     token_dtype,
-    write_manifest,
 )
 from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, Preparation
 from data.prepare.report.composition import Profile
@@ -98,7 +98,7 @@ def finish(
         )
     write_datacard(out, settings, tally, {folder.name: manifest for folder, manifest in manifests.items()})
     for folder, manifest in manifests.items():
-        write_manifest(folder, manifest)
+        close_corpus(folder, manifest)
 
 
 def _nothing_left(side: str, tally: Tally, text_field: str) -> str:

@@ -15,10 +15,11 @@ from data.corpus.manifest import CRC, OFFSET, TOKENS
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, ShardBytes, written_while_read
 from data.pictures.decode import NotAPicture
 from data.pictures.decoders import checked_bytes
-from data.stream.era import NO_CLASS, documents_of
+from data.stream.era import NO_CLASS
 from data.stream.order import derive_key
 from data.stream.packing.alone import Views
 from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.of_corpus import documents_of
 from data.stream.rows import NO_TOKEN, with_marks
 
 
@@ -46,8 +47,7 @@ class DocumentRows:
         pictures: bool = False,
     ) -> None:
         self._reader, self._eos, self._seq_len = reader, corpus.eos, seq_len
-        storage, shards = corpus.storage, range(len(corpus.manifest.shards))
-        index = np.concatenate([storage.index(shard).astype(np.int64) for shard in shards], axis=1)[:, :limit]
+        index = corpus.first_documents(limit).astype(np.int64)
         label = corpus.manifest.row(LABEL)
         self._labels = np.full(index.shape[1], NO_CLASS) if label is None else index[label]
         bounds = np.array([0, index.shape[1]])
@@ -116,7 +116,7 @@ class DocumentReader:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
-        self._ends = np.cumsum([entry.documents for entry in corpus.manifest.shards])
+        self._ends = np.cumsum(corpus.shard_documents)
         storage = corpus.storage
         self._opened = lru_cache(maxsize=1)(lambda shard: (storage.open(shard), storage.index(shard)))
         self._checked: tuple[int, int] | None = None  # the last document that was right, its shard's version

@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.retry import repeats
 from data.config import DataConfig
-from data.corpus.columns import FIRST_TEXT, LABEL, MARKED, MEDIA
+from data.corpus.columns import LABEL
 from data.corpus.corpus import Corpus, DamagedDocument, DamagedPicture
 from data.corpus.manifest import CRC, OFFSET, TOKENS
 from data.stream.checks import DocumentChecks, Versions
 from data.stream.order import EraBlocks, ShuffledOrder, derive_key
 from data.stream.packing.kinds import PACKINGS
-from data.stream.packing.packing import Documents, Fragments, layout_lengths
+from data.stream.packing.of_corpus import documents_of
+from data.stream.packing.packing import Fragments
 
 # Eras that stay open in each corpus: the two that a step may straddle (of one epoch, or an epoch's last and
 # the next epoch's first), and one to spare.
@@ -156,35 +157,34 @@ class ShuffledCorpus:
     """One corpus's sequences in shuffled order, epoch after epoch.
 
     corpus: the corpus.
+    windows: sequences of each of its blocks, int64 [blocks]; see `data.stream.packing.counting`.
     order: where each sequence is, by its ordinal.
     sequences: how many an epoch has.
     era: `EraBlocks` → its `Era`; the last ERAS_KEPT stay open.
     """
 
-    def __init__(self, corpus: Corpus, cfg: DataConfig, key: int) -> None:
-        self.corpus = corpus
+    def __init__(self, corpus: Corpus, cfg: DataConfig, key: int, windows: np.ndarray) -> None:
+        self.corpus, self.windows = corpus, windows
         self._packing, self._seq_len, self._key = cfg.packing, cfg.seq_len, key
         self._pictures = cfg.image_size > 0
-        windows = block_windows(corpus, cfg.packing, cfg.seq_len, pictures=self._pictures)
         self.order = ShuffledOrder(windows, cfg.shuffle_blocks, key)
         self.sequences = self.order.sequences
         self.era = lru_cache(maxsize=ERAS_KEPT)(self._open_era)
 
     def _open_era(self, era_blocks: EraBlocks) -> Era:
         key = derive_key(self._key, "crops", era_blocks.epoch, era_blocks.era)
-        return Era(self.corpus, era_blocks, self._packing, self._seq_len, key, self._pictures)
-
-
-def block_windows(corpus: Corpus, packing: str, seq_len: int, *, pictures: bool = False) -> np.ndarray:
-    """Windows of each block, int64 [blocks]. Reads (and so checks) every index."""
-    counts = []
-    ends = np.searchsorted(corpus.block_shard, np.arange(len(corpus.manifest.shards) + 1))
-    for shard, (a, b) in enumerate(pairwise(ends.tolist())):
-        index = corpus.storage.index(shard).astype(np.int64)
-        bounds = np.append(corpus.block_first[a:b], index.shape[1])
-        documents = documents_of(corpus, index, bounds, packing, pictures=pictures)
-        counts.append(PACKINGS[packing].count(documents, seq_len))
-    return np.concatenate(counts)
+        era = Era(self.corpus, era_blocks, self._packing, self._seq_len, key, self._pictures)
+        expected = int(self.windows[era_blocks.blocks].sum())
+        if era.packing.windows != expected:
+            folders = ", ".join(str(folder) for folder in self.corpus.storage.listing.tables.folders)
+            raise repeats(
+                RuntimeError(
+                    f"{self.corpus.storage.path}: the documents of an era fill {era.packing.windows} "
+                    f"sequences, and its tables count {expected}: remove catalogue-* and windows-* from "
+                    f"{folders}; the same command counts again"
+                )
+            )
+        return era
 
 
 def check_sequences(what: str, sequences: int, cfg: DataConfig) -> None:
@@ -203,30 +203,6 @@ def check_sequences(what: str, sequences: int, cfg: DataConfig) -> None:
             f"{what} has one sequence, and data.partners draws another one: give it more documents, or lower "
             "data.seq_len"
         )
-
-
-def documents_of(
-    corpus: Corpus, index: np.ndarray, bounds: np.ndarray, kind: str, key: int = 0, pictures: bool = False
-) -> Documents:
-    """Documents as a packing takes them.
-
-    index: their columns of the corpus's index, int64 [rows, documents].
-    bounds: block b of them holds documents [bounds[b], bounds[b + 1]).
-    kind: the packing. Where it gives each document a window, a picture without a caption has one too.
-    key: what crops are drawn from.
-    pictures: does a document without a picture take no room?
-    """
-    lengths = layout_lengths(corpus.text_ids(index))
-    media = corpus.manifest.row(MEDIA[1])
-    if PACKINGS[kind].alone and media is not None:
-        lengths = np.maximum(lengths, index[media] > 0)
-        if pictures:
-            lengths[index[media] == 0] = 0
-    texts = corpus.manifest.row(FIRST_TEXT)
-    first_text = np.full_like(lengths, -1) if texts is None else index[texts]
-    marks = corpus.manifest.row(MARKED)
-    marked = np.zeros(len(lengths), dtype=bool) if marks is None else index[marks] >= 0
-    return Documents(lengths, bounds, first_text, marked, key)
 
 
 def facts_of(

@@ -27,19 +27,19 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from common.retry import repeats
 from data.config import DataConfig, check
-from data.corpus.corpus import Corpus, DamagedDocument, check_classes, check_tokenizers, open_corpus
+from data.corpus.corpus import Corpus, DamagedDocument, check_alike, open_corpus
 from data.corpus.storage import READ_AGAIN, READ_AGAIN_PAUSE_SECONDS, written_while_read
 from data.stream import mixture
 from data.stream.era import Era, IdSpans, Part, ShuffledCorpus, check_sequences
 from data.stream.images import ImagesAhead, check_pictures
 from data.stream.order import another, derive_key
+from data.stream.packing.counting import windows_of
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.packing import Packing
 from data.stream.rows import LocatedRows, SequenceRows
@@ -51,6 +51,8 @@ ORDER_VERSION = 1  # part of every fingerprint: a change of the order must not r
 class Stream:
     """The training stream of a run.
 
+    windows: sequences of each block of each of `corpora`; see `data.stream.packing.counting`.
+
     length: its sequences, where every source has max_epochs; else None.
     seq_len, vocab, eos: inputs of a sequence; the tokenizer's vocabulary; the id of the separator.
     names, sources: of each source its name and its shuffled corpus.
@@ -58,13 +60,17 @@ class Stream:
         in it (dicts: sequence, source, shard, sample, offset). Who writes the list down removes the entries.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], cfg: DataConfig, *, seed: int, global_batch: int) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        cfg: DataConfig,
+        *,
+        seed: int,
+        global_batch: int,
+        windows: Sequence[np.ndarray],
+    ) -> None:
         check(cfg)
-        for a, b in pairwise(corpora):
-            check_tokenizers("data.sources", a, b)
-        # Not of neighbours alone: between two with classes there may be one without.
-        for a, b in pairwise(corpus for corpus in corpora if corpus.manifest.classes):
-            check_classes("data.sources", a, b)
+        check_alike("data.sources", corpora)
         for corpus in corpora:
             check_pictures("data.sources", corpus, cfg)
         self.cfg = cfg
@@ -78,8 +84,8 @@ class Stream:
         # A source is known by its content: renaming, moving or adding another one keeps its order.
         self._prints = [f"{p}/{prints[:i].count(p)}" for i, p in enumerate(prints)]
         self.sources = [
-            ShuffledCorpus(corpus, cfg, derive_key(seed, ORDER_VERSION, name))
-            for corpus, name in zip(corpora, self._prints)
+            ShuffledCorpus(corpus, cfg, derive_key(seed, ORDER_VERSION, name), counted)
+            for corpus, name, counted in zip(corpora, self._prints, windows)
         ]
         for i, (name, shuffled) in enumerate(zip(self.names, self.sources)):
             check_sequences(f"data.sources[{i}]: {name}", shuffled.sequences, cfg)
@@ -94,18 +100,17 @@ class Stream:
 
     @classmethod
     def open(cls, cfg: DataConfig, *, seed: int, global_batch: int) -> Stream:
-        """Open the corpora of a config. `global_batch` only turns a stage's step into a sequence number.
+        """Open the corpora of a config, in this process alone. `global_batch` only turns a stage's step into
+        a sequence number.
 
         Raises ValueError, one line, where the config is wrong, a corpus is missing or empty, or two corpora
-        have different tokenizers; RuntimeError where a manifest, an index or a shard's size is damaged.
+        have different tokenizers; RuntimeError where a manifest or a shard's size is damaged, or an index
+        that has to be read.
         """
         check(cfg)
-        return cls(
-            [open_corpus(source.path, cfg) for source in cfg.sources],
-            cfg,
-            seed=seed,
-            global_batch=global_batch,
-        )
+        corpora = [open_corpus(source.path, cfg) for source in cfg.sources]
+        windows = windows_of(corpora, cfg)
+        return cls(corpora, cfg, seed=seed, global_batch=global_batch, windows=windows)
 
     @property
     def document_mask(self) -> bool:

@@ -18,8 +18,9 @@ from data.corpus.columns import LABEL
 from data.corpus.corpus import Corpus, corpora_in, open_storage
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.tar import TAR_BLOCK, samples
-from data.stream.era import Era, IdSpans, block_windows
+from data.stream.era import Era, IdSpans
 from data.stream.order import EraBlocks
+from data.stream.packing.counting import Counting, counted_alone
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.packing import layout_lengths
 from data.stream.stream import Stream
@@ -185,7 +186,7 @@ def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> di
     """Sequences of an epoch, the share of their inputs that is not padding, the share of documents cut, and
     the share of all inputs that no sequence has.
     """
-    windows = block_windows(corpus, kind, seq_len)
+    windows = counted_alone(Counting(corpus, kind, seq_len))
     inputs = layout_lengths(lengths)
     cut = taken = 0
     for block in range(len(windows)):

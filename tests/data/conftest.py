@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server, with readers that pause for milliseconds before they ask again."""
+    """The server, with readers that pause for milliseconds before they ask again, and that share no indexes
+    with other tests.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", str(folder.parents[1]))
     monkeypatch.setattr(fetching, "FIRST_PAUSE_SECONDS", 0.005)
     server = Server(folder.parent)
     yield server

@@ -2,6 +2,11 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from data.config import check
+from data.corpus.corpus import Corpus, open_corpus
+from data.stream.packing.counting import Counting, countings
 from data.stream.stream import Stream
 from parallel.layout.layout import Layout
 from trainer.config import checks
@@ -14,6 +19,8 @@ from trainer.ranks import Ranks
 from trainer.start.agreement import agree, corpora, program, settings, software
 from trainer.state import Identity
 
+COUNTS = "counts"  # of corpora, in the run folder, where they cannot be kept beside the corpus
+
 
 def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[RunConfig, Layout, Stream]:
     """Return the config as it is on these ranks (`checks.on_ranks`), the layout and the stream of the run,
@@ -25,22 +32,53 @@ def open_alike(cfg: RunConfig, ranks: Ranks) -> tuple[RunConfig, Layout, Stream]
     agree(ranks, program(cfg), settings(cfg))
     cfg = ranks.together(lambda: checks.on_ranks(cfg, ranks.world))
     layout = ranks.together(lambda: checks.layout(cfg, ranks.world))
-    stream = ranks.together(lambda: open_stream(cfg))
+    stream = open_stream(cfg, ranks)
     agree(ranks, ranks.together(lambda: corpora(cfg.data, stream)))
     return cfg, layout, stream
 
 
-def open_stream(cfg: RunConfig) -> Stream:
-    """Open the stream of the config's sources. ValueError where the model's vocabulary cannot hold its
-    tokens, or its head the corpora's classes; RuntimeError where a corpus that the run has read is not there.
+def open_stream(cfg: RunConfig, ranks: Ranks) -> Stream:
+    """Open the stream of the config's sources. Collective: what must be counted of a corpus, each rank counts
+    a share of. ValueError where the model's vocabulary cannot hold its tokens, or its head the corpora's
+    classes; RuntimeError where a corpus that the run has read is not there.
     """
-    try:
-        stream = Stream.open(cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch)
-    except ValueError:
-        for source in cfg.data.sources:
+    sources = ranks.together(lambda: _open_sources(cfg, ranks))
+    counted = [_count(counting, ranks) for counting in countings(sources, cfg.data)]
+    return ranks.together(lambda: _stream(cfg, sources, counted))
+
+
+def _open_sources(cfg: RunConfig, ranks: Ranks) -> list[Corpus]:
+    check(cfg.data)
+    spare = [cfg.folder / COUNTS]
+    found = []
+    for source in cfg.data.sources:
+        try:
+            found.append(open_corpus(source.path, cfg.data, spare, rank=ranks.rank, ranks=ranks.world))
+        except ValueError:
             if reason := away(cfg.folder, source.path):
                 raise RuntimeError(reason) from None
-        raise
+            raise
+    return found
+
+
+def _count(counting: Counting, ranks: Ranks) -> np.ndarray:
+    """The windows of each block of a corpus. Collective: where some rank does not have them, because they
+    were never counted or are not where that rank can read them, all ranks count them again.
+    """
+    if not all(ranks.gather(counting.windows is not None)):
+        share = ranks.together(lambda: counting.share(ranks.rank, ranks.world))
+        counting.join(ranks.gather(share))
+        if ranks.rank == 0:
+            counting.keep()
+        # A corpus may be on a disk of each node's own.
+        if not all(ranks.gather(counting.is_kept())) and ranks.rank == 0:
+            counting.keep(last=True)
+    assert counting.windows is not None
+    return counting.windows
+
+
+def _stream(cfg: RunConfig, sources: list[Corpus], windows: list[np.ndarray]) -> Stream:
+    stream = Stream(sources, cfg.data, seed=cfg.seed, global_batch=cfg.train.global_batch, windows=windows)
     context = objective_context(cfg, stream)
     if wrong := context.wrong_corpora(cfg.model.vocab, cfg.objective):
         raise ValueError(wrong)

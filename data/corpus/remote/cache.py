@@ -1,83 +1,137 @@
-"""A folder with copies of remote shards, bounded in size, shared by all processes of a machine.
+"""A folder with copies of remote shards and indexes, bounded in size, shared by all processes of a machine.
 
-DIR/SHA256        a shard, under its hash
-DIR/SHA256.part   a shard that is being fetched
-DIR/SHA256.lock   held while a process fetches or maps the shard; its time says when it was last used
-DIR/evict.lock    held while shards are evicted or come into place
+DIR/HASH        a shard, under its SHA-256
+DIR/HASH.idx    an index, under its xxh3_128
+DIR/HASH.part   a file that is being fetched
+DIR/HASH.lock   held while a process fetches or maps the file; its time says when it was last used
+DIR/evict.lock  held while files are evicted or come into place
+DIR/tables/     tables that were made from corpora (`data.corpus.tables`); they stay
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import xxhash
 
 from common.lock import locked
 from common.mapped_file import MappedFile
 from data.corpus.manifest import ShardEntry
 
+SHARD, INDEX = "", ".idx"  # suffixes of copies
+INDEX_BYTES = 1 << 29  # the most that the indexes of a machine take where there is no data.cache_dir
 
-class ShardCache:
-    """The folder `folder`, which holds at most `limit_bytes` of shards. Raises ValueError where it cannot be
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file of a corpus.
+
+    digest: its hash, in hex.
+    suffix: of its copy: what it is.
+    bytes: about its length.
+    """
+
+    digest: str
+    suffix: str
+    bytes: int
+
+    @classmethod
+    def shard(cls, entry: ShardEntry) -> Wanted:
+        """A shard."""
+        return cls(entry.sha256, SHARD, entry.bytes)
+
+    @classmethod
+    def index(cls, entry: ShardEntry, rows: int) -> Wanted:
+        """The index of a shard; `rows`: of each index."""
+        return cls(entry.index_xxh3, INDEX, (1 << 7) + 8 * rows * entry.documents)
+
+    def is_right(self, content: memoryview) -> bool:
+        """Whether bytes have the hash."""
+        hasher = hashlib.sha256(content) if self.suffix == SHARD else xxhash.xxh3_128(content)
+        return hasher.hexdigest() == self.digest
+
+
+def index_folder() -> Path | None:
+    """The folder where the processes of this user share indexes where there is no data.cache_dir; None where
+    it cannot be had, or belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"germinal-indexes-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    return folder if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() else None
+
+
+class FileCache:
+    """The folder `folder`, which holds at most `limit_bytes` of files. Raises ValueError where it cannot be
     made.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         self._evicting = folder / "evict.lock"
-        self._checked: set[str] = set()
+        self._checked: dict[str, int] = {}  # hash of a file → hash of its stamp when its bytes had it
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"data.cache_dir={folder} cannot be made: {error.strerror}") from None
 
-    def open(self, entry: ShardEntry, fetch: Callable[[Path], None]) -> MappedFile:
-        """A shard, mapped; `fetch` writes it to a path where the folder does not have it.
+    def open(self, wanted: Wanted, fetch: Callable[[Path], None]) -> MappedFile:
+        """A file, mapped; `fetch` writes it to a path where the folder does not have it.
 
-        The first process that needs a shard fetches it, the others wait for that. A shard that is evicted
+        The first process that needs a file fetches it, the others wait for that. A file that is evicted
         while it is mapped stays readable: its room is freed when the last mapping goes.
 
-        Raises ValueError where the shard is larger than the folder may become.
+        Raises ValueError where the file is larger than the folder may become.
         """
-        if entry.bytes > self.limit_bytes:
+        if wanted.bytes > self.limit_bytes:
             raise ValueError(
-                f"data.cache_bytes={self.limit_bytes} holds no shard of {entry.bytes} bytes; give it more, "
+                f"data.cache_bytes={self.limit_bytes} holds no shard of {wanted.bytes} bytes; give it more, "
                 "or no data.cache_dir"
             )
-        lock = self.folder / f"{entry.sha256}.lock"
+        lock = self.folder / f"{wanted.digest}.lock"
         with locked(lock):
-            # When the shard was last used. The shard's own time will not do: readers watch it for changes.
+            # When the file was last used. The file's own time will not do: readers watch it for changes.
             os.utime(lock)
-            opened = self._cached(entry)
+            path = self.folder / f"{wanted.digest}{wanted.suffix}"
+            opened = self._cached(path, wanted)
             if opened is None:
-                part = self.folder / f"{entry.sha256}.part"
+                part = self.folder / f"{wanted.digest}.part"
                 try:
-                    self._make_room(entry.bytes)
+                    self._make_room(wanted.bytes)
                     fetch(part)
                     with locked(self._evicting):  # or it might be evicted before it is mapped
-                        os.replace(part, self.folder / entry.sha256)
-                        opened = MappedFile(self.folder / entry.sha256)
+                        os.replace(part, path)
+                        opened = MappedFile(path)
                 finally:
                     part.unlink(missing_ok=True)
-                self._checked.add(entry.sha256)
+                self._checked[wanted.digest] = hash(opened.stamp)
             return opened
 
-    def _cached(self, entry: ShardEntry) -> MappedFile | None:
-        """The cached copy, hashed when this process first opens it; None where it is missing or damaged."""
-        path = self.folder / entry.sha256
+    def _cached(self, path: Path, wanted: Wanted) -> MappedFile | None:
+        """The cached copy, hashed when this process first opens it, and again where it was written to since;
+        None where it is missing or damaged.
+        """
         try:
             found = MappedFile(path)
         except FileNotFoundError:
             return None
-        if entry.sha256 not in self._checked:
-            if hashlib.sha256(found.view).hexdigest() != entry.sha256:
+        if self._checked.get(wanted.digest) != hash(found.stamp):
+            if not wanted.is_right(found.view):
                 return None
-            self._checked.add(entry.sha256)
-        return found if len(found.view) == entry.bytes else None
+            self._checked[wanted.digest] = hash(found.stamp)
+        return found
 
     def _make_room(self, size: int) -> None:
-        """Evict the least recently used shards until one of `size` bytes fits."""
+        """Evict the least recently used files until one of `size` bytes fits."""
         with locked(self._evicting):
             files = [path for path in self.folder.iterdir() if path.suffix != ".lock"]
             found = {path: path.stat() for path in files if path.is_file()}
@@ -85,7 +139,7 @@ class ShardCache:
             for path in sorted(found, key=self._used):
                 if total + size <= self.limit_bytes:
                     return
-                if not path.suffix:
+                if path.suffix in (SHARD, INDEX):
                     total -= found[path].st_size
                     path.unlink(missing_ok=True)
 

@@ -13,10 +13,10 @@ of a large document against the hash it had when the whole document last agreed 
 from __future__ import annotations
 
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import lru_cache
 
 import numpy as np
 import xxhash
@@ -48,13 +48,21 @@ class RemoteDocuments:
         self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
-        self._tables = lru_cache(maxsize=None)(self._table)
+        self._tables: weakref.WeakValueDictionary[int, _Table] = weakref.WeakValueDictionary()
+        self._arrivals: dict[int, _Arrivals] = {}
 
     def open(self, shard: int) -> RangeView:
-        """A shard, to be sliced like bytes."""
-        return RangeView(self, shard)
+        """A shard, to be sliced like bytes. Where its documents are is known for as long as a view of it is
+        there.
+        """
+        table = self._tables.get(shard)
+        if table is None:
+            table = _Table(shard, self._index(shard), self._token_bytes)
+            table.arrivals = self._arrivals.setdefault(shard, _Arrivals(len(table.group_starts) - 1))
+            self._tables[shard] = table
+        return RangeView(self, table)
 
-    def read(self, shard: int, begin: int, end: int) -> bytes:
+    def read(self, table: _Table, begin: int, end: int) -> bytes:
         """The bytes [begin, end) of a shard.
 
         Bytes inside a document are checked. Where a document was right before and stays wrong now, raises
@@ -63,7 +71,7 @@ class RemoteDocuments:
         """
         if begin == end:  # a document without tokens needs no request
             return b""
-        table = self._tables(shard)
+        shard = table.shard
         document = table.document_at(begin, end)
         if document is None:
             return self._fetch(shard, begin, end)
@@ -75,9 +83,6 @@ class RemoteDocuments:
         start = int(table.begin[table.group_starts[group]])
         return raw[begin - start : end - start]
 
-    def _table(self, shard: int) -> _Table:
-        return _Table(shard, self._index(shard), self._token_bytes)
-
     def _fetch_group(self, table: _Table, group: int) -> bytes:
         """The bytes of a group. Only documents that were wrong in each arrival so far are wrong in them."""
         documents = range(int(table.group_starts[group]), int(table.group_starts[group + 1]))
@@ -88,17 +93,17 @@ class RemoteDocuments:
             spans = ((d, int(table.begin[d]) - start, int(table.end[d]) - start) for d in documents)
             bad = {d for d, a, b in spans if zlib.crc32(raw[a:b]) != table.crc[d]}
             wrong &= bad
-            if bad <= table.damaged or (arrival + 1 >= ARRIVALS and bad == wrong):
+            if bad <= table.arrivals.damaged or (arrival + 1 >= ARRIVALS and bad == wrong):
                 break
         else:
             raise RuntimeError(
                 f"shard {self._name(table.shard)}, bytes {start} to {end}: they came otherwise each of "
                 f"{2 * ARRIVALS} times: see to the server or the line; the same command goes on"
             )
-        if table.arrived[group] and (now_wrong := wrong - table.damaged):
+        if table.arrivals.arrived[group] and (now_wrong := wrong - table.arrivals.damaged):
             raise self._changed(table, min(now_wrong))
-        table.damaged |= wrong
-        table.arrived[group] = True
+        table.arrivals.damaged |= wrong
+        table.arrivals.arrived[group] = True
         return raw
 
     def _changed(self, table: _Table, document: int) -> RuntimeError:
@@ -111,7 +116,7 @@ class RemoteDocuments:
 
     def _read_large(self, table: _Table, document: int, begin: int, end: int) -> bytes:
         first = int(table.begin[document])
-        if document not in table.hashes:
+        if document not in table.arrivals.hashes:
             self._check_large(table, document)
         parts = range((begin - first) // REQUEST_BYTES, (max(begin, end - 1) - first) // REQUEST_BYTES + 1)
         raw = b"".join(self._part(table, document, part) for part in parts)
@@ -130,8 +135,8 @@ class RemoteDocuments:
             if crc == table.crc[document]:
                 break
         else:
-            table.damaged.add(document)
-        table.hashes[document] = np.array(hashes, dtype=np.uint64)
+            table.arrivals.damaged.add(document)
+        table.arrivals.hashes[document] = np.array(hashes, dtype=np.uint64)
 
     def _part(self, table: _Table, document: int, part: int) -> bytes:
         key = (table.shard, document, part)
@@ -139,7 +144,10 @@ class RemoteDocuments:
             return kept
         for _ in arrivals():
             raw = self._fetch(table.shard, *table.span(document, part))
-            if document in table.damaged or xxhash.xxh3_64_intdigest(raw) == table.hashes[document][part]:
+            if (
+                document in table.arrivals.damaged
+                or xxhash.xxh3_64_intdigest(raw) == table.arrivals.hashes[document][part]
+            ):
                 return self._keep(key, raw)
         raise self._changed(table, document)
 
@@ -162,8 +170,8 @@ class RemoteDocuments:
 class RangeView:
     """A remote shard that is sliced like bytes; see `data.corpus.storage.ShardBytes`."""
 
-    def __init__(self, documents: RemoteDocuments, shard: int) -> None:
-        self._documents, self._shard = documents, shard
+    def __init__(self, documents: RemoteDocuments, table: _Table) -> None:
+        self._documents, self._table = documents, table
 
     @property
     def view(self) -> RangeView:
@@ -175,7 +183,21 @@ class RangeView:
         return 0
 
     def __getitem__(self, span: slice) -> memoryview:
-        return memoryview(self._documents.read(self._shard, span.start, span.stop))
+        return memoryview(self._documents.read(self._table, span.start, span.stop))
+
+
+class _Arrivals:
+    """Which documents of a shard were right when they came: kept to the end, a few bytes a request.
+
+    arrived: which groups were fetched before, bool [groups].
+    damaged: documents that were wrong in every arrival.
+    hashes: large document → xxh3_64 of each of its parts, when it last agreed with the index.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self.arrived = np.zeros(groups, dtype=bool)
+        self.damaged: set[int] = set()
+        self.hashes: dict[int, np.ndarray] = {}
 
 
 class _Table:
@@ -185,10 +207,10 @@ class _Table:
     begin, end, crc: bytes [begin, end) of each document's ids, and their CRC-32, int64 [documents].
     group: the group of each document, int64 [documents]; a large one is alone in its group.
     group_starts: the first document of each group, and the end, int64 [groups + 1].
-    arrived: which groups were fetched before, bool [groups].
-    damaged: documents that were wrong in every arrival.
-    hashes: large document → xxh3_64 of each of its parts, when it last agreed with the index.
+    arrivals: which of them were right.
     """
+
+    arrivals: _Arrivals
 
     def __init__(self, shard: int, index: np.ndarray, token_bytes: int) -> None:
         self.shard = shard
@@ -201,9 +223,6 @@ class _Table:
         starts[1:] = (np.diff(cell) > 0) | large[1:] | large[:-1]
         self.group = np.cumsum(starts) - 1
         self.group_starts = np.append(np.flatnonzero(starts), len(cell))
-        self.arrived = np.zeros(len(self.group_starts) - 1, dtype=bool)
-        self.damaged: set[int] = set()
-        self.hashes: dict[int, np.ndarray] = {}
 
     def document_at(self, begin: int, end: int) -> int | None:
         """The document that bytes [begin, end) are inside; None where they are not inside a document."""

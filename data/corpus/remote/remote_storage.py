@@ -1,29 +1,32 @@
 """A corpus on a remote store, read through a cache of whole shards or by range.
 
 With `data.cache_dir`, a shard is fetched whole into that folder (`cache`), and the shards of the next era are
-fetched ahead. Without it, documents are fetched by range as they are read (`ranges`). Everything that arrives
-is checked against the manifest or an index.
+fetched ahead. Without it, documents are fetched by range as they are read (`ranges`). Indexes are fetched
+whole when they are needed, into `data.cache_dir` or a folder of this user's processes. Everything that
+arrives is checked against the manifest or an index.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from data.corpus.catalogue import Listing, look_up
+from data.corpus.index import array_in
 from data.corpus.local import not_the_tokenizer
-from data.corpus.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256, parse_manifest
-from data.corpus.remote.cache import ShardCache
+from data.corpus.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256
+from data.corpus.remote.cache import INDEX_BYTES, FileCache, Wanted, index_folder
 from data.corpus.remote.fetching import WrongBytes, fetch, fetch_existing, fetch_right, open_filesystem
 from data.corpus.remote.ranges import RemoteDocuments
+from data.corpus.tables import Table, Tables, parse, tell
 
 if TYPE_CHECKING:
     from data.corpus.storage import ShardBytes
@@ -35,20 +38,25 @@ class RemoteStorage:
     url: where its manifest.json is.
     cache_dir: the folder of whole shards; "": documents are fetched by range.
     cache_bytes: the most that the folder may hold.
+    spare: folders for tables that were made from the corpus, besides those of the caches.
 
     Raises ValueError where there is no corpus.
     """
 
-    def __init__(self, url: str, cache_dir: str, cache_bytes: int) -> None:
+    def __init__(self, url: str, cache_dir: str, cache_bytes: int, spare: Sequence[Path] = ()) -> None:
         self.path = url.rstrip("/")
         self._fs, self._root = open_filesystem(self.path)
-        self._cache = ShardCache(Path(cache_dir), cache_bytes) if cache_dir else None
+        self._cache = FileCache(Path(cache_dir), cache_bytes) if cache_dir else None
+        self._index_cache = self._cache
+        if self._cache is None and (folder := index_folder()) is not None:
+            self._index_cache = FileCache(folder, INDEX_BYTES)
         self._fetcher = threading.Thread()
-        manifest = _read_manifest(self.path, self._fs, self._root)
-        if manifest is None:
+        own = Tables([self._index_cache.folder / "tables"] if self._index_cache else [])
+        listing = _read_listing(self.path, self._fs, self._root, Tables([*spare, *own.folders]), own)
+        if listing is None:
             raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
-        self._manifest = manifest
-        self._indexes = lru_cache(maxsize=None)(self._fetch_index)
+        self.listing = listing
+        self._manifest = manifest = listing.manifest
         width = DTYPES[manifest.dtype].itemsize
         self._documents = RemoteDocuments(self._fetch_range, self.index, width, self._name)
 
@@ -69,17 +77,25 @@ class RemoteStorage:
         return fetch_right(read)
 
     def index(self, shard: int, first: int = 0, end: int | None = None) -> np.ndarray:
-        """See `Storage`; all indexes that were read stay in memory."""
-        return self._indexes(shard)[:, first:end]
+        """See `Storage`; nothing of it stays in memory."""
+        entry, rows = self._manifest.shards[shard], self._manifest.index_rows
+        wanted = Wanted.index(entry, rows)
+        if self._index_cache is None or wanted.bytes > self._index_cache.limit_bytes:
+            return array_in(memoryview(self._fetch_index(entry)))[:, first:end]
+        while True:
+            opened = self._index_cache.open(wanted, lambda path: _write(path, self._fetch_index(entry)))
+            part = array_in(opened.view)[:, first:end].copy()
+            if opened.version() == 0:  # else the copy was written to while it was read
+                return part
 
     def open(self, shard: int) -> ShardBytes:
         """See `Storage`: the cached copy, mapped; or a view that fetches what is sliced from it."""
         entry = self._manifest.shards[shard]
         if self._cache is None:
             return self._documents.open(shard)
-        return self._cache.open(entry, self._shard_to(entry))
+        return self._cache.open(Wanted.shard(entry), self._shard_to(entry))
 
-    def check_lengths(self) -> None:
+    def check_lengths(self, rank: int = 0, ranks: int = 1) -> None:
         """See `Storage`: sends no request; the length of each answer is checked."""
 
     def download(self, file: str, target: Path) -> None:
@@ -118,10 +134,10 @@ class RemoteStorage:
             self._fetcher = threading.Thread(target=self._fetch_all, args=arguments, daemon=True)
             self._fetcher.start()
 
-    def _fetch_all(self, cache: ShardCache, entries: Sequence[ShardEntry]) -> None:
+    def _fetch_all(self, cache: FileCache, entries: Sequence[ShardEntry]) -> None:
         with contextlib.suppress(Exception):  # the run fails with the same error when it reads the shard
             for entry in entries:
-                cache.open(entry, self._shard_to(entry))
+                cache.open(Wanted.shard(entry), self._shard_to(entry))
 
     def _shard_to(self, entry: ShardEntry) -> Callable[[Path], None]:
         """A function that writes a shard, with the SHA-256 in the manifest, to a path."""
@@ -142,9 +158,7 @@ class RemoteStorage:
 
         return lambda target: fetch_right(lambda: download(target))
 
-    def _fetch_index(self, shard: int) -> np.ndarray:
-        entry = self._manifest.shards[shard]
-
+    def _fetch_index(self, entry: ShardEntry) -> bytes:
         def read() -> bytes:
             raw = self._read(entry.index_file)
             if xxhash.xxh3_128(raw).hexdigest() != entry.index_xxh3:
@@ -154,7 +168,7 @@ class RemoteStorage:
                 )
             return raw
 
-        return np.load(io.BytesIO(fetch_right(read)), allow_pickle=False)
+        return fetch_right(read)
 
     def _fetch_range(self, shard: int, begin: int, end: int) -> bytes:
         def once() -> bytes:
@@ -178,23 +192,50 @@ def _file_xxh3(path: Path) -> str:
     return xxhash.xxh3_128(path.read_bytes()).hexdigest()
 
 
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def remote_corpus(url: str) -> bool:
     """Whether there is a corpus at a URL. Raises RuntimeError where the store does not answer."""
-    return _read_manifest(url, *open_filesystem(url)) is not None
+    return _read_listing(url, *open_filesystem(url), Tables([]), Tables([])) is not None
 
 
-def _read_manifest(url: str, fs: Any, root: str) -> Manifest | None:
-    """The manifest of the corpus at a URL, None where there is none.
+def _read_listing(url: str, fs: Any, root: str, tables: Tables, own: Tables) -> Listing | None:
+    """What the catalogue or the manifest at a URL lists, None where there is no corpus.
+
+    tables: where a catalogue may be at hand.
+    own: where one that is fetched is kept, for the other processes of the machine.
 
     Not by `fs.exists`: fsspec says that a file does not exist where the web server is down or overloaded.
     """
 
-    def read() -> Manifest:
-        text = fetch(f"{url}/{MANIFEST}", lambda: fs.cat_file(f"{root}/{MANIFEST}"))
+    def read() -> Listing:
+        content = fetch(f"{url}/{MANIFEST}", lambda: fs.cat_file(f"{root}/{MANIFEST}"))
         try:
-            return parse_manifest(text, f"{url}/{MANIFEST}")
+            return look_up(content, f"{url}/{MANIFEST}", tables, fetch_catalogue)
         except RuntimeError as error:  # damaged, maybe only on its way here
             raise WrongBytes(str(error)) from None
+
+    def fetch_catalogue(name: str) -> Table | None:
+        file = f"{name}.safetensors"
+
+        def once() -> Table:
+            content = fetch(f"{url}/{file}", lambda: fs.cat_file(f"{root}/{file}"))
+            try:
+                found = parse(memoryview(content))
+            except ValueError as error:
+                raise WrongBytes(str(error)) from None
+            own.write_bytes(name, content)
+            return found
+
+        try:
+            return fetch_right(once)
+        except WrongBytes as error:
+            tell(f"{url}/{file}", error)
+        except (FileNotFoundError, RuntimeError):  # a store may refuse what is not there
+            pass
+        return None
 
     try:
         return fetch_right(read)

@@ -8,13 +8,18 @@ from typing import ClassVar
 
 import numpy as np
 
+from data.corpus.blocks import Blocks
 from data.stream.order import derive_key, hashes
 from data.stream.packing.packing import Documents, Fragments
 
 
 class One:
-    """One document a window; see `Packing`."""
+    """One document a window; see `Packing`.
 
+    count_names: the counts of `data.corpus.blocks` that are its windows: without pictures, with them.
+    """
+
+    count_names: ClassVar[tuple[str, str]] = ("filled", "pictures")
     parts: ClassVar[int] = 1
     alone: ClassVar[bool] = True
     marked: ClassVar[bool] = False
@@ -35,6 +40,11 @@ class One:
         """See `Packing`."""
         before = np.concatenate(([0], np.cumsum(cls.takes(documents))))
         return np.diff(before[documents.first])
+
+    @classmethod
+    def counted(cls, blocks: Blocks, seq_len: int, pictures: bool) -> np.ndarray | None:
+        """See `Packing`."""
+        return blocks[cls.count_names[pictures]]
 
     @staticmethod
     def takes(documents: Documents) -> np.ndarray:
@@ -60,6 +70,7 @@ class One:
 class Pair(One):
     """The two texts of a document, each in a half of the window; see `Packing`."""
 
+    count_names: ClassVar[tuple[str, str]] = ("pairs", "picture_pairs")
     parts: ClassVar[int] = 2
 
     @staticmethod
@@ -79,6 +90,7 @@ class Marked(One):
     holds behind its ids. See `Packing`.
     """
 
+    count_names: ClassVar[tuple[str, str]] = ("marked", "picture_marked")
     parts: ClassVar[int] = 2
     marked: ClassVar[bool] = True
 

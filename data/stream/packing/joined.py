@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from data.corpus.blocks import Blocks
 from data.stream.packing.packing import Documents, Fragments, expand
 
 
@@ -38,6 +39,11 @@ class Cut:
         """See `Packing`."""
         ends = np.concatenate(([0], np.cumsum(documents.lengths)))
         return -(-np.diff(ends[documents.first]) // seq_len)
+
+    @classmethod
+    def counted(cls, blocks: Blocks, seq_len: int, pictures: bool) -> np.ndarray | None:
+        """See `Packing`."""
+        return -(-blocks["inputs"] // seq_len)
 
     def fragments(self, windows: np.ndarray) -> Fragments:
         """See `Packing`."""
@@ -82,6 +88,11 @@ class BestFit:
         lengths, first = documents.lengths, documents.first
         spans = zip(first[:-1].tolist(), first[1:].tolist())
         return np.array([_best_fit_count(lengths[a:b], seq_len) for a, b in spans], dtype=np.int64)
+
+    @classmethod
+    def counted(cls, blocks: Blocks, seq_len: int, pictures: bool) -> np.ndarray | None:
+        """See `Packing`: which documents go together depends on the length of each."""
+        return None
 
     def fragments(self, windows: np.ndarray) -> Fragments:
         """See `Packing`."""

@@ -7,6 +7,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from data.corpus.blocks import Blocks
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -75,6 +77,13 @@ class Packing(Protocol):
     @staticmethod
     def count(documents: Documents, seq_len: int) -> np.ndarray:
         """Windows of each block, int64 [blocks], without packing them where that can be told sooner."""
+
+    @classmethod
+    def counted(cls, blocks: Blocks, seq_len: int, pictures: bool) -> np.ndarray | None:
+        """The same by the counts of the blocks alone; None where they do not tell.
+
+        pictures: does a document without a picture take no room?
+        """
 
     def fragments(self, windows: np.ndarray) -> Fragments:
         """The fragments in the given windows."""

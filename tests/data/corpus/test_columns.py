@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from common.mapped_file import map_file
 from data.corpus import columns
 from data.corpus.columns import CLASS, Columns, in_order, recast
 from data.corpus.index import read_index
-from data.corpus.manifest import INDEX_ROWS, MANIFEST, VERSION_WITH_COLUMNS, Manifest, read_manifest
+from data.corpus.manifest import INDEX_ROWS, MANIFEST, VERSION_WITH_COLUMNS, read_manifest
 from data.corpus.scan import index_shard, token_index
 from data.corpus.verify import verify
 from data.prepare.prepare import prepare
@@ -161,6 +162,6 @@ def test_a_shard_without_labels_becomes_part_of_a_corpus_with_them(tmp_path: Pat
 
 def test_the_fingerprint_is_of_the_classes_too(corpus: Path) -> None:
     manifest = read_manifest(corpus / "train")
-    other = Manifest(**{**vars(manifest), "classes": ("cat", "dog", "cow")})
+    other = replace(manifest, classes=("cat", "dog", "cow"))
     assert other.fingerprint != manifest.fingerprint
     assert CLASS == "class"  # the key that readers of the shards see

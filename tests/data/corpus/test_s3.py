@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -65,7 +66,9 @@ class Store:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of a started command
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name, value in (
         ("AWS_ACCESS_KEY_ID", "nobody"),
         ("AWS_SECRET_ACCESS_KEY", "nothing"),
@@ -190,7 +193,7 @@ def test_a_run_reads_s3_as_it_reads_the_disk(tmp_path: Path, store: Store) -> No
     assert metrics["ranged"] == metrics["local"]
     losses = [[line.get("loss", 0.0) for line in metrics[name]] for name in ("local", "cached")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    shards = [path for path in (tmp_path / "cache").iterdir() if not path.suffix]
+    shards = [path for path in (tmp_path / "cache").iterdir() if path.is_file() and not path.suffix]
     assert len(shards) == 2, "one of each side, fetched once for both ranks"
 
     traced, same = (

@@ -14,6 +14,7 @@ from data.stream.loader import Loader
 from examples import BATCH, example, make_small_corpus, small
 from trainer.config import reading
 from trainer.objectives.build import build_objective
+from trainer.ranks import Ranks
 from trainer.start.opening import objective_context, open_stream
 from whole_runs import environment
 
@@ -41,7 +42,7 @@ def fed(
     cfg = reading.load(example(name), small(Path("run"), *overrides))
     found = {}
     for rank in range(ranks):
-        stream = open_stream(cfg)
+        stream = open_stream(cfg, Ranks())
         objective = build_objective(cfg.objective, objective_context(cfg, stream))
         loader = Loader(
             stream, rank=rank, ranks=ranks, global_batch=BATCH, micro_batch=micro_batch, start=start

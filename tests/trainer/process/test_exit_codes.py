@@ -17,6 +17,7 @@ from launch.job import Job
 from trainer.__main__ import main
 from trainer.config import reading
 from trainer.folder.fence import Fence
+from trainer.ranks import Ranks
 from trainer.start import claim
 from whole_runs import environment, make_corpus, meeting_place, write_config
 
@@ -71,7 +72,7 @@ def test_a_run_folder_that_cannot_be_made(
     cfg = reading.load(write_config(tmp_path, make_corpus(tmp_path)))
     from trainer.start.opening import open_stream
 
-    stream = open_stream(cfg)
+    stream = open_stream(cfg, Ranks())
     monkeypatch.setattr(Path, "mkdir", failing(number))
     with ExitStack() as stack, pytest.raises(kind) as raised:
         claim.take_folder(cfg, stream, stack, Fence(cfg.folder))

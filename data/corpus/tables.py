@@ -1,0 +1,125 @@
+"""Small files of named arrays with a hash of their own, which anybody can make again: so nothing is lost
+where one is damaged, and a reader says so and goes on without.
+
+    FOLDER/NAME.safetensors    arrays; in the header's metadata `head`, a JSON object, and `xxh3_128`, a hash
+                               of the head and of all arrays with their names, types and shapes
+
+Tables(folders)   the folders where such files are looked for, and written
+parse(bytes)      one file's content
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from common.files import write_atomically
+from common.mapped_file import map_file
+
+_TYPES: dict[str, np.dtype] = {"I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_LENGTH_BYTES = 8  # of the header, which begins a safetensors file
+
+
+class Table(NamedTuple):
+    """What one file holds. The arrays are views of its bytes, not to be written to."""
+
+    head: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Tables:
+    """Files of tables in some folders.
+
+    folders: where a file is looked for, in this order.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = tuple(folders)
+
+    def read(self, name: str, head: Mapping[str, Any]) -> Table | None:
+        """The first whole file NAME whose head has these values; None where there is none. A damaged one is
+        told on standard error.
+        """
+        for path in self._paths(name):
+            try:
+                found = parse(map_file(path))
+            except OSError:
+                continue
+            except ValueError as error:
+                tell(str(path), error)
+                continue
+            if head.items() <= found.head.items():
+                return found
+        return None
+
+    def write(self, name: str, table: Table, *, last: bool = False) -> None:
+        """Write the file NAME in one step, in the first folder that can be written; where none can, the table
+        is made again when it is needed.
+
+        last: in the last of the folders alone.
+        """
+        self.write_bytes(name, encode(table), last=last)
+
+    def write_bytes(self, name: str, content: bytes, *, last: bool = False) -> None:
+        """As `write`, of a file's content."""
+        for path in self._paths(name)[-1 if last else 0 :]:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, content)
+            except OSError:  # read-only, full, of another user
+                continue
+            return
+
+    def _paths(self, name: str) -> list[Path]:
+        return [folder / f"{name}.safetensors" for folder in self.folders]
+
+
+def tell(where: str, error: Exception) -> None:
+    """Say that a file is damaged, and that the run goes on without."""
+    print(f"{where} is damaged ({error}): made again from the indexes", file=sys.stderr, flush=True)
+
+
+def encode(table: Table) -> bytes:
+    """The content of a file: the same for the same head and arrays."""
+    from safetensors.numpy import save
+
+    text = json.dumps(table.head, sort_keys=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in table.arrays.items()}
+    return save(arrays, {"head": text, "xxh3_128": _hash(text, arrays)})  # type: ignore[arg-type]
+
+
+def parse(view: memoryview) -> Table:
+    """The head and the arrays in a file's bytes. Raises ValueError where they do not have the hash that the
+    file states.
+    """
+    try:
+        end = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
+        header = json.loads(bytes(view[_LENGTH_BYTES:end]))
+        about = header.pop("__metadata__")
+        arrays = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            values = np.frombuffer(view[end + first : end + last], _TYPES[entry["dtype"]])
+            arrays[name] = values.reshape(entry["shape"])
+        found = Table(json.loads(about["head"]), arrays)
+        wrong = about["xxh3_128"] != _hash(about["head"], arrays)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it cannot be read: {type(error).__name__}") from None
+    if wrong:
+        raise ValueError("it does not have the hash that it states")
+    return found
+
+
+def _hash(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    names = sorted(arrays)
+    shapes = [[name, str(arrays[name].dtype), arrays[name].shape] for name in names]
+    hasher = xxhash.xxh3_128(json.dumps([text, shapes]).encode())
+    for name in names:
+        hasher.update(arrays[name].reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()

@@ -27,6 +27,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with other tests.
     """
     monkeypatch.setattr(tempfile, "tempdir", str(folder.parents[1]))
+    monkeypatch.setenv("TMPDIR", str(folder.parents[1]))  # of a started command
     monkeypatch.setattr(fetching, "FIRST_PAUSE_SECONDS", 0.005)
     server = Server(folder.parent)
     yield server

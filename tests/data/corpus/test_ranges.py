@@ -112,8 +112,11 @@ def test_what_is_read_again_later_is_checked_again(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_run_over_a_bad_line_is_the_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_over_a_bad_line_is_the_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real command: the first answer to each request has flipped bits."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # or an index may be there from another run
     texts = [ids % 499 + 1 for ids in random_documents(60, longest=200)]
     folder = make_corpus(tmp_path / "served" / "corpus", texts, shard_documents=10, vocab=500)
     server = Server(tmp_path / "served")

@@ -1,8 +1,8 @@
 """Small files of named arrays with a hash of their own, which anybody can make again: so nothing is lost
 where one is damaged, and a reader says so and goes on without.
 
-    FOLDER/NAME.safetensors    arrays; in the header's metadata `head`, a JSON object, and `xxh3_128`, a hash
-                               of the head and of all arrays with their names, types and shapes
+    FOLDER/NAME.safetensors    arrays; in the header's metadata `about`: `head`, any JSON object, and
+                               `xxh3_128`, a hash of the head and of all arrays with their names and shapes
 
 Tables(folders)   the folders where such files are looked for, and written
 parse(bytes)      one file's content
@@ -11,6 +11,7 @@ parse(bytes)      one file's content
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ class Tables:
         for path in self._paths(name)[-1 if last else 0 :]:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, content)
+                # Two nodes may have processes of one number, and two threads are of one process.
+                draft = path.with_name(f".tmp-{path.name}-{secrets.token_hex(8)}")
+                write_atomically(path, content, draft=draft)
             except OSError:  # read-only, full, of another user
                 continue
             return
@@ -91,7 +94,9 @@ def encode(table: Table) -> bytes:
 
     text = json.dumps(table.head, sort_keys=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in table.arrays.items()}
-    return save(arrays, {"head": text, "xxh3_128": _hash(text, arrays)})  # type: ignore[arg-type]
+    # One entry, for the package writes several in any order.
+    about = {"head": table.head, "xxh3_128": _hash(text, arrays)}
+    return save(arrays, {"about": json.dumps(about, sort_keys=True)})  # type: ignore[arg-type]
 
 
 def parse(view: memoryview) -> Table:
@@ -101,14 +106,14 @@ def parse(view: memoryview) -> Table:
     try:
         end = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
         header = json.loads(bytes(view[_LENGTH_BYTES:end]))
-        about = header.pop("__metadata__")
+        about = json.loads(header.pop("__metadata__")["about"])
         arrays = {}
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             values = np.frombuffer(view[end + first : end + last], _TYPES[entry["dtype"]])
             arrays[name] = values.reshape(entry["shape"])
-        found = Table(json.loads(about["head"]), arrays)
-        wrong = about["xxh3_128"] != _hash(about["head"], arrays)
+        found = Table(about["head"], arrays)
+        wrong = about["xxh3_128"] != _hash(json.dumps(about["head"], sort_keys=True), arrays)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"it cannot be read: {type(error).__name__}") from None
     if wrong:

@@ -4,7 +4,7 @@
       │ open_corpus
       ▼
     corpus        data.corpus     blocks of documents
-      │ block_windows             (packing/ counts the windows of each block)
+      │ windows_of                (packing/counting.py: the windows of each block)
       ▼
     mixture.py    Mixture         which source has the stream's n-th sequence, and its ordinal there
       │ Mixture.locate            (weights.py: from the config to exact weights)

@@ -68,8 +68,7 @@ def _count(counting: Counting, ranks: Ranks) -> np.ndarray:
     if not all(ranks.gather(counting.windows is not None)):
         share = ranks.together(lambda: counting.share(ranks.rank, ranks.world))
         counting.join(ranks.gather(share))
-        if ranks.rank == 0:
-            counting.keep()
+        ranks.on_rank_zero(counting.keep)  # the others wait
         # A corpus may be on a disk of each node's own.
         if not all(ranks.gather(counting.is_kept())) and ranks.rank == 0:
             counting.keep(last=True)

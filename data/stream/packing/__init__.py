@@ -28,5 +28,7 @@ place is left out:
 packing.py     what a way to pack is given, and gives
 joined.py      cut, best_fit
 alone.py       one, views, pair
+of_corpus.py   the documents of a corpus as they are packed
+counting.py    the windows of each block: looked up, or counted by all ranks together
 kinds.py       `data.packing` → its class: begin here
 """

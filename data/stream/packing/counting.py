@@ -56,6 +56,8 @@ class Counting:
             found = self._kind.counted(listing.blocks, self._seq_len, self._pictures)
             if found is not None:
                 return found
+        elif self._large:
+            return None  # what the catalogue lacks is counted too, or every start would parse the manifest
         if self._told_by_blocks:
             return None
         table = listing.tables.read(self._name, self._identity)
@@ -65,6 +67,10 @@ class Counting:
     def _told_by_blocks(self) -> bool:
         none = join_blocks([])
         return self._kind.counted(none, self._seq_len, self._pictures) is not None
+
+    @property
+    def _large(self) -> bool:
+        return self._corpus.manifest.documents >= KEPT_DOCUMENTS
 
     @property
     def _name(self) -> str:
@@ -84,7 +90,7 @@ class Counting:
     def share(self, rank: int = 0, ranks: int = 1) -> Part:
         """Count the blocks in this rank's share of the shards; reads (and so checks) the indexes of these."""
         corpus, manifest = self._corpus, self._corpus.manifest
-        if rank == 0 and manifest.documents >= KEPT_DOCUMENTS:
+        if rank == 0 and self._large:
             what = f"{corpus.storage.path}: counting the sequences of {manifest.documents:,} documents, once"
             print(what, file=sys.stderr, flush=True)
         shards = len(manifest.shards)
@@ -105,16 +111,16 @@ class Counting:
 
     def join(self, parts: Sequence[Part]) -> None:
         """Make `windows` of the shares of all ranks, in their order."""
-        listing, large = self._corpus.storage.listing, self._corpus.manifest.documents >= KEPT_DOCUMENTS
+        listing = self._corpus.storage.listing
         counted = [part for part, _ in parts if part is not None]
         packed = [part for _, part in parts if part is not None]
         if counted:
             blocks = join_blocks(counted)
             self.windows = self._kind.counted(blocks, self._seq_len, self._pictures)
-            self._made += [listing.made(blocks)] * large
+            self._made += [listing.made(blocks)] * self._large
         if packed:
             self.windows = np.concatenate(packed)
-            self._made += [(self._name, Table(self._identity, {"windows": self.windows}))] * large
+            self._made += [(self._name, Table(self._identity, {"windows": self.windows}))] * self._large
 
     def keep(self, *, last: bool = False) -> None:
         """Write what was counted, where that saves later starts time. Of several ranks one does.

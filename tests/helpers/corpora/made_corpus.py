@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from data.corpus.catalogue import close_corpus
 from data.corpus.columns import CLASS, FIRST_TEXT, LABEL, MARKED, Columns
-from data.corpus.manifest import Manifest, TokenizerEntry, token_dtype, write_manifest
+from data.corpus.manifest import Manifest, TokenizerEntry, read_manifest, token_dtype, write_manifest
 from data.corpus.scan import index_shard
 
 EOS = 0
@@ -68,6 +70,26 @@ def make_corpus(
     manifest = Manifest(entry, dtype, block_documents, tuple(shards))
     write_manifest(folder, replace(manifest, columns=further.names, classes=further.classes))
     return folder
+
+
+def linked_corpus(folder: Path, shards: int) -> Path:
+    """Write a corpus, with its catalogue, whose shards of 12 documents are all links to one; return its
+    folder.
+    """
+    made = make_corpus(
+        folder / "one", random_documents(12, longest=90), shard_documents=12, block_documents=5
+    )
+    manifest = read_manifest(made)
+    (entry,) = manifest.shards
+    corpus = folder / f"of-{shards}"
+    corpus.mkdir()
+    os.link(made / "tokenizer.json", corpus / "tokenizer.json")
+    entries = [replace(entry, file=f"shard-{number:06d}.tar") for number in range(shards)]
+    for one in entries:
+        os.link(made / entry.file, corpus / one.file)
+        os.link(made / entry.index_file, corpus / one.index_file)
+    close_corpus(corpus, replace(manifest, shards=tuple(entries)))
+    return corpus
 
 
 def random_documents(

@@ -12,6 +12,7 @@ look_up(content, where, tables)    what a start knows of a corpus, by its catalo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -141,7 +142,8 @@ def catalogue(content: bytes, manifest: Manifest, blocks: Blocks) -> Table:
     numbers = [[getattr(entry, name) for entry in manifest.shards] for name in _NUMBERS]
     arrays["numbers"] = np.array(numbers, dtype=np.int64)
     arrays |= {f"blocks.{name}": np.asarray(blocks[name], dtype=np.int64) for name in COUNTS}
-    return Table(_identity(content) | {"about": about, "derived": derived}, arrays)
+    head = _identity(content) | {"about": about, "derived": derived}
+    return Table(json.loads(json.dumps(head)), arrays)  # as it is read again: lists for tuples
 
 
 def close_corpus(folder: Path, manifest: Manifest) -> None:

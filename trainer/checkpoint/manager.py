@@ -16,7 +16,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.go_back import go_back
 from trainer.checkpoint.resume import resume
 from trainer.checkpoint.saving.attempt import Attempt, nobody
-from trainer.checkpoint.saving.board import Board, beside
+from trainer.checkpoint.saving.board import beside
 from trainer.checkpoint.saving.retention import Retention
 from trainer.checkpoint.saving.save import Save
 from trainer.checkpoint.saving.staging import Staging
@@ -52,7 +52,6 @@ class Checkpointer:
     guard: raises where a later start of the run writes here.
     phases: told of the parts of a save.
     gone: returns the first rank that has ended without the others, if there is one: no save waits for it.
-    board: this start's own name → where the ranks leave notes. None: a folder beside the checkpoints.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Checkpointer:
         guard: Guard = unfenced,
         phases: Phases | None = None,
         gone: Callable[[], object] = nobody,
-        board: Callable[[str], Board] | None = None,
     ) -> None:
         self._phases = phases or Phases()
         self._layout = layout
@@ -103,7 +101,7 @@ class Checkpointer:
         self._saved = self._resumed = -1  # steps
         self._resumed_updates = -1
         self._nonce = self.ranks.on_rank_zero(self._open)
-        self._board = (board or beside(self.root, self.ranks.world))(self._nonce)
+        self._board = beside(self.root, self.ranks.world, self._nonce)
         self._save = self._make_save(patience_seconds, gone)
         self._verification = Verification(
             self.root,

@@ -64,13 +64,13 @@ def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
     names = [f"{stem}.safetensors"] + [f"{stem}-{number}.safetensors" for number in range(1, count)]
     with ThreadPoolExecutor(count) as pool:
         entries = list(pool.map(lambda name, group: _write_file(folder / name, group), names, groups))
-    return _described(rank, names, groups, dict(zip(names, entries, strict=True)))
+    return described(rank, names, groups, dict(zip(names, entries, strict=True)))
 
 
-def _described(
+def described(
     rank: int, names: Sequence[str], groups: Sequence[Sequence[Chunk]], files: dict[str, FileEntry]
 ) -> Part:
-    """Return what the rank wrote: `groups[i]` into the file `names[i]`."""
+    """Describe what the rank wrote: `groups[i]` into the file `names[i]`; files: name → size and hash."""
     tensors: dict[str, TensorEntry] = {}
     alike: dict[tuple[cuts.Parts, int], list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, group in zip(names, groups, strict=True):

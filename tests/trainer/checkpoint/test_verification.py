@@ -12,7 +12,7 @@ from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.saving import attempt
 from trainer.checkpoint.saving.attempt import longest_pause
-from trainer.checkpoint.saving.board import FolderBoard, StoreBoard
+from trainer.checkpoint.saving.board import FolderBoard
 from trainer.checkpoint.saving.retention import RECORD
 from trainer.state import TrainState
 
@@ -180,18 +180,3 @@ def test_another_rank_lists_no_folder_and_looks_for_one_note(
     assert listdir(tmp_path / "checkpoints") and not [
         name for name in listdir(tmp_path / "checkpoints") if name.startswith(".tmp")
     ], "the notes are taken down at the end"
-
-
-def test_notes_through_a_store(tmp_path: Path) -> None:
-    """The same saves without a note in the file system."""
-    import torch.distributed as dist
-
-    store = dist.HashStore()
-    made: list[list[str]] = []
-
-    def board(name: str) -> StoreBoard:
-        return StoreBoard(store, f"{name}/")
-
-    train(tmp_path, 3, range(1, 4), keep=2, board=board)
-    made.append(sorted(os.listdir(tmp_path / "checkpoints")))
-    assert made == [["step-000000002", "step-000000003", RECORD]]

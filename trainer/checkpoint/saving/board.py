@@ -9,15 +9,15 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from trainer.checkpoint.folder import TMP
 
 
 class Board(Protocol):
-    """Where the notes are. Errors are OSErrors, or a store's own RuntimeErrors."""
+    """Where the notes are. Errors are OSErrors."""
 
     def post(self, key: str, note: bytes) -> None:
         """Show a note to every rank, whole or not at all."""
@@ -26,7 +26,7 @@ class Board(Protocol):
         """Return a note; None where there is none."""
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Return the keys without a note; a store that lacks one may return all."""
+        """Return the keys without a note."""
 
     def claim(self, key: str) -> bool:
         """Whether this is the first claim of `key` by any rank."""
@@ -127,48 +127,6 @@ class FolderBoard:
         return not self._folder.exists()
 
 
-def beside(root: Path, world: int) -> Callable[[str], Board]:
-    """Return this start's own name → the board of `world` ranks that share a folder of checkpoints."""
-    return lambda name: OwnBoard() if world == 1 else FolderBoard(root / f"{TMP}notes-{name}")
-
-
-class StoreBoard:
-    """Notes in the store of torch's rendezvous: no file system is asked, whose caches may be a minute old.
-
-    store: a connection of its own, for a client serves one thread at a time, and the main thread may wait in
-        it.
-    prefix: unique to one start.
-    """
-
-    def __init__(self, store: Any, prefix: str) -> None:
-        self._store, self._prefix = store, prefix
-        self._lock = threading.Lock()
-
-    def post(self, key: str, note: bytes) -> None:
-        with self._lock:
-            self._store.set(self._prefix + key, b"=" + note)  # a store has no empty values
-
-    def read(self, key: str) -> bytes | None:
-        with self._lock:
-            if not self._store.check([self._prefix + key]):
-                return None
-            return bytes(self._store.get(self._prefix + key))[1:]
-
-    def missing(self, keys: Sequence[str]) -> list[str]:
-        with self._lock:
-            return [] if self._store.check([self._prefix + key for key in keys]) else list(keys)
-
-    def claim(self, key: str) -> bool:
-        with self._lock:
-            return int(self._store.add(f"{self._prefix}{key}.claim", 1)) == 1
-
-    def drop(self, keys: Sequence[str]) -> None:
-        with self._lock:
-            for key in keys:
-                self._store.delete_key(self._prefix + key)
-
-    def close(self) -> None:
-        """The store ends with the run."""
-
-    def is_closed(self) -> bool:
-        return False
+def beside(root: Path, world: int, name: str) -> Board:
+    """Return the board of `world` ranks that share a folder of checkpoints. name: this start's own."""
+    return OwnBoard() if world == 1 else FolderBoard(root / f"{TMP}notes-{name}")

@@ -159,9 +159,8 @@ def main() -> None:
                 "ratio_of_clock_time": median([theirs[1] / ours[1] for ours, theirs in pairs]),
             }
             print(case, json.dumps(report["cases"][case]), flush=True)
-    print(json.dumps(report, indent=1))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

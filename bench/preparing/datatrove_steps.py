@@ -8,6 +8,7 @@ is imported and the word splitter's first use is over.
 
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def content(document: Any) -> bytes:
 
 def run(pipeline: list[Any], tasks: int = TASKS) -> Any:
     """Run one pipeline in this process; return what it counted."""
-    return LocalPipelineExecutor(pipeline=pipeline, tasks=tasks, workers=1, skip_completed=False).run()
+    given = {"tasks": tasks, "workers": 1, "skip_completed": False}
+    return LocalPipelineExecutor(
+        pipeline=pipeline, logging_dir=tempfile.mkdtemp(dir=sys.argv[-1]), **given
+    ).run()
 
 
 def steps(case: str, sources: str, tokenizer: str, out: Path) -> Any:
@@ -77,6 +81,7 @@ def main() -> None:
     case, sources, tokenizer, out = sys.argv[1:]
     logger.remove()
     split_into_words("warm up, once")
+    Path(out).mkdir()
     before, clock = os.times(), time.perf_counter()
     stats = steps(case, sources, tokenizer, Path(out))
     after = os.times()

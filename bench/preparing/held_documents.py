@@ -93,7 +93,7 @@ def write_survey(scratch: Path, documents: int) -> tuple[Preparation, list[Unit]
     preparation = Preparation(scratch, Recipe(deduplicate="near"), 0.0, True)
     width = int(np.prod(bands(preparation.recipe.near_threshold)))
     rng = np.random.default_rng(0)
-    earlier = rng.integers(1, 1 << 32, (1000, width), dtype=np.uint32)
+    earlier = rng.integers(1, 1 << 32, (100, width), dtype=np.uint32)
     (scratch / "survey").mkdir(parents=True)
     units = [Unit(number, ()) for number in range(-(-documents // _UNIT_DOCUMENTS))]
     for unit in units:
@@ -101,7 +101,7 @@ def write_survey(scratch: Path, documents: int) -> tuple[Preparation, list[Unit]
         record = preparation.record(unit, "survey")
         signatures = rng.integers(1, 1 << 32, (count, width), dtype=np.uint32)
         near = np.flatnonzero(rng.random(count) < 0.2)
-        signatures[near, 6:] = earlier[rng.integers(1000, size=len(near)), 6:]
+        signatures[near, 6:] = earlier[rng.integers(100, size=len(near)), 6:]
         signatures.tofile(record.with_suffix(f".{shares.SIGNATURES}"))
         contents = rng.integers(0, 1 << 63, (count, 3), dtype=np.uint64)
         contents[:, shares.SIZE] = 1

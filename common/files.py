@@ -23,7 +23,12 @@ def read_lines(path: Path) -> list[str]:
 
 def fsync_folder(folder: Path) -> None:
     """Make the folder's entries (creations, renames) survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fsync_file(folder)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut that a library has written."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from common.files import fsync_folder, write_durably
+from common.files import fsync_file, fsync_folder, write_durably
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.manifest import read_manifest
 from trainer.config import first_keys, reading
@@ -89,10 +90,13 @@ def export(
     apart = cfg.finetune.adds and not merge
     if apart and evaluation:
         raise ValueError(f"--evaluation {evaluation}: an adapter alone has no card: leave it out, or --merge")
+    if apart and dtype != "fp32":
+        raise ValueError(f"--dtype {dtype}: an adapter alone is written as fp32: leave it out, or --merge")
     chosen = None if apart else choose.for_export(cfg.model, cfg.row_length, cfg.objective.kind)
     at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
     evaluated = read_evaluation(evaluation, home, read_manifest(at).step) if evaluation else {}
-    draft = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    # Not the process's number: in containers all have the same, and a killed one has left its draft.
+    draft = out.with_name(f".tmp-{out.name}-{uuid4().hex[:12]}")
     draft.mkdir()
     try:
         if chosen is None:
@@ -202,6 +206,8 @@ def _write_configs(
 def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:
     """Write what fine-tuning has added to a model."""
     kind = write_adapter(cfg, at, folder)
+    for file in folder.iterdir():
+        fsync_file(file)
     shapes = {name: one.shape for name, one in read_manifest(at).tensors.items() if name.startswith(PREFIX)}
     parameters = sum(prod(shape) for shape in shapes.values())
     written = Written({}, 4 * parameters, parameters)

@@ -1,6 +1,7 @@
 """`germinal export`: folders that transformers loads, the same bytes from any layout."""
 
 import json
+import os
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -271,6 +272,14 @@ def test_a_model_that_no_architecture_computes_is_refused(tmp_path: Path) -> Non
     made(tmp_path / "run", replace(MODELS["llama2"], logit_softcap=2.0))
     with pytest.raises(ValueError, match=r"model\.logit_softcap=2\.0, where \w+ has 0\.0$"):
         export(tmp_path / "run", tmp_path / "out", step=None, dtype="fp32", shard_bytes=10**9)
+
+
+def test_the_draft_of_a_killed_export_is_in_nobodys_way(tmp_path: Path) -> None:
+    """In containers the next process may have the same number."""
+    made(tmp_path / "run", MODELS["llama2"])
+    (tmp_path / f".tmp-out-{os.getpid()}").mkdir()
+    export(tmp_path / "run", tmp_path / "out", step=None, dtype="fp32", shard_bytes=10**9)
+    assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_a_folder_that_another_program_makes_meanwhile_stays(

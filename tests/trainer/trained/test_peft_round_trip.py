@@ -1,6 +1,7 @@
 """Adapters in PEFT's format: trained here, equal logits there, and the reverse."""
 
 import json
+import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -120,12 +121,24 @@ def test_an_adapter_that_was_trained_here_gives_equal_logits_in_peft(
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_an_export_is_the_adapter_or_the_merged_model(
-    merge: bool, family: str, base: tuple[nn.Module, Path], corpus: Path, tmp_path: Path
+    merge: bool,
+    family: str,
+    base: tuple[nn.Module, Path],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, folder = base
     assert train_here(config(tmp_path, corpus, folder, rank=3, targets=["all"]))
     run, out = tmp_path / "run", tmp_path / "out"
+    synced: set[int] = set()
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino) or sync(fd))
     export(run, out, step=None, dtype="fp32", shard_bytes=40_000, merge=merge)
+    assert {file.stat().st_ino for file in out.iterdir()} <= synced
+    if not merge:
+        with pytest.raises(ValueError, match=r"^--dtype bf16: an adapter alone is written as fp32: "):
+            export(run, tmp_path / "bf16", step=None, dtype="bf16", shard_bytes=40_000)
     with torch.no_grad():
         ours = load_model(reading.load(run), folders.step_folder(run / "checkpoints", 4), "cpu")(tokens())
     there = loaded_base(out, family) if merge else loaded(folder, out, family)

@@ -73,7 +73,9 @@ def named(words: Sequence[str], option: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for word in words:
-        name, _, path = word.rpartition("=")
+        name, given, path = word.partition("=")
+        if not given or "://" in name or Path(word).exists():  # the "=" is in the path
+            name, path = "", word
         name = name or Path(path).stem
         if name in found:
             raise ValueError(f"{option}: two are called {name!r}: give each its own name, as NAME=PATH")

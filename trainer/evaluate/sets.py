@@ -93,6 +93,11 @@ def _without_template(tokenizer: Tokenizer) -> dict[str, Any]:
     return {key: value for key, value in json.loads(tokenizer.to_str()).items() if key not in left_out}
 
 
+def perplexity(loss: float) -> float:
+    """Return exp of a loss in nats a token; of no target, whose loss is NaN, NaN."""
+    return math.inf if loss > 700 else math.exp(loss)
+
+
 def evaluate_set(trained: TrainedRun, heldout: HeldoutLoader) -> dict[str, Any]:
     """Return the figures of a set by name: those that an evaluation inside the run has, and of text the
     perplexity, of classes the calibration. Collective: every rank has the same.
@@ -110,7 +115,7 @@ def evaluate_set(trained: TrainedRun, heldout: HeldoutLoader) -> dict[str, Any]:
     assert results is not None, "nobody asks to stop"
     found: dict[str, Any] = dict(results[heldout.name].record())
     if cfg.objective.scores_text:
-        found["perplexity"] = math.inf if found["loss"] > 700 else math.exp(found["loss"])
+        found["perplexity"] = perplexity(found["loss"])
     if isinstance(cfg.objective, ClassificationConfig) and isinstance(cfg.model, HasClasses):
         wanted = Outputs(build_objective(cfg.objective, trained.context), cfg.model.classes)
         logits, labels = read_set(trained, heldout, wanted)

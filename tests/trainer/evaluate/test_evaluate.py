@@ -14,6 +14,7 @@ from parallel.world.runtime import Runtime
 from trainer.config import reading
 from trainer.evaluate.command import main
 from trainer.evaluate.examination import Asked, examine
+from trainer.evaluate.sets import perplexity
 from trainer.evaluation.report import document, markdown
 from trainer.trained.trained_model import load_step
 from whole_runs import failure, records
@@ -169,3 +170,7 @@ def test_a_wrong_command_is_one_line(
     run = str(trained / "run")
     code, line = failure(capfd, "evaluate", *(word.replace("RUN", run) for word in arguments))
     assert code == 2 and message in line
+
+
+def test_a_set_without_a_target_has_no_perplexity() -> None:
+    assert math.isnan(perplexity(math.nan)) and perplexity(1e4) == math.inf and perplexity(0.0) == 1.0

@@ -114,11 +114,21 @@ def test_peak_memory_of_a_start_is_that_of_a_shard(tmp_path: Path) -> None:
     for name, world in (("one", 1), ("zero3", 2)):
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)),
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    "--nproc-per-node",
+                    str(world),
+                ),
                 *(str(script), str(config), f"run_dir={tmp_path / name}"),
                 f"parallel.zero={3 if world > 1 else 0}",
             ],
-            **{"env": environment(), "capture_output": True, "text": True, "check": False},
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found = re.findall(r"peak of reading: (\d+) bytes over (\d+)", done.stderr)

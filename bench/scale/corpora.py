@@ -117,8 +117,8 @@ def write_tables(folder: Path, shards: int) -> None:
     import numpy as np
 
     from data.config import DataConfig, Source
-    from data.corpus.blocks import COUNTS
     from data.corpus.corpus import open_corpus
+    from data.corpus.listing.blocks import COUNTS
     from data.stream.packing.counting import Counting
 
     for packing in ("cut", "best_fit"):

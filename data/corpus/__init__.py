@@ -6,9 +6,7 @@ questions  what a corpus keeps of questions, so that answers can be told as text
 marked     how much of what documents ask is behind the end of a row
 columns    what an index may hold beside each document's ids: a picture's place, a label
 index      the index beside each shard: written, read, checked
-blocks     blocks of documents: where they are, and what is counted of each
-catalogue  the manifest and the counts of all blocks in one small file: what a start reads
-tables     files of arrays that can be made again, such as the catalogue
+listing/   what a start knows of a corpus without reading its indexes: catalogue, counts of blocks
 storage    the interface through which a corpus is read: files by name, bytes by shard
 local      a storage on a local or mounted disk           (memory-mapped)
 remote/    a storage on a server                          (cached whole, or read by range)

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus.blocks import block_places, text_ids
-from data.corpus.catalogue import documents_of_shards
+from data.corpus.listing.blocks import block_places, text_ids
+from data.corpus.listing.catalogue import documents_of_shards
 from data.corpus.local import LocalStorage
 from data.corpus.manifest import DTYPES, MANIFEST, TEXT_BYTES, read_manifest
 from data.corpus.remote.fetching import is_remote

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.mapped_file import MappedFile
-from data.corpus.catalogue import look_up
 from data.corpus.index import Indexes
+from data.corpus.listing.catalogue import look_up
+from data.corpus.listing.tables import Tables
 from data.corpus.manifest import MANIFEST, Manifest, read_manifest_bytes
 from data.corpus.storage import LOOKED_AT
-from data.corpus.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

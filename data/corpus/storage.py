@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.corpus.catalogue import Listing
+    from data.corpus.listing.catalogue import Listing
     from data.corpus.manifest import Manifest
 
 READ_AGAIN = 1000  # times, because a shard was written to meanwhile

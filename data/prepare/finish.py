@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_durably
-from data.corpus.catalogue import close_corpus
 from data.corpus.columns import Columns, merged, recast
 from data.corpus.index import read_index, write_array
+from data.corpus.listing.catalogue import close_corpus
 from data.corpus.manifest import (
     INDEX_ROWS,
     TEMPLATE,

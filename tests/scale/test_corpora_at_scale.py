@@ -17,13 +17,13 @@ import pytest
 from common import mapped_file
 from data.config import DataConfig, Heldout, Source
 from data.corpus import local
-from data.corpus.blocks import count_blocks
-from data.corpus.catalogue import close_corpus
 from data.corpus.columns import FIRST_TEXT, LABEL, MARKED, MEDIA
 from data.corpus.corpus import Corpus, open_corpus, open_storage
+from data.corpus.listing.blocks import count_blocks
+from data.corpus.listing.catalogue import close_corpus
+from data.corpus.listing.tables import Table, Tables, encode
 from data.corpus.local import LocalStorage
 from data.corpus.manifest import MANIFEST, Manifest, TokenizerEntry, read_manifest
-from data.corpus.tables import Table, Tables, encode
 from data.stream.heldout import HeldoutLoader
 from data.stream.packing import counting
 from data.stream.packing.counting import Counting, counted_alone

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.mapped_file import MappedFile
-from data.corpus.catalogue import close_corpus
+from data.corpus.listing.catalogue import close_corpus
 from data.corpus.manifest import MANIFEST, read_manifest
 from data.corpus.remote import cache
 from data.corpus.remote.cache import FileCache, Wanted

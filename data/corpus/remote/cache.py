@@ -5,7 +5,7 @@ DIR/HASH.idx    an index, under its xxh3_128
 DIR/HASH.part   a file that is being fetched
 DIR/HASH.lock   held while a process fetches or maps the file; its time says when it was last used
 DIR/evict.lock  held while files are evicted or come into place
-DIR/tables/     tables that were made from corpora (`data.corpus.tables`); they stay
+DIR/tables/     tables that were made from corpora (`data.corpus.listing.tables`); they stay
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from data.corpus.catalogue import Listing, look_up
 from data.corpus.index import array_in
+from data.corpus.listing.catalogue import Listing, look_up
+from data.corpus.listing.tables import Table, Tables, parse, tell
 from data.corpus.local import not_the_tokenizer
 from data.corpus.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256
 from data.corpus.remote.cache import INDEX_BYTES, FileCache, Wanted, index_folder
 from data.corpus.remote.fetching import WrongBytes, fetch, fetch_existing, fetch_right, open_filesystem
 from data.corpus.remote.ranges import RemoteDocuments
-from data.corpus.tables import Table, Tables, parse, tell
 
 if TYPE_CHECKING:
     from data.corpus.storage import ShardBytes

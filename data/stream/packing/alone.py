@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.corpus.blocks import Blocks
+from data.corpus.listing.blocks import Blocks
 from data.stream.order import derive_key, hashes
 from data.stream.packing.packing import Documents, Fragments
 
@@ -16,7 +16,7 @@ from data.stream.packing.packing import Documents, Fragments
 class One:
     """One document a window; see `Packing`.
 
-    count_names: the counts of `data.corpus.blocks` that are its windows: without pictures, with them.
+    count_names: the counts of `data.corpus.listing.blocks` that are its windows: without pictures, with them.
     """
 
     count_names: ClassVar[tuple[str, str]] = ("filled", "pictures")

@@ -1,6 +1,6 @@
 """How many windows each block of a corpus has: all that a start must know of every document.
 
-Most ways to pack tell by the counts in the corpus's catalogue (`data.corpus.catalogue`). `best_fit` has to
+Most ways to pack tell by the counts in the corpus's catalogue (`data.corpus.listing`). `best_fit` has to
 pack every block, at 2 µs a document; a corpus of an earlier version has no catalogue, and all its indexes are
 read. Then each rank counts a share of the shards, and the result is kept:
 
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus.blocks import Blocks, count_blocks
-from data.corpus.catalogue import join_blocks
 from data.corpus.corpus import Corpus
-from data.corpus.tables import Table
+from data.corpus.listing.blocks import Blocks, count_blocks
+from data.corpus.listing.catalogue import join_blocks
+from data.corpus.listing.tables import Table
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.of_corpus import documents_of
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.corpus.blocks import Blocks
+from data.corpus.listing.blocks import Blocks
 from data.stream.packing.packing import Documents, Fragments, expand
 
 

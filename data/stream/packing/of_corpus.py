@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.corpus.blocks import text_ids
 from data.corpus.columns import FIRST_TEXT, MARKED, MEDIA
 from data.corpus.corpus import Corpus
+from data.corpus.listing.blocks import text_ids
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.packing import Documents, layout_lengths
 

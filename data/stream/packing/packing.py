@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from data.corpus.blocks import Blocks
+from data.corpus.listing.blocks import Blocks
 
 
 @dataclass(frozen=True)

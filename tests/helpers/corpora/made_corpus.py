@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data.corpus.catalogue import close_corpus
 from data.corpus.columns import CLASS, FIRST_TEXT, LABEL, MARKED, Columns
+from data.corpus.listing.catalogue import close_corpus
 from data.corpus.manifest import Manifest, TokenizerEntry, read_manifest, token_dtype, write_manifest
 from data.corpus.scan import index_shard
 

@@ -3,7 +3,7 @@
     DIR/catalogue-HASH.safetensors    HASH: the first digits of the xxh3_128 of DIR/manifest.json
 
 It holds the manifest, with the entries of its shards as arrays, and the counts of every block
-(`data.corpus.blocks`). With it a corpus opens in the same time and memory whatever its shards; without, as in
+(`.blocks`). With it a corpus opens in the same time and memory whatever its shards; without, as in
 corpora of earlier versions, the manifest is parsed, and the blocks are counted from the indexes.
 
 close_corpus(folder, manifest)     completes a corpus: catalogue, then manifest
@@ -22,8 +22,9 @@ import numpy as np
 import xxhash
 
 from common.files import write_atomically
-from data.corpus.blocks import COUNTS, Blocks, block_places, count_blocks
 from data.corpus.index import read_index
+from data.corpus.listing.blocks import COUNTS, Blocks, block_places, count_blocks
+from data.corpus.listing.tables import Table, Tables
 from data.corpus.manifest import (
     DERIVED,
     MANIFEST,
@@ -33,7 +34,6 @@ from data.corpus.manifest import (
     encode_manifest,
     parse_manifest,
 )
-from data.corpus.tables import Table, Tables
 
 VERSION = 1
 _TEXTS = ("file", "sha256", "index_xxh3")  # of ShardEntry

@@ -37,6 +37,18 @@ EMBEDDED = {
         2048,
         {"label_field": "package"},
     ),
+    "packages": EmbeddedCorpus(
+        "data.prepare.embedded.python_sources:write_largest",
+        "functions of the eight largest packages of the standard library; the class is the package",
+        2048,
+        {"label_field": "package"},
+    ),
+    "bytecode": EmbeddedCorpus(
+        "data.prepare.embedded.bytecode:write_functions",
+        "the same packages' functions as compiled, one letter an instruction; the class is the package",
+        2048,
+        {"label_field": "package", "train_kind": "characters"},
+    ),
     "docstrings": EmbeddedCorpus(
         "data.prepare.embedded.python_sources:write_docstrings",
         "pairs of a docstring and its function's code, of the standard library",

@@ -6,13 +6,14 @@ import os
 import sysconfig
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 # Tests and installed packages, which not every machine has, and generated tables.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 _LEAST_FUNCTIONS = 50  # of a package that is a class
+_LARGEST = 8  # packages, where there shall be few classes
 _LEAST_CHARACTERS = 40  # of a function's code, and of a docstring half of that
 
 
@@ -31,13 +32,38 @@ class Function(NamedTuple):
 def write_functions(folder: Path) -> None:
     """Write one row of JSON a function of a package: its source (`text`) and the package."""
     found = [function for function in functions() if "/" in function.path]
-    counts = Counter(function.path.split("/")[0] for function in found)
+    counts = Counter(package_of(function.path) for function in found)
     rows = (
         {"text": function.source, "package": package, "path": function.path, "line": function.line}
         for function in found
-        if counts[package := function.path.split("/")[0]] >= _LEAST_FUNCTIONS
+        if counts[package := package_of(function.path)] >= _LEAST_FUNCTIONS
     )
     write_rows(folder / "functions.jsonl", rows)
+
+
+def write_largest(folder: Path) -> None:
+    """Write one row of JSON a function of the largest packages: its source without the docstring (`text`), and
+    the package. Of functions with the same code there is one.
+    """
+    found = {function.code: function for function in functions() if "/" in function.path}
+    packages = largest(package_of(function.path) for function in found.values())
+    rows = (
+        {"text": code, "package": package_of(function.path), "path": function.path, "line": function.line}
+        for code, function in found.items()
+        if package_of(function.path) in packages
+    )
+    write_rows(folder / "functions.jsonl", rows)
+
+
+def package_of(path: str) -> str:
+    """The package of a file of the library."""
+    return path.split("/")[0]
+
+
+def largest(packages: Iterable[str]) -> set[str]:
+    """The packages that are named most often."""
+    ranked = sorted(Counter(packages).items(), key=lambda each: (-each[1], each[0]))
+    return {package for package, _ in ranked[:_LARGEST]}
 
 
 def write_docstrings(folder: Path) -> None:
@@ -52,20 +78,27 @@ def write_docstrings(folder: Path) -> None:
 
 def functions() -> Iterator[Function]:
     """The functions and methods of the standard library, in the order of their files."""
-    library = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(_files(library)):
-        path = file.relative_to(library)
+    for path, text in texts():
         try:
-            text = file.read_text(encoding="utf-8")
             tree = ast.parse(text)
-        except (UnicodeDecodeError, SyntaxError):  # such as lib2to3's examples of Python 2
+        except SyntaxError:  # such as lib2to3's examples of Python 2
             continue
         lines = text.splitlines(keepends=True)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                function = _function(node, lines, path.as_posix())
+                function = _function(node, lines, path)
                 if len(function.code) >= _LEAST_CHARACTERS:
                     yield function
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """The path below the library and the text of each of its files, in order."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(_files(library)):
+        try:
+            yield file.relative_to(library).as_posix(), file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
 
 
 def _files(library: Path) -> Iterator[Path]:

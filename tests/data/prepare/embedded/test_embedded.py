@@ -15,7 +15,7 @@ from PIL import Image
 
 from data.corpus.manifest import read_manifest
 from data.corpus.verify import verify
-from data.prepare.embedded import pictures, proteins, python_sources
+from data.prepare.embedded import bytecode, pictures, proteins, python_sources
 from data.prepare.embedded.names import EMBEDDED
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
@@ -45,6 +45,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, count in (("numbers/all.py", 60), ("few/all.py", 5), ("module.py", 8), ("tests/all.py", 70)):
         (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_text("".join(FUNCTION.format(n=n) for n in range(count)))
+    lengths = (
+        f"def varied_{n}(a, b):\n" + "    a = b.following(a)\n" * n + "    return a\n" for n in range(5, 40)
+    )
+    (library / "numbers" / "varied.py").write_text("".join(lengths))
     (library / "numbers" / "old.py").write_text("print 'two'\n")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library))
 
@@ -73,6 +77,8 @@ def test_classes_pairs_and_captions(tmp_path: Path) -> None:
     assert manifests["glyphs"].media == manifests["digits"].media == ("png",)
     assert manifests["docstrings"].columns == ("first_text",)
     assert manifests["python"].classes == ("numbers",)  # `few` has too few functions, a module is no package
+    assert manifests["packages"].classes == ("numbers",)  # the same code in `few` is there once
+    assert manifests["bytecode"].classes == ("numbers",)  # the others' functions are too short
     captions = {text for _, text in texts_in(found["glyphs"])}
     assert captions <= {
         *("greek capital letter heta", "greek small letter heta", "greek capital letter archaic sampi"),
@@ -89,6 +95,39 @@ def test_a_docstring_and_its_code_make_a_pair_without_the_docstring(tmp_path: Pa
     assert len(rows) == 60 + 5 + 8
     assert rows[0]["text"].startswith("Give the number 0") and rows[0]["text"].endswith("It is a number.")
     assert rows[0]["code"] == "@decorated\ndef number_0(a, b):\n    return 0 + (a or 0) + (b or 0)"
+
+
+COMPILED = """
+def {called}(a, b):
+    a.{name}(b); a.{name}(b); a.{name}(b); a.{name}(b); a.{name}(b); a.{name}(b)
+    return {constant}
+"""
+
+
+def test_compiled_functions_that_differ_in_what_has_no_letter_are_one(tmp_path: Path) -> None:
+    """A constant, the function's own name, and a name that one package alone uses, have none."""
+    library = tmp_path / "library"
+    for package, name, constant in (
+        *(("one", "private", "'x'"), ("one", "own", "'y'"), ("one", "shared", "'x'")),
+        *(("two", "shared", "'z'"), ("two", "also", "'z'"), ("three", "also", "'z'")),
+    ):
+        (library / package).mkdir(exist_ok=True)
+        code = COMPILED.format(called=f"{package}_{name}", name=name, constant=constant)
+        (library / package / f"{name}.py").write_text(code)
+    rows = bytecode.lettered(
+        [each for each in bytecode.functions() if each.path[:3] in ("one", "two", "thr")]
+    )
+    assert sorted(each.name for each in rows.values()) == ["one_own", "one_shared", "three_also"]
+    assert all(len(text) >= 16 for text in rows)
+
+
+def test_the_largest_packages_are_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(python_sources, "_LARGEST", 1)
+    python_sources.write_largest(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "functions.jsonl").read_text().splitlines()]
+    assert {row["package"] for row in rows} == {"numbers"}
+    assert len(rows) == 60 + 35 == len({row["text"] for row in rows})
+    assert not any("Give the number" in row["text"] for row in rows)
 
 
 def test_installed_packages_are_not_looked_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

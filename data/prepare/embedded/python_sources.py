@@ -42,7 +42,7 @@ def write_functions(folder: Path) -> None:
 
 
 def write_largest(folder: Path) -> None:
-    """Write one row of JSON a function of the largest packages: its source without the docstring (`text`), and
+    """Write one row of JSON a function of the largest packages: its source without docstring (`text`), and
     the package. Of functions with the same code there is one.
     """
     found = {function.code: function for function in functions() if "/" in function.path}

@@ -43,7 +43,7 @@ def write_functions(folder: Path) -> None:
     """Write one row of JSON a function of the largest packages: its instructions (`text`) and the package."""
     distinct = lettered(list(functions()))
     largest = python_sources.largest(each.package for each in distinct.values())
-    rows = (
+    rows: Iterator[dict[str, object]] = (
         {"text": text, "package": each.package, "path": each.path, "function": each.name}
         for text, each in distinct.items()
         if each.package in largest

@@ -3,6 +3,7 @@ of files that users write.
 """
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +76,26 @@ def write_atomically(
         draft.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def look_again(path: Path) -> bool:
+    """Return whether `path` is there, by the server's word where the file system is a network's.
+
+    An NFS client remembers for up to a minute that a name was missing, and does not ask the server meanwhile
+    (acdirmax in nfs(5)); listing the folder or asking for its attributes changes nothing. It forgets what it
+    knows of a folder's names once it has changed the folder itself. So a file is made there, and removed.
+    """
+    for one in (*reversed(path.parents), path):
+        if not one.exists() and not (_change(one.parent) and one.exists()):
+            return False
+    return True
+
+
+def _change(folder: Path) -> bool:
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".tmp-look-", dir=folder)
+        os.close(descriptor)
+        os.unlink(name)
+    except OSError:
+        return False
+    return True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import read_lines, write_atomically
+from common.files import look_again, read_lines, write_atomically
 
 
 def test_a_failure_before_the_replacement_keeps_the_old_content_and_no_draft(tmp_path: Path) -> None:
@@ -38,3 +38,12 @@ def test_lines_end_where_a_line_feed_is_and_nowhere_else(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"^[^\n]*file: cannot be read as text: "):
         read_lines(tmp_path / "file")
+
+
+def test_looking_again_leaves_nothing_and_makes_nothing(tmp_path: Path) -> None:
+    there = tmp_path / "runs" / "mine"
+    there.mkdir(parents=True)
+    assert (
+        look_again(there) and not look_again(there / "mark") and not look_again(tmp_path / "other" / "mark")
+    )
+    assert [*tmp_path.rglob("*")] == [tmp_path / "runs", there]

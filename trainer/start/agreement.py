@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 
+from common.files import look_again
 from data.config import DataConfig
 from data.corpus.corpus import open_storage
 from data.stream.stream import Stream
 from trainer.config.plain import leaves, plain
 from trainer.config.run_config import OF_A_NODE, RunConfig
-from trainer.folder.fence import Fence
+from trainer.folder.fence import EPOCH, Fence
 from trainer.ranks import Ranks, on_every_rank
 
 # The packages that a rank runs. `launch` only starts it.
@@ -146,6 +147,5 @@ def place(folder: Path, fence: Fence, ranks: Ranks) -> Facts:
     """
     here = f"{folder.resolve()} on {socket.gethostname()}"
     rank_0s = ranks.gather(here)[0]
-    return Facts(
-        {"run_dir": rank_0s if fence.held() else here}, "set run_dir to one folder that all nodes share"
-    )
+    shared = fence.held() or (look_again(folder / EPOCH) and fence.held())
+    return Facts({"run_dir": rank_0s if shared else here}, "set run_dir to one folder that all nodes share")

@@ -1,0 +1,194 @@
+"""A run folder on a real NFS server, seen by two machines that cache what they know of it for a minute."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nfs import Machine, Network, network
+from whole_runs import records, whole_steps
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Network]:
+    with network(tmp_path) as net:
+        net.serve()
+        yield net
+
+
+def python(net: Network, name: str, code: str) -> str:
+    """A script for a machine that runs `code` with this project's packages and no others."""
+    file = net.folder / f"{name}.py"
+    file.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
+    return f"{sys.executable} -S -u {file}"
+
+
+def say(net: Network, word: str) -> None:
+    """Let the machines go on that wait for `word`; through this machine's disk, not the server's."""
+    (net.folder / word).touch()
+
+
+WAIT = """
+import os, time
+def wait(word):
+    while not os.path.exists(f"{FOLDER}/{word}"):
+        time.sleep(0.05)
+"""
+
+
+def test_a_name_that_a_machine_remembers_as_missing_is_looked_for_again(net: Network) -> None:
+    code = (
+        f"FOLDER = {str(net.folder)!r}"
+        + WAIT
+        + """
+from pathlib import Path
+from common.files import look_again
+mark = Path("/run/nfs/runs/mine/.epoch")
+print("before", mark.exists(), flush=True)
+wait("made")
+print("remembered", mark.exists(), flush=True)
+print("again", look_again(mark), mark.exists(), look_again(mark.with_name("other")), flush=True)
+print("left", sorted(os.listdir(mark.parent)), sorted(os.listdir("/run/nfs")), flush=True)
+"""
+    )
+    (net.export / "runs").mkdir()
+    one = net.machine("one").start(python(net, "look", code))
+    one.await_words("before False")
+    (net.export / "runs/mine").mkdir()
+    (net.export / "runs/mine/.epoch").write_text("1 mark\n")
+    say(net, "made")
+    said = one.await_end(60)
+    assert "again True True False" in said and "left ['.epoch'] ['runs']" in said, said
+
+
+HOLD = """
+from pathlib import Path
+from common.lock import FolderLock
+from trainer.folder.fence import Fence
+run = Path("/run/nfs/run")
+def take():
+    while True:
+        try:
+            return FolderLock.take(run, patience_seconds=0.0)
+        except BlockingIOError as error:
+            print("held:", error, flush=True)
+            time.sleep(1)
+lock, fence = take(), Fence(run)
+fence.take()
+print("epoch", fence.epoch, flush=True)
+"""
+WRITE = """
+wait("go")
+try:
+    fence.check()
+    print("wrote", flush=True)
+except RuntimeError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def holders(net: Network) -> tuple[Machine, str]:
+    (net.export / "run").mkdir()
+    return net.machine("one"), f"FOLDER = {str(net.folder)!r}" + WAIT + HOLD
+
+
+def test_a_folder_is_held_by_one_machine_until_its_power_goes(net: Network) -> None:
+    one, code = holders(net)
+    one.start(python(net, "hold", code + WRITE))
+    one.await_words("epoch 1")
+    two = net.machine("two").start(python(net, "take", code))
+    two.await_words("held: /run/nfs/run is in use by process")
+    assert "on one: run the same command again" in two.said
+    one.lose()
+    assert "epoch 2" in two.await_end(120)
+
+
+def test_a_machine_that_was_cut_off_writes_nothing_once_another_has_taken_over(net: Network) -> None:
+    one, code = holders(net)
+    one.start(python(net, "hold", code + WRITE))
+    one.await_words("epoch 1")
+    one.cut()  # the server takes its lock away once the lease is over
+    two = net.machine("two").start(python(net, "take", code + 'print("done", flush=True)\n'))
+    two.await_words("done")
+    assert "epoch 2" in two.said
+    say(net, "go")
+    one.join()
+    said = one.await_end(120)
+    assert "refused: /run/nfs/run was taken over by a later start of the run: process" in said, said
+    assert "wrote" not in said
+
+
+RUN = """
+name: nfs
+seed: 0
+run_dir: {run}
+model: {{kind: decoder, layers: 2, hidden: 64, heads: 4, vocab: 24}}
+objective: {{kind: causal_lm}}
+data:
+  sources: [{{path: {corpus}/train, name: proteins}}]
+  seq_len: 128
+  packing: best_fit
+optim: {{lr: 3.0e-3, warmup_steps: 2}}
+train: {{steps: 24, global_batch: 16, micro_batch: 8, precision: fp32, log_every: 1}}
+checkpoint: {{every: 3, keep: 20}}
+track: {{tools: [jsonl]}}
+"""
+RANK = """
+export OMP_NUM_THREADS=1 PYTHONPATH={root} HOME=/run/home TMPDIR=/run PATH={programs}:$PATH
+export RANK={rank} WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR={first} MASTER_PORT=29777
+germinal rank {config} 2>&1 | cat
+"""
+
+
+def test_a_server_that_is_away_twice_during_a_run_leaves_no_trace(net: Network) -> None:
+    """Two machines, a rank each; a checkpoint every third step."""
+    corpus, programs = net.folder / "corpus", Path(sys.executable).parent
+    subprocess.run(
+        [programs / "germinal", "prepare", "embedded:proteins", "--out", corpus],
+        check=True,
+        capture_output=True,
+    )
+    there, here = net.folder / "there.yaml", net.folder / "here.yaml"
+    there.write_text(RUN.format(run="/run/nfs/runs/run", corpus=corpus))
+    here.write_text(RUN.format(run=net.folder / "run", corpus=corpus))
+    (net.export / "runs").mkdir()
+    run = net.export / "runs/run"
+    machines = [net.machine("one"), net.machine("two")]
+    for rank, machine in enumerate(machines):
+        script = RANK.format(root=ROOT, programs=programs, rank=rank, first=machines[0].address, config=there)
+        machine.start(script, memory="3G")
+    for step in (4, 11):
+        until(lambda step=step: whole_steps(run / "metrics.jsonl") >= step, machines[0])
+        net.stop_serving()
+        time.sleep(8)
+        net.serve()
+    for machine in machines:
+        assert "exit 0" in machine.await_end(600), machine.said[-3000:]
+    subprocess.run([programs / "germinal", "train", here, "--nproc", "2"], check=True, capture_output=True)
+    for one, other in zip(
+        records(run / "metrics.jsonl"), records(net.folder / "run/metrics.jsonl"), strict=True
+    ):
+        assert (one["step"], one["loss"], one["grad_norm"]) == (
+            other["step"],
+            other["loss"],
+            other["grad_norm"],
+        )
+    folders = sorted((run / "checkpoints").glob("step-*"))
+    assert len(folders) == 8
+    for folder in folders:
+        for file in folder.glob("*.safetensors"):
+            expected = net.folder / "run/checkpoints" / folder.name / file.name
+            assert file.read_bytes() == expected.read_bytes(), file
+
+
+def until(there: Callable[[], bool], machine: Machine, seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end and "exit" not in machine.said, machine.said[-3000:]
+        time.sleep(0.2)

@@ -121,10 +121,15 @@ def training_rows(cfg: RunConfig) -> Sequence[Row]:
     try:
         steps = (next(loader) for _ in range(cfg.train.steps))
         rows = [row for batches in steps for one in batches for row in rows_of(one, cfg)]
-        pictures = pictures_of(cfg.model)
-        return rows if pictures is None else Pictures(rows, pictures.mean, pictures.std)
+        return _taken(rows, cfg)
     finally:
         loader.close()
+
+
+def _taken(rows: Sequence[Row], cfg: RunConfig) -> Sequence[Row]:
+    """The rows as a stock model takes them: with pictures, decoded one at a time."""
+    pictures = pictures_of(cfg.model)
+    return rows if pictures is None else Pictures(rows, pictures.mean, pictures.std)
 
 
 class GatedTrainer:
@@ -211,7 +216,8 @@ def score(model: Any, tuned: Tuned) -> float:
     total = count = 0.0
     for batch in tuned.heldout():
         real = [row for row, number in enumerate(batch.sequences) if number >= 0]
-        rows = [row for n, row in enumerate(rows_of(batch, tuned.run.cfg)) if n in real]
+        every = _taken(rows_of(batch, tuned.run.cfg), tuned.run.cfg)
+        rows = [every[row] for row in real]
         columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         labels = columns["labels"]
         found = model(**columns)

@@ -184,7 +184,7 @@ def test_settings_that_are_given_win_and_others_are_refused(tmp_path: Path) -> N
     manifests = {side: read_manifest(out / side) for side in ("train", "heldout")}
     assert manifests["train"].tokenizer.vocab == 257 and manifests["heldout"].documents > 20
     for sources, reason in (
-        (["embedded:nothing"], "embedded:nothing is not there: give one of python, docstrings, python_tags"),
+        (["embedded:nothing"], "embedded:nothing is not there: give one of python, packages, bytecode"),
         (["embedded:digits", "x"], "embedded:digits is prepared alone"),
     ):
         with pytest.raises(ValueError, match=reason):

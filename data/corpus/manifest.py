@@ -206,8 +206,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     if manifest.version == VERSION:
         for key in _WITH_COLUMNS:
             del document[key]
-    for key in DERIVED:
-        document[key] = getattr(manifest, key)
+    document |= {key: getattr(manifest, key) for key in DERIVED}
     document[_OWN_HASH] = _own_hash(json.loads(json.dumps(document)))
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 

@@ -62,12 +62,12 @@ class Stream:
 
     def __init__(
         self,
-        corpora: Sequence[Corpus],
+        corpora: list[Corpus],
         cfg: DataConfig,
         *,
+        windows: list[np.ndarray],
         seed: int,
         global_batch: int,
-        windows: Sequence[np.ndarray],
     ) -> None:
         check(cfg)
         check_alike("data.sources", corpora)

@@ -61,13 +61,7 @@ class Stream:
     """
 
     def __init__(
-        self,
-        corpora: list[Corpus],
-        cfg: DataConfig,
-        *,
-        windows: list[np.ndarray],
-        seed: int,
-        global_batch: int,
+        self, corpora: list[Corpus], cfg: DataConfig, windows: list[Any], *, seed: int, global_batch: int
     ) -> None:
         check(cfg)
         check_alike("data.sources", corpora)

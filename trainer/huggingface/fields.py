@@ -76,9 +76,10 @@ class Fields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """Return a finite number: JSON as Python reads it has NaN and Infinity."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(key, "not a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise self.error(key, "not a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:

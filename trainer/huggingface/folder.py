@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,13 @@ def header(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError
             entries = json.loads(file.read(length))
         entries.pop("__metadata__", None)
-        found, end = {}, 0
+        found, end, places = {}, 0, []
         for name, entry in entries.items():
             start, stop = entry["data_offsets"]
             shape = tuple(entry["shape"])
+            if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
+                raise ValueError
+            places.append((start, stop, name))
             if stop - start != prod(shape) * DTYPES.get(
                 entry["dtype"], (stop - start) // max(1, prod(shape))
             ):
@@ -137,6 +141,10 @@ def header(path: Path) -> dict[str, StoredTensor]:
         raise RuntimeError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
         raise RuntimeError(f"{path}: not a safetensors file, or cut short in its header") from None
+    places.sort()
+    for (_, before, one), (start, _, name) in pairwise(places):
+        if start < before:
+            raise RuntimeError(f"{path}: the tensors {one} and {name} overlap: the file is damaged")
     if size != end:
         raise RuntimeError(f"{path}: {size} bytes, its header describes {end}: cut short or damaged")
     return found

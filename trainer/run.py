@@ -84,7 +84,8 @@ class Run:
             self.meter.stopped(self.state)
             return False
         if draws:
-            self.meter.finish(self.state)
+            kept = self.best.kept_at(self.state.step) if self.cfg.finetune.keep_best else ""
+            self.meter.finish(self.state, kept)
         return True
 
     def _train(self) -> Decision:

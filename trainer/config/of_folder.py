@@ -24,6 +24,7 @@ from trainer.objectives.registry import OBJECTIVES
 LONGEST = 2048
 """Tokens that a model reads at once where data.seq_len is not given: memory grows with them."""
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
 _PACKING = {"classification": "one", "tags": "marked", "answers": "marked"}
 
 
@@ -100,15 +101,21 @@ def _learns(model: ModelConfig, objective: type[ObjectiveConfig]) -> bool:
     return wanted is None or wanted == getattr(model, "learnt", wanted)
 
 
+def positions(path: Path) -> int:
+    """Return how many tokens config.json says that the model reads at once; 0 where it says nothing."""
+    return min((int(one) for one in _numbers(folder.read_config(path), *_POSITIONS)), default=0)
+
+
 def _context(path: Path) -> int:
-    """Return how many tokens the model reads at once."""
-    values = folder.read_config(path)
-    text = values.get("text_config")
-    places = [values, text if isinstance(text, dict) else {}]
+    """Return how many tokens a row has: what the model and its tokenizer take, at most `LONGEST`."""
     tokenizer = path / "tokenizer_config.json"
-    if tokenizer.is_file():
-        places.append(folder.read_json(tokenizer))
-    keys = ("max_position_embeddings", "n_positions", "model_max_length")
-    found = [place[key] for place in places for key in keys if key in place]
     # Tokenizers without a limit say 1e30.
-    return min([LONGEST, *(int(one) for one in found if isinstance(one, int | float) and one >= 1)])
+    limits = _numbers(folder.read_json(tokenizer), "model_max_length") if tokenizer.is_file() else []
+    return int(min([LONGEST, positions(path) or LONGEST, *limits]))
+
+
+def _numbers(values: dict[str, Any], *keys: str) -> list[float]:
+    text = values.get("text_config")
+    places = (values, text if isinstance(text, dict) else {})
+    found = [place[key] for place in places for key in keys if key in place]
+    return [one for one in found if isinstance(one, int | float) and one >= 1]

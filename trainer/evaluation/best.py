@@ -69,6 +69,14 @@ class Best:
             if self.heldout in figures:
                 self.add(step, figures)
 
+    def kept_at(self, step: int) -> str:
+        """Return a line that names the best checkpoint at the end of a run, where it is not that of `step`,
+        which is the newest: what reads a run takes the newest unless it is told.
+        """
+        if self.step in (0, step):
+            return ""
+        return f"best {self}, which is kept: --step {self.step} of export, evaluate and generate takes it"
+
     def __str__(self) -> str:
         return f"{self.heldout}: {self.metric} {self.value:.4g} after step {self.step}"
 

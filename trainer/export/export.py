@@ -15,11 +15,11 @@ from uuid import uuid4
 from common.files import fsync_file, fsync_folder, write_durably
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.manifest import read_manifest
-from trainer.config import first_keys, reading
+from trainer.config import first_keys, of_folder, reading
 from trainer.config.run_config import RunConfig
 from trainer.export.card import Facts, card
 from trainer.export.figures import read_evaluation
-from trainer.export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
+from trainer.export.tokenizer_files import SpecialTokens, ends_of, special_tokens, tokenizer_files
 from trainer.export.weights import DTYPES, Written, write_weights
 from trainer.first_weights.checkpoint_source import PREFIX
 from trainer.first_weights.labels import labels_at
@@ -92,7 +92,7 @@ def export(
         raise ValueError(f"--evaluation {evaluation}: an adapter alone has no card: leave it out, or --merge")
     if apart and dtype != "fp32":
         raise ValueError(f"--dtype {dtype}: an adapter alone is written as fp32: leave it out, or --merge")
-    chosen = None if apart else choose.for_export(cfg.model, cfg.row_length, cfg.objective.kind)
+    chosen = None if apart else choose.for_export(cfg.model, _context(cfg), cfg.objective.kind)
     at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
     evaluated = read_evaluation(evaluation, home, read_manifest(at).step) if evaluation else {}
     # Not the process's number: in containers all have the same, and a killed one has left its draft.
@@ -155,7 +155,9 @@ def _labels(keys: Mapping[str, Any], cfg: RunConfig, at: Path) -> Mapping[str, A
 
 
 def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> SpecialTokens:
-    """Write the tokenizer's files, where the model takes tokens; return its special tokens."""
+    """Write the tokenizer's files, where the model takes tokens; return its special tokens, and which of them
+    end a text.
+    """
     if not cfg.model.vocab:
         return SpecialTokens({}, {})
     prompting = load_prompting(home, at)
@@ -164,7 +166,7 @@ def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> Spec
     files = tokenizer_files(content, special, context=cfg.row_length, origins=_origins(cfg))
     for name, data in files.items():
         write_durably(folder / name, data)
-    return special
+    return ends_of(files, special, prompting.tokenizer)
 
 
 def _write_configs(
@@ -196,11 +198,13 @@ def _write_configs(
     _json(folder / CONFIG, config)
     if NEXT_TOKEN in cfg.model.offers:
         pad = ids["pad_token_id"] if ids["pad_token_id"] is not None else ids["eos_token_id"]
-        own = {name: ids[name] for name in ("bos_token_id", "eos_token_id")}
-        _json(
-            folder / "generation_config.json",
-            {**own, "pad_token_id": pad, "transformers_version": TRANSFORMERS},
-        )
+        generation = {
+            "bos_token_id": ids["bos_token_id"],
+            "eos_token_id": special.ends if len(special.ends) > 1 else ids["eos_token_id"],
+            "pad_token_id": pad,
+            "transformers_version": TRANSFORMERS,
+        }
+        _json(folder / "generation_config.json", generation)
 
 
 def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:
@@ -214,16 +218,32 @@ def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:
     return Exported(f"adapter in {kind}'s format", read_manifest(at).step, written, "")
 
 
+def _context(cfg: RunConfig) -> int:
+    """Return how many positions the model is said to read: a training row's, or more where the model that it
+    began from is said to read more. A short fine-tuning makes no model's context shorter.
+    """
+    found = _origin(cfg)
+    if found is None:
+        return cfg.row_length
+    before = _context(reading.load(found.folder)) if found.is_run else of_folder.positions(found.folder)
+    return max(cfg.row_length, before)
+
+
 def _origins(cfg: RunConfig) -> list[Path]:
     """Return the folders that may say how the tokenizer is used: the Hugging Face folder that the run began
     from, and its corpora; as far as they are still there.
     """
     corpora = [Path(source.path) for source in cfg.data.sources]
+    found = _origin(cfg)
+    return corpora if found is None or found.is_run else [found.folder, *corpora]
+
+
+def _origin(cfg: RunConfig) -> first_keys.Origin | None:
+    """Return what the run began from, if it is still there."""
     try:
-        origin = first_keys.origin(init_from(cfg.model)) if init_from(cfg.model) else None
+        return first_keys.origin(init_from(cfg.model)) if init_from(cfg.model) else None
     except ValueError:
-        return corpora
-    return corpora if origin is None or origin.is_run else [origin.folder, *corpora]
+        return None
 
 
 def _json(path: Path, values: Mapping[str, Any]) -> None:

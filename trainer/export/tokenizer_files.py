@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ class SpecialTokens:
 
     tokens: their name in `transformers`, such as "eos_token" → token.
     ids: "eos_token_id" … → id, of those that a model's config names.
+    ends: ids at which a text that is generated has ended; empty where they are not looked for.
     """
 
     tokens: Mapping[str, str]
     ids: Mapping[str, int]
+    ends: Sequence[int] = ()
 
 
 def special_tokens(tokenizer: Tokenizer, eos: int, *, template: bool) -> SpecialTokens:
@@ -92,6 +94,17 @@ def tokenizer_files(
     files[CONFIG] = _json(settings)
     files[MAP] = _json(dict(special.tokens))
     return files
+
+
+def ends_of(files: Mapping[str, bytes], special: SpecialTokens, tokenizer: Tokenizer) -> SpecialTokens:
+    """Return `special` with its `ends`: what the tokenizer's files call eos_token, which in a model of
+    conversations ends a message, and the token between documents.
+    """
+    named = json.loads(files.get(CONFIG, b"{}")).get("eos_token")
+    content = named.get("content") if isinstance(named, dict) else named
+    said = tokenizer.token_to_id(content) if isinstance(content, str) else None
+    ends = [one for one in (said, special.ids.get("eos_token_id")) if one is not None]
+    return replace(special, ends=list(dict.fromkeys(ends)))
 
 
 def _same(file: Path, content: bytes) -> bool:

@@ -236,8 +236,10 @@ class Meter:
             reason = f"saved at step {state.step} after a request to stop" if state.step else "asked to stop"
             self._events.event("stop", state.step, reason)
 
-    def finish(self, state: TrainState) -> None:
-        """Close the record of a finished run: draw its curves, print how it went and where its files are."""
+    def finish(self, state: TrainState, kept: str) -> None:
+        """Close the record of a finished run: draw its curves, print how it went, `kept` if it is not empty,
+        and where its files are.
+        """
         if not self._writes:
             return
         self._progress.close()
@@ -249,7 +251,7 @@ class Meter:
         except Exception as error:  # the run itself is done and saved, whatever a library for pictures does
             self._events.event("picture", state.step, f"no picture was drawn: {error}")
             return
-        for line in lines:
+        for line in [*lines[:-1], *filter(None, [kept]), *lines[-1:]]:
             self._progress.print_line(line)
 
     def close(self) -> None:

@@ -56,7 +56,8 @@ def prompting_of(folder: Path, model: ModelConfig) -> Prompting:
 
     The separator is the token that the folder calls eos_token, else the usual one of its tokenizer; texts
     have the tokenizer's template, unless a folder that was exported from a run says that its documents had
-    none.
+    none. An export whose tokenizer ends a message with its eos_token has both tokens as ends of what is
+    generated, and the run's separator in config.json.
 
     ValueError, one line, where the folder has no tokenizer, or its tokenizer no such token.
     """
@@ -66,14 +67,20 @@ def prompting_of(folder: Path, model: ModelConfig) -> Prompting:
     tokenizer = loading.given(folder)
     named = folders.read_json(path) if (path := folder / "tokenizer_config.json").is_file() else {}
     begins, ends = (_id_of(named.get(name), tokenizer) for name in ("bos_token", "eos_token"))
-    if ends is None:
-        config = folders.read_config(folder)
-        ends = next((one for one in (config.get("eos_token_id"),) if isinstance(one, int)), None)
+    said = folders.read_config(folder).get("eos_token_id")
+    ends = said if isinstance(said, int) and (ends is None or {said, ends} <= _ends(folder)) else ends
     if ends is None or tokenizer.id_to_token(ends) is None:
         ends = loading.separator_id(tokenizer)
     before, behind = loading.template(tokenizer, ends)
     template = begins in (None, before[0]) if before else bool(behind)
     return Prompting(tokenizer, ends, template)
+
+
+def _ends(folder: Path) -> set[object]:
+    """Return the ids that end what is generated, where generation_config.json has several."""
+    path = folder / "generation_config.json"
+    ends = folders.read_json(path).get("eos_token_id") if path.is_file() else None
+    return set(ends) if isinstance(ends, list) else set()
 
 
 def _id_of(token: object, tokenizer: Tokenizer) -> int | None:

@@ -41,6 +41,12 @@ def test_without_patience_or_metric_a_run_goes_on() -> None:
     assert not Best().add(10, {"held": {"loss": 1.0}}) and not Best().is_over
 
 
+def test_the_end_of_a_run_names_the_best_step_where_the_newest_is_another() -> None:
+    best = seen(Best("f1", "held"), 0.5, 0.4)
+    assert best.kept_at(20).startswith("best held: f1 0.5 after step 10, which is kept: --step 10 of export")
+    assert not best.kept_at(10) and not Best("f1", "held").kept_at(20)
+
+
 def test_what_follows_an_evaluation() -> None:
     over = seen(Best("f1", "held", patience=1), 0.5, 0.4)
     ended = after_evaluation(Decision(Then.GO_ON), over, TrainState(step=20), cfg())

@@ -12,6 +12,7 @@ from trained_runs import make_trained_run
 from trainer.config import reading
 from trainer.export.export import export
 from trainer.first_weights.huggingface_source import HuggingFaceSource
+from trainer.models.decoder.config import DecoderConfig
 from trainer.trained.tokenizer import prompting_of
 
 CONTEXT = 512
@@ -36,7 +37,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stock(cls, config, keys | sizes).save_pretrained(home / "stock")  # type: ignore[operator]
     content = (home / "stock" / "tokenizer.json").read_bytes()
     eos = own.convert_tokens_to_ids("<|endoftext|>")
-    model = replace(HuggingFaceSource(home / "stock").model, init_from=str(home / "stock"))
+    begun = HuggingFaceSource(home / "stock").model
+    assert isinstance(begun, DecoderConfig)
+    model = replace(begun, init_from=str(home / "stock"))
     make_trained_run(home / "run", eos=eos, model=model, tokenizer=content, data={"seq_len": SEQ})
     export(home / "run", home / "out", step=None, dtype="fp32", shard_bytes=10**9)
     return home / "out"
@@ -55,8 +58,9 @@ def test_a_short_training_makes_no_context_shorter(exported: Path, tmp_path: Pat
     """Nor does a run that begins from a run, which began from the folder."""
     assert json.loads((exported / "config.json").read_text())["max_position_embeddings"] == CONTEXT
     first = exported.with_name("run")
-    cfg = reading.load(first)
-    model = replace(cfg.model, init_from=str(first))
+    begun = reading.load(first).model
+    assert isinstance(begun, DecoderConfig)
+    model = replace(begun, init_from=str(first))
     make_trained_run(
         tmp_path / "second",
         model=model,

@@ -6,7 +6,7 @@ of its own that opens the stream and reads a batch of 8 sequences; seconds are t
 TREE: a checkout of an earlier commit, whose code opens the same corpora in turn. There `best_fit` is measured
 up to BEST_FIT_SHARDS shards, for it packs every block.
 
-Writes bench/results/scale-corpora.json.
+Writes bench/results/scale/corpora.json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 TREE = Path(__file__).parents[2]
-RESULTS = TREE / "bench" / "results" / "scale-corpora.json"
+RESULTS = TREE / "bench" / "results" / "scale" / "corpora.json"
 SHARDS = (310, 3_100, 31_000)
 DOCUMENTS, BLOCK = 32_258, 4096
 SEQ_LEN, BATCH = 2048, 8

@@ -85,6 +85,7 @@ def test_killed_and_run_again_is_bit_identical(
     same_result(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_over_and_over_on_two_ranks(corpus: Path, tmp_path: Path) -> None:
     """Kills from outside, both ranks at once, at whatever step they are; then to the end."""
     reference, run = tmp_path / "a", tmp_path / "b"

@@ -158,6 +158,7 @@ def test_a_loader_delivers_the_same_steps_while_a_shard_is_touched(tmp_path: Pat
     assert steps(open_stream(tmp_path / "corpus"), touching=True) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_whose_shard_changes_stops_with_one_line(tmp_path: Path) -> None:
     """The real command: the shards are altered in place, or cut short, while the run reads. Of the altered
     bytes nothing reaches a step: the losses are those of the other run, which could only read whole ones.

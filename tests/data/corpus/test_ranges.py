@@ -112,6 +112,7 @@ def test_what_is_read_again_later_is_checked_again(tmp_path: Path) -> None:
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_run_over_a_bad_line_is_the_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

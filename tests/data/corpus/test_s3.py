@@ -175,6 +175,7 @@ def test_no_credentials_is_one_line(tmp_path: Path, store: Store, monkeypatch: p
         expand(["s3://corpora/x"], Recipe())
 
 
+@pytest.mark.slow
 def test_a_run_reads_s3_as_it_reads_the_disk(tmp_path: Path, store: Store) -> None:
     """By range, and through the cache on two ranks; then `data inspect` and `data verify` of the URL."""
     corpus = prepare_corpus(tmp_path, documents=24)

@@ -24,6 +24,7 @@ from data.stream.loader import Loader
 from trainer.config.run_config import RunConfig
 from trainer.huggingface import choose, peft_format
 from trainer.models.pictures import pictures_of
+from trainer.ranks import Ranks
 from trainer.start.opening import open_stream
 from tuned_tasks import LORA, Setting, Tuned
 
@@ -115,7 +116,7 @@ def _png(pixels: Tensor) -> bytes:
 
 def training_rows(cfg: RunConfig) -> Sequence[Row]:
     """Every row that a run of `cfg` reads, in its order."""
-    stream = open_stream(cfg)
+    stream = open_stream(cfg, Ranks())
     batch = cfg.train.global_batch
     loader = Loader(stream, rank=0, ranks=1, global_batch=batch, micro_batch=batch)
     try:

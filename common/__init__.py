@@ -13,7 +13,8 @@ exit_codes.py           how a process ended, for whoever started it
 standard_error.py       messages, though nobody may be reading them
 printable.py            text made fit for a terminal
 files.py                files that survive a crash whole
-lock.py                 locks between processes
+lock.py                 locks between processes; a folder held by one process
+hosts/                  which file system a folder lies on; leases where its locks do not reach other hosts
 mapped_file.py          local files as memory
 retry.py                attempts with pauses
 programs.py             other programs, run to their end

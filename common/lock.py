@@ -1,4 +1,5 @@
-"""Locks between processes, by flock(2): the kernel frees a lock when its process ends, even by kill -9.
+"""Locks between processes, by flock(2): the kernel frees a lock when its process ends, even by kill -9. A
+folder is held by a lease besides where such a lock would not keep out other hosts (`common.hosts`).
 
 Not the `filelock` package: where a file system lacks flock it falls back to a lock file that a killed process
 leaves behind, it waits by polling, and it cannot name the process that holds the lock.
@@ -15,6 +16,10 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from common.hosts.lease import CACHED_SECONDS, LEASE_SECONDS, Lease
+from common.hosts.mounts import mount_of
+from common.standard_error import write_line
 
 # The error numbers of flock on a file system without locks.
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -64,38 +69,79 @@ class FolderLock:
 
     Of two runs that write to the same logs, each would lose the other's lines.
 
-    unsupported: why there is no lock, where the file system has none; "" where the lock is held.
+    lease: held besides the lock, or in its place, where locks do not hold between hosts; else None.
+    why: what the lease is for, one line; "" without one.
     """
 
-    def __init__(self, descriptor: int, unsupported: str = "") -> None:
+    def __init__(self, descriptor: int, lease: Lease | None = None, why: str = "") -> None:
         self._descriptor = descriptor
-        self.unsupported = unsupported
+        self.lease, self.why = lease, why
 
     @classmethod
     def take(cls, folder: Path, *, patience_seconds: float = 3.0) -> FolderLock:
         """Hold `folder`, which must exist. A run that is ending gets `patience_seconds` to end.
 
+        Where locks do not hold between hosts, a holder on another host is watched for a sign of life: up to
+        `LEASE_SECONDS`, and `CACHED_SECONDS` more where a cache may answer for the file server.
+
         Raises BlockingIOError, naming the process that holds the folder, where it is in use, which passes by
         itself; another OSError where the folder cannot be written.
         """
+        mount = mount_of(folder)
         try:
-            descriptor = take_lock(folder / ".lock", patience_seconds=patience_seconds)
+            descriptor, why = _take_lock_in(folder, patience_seconds)
+            if not why and mount is not None and not mount.locks_reach_other_hosts:
+                why = f"locks of {mount.kind}, as it is mounted at {mount.point}, hold on one host only"
+            if not why:
+                return cls(descriptor)
+            cached = mount is not None and not mount.opens_ask_the_server
+            try:
+                lease = Lease.take(
+                    folder,
+                    patience_seconds=patience_seconds,
+                    silence_seconds=LEASE_SECONDS + CACHED_SECONDS * cached,
+                )
+            except BaseException:
+                _close(descriptor)
+                raise
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"{folder} is in use by {str(error) or 'another process'}: run the same command again when "
                 "that has ended, or give this run another name or run_dir"
             ) from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            return cls(-1, f"{folder}: the filesystem has no locks ({os.strerror(error.errno)})")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        return cls(descriptor)
+        if lease.told:
+            write_line(lease.told)
+        return cls(descriptor, lease, f"{folder}: {why}; held by lease {lease.epoch}")
+
+    def check(self) -> None:
+        """Return where this process still holds the folder. RuntimeError where another one has taken it,
+        OSError where that cannot be read.
+        """
+        if self.lease is not None:
+            self.lease.check()
 
     def release(self) -> None:
         """Free the folder."""
-        if self._descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
-            self._descriptor = -1
+        if self.lease is not None:
+            self.lease.release()
+        _close(self._descriptor)
+        self._descriptor = -1
+
+
+def _take_lock_in(folder: Path, patience_seconds: float) -> tuple[int, str]:
+    """Return the descriptor of the folder's lock; -1, and why, where the file system has no locks."""
+    try:
+        descriptor = take_lock(folder / ".lock", patience_seconds=patience_seconds)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return -1, f"the file system has no locks ({os.strerror(error.errno)})"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor, ""
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

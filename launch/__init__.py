@@ -9,7 +9,6 @@ job.py         what is to be run: config, overrides, number of ranks; nothing is
 checks.py      what is checked of a job before a rank starts
 options.py     arguments that several commands share
 tables.py      tables for people, JSON for scripts
-mounts.py      which file system a folder lies on
 quickstart.py  `make quickstart`
 recipe_help.py the help of `germinal prepare`'s settings
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.hosts.mounts import mount_of
 from launch.cluster import script, slurm
 from launch.cluster.cluster import Cluster
-from launch.mounts import mount_of
 
 # File systems that other machines do not see.
 LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "apfs", "hfs")

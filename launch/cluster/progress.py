@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from common.hosts import lease_file
 from launch.cluster import lines, submission
 from trainer.folder import run_folder
 from trainer.record.events import ENDED_EARLY
@@ -168,7 +169,10 @@ def _steps(folder: Path, submitted: Path | None) -> int | None:
 
 
 def holder(folder: Path) -> str:
-    """Return the process that holds the run folder now, "" where none does. Waits for nobody."""
+    """Return the process that holds the run folder now, "" where none does. Waits for nobody.
+
+    A lease counts too (`common.hosts.lease`): where there is one, a lock may be another host's.
+    """
     try:
         descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -178,7 +182,7 @@ def holder(folder: Path) -> str:
     except BlockingIOError:
         return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
     except OSError:  # a file system without locks
-        return ""
+        pass
     finally:
         os.close(descriptor)
-    return ""
+    return lease_file.holder(folder)

@@ -1,7 +1,5 @@
 """Who may write to a run folder, and leaving before there is anything to write."""
 
-import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -30,16 +28,6 @@ def test_the_kernel_frees_what_a_killed_run_held(tmp_path: Path) -> None:
             FolderLock.take(tmp_path, patience_seconds=0.0)
         other.kill()
         FolderLock.take(tmp_path).release()  # within its patience: no need to wait for the death
-
-
-def test_a_filesystem_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(descriptor: int, how: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, "no")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    lock = FolderLock.take(tmp_path)
-    assert "has no locks" in lock.unsupported
-    lock.release()
 
 
 def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Fencing: of two starts of one run, only the later may write.
 
-The folder's lock (`common.lock`) belongs to rank 0 alone, and not every shared filesystem has locks. A rank
-that was left behind, by a launcher or a rank 0 that died, must not write into the run of its successor. So
-every start takes the next epoch: its mark replaces the one in the run folder's `.epoch`. Every writer of the
-run checks that the mark is still its own before each append and each rename.
+The folder's lock (`common.lock`) belongs to rank 0 alone. A rank that was left behind, by a launcher or a
+rank 0 that died, must not write into the run of its successor. So every start takes the next epoch: its mark
+replaces the one in the run folder's `.epoch`. Every writer of the run checks that the mark is still its own
+before each append and each rename.
 
 What is promised: a process that has not yet checked when the next epoch is taken writes nothing more. A
 process that stood still between its check and its write, some microseconds later, makes that one write: into
@@ -43,12 +43,17 @@ class Fence:
         self._folder = folder
         self._path = str(folder / EPOCH)
         self._mark = b""
+        self._lock: Guard = unfenced
         self.epoch = 0
 
-    def take(self) -> str:
-        """Begin the next epoch, durably; return its mark. Only for the holder of the folder's lock."""
+    def take(self, lock: Guard = unfenced) -> str:
+        """Begin the next epoch, durably; return its mark. Only for the holder of the folder's lock.
+
+        lock: raises where the folder's lock was lost since; checked with the mark, on this rank.
+        """
+        self._lock = lock
         mark = f"{_epoch(self._read()) + 1} {secrets.token_hex(8)} process {os.getpid()} on {_host()}\n"
-        write_atomically(Path(self._path), mark.encode())
+        write_atomically(Path(self._path), mark.encode(), guard=lock)
         self.join(mark)
         return mark
 
@@ -66,6 +71,7 @@ class Fence:
         yet.
         """
         if (found := self._read()) == self._mark != b"":
+            self._lock()
             return
         if not self._mark:
             raise RuntimeError(f"{self._folder} is not held by this start of the run yet")

@@ -44,7 +44,7 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
             raise ValueError(explained(error, cfg.folder)) from error
         lock = FolderLock.take(cfg.folder)
         stack.callback(lock.release)
-        mark = fence.take()
+        mark = fence.take(lock.check)
         # Of a process that was killed while it wrote a file anew.
         for draft in (*cfg.folder.glob(".tmp-*"), *(cfg.folder / run_folder.CONFIGS).glob(".tmp-*")):
             draft.unlink()
@@ -56,8 +56,8 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
         torn = [name for name in (EVENTS, "samples.jsonl") if drop_torn_tail(cfg.folder / name)]
     for name in torn:
         _record(cfg, fence, "clean", f"{name}: dropped its last line, which was cut short")
-    if lock.unsupported:
-        _record(cfg, fence, "lock", f"{lock.unsupported}: do not start this run twice at once")
+    if lock.lease is not None:
+        _record(cfg, fence, "lock", "; ".join(filter(None, (lock.why, lock.lease.told))))
     return mark
 
 

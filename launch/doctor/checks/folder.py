@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.hosts.mounts import mount_of
 from launch.doctor.check import Circumstances
 from launch.doctor.checks import folder_work
 from launch.doctor.finding import Finding, Level, error, note, ok, one_line, warning
-from launch.mounts import mount_of
 from launch.tables import size
 
 GIB = 1 << 30

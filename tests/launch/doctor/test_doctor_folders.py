@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common.hosts.mounts import Mount
 from launch.doctor.check import Circumstances
 from launch.doctor.checks import folder, folder_work, slurm
 from launch.doctor.finding import Finding, Level
-from launch.mounts import Mount
 
 ALONE = Circumstances((), {})
 

@@ -81,13 +81,12 @@ def kind(there: Path) -> Iterator[Finding]:
     if why := PASSING.get(mount.kind):
         yield warning("folder.kind", f"{there} is on {mount.kind}: {why}", "put runs and corpora on a disk")
         return
-    if mount.kind.startswith("nfs") and {"nolock", "local_lock=all", "local_lock=flock"} & set(mount.options):
-        text = f"{there} is on NFS with locks that hold on this node only ({mount.point})"
+    if not mount.locks_reach_other_hosts:
+        text = f"{there} is on {mount.kind} with locks that hold on this node only ({mount.point})"
         yield note(
             "folder.kind",
             text,
-            "mount it without nolock and local_lock; until then start a run on one node "
-            "at a time: the epoch file ends the older of two starts",
+            f"NFS: mount it without nolock and local_lock, Lustre with flock; {folder_work.LEASE}",
         )
     else:
         yield ok(

@@ -20,7 +20,7 @@ APPENDS = 300
 REPLACEMENTS = 300
 BYTES_A_PARAMETER = 12  # of a checkpoint: fp32 weights and AdamW's two moments
 
-EPOCH = "the epoch file (docs/stopping.md) ends the older of two starts all the same"
+LEASE = "until then a lease keeps a second start out (docs/stopping.md): after a host was lost, half a minute"
 
 
 def check(place: Path, told: Path, *, has_room: bool) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ def locks(place: Path, told: Path) -> Iterator[Finding]:
         held = take_lock(place / "lock", patience_seconds=0)
     except OSError as problem:
         text = f"{told}: the file system has no locks ({problem.strerror})"
-        yield warning("folder.lock", text, f"never start one run twice at the same time; {EPOCH}")
+        yield warning("folder.lock", text, f"choose a file system with locks; {LEASE}")
         return
     try:
         refused = in_another_process(lambda: _is_refused(place / "lock"))
@@ -94,7 +94,7 @@ def locks(place: Path, told: Path) -> Iterator[Finding]:
         yield ok("folder.lock", f"{told}: a lock keeps a second process out")
     else:
         text = f"{told}: a second process got a lock that another one held"
-        yield warning("folder.lock", text, f"never start one run twice at the same time; {EPOCH}")
+        yield warning("folder.lock", text, f"choose a file system with locks; {LEASE}")
 
 
 def _is_refused(path: Path) -> bool:

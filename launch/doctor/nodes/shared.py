@@ -17,7 +17,7 @@ from common.files import write_durably
 from common.lock import take_lock
 from launch.doctor.apart import end_with_parent
 from launch.doctor.checks.folder import PREFIX, remove
-from launch.doctor.checks.folder_work import APPENDS, EPOCH, append_lines, count_lines
+from launch.doctor.checks.folder_work import APPENDS, LEASE, append_lines, count_lines
 from launch.doctor.finding import Finding, error, ok, warning
 
 POLL_SECONDS = 0.01
@@ -126,10 +126,10 @@ def try_lock(at: Place) -> Iterator[Finding]:
         return
     except OSError as problem:
         text = f"{at.folder}: no lock between nodes: {problem.strerror}"
-        yield warning("folder.shared_lock", text, f"never start one run twice at the same time; {EPOCH}")
+        yield warning("folder.shared_lock", text, f"choose a file system with locks; {LEASE}")
         return
     text = f"{at.folder}: this node got a lock that {at.first} held: locks hold on one node only"
-    remedy = f"mount it with locks for all nodes (Lustre: flock; NFS: not nolock, not local_lock); {EPOCH}"
+    remedy = f"mount it with locks for all nodes (Lustre: flock; NFS: not nolock, not local_lock); {LEASE}"
     yield warning("folder.shared_lock", text, remedy)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nfs import Machine, Network, network
+from nfs import WITHOUT_LOCKS, Machine, Network, network
 from whole_runs import records, whole_steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-ROOT = Path(__file__).parents[3]
+ROOT, PROGRAMS = Path(__file__).parents[3], Path(sys.executable).parent
 
 
 @pytest.fixture
@@ -139,8 +139,10 @@ train: {{steps: 24, global_batch: 16, micro_batch: 8, precision: fp32, log_every
 checkpoint: {{every: 3, keep: 20}}
 track: {{tools: [jsonl]}}
 """
+ENVIRONMENT = f"""
+export OMP_NUM_THREADS=1 PYTHONPATH={ROOT} HOME=/run/home TMPDIR=/run PATH={PROGRAMS}:$PATH
+"""
 RANK = """
-export OMP_NUM_THREADS=1 PYTHONPATH={root} HOME=/run/home TMPDIR=/run PATH={programs}:$PATH
 export RANK={rank} WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR={first} MASTER_PORT=29777
 germinal rank {config} 2>&1 | cat
 """
@@ -148,12 +150,7 @@ germinal rank {config} 2>&1 | cat
 
 def test_a_server_that_is_away_twice_during_a_run_leaves_no_trace(net: Network) -> None:
     """Two machines, a rank each; a checkpoint every third step."""
-    corpus, programs = net.folder / "corpus", Path(sys.executable).parent
-    subprocess.run(
-        [programs / "germinal", "prepare", "embedded:proteins", "--out", corpus],
-        check=True,
-        capture_output=True,
-    )
+    corpus = prepare(net)
     there, here = net.folder / "there.yaml", net.folder / "here.yaml"
     there.write_text(RUN.format(run="/run/nfs/runs/run", corpus=corpus))
     here.write_text(RUN.format(run=net.folder / "run", corpus=corpus))
@@ -161,8 +158,8 @@ def test_a_server_that_is_away_twice_during_a_run_leaves_no_trace(net: Network) 
     run = net.export / "runs/run"
     machines = [net.machine("one"), net.machine("two")]
     for rank, machine in enumerate(machines):
-        script = RANK.format(root=ROOT, programs=programs, rank=rank, first=machines[0].address, config=there)
-        machine.start(script, memory="3G")
+        script = RANK.format(rank=rank, first=machines[0].address, config=there)
+        machine.start(ENVIRONMENT + script, memory="3G")
     for step in (4, 11):
         until(lambda step=step: whole_steps(run / "metrics.jsonl") >= step, machines[0])
         net.stop_serving()
@@ -170,7 +167,7 @@ def test_a_server_that_is_away_twice_during_a_run_leaves_no_trace(net: Network) 
         net.serve()
     for machine in machines:
         assert "exit 0" in machine.await_end(600), machine.said[-3000:]
-    subprocess.run([programs / "germinal", "train", here, "--nproc", "2"], check=True, capture_output=True)
+    subprocess.run([PROGRAMS / "germinal", "train", here, "--nproc", "2"], check=True, capture_output=True)
     for one, other in zip(
         records(run / "metrics.jsonl"), records(net.folder / "run/metrics.jsonl"), strict=True
     ):
@@ -185,6 +182,47 @@ def test_a_server_that_is_away_twice_during_a_run_leaves_no_trace(net: Network) 
         for file in folder.glob("*.safetensors"):
             expected = net.folder / "run/checkpoints" / folder.name / file.name
             assert file.read_bytes() == expected.read_bytes(), file
+
+
+def prepare(net: Network) -> Path:
+    corpus = net.folder / "corpus"
+    command = [PROGRAMS / "germinal", "prepare", "embedded:proteins", "--out", corpus]
+    subprocess.run(command, check=True, capture_output=True)
+    return corpus
+
+
+SECOND = """
+attempt() {{ {{ germinal rank {config} "$@" 2>&1; echo "code $?"; }} | cat; }}
+attempt
+until [ -s {folder}/steps ]; do sleep 0.1; done
+attempt train.steps=$(cat {folder}/steps)
+"""
+
+
+def test_without_locks_between_machines_a_run_is_one_machines_until_its_power_goes(net: Network) -> None:
+    corpus, config = prepare(net), net.folder / "there.yaml"
+    config.write_text(RUN.format(run="/run/nfs/run", corpus=corpus).replace("steps: 24", "steps: 100000"))
+    run = net.export / "run"
+    one, two = net.machine("one"), net.machine("two")
+    alone = f"{ENVIRONMENT}\ngerminal rank {config} 2>&1 | cat\n"
+    one.start(alone, memory="3G", mount=WITHOUT_LOCKS)
+    until(lambda: whole_steps(run / "metrics.jsonl") >= 1, one)
+    second = ENVIRONMENT + SECOND.format(config=config, folder=net.folder)
+    two.start(second, memory="3G", mount=WITHOUT_LOCKS)
+    two.await_words("code 75", 300)
+    assert "error: /run/nfs/run is in use by process " in two.said and " on one: run the same" in two.said
+    before = whole_steps(run / "metrics.jsonl")
+    until(lambda: whole_steps(run / "metrics.jsonl") >= before + 4, one)
+    one.lose()
+    steps = whole_steps(run / "metrics.jsonl") + 6
+    (net.folder / "steps").write_text(str(steps))
+    said = two.await_end(400)
+    assert "on one gave no sign of life in 3" in said and said.count("code 0") == 1, said[-3000:]
+    assert [record["step"] for record in records(run / "metrics.jsonl")] == list(range(1, steps + 1))
+    assert sorted(file.name for file in run.glob(".lease-*")) == [".lease-2"]
+    (lock, taken) = (event for event in records(run / "events.jsonl") if event["kind"] == "lock")
+    assert "hold on one host only; held by lease 1" in lock["reason"]
+    assert "held by lease 2; process " in taken["reason"]
 
 
 def until(there: Callable[[], bool], machine: Machine, seconds: float = 600) -> None:

@@ -1,12 +1,9 @@
 """A folder held by a lease: hosts are played by owners of other names, processes of kernels elsewhere."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -16,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from common.hosts import lease, mounts
+from common.hosts import lease
 from common.hosts.lease import Lease
 from common.hosts.lease_file import Owner, holder
-from common.lock import FolderLock
 
 SECONDS = 0.6
 A, B, C = (Owner(f"n{number}", 7, f"kernel {number}", 5) for number in (1, 2, 3))
@@ -126,6 +122,48 @@ def test_of_many_that_want_a_dead_hosts_folder_one_gets_it(run: Path) -> None:
     assert files(run) == [f".lease-{last.epoch}"] and len(got) == 8
 
 
+def test_of_two_that_have_both_seen_the_folder_free_one_gets_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(run, A).release()
+    both, create = threading.Barrier(2), Lease._create
+    got: list[object] = []
+
+    def together(self: Lease) -> int:
+        if self.epoch == 2:
+            both.wait(60)
+        return create(self)
+
+    def want(owner: Owner) -> None:
+        try:
+            got.append(take(run, owner).epoch)
+        except BlockingIOError as error:
+            got.append(str(error))
+
+    monkeypatch.setattr(Lease, "_create", together)
+    threads = [threading.Thread(target=want, args=(owner,)) for owner in (B, C)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got.count(2) == 1, got
+
+
+def test_a_number_that_was_given_twice_is_told_by_its_mark(run: Path) -> None:
+    """Somebody has removed the files of the lease."""
+    first = take(run, A)
+    freeze(first)
+    (run / ".lease-1").unlink()
+    second = take(run, B)
+    assert first.epoch == second.epoch
+    wake(first)
+    first._renewed -= 2 * SECONDS
+    with pytest.raises(RuntimeError, match="taken over"):
+        first.check()
+    second._renewed -= 2 * SECONDS
+    second.check()
+
+
 def test_one_that_slept_between_looking_and_taking_gives_way(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,116 +222,6 @@ def test_a_damaged_lease_is_waited_for_like_any_other(run: Path, content: bytes)
     assert held.epoch == 7 and "gave no sign of life" in held.told
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from common import lock
-from common.hosts import lease, mounts
-from trainer.folder.fence import Fence
-mounts.MOUNTS = Path(sys.argv[2])
-lease.LEASE_SECONDS = lock.LEASE_SECONDS = float(sys.argv[3])
-take = lease.Lease.take
-lease.Lease.take = lambda folder, **named: take(folder, **named, seconds=lease.LEASE_SECONDS)
-run = Path(sys.argv[1])
-if len(sys.argv) > 4:  # as another kernel
-    from common.hosts import lease_file
-    lease.this_process = lambda: lease_file.Owner(sys.argv[4], 7, sys.argv[4], 1)
-try:
-    held = lock.FolderLock.take(run, patience_seconds=0.0)
-except OSError as error:
-    sys.exit(str(error))
-fence = Fence(run)
-fence.take(held.check)
-print("held", held.lease and held.lease.epoch, held.why, flush=True)
-for line in sys.stdin:
-    try:
-        fence.check()
-        (run / "written").write_text(line)
-        print("wrote", flush=True)
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
-"""
-
-
-class Holder:
-    """A process that holds `folder`, and writes a file there at every line that it is sent."""
-
-    def __init__(self, folder: Path, *, seconds: float = 1.0, host: str = "", mountinfo: Path) -> None:
-        words = [
-            sys.executable,
-            "-S",
-            "-c",
-            HOLD,
-            str(folder),
-            str(mountinfo),
-            str(seconds),
-            *filter(None, [host]),
-        ]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-        )
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def write(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("x\n")
-
-    def end(self) -> str:
-        return self.process.communicate(timeout=60)[1]
-
-
-@pytest.fixture
-def local_locks(tmp_path: Path) -> Path:
-    """The mounts of a host that has the test's folder from Lustre, with locks of its own."""
-    file = tmp_path / "mountinfo"
-    file.write_text(f"65 22 0:55 / {tmp_path} rw - lustre 10.0.0.1@o2ib:/scratch rw,localflock\n")
-    return file
-
-
-def test_the_same_host_needs_no_waiting_after_a_kill(tmp_path: Path, local_locks: Path) -> None:
-    (run := tmp_path / "run").mkdir()
-    first = Holder(run, mountinfo=local_locks, seconds=600)
-    why = f"locks of lustre, as it is mounted at {tmp_path}, hold on one host only"
-    assert first.line() == f"held 1 {run}: {why}; held by lease 1\n"
-    assert f"{run} is in use by process {first.process.pid} on" in Holder(run, mountinfo=local_locks).end()
-    first.process.kill()
-    first.process.wait()
-    second = Holder(run, mountinfo=local_locks, seconds=600)
-    assert second.line().startswith("held 2 ")
-    second.process.kill()
-    second.process.communicate()
-
-
-def test_a_holder_that_was_stopped_beyond_its_lease_writes_nothing_and_says_so(
-    tmp_path: Path, local_locks: Path
-) -> None:
-    """Stopped as a machine that is cut off; the other host has no flock in common with it."""
-    (run := tmp_path / "run").mkdir()
-    first = Holder(run, mountinfo=local_locks, host="n1")
-    assert first.line().startswith("held 1 ")
-    first.write()
-    assert first.line() == "wrote\n"
-    (run / "written").unlink()
-    first.process.send_signal(signal.SIGSTOP)
-    (run / ".lock").unlink()  # the other host's kernel knows nothing of this one's lock
-    second = Holder(run, mountinfo=local_locks, host="n2")
-    assert second.line().startswith("held 2 ")
-    first.write()
-    first.process.send_signal(signal.SIGCONT)
-    said = first.end()
-    assert said.startswith(f"error: {run} was taken over by ") and said.count("\n") == 1, said
-    assert not (run / "written").exists()
-    second.write()
-    assert second.line() == "wrote\n"
-    said = second.end()
-    assert re.fullmatch(
-        rf"process 7 on n1 gave no sign of life in \d+ s of waiting, and has lost {run}\n", said
-    )
-
-
 POINTS = {
     "after the file was made": "lease.write_all = lambda *rest: os._exit(9)",
     "before it clears up": "lease.epochs_in = lambda folder: os._exit(9)",
@@ -310,47 +238,6 @@ def test_killed_at_each_point_the_next_one_has_the_folder_after_a_lease(run: Pat
     third = take(run, C)
     assert third.epoch == 3 and files(run) == [".lease-3"]
     third.check()
-
-
-def test_no_lease_where_locks_hold(tmp_path: Path) -> None:
-    held = FolderLock.take(tmp_path)
-    held.check()
-    assert held.lease is None and held.why == "" and sorted(os.listdir(tmp_path)) == [".lock"]
-    held.release()
-
-
-def test_a_lease_takes_the_place_of_locks_that_there_are_not(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(descriptor: int, how: int) -> None:
-        raise OSError(errno.ENOLCK, "no")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    held = FolderLock.take(run)
-    assert held.lease is not None and "the file system has no locks (No locks available)" in held.why
-    with pytest.raises(BlockingIOError, match=rf"{run} is in use by process {os.getpid()} on"):
-        FolderLock.take(run, patience_seconds=0.0)
-    assert holder(run).startswith(f"process {os.getpid()} on")
-    held.release()
-    FolderLock.take(run).release()
-
-
-@pytest.mark.parametrize(("options", "seconds"), [("rw,local_lock=all", 30), ("rw,nocto,local_lock=all", 90)])
-def test_caches_are_waited_for(
-    options: str, seconds: int, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (run / "mountinfo").write_text(f"65 22 0:55 / {run} rw - nfs server:/home {options}\n")
-    monkeypatch.setattr(mounts, "MOUNTS", run / "mountinfo")
-    asked: list[float] = []
-    take_lease = Lease.take
-
-    def noted(folder: Path, *, silence_seconds: float, **rest: float) -> Lease:
-        asked.append(silence_seconds)
-        return take_lease(folder, silence_seconds=silence_seconds, **rest)
-
-    monkeypatch.setattr(Lease, "take", noted)
-    FolderLock.take(run).release()
-    assert asked == [seconds]
 
 
 def test_a_lease_of_long_ago_is_shown_as_nobodys(run: Path) -> None:

@@ -23,11 +23,16 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("linux.uml", "ganesha.nfsd", "ip", "mount.nfs4", "modprobe")
+PROGRAMS = ("linux.uml", "ganesha.nfsd", "rpcbind", "ip", "mount.nfs4", "modprobe")
 SERVER = "10.98.0.1"
+WITH_LOCKS = "vers=4.2"
+# Its flock(2) is the machine's own. (NFS 4 has no such option: nfs(5).)
+WITHOUT_LOCKS = "vers=3,nolock,proto=tcp,port=2049,mountproto=tcp,mountport=20048"
 LEASE_SECONDS = 10  # in which a client that says nothing keeps its locks
 GANESHA = """
-NFS_CORE_PARAM {{ Protocols = 4; Enable_NLM = false; Enable_RQUOTA = false; }}
+NFS_CORE_PARAM {{
+    Protocols = 3, 4; MNT_Port = 20048; mount_path_pseudo = true; Enable_NLM = false; Enable_RQUOTA = false;
+}}
 NFSv4 {{
     Grace_Period = 5; Lease_Lifetime = {lease}; Minor_Versions = 1, 2;
     RecoveryBackend = fs; RecoveryRoot = {recovery};
@@ -45,8 +50,8 @@ hostname $NODE
 ip link set lo up; ip addr add $ADDRESS/24 dev eth0; ip link set eth0 up
 mkdir -p /run/modules/lib/modules /run/nfs /run/home
 ln -s /usr/lib/uml/modules/$(uname -r) /run/modules/lib/modules/$(uname -r)
-modprobe -d /run/modules nfsv4
-mount -t nfs4 -o vers=4.2,hard,timeo=50,actimeo=60 {server}:/export /run/nfs
+modprobe -d /run/modules nfsv4; modprobe -d /run/modules nfsv3
+mount -t nfs -o $MOUNT,hard,timeo=50,actimeo=60 {server}:/export /run/nfs || echo "no mount"
 cd /run
 sh $SCRIPT
 echo "exit $?"
@@ -65,7 +70,7 @@ class Machine:
         network.run("ip", "tuntap", "add", "dev", f"tap{number}", "mode", "tap")
         network.run("ip", "link", "set", f"tap{number}", "master", "bridge", "up")
 
-    def start(self, script: str, *, memory: str = "1G") -> "Machine":
+    def start(self, script: str, *, memory: str = "1G", mount: str = WITH_LOCKS) -> "Machine":
         """Boot, mount the export, run the script."""
         file = self._network.folder / f"{self.name}.sh"
         file.write_text(script)
@@ -75,7 +80,7 @@ class Machine:
                     *self._network.enter, "linux.uml", f"mem={memory}", "root=/dev/root", "rootfstype=hostfs",
                     "rootflags=/", "rw", f"init={self._network.init}", "quiet", "con=null", "con0=fd:0,fd:1",
                     f"eth0=tuntap,tap{self._number},02:00:00:00:00:{self._number:02x}", f"NODE={self.name}",
-                    f"ADDRESS={self.address}", f"SCRIPT={file}", "TERM=linux",
+                    f"MOUNT={mount}", f"ADDRESS={self.address}", f"SCRIPT={file}", "TERM=linux",
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 cwd=self._network.folder,
@@ -133,6 +138,13 @@ class Network:
         self.run("ip", "link", "add", "bridge", "type", "bridge")
         self.run("ip", "addr", "add", f"{SERVER}/24", "dev", "bridge")
         self.run("ip", "link", "set", "bridge", "up")
+        # NFS 3 needs it. Its files in /run are its own, or it would get in the way of this machine's.
+        hidden = ("unshare", "--mount", "sh", "-c", "mount -t tmpfs none /run && exec rpcbind -f")
+        self._rpcbind = subprocess.Popen([*self.enter, *hidden])
+        until, ask = time.monotonic() + 60, [*self.enter, "rpcinfo", "-p", "127.0.0.1"]
+        while subprocess.run(ask, capture_output=True, check=False).returncode:
+            assert time.monotonic() < until and self._rpcbind.poll() is None
+            time.sleep(0.1)
 
     def run(self, *command: str) -> None:
         subprocess.run([*self.enter, *command], check=True)
@@ -166,6 +178,8 @@ class Network:
         for machine in self._machines:
             machine.lose()
         self.stop_serving()
+        self._rpcbind.kill()
+        self._rpcbind.wait()
         subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 

@@ -46,6 +46,8 @@ def test_kinds_of_file_systems_are_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert level("overlay", "rw,lowerdir=/a") == {"folder.kind": Level.WARNING}
     assert level("nfs4", "rw,vers=4.2,hard") == {}
     assert level("nfs", "rw,vers=3,nolock") == {"folder.kind": Level.NOTE}
+    assert level("lustre", "rw,flock") == {}
+    assert level("lustre", "rw,localflock") == {"folder.kind": Level.NOTE}
     assert [f.same for f in folder.kind(tmp_path)] == [{}]
     assert list(folder.kind(tmp_path / "elsewhere")) == []  # the system does not tell
 

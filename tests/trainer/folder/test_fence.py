@@ -162,3 +162,22 @@ def test_a_start_says_which_it_is(tmp_path: Path) -> None:
         fence = Fence(tmp_path)
         assert re.fullmatch(rf"{number} [0-9a-f]{{16}} process \d+ on \S+\n", fence.take())
         assert json.loads(str(fence.epoch)) == number
+
+
+def test_a_start_whose_lock_was_lost_writes_nothing_more(tmp_path: Path) -> None:
+    """A lease that another host has taken, which has not begun its own epoch yet."""
+    lost = ""
+
+    def lock() -> None:
+        if lost:
+            raise RuntimeError(lost)
+
+    fence = Fence(tmp_path)
+    mark = fence.take(lock)
+    fence.check()
+    lost = f"{tmp_path} was taken over by process 7 on n2"
+    with pytest.raises(RuntimeError, match="by process 7 on n2"):
+        fence.check()
+    with pytest.raises(RuntimeError, match="by process 7 on n2"):
+        fence.take(lock)
+    assert (tmp_path / EPOCH).read_text() == mark and os.listdir(tmp_path) == [EPOCH]

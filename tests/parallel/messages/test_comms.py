@@ -62,7 +62,7 @@ def test_one_blocking_scalar_collective_a_step(ranks: Any, world: int, parallel:
     """Besides it there are gathers, scatters and sends; an axis that spans the world shares its group."""
     for found, _ in ranks(world).run(traffic, parallel, 1):
         (packed,) = [entry for (_, kind), entry in found.items() if kind == "all-reduce"]
-        # Loss, count, count without weights of classes, squares, who was asked to stop, who has news: float64.
+        # Loss, count, count without classes' weights, squares, who was asked to stop, who has news: float64.
         assert packed == Traffic(calls=1, sent_bytes=2 * 6 * 8 * (world - 1) / world)
 
 

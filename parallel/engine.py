@@ -90,7 +90,9 @@ class Chunk:
     offset: of the block in the global tensor.
     owned: this rank saves the block. Exactly one rank owns each block.
     cuts: for each dim, into how many parts the global tensor is cut, the outermost cut first, each by
-        torch.chunk's rule: (8, 64) is 8 parts and each of these in 64. Empty: no such rule, or whole.
+        torch.chunk's rule: (8, 64) is 8 parts and each of these in 64. Of one dim where the tensor has
+        others: so is the flattened tensor cut, and the block is one of those of a part (`layout.flat`).
+        Empty: no such rule, or whole.
     """
 
     name: str

@@ -1,18 +1,23 @@
-"""What a checkpoint costs rank 0 and another rank besides its tensors' bytes, for 8 to 1,024 ranks.
+"""What a checkpoint costs rank 0 and another rank besides its tensors' bytes, for 8 to 16,384 ranks.
 
 `python bench/scale/checkpoint.py [--ranks N,N,…]`: the weights and moments of a 7B decoder (873 tensors) over
 ZeRO shards. The ranks hold no weights: each describes its pieces as a save does and posts its part as a note
-in a folder, and rank 0 joins the parts. Timed by CPU time:
+in a folder, and rank 0 joins the parts. CPU seconds, and bytes written or read:
 
     part     a rank describes what it wrote, and posts that
     merge    rank 0 reads all parts, joins them, checks that they tile every tensor, and encodes the manifest
     read     a rank reads the manifest, and finds the pieces that it needs
-    listed   the same three where every piece is listed one by one, as in version 1 of the manifest
+    share    a rank finds which files it reads again; rank 0 also reads the other ranks' answers
+    peak     memory at its highest while the manifest is read, in bytes
 
-`notes` are the bytes that rank 0 reads, `manifest` those that each rank reads, `shares` rank 0's part of a
-verification divided by the mean of all ranks, in bytes, and `looks` how often a second all ranks together
-look for a note while they wait for a commit. The last row has the exponents of the power law from the first
-number of ranks to the last. Writes bench/results/scale/checkpoint.json.
+`rows`: pieces are rows, as FSDP cuts. `flat`: pieces are parts of flattened tensors, as DeepSpeed's ZeRO-3
+cuts. `listed`: every piece is listed one by one, as in version 1 of the manifest.
+
+`shares` is rank 0's part of a verification divided by the mean of all ranks, in bytes, and `looks` how often
+a second all ranks together look for a note while they wait for a commit. Of the ranks that hold pieces of the
+same tensors one describes them; the others' notes differ by their numbers. The last columns have exponents of
+the power law from the first number of ranks to 1,024, and from there to the last. Writes
+bench/results/scale/checkpoint.json.
 """
 
 import argparse
@@ -20,7 +25,9 @@ import json
 import math
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +35,7 @@ from typing import Any
 import orjson
 import torch
 
+from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.engine import Chunk
 from parallel.layout.cuts import shard_rows
 from trainer.checkpoint.loading import share_of
@@ -39,14 +47,15 @@ from trainer.checkpoint.store import described
 
 RESULTS = Path(__file__).parents[1] / "results/scale/checkpoint.json"
 LAYERS, HIDDEN, FFN, VOCAB = 32, 4096, 11008, 32000
-MOST_LISTED = 64  # ranks whose pieces are listed one by one, for the comparison
-COLUMNS = ("part", "merge", "read", "listed", "notes", "manifest", "shares", "looks")
+KINDS = ("rows", "flat", "listed")
+MOST_LISTED = 256  # ranks whose pieces are listed one by one, for the comparison
+KNEE = 1024  # ranks: exponents are given up to here, and from here on
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name → shape of each tensor of the checkpoint."""
     square, wide = (HIDDEN, HIDDEN), (FFN, HIDDEN)
-    layer = {**dict.fromkeys("qkvo", square), "gate": wide, "up": wide, "down": (HIDDEN, FFN)}
+    layer: dict[str, tuple[int, ...]] = {**dict.fromkeys("qkvo", square), "gate": wide, "up": wide, "down": (HIDDEN, FFN)}
     layer |= {"norm_1": (HIDDEN,), "norm_2": (HIDDEN,)}
     model = {f"blocks.{number}.{name}": shape for number in range(LAYERS) for name, shape in layer.items()}
     model |= {"embedding": (VOCAB, HIDDEN), "head": (VOCAB, HIDDEN), "norm": (HIDDEN,)}
@@ -54,28 +63,51 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return {f"{kind}.{name}": shape for kind in kinds for name, shape in model.items()}
 
 
-def chunks_of(rank: int, ranks: int, *, listed: bool) -> list[Chunk]:
-    """The rank's shards, without memory."""
-    found = []
-    all_shapes = shapes()
-    for name, shape in all_shapes.items():
+def chunks_of(rank: int, ranks: int, kind: str) -> list[Chunk]:
+    """The rank's shards, without memory. kind: one of KINDS."""
+    found: list[Chunk] = []
+    for name, shape in shapes().items():
+        if kind == "flat":
+            start, length = shard_rows(math.prod(shape), rank, ranks)
+            flat = torch.empty(length, device="meta")
+            found += MasterSlice(name, shape, start, flat, {}, owned=True, cuts=((ranks,),)).chunks()
+            continue
         start, rows = shard_rows(shape[0], rank, ranks)
-        parts = () if listed else ((ranks,), *((1,),) * (len(shape) - 1))
-        tensor = torch.empty((rows, *shape[1:]), device="meta")
-        offset = (start, *(0,) * (len(shape) - 1))
-        found.append(Chunk(name, tensor, shape, offset, True, parts))
+        if rows:
+            parts = ((ranks,), *((1,),) * (len(shape) - 1)) if kind == "rows" else ()
+            tensor = torch.empty((rows, *shape[1:]), device="meta")
+            found.append(Chunk(name, tensor, shape, (start, *(0,) * (len(shape) - 1)), True, parts))
     return found
 
 
-def post(board: FolderBoard, rank: int, chunks: Sequence[Chunk]) -> None:
-    """What `Attempt.publish` does; the file's size is that of the tensors."""
+def part_of(rank: int, chunks: Sequence[Chunk]) -> Part:
+    """What `store.write_part` returns; the file's size is that of the tensors."""
     name = f"rank-{rank:05d}.safetensors"
     size = sum(4 * chunk.tensor.numel() for chunk in chunks)
-    part = described(rank, [name], [chunks], {name: FileEntry(size, f"{rank:032x}")})
+    return described(rank, [name], [chunks], {name: FileEntry(size, f"{rank:032x}")})
+
+
+def stand_in(part: Part, rank: int) -> Part:
+    """The part of another rank that holds pieces of the same tensors."""
+    entries = {f"rank-{rank:05d}.safetensors": entry for entry in part.files.values()}
+    return replace(
+        part,
+        files=entries,
+        shares=tuple(replace(share, rank=rank, number=rank) for share in part.shares),
+    )
+
+
+def post(board: FolderBoard, rank: int, part: Part) -> int:
+    """What `Attempt.publish` does; return the bytes."""
+    written = 0
     for share in part.shares:
         if board.missing([f"table-{share.digest}"]) and board.claim(f"table-{share.digest}"):
-            board.post(f"table-{share.digest}", encode_table(share.table))
-    board.post(f"part-{rank:05d}", orjson.dumps(part.to_json()))
+            table = encode_table(share.table)
+            board.post(f"table-{share.digest}", table)
+            written += len(table)
+    note = orjson.dumps(part.to_json())
+    board.post(f"part-{rank:05d}", note)
+    return written + len(note)
 
 
 def join(board: FolderBoard, ranks: int) -> bytes:
@@ -90,75 +122,123 @@ def join(board: FolderBoard, ranks: int) -> bytes:
     return encode(Manifest(files, tensors, step=1, sequences=8))
 
 
-def measure(ranks: int, folder: Path, *, listed: bool) -> dict[str, float]:
-    """CPU seconds and bytes of one save and one read by so many ranks."""
-    board = FolderBoard(folder / f"notes-{ranks}-{listed}")
-    mine = chunks_of(ranks - 1, ranks, listed=listed)
-    for rank in range(ranks - 1):
-        post(board, rank, chunks_of(rank, ranks, listed=listed))
+def post_others(board: FolderBoard, ranks: int, kind: str) -> None:
+    """The notes of all ranks but the first two."""
+    alike: dict[tuple[bool, ...], Part] = {}
+    sizes = sorted({math.prod(shape) if kind == "flat" else shape[0] for shape in shapes().values()})
+    for rank in range(2, ranks):
+        holds = tuple(shard_rows(size, rank, ranks)[1] > 0 for size in sizes)
+        if kind == "listed" or holds not in alike:
+            alike[holds] = part_of(rank, chunks_of(rank, ranks, kind))
+        post(board, rank, stand_in(alike[holds], rank))
+
+
+def reading(folder: Path, chunks: Sequence[Chunk]) -> Manifest:
+    """What a rank does that loads its pieces."""
+    manifest = read_manifest(folder)
+    for chunk in chunks:
+        (stored,) = manifest.stored(chunk.name, chunk.offset, chunk.tensor.shape)
+        assert stored.offset == chunk.offset, chunk.name
+    return manifest
+
+
+def verification(board: FolderBoard, manifest: Manifest, ranks: int) -> dict[str, float]:
+    """How rank 0 and another rank share in reading a checkpoint again."""
+    keys = [f"verified-{rank:05d}" for rank in range(1, ranks)]
+    answer = orjson.dumps({"1": ""})
+    for key in keys:
+        board.post(key, answer)
     begin = time.process_time()
-    post(board, ranks - 1, mine)
-    posted = time.process_time()
+    share_of(manifest, 1, ranks, shift=ranks // 2)
+    other = time.process_time()
+    share = share_of(manifest, 0, ranks, shift=ranks // 2)
+    assert not board.missing(keys)
+    for key in keys:
+        orjson.loads(board.read(key) or b"")
+    mean = sum(entry.bytes for entry in manifest.files.values()) / ranks
+    return {
+        "0.share": time.process_time() - other,
+        "1.share": other - begin,
+        "0.share_bytes": len(keys) * len(answer),
+        "1.share_bytes": len(answer),
+        "shares": sum(manifest.files[name].bytes for name in share) / mean,
+    }
+
+
+def measure(ranks: int, folder: Path, kind: str) -> dict[str, float]:
+    """CPU seconds and bytes of one save and one read by so many ranks, of rank 0 and of rank 1."""
+    board = FolderBoard(folder / f"notes-{ranks}-{kind}")
+    found: dict[str, float] = {}
+    post_others(board, ranks, kind)
+    for rank in (1, 0):
+        mine = chunks_of(rank, ranks, kind)
+        begin = time.process_time()
+        found[f"{rank}.part_bytes"] = post(board, rank, part_of(rank, mine))
+        found[f"{rank}.part"] = time.process_time() - begin
+    notes = sum(path.stat().st_size for path in (folder / f"notes-{ranks}-{kind}").iterdir())
+    begin = time.process_time()
     data = join(board, ranks)
-    joined = time.process_time()
-    at = folder / f"manifest-{ranks}-{listed}"
+    found |= {"0.merge": time.process_time() - begin, "0.merge_bytes": notes}
+    at = folder / f"manifest-{ranks}-{kind}"
     at.mkdir()
     (at / MANIFEST).write_bytes(data)
-    before = time.process_time()
-    manifest = read_manifest(at)
-    for chunk in mine:
-        assert len(list(manifest.stored(chunk.name, chunk.offset, chunk.tensor.shape))) == 1, chunk.name
-    read = time.process_time()
-    share = share_of(manifest, 0, ranks, shift=ranks // 2)
-    mean = sum(entry.bytes for entry in manifest.files.values()) / ranks
-    notes = sum(path.stat().st_size for path in (folder / f"notes-{ranks}-{listed}").iterdir())
-    return {
-        "part": posted - begin,
-        "merge": joined - posted,
-        "read": read - before,
-        "notes": notes,
-        "manifest": len(data),
-        "shares": sum(manifest.files[name].bytes for name in share) / mean,
-        "looks": ranks / longest_pause(ranks),
-    }
+    begin = time.process_time()
+    manifest = reading(at, mine)
+    found |= {"1.read": time.process_time() - begin, "1.read_bytes": len(data)}
+    tracemalloc.start()
+    reading(at, mine)
+    found["1.peak"] = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found |= verification(board, manifest, ranks)
+    return {**found, "looks": ranks / longest_pause(ranks)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--ranks", default="8,64,256,1024")
+    parser.add_argument("--ranks", default="8,64,256,1024,4096,16384")
     worlds = [int(ranks) for ranks in parser.parse_args().ranks.split(",")]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        measure(2, Path(folder), listed=False)  # imports, and the first calls
+        measure(4, Path(folder), "rows")  # imports, and the first calls
         for ranks in worlds:
-            row: dict[str, Any] = {"ranks": ranks, **measure(ranks, Path(folder), listed=False)}
-            if ranks <= MOST_LISTED:
-                listed = measure(ranks, Path(folder), listed=True)
-                row["listed"] = sum(listed[part] for part in ("part", "merge", "read"))
-                row["listed_manifest"] = listed["manifest"]
+            row: dict[str, Any] = {"ranks": ranks}
+            for kind in KINDS if ranks <= MOST_LISTED else KINDS[:-1]:
+                found = measure(ranks, Path(folder), kind)
+                row |= {f"{kind}.{name}": value for name, value in found.items()}
             rows.append(row)
-            print_row(row)
-    exponents = {name: exponent([row for row in rows if row.get(name)], name) for name in COLUMNS}
-    print_row({"ranks": "exp", **exponents})
+            print(json.dumps(row), flush=True)
+    exponents = {
+        "to the knee": exponents_of([row for row in rows if row["ranks"] <= KNEE]),
+        "from the knee": exponents_of([row for row in rows if row["ranks"] >= KNEE]),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps({"tensors": len(shapes()), "rows": rows, "exponents": exponents}, indent=1) + "\n"
-    )
+    results = {"tensors": len(shapes()), "knee": KNEE, "rows": rows, "exponents": exponents}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(rows, exponents))
 
 
-def exponent(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """Of the power law through the first and the last row."""
+def exponents_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of the power law through the first and the last row, of each figure."""
+    if len(rows) < 2:
+        return {}
     first, last = rows[0], rows[-1]
-    if first is last:
-        return math.nan
-    return round(math.log(last[name] / first[name]) / math.log(last["ranks"] / first["ranks"]), 2)
+    return {
+        name: round(math.log(last[name] / first[name]) / math.log(last["ranks"] / first["ranks"]), 2)
+        for name in last
+        if name in first and name != "ranks"
+    }
 
 
-def print_row(row: dict[str, Any]) -> None:
-    shown = [f"{row.get(name, math.nan):>10.4g}" for name in COLUMNS]
-    print(f"{row['ranks']:>6}", *shown, flush=True)
+def table(rows: Sequence[dict[str, Any]], exponents: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row a figure, a column a number of ranks; then the exponents."""
+    named = [f"{row['ranks']:,} ranks" for row in rows] + [f"exponent {where}" for where in exponents]
+    lines = ["| | " + " | ".join(named) + " |", "| --- " * (len(named) + 1) + "|"]
+    for name in dict.fromkeys(name for row in rows for name in row if name != "ranks"):
+        values = [f"{row[name]:,.4g}" if name in row else "" for row in rows]
+        values += [f"{found[name]:.2f}" if name in found else "" for found in exponents.values()]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(f"{'ranks':>6}", *(f"{name:>10}" for name in COLUMNS))
     main()

@@ -1,62 +1,19 @@
 """A rank's slice of a flattened parameter, and how a checkpoint stores it as chunks.
 
 DeepSpeed flattens parameters and cuts the flat tensor where the ranks' slices end. A run of elements of a
-flattened tensor is a few blocks of the tensor itself, such as elements [2, 9) of one of shape [4, 3]:
-
-    .  .  2        one element of row 0
-    3  4  5        rows 1 and 2
-    6  7  8
-    .  .  .
-
-So a slice becomes chunks without a message or a copy. DeepSpeed's `safe_get_full_fp32_param` and its like
-would gather every tensor on every rank.
+flattened tensor is a few blocks of the tensor itself (`parallel.layout.flat`). So a slice becomes chunks
+without a message or a copy. DeepSpeed's `safe_get_full_fp32_param` and its like would gather every tensor
+on every rank.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 from torch import Tensor
 
 from parallel.engine import Chunk
-
-
-@dataclass(frozen=True)
-class ChunkBounds:
-    """The place of a block whose elements are consecutive in the flattened tensor.
-
-    offset, shape: of the block in the tensor.
-    first: the block's first element in the flattened tensor.
-    """
-
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
-    first: int
-
-
-def chunk_bounds(shape: Sequence[int], start: int, stop: int) -> Iterator[ChunkBounds]:
-    """Elements [start, stop) of a flattened tensor as blocks of the tensor, in order: at most 2·dims - 1."""
-    if start >= stop:
-        return
-    if not shape:
-        yield ChunkBounds((), (), start)
-        return
-    row = prod(shape[1:])
-    first, last = -(-start // row), stop // row  # the whole rows
-    if first > last:  # inside one row
-        yield from _in_row(shape, last, start, stop)
-        return
-    yield from _in_row(shape, first - 1, start, first * row)
-    if first < last:
-        zeros = (0,) * (len(shape) - 1)
-        yield ChunkBounds((first, *zeros), (last - first, *shape[1:]), first * row)
-    yield from _in_row(shape, last, last * row, stop)
-
-
-def _in_row(shape: Sequence[int], index: int, start: int, stop: int) -> Iterator[ChunkBounds]:
-    base = index * prod(shape[1:])
-    for block in chunk_bounds(shape[1:], start - base, stop - base):
-        yield ChunkBounds((index, *block.offset), (1, *block.shape), base + block.first)
+from parallel.layout.flat import chunk_bounds
 
 
 @dataclass(frozen=True)
@@ -70,6 +27,7 @@ class MasterSlice:
     moments: the same of each moment, by state name.
     owned: this rank saves the slice.
     swap_group: ZeRO-3's group of state that was read from disk for this slice; None where nothing is on disk.
+    cuts: of the flattened parameter, where it is cut in equal parts, as in `Chunk`.
     """
 
     name: str
@@ -79,6 +37,7 @@ class MasterSlice:
     moments: dict[str, Tensor]
     owned: bool
     swap_group: int | None = None
+    cuts: tuple[tuple[int, ...], ...] = ()
 
     def chunks(self) -> Iterator[Chunk]:
         for prefix, flat in (
@@ -87,7 +46,7 @@ class MasterSlice:
         ):
             for block in chunk_bounds(self.shape, self.start, self.start + len(flat)):
                 part = flat.narrow(0, block.first - self.start, prod(block.shape)).view(block.shape)
-                yield Chunk(f"{prefix}.{self.name}", part, self.shape, block.offset, self.owned)
+                yield Chunk(f"{prefix}.{self.name}", part, self.shape, block.offset, self.owned, self.cuts)
 
     def fill(self, whole: Tensor) -> None:
         """Copy the slice's values out of the whole parameter."""

@@ -46,6 +46,7 @@ class _SliceLocation:
     start: the slice's first element in the flattened parameter.
     length: number of elements.
     owned: this rank saves the slice.
+    cuts: as in `MasterSlice`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class _SliceLocation:
     start: int
     length: int
     owned: bool
+    cuts: tuple[tuple[int, ...], ...] = ()
 
 
 class Masters:
@@ -107,7 +109,14 @@ class Masters:
                 moments = {key: _part(state[key], location) for key in STATES}
                 weight = _part(location.flat, location)
                 yield MasterSlice(
-                    location.name, location.shape, location.start, weight, moments, location.owned, group
+                    location.name,
+                    location.shape,
+                    location.start,
+                    weight,
+                    moments,
+                    location.owned,
+                    group,
+                    location.cuts,
                 )
             if group is not None and write:
                 self._wrapper._optimizer_states_and_gradient_swap_out(group)
@@ -182,7 +191,8 @@ class Masters:
             length = max(0, min(length, parameter.ds_numel - start))
             flat = wrapper.fp32_partitioned_groups_flat[group]
             on_disk = group if wrapper._swappable_optimizer_subgroup(group) else None
-            return on_disk, _SliceLocation(name, tuple(parameter.ds_shape), flat, first, start, length, True)
+            shape, parts = tuple(parameter.ds_shape), ((dist.get_world_size(),),)
+            return on_disk, _SliceLocation(name, shape, flat, first, start, length, True, parts)
         shape = tuple(parameter.shape)
         insist("deepspeed", parameter, "_hp_mapping")
         mapping = parameter._hp_mapping  # ZeRO-1 and 2: a whole group is cut in equal parts

@@ -71,21 +71,41 @@ def described(
     rank: int, names: Sequence[str], groups: Sequence[Sequence[Chunk]], files: dict[str, FileEntry]
 ) -> Part:
     """Describe what the rank wrote: `groups[i]` into the file `names[i]`; files: name → size and hash."""
-    tensors: dict[str, TensorEntry] = {}
-    alike: dict[tuple[cuts.Parts, int], list[tuple[str, str, tuple[int, ...]]]] = {}
+    alike: dict[tuple[cuts.Parts, int], dict[tuple[str, str, tuple[int, ...]], list[_Written]]] = {}
+    listed: list[_Written] = []
     for name, group in zip(names, groups, strict=True):
         for chunk in group:
-            dtype, whole, shape = _dtype_name(chunk), tuple(chunk.shape), tuple(chunk.tensor.shape)
+            whole, shape = tuple(chunk.shape), tuple(chunk.tensor.shape)
             parts = ((1,),) * len(whole) if shape == whole else chunk.cuts
             number = cuts.number_of(parts, whole, chunk.offset, shape)
-            if number is not None:
-                alike.setdefault((parts, number), []).append((chunk.name, dtype, whole))
+            if number is None:
+                listed.append((name, chunk))
                 continue
-            stored = StoredChunk((name,), _key(chunk), shape, tuple(chunk.offset))
-            before = tensors[chunk.name].pieces if chunk.name in tensors else ()
-            tensors[chunk.name] = TensorEntry(dtype, whole, (*before, stored))
-    shares = [Share.of(rank, *which, tuple(sorted(table))) for which, table in sorted(alike.items())]
-    return Part(files, tensors, tuple(shares))
+            tensor = (chunk.name, _dtype_name(chunk), whole)
+            alike.setdefault((parts, number), {}).setdefault(tensor, []).append((name, chunk))
+    shares = []
+    for (parts, number), pieces in sorted(alike.items()):
+        whole_pieces = []
+        for tensor, blocks in sorted(pieces.items()):
+            if sum(chunk.tensor.numel() for _, chunk in blocks) == cuts.elements(parts, tensor[2], number):
+                whole_pieces.append(tensor)
+            else:
+                listed += blocks
+        if whole_pieces:
+            shares.append(Share.of(rank, parts, number, tuple(whole_pieces)))
+    return Part(files, _listed(listed), tuple(shares))
+
+
+_Written = tuple[str, Chunk]  # the file, and the chunk in it
+
+
+def _listed(pieces: Sequence[_Written]) -> dict[str, TensorEntry]:
+    tensors: dict[str, TensorEntry] = {}
+    for name, chunk in pieces:
+        stored = StoredChunk((name,), _key(chunk), tuple(chunk.tensor.shape), tuple(chunk.offset))
+        before = tensors[chunk.name].pieces if chunk.name in tensors else ()
+        tensors[chunk.name] = TensorEntry(_dtype_name(chunk), tuple(chunk.shape), (*before, stored))
+    return tensors
 
 
 def _key(chunk: Chunk) -> str:

@@ -22,6 +22,7 @@ from runs import (
     state_of,
     train,
 )
+from trainer.checkpoint.store import described
 
 pytest.importorskip("deepspeed")
 
@@ -77,6 +78,18 @@ def test_bf16_state_passes_through_unchanged(ranks: Any, parallel: dict[str, Any
     assert evaluated.loss_sum == pytest.approx(expected.loss_sum, rel=2e-3)
     assert stepped.loss_sum == pytest.approx(evaluated.loss_sum, rel=1e-6)
     assert stepped.grad_norm == pytest.approx(expected_step.grad_norm, rel=2e-2)
+
+
+def pieces_by_cut_and_listed(context: Any, case: Case) -> tuple[set[Any], int]:
+    with engine_of(context, case) as engine:
+        owned = [chunk for chunk in engine.chunks() if chunk.owned and chunk.tensor.numel()]
+        part = described(context.rank, ["file"], [owned], {})
+    return {(share.parts, share.number) for share in part.shares}, len(part.tensors)
+
+
+def test_pieces_of_zero_3_are_described_by_their_cut(ranks: Any) -> None:
+    for rank, (cut, listed) in enumerate(ranks(2).run(pieces_by_cut_and_listed, deepspeed({"zero": 3}))):
+        assert (((2,),), rank) in cut and not listed
 
 
 def interrupted(context: Any, case: Case) -> bool:

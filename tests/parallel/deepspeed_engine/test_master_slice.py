@@ -6,7 +6,8 @@ from math import prod
 import pytest
 import torch
 
-from parallel.deepspeed_engine.master_slice import MasterSlice, chunk_bounds
+from parallel.deepspeed_engine.master_slice import MasterSlice
+from parallel.layout.flat import chunk_bounds
 
 SHAPES = [(), (1,), (7,), (3, 5), (1, 6), (6, 1), (2, 3, 4), (3, 1, 2, 2)]
 

@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import orjson
@@ -12,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from checkpointed import FakeEngine, make
+from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.engine import Chunk
 from stored import write
-from trainer.checkpoint import cuts, store
+from trainer.checkpoint import cuts, loading, store
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.manifest import MANIFEST, read_manifest
+from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.merge import Part, Share, merge
 from trainer.state import TrainState
 
@@ -25,30 +28,42 @@ GOLDEN = Path(__file__).parents[2] / "golden/run-0.1.tar.gz"
 dims = st.tuples(st.integers(1, 12), st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple))
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(dims, max_size=3))
-def test_pieces_tile_the_tensor_and_know_their_number(sizes: list[tuple[int, tuple[int, ...]]]) -> None:
+@st.composite
+def cut_tensors(draw: st.DrawFn) -> tuple[tuple[int, ...], cuts.Parts]:
+    """(shape, parts), by dims or flattened."""
+    sizes = draw(st.lists(dims, max_size=3))
     whole, parts = tuple(size for size, _ in sizes), tuple(counts for _, counts in sizes)
-    seen = torch.zeros(whole)
+    return whole, ((draw(st.integers(1, 15)),),) if draw(st.booleans()) else parts
+
+
+@settings(max_examples=300, deadline=None)
+@given(cut_tensors())
+def test_pieces_tile_the_tensor_and_know_their_number(cut: tuple[tuple[int, ...], cuts.Parts]) -> None:
+    whole, parts = cut
+    seen, held = torch.zeros(whole), [0] * cuts.count(parts)
     for number, offset, shape in cuts.overlapping(parts, whole, (0,) * len(whole), whole):
-        assert cuts.number_of(parts, whole, offset, shape) == number < cuts.count(parts)
+        assert cuts.number_of(parts, whole, offset, shape) == number
         seen[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))] += 1
+        held[number] += prod(shape)
     assert bool((seen == 1).all())
+    assert held == [cuts.elements(parts, whole, number) for number in range(len(held))]
+    assert cuts.filled(parts, whole) in (None, {number for number, size in enumerate(held) if size})
 
 
-@given(st.lists(dims, min_size=1, max_size=3), st.data())
+@settings(max_examples=300, deadline=None)
+@given(cut_tensors(), st.data())
 def test_the_pieces_that_overlap_a_block_are_all_found(
-    sizes: list[tuple[int, tuple[int, ...]]], data: st.DataObject
+    cut: tuple[tuple[int, ...], cuts.Parts], data: st.DataObject
 ) -> None:
-    whole, parts = tuple(size for size, _ in sizes), tuple(counts for _, counts in sizes)
+    whole, parts = cut
     offset = tuple(data.draw(st.integers(0, size - 1)) for size in whole)
     shape = tuple(data.draw(st.integers(1, size - o)) for size, o in zip(whole, offset, strict=True))
-    found = {number for number, _, _ in cuts.overlapping(parts, whole, offset, shape)}
-    expected = {
-        number
+    found = list(cuts.overlapping(parts, whole, offset, shape))
+    expected = [
+        (number, at, size)
         for number, at, size in cuts.overlapping(parts, whole, (0,) * len(whole), whole)
         if all(max(a, o) < min(a + n, o + m) for a, n, o, m in zip(at, size, offset, shape, strict=True))
-    }
+    ]
     assert found == expected
 
 
@@ -90,6 +105,57 @@ def test_a_cut_is_written_once_and_loads_into_any_other(tmp_path: Path, tp: int,
         at = (3, *(0,) * (tensor.dim() - 1))
         store.load(folder, [Chunk(name, part, tuple(tensor.shape), at, False)])
         assert torch.equal(part, tensor[3:7])
+
+
+def flattened(tensors: dict[str, Tensor], ranks: int, parts: cuts.Parts) -> list[list[Chunk]]:
+    """The chunks of each of so many ranks of DeepSpeed's ZeRO-3."""
+    found: list[list[Chunk]] = []
+    for rank in range(ranks):
+        found.append([])
+        for name, tensor in tensors.items():
+            each = -(-tensor.numel() // ranks)
+            mine = tensor.flatten()[rank * each : (rank + 1) * each]
+            slice_ = MasterSlice(
+                name, tuple(tensor.shape), rank * each, mine, {}, owned=True, swap_group=None, cuts=parts
+            )
+            found[-1] += slice_.chunks()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 7])
+@pytest.mark.parametrize("described", [True, False], ids=["by its cut", "one by one, as before"])
+def test_a_flattened_tensor_is_described_by_its_cut_and_loads_into_any_other(
+    tmp_path: Path, ranks: int, described: bool
+) -> None:
+    tensors = {"a": torch.randn(5, 3, 2), "b": torch.randn(4, 5), "c": torch.randn(8), "d": torch.randn(())}
+    folder = write(tmp_path, flattened(tensors, ranks, ((ranks,),) if described else ()))
+    manifest = read_manifest(folder)
+    cut_ones = [name for name, entry in manifest.tensors.items() if entry.cut is not None]
+    assert len(cut_ones) == (4 if described or ranks == 1 else 1), "a scalar is whole"
+    for name, tensor in tensors.items():
+        assert torch.equal(store.read_tensor(folder, f"model.{name}"), tensor)
+    for others in (flattened, lambda *_: [sharded(tensors["b"], "model.b", 1, 4)[1]]):
+        for chunks in others({n: torch.zeros_like(t) for n, t in tensors.items()}, 4, ()):
+            chunks = [replace(chunk, tensor=torch.zeros_like(chunk.tensor)) for chunk in chunks]
+            for load in (store.load, loaded_and_proven):
+                load(folder, chunks, manifest)
+                for chunk in chunks:
+                    block = tuple(
+                        slice(o, o + n) for o, n in zip(chunk.offset, chunk.tensor.shape, strict=True)
+                    )
+                    assert torch.equal(chunk.tensor, tensors[chunk.name.removeprefix("model.")][block])
+                    chunk.tensor.zero_()
+
+
+def loaded_and_proven(folder: Path, chunks: list[Chunk], manifest: Manifest) -> None:
+    loading.load_and_prove(folder, chunks, manifest, sorted(manifest.files))
+
+
+def test_a_slice_without_one_of_its_blocks_is_refused(tmp_path: Path) -> None:
+    ranks = flattened({"w": torch.randn(4, 5)}, 3, ((3,),))
+    assert len(ranks[1]) == 2
+    with pytest.raises(RuntimeError, match=r"tensor model\.w: "):
+        write(tmp_path, [ranks[0], ranks[1][:1], ranks[2]])
 
 
 def test_a_piece_that_no_rank_or_that_two_ranks_wrote_is_refused(tmp_path: Path) -> None:

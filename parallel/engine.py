@@ -14,7 +14,7 @@ ShardedParameters; it makes the other two from DeepSpeed's own tensors.
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -101,6 +101,16 @@ class Chunk:
     offset: tuple[int, ...]
     owned: bool
     cuts: tuple[tuple[int, ...], ...] = ()
+
+
+@runtime_checkable
+class KeepsOnDisk(Protocol):
+    """An engine whose state may be on a disk, from where a save streams it."""
+
+    def batches(self) -> Iterator[list[Chunk]] | None:
+        """All chunks, as many at a time as are in memory together: a batch is valid until the next is asked
+        for. None: all state is in memory, and `chunks` has it.
+        """
 
 
 @dataclass(frozen=True)

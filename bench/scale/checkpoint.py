@@ -38,12 +38,12 @@ import torch
 from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.engine import Chunk
 from parallel.layout.cuts import shard_rows
+from trainer.checkpoint.description import described
 from trainer.checkpoint.loading import share_of
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, encode, read_manifest
 from trainer.checkpoint.merge import Part, Table, decode_table, encode_table, merge
 from trainer.checkpoint.saving.attempt import longest_pause
 from trainer.checkpoint.saving.board import FolderBoard
-from trainer.checkpoint.store import described
 
 RESULTS = Path(__file__).parents[1] / "results/scale/checkpoint.json"
 LAYERS, HIDDEN, FFN, VOCAB = 32, 4096, 11008, 32000
@@ -55,7 +55,12 @@ KNEE = 1024  # ranks: exponents are given up to here, and from here on
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name → shape of each tensor of the checkpoint."""
     square, wide = (HIDDEN, HIDDEN), (FFN, HIDDEN)
-    layer: dict[str, tuple[int, ...]] = {**dict.fromkeys("qkvo", square), "gate": wide, "up": wide, "down": (HIDDEN, FFN)}
+    layer: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys("qkvo", square),
+        "gate": wide,
+        "up": wide,
+        "down": (HIDDEN, FFN),
+    }
     layer |= {"norm_1": (HIDDEN,), "norm_2": (HIDDEN,)}
     model = {f"blocks.{number}.{name}": shape for number in range(LAYERS) for name, shape in layer.items()}
     model |= {"embedding": (VOCAB, HIDDEN), "head": (VOCAB, HIDDEN), "norm": (HIDDEN,)}

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -262,6 +262,10 @@ class DeepSpeedEngine:
         State that is offloaded to nvme comes as copies, valid until the next step; `load` writes them back.
         """
         return self._masters.chunks()
+
+    def batches(self) -> Iterator[list[Chunk]] | None:
+        """See `engine.KeepsOnDisk`."""
+        return self._masters.batches()
 
     def frozen(self) -> list[Chunk]:
         """None: this engine trains every parameter."""

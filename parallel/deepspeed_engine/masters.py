@@ -100,28 +100,51 @@ class Masters:
 
         write: write slices that are kept on disk back.
         """
+        for masters in self._by_group(write=write):
+            yield from masters
+
+    def batches(self) -> Iterator[list[Chunk]] | None:
+        """All slices as chunks of live memory, a batch for each group that is kept on disk, which is valid
+        until the next is asked for; None where nothing is on disk.
+        """
+        if self._locations.keys() <= {None}:
+            return None
+        self.forget()
+        groups = self._by_group(write=False)
+        return ([chunk for master in masters for chunk in master.chunks()] for masters in groups)
+
+    @torch.no_grad()
+    def _by_group(self, *, write: bool) -> Iterator[list[MasterSlice]]:
         for group, locations in self._locations.items():
             if group is not None:
                 self._wrapper._optimizer_states_and_gradient_swap_in(group)
+            masters = []
             for location in locations:
                 self._optimizer.allocate(location.flat)
                 state = self._optimizer.state[location.flat]
                 moments = {key: _part(state[key], location) for key in STATES}
                 weight = _part(location.flat, location)
-                yield MasterSlice(
-                    location.name,
-                    location.shape,
-                    location.start,
-                    weight,
-                    moments,
-                    location.owned,
-                    group,
-                    location.cuts,
+                masters.append(
+                    MasterSlice(
+                        location.name,
+                        location.shape,
+                        location.start,
+                        weight,
+                        moments,
+                        location.owned,
+                        group,
+                        location.cuts,
+                    )
                 )
-            if group is not None and write:
-                self._wrapper._optimizer_states_and_gradient_swap_out(group)
-            elif group is not None:
-                self._wrapper._release_swap_buffers(group)
+            swaps_out = False
+            try:
+                yield masters
+                swaps_out = write
+            finally:  # also where whoever writes the batch fails
+                if swaps_out and group is not None:
+                    self._wrapper._optimizer_states_and_gradient_swap_out(group)
+                elif group is not None:
+                    self._wrapper._release_swap_buffers(group)
 
     def chunks(self) -> list[Chunk]:
         """All slices as chunks. Those kept on disk are copies; after a load, `publish` writes them back."""

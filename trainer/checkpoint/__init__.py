@@ -23,6 +23,7 @@ What is on disk, without torch:
   newest.py      the newest checkpoint that verifies
 Tensors in and out:
   store.py       chunks → safetensors files, hashed while written; stored chunks → chunks of any layout
+  description.py what a rank wrote, as its part of the manifest
   reader.py      safetensors files, mapped into memory
   loading.py     loading and proving in one pass
   finite.py      is every number that is saved finite?

@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from parallel.engine import Chunk, Engine
+from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.go_back import go_back
 from trainer.checkpoint.resume import resume
 from trainer.checkpoint.saving.attempt import Attempt, nobody
 from trainer.checkpoint.saving.board import beside
 from trainer.checkpoint.saving.retention import Retention
-from trainer.checkpoint.saving.save import Save
+from trainer.checkpoint.saving.save import Batches, Save, streamed
 from trainer.checkpoint.saving.staging import Staging
 from trainer.checkpoint.saving.verification import Verification
 from trainer.folder.fence import Guard, unfenced
@@ -127,6 +127,7 @@ class Checkpointer:
 
     def save(self, state: TrainState, engine: Engine, *, reason: str = "") -> None:
         """Save `state.step`: in the background where saving is asynchronous, else until it is committed.
+        State on a disk is streamed from there without a copy in memory: training waits until that is done.
 
         First waits for the save in flight, and raises what went wrong with it. Saving the same step again
         does nothing. RuntimeError, one line, where some rank could not write; earlier checkpoints stay as
@@ -142,7 +143,8 @@ class Checkpointer:
             raise RuntimeError(
                 f"{final} exists already and is never overwritten: does another run write here?"
             )
-        chunks = engine.chunks()
+        batches = streamed(engine)
+        chunks = engine.chunks() if batches is None else []
         document = {
             "state": state.to_json(),
             "scalars": engine.scalars(),
@@ -158,19 +160,22 @@ class Checkpointer:
             f"every {self.every} steps" if self.due(step) else "the last step, or asked to stop"
         )
         self._saved = step
-        if self.asynchronous:
+        background = self.asynchronous and batches is None
+        if background:
             with self._phases.main.inside(COPY, step):
                 chunks = self._staging.copy(chunks)
+        writes = batches or (lambda: [chunks])
+        if background:
             # A daemon, for a rank that dies of something else must not wait here for ranks that are gone.
             self._thread = threading.Thread(
-                target=self._write, args=(step, chunks, document, reason), name="checkpoint", daemon=True
+                target=self._write, args=(step, writes, document, reason), name="checkpoint", daemon=True
             )
             self._thread.start()
         else:
             with self._phases.main.inside(WAIT, step):
-                self._write(step, chunks, document, reason)
+                self._write(step, writes, document, reason)
         self.stall_seconds = time.monotonic() - begin
-        if not self.asynchronous:
+        if not background:
             self._raise()
 
     def wait(self) -> None:
@@ -267,16 +272,14 @@ class Checkpointer:
 
     # What follows may run in the background thread, where no collective may be called.
 
-    def _write(self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str) -> None:
+    def _write(self, step: int, batches: Batches, document: dict[str, Any], reason: str) -> None:
         with self._phases.save.inside(SAVE, step):
-            self._write_and_commit(step, chunks, document, reason)
+            self._write_and_commit(step, batches, document, reason)
 
-    def _write_and_commit(
-        self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], reason: str
-    ) -> None:
+    def _write_and_commit(self, step: int, batches: Batches, document: dict[str, Any], reason: str) -> None:
         begin = time.monotonic()
         try:
-            size, steps = self._save(step, chunks, document, self._verification.due)
+            size, steps = self._save(step, batches, document, self._verification.due)
         except Exception as error:
             self._error = error
             return

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,18 +22,10 @@ from torch import Tensor
 
 from common.files import write_all
 from parallel.engine import Chunk
-from trainer.checkpoint import cuts
+from trainer.checkpoint.description import described, dtype_name, key_of_chunk
 from trainer.checkpoint.finite import is_finite
-from trainer.checkpoint.manifest import (
-    DamagedError,
-    FileEntry,
-    Manifest,
-    StoredChunk,
-    TensorEntry,
-    key_of,
-    read_manifest,
-)
-from trainer.checkpoint.merge import Part, Share
+from trainer.checkpoint.manifest import DamagedError, FileEntry, Manifest, StoredChunk, read_manifest
+from trainer.checkpoint.merge import Part
 from trainer.checkpoint.reader import DTYPES, Reader
 
 WRITERS = 4  # threads, and so files, of one rank
@@ -42,8 +34,6 @@ SLICE_BYTES = 4 << 20  # written at a time
 CACHED_BYTES = 512 << 10  # hashed, and looked at while it is in a core's cache: a fifth of the hash's time
 LOADERS = 4
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 
 def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
     """Write this rank's owned chunks into `folder`, hashed on the way and on disk when this returns.
@@ -51,6 +41,35 @@ def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
     Large states go to several files by as many threads. OSError as the system gives it (disk full,
     read-only); RuntimeError, naming the tensor, where a value is not finite.
     """
+    return write_batches(folder, rank, [chunks])
+
+
+def write_batches(folder: Path, rank: int, batches: Iterable[Sequence[Chunk]]) -> Part:
+    """As `write_part`, of chunks that come in batches. A batch is on disk when the next is asked for, and
+    nothing of it is held: each goes to files of its own.
+    """
+    files: dict[str, FileEntry] = {}
+    written: list[Sequence[Chunk]] = []
+    for batch in batches:
+        groups = _spread(batch)
+        if files and not any(groups):
+            continue
+        names = [file_name(rank, len(files) + number) for number in range(len(groups))]
+        with ThreadPoolExecutor(len(groups)) as pool:
+            entries = pool.map(lambda name, group: _write_file(folder / name, group), names, groups)
+            files |= dict(zip(names, entries, strict=True))
+        written += [[replace(chunk, tensor=chunk.tensor.to("meta")) for chunk in group] for group in groups]
+        del batch, groups
+    return described(rank, list(files), written, files)
+
+
+def file_name(rank: int, number: int) -> str:
+    """Return the name of a rank's file; its first is number 0."""
+    return f"rank-{rank:05d}-{number}.safetensors" if number else f"rank-{rank:05d}.safetensors"
+
+
+def _spread(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """The owned chunks, one list a file."""
     owned = [chunk for chunk in chunks if chunk.owned and chunk.tensor.numel()]
     total = sum(chunk.tensor.nbytes for chunk in owned)
     count = min(WRITERS, max(1, total // FILE_BYTES))
@@ -60,65 +79,7 @@ def write_part(folder: Path, rank: int, chunks: Sequence[Chunk]) -> Part:
         lightest = loads.index(min(loads))
         groups[lightest].append(chunk)
         loads[lightest] += chunk.tensor.nbytes
-    stem = f"rank-{rank:05d}"
-    names = [f"{stem}.safetensors"] + [f"{stem}-{number}.safetensors" for number in range(1, count)]
-    with ThreadPoolExecutor(count) as pool:
-        entries = list(pool.map(lambda name, group: _write_file(folder / name, group), names, groups))
-    return described(rank, names, groups, dict(zip(names, entries, strict=True)))
-
-
-def described(
-    rank: int, names: Sequence[str], groups: Sequence[Sequence[Chunk]], files: dict[str, FileEntry]
-) -> Part:
-    """Describe what the rank wrote: `groups[i]` into the file `names[i]`; files: name → size and hash."""
-    alike: dict[tuple[cuts.Parts, int], dict[tuple[str, str, tuple[int, ...]], list[_Written]]] = {}
-    listed: list[_Written] = []
-    for name, group in zip(names, groups, strict=True):
-        for chunk in group:
-            whole, shape = tuple(chunk.shape), tuple(chunk.tensor.shape)
-            parts = ((1,),) * len(whole) if shape == whole else chunk.cuts
-            number = cuts.number_of(parts, whole, chunk.offset, shape)
-            if number is None:
-                listed.append((name, chunk))
-                continue
-            tensor = (chunk.name, _dtype_name(chunk), whole)
-            alike.setdefault((parts, number), {}).setdefault(tensor, []).append((name, chunk))
-    shares = []
-    for (parts, number), pieces in sorted(alike.items()):
-        whole_pieces = []
-        for tensor, blocks in sorted(pieces.items()):
-            if sum(chunk.tensor.numel() for _, chunk in blocks) == cuts.elements(parts, tensor[2], number):
-                whole_pieces.append(tensor)
-            else:
-                listed += blocks
-        if whole_pieces:
-            shares.append(Share.of(rank, parts, number, tuple(whole_pieces)))
-    return Part(files, _listed(listed), tuple(shares))
-
-
-_Written = tuple[str, Chunk]  # the file, and the chunk in it
-
-
-def _listed(pieces: Sequence[_Written]) -> dict[str, TensorEntry]:
-    tensors: dict[str, TensorEntry] = {}
-    for name, chunk in pieces:
-        stored = StoredChunk((name,), _key(chunk), tuple(chunk.tensor.shape), tuple(chunk.offset))
-        before = tensors[chunk.name].pieces if chunk.name in tensors else ()
-        tensors[chunk.name] = TensorEntry(_dtype_name(chunk), tuple(chunk.shape), (*before, stored))
-    return tensors
-
-
-def _key(chunk: Chunk) -> str:
-    return key_of(chunk.name, chunk.shape, chunk.offset, chunk.tensor.shape)
-
-
-def _dtype_name(chunk: Chunk) -> str:
-    name = _NAMES.get(chunk.tensor.dtype)
-    if name is None:
-        raise RuntimeError(
-            f"tensor {chunk.name}: {chunk.tensor.dtype} has no place in a checkpoint: {', '.join(DTYPES)}"
-        )
-    return name
+    return groups
 
 
 def _write_file(path: Path, chunks: Sequence[Chunk]) -> FileEntry:
@@ -128,8 +89,8 @@ def _write_file(path: Path, chunks: Sequence[Chunk]) -> FileEntry:
     at = 0
     for chunk in chunks:
         tensor = chunk.tensor
-        header[_key(chunk)] = {
-            "dtype": _dtype_name(chunk),
+        header[key_of_chunk(chunk)] = {
+            "dtype": dtype_name(chunk),
             "shape": list(tensor.shape),
             "data_offsets": [at, at + tensor.nbytes],
         }
@@ -144,7 +105,7 @@ def _write_file(path: Path, chunks: Sequence[Chunk]) -> FileEntry:
         write_all(fd, head)
         written = len(head)
         for chunk in chunks:
-            dtype = _dtype_name(chunk)
+            dtype = dtype_name(chunk)
             for view in _slices(chunk.tensor):
                 for start in range(0, view.nbytes, CACHED_BYTES):
                     block = view[start : start + CACHED_BYTES]
@@ -238,9 +199,9 @@ def check_fits(folder: Path, chunk: Chunk, manifest: Manifest) -> None:
         raise RuntimeError(
             f"{folder}: tensor {chunk.name} is {list(entry.shape)}, this run has {list(chunk.shape)}"
         )
-    if entry.dtype != _dtype_name(chunk):
+    if entry.dtype != dtype_name(chunk):
         raise RuntimeError(
-            f"{folder}: tensor {chunk.name} is {entry.dtype}, this run has {_dtype_name(chunk)}"
+            f"{folder}: tensor {chunk.name} is {entry.dtype}, this run has {dtype_name(chunk)}"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepspeed_cases import OFFLOADED, STEPS, TOLERANCE, deepspeed, engine_of, label
-from parallel.engine import Engine
+from parallel.engine import Engine, KeepsOnDisk
 from runs import (
     Alone,
     Case,
@@ -22,7 +22,7 @@ from runs import (
     state_of,
     train,
 )
-from trainer.checkpoint.store import described
+from trainer.checkpoint.description import described
 
 pytest.importorskip("deepspeed")
 
@@ -143,6 +143,36 @@ def compiled(operator: str) -> bool:
         and all(part.stat().st_mtime <= library.stat().st_mtime for part in library.parent.glob("*.o"))
         for library in Path(get_default_build_root()).glob(f"*/{operator}/{operator}.so")
     )
+
+
+def streams(context: Any, case: Case) -> tuple[bool, int, int, int]:
+    """Whether the batches have what `chunks` has; bytes of the largest batch, of all, and copies made."""
+    with engine_of(context, case) as engine:
+        train(engine, case)
+        assert isinstance(engine, KeepsOnDisk)
+        batches = engine.batches()
+        assert batches is not None
+        seen: dict[Any, Tensor] = {}
+        sizes = []
+        for batch in batches:
+            sizes.append(sum(chunk.tensor.nbytes for chunk in batch))
+            seen |= {(chunk.name, chunk.offset): chunk.tensor.clone() for chunk in batch}
+        copied = len(engine._masters._copies)  # type: ignore[attr-defined]
+        chunks = engine.chunks()
+        same = len(chunks) == len(seen) and all(
+            torch.equal(seen[chunk.name, chunk.offset], chunk.tensor) for chunk in chunks
+        )
+        return same, max(sizes), sum(sizes), copied
+
+
+def test_state_on_nvme_is_streamed_in_batches(ranks: Any, tmp_path: Path) -> None:
+    if not compiled("async_io"):
+        pytest.skip("DeepSpeed's async_io is not compiled here: it needs libaio-dev and takes minutes")
+    parallel = {"zero": 3, "offload_optimizer": "nvme", "nvme_path": str(tmp_path)}
+    case = deepspeed(parallel, model={"hidden": 256, "ffn_hidden": 1024}, steps=2)
+    for same, largest, whole, copied in ranks(2).run(streams, case):
+        assert same and not copied
+        assert largest < whole, "what is on the disk comes apart from what is in memory"
 
 
 def test_offload_to_nvme_trains_saves_and_resumes(ranks: Any, tmp_path: Path) -> None:

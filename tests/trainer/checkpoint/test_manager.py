@@ -33,13 +33,13 @@ def test_an_asynchronous_save_holds_the_values_of_its_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    write_part = store.write_part
+    write_batches = store.write_batches
 
     def slow(*args: Any) -> Any:
         gate.wait(10)
-        return write_part(*args)
+        return write_batches(*args)
 
-    monkeypatch.setattr("trainer.checkpoint.saving.save.write_part", slow)
+    monkeypatch.setattr("trainer.checkpoint.saving.save.write_batches", slow)
     checkpointer, engine = make(tmp_path, asynchronous=True), FakeEngine()
     save(checkpointer, engine, 1)
     engine.set(77)  # training goes on

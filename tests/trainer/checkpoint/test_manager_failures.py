@@ -82,7 +82,7 @@ def test_an_error_is_raised_once_and_a_bug_keeps_its_type(
     def buggy(*args: Any) -> Any:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("trainer.checkpoint.saving.save.write_part", buggy)
+    monkeypatch.setattr("trainer.checkpoint.saving.save.write_batches", buggy)
     checkpointer = make(tmp_path, asynchronous=True)
     save(checkpointer, FakeEngine(), 1)
     with pytest.raises(KeyError, match="a bug"):

@@ -1,15 +1,15 @@
 """One save of this rank: attempts at it, with the logs up to the step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from parallel.engine import Chunk
+from parallel.engine import Chunk, Engine, KeepsOnDisk
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.saving.attempt import Attempt, RankIsGoneError, not_saved, write_json
-from trainer.checkpoint.store import write_part
+from trainer.checkpoint.store import write_batches
 from trainer.process.disk import explaining
 from trainer.record.digest import LogDigest
 from trainer.record.sinks import JsonlLog
@@ -18,6 +18,16 @@ ATTEMPTS, RETRY_SECONDS = 3, 5.0  # at one save where an error may pass; the fir
 
 Tell = Callable[[str, int, str], None]
 """(kind, step, reason) → writes an event."""
+
+Batches = Callable[[], Iterable[Sequence[Chunk]]]
+"""The state, in batches that are valid until the next is asked for; called once an attempt."""
+
+
+def streamed(engine: Engine) -> Batches | None:
+    """How to read the state batch by batch, where a part of it is on a disk; None where all is in memory."""
+    if not isinstance(engine, KeepsOnDisk) or engine.batches() is None:
+        return None
+    return cast(Batches, engine.batches)
 
 
 @dataclass
@@ -42,7 +52,7 @@ class Save:
     failed: bool = False
 
     def __call__(
-        self, step: int, chunks: Sequence[Chunk], document: dict[str, Any], then: Callable[[], list[int]]
+        self, step: int, batches: Batches, document: dict[str, Any], then: Callable[[], list[int]]
     ) -> tuple[int, list[int]]:
         """Write and commit; return the checkpoint's bytes on rank 0, and what `then` returned on rank 0 after
         the commit.
@@ -55,7 +65,7 @@ class Save:
             attempt = self.attempt(self.root, step, f"{self.nonce}-{number}")
             try:
                 with explaining(self.root.parent):
-                    found = self._once(attempt, chunks, document, then)
+                    found = self._once(attempt, batches, document, then)
             except RankIsGoneError:
                 raise
             except Exception as error:
@@ -78,12 +88,12 @@ class Save:
     def _once(
         self,
         attempt: Attempt,
-        chunks: Sequence[Chunk],
+        batches: Batches,
         document: dict[str, Any],
         then: Callable[[], list[int]],
     ) -> tuple[int, list[int]]:
         folder = attempt.begin()
-        part = write_part(folder, attempt.rank, chunks)
+        part = write_batches(folder, attempt.rank, batches())
         gone = [log.path.name for log in self.logs if log.sync()]
         if attempt.rank == 0:
             attempt.await_others()  # only then are all lines up to this step in the logs

@@ -52,11 +52,18 @@ def _whole_texts(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def template(tokenizer: Tokenizer, separator: int) -> tuple[list[int], list[int]]:
-    """(ids before, ids behind) that the tokenizer's template puts around a text. A separator at the end is
-    left out: packing lays one between documents anyway.
+    """(ids before, ids behind) that the tokenizer's template puts around a text. A separator at either end is
+    left out: packing lays one before, between and behind documents anyway.
 
     Raises ValueError where the template cannot be told from the text's own tokens.
     """
+    before, behind = whole_template(tokenizer)
+    before = before[1:] if before[:1] == [separator] else before
+    return before, behind[:-1] if behind[-1:] == [separator] else behind
+
+
+def whole_template(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """As `template`, with the separators at its ends."""
     bare, whole = _probed(tokenizer)
     if whole == bare:
         return [], []
@@ -64,8 +71,7 @@ def template(tokenizer: Tokenizer, separator: int) -> tuple[list[int], list[int]
     at = next((place for place in places if whole[place : place + len(bare)] == bare), None)
     if at is None:
         raise ValueError("the tokenizer's template cannot be told from a text's tokens: give --template drop")
-    before, behind = whole[:at], whole[at + len(bare) :]
-    return before, behind[:-1] if behind[-1:] == [separator] else behind
+    return whole[:at], whole[at + len(bare) :]
 
 
 def _probed(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -27,17 +27,18 @@ class Prompting:
         self.tokenizer.encode_special_tokens = True
 
     @cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
+    def around(self) -> tuple[list[int], list[int]]:
+        """The template's ids before and behind the text of each training document."""
         return loading.template(self.tokenizer, self.separator) if self.template else ([], [])
 
     @property
     def beginning(self) -> list[int]:
         """What stood before the text of each training document: the separator, and the template's ids."""
-        return [self.separator, *self._around[0]]
+        return [self.separator, *self.around[0]]
 
     def document(self, text: str) -> list[int]:
         """Return the ids of a text as a training document, the separator before it included."""
-        return [*self.beginning, *self.encode(text), *self._around[1]]
+        return [*self.beginning, *self.encode(text), *self.around[1]]
 
     @cached_property
     def vocab(self) -> int:

@@ -61,9 +61,7 @@ class GerminalLM(TemplateLM):
         # A copy: in a task's texts, special tokens are special, as transformers has them.
         self._tokenizer = Tokenizer.from_str(trained.texts.tokenizer.to_str())
         self._tokenizer.encode_special_tokens = False
-        separator = trained.texts.separator
-        around = loading.template(self._tokenizer, separator) if trained.texts.template else ([], [])
-        self._before = around[0]
+        self._before = loading.whole_template(self._tokenizer)[0]
 
     @property
     def eot_token_id(self) -> int:

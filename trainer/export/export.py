@@ -19,6 +19,7 @@ from trainer.config import first_keys, of_folder, reading
 from trainer.config.run_config import RunConfig
 from trainer.export.card import Facts, card
 from trainer.export.figures import read_evaluation
+from trainer.export.rows_as_trained import rows_as_trained
 from trainer.export.tokenizer_files import SpecialTokens, ends_of, special_tokens, tokenizer_files
 from trainer.export.weights import DTYPES, Written, write_weights
 from trainer.first_weights.checkpoint_source import PREFIX
@@ -37,6 +38,8 @@ from trainer.trained.tokenizer import load_prompting
 
 TRANSFORMERS = "5.0.0"
 """The version whose config.json this is."""
+_ROWS_OF_TEXTS = ("text_classes", "token_classes", "text_pair")
+"""Kinds of models whose training rows are one text each."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,9 @@ def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> Spec
     special = special_tokens(prompting.tokenizer, prompting.separator, template=prompting.template)
     content = (home / "tokenizer.json").read_bytes()
     files = tokenizer_files(content, special, context=cfg.row_length, origins=_origins(cfg))
+    if cfg.model.kind in _ROWS_OF_TEXTS:
+        asks = cfg.model.kind == "token_classes"
+        files = rows_as_trained(files, prompting, asks=asks, context=cfg.row_length)
     for name, data in files.items():
         write_durably(folder / name, data)
     return ends_of(files, special, prompting.tokenizer)

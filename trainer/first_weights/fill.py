@@ -16,11 +16,12 @@ from trainer.config.run_config import RunConfig
 from trainer.first_weights.adapter_source import AdapterSource
 from trainer.first_weights.checkpoint_source import PREFIX
 from trainer.first_weights.labels import check_labels
-from trainer.first_weights.match import Match, match
+from trainer.first_weights.match import Match, match, with_pooler
 from trainer.first_weights.open import Base, open_source
 from trainer.first_weights.source import WeightSource, blocks
 from trainer.huggingface.adapter import open_adapter
 from trainer.models.config import init_from
+from trainer.models.encoder.text_classes_config import TextClassesConfig
 from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 from trainer.start.opening import class_names
@@ -110,7 +111,11 @@ def matched(chunks: Iterable[Chunk], source: WeightSource, cfg: RunConfig, ranks
     own = {name: chunk.shape for chunk in chunks if (name := parameter_of(chunk))}
     ours = {name: shape for each in ranks.gather(own) for name, shape in each.items()}
     another_task = first_keys.is_another_task(cfg.model, source.model)
-    return ranks.together(lambda: match(ours, source, cfg.plan(), another_task=another_task))
+    found = ranks.together(lambda: match(ours, source, cfg.plan(), another_task=another_task))
+    model = cfg.model
+    if isinstance(model, TextClassesConfig) and (model.head_layer, model.pool) == ("tanh", "first"):
+        return with_pooler(found, ours, source)
+    return found
 
 
 def refuse_drawn(found: Match, source: WeightSource, cfg: RunConfig) -> None:
@@ -139,7 +144,7 @@ def fill(chunks: Iterable[Chunk], source: WeightSource, found: Match) -> None:
         if name in found.enlarged:  # the rows that the source has
             shape[0] = max(0, min(shape[0], found.enlarged[name] - chunk.offset[0]))
         for rows, offset, size in blocks(shape, chunk.offset):
-            tensor[rows].copy_(source.read(name, offset, size))
+            tensor[rows].copy_(source.read(found.renamed.get(name, name), offset, size))
             source.forget()
     source.check()
 

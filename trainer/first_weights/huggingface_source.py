@@ -14,6 +14,7 @@ from torch import Tensor
 from common.mapped_file import MappedFile
 from trainer.checkpoint.folder import hash_file
 from trainer.checkpoint.reader import DTYPES
+from trainer.first_weights.source import blocks
 from trainer.huggingface import choose, folder
 from trainer.huggingface.place import place
 from trainer.ranks import Ranks
@@ -23,7 +24,8 @@ class HuggingFaceSource:
     """The weights of a Hugging Face folder; see `WeightSource`.
 
     Raises:
-        ValueError: its architecture, a key of its config.json or a dtype is not supported.
+        ValueError: its architecture, a key of its config.json or a dtype is not supported; or it has two
+            tables of different numbers where config.json ties them.
         RuntimeError: a file is missing or damaged, or a tensor has not the shape that config.json asks for.
     """
 
@@ -33,6 +35,9 @@ class HuggingFaceSource:
         self._stored = folder.read_tensors(path)
         self._mapped, self._names = place(self.family, self.model, self._stored, path)
         self._files: dict[str, MappedFile] = {}
+        for first, *others in self._names.values():
+            for other in others:
+                self._check_equal(first, other)
 
     @property
     def where(self) -> str:
@@ -44,12 +49,13 @@ class HuggingFaceSource:
 
     @cached_property
     def besides(self) -> list[str]:
-        known = {name for one in self.family.mapped(self.model) for name in self.family.known_as(one.theirs)}
+        mapped = (*self.family.mapped(self.model), *self.family.also(self.model))
+        known = {name for one in mapped for name in self.family.known_as(one.theirs)}
         return sorted(self._stored.keys() - known)
 
     def read(self, name: str, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
         one = self._mapped[name]
-        whole = self._tensor(self._names[one.theirs])
+        whole = self._tensor(self._names[one.theirs][0])
         view = whole.mT if one.transposed else whole.view(one.rows, *one.shape[1:])
         for dim, (start, length) in enumerate(zip(offset, shape, strict=True)):
             view = view.narrow(dim, start + (one.first if dim == 0 else 0), length)
@@ -71,6 +77,19 @@ class HuggingFaceSource:
         )
         found = {name: value for part in ranks.gather(mine) for name, value in part.items()}
         return xxhash.xxh3_128_hexdigest("".join(f"{found[name]} {name}\n" for name in names).encode())
+
+    def _check_equal(self, one: str, other: str) -> None:
+        first, second = self._tensor(one), self._tensor(other)
+        for rows, _, _ in blocks(first.shape, [0] * first.ndim):
+            if not torch.equal(first[rows].float(), second[rows].float()):
+                tied = other in self.family.aliases.values()
+                says = f"{folder.CONFIG} {'ties' if tied else 'describes'} them as one"
+                remedy = "set tie_word_embeddings to false if the model was trained with both, or " * tied
+                raise ValueError(
+                    f"{self._path}: tensors {one} and {other} differ, and {says}: in a copy of the folder "
+                    f"{remedy}leave the wrong one out"
+                )
+            self.forget()
 
     def _tensor(self, name: str) -> Tensor:
         stored = self._stored[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from common.model_plan import ModelPlan
 from trainer.first_weights.source import WeightSource
@@ -12,6 +12,8 @@ from trainer.models.tuned.plan import is_added
 Shapes = Mapping[str, tuple[int, ...]]
 
 _VOCABULARY = ("vocab_embedding", "vocab_head")
+# As a model of texts by classes has BERT's pooler, and as one that predicts next sentences does.
+_POOLER, _TRAINED_POOLER = "head.transform.dense", "next_sentence.pooler"
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Match:
     enlarged: of these, the ones with more rows than there: name → rows of the source. The others are drawn.
     drawn: of a head that the source has not, or in another size.
     dropped: of the source, where the model has none of that name, or draws it.
+    renamed: of those taken, the ones that the source has under another name: name → name there.
     """
 
     taken: frozenset[str]
     enlarged: Mapping[str, int]
     drawn: tuple[str, ...]
     dropped: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def in_words(self) -> str:
         """Return what was not simply taken, for an event; "" where everything was."""
@@ -35,6 +39,9 @@ class Match:
         if self.enlarged:
             rows = ", ".join(f"{name} behind row {rows}" for name, rows in sorted(self.enlarged.items()))
             parts.append(f"enlarged, with new rows drawn: {rows}")
+        if self.renamed:
+            pairs = ", ".join(f"{ours} from {theirs}" for ours, theirs in sorted(self.renamed.items()))
+            parts.append(f"taken under another name: {pairs}")
         for what, names in (("drawn", self.drawn), ("not taken", self.dropped)):
             if names:
                 parts.append(f"{what}: {_shown(names)}")
@@ -70,6 +77,24 @@ def match(ours: Shapes, source: WeightSource, plan: ModelPlan, *, another_task: 
     dropped = (*sorted(theirs.keys() - taken), *source.besides)
     kept = {name: count for name, count in rows.items() if name in taken}
     return Match(frozenset(taken), kept, tuple(sorted(drawn)), dropped)
+
+
+def with_pooler(found: Match, ours: Shapes, source: WeightSource) -> Match:
+    """Return `found` for a model whose head begins with BERT's pooler: taken from a source that has one, where
+    the layer would be drawn.
+    """
+    names = {f"{_POOLER}.{kind}": f"{_TRAINED_POOLER}.{kind}" for kind in ("weight", "bias")}
+    if not set(found.drawn) >= names.keys() or any(
+        source.parameters.get(theirs) != ours[name] for name, theirs in names.items()
+    ):
+        return found
+    return replace(
+        found,
+        taken=found.taken | names.keys(),
+        drawn=tuple(name for name in found.drawn if name not in names),
+        dropped=tuple(name for name in found.dropped if name not in names.values()),
+        renamed=names,
+    )
 
 
 def _growing(plan: ModelPlan, ours: Shapes) -> set[str]:

@@ -101,6 +101,11 @@ def body(cfg: EncoderConfig, base: str = BASE) -> list[Mapped]:
     return found
 
 
+def pooler(cfg: EncoderConfig, base: str = BASE) -> list[Mapped]:
+    """Return where the layer is that makes a text of its first token's hidden state."""
+    return both("next_sentence.pooler", f"{base}pooler.dense", (cfg.hidden, cfg.hidden))
+
+
 def _mapped(cfg: EncoderConfig) -> list[Mapped]:
     hidden, head = cfg.hidden, "cls.predictions"
     found = body(cfg)
@@ -112,7 +117,7 @@ def _mapped(cfg: EncoderConfig) -> list[Mapped]:
         found += both("head", f"{head}.decoder", (cfg.vocab, hidden))
         found.append(replace(same("head.bias", f"{head}.bias", (cfg.vocab,)), copy=True))
     if cfg.next_sentence:
-        found += both("next_sentence.pooler", f"{BASE}pooler.dense", (hidden, hidden))
+        found += pooler(cfg)
         found += both("next_sentence.classifier", "cls.seq_relationship", (2, hidden))
     return found
 
@@ -126,6 +131,7 @@ def _family(architecture: str) -> Family:
         from_config=_from_config,
         mapped=_mapped,
         base=BASE,
+        also=lambda cfg: [] if cfg.next_sentence else pooler(cfg),
         aliases={
             "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
             "cls.predictions.bias": "cls.predictions.decoder.bias",

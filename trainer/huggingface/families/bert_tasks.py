@@ -69,5 +69,6 @@ BERT_BODY = Family(
     to_config=bert.to_config,
     from_config=_pair_from,
     mapped=lambda cfg: bert.body(cfg, base=""),
+    also=lambda cfg: bert.pooler(cfg, base=""),
     left_open=frozenset({"pool", "learnt"}),
 )

@@ -23,6 +23,8 @@ class Family:
     mapped: our config → where each of our parameters is.
     base: what begins the names of the tensors of the model without its head; a folder that was saved of that
         model alone leaves it out.
+    also: our config → places of parameters of other heads, which a folder may have beside the model: they are
+        read where another model takes them, and never written.
     aliases: a tensor's name → another one under which some folders have it.
     preprocessor: our config → the content of preprocessor_config.json; None: the model takes no pictures.
     objective: the `objective.kind` of the runs that it is for, where another architecture has the same model;
@@ -41,6 +43,7 @@ class Family:
     from_config: Callable[[Fields], Any]
     mapped: Callable[[Any], list[Mapped]]
     base: str = ""
+    also: Callable[[Any], list[Mapped]] = lambda cfg: []
     aliases: Mapping[str, str] = field(default_factory=dict)
     preprocessor: Callable[[Any], dict[str, Any]] | None = None
     objective: str = ""

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from data.config import Source
+from data.corpus.manifest import read_manifest
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.tokenizer import folders, loading, training
 from data.tokenizer.encoder import Encoder
-from trained_runs import make_trained_run
 from trainer.export.export import export
 from trainer.export.tokenizer_files import special_tokens, tokenizer_files
-from trainer.models.decoder.config import DecoderConfig
+from whole_runs import train_here, write_config
 
 SCRIPTS = (
     *((0x41, 0x7A), (0x20, 0x20), (0x20, 0x20), (0x30, 0x39), (0x0A, 0x0A), (0x21, 0x2F), (0xC0, 0xFF)),
@@ -83,43 +82,69 @@ KINDS: dict[str, Any] = {
 }
 
 
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+SAID = [{"role": "user", "content": "two words"}, {"role": "assistant", "content": "one"}]
+ENDS = {"bpe": "<|endoftext|>", "unigram": "</s>", "wordpiece": "[SEP]"}
+ADDED = "a_word_of_its_own"
+
+
+def folder_of(path: Path, kind: str) -> Path:
+    """A folder as transformers writes it, with added tokens, special ones and a template of conversations."""
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=KINDS[kind](),
+        eos_token=ENDS[kind],
+        chat_template=TEMPLATE,
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+    )
+    made.add_tokens([ADDED])
+    made.save_pretrained(path)
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    return path
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "count", [300, pytest.param(10_000, marks=pytest.mark.slow)], ids=["short", "ten_thousand"]
 )
 def test_ids_are_the_same_all_the_way(kind: str, count: int, tmp_path: Path) -> None:
+    """A folder → prepare → training → export → AutoTokenizer, as the class of each architecture finds it."""
     from transformers import AutoTokenizer
 
-    given = tmp_path / "given"
-    given.mkdir()
-    KINDS[kind]().save(str(given / "tokenizer.json"))
-    (given / "config.json").write_text("{}")
+    given = folder_of(tmp_path / "given", kind)
     documents = [text for text in texts(count, seed=1) if text.strip()]
+    documents[::7] = [f"{text} {ADDED} {text}" for text in documents[::7]]
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    prepare([str(source)], tmp_path / "corpus", tokenizer=given, workers=1, progress=False, recipe=Recipe())
-    folder = tmp_path / "corpus" / "train"
-    folder = folder if folder.is_dir() else tmp_path / "corpus"
-    content = (folder / "tokenizer.json").read_bytes()
-    tokenizer = loading.load(folder / "tokenizer.json")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    eos = manifest["tokenizer"]["eos"]
-    encoder = Encoder(Tokenizer.from_str(content.decode()), eos)
+    corpus = tmp_path / "corpus"
+    prepare([str(source)], corpus, tokenizer=given, workers=1, progress=False, recipe=Recipe())
+    manifest = read_manifest(corpus)
+    tokenizer, eos = loading.load(corpus / "tokenizer.json"), manifest.tokenizer.eos
+    encoder = Encoder(tokenizer, eos)
     written = [encoder(text).tolist() for text in documents]
-    assert sum(map(len, written)) == sum(shard["tokens"] for shard in manifest["shards"])
-    special = special_tokens(tokenizer, eos, template=bool(encoder.before))
+    assert sum(map(len, written)) == sum(shard.tokens for shard in manifest.shards)
+
+    model = {"kind": "decoder", "layers": 1, "hidden": 16, "heads": 2, "vocab": encoder.vocab}
+    data = {"sources": [{"path": str(corpus)}], "seq_len": 64}
+    train = {"steps": 3, "global_batch": 4, "micro_batch": 4, "threads": 1}
+    assert train_here(write_config(tmp_path, corpus, model=model, data=data, train=train))
+    export(tmp_path / "run", tmp_path / "out", step=None, dtype="fp32", shard_bytes=10**9)
+
+    before: Any = AutoTokenizer.from_pretrained(given)
+    # Between documents packing lays the separator, which is the template's last id.
+    ends = [eos] if encoder.before else []
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
     for architecture in ("llama", "gpt2", "mistral", "qwen3"):
-        out = tmp_path / architecture
-        out.mkdir()
-        for name, data in tokenizer_files(content, special, context=10**6, origins=[]).items():
-            (out / name).write_bytes(data)
-        (out / "config.json").write_text(json.dumps({"model_type": architecture}))
-        theirs = AutoTokenizer.from_pretrained(out)
+        (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"model_type": architecture}))
+        theirs: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
         assert theirs.eos_token_id == eos
-        # Between documents packing lays the separator, which is the template's last id.
-        ends = [eos] if encoder.before else []
-        found = theirs(documents)["input_ids"]
-        assert list(found) == [[*ids, *ends] for ids in written]
+        assert list(theirs(documents)["input_ids"]) == [[*ids, *ends] for ids in written]
+        assert theirs.special_tokens_map == before.special_tokens_map
+        assert theirs.get_added_vocab() == before.get_added_vocab() and ADDED in before.get_added_vocab()
+        assert theirs.apply_chat_template(SAID)["input_ids"] == before.apply_chat_template(SAID)["input_ids"]
+    expected = f"<|user|>two words{ENDS[kind]}\n<|assistant|>one{ENDS[kind]}\n"
+    assert theirs.apply_chat_template(SAID, tokenize=False) == expected
 
 
 def test_a_folder_with_an_older_vocabulary_is_converted(tmp_path: Path) -> None:
@@ -174,40 +199,3 @@ def test_the_files_of_the_folder_that_a_run_began_from_are_kept(tmp_path: Path) 
     assert kept["tokenizer_config.json"] == b'{"chat_template": "x"}'
     other = tokenizer_files(content + b" ", special, context=32, origins=[tmp_path])
     assert json.loads(other["tokenizer_config.json"])["eos_token"] == special.tokens["eos_token"]
-
-
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
-
-
-def test_a_chat_template_goes_from_the_folder_to_the_exported_one(tmp_path: Path) -> None:
-    """prepare --tokenizer DIR → a run → export: the template and the special tokens of the folder."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    given, out, corpus = tmp_path / "given", tmp_path / "out", tmp_path / "corpus"
-    own = PreTrainedTokenizerFast(
-        tokenizer_object=training.train("bpe", texts(200), 400),
-        eos_token="<|endoftext|>",
-        chat_template=TEMPLATE,
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-    )
-    own.save_pretrained(given)
-    source = tmp_path / "texts.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(20, seed=1)))
-    prepare([str(source)], corpus, tokenizer=given, workers=1, progress=False, recipe=Recipe())
-    content = (corpus / "tokenizer.json").read_bytes()
-    run = tmp_path / "run"
-    make_trained_run(
-        run,
-        eos=json.loads((corpus / "manifest.json").read_text())["tokenizer"]["eos"],
-        model=DecoderConfig(layers=1, hidden=32, heads=4, vocab=512),
-        data={"sources": [Source(path=str(corpus))]},
-        tokenizer=content,
-    )
-    export(run, out, step=None, dtype="fp32", shard_bytes=10**9)
-    before, after = AutoTokenizer.from_pretrained(given), AutoTokenizer.from_pretrained(out)
-    said = [{"role": "user", "content": "two words"}, {"role": "assistant", "content": "one"}]
-    expected = before.apply_chat_template(said, tokenize=False)
-    assert expected == "<|user|>two words<|endoftext|>\n<|assistant|>one<|endoftext|>\n"
-    assert after.apply_chat_template(said, tokenize=False) == expected
-    assert after.apply_chat_template(said)["input_ids"] == before.apply_chat_template(said)["input_ids"]
-    assert after.special_tokens_map == before.special_tokens_map

@@ -80,8 +80,8 @@ def match(ours: Shapes, source: WeightSource, plan: ModelPlan, *, another_task: 
 
 
 def with_pooler(found: Match, ours: Shapes, source: WeightSource) -> Match:
-    """Return `found` for a model whose head begins with BERT's pooler: taken from a source that has one, where
-    the layer would be drawn.
+    """Return `found` for a model whose head begins with BERT's pooler, which is taken from a source that has
+    one, where it would be drawn.
     """
     names = {f"{_POOLER}.{kind}": f"{_TRAINED_POOLER}.{kind}" for kind in ("weight", "bias")}
     if not set(found.drawn) >= names.keys() or any(

@@ -67,8 +67,8 @@ def test_two_names_with_different_numbers_are_one_line(case: str, tmp_path: Path
     if case == "without_head":
         ties, untie = "describes", ""
     message = (
-        rf"^{folder}: tensors {name} and {other} differ, and config\.json {ties} them as one: in a copy of the "
-        rf"folder {untie}leave the wrong one out$"
+        rf"^{folder}: tensors {name} and {other} differ, and config\.json {ties} them as one: in a copy "
+        rf"of the folder {untie}leave the wrong one out$"
     )
     with pytest.raises(ValueError, match=message):
         open_source(str(folder))

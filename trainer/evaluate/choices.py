@@ -5,7 +5,6 @@ Zero-shot, or with solved questions before each one (Brown et al. 2020, arXiv:20
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import read_lines
+from common.lines import read_json_lines, shown
 from data.tokenizer.prompting import Prompting
 from trainer.evaluate.calibration import Calibration, calibrate
 from trainer.evaluation.scoring import Score, Scorer
@@ -73,13 +72,7 @@ def read_questions(path: str | Path) -> list[Question]:
     "answer" may be the choice's text, too. ValueError, one line with the file and the line, where it is
     anything else.
     """
-    found = []
-    for number, line in enumerate(read_lines(Path(path)), 1):
-        if line.strip():
-            try:
-                found.append(_question(json.loads(line)))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+    found = read_json_lines(path, lambda entry: [_question(entry)])
     if not found:
         raise ValueError(f'{path}: has no question: give "context", "choices" and "answer", a line each')
     return found
@@ -100,10 +93,13 @@ def _question(entry: Any) -> Question:
         or not all(isinstance(c, str) and c for c in choices)
     ):
         raise ValueError('"choices" is not a list of two texts or more')
+    if len(set(choices)) < len(choices):
+        twice = next(one for one in choices if choices.count(one) > 1)
+        raise ValueError(f"the choice {shown(twice)} is there twice: leave one out")
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(f'"answer" is {json.dumps(answer)}: give a number from 0 to {len(choices) - 1}')
+        raise ValueError(f'"answer" is {shown(answer)}: give a number from 0 to {len(choices) - 1}')
     return Question(context, tuple(choices), answer)
 
 

@@ -4,7 +4,6 @@ arXiv:2103.00020, section 3.1)?
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.files import read_lines
+from common.lines import read_json_lines
 from data.stream.batch import Batch
 from data.stream.heldout import HeldoutLoader
 from trainer.evaluate.calibration import Calibration, calibrate
@@ -55,27 +54,23 @@ def read_prompts(path: str | Path, classes: Sequence[str]) -> list[list[str]]:
 
     ValueError, one line with the file and the line, where it is anything else, or a class has no caption.
     """
-    templates: list[str] = []
     own: dict[str, list[str]] = {}
-    for number, line in enumerate(read_lines(Path(path)), 1):
-        if line.strip():
-            try:
-                _read_line(json.loads(line), classes, templates, own)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-    captions = [own.get(name) or [one.replace(CLASS, name) for one in templates] for name in classes]
-    without = [name for name, prompts in zip(classes, captions) if not prompts]
+    for name, captions in read_json_lines(path, lambda entry: [_read_line(entry, classes)]):
+        own.setdefault(name, []).extend(captions)
+    templates = own.pop(CLASS, [])
+    found = [own.get(name) or [one.replace(CLASS, name) for one in templates] for name in classes]
+    without = [name for name, prompts in zip(classes, found) if not prompts]
     if without:
         raise ValueError(f"{path}: class {without[0]!r} has no caption: give its prompts, or a template")
-    return captions
+    return found
 
 
-def _read_line(entry: Any, classes: Sequence[str], templates: list[str], own: dict[str, list[str]]) -> None:
+def _read_line(entry: Any, classes: Sequence[str]) -> tuple[str, list[str]]:
+    """Return (class, its captions); of a template (`CLASS`, it)."""
     if isinstance(entry, dict) and isinstance(template := entry.get("template"), str):
         if CLASS not in template:
             raise ValueError(f"the template {template!r} has no {CLASS}")
-        templates.append(template)
-        return
+        return CLASS, [template]
     if not isinstance(entry, dict) or not {"class", "prompts"} <= entry.keys():
         raise ValueError('needs an object with "template", or with "class" and "prompts"')
     name, prompts = entry["class"], entry["prompts"]
@@ -83,7 +78,7 @@ def _read_line(entry: Any, classes: Sequence[str], templates: list[str], own: di
         raise ValueError(f"there is no class {name!r}: the corpus has {', '.join(classes)}")
     if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise ValueError(f'the "prompts" of class {name!r} are not a list of texts')
-    own.setdefault(name, []).extend(prompts)
+    return name, prompts
 
 
 def classify(

@@ -7,7 +7,6 @@ arXiv:2004.09456; Nangia et al. 2020, arXiv:2010.00133).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import read_lines
+from common.lines import read_json_lines, shown
 from data.tokenizer.prompting import Prompting
 from trainer.evaluation.scoring import Scorer
 
@@ -87,13 +86,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
     ValueError, one line with the file and the line, where it is anything else.
     """
-    found: list[Pair] = []
-    for number, line in enumerate(read_lines(Path(path)), 1):
-        if line.strip():
-            try:
-                found += _pairs_of(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+    found = read_json_lines(path, _pairs_of)
     if not found:
         raise ValueError(f"{path}: has no line: give a template with {TERM} and its terms, or two sentences")
     return found
@@ -102,7 +95,10 @@ def read_pairs(path: str | Path) -> list[Pair]:
 def _pairs_of(entry: Any) -> Iterator[Pair]:
     if not isinstance(entry, dict) or ("template" in entry) == ("sentences" in entry):
         raise ValueError(f'needs an object with "template", which holds {TERM}, and "terms"; or "sentences"')
-    group = str(entry.get("group", ""))
+    group = entry.get("group", "")
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        raise ValueError(f'"group" is {shown(group)}: give a text, or leave it out')
+    group = str(group)
     if "sentences" in entry:
         one, other = _two(entry["sentences"], "sentences")
         yield _different(Pair(one, other, f"{one}\n{other}", group))
@@ -119,7 +115,7 @@ def _pairs_of(entry: Any) -> Iterator[Pair]:
 
 def _two(value: Any, key: str) -> tuple[str, str]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, str) for one in value):
-        raise ValueError(f'"{key}": {json.dumps(value, ensure_ascii=False)} is not two texts')
+        raise ValueError(f'"{key}": {shown(value)} is not two texts')
     return value[0], value[1]
 
 

@@ -1,14 +1,13 @@
 """Run and prompt → text, as it is written."""
 
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from common.files import read_lines
+from common.lines import parsed, read_each
 from parallel.world.runtime import Runtime
 from trainer.config import evaluating, of_folder
 from trainer.models.config import NEXT_TOKEN
@@ -165,24 +164,20 @@ def read_prompts(path: Path) -> list[str]:
     ValueError, one line, where it is anything else, or empty.
     """
     try:
-        lines = read_lines(path)
+        found = read_each(path, _prompt)
     except ValueError as error:
         raise ValueError(f"--prompts {error}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        entry: Any = line
-        if line.startswith(("{", '"')):
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"--prompts {path}, line {number}: {error}") from None
-            entry = entry.get("prompt") if isinstance(entry, dict) else entry
-        if not isinstance(entry, str):
-            raise ValueError(f'--prompts {path}, line {number}: has no "prompt" that is a text')
-        found.append(entry)
     if not found:
         raise ValueError(f"--prompts {path}: has no line")
     return found
+
+
+def _prompt(line: str) -> list[str]:
+    entry: Any = parsed(line) if line.startswith(("{", '"')) else line
+    entry = entry.get("prompt") if isinstance(entry, dict) else entry
+    if not isinstance(entry, str):
+        raise ValueError('has no "prompt" that is a text')
+    return [entry]
 
 
 def decode(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:

@@ -2,7 +2,6 @@
 language and class.
 """
 
-from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -38,6 +37,17 @@ def whole(text: str, tally: Tally, where: str) -> str:
     return text
 
 
+def _whole(value: Any, tally: Tally, where: str) -> Any:
+    """A value whose texts, at any depth, are as UTF-8 can hold them; see `whole`."""
+    if isinstance(value, str):
+        return whole(value, tally, where)
+    if isinstance(value, list):
+        return [_whole(one, tally, where) for one in value]
+    if isinstance(value, dict):
+        return {key: _whole(one, tally, where) for key, one in value.items()}
+    return value
+
+
 def value_at(record: dict[str, Any], name: str) -> Any:
     """The value of the field `name`; for "doc.body" also of the field `body` in the field `doc`, and for
     "captions.0" the first value of the list `captions`. None where there is none.
@@ -70,7 +80,9 @@ def from_record(
     """
     origin, folder_fields = origin_of(file, **place), partitions(file)
     if recipe.task:
-        return of_task(partial(value_at, record), file, origin, recipe, tally, where)
+        return of_task(
+            lambda name: _whole(value_at(record, name), tally, where), file, origin, recipe, tally, where
+        )
     origin |= _class_of(record, recipe, folder_fields, tally, where)
     for key, name in ((recipe.licence_field, "licence"), (recipe.language_field, "language")):
         value = value_at(record, key)

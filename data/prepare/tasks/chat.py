@@ -105,6 +105,8 @@ def _by_prefix(write: Write, said: list[dict[str, Any]], whole: str) -> list[tup
             before, until = write(said[:place], asked=True), write(said[: place + 1])
             if not (whole.startswith(until) and until.startswith(before)):
                 return None
+            if before == until:  # nothing is written of the answer
+                return []
             found.append((len(before), len(until)))
     return found
 

@@ -41,8 +41,11 @@ def tagged(
 def _number(tag: Any, names: list[str], where: str) -> int:
     if isinstance(tag, str) and tag in names:
         return names.index(tag)
-    if isinstance(tag, int) and not isinstance(tag, bool) and tag < (len(names) or 1 << 15):
-        return tag
+    if isinstance(tag, int) and not isinstance(tag, bool):
+        if tag in (-1, -100) or 0 <= tag < (len(names) or 1 << 15):
+            return tag
+        if tag < 0:
+            raise ValueError(f"{where} has the tag {tag}: of those below 0 only -1 and -100 stand for no tag")
     has = f"--tag-name gives {len(names)}" if names else "--tag-name gives none"
     raise ValueError(
         f"{where} has the tag {tag!r}, and {has}: give the name of each tag, in the order of their numbers, "

@@ -12,6 +12,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data.prepare.recipe import Recipe
@@ -22,6 +23,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 BUILT = {"chatml": CHATML}
+MOST_STEPS = 1 << 18  # of a template's loops and macros, for a conversation
+MOST_CHARACTERS = 1 << 26  # that a template writes
 BEGIN, END = "\ufdd0", "\ufdd1"  # stand around what is marked; Unicode gives them no character, ever
 
 
@@ -39,6 +42,58 @@ class _Generation(Extension):
         return f"{BEGIN}{caller()}{END}"
 
 
+class Limited(ImmutableSandboxedEnvironment):
+    """The sandbox, whose templates end: it counts the turns of loops and the calls of macros, and makes no
+    number or text that fills the memory.
+
+    steps: turns and calls so far.
+    """
+
+    intercepted_binops = frozenset(("*", "**"))  # not "+", which templates compute all the time
+    steps = 0
+
+    @property
+    def step(self) -> bool:
+        """Count a turn or a call; True. ValueError where there are more than `MOST_STEPS`. A property, for
+        the sandbox makes calls slow.
+        """
+        self.steps += 1
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"takes more than {MOST_STEPS:,} turns of its loops: it may never end")
+        return True
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute `left operator right`; ValueError where that would be too large."""
+        if _size_of_result(operator, left, right) > MOST_CHARACTERS:
+            raise ValueError(f"computes a value of more than {MOST_CHARACTERS:,} characters")
+        return super().call_binop(context, operator, left, right)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            counted = nodes.EnvironmentAttribute("step")
+            node.body.insert(0, nodes.ExprStmt(counted))
+            if isinstance(node, nodes.For) and node.test is not None:
+                node.test = nodes.And(counted, node.test)
+            node.set_environment(self)
+        return tree
+
+
+def _size(value: Any) -> int:
+    """Characters of a text, entries of a list, bits of an integer."""
+    if isinstance(value, int):
+        return value.bit_length()
+    return len(value) if isinstance(value, str | list | tuple) else 0
+
+
+def _size_of_result(operator: str, left: Any, right: Any) -> int:
+    if isinstance(right, int) and (operator == "**" or not isinstance(left, int)):
+        return _size(left) * abs(right)
+    if isinstance(left, int) and operator == "*" and not isinstance(right, int):
+        return _size(right) * abs(left)
+    return _size(left) + _size(right)
+
+
 def with_template(recipe: Recipe) -> Recipe:
     """The recipe with the text of its chat template in the place of the name of its file or folder.
 
@@ -49,15 +104,38 @@ def with_template(recipe: Recipe) -> Recipe:
     path = Path(recipe.chat_template)
     try:
         text = _text(path)
-        compiled(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"--chat-template {path} cannot be read: {error}; give a file with a Jinja template, a Hugging "
             f"Face folder that has one, or {', '.join(BUILT)}"
         ) from None
-    except jinja2.TemplateError as error:
-        raise ValueError(f"--chat-template {path}: {error}") from None
+    try:
+        _try(text)
+    except (jinja2.TemplateError, ValueError) as error:
+        raise ValueError(f"--chat-template {path}: {' '.join(str(error).split())}") from None
     return replace(recipe, chat_template=text)
+
+
+def _try(template: str) -> None:
+    """Write a conversation, so that a wrong template is known before documents are read. One that refuses
+    this conversation may take others.
+
+    Raises jinja2.TemplateError where the text is no template, ValueError where it cannot be carried out, or
+    where what it writes does not depend on what was said.
+    """
+    compiled(template)
+    questions = [
+        [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": said}] for said in "ab"
+    ]
+    try:
+        one, other = (_rendered(template, said, "", "", asked=False) for said in questions)
+    except jinja2.TemplateError:
+        return
+    if one == other:
+        raise ValueError(
+            f"writes {one[:40]!r} whatever the assistant says: there would be nothing to learn: give the "
+            "template of a chat model"
+        )
 
 
 def _text(path: Path) -> str:
@@ -93,21 +171,41 @@ def written(
     Raises ValueError where the template is wrong, or refuses them.
     """
     try:
-        return compiled(template).render(
+        return _rendered(template, messages, separator, beginning, asked=asked)
+    except (jinja2.TemplateError, ValueError) as error:
+        raise ValueError(f"--chat-template: {where}: {' '.join(str(error).split())}") from None
+
+
+def _rendered(
+    template: str, messages: Sequence[dict[str, Any]], separator: str, beginning: str, *, asked: bool
+) -> str:
+    made = compiled(template)
+    limits: Limited = made.environment  # type: ignore[assignment]
+    limits.steps = 0
+    parts, size = [], 0
+    try:
+        for part in made.generate(
             messages=messages,
             add_generation_prompt=asked,
             bos_token=beginning,
             eos_token=separator,
             tools=None,
-        )
-    except (jinja2.TemplateError, TypeError) as error:
-        raise ValueError(f"--chat-template: {where}: {' '.join(str(error).split())}") from None
+        ):
+            parts.append(part)
+            size += len(part)
+            if size > MOST_CHARACTERS:
+                raise ValueError(f"writes more than {MOST_CHARACTERS:,} characters")
+    except (jinja2.TemplateError, ValueError):
+        raise
+    except Exception as error:  # the template is a program of somebody else's: what it raises is its own
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return "".join(parts)
 
 
 @lru_cache(maxsize=1)
 def compiled(template: str) -> jinja2.Template:
     """The template, which may neither change what it is given nor reach anything else."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = Limited(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse

@@ -75,6 +75,7 @@ def test_an_answer_is_a_number_or_a_text(tmp_path: Path) -> None:
         ('{"context": "x", "choices": ["a", "b"]}', 'has no "answer"'),
         ('{"context": "x", "choices": ["a"], "answer": 0}', '"choices" is not a list of two texts or more'),
         ('{"context": "x", "choices": ["a", "b"], "answer": 2}', '"answer" is 2: give a number from 0 to 1'),
+        ('{"context": "x", "choices": ["a", "b", "a"], "answer": 0}', 'the choice "a" is there twice'),
         ('{"context": "x", "choices": ["a", "b"], "answer": "c"}', '"answer" is "c"'),
         ('{"context": 1, "choices": ["a", "b"], "answer": 0}', '"context" is not a text'),
         ("[]", "line 1: needs an object with"),

@@ -125,7 +125,9 @@ def test_templates_and_sentences_are_read(tmp_path: Path) -> None:
         ('{"sentences": ["a", "a"]}', "both sentences are 'a'"),
         ('{"sentences": ["a", ""]}', "a sentence is empty"),
         ('{"text": "a"}', 'needs an object with "template"'),
-        ("[1", "line 1: Expecting ',' delimiter"),
+        ('{"sentences": ["a", "b"], "group": null}', '"group" is null: give a text, or leave it out'),
+        ('{"sentences": ["a", "b"], "group": ["c"]}', '"group" is ["c"]'),
+        ("[1", "line 1: column 3: Expecting ',' delimiter"),
         ("", "has no line: give a template with {term} and its terms, or two sentences"),
     ],
 )

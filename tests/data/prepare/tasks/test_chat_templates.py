@@ -138,6 +138,12 @@ def test_every_form_of_a_conversation_is_read(tmp_path: Path, row: dict[str, Any
     assert (len(ids), sum(marks)) == (len(text), len("b<|im_end|>\n"))
 
 
+def test_half_of_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b\ud83d"}]
+    ((ids, marks),) = rows_of(corpus(tmp_path, [{"messages": said}], "bytes"))
+    assert sum(marks) == len("b\ufffd<|im_end|>\n".encode()) < len(ids)
+
+
 def test_a_role_that_is_not_known_is_named(tmp_path: Path) -> None:
     row = {"messages": [{"role": "narrator", "content": "a"}]}
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: a message has the role 'narrator'"):

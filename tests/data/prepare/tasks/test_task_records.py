@@ -63,6 +63,11 @@ def test_records_that_do_not_fit_are_counted(
         (Recipe(task="tags"), {"tokens": ["a"], "ner_tags": ["B-X"]}, "tag 'B-X'.*--tag-name gives none"),
         (Recipe(task="tags", tag_name=["O"]), {"tokens": ["a"], "ner_tags": [1]}, "--tag-name gives 1"),
         (
+            Recipe(task="tags"),
+            {"tokens": ["a", "b"], "ner_tags": [-5, 0]},
+            "has the tag -5: of those below 0",
+        ),
+        (
             Recipe(task="chat", chat_template="missing.jinja"),
             {"messages": []},
             "--chat-template missing.jinja",

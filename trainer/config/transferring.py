@@ -8,6 +8,7 @@ own, which `germinal train` and `germinal finetune` read.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from trainer.folder import run_folder
 Tuning = Literal["full", "probe", "lora", "adapters"]
 PRETRAIN, FINETUNE, RECORD = "pretrain", "finetune", "transfer.yaml"
 OF_A_TRIAL = ("name", "run_dir", "seed")  # of `finetune`, besides keys of its sections
+BEGUN = "classes.json"  # written once labels and first weights are drawn, and fine-tuning can begin
+LABELS, RANDOM, RUNNING = DRAWN = ("labels", "random", "running")
 FIXED = (PRETRAIN, FINETUNE, "labelled", "heldout", "validation")
 """Keys that a later start may not change, for fine-tunings that are done stay done. The other keys say which
 fine-tunings there are.
@@ -173,16 +176,18 @@ def _check(cfg: TransferConfig, pretrain: Any, finetune: Any) -> None:
 
 
 def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
-    """ValueError where the folder has fine-tunings of a comparison that differs in one of `FIXED`."""
+    """ValueError where the folder has begun a comparison that differs in one of `FIXED`."""
     if not (folder / RECORD).is_file():
         return
     before = yaml.safe_load((folder / RECORD).read_bytes())
-    for key in FIXED:
-        if before[key] != record[key]:
-            raise ValueError(
-                f"{key}: not as it was when {folder} was begun, whose fine-tunings would not be comparable: "
-                "set it back, or give another name"
-            )
+    changed = [key for key in FIXED if before[key] != record[key]]
+    if changed and (folder / BEGUN).is_file():
+        raise ValueError(
+            f"{changed[0]}: not as it was when {folder} was begun, whose fine-tunings would not be "
+            "comparable: set it back, or give another name"
+        )
+    for name in DRAWN if changed else ():  # by a start that ended with a mistake, which is mended now
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _refuse_heldout(cfg: TransferConfig, pretraining: RunConfig) -> None:

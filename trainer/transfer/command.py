@@ -75,12 +75,14 @@ def begin(transfer: Transfer, runtime: Runtime) -> None:
     before pre-training, which takes longest.
     """
     cfg = transfer.cfg
-    Records(cfg).note_classes(labels.write_labels(cfg), labels.all_classes(cfg))
+    seen = labels.write_labels(cfg)
     for seed in plan.seeds(cfg):
         trial.write_random_weights(transfer, seed, runtime)
     for method in cfg.methods:
         each = Trial(plan.RANDOM, method, min(cfg.labels), 0, cfg.rates[method][0], plan.HELDOUT)
         trial.check(each, transfer, runtime)
+    # Last of all: a begin that was killed before is done again.
+    Records(cfg).note_begun(seen, labels.all_classes(cfg))
 
 
 def share(transfer: Transfer, runtime: Runtime, part: str, worker: int, workers: int) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from data.corpus.manifest import read_manifest
 from data.corpus.subset import labels as labels_of
 from data.corpus.subset import write_subsets
-from trainer.config.transferring import TransferConfig
+from trainer.config.transferring import LABELS, TransferConfig
 from trainer.transfer import plan
 
 _VALIDATION = "validation"
@@ -49,12 +49,12 @@ def stratified(numbers: Sequence[int], classes: Sequence[int], key: str) -> list
 
 def folder_of(cfg: TransferConfig, labels: int, seed: int) -> Path:
     """Where the labelled documents of a fine-tuning are."""
-    return cfg.folder / "labels" / f"seed-{seed}" / f"n-{labels}"
+    return cfg.folder / LABELS / f"seed-{seed}" / f"n-{labels}"
 
 
 def validation(cfg: TransferConfig) -> Path:
     """Where the documents are that learning rates are chosen by."""
-    return cfg.folder / "labels" / _VALIDATION
+    return cfg.folder / LABELS / _VALIDATION
 
 
 def write_labels(cfg: TransferConfig) -> dict[int, list[int]]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
-from trainer.config.transferring import TransferConfig
+from trainer.config.transferring import BEGUN, TransferConfig
+from trainer.transfer import plan
 from trainer.transfer.plan import Trial
-
-_CLASSES = "classes.json"
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,29 @@ class Records:
         return {key: record["figures"][self.cfg.metric] for key, record in self.all().items()}
 
     def begun(self) -> bool:
-        """Whether `note_classes` was called for all numbers of labels, with all seeds."""
-        if not (self.cfg.folder / _CLASSES).is_file():
+        """Whether `note_begun` was called for all that the config asks for."""
+        if not (self.cfg.folder / BEGUN).is_file():
             return False
-        _, seen = self.classes()
-        return all(len(seen.get(number, ())) >= self.cfg.seeds for number in self.cfg.labels)
+        begun = json.loads((self.cfg.folder / BEGUN).read_bytes()).get("begun", {})
+        return all(set(asked) <= set(begun.get(key, ())) for key, asked in self._asked().items())
 
-    def note_classes(self, seen: Mapping[int, list[int]], of: int) -> None:
-        """Keep how many of all `of` classes are among the labels, for each number of labels."""
-        record = {"classes": of, "seen": {str(number): counts for number, counts in seen.items()}}
-        write_atomically(self.cfg.folder / _CLASSES, json.dumps(record, indent=1).encode() + b"\n")
+    def note_begun(self, seen: Mapping[int, list[int]], of: int) -> None:
+        """Note that labels and random weights are drawn, and how many of all `of` classes are among the
+        labels, for each number of labels.
+        """
+        counted = {str(number): counts for number, counts in seen.items()}
+        record = {"classes": of, "seen": counted, "begun": self._asked()}
+        write_atomically(self.cfg.folder / BEGUN, json.dumps(record, indent=1).encode() + b"\n")
+
+    def _asked(self) -> dict[str, list[int]]:
+        """What labels and weights are drawn for."""
+        return {
+            "seeds": plan.seeds(self.cfg),
+            "labels": sorted(self.cfg.labels),
+            "rates_at": plan.rate_labels(self.cfg),
+        }
 
     def classes(self) -> tuple[int, dict[int, list[int]]]:
-        """What `note_classes` was given, `of` first."""
-        record = json.loads((self.cfg.folder / _CLASSES).read_bytes())
+        """What `note_begun` was given, `of` first."""
+        record = json.loads((self.cfg.folder / BEGUN).read_bytes())
         return record["classes"], {int(number): counts for number, counts in record["seen"].items()}

@@ -14,7 +14,7 @@ from parallel.world.runtime import Runtime
 from trainer.checkpoint.folder import steps
 from trainer.config import reading
 from trainer.config.run_config import RunConfig
-from trainer.config.transferring import Transfer
+from trainer.config.transferring import RANDOM, RUNNING, Transfer
 from trainer.evaluation.best import recorded
 from trainer.models.config import init_from
 from trainer.run import assemble
@@ -32,7 +32,7 @@ OF_EVERY_TRIAL = (
 
 def random_weights(transfer: Transfer, seed: int) -> Path:
     """The run that has the random weights of a seed."""
-    return transfer.cfg.folder / "random" / f"seed-{seed}"
+    return transfer.cfg.folder / RANDOM / f"seed-{seed}"
 
 
 def write_random_weights(transfer: Transfer, seed: int, runtime: Runtime) -> None:
@@ -59,7 +59,7 @@ def write_random_weights(transfer: Transfer, seed: int, runtime: Runtime) -> Non
 
 def run_folder(trial: Trial, transfer: Transfer) -> Path:
     """The run folder of a fine-tuning, for as long as it is not done."""
-    return transfer.cfg.folder / "running" / trial.key
+    return transfer.cfg.folder / RUNNING / trial.key
 
 
 def config_of(trial: Trial, transfer: Transfer) -> RunConfig:
@@ -92,7 +92,7 @@ def config_of(trial: Trial, transfer: Transfer) -> RunConfig:
 def check(trial: Trial, transfer: Transfer, runtime: Runtime) -> None:
     """See that a fine-tuning can begin, and leave nothing behind. Raises as `trainer.run.assemble`."""
     cfg = config_of(trial, transfer)
-    cfg = replace(cfg, run_dir=str(transfer.cfg.folder / "running" / "check"))
+    cfg = replace(cfg, run_dir=str(transfer.cfg.folder / RUNNING / "check"))
     with ExitStack() as stack, redirect_stderr(io.StringIO()):
         assemble(cfg, runtime, stack)
     shutil.rmtree(cfg.folder)

@@ -94,7 +94,7 @@ def test_the_table_has_every_score_and_says_which_classes_were_seen(tmp_path: Pa
             assert not records.has(trial)
             records.add(trial, {"top_1": value + seed / 100, "loss": 9.0}, 1.5)
             assert records.has(trial)
-    records.note_classes({8: [5, 7]}, 10)
+    records.note_begun({8: [5, 7]}, 10)
     made = table.make(records)
     (row,) = made.rows
     assert (row.pretrained, row.random) == ([0.9, 0.9 + 0.01], [0.4, 0.4 + 0.01])

@@ -170,6 +170,33 @@ def test_a_comparison_that_was_killed_goes_on_and_repeats_nothing(
     assert all(len(row.pretrained) == len(row.random) == 2 for row in made.rows)
 
 
+def test_one_that_ended_before_all_was_drawn_draws_the_rest(
+    corpus: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = transferring.load(written(tmp_path, corpus))
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trial, "write_random_weights", killed)
+        with pytest.raises(KeyboardInterrupt):
+            command.begin(found, runtime)
+    assert labels.validation(found.cfg).is_dir() and not Records(found.cfg).begun()
+    # Nothing is fine-tuned yet: a mistake in the config may be mended, and what depends on it is drawn anew.
+    changed = transferring.load(written(tmp_path, corpus, validation=9))
+    assert not labels.validation(changed.cfg).is_dir()
+    command.begin(changed, runtime)
+    assert len(documents(labels.validation(changed.cfg))) == 9
+    for seed in plan.seeds(changed.cfg):
+        assert trial.random_weights(changed, seed).is_dir()
+    assert Records(changed.cfg).begun()
+    with pytest.raises(ValueError, match="validation: not as it was when"):
+        transferring.load(written(tmp_path, corpus))
+    more = transferring.load(written(tmp_path, corpus, validation=9, rate_draws=2))
+    assert not Records(more.cfg).begun()
+
+
 def test_the_command_draws_the_table_of_what_is_done(
     begun: Transfer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.lines import read_json_lines, shown
+from common.files import read_json_lines, shown
 from data.tokenizer.prompting import Prompting
 from trainer.evaluate.calibration import Calibration, calibrate
 from trainer.evaluation.scoring import Score, Scorer

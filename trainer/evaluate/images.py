@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.lines import read_json_lines
+from common.files import read_json_lines
 from data.stream.batch import Batch
 from data.stream.heldout import HeldoutLoader
 from trainer.evaluate.calibration import Calibration, calibrate

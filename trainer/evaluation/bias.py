@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.lines import read_json_lines, shown
+from common.files import read_json_lines, shown
 from data.tokenizer.prompting import Prompting
 from trainer.evaluation.scoring import Scorer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from common.lines import parsed, read_each
+from common.files import parsed, read_each
 from parallel.world.runtime import Runtime
 from trainer.config import evaluating, of_folder
 from trainer.models.config import NEXT_TOKEN

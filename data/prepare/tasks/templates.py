@@ -42,6 +42,9 @@ class _Generation(Extension):
         return f"{BEGIN}{caller()}{END}"
 
 
+_BODIES = (nodes.For, nodes.Macro, nodes.CallBlock)
+
+
 class Limited(ImmutableSandboxedEnvironment):
     """The sandbox, whose templates end: it counts the turns of loops and the calls of macros, and makes no
     number or text that fills the memory.
@@ -70,7 +73,8 @@ class Limited(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        for node in tree.find_all(_BODIES):
+            assert isinstance(node, _BODIES)
             counted = nodes.EnvironmentAttribute("step")
             node.body.insert(0, nodes.ExprStmt(counted))
             if isinstance(node, nodes.For) and node.test is not None:

@@ -31,6 +31,7 @@ def check(domains: Any, changes: dict[str, dict[str, list[float]]]) -> None:
     assert replay[cost][2] < 0.8 * alone[cost][1], "with a replay by less, in the worst seed of the two"
 
 
+@pytest.mark.slow
 def test_a_second_domain_costs_the_first_and_a_replay_costs_less(domains: Any, tmp_path: Path) -> None:
     stdlib = Path(sysconfig.get_path("stdlib"))
     domains.write_manual(tmp_path / "manual.jsonl")

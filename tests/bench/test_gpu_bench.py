@@ -35,6 +35,7 @@ def kernels(bench: Any) -> Any:
     return sys.modules["on_gpu.kernels"]
 
 
+@pytest.mark.slow
 def test_smoke_writes_both_tables(tmp_path: Path) -> None:
     """In a process of its own: it asserts that deepspeed, wandb and transformers were never imported."""
     command = [sys.executable, str(BENCH), "--smoke", "--fp8", "tensorwise", "--out", str(tmp_path)]

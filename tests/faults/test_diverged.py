@@ -156,7 +156,7 @@ def test_killed_while_it_looks_for_an_older_checkpoint_it_finds_all_of_them_agai
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        ("micro_batch", IN_THE_OLDER_ONES_STEP),
+        pytest.param("micro_batch", IN_THE_OLDER_ONES_STEP, marks=pytest.mark.slow),
         pytest.param("rename", 1, marks=pytest.mark.slow),
         ("rename", 2),
     ],

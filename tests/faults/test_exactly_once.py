@@ -114,6 +114,7 @@ def damage(corpus: Path, place: int) -> tuple[str, str, int]:
     return str(shard), sample.key, begin
 
 
+@pytest.mark.slow
 def test_a_damaged_document_is_masked_and_listed_once(tmp_path: Path) -> None:
     """On two ranks, killed and resumed; compared with the run that the same corpus gave undamaged."""
     (tmp_path / "clean").mkdir()

@@ -22,7 +22,9 @@ def as_on_a_terminal() -> None:
 
 
 # Seconds after the launcher's first line: in Python's start, in torch's import, in the rendezvous.
-@pytest.mark.parametrize("after", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(
+    "after", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_one_line(nproc: int, number: signal.Signals, code: int, after: float, config: Path) -> None:

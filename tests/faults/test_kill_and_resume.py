@@ -65,7 +65,7 @@ def kills() -> list[Any]:
         ("fsync", draw.randrange(6, 12)),
         ("rename", draw.randrange(1, 6)),
     ]
-    always = {(0, False), (2, True), (5, False), (5, True), (6, True)}
+    always = {(2, True), (5, False), (6, True)}
     return [
         pytest.param(*place, later, marks=() if (number, later) in always else pytest.mark.slow)
         for later in (False, True)
@@ -171,7 +171,7 @@ def test_a_finished_run_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     [
         # SLURM's, within 13 ms at a time limit.
         ((signal.SIGTERM, signal.SIGCONT, signal.SIGTERM), 75),
-        ((signal.SIGINT,), 130),
+        pytest.param((signal.SIGINT,), 130, marks=pytest.mark.slow),
     ],
     ids=["term", "ctrl-c"],
 )

@@ -54,7 +54,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 
-ALWAYS = ("span_corruption", "next_sentence")
+ALWAYS = ("span_corruption",)
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def test_damage_that_peers_read_too(config: Path, tmp_path: Path, layout: str) -
     assert shard.name in event["reason"]
 
 
+@pytest.mark.slow
 def test_damage_of_a_held_out_set_that_peers_read_too(config: Path, tmp_path: Path) -> None:
     (shard,) = (tmp_path / "corpus" / "heldout").glob("*.tar")
     flip(shard)

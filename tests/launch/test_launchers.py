@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from whole_runs import consumed, environment, make_corpus, records, write_config
 
 LAUNCHERS = (
@@ -13,6 +15,7 @@ LAUNCHERS = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_under_other_launchers(tmp_path: Path) -> None:
     changes = {"train__steps": 2, "train__eval_every": 0, "checkpoint__every": 0, "model__layers": 1}
     config = write_config(tmp_path, make_corpus(tmp_path, documents=20), **changes)

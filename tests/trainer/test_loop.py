@@ -50,7 +50,9 @@ def record(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
-@pytest.mark.parametrize("evaluation", [1, 2], ids=["in the middle", "after the last step"])
+@pytest.mark.parametrize(
+    "evaluation", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["in the middle", "after the last step"]
+)
 def test_a_stop_during_an_evaluation_leaves_no_trace(tmp_path: Path, evaluation: int) -> None:
     config = write_config(tmp_path, make_corpus(tmp_path, documents=200), train__steps=6, train__eval_every=3)
     assert go(config, f"run_dir={tmp_path}/straight")

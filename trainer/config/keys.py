@@ -127,16 +127,23 @@ class Key:
     def rules(self) -> tuple[Rule, ...]:
         return tuple(rule for fact in self.facts if (rule := _rule(fact)))
 
-    @property
+    @cached_property
     def forms(self) -> tuple[str, ...]:
         """The forms that a text may have; empty: any."""
         like = next((fact for fact in self.facts if fact.startswith("like ")), "")
         return tuple(like.removeprefix("like ").split(" | ")) if like else ()
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         """The number of values that a list must have."""
         return next((int(f.split()[0]) for f in self.facts if re.fullmatch(r"\d+ values", f)), None)
+
+    @cached_property
+    def elements(self) -> re.Pattern[str] | None:
+        """What the names of its values match where the key is one of a list's elements."""
+        if "[]" not in self.name:
+            return None
+        return re.compile(re.escape(self.name).replace(re.escape("[]"), r"\[\d+\]"))
 
     @property
     def must_be_given(self) -> bool:
@@ -228,8 +235,11 @@ def check(cfg: Any) -> None:
         ValueError: one line with the key, its value, what must be and, of several keys, what to change.
     """
     values = dict(_values(cfg))
+    elements = {at: value for at, value in values.items() if "]" in at}
     for key in keys_of(cfg):
-        for at, value in _every(key.name, values):
+        if not key.facts:
+            continue
+        for at, value in _every(key, elements if key.elements else values):
             if wrong := _wrong(key, value, values):
                 raise ValueError(f"{at}={text(value)}: {wrong}")
             for rule in key.rules:
@@ -265,14 +275,13 @@ def _values(cfg: Any, at: str = "") -> Iterator[tuple[str, Any]]:
                     yield from _values(element, f"{name}[{index}].")
 
 
-def _every(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _every(key: Key, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the values of a key whose name may go through a list."""
-    if "[]" not in name:
-        if name in values:  # another kind's key is not there
-            yield name, values[name]
+    if key.elements is None:
+        if key.name in values:  # another kind's key is not there
+            yield key.name, values[key.name]
         return
-    pattern = re.compile(re.escape(name).replace(re.escape("[]"), r"\[\d+\]"))
-    yield from ((at, value) for at, value in values.items() if pattern.fullmatch(at))
+    yield from ((at, value) for at, value in values.items() if key.elements.fullmatch(at))
 
 
 def _rule(fact: str) -> Rule | None:

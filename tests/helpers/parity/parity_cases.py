@@ -6,6 +6,7 @@ value, so that no run is done twice. `bench/parity.py` runs them all,
 `equivalence/test_parity.py` a covering part.
 """
 
+import functools
 import itertools
 import math
 import random
@@ -134,19 +135,15 @@ class Combination:
 
     def refusal(self) -> str:
         """Why it is not offered; "" where it is."""
+        if refused := _refused_keys(tuple(self.parallel.items()), self.precision):
+            return refused
         case, cfg = self.case(), ParallelConfig(**self.parallel)
         model = DecoderConfig(**case.model, vocab=VOCAB)
-        train = TrainConfig(precision=self.precision)  # type: ignore[arg-type]
         try:
-            keys.check(
-                RunConfig("run", DecoderConfig(), DataConfig([Source("x")]), train=train, parallel=cfg)
-            )
             layout = resolve(cfg, self.world)
             model.check_layout(tp=layout.tp, cp=layout.cp)
             check_stages(layout, blocks=model.layers, key="model.layers", cut="even")
             check_batch(layout, global_batch=GLOBAL_BATCH, micro_batch=case.micro_batch, positions=SEQ)
-            if cfg.engine == "deepspeed":
-                check_deepspeed(cfg)
         except ValueError as error:
             return str(error)
         return ""
@@ -157,6 +154,26 @@ class Combination:
         chosen = {name: getattr(self, name) for name in self.__dataclass_fields__}
         said = {name: value for name, value in chosen.items() if value != getattr(plain, name)}
         return " ".join(f"{name}={value}" for name, value in said.items()) or "one process"
+
+
+@functools.cache
+def _refused_keys(parallel: tuple[tuple[str, Any], ...], precision: str) -> str:
+    """Why the keys themselves are refused: thousands of combinations have the same ones."""
+    cfg = ParallelConfig(**dict(parallel))
+    train = TrainConfig(precision=precision)  # type: ignore[arg-type]
+    try:
+        keys.check(RunConfig("run", DecoderConfig(), DataConfig([Source("x")]), train=train, parallel=cfg))
+        if cfg.engine == "deepspeed":
+            _check_deepspeed()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _check_deepspeed() -> None:
+    """Its packages: it looks for them on the disk, and no combination offloads to one."""
+    check_deepspeed(ParallelConfig(engine="deepspeed"))
 
 
 def combinations(model_factors: bool = False, largest: int = LARGEST_WORLD) -> Iterator[Combination]:

@@ -170,7 +170,12 @@ def run(mode: str, run_dir: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize(
     ("mode", "deaths"),
-    [("every_call", 40), ("random_times", 30), ("random_times_of_ranks", 30), ("no_room", 0)],
+    [
+        ("every_call", 40),
+        pytest.param("random_times", 30, marks=pytest.mark.slow),
+        pytest.param("random_times_of_ranks", 30, marks=pytest.mark.slow),
+        ("no_room", 0),
+    ],
 )
 def test_killed_while_saving(tmp_path: Path, mode: str, deaths: int) -> None:
     done = run(mode, tmp_path)

@@ -154,7 +154,7 @@ def on_ranks(context: Any, home: Path, overrides: list[str]) -> dict[str, Any]:
     return examine(home / "run", overrides, runtime, Asked(), step=None)["sets"]
 
 
-@pytest.mark.parametrize("overrides", [[], ["parallel.pp=2"]])
+@pytest.mark.parametrize("overrides", [pytest.param([], marks=pytest.mark.slow), ["parallel.pp=2"]])
 def test_figures_are_the_same_on_every_layout(ranks: Any, home: Path, overrides: list[str]) -> None:
     recorded = next(line["eval"] for line in records(home / "run" / "metrics.jsonl") if "eval" in line)
     for found in ranks(2).run(on_ranks, home, overrides):

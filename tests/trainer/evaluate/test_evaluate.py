@@ -95,7 +95,7 @@ def test_texts_have_the_likelihood_of_float64(trained: Path) -> None:
     ("world", "overrides"),
     [
         (2, ["parallel.zero=3", "train.micro_batch=3"]),
-        (4, ["parallel.pp=2", "parallel.tp=2"]),
+        pytest.param(4, ["parallel.pp=2", "parallel.tp=2"], marks=pytest.mark.slow),
     ],
     ids=str,
 )

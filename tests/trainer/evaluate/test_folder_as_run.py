@@ -54,7 +54,9 @@ def test_an_exported_folder_has_the_figures_of_its_run(trained: Path, folder: Pa
 
 
 @pytest.mark.parametrize(
-    ("world", "overrides"), [(2, ["parallel.zero=3"]), (4, ["parallel.pp=2", "parallel.tp=2"])], ids=str
+    ("world", "overrides"),
+    [(2, ["parallel.zero=3"]), pytest.param(4, ["parallel.pp=2", "parallel.tp=2"], marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_every_layout_finds_the_same_of_a_folder(
     ranks: Any, trained: Path, folder: Path, world: int, overrides: list[str]

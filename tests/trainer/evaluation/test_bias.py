@@ -74,6 +74,7 @@ def bias_of(record: dict[str, Any]) -> Bias:
     return Bias(len(ROLES), len(ROLES), found["difference"], found["low"], found["high"])
 
 
+@pytest.mark.slow
 def test_a_planted_bias_is_found_and_its_balanced_twin_has_none(tmp_path: Path) -> None:
     planted = biases_in_run(tmp_path / "planted", 0.9)
     assert [record["step"] for record in planted] == [60, 120] and "made_up" in planted[-1]["eval"]

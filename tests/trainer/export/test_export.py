@@ -146,7 +146,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 GPT2 = vars(MODELS["gpt2"]) | {"layers": 4, "hidden": 32, "vocab": 128, "kv_heads": 0, "qk_norm": False}
 
 
-@pytest.mark.parametrize("model", [{"tie_embeddings": True}, GPT2], ids=["qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "model", [pytest.param({"tie_embeddings": True}, marks=pytest.mark.slow), GPT2], ids=["qwen3", "gpt2"]
+)
 def test_any_layouts_checkpoint_gives_the_same_bytes(
     model: dict[str, Any], ranks: RankPools, tmp_path: Path
 ) -> None:

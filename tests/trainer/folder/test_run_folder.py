@@ -147,6 +147,7 @@ def test_every_config_that_a_run_has_had_is_kept(tmp_path: Path) -> None:
     assert sorted(file.name for file in (old / "configs").iterdir()) == sorted(kept)
 
 
+@pytest.mark.slow
 def test_making_a_decayed_run_longer_is_said_in_full_with_the_way_around(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

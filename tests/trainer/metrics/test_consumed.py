@@ -36,7 +36,7 @@ def recorded(folder: Path, sizes: list[int], log_every: int) -> RunConfig:
     return cfg
 
 
-@pytest.mark.parametrize("log_every", [1, 5])
+@pytest.mark.parametrize("log_every", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "sizes",
     [

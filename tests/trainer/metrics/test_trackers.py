@@ -153,6 +153,7 @@ def wandb_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     wandb.teardown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wandb_alone")
 def test_wandb_gets_what_the_config_states_whatever_the_variables_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -213,7 +213,7 @@ def test_a_wrong_mask_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention.attend is not attend and not torch.allclose(model(tokens()), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("with_documents", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_block_compiles_in_one_piece(with_documents: bool) -> None:
     model = drawn(RICH)
     inputs = {"targets": tokens()}

@@ -82,6 +82,7 @@ def test_on_any_rank_in_any_micro_batch_and_after_a_resume(
     assert resumed == {number: told for number, told in whole.items() if number >= 2 * BATCH}
 
 
+@pytest.mark.slow
 def test_in_another_process(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another hash seed and number of threads."""
     monkeypatch.chdir(workplace)

@@ -94,7 +94,15 @@ def test_every_moment_is_bf16_and_no_master_weight() -> None:
         assert chunk.tensor.dtype == expected, chunk.name
 
 
-@pytest.mark.parametrize("parallel", [{"zero": 1}, {"zero": 3}, {"tp": 2}], ids=["zero1", "zero3", "tp2"])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        pytest.param({"zero": 1}, marks=pytest.mark.slow),
+        {"zero": 3},
+        pytest.param({"tp": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["zero1", "zero3", "tp2"],
+)
 def test_the_layout_rounds_alike(ranks: Any, parallel: dict[str, Any]) -> None:
     """The draws are the same on every layout, so it differs by float32's rounding alone, which now and then
     tips a moment over to the neighbouring bfloat16: 4e-5. Other draws differ by 5e-4.

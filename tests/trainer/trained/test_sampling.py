@@ -78,7 +78,7 @@ def in_order(found: Iterable[tuple[int, list[int]]]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("context", [64, 16, 5])
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.5])
 @pytest.mark.parametrize("changes", [{}, {"window": 6, "global_every": 2, "positions": "learned"}], ids=str)
 def test_many_at_once_are_each_alone(context: int, temperature: float, changes: dict[str, Any]) -> None:
     """In float64, where no rounding decides; some end by the separator, some by `ends`."""

@@ -40,7 +40,9 @@ def on_ranks(context: Any, run: Path) -> Tensor:
     return logits(open_for_decoding(run, [], runtime).model)
 
 
-@pytest.mark.parametrize("method", TUNED)
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in TUNED if name != "lora")]
+)
 def test_what_fine_tuning_added_is_there_on_every_rank(
     ranks: Any, home: Path, tmp_path: Path, method: str
 ) -> None:

@@ -1,7 +1,16 @@
-"""`events.jsonl`: what happened to a run besides its steps, each with its reason."""
+"""`events.jsonl`: what happened to a run besides its steps, each with its reason.
 
+Rank 0 writes the file, and so do the rank that notices another's end, finds a hang or damaged data, or fails
+itself. An NFS client appends where it believes that the file ends, and would write over the line of another
+host: it asks the server once it has locked the file, and has sent its own line before it unlocks (nfs(5)).
+So each line is written under a lock (flock) of the file itself.
+"""
+
+import contextlib
+import fcntl
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +25,9 @@ ENDED_EARLY = "early_stop"
 
 CUT = "cut"
 """Kind of the event of a corpus whose documents are longer than a row, so that what they ask is left out."""
+
+# How long a line waits for another process that writes one, which may have been stopped meanwhile.
+APART_SECONDS = 2.0
 
 SHOWN = (
     CUT,
@@ -72,3 +84,28 @@ class EventLog(JsonlLog):
             self.write({"time": now, "kind": kind, "step": step, "reason": reason, **fields})
             if self._shown and kind in SHOWN:
                 print(f"{kind} at step {step}: {reason}", file=sys.stderr, flush=True)
+
+    def _append(self, descriptor: int, line: bytes) -> None:
+        with _apart(descriptor):
+            super()._append(descriptor, line)
+
+
+@contextlib.contextmanager
+def _apart(descriptor: int) -> Iterator[None]:
+    """Keep other processes out, on other hosts too, where the file system has locks; else go on without."""
+    until = time.monotonic() + APART_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        except OSError:  # no locks
+            break
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -71,8 +71,11 @@ class JsonlLog:
                 self._open()
                 self._guard()  # the file may be that of a start which has come since the first check
             self._dirty = True
-            if os.write(self._fd, line) != len(line):
-                raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
+            self._append(self._fd, line)
+
+    def _append(self, descriptor: int, line: bytes) -> None:
+        if os.write(descriptor, line) != len(line):
+            raise OSError(f"{self.path}: the disk is full: a line was cut short; free space and resume")
 
     def sync(self) -> bool:
         """Force the lines written so far to disk. Return whether the file was deleted or replaced since the

@@ -124,6 +124,33 @@ def test_a_machine_that_was_cut_off_writes_nothing_once_another_has_taken_over(n
     assert "wrote" not in said
 
 
+APPEND = """
+from pathlib import Path
+from trainer.record.events import EventLog
+log = EventLog(Path("/run/nfs/run/events.jsonl"))
+log.event("start", 0, "the file is there, and its length known")
+print("ready", flush=True)
+wait("go")
+for number in range(100):
+    log.event("save", number, os.uname().nodename + " " + "x" * number)
+    time.sleep(0.01)
+"""
+
+
+def test_events_of_two_machines_are_whole(net: Network) -> None:
+    code = f"FOLDER = {str(net.folder)!r}" + WAIT + APPEND
+    (net.export / "run").mkdir()
+    machines = [net.machine(name).start(python(net, name, code)) for name in ("one", "two")]
+    for machine in machines:
+        machine.await_words("ready")
+    say(net, "go")
+    for machine in machines:
+        assert "exit 0" in machine.await_end(120), machine.said[-2000:]
+    found = records(net.export / "run/events.jsonl")
+    told = sorted((event["reason"].split()[0], event["step"]) for event in found if event["kind"] == "save")
+    assert told == [(name, step) for name in ("one", "two") for step in range(100)]
+
+
 RUN = """
 name: nfs
 seed: 0

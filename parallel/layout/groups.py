@@ -9,6 +9,7 @@ name. Torch names groups by a counter, so a rank adds the number of groups that 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
@@ -51,6 +52,11 @@ def _make(ranks: Sequence[int], number: int, count: int, description: str) -> di
     group = dist.new_group(list(ranks), group_desc=description)
     counter.group_count = first + count
     assert isinstance(group, dist.ProcessGroup), ranks
+    if group.group_name != str(first + number):  # or ranks of different groups would meet in one
+        raise ValueError(
+            f"torch {torch.__version__} names a process group {group.group_name}, not {first + number} by "
+            "the order in which groups are made: install a version that this project's pyproject.toml names"
+        )
     return group
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from fake_world import apart, fake_world
 from parallel.config import ParallelConfig
@@ -79,3 +80,17 @@ def test_a_rank_makes_as_many_groups_as_it_has_axes(world: int) -> None:
     for found, made in apart(some_ranks, sizes, world):
         assert set(found) - {"tied"} == {"pp", "replicate", "shard", "tp", "cp", "dp"}
         assert made == len(found)
+
+
+def named_by_hash(sizes: dict[str, int], world: int) -> str:
+    """What is said where a version of torch names groups in another way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed_c10d, "_process_group_name", lambda ranks, **_: f"hash of {ranks}")
+        with fake_world(0, world), pytest.raises(ValueError) as raised:
+            make_mesh(resolve(ParallelConfig(**sizes), world), torch.device("cpu"), fsdp=True)  # type: ignore[arg-type]
+    return str(raised.value)
+
+
+def test_a_torch_that_names_groups_otherwise_is_refused() -> None:
+    said = apart(named_by_hash, {"tp": 2, "dp_shard": 4}, 8)
+    assert f"torch {torch.__version__} names a process group" in said and "\n" not in said

@@ -18,6 +18,9 @@ import numpy as np
 from common.mapped_file import map_file
 from data.corpus.corpus import corpora_in
 from data.corpus.index import read_index
+from data.corpus.listing.blocks import Blocks
+from data.corpus.listing.catalogue import CATALOGUES, catalogue, catalogue_name, counted, join_blocks
+from data.corpus.listing.tables import Table, parse
 from data.corpus.manifest import (
     CRC,
     DTYPES,
@@ -27,7 +30,8 @@ from data.corpus.manifest import (
     Manifest,
     ShardEntry,
     file_sha256,
-    read_manifest,
+    parse_manifest,
+    read_manifest_bytes,
 )
 from data.corpus.remote.fetching import is_remote
 from data.corpus.remote.remote_storage import RemoteStorage
@@ -61,9 +65,9 @@ class _Local:
         """The file's path, whether the file exists or not."""
         yield self._folder / file
 
-    def shards(self) -> list[str]:
-        """Every file of the folder that is named like a shard."""
-        return sorted(path.name for path in self._folder.glob("*.tar"))
+    def named(self, pattern: str) -> list[str]:
+        """Every file of the folder that is named so."""
+        return sorted(path.name for path in self._folder.glob(pattern))
 
 
 class _Remote:
@@ -83,11 +87,11 @@ class _Remote:
         finally:
             path.unlink(missing_ok=True)
 
-    def manifest(self) -> Manifest:
-        """The manifest; raises RuntimeError when it is damaged."""
-        return self._storage.manifest()
+    def content(self) -> bytes:
+        """The file manifest.json."""
+        return self._storage.listing.content
 
-    def shards(self) -> list[str]:
+    def named(self, pattern: str) -> list[str]:
         """None: a web server does not list its files."""
         return []
 
@@ -106,17 +110,17 @@ def _verify_at(corpus: str, progress: Callable[[int], None]) -> list[Finding]:
     if is_remote(corpus):
         with tempfile.TemporaryDirectory() as scratch:
             remote = _Remote(corpus, scratch)
-            return _verify_corpus(corpus, remote, remote.manifest(), progress)
-    try:
-        manifest = read_manifest(corpus)
-    except RuntimeError as error:
-        return [Finding(f"{corpus}/{MANIFEST}", str(error))]
-    return _verify_corpus(corpus, _Local(corpus), manifest, progress)
+            return _verify_corpus(corpus, remote, remote.content(), progress)
+    return _verify_corpus(corpus, _Local(corpus), read_manifest_bytes(corpus), progress)
 
 
 def _verify_corpus(
-    corpus: str, files: _Local | _Remote, manifest: Manifest, progress: Callable[[int], None]
+    corpus: str, files: _Local | _Remote, content: bytes, progress: Callable[[int], None]
 ) -> list[Finding]:
+    try:
+        manifest = parse_manifest(content, f"{corpus}/{MANIFEST}")  # not as the catalogue has it
+    except RuntimeError as error:
+        return [Finding(f"{corpus}/{MANIFEST}", str(error))]
     findings = []
     with files.opened(manifest.tokenizer.file) as tokenizer:
         name = f"{corpus}/{manifest.tokenizer.file}"
@@ -127,14 +131,54 @@ def _verify_corpus(
     known = {entry.file for entry in manifest.shards}
     findings += [
         Finding(f"{corpus}/{file}", f"a shard that {MANIFEST} does not list")
-        for file in files.shards()
+        for file in files.named("*.tar")
         if file not in known
     ]
+    parts: list[Blocks] = []
     for entry in manifest.shards:
         with files.opened(entry.file) as shard, files.opened(entry.index_file) as index:
             findings += _verify_shard(corpus, shard, index, manifest, entry)
+            with contextlib.suppress(RuntimeError):  # told already
+                parts.append(counted(index, entry, manifest))
         progress(entry.bytes)
+    are_whole = len(parts) == len(manifest.shards)
+    right = catalogue(content, manifest, join_blocks(parts)) if are_whole else None
+    return findings + _verify_tables(corpus, files, catalogue_name(content), right)
+
+
+def _verify_tables(
+    corpus: str, files: _Local | _Remote, catalogue_: str, right: Table | None
+) -> list[Finding]:
+    """`catalogue_`: the name of the corpus's own; `right`: as it should be, None where an index is damaged.
+    A corpus may lack its tables: a start makes them.
+    """
+    findings = []
+    own = f"{catalogue_}.safetensors"
+    for file in sorted(
+        {own, *files.named(f"{CATALOGUES}*.safetensors"), *files.named("windows-*.safetensors")}
+    ):
+        remedy = "remove the file, and the next start does without it or makes it anew"
+        with files.opened(file) as path:
+            if not path.is_file():
+                continue
+            try:
+                found = parse(map_file(path))
+            except (OSError, ValueError) as error:
+                findings.append(Finding(f"{corpus}/{file}", f"damaged ({error}): {remedy}"))
+                continue
+            if file.startswith(CATALOGUES) and file != own:
+                findings.append(Finding(f"{corpus}/{file}", f"of another {MANIFEST}: {remedy}"))
+            elif file == own and right is not None and (what := _difference(found, right)):
+                problem = f"its {what} is not what {MANIFEST} and the indexes say: {remedy}"
+                findings.append(Finding(f"{corpus}/{file}", problem))
     return findings
+
+
+def _difference(found: Table, right: Table) -> str:
+    """The first part of a table that is not as in another; "" where all are."""
+    parts = [key for key in right.head if found.head.get(key) != right.head[key]]
+    arrays = [name for name in right.arrays if not np.array_equal(found.arrays.get(name), right.arrays[name])]
+    return next(iter([*parts, *arrays]), "")
 
 
 def _verify_shard(

@@ -7,6 +7,7 @@ It holds the manifest, with the entries of its shards as arrays, and the counts 
 corpora of earlier versions, the manifest is parsed, and the blocks are counted from the indexes.
 
 close_corpus(folder, manifest)     completes a corpus: catalogue, then manifest
+counted(path, entry, manifest)     the counts of the blocks of one shard, from its index
 look_up(content, where, tables)    what a start knows of a corpus, by its catalogue where it has one
 """
 
@@ -36,6 +37,7 @@ from data.corpus.manifest import (
 )
 
 VERSION = 1
+CATALOGUES = "catalogue-"  # with which the names of such files begin
 _TEXTS = ("file", "sha256", "index_xxh3")  # of ShardEntry
 _NUMBERS = ("bytes", "documents", "tokens", "text_bytes")
 
@@ -119,7 +121,7 @@ def look_up(
 
 def catalogue_name(content: bytes) -> str:
     """The name of the catalogue that goes with a manifest file of this content."""
-    return f"catalogue-{_identity(content)['manifest'][:16]}"
+    return f"{CATALOGUES}{_identity(content)['manifest'][:16]}"
 
 
 def listed(table: Table) -> tuple[Manifest, Blocks]:
@@ -152,15 +154,20 @@ def close_corpus(folder: Path, manifest: Manifest) -> None:
     Raises RuntimeError where an index is not the one that the manifest names.
     """
     content = encode_manifest(manifest)
-    size = manifest.block_documents
-    parts = []
-    for entry in manifest.shards:
-        index = read_index(folder / entry.index_file, entry, manifest.index_rows).astype(np.int64)
-        _, first, _ = block_places(np.array([index.shape[1]]), size)
-        parts.append(count_blocks(manifest, index, np.append(first, index.shape[1])))
+    parts = [counted(folder / entry.index_file, entry, manifest) for entry in manifest.shards]
     table = catalogue(content, manifest, join_blocks(parts))
     Tables([folder]).write(catalogue_name(content), table)
     write_atomically(folder / MANIFEST, content, draft=folder / f"{MANIFEST}.tmp")
+    for path in folder.glob(f"{CATALOGUES}*"):
+        if path.stem != catalogue_name(content):  # of a manifest that a killed program did not write
+            path.unlink()
+
+
+def counted(path: Path, entry: ShardEntry, manifest: Manifest) -> Blocks:
+    """The counts of the blocks of a shard whose index is at `path`. Raises RuntimeError as `read_index`."""
+    index = read_index(path, entry, manifest.index_rows).astype(np.int64)
+    _, first, _ = block_places(np.array([index.shape[1]]), manifest.block_documents)
+    return count_blocks(manifest, index, np.append(first, index.shape[1]))
 
 
 def join_blocks(parts: Sequence[Blocks]) -> Blocks:

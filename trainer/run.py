@@ -109,9 +109,7 @@ class Run:
         evaluation after this step is recorded already. Collective.
         """
         evaluated = gather(
-            self.ranks.together(
-                lambda: self.meter.resume(self.state, known_bytes=self.checkpointer.known_bytes)
-            )
+            self.ranks.together(lambda: self.meter.resume(self.state, known=self.checkpointer.known))
         )[0]
         self.evaluator.done = self.state.step if evaluated else 0
         if self.best.metric:

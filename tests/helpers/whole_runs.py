@@ -230,6 +230,13 @@ def tensors(run: Path) -> dict[str, Any]:
     return {name: read_tensor(folder, name) for name in read_manifest(folder).tensors}
 
 
+def lines_of(run: Path, stem: str) -> list[dict[str, Any]]:
+    """Return the objects in all files of the ledger, or of the list of quarantined samples."""
+    from trainer.record.shared_log import files_of
+
+    return [line for file in files_of(run, stem) for line in records(file.path)]
+
+
 def consumed(run: Path) -> list[int]:
     """Return every sequence number in the ledger, sorted."""
-    return sorted(number for line in records(run / "ledger.jsonl") for number in line["sequences"])
+    return sorted(number for line in lines_of(run, "ledger") for number in line["sequences"])

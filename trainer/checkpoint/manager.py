@@ -24,9 +24,9 @@ from trainer.checkpoint.saving.verification import Verification
 from trainer.folder.fence import Guard, unfenced
 from trainer.process.disk import explaining
 from trainer.ranks import Ranks
-from trainer.record.digest import LogDigest
 from trainer.record.events import EventLog
-from trainer.record.sinks import JsonlLog
+from trainer.record.shared_log import digest_of
+from trainer.record.sinks import JsonlLog, Known
 from trainer.state import Identity, TrainState
 from trainer.watch.phases import COPY, SAVE, WAIT, Phases
 
@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 1800.0
 class Checkpointer:
     """Saves, keeps and resumes one run's checkpoints under `run_dir/checkpoints`.
 
-    All ranks call every method in the same order, but for `due`, `folder` and `known_bytes`.
+    All ranks call every method in the same order, but for `due`, `folder` and `known`.
 
     every: steps between two saves; 0: save only when `save` is called.
     keep, keep_every, decays: which checkpoints stay: see `Retention`.
@@ -82,7 +82,7 @@ class Checkpointer:
         self.events = events
         self.logs = (*logs, events)
         # An event log without a path drops its events.
-        self._digests = {log.path.name: LogDigest(log.path) for log in self.logs if log.path.name}
+        self._digests = {log.name: digest_of(log) for log in self.logs if log.name}
         self.ranks = ranks or Ranks()
         self.guard = guard
         self.retention = Retention(
@@ -201,9 +201,9 @@ class Checkpointer:
             if self.ranks.rank == 0 and not self._save.failed:  # else another rank may have to read why
                 self._board.close()
 
-    def known_bytes(self, log: JsonlLog) -> int:
-        """Rank 0: how many bytes at the start of a log are known to be what the resumed checkpoint noted."""
-        return self._digests[log.path.name].known_bytes
+    def known(self, log: JsonlLog) -> Known:
+        """Rank 0: how much of a log is known to be what the resumed checkpoint noted."""
+        return self._digests[log.name].known
 
     def resume(self, engine: Engine) -> TrainState | None:
         """Go on from the newest checkpoint that verifies: see `trainer.checkpoint.resume.resume`."""

@@ -17,8 +17,8 @@ from trainer.folder.fence import Guard, unfenced
 from trainer.folder.run_folder import EVENTS
 from trainer.optim.schedule import decay_begins, decay_from, jump, of_settings
 from trainer.ranks import Ranks, on_every_rank
-from trainer.record.digest import LogDigest, differences
 from trainer.record.events import EventLog, read_events
+from trainer.record.shared_log import Digest, differences
 from trainer.state import Identity, TrainState
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def resume(
     *,
     identity: Callable[[int], Identity],
     events: EventLog,
-    logs: Mapping[str, LogDigest],
+    logs: Mapping[str, Digest],
     layout: str = "",
     ranks: Ranks,
     guard: Guard = unfenced,

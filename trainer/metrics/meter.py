@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel.engine import Engine, Micro, StepResult
 from parallel.layout.layout import Layout
+from parallel.world.addresses import network
 from parallel.world.runtime import Runtime
 from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
@@ -20,8 +21,10 @@ from trainer.metrics.progress import Progress
 from trainer.metrics.samples import Samples
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
+from trainer.ranks import gather
 from trainer.record.events import ENDED_EARLY, EventLog
-from trainer.record.sinks import JsonlLog, records_of, truncate_after
+from trainer.record.shared_log import ALONE, LEDGER_STEPS, Machine, SharedLog
+from trainer.record.sinks import JsonlLog, Known, nothing_known, records_of
 from trainer.state import TrainState
 from trainer.steps import Quarantined
 
@@ -43,6 +46,7 @@ class Meter:
     quarantined: the damage that masks sequences, by sequence number. Reading runs ahead of training: an entry
         is taken out, and written with the step that its sequence belongs to.
     guard: raises where a later start of the run writes the record.
+    machine: that this rank is on.
 
     `logs` are what a checkpoint must find on disk (see `sinks` for the rule). A step's time runs from the end
     of the step before: waiting for data and a save's stall count, an evaluation does not.
@@ -59,6 +63,7 @@ class Meter:
         about: Mapping[str, Any],
         quarantined: Quarantined,
         guard: Guard,
+        machine: Machine = ALONE,
     ) -> None:
         self._cfg, self._about = cfg, about
         self._speed, self._events = speed, events
@@ -67,8 +72,8 @@ class Meter:
         self._known: set[tuple[str, str]] = set()  # damaged samples, (shard, sample), that were reported
         self._guard = guard
         self._metrics = JsonlLog(cfg.folder / "metrics.jsonl", guard)
-        self._ledger = JsonlLog(cfg.folder / "ledger.jsonl", guard)
-        self._quarantine = JsonlLog(cfg.folder / "quarantine.jsonl", guard)
+        self._ledger = SharedLog(cfg.folder, "ledger", guard, machine=machine, steps=LEDGER_STEPS)
+        self._quarantine = SharedLog(cfg.folder, "quarantine", guard, machine=machine)
         self._record = (self._metrics, self._ledger, self._quarantine)  # reads as if never interrupted
         # Not the run's own, which only rank 0 writes: damage is seen by the rank that reads it.
         self._damage = EventLog(cfg.folder / "events.jsonl", guard)
@@ -98,7 +103,7 @@ class Meter:
         quarantined: Quarantined,
         fence: Fence | None = None,
     ) -> "Meter":
-        """Build the meter of this rank of the run that `cfg` describes."""
+        """Build the meter of this rank of the run that `cfg` describes. Collective."""
         unit, count = cfg.model.row_unit(cfg.row_length)
         speed = Speed(
             unit=unit,
@@ -122,6 +127,7 @@ class Meter:
             },
             quarantined=quarantined,
             guard=fence.check if fence else unfenced,
+            machine=Machine.of(network(), gather(network())),
         )
 
     @property
@@ -129,25 +135,27 @@ class Meter:
         """The logs that this rank writes, or may write, besides the run's events."""
         return (*self._record, self._damage)
 
-    def resume(self, state: TrainState, *, known_bytes: Callable[[JsonlLog], int] = lambda log: 0) -> bool:
+    def resume(
+        self, state: TrainState, *, known: Callable[[JsonlLog], Known] = lambda log: nothing_known
+    ) -> bool:
         """Begin at `state`: drop the lines of later steps, which a killed run left behind, so that every step
         is there once. Return whether an evaluation after `state.step` is in the record, on the rank that
         writes it.
 
-        `known_bytes`: how many bytes of a log need not be read, as of `sinks.truncate_after`.
+        `known`: how much of a log need not be read.
         """
         for log in self._record:  # or the file that the next lines replace would count as lost
             log.close()
         self._progress.close()
         if self._writes:
             for log in self._record:
-                later, torn = truncate_after(log.path, state.step, self._guard, known_bytes=known_bytes(log))
+                later, torn = log.cut_after(state.step, known(log))
                 if later or torn:
                     found = ((later, "of later steps"), (torn, "cut short"))
                     what = " and ".join(
                         f"{count} line{'s' * (count > 1)} {which}" for count, which in found if count
                     )
-                    reason = f"{log.path.name}: dropped {what}"
+                    reason = f"{log.name}: dropped {what}"
                     self._events.event("rewind", state.step, reason)
             reason = "went on" if state.step else "new run"
             self._events.event("start", state.step, reason, **self._about)

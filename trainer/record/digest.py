@@ -4,7 +4,7 @@ A log grows with the run, so no start parses it whole: what a checkpoint noted i
 after is read line by line.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import xxhash
 from trainer.folder.run_folder import EVENTS
 from trainer.record.sinks import step_of
 
+NOTHING = {"bytes": 0, "xxh3_128": xxhash.xxh3_128().hexdigest()}
 READ_BYTES = 4 << 20
 TAIL_BYTES = 4 << 10
 
@@ -57,6 +58,22 @@ class LogDigest:
         self.known_bytes = noted["bytes"]
         return True
 
+    def changes(self, noted: Mapping[str, Any], step: int) -> Iterator[str]:
+        """As `resume`, of what the checkpoint of `step` noted; yield a sentence where the lines changed."""
+        if self.resume(noted):
+            return
+        how = "was deleted"
+        if self.path.exists():
+            how = "was edited" if self.path.stat().st_size >= noted["bytes"] else "was cut or edited"
+        yield (
+            f"{self.path} {how} since the checkpoint of step {step}, which has {noted['bytes']:,} bytes of "
+            "it: what is lost is in no other file; the run goes on"
+        )
+
+    def known(self, path: Path) -> int | None:
+        """The `Known` of this log after `changes`."""
+        return self.known_bytes
+
     def at(self, step: int) -> dict[str, Any]:
         """Return {bytes, xxh3_128} of the lines up to `step`; 0 bytes where there is no file."""
         try:
@@ -79,28 +96,3 @@ class LogDigest:
             self.lost = self.known_bytes > 0
             self._restart()
         return {"bytes": self.known_bytes, "xxh3_128": self._hasher.hexdigest()}
-
-
-def differences(
-    saved: Mapping[str, Mapping[str, Any]], digests: Mapping[str, LogDigest], step: int
-) -> list[str]:
-    """Compare the logs with `saved`, {name: {bytes, xxh3_128}}, as the checkpoint of `step` noted them.
-    Return a sentence for each log whose lines up to there have changed; the `digests` of the others begin
-    with them.
-    """
-    changed = []
-    for name, digest in digests.items():
-        before, path = saved.get(name, NOTHING), digest.path
-        if digest.resume(before):
-            continue
-        how = "was deleted"
-        if path.exists():
-            how = "was edited" if path.stat().st_size >= before["bytes"] else "was cut or edited"
-        changed.append(
-            f"{path} {how} since the checkpoint of step {step}, which has {before['bytes']:,} bytes of it: "
-            "what is lost is in no other file; the run goes on"
-        )
-    return changed
-
-
-NOTHING = {"bytes": 0, "xxh3_128": xxhash.xxh3_128().hexdigest()}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from checkpointed import FakeEngine, events, make, save
-from trainer.record.digest import LogDigest, differences
+from trainer.record.digest import LogDigest
+from trainer.record.shared_log import SharedLog, differences
 from trainer.record.sinks import JsonlLog, step_of
 from whole_runs import make_corpus, records, train_here, write_config
 
@@ -89,7 +90,8 @@ def wreck(path: Path, how: str) -> None:
 def test_a_resume_tells_what_became_of_a_log(
     tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs = [JsonlLog(tmp_path / log) for log in ("metrics.jsonl", "ledger.jsonl", "quarantine.jsonl")]
+    shared = [SharedLog(tmp_path, "ledger", steps=100), SharedLog(tmp_path, "quarantine")]
+    logs = [JsonlLog(tmp_path / "metrics.jsonl"), *shared]
     checkpointer = make(tmp_path, logs=logs)
     for step in (1, 2):
         for log in logs:
@@ -116,7 +118,7 @@ def test_a_resume_tells_what_became_of_a_log(
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "cut"])
 def test_a_log_that_vanishes_during_the_run_is_an_event_and_is_made_anew(tmp_path: Path, how: str) -> None:
-    log = JsonlLog(tmp_path / "ledger.jsonl")
+    log = SharedLog(tmp_path, "ledger")
     checkpointer, engine = make(tmp_path, logs=[log]), FakeEngine()
     write(log, 1)
     save(checkpointer, engine, 1)

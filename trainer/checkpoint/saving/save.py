@@ -11,7 +11,7 @@ from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.saving.attempt import Attempt, RankIsGoneError, not_saved, write_json
 from trainer.checkpoint.store import write_batches
 from trainer.process.disk import explaining
-from trainer.record.digest import LogDigest
+from trainer.record.shared_log import Digest
 from trainer.record.sinks import JsonlLog
 
 ATTEMPTS, RETRY_SECONDS = 3, 5.0  # at one save where an error may pass; the first pause between two
@@ -47,7 +47,7 @@ class Save:
     attempt: Callable[[Path, int, str], Attempt]
     nonce: str
     logs: Sequence[JsonlLog]
-    digests: Mapping[str, LogDigest]
+    digests: Mapping[str, Digest]
     tell: Tell
     failed: bool = False
 
@@ -94,7 +94,7 @@ class Save:
     ) -> tuple[int, list[int]]:
         folder = attempt.begin()
         part = write_batches(folder, attempt.rank, batches())
-        gone = [log.path.name for log in self.logs if log.sync()]
+        gone = [log.name for log in self.logs if log.sync()]
         if attempt.rank == 0:
             attempt.await_others()  # only then are all lines up to this step in the logs
             document["logs"] = self._noted(attempt.step, gone)

@@ -92,7 +92,7 @@ class DataConfig:
     document_mask: Annotated[bool, "attention stays inside a document, and positions start again with it"] = (
         False
     )
-    ledger: Annotated[bool, "write which sequences every step consumed to ledger.jsonl, after 10,000 steps to ledger-*.jsonl"] = False
+    ledger: Annotated[bool, "write which sequences every step consumed: ledger.jsonl, ledger-*.jsonl"] = False
     packing: Annotated[
         Packing,
         "cut: documents end to end, cut every seq_len; best_fit: whole documents, only those longer are cut; "

@@ -4,7 +4,7 @@
 the largest of 10⁹ documents. Their shards are hard links to one, so they take 150 MB. Each start is a process
 of its own that opens the stream and reads a batch of 8 sequences; seconds are the CPU's, without imports.
 TREE: a checkout of an earlier commit, whose code opens the same corpora in turn. There `best_fit` is measured
-up to BEST_FIT_SHARDS shards, for it packs every block.
+up to BEST_FIT_SHARDS shards, for it packs every block. Without TREE its figures of the last time stay.
 
 Writes bench/results/scale/corpora.json.
 """
@@ -182,13 +182,16 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(TREE))
     found: dict[int, dict[str, Any]] = {}
+    last = json.loads(args.out.read_text())["starts"] if args.out.exists() and not args.before else {}
     with tempfile.TemporaryDirectory(prefix="scale-corpora-") as scratch:
         made = Path(scratch)
         entry = make_shard(made)
         for shards in args.shards:
             folder = made / f"corpus-{shards}"
             make_corpus(folder, made, entry, shards)
-            found[shards] = starts(folder, shards, args.before)
+            kept = last.get(str(shards), {})
+            found[shards] = {name: kept[name] for name in kept if name.startswith("before")}
+            found[shards] |= starts(folder, shards, args.before)
             shutil.rmtree(folder)
             for name, figures in found[shards].items():
                 print(f"{shards:>6} shards, {name}: {json.dumps(figures)}", flush=True)

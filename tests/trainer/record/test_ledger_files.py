@@ -15,7 +15,7 @@ from ranks import RankContext, RankPools
 from trainer.record.shared_log import files_of
 from whole_runs import consumed, environment, events, lines_of, make_corpus, train_here, write_config
 
-KILLER = Path(__file__).parents[1] / "helpers/programs/killer.py"
+KILLER = Path(__file__).parents[2] / "helpers/programs/killer.py"
 STEPS, BATCH, RANGE = 12, 8, 3  # saves come every four steps
 RANGED = f"""
 import runpy, sys

@@ -177,7 +177,12 @@ def _verify_tables(
 def _difference(found: Table, right: Table) -> str:
     """The first part of a table that is not as in another; "" where all are."""
     parts = [key for key in right.head if found.head.get(key) != right.head[key]]
-    arrays = [name for name in right.arrays if not np.array_equal(found.arrays.get(name), right.arrays[name])]
+    none = np.zeros(0)
+    arrays = [
+        name
+        for name, array in right.arrays.items()
+        if not np.array_equal(found.arrays.get(name, none), array)
+    ]
     return next(iter([*parts, *arrays]), "")
 
 

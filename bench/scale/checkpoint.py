@@ -46,7 +46,7 @@ from trainer.checkpoint.saving.attempt import longest_pause
 from trainer.checkpoint.saving.board import FolderBoard
 
 RESULTS = Path(__file__).parents[1] / "results/scale/checkpoint.json"
-LAYERS, HIDDEN, FFN, VOCAB = 32, 4096, 11008, 32000
+LAYERS, HIDDEN, KEYS, FFN, VOCAB = 32, 4096, 4096, 11008, 32000
 KINDS = ("rows", "flat", "listed")
 MOST_LISTED = 256  # ranks whose pieces are listed one by one, for the comparison
 KNEE = 1024  # ranks: exponents are given up to here, and from here on
@@ -54,14 +54,9 @@ KNEE = 1024  # ranks: exponents are given up to here, and from here on
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name → shape of each tensor of the checkpoint."""
-    square, wide = (HIDDEN, HIDDEN), (FFN, HIDDEN)
-    layer: dict[str, tuple[int, ...]] = {
-        **dict.fromkeys("qkvo", square),
-        "gate": wide,
-        "up": wide,
-        "down": (HIDDEN, FFN),
-    }
-    layer |= {"norm_1": (HIDDEN,), "norm_2": (HIDDEN,)}
+    square, keys, wide = (HIDDEN, HIDDEN), (KEYS, HIDDEN), (FFN, HIDDEN)
+    layer: dict[str, tuple[int, ...]] = {"q": square, "k": keys, "v": keys, "o": square}
+    layer |= {"gate": wide, "up": wide, "down": (HIDDEN, FFN), "norm_1": (HIDDEN,), "norm_2": (HIDDEN,)}
     model = {f"blocks.{number}.{name}": shape for number in range(LAYERS) for name, shape in layer.items()}
     model |= {"embedding": (VOCAB, HIDDEN), "head": (VOCAB, HIDDEN), "norm": (HIDDEN,)}
     kinds = ("model", "optim.exp_avg", "optim.exp_avg_sq")

@@ -1,5 +1,6 @@
 """A checkpoint's manifest and notes for many ranks, which hold no weights: sizes, counts and shares."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench/scale"))
 
-import checkpoint as bench  # the file of that folder
+import checkpoint as bench  # the files of that folder
+import save as modelled
 
 
 @pytest.fixture
@@ -43,3 +45,18 @@ def test_a_table_of_tensors_is_posted_once(tmp_path: Path, few_layers: None) -> 
     assert len(tables) == 2, "matrices and vectors are cut in as many dims as they have"
     assert sum(name.startswith("part-") for name in names) == 32
     assert sum("table" in name for name in names) == 2 * len(tables)
+
+
+@pytest.mark.parametrize("bandwidth", [1e8, 1e9, 1e10])
+def test_rank_0_has_little_more_of_a_large_save_to_do_than_the_mean(
+    tmp_path: Path, few_layers: None, bandwidth: float
+) -> None:
+    """840 GB over 1,024 ranks: bytes are counted here, seconds a byte are the committed measurement's."""
+    measured = json.loads(modelled.RESULTS.read_text())
+    assert measured["tensor_bytes"] > 840e9 and measured["ranks"] == 1024
+    assert measured["rank 0's share"] <= 2 and measured["largest_of_mean"] <= 2
+    host = bench.measure(128, tmp_path, "rows")
+    seconds = {name: 0.0 for name in host if not name.endswith("bytes")}
+    found = modelled.work(128, {**host, **seconds}, measured["cpu_seconds_a_byte"], bandwidth)
+    assert found["rank 0's share"] <= 2
+    assert found["beside tensors"] < 0.01

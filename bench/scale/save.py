@@ -3,8 +3,8 @@
 `python bench/scale/save.py [--ranks N] [--gigabytes-per-second B]`: weights and two moments in float32, so 12
 bytes a parameter, over ZeRO shards. Bytes are counted, by the code that a save runs. Seconds of the processor
 are measured on this machine, a core's: writing and hashing per byte, and the parts of `checkpoint.py` for so
-many ranks. A byte that is written or read moves at B GB/s a rank, 1 by default: assumed, not measured. The work
-of a rank is the sum of all its seconds, as if nothing overlapped.
+many ranks. A byte that is written or read moves at B GB/s a rank, 1 by default: assumed, not measured.
+A rank's work is the sum of all its seconds, as if nothing overlapped.
 
     names    what the ranks gather to know that they hold the checkpoint's tensors: a number each
     write    this rank's pieces: hashed, looked at for NaN, written

@@ -1,5 +1,6 @@
 """SIGKILL anywhere in a save: what is found afterwards verifies, or is not seen at all."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,14 @@ import pytest
 
 # A process of its own, which forks: torch is imported once for all deaths, pytest's threads stay out.
 SCRIPT = '''
-import json, os, random, resource, signal, sys, time
+import json, os, random, resource, signal, subprocess, sys, time, types
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
 from checkpointed import FakeEngine, Team, make, save
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint import store
+from trainer.checkpoint import loading, manager, store
+from trainer.checkpoint.saving import verification
 from trainer.state import TrainState
 
 torch.set_num_threads(1)
@@ -50,7 +52,7 @@ def inspect(at_least):
     return step
 
 
-def train(first, last, asynchronous):
+def train(first, last, asynchronous, ends=True):
     checkpointer, engine = make(run_dir, keep=2, asynchronous=asynchronous), FakeEngine()
     checkpointer.resume(engine)
     for step in range(first, last):
@@ -58,7 +60,7 @@ def train(first, last, asynchronous):
     checkpointer.close()
 
 
-def train_ranks(first, last, asynchronous):
+def train_ranks(first, last, asynchronous, ends=False):
     """Three ranks as threads: SIGKILL takes them all at once, each wherever it is."""
     team = Team(3)
     def rank_of(rank):
@@ -67,7 +69,10 @@ def train_ranks(first, last, asynchronous):
         checkpointer.resume(engine)
         for step in range(first, last):
             save(checkpointer, engine, step)
-    raise AssertionError(team.run(rank_of))
+        if ends:
+            checkpointer.close()
+    found = team.run(rank_of)
+    assert ends and found == [None] * 3, found
 
 
 def die_at(call_number):
@@ -101,6 +106,59 @@ def every_call():
         deaths += 1
     else:
         raise AssertionError("never got through")
+    print("deaths", deaths, "step", step)
+
+
+class Inline:
+    """Stands for a thread, and for a pool of them: strace counts the calls of each thread by themselves."""
+    def __init__(self, workers=0, target=None, args=(), **rest):
+        self.start = lambda: target(*args)
+    def is_alive(self):
+        return False
+    def join(self):
+        pass
+    def map(self, function, *of):
+        return [function(*each) for each in zip(*of)]
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        pass
+
+
+def in_one_thread():
+    for module in (folders, store, loading, verification):
+        module.ThreadPoolExecutor = Inline
+    manager.threading = verification.threading = types.SimpleNamespace(Thread=Inline)
+
+
+def at_system_calls(calls, train):
+    """Die as the n-th system call of a kind begins: strace counts, and sends SIGKILL."""
+    train(1, 3, asynchronous=False, ends=True)
+    step, deaths = 2, 0
+    for call in calls.split(","):
+        for number in range(1, 1000):
+            go, tell = os.pipe()
+            def action():
+                os.read(go, 1)
+                train(step + 1, step + 2, asynchronous=bool(number % 2), ends=True)
+            child = in_child(action)
+            kills = f"inject={call}:signal=KILL:when={number}"
+            strace = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", kills]
+            tracer = subprocess.Popen([*strace, "-p", str(child)])
+            while "TracerPid:\\t0" in Path(f"/proc/{child}/status").read_text():
+                assert tracer.poll() is None
+                time.sleep(0.01)
+            os.write(tell, b"x")
+            status = os.waitpid(child, 0)[1]
+            tracer.wait()
+            os.close(go), os.close(tell)
+            step = inspect(step)
+            if status == 0:
+                break
+            assert os.WTERMSIG(status) == signal.SIGKILL, status
+            deaths += 1
+        else:
+            raise AssertionError("never got through")
     print("deaths", deaths, "step", step)
 
 
@@ -158,14 +216,17 @@ modes = {
     "random_times": lambda: random_times(train),
     "random_times_of_ranks": lambda: random_times(train_ranks),
     "no_room": no_room,
+    "system_calls": lambda: (in_one_thread(), at_system_calls(sys.argv[4], train)),
+    "system_calls_of_ranks": lambda: at_system_calls(sys.argv[4], train_ranks),
 }
 modes[mode]()
 '''
 
 
-def run(mode: str, run_dir: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", SCRIPT, mode, str(run_dir), str(Path(__file__).parents[2] / "helpers")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def run(mode: str, run_dir: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    helpers = str(Path(__file__).parents[2] / "helpers")
+    command = [sys.executable, "-c", SCRIPT, mode, str(run_dir), helpers, *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +240,27 @@ def run(mode: str, run_dir: Path) -> "subprocess.CompletedProcess[str]":
 )
 def test_killed_while_saving(tmp_path: Path, mode: str, deaths: int) -> None:
     done = run(mode, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, counted, _, step = done.stdout.split()
+    assert int(counted) >= deaths
+    assert int(step) > 0
+
+
+ALL_CALLS = "rename,fsync,write,mkdir,unlink,unlinkat,rmdir,openat,pread64,preadv"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize(
+    ("mode", "calls", "deaths"),
+    [
+        ("system_calls", "rename", 3),
+        pytest.param("system_calls", ALL_CALLS, 60, marks=pytest.mark.slow),
+        pytest.param("system_calls_of_ranks", ALL_CALLS, 60, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_as_a_system_call_begins(tmp_path: Path, mode: str, calls: str, deaths: int) -> None:
+    """A resume that reads the manifest, a save, its commit, verified.json and the deletion of the oldest."""
+    done = run(mode, tmp_path, calls)
     assert done.returncode == 0, done.stderr[-3000:]
     _, counted, _, step = done.stdout.split()
     assert int(counted) >= deaths

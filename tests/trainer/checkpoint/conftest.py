@@ -7,3 +7,4 @@ import pytest
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.checkpoint.saving.save.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("trainer.checkpoint.folder.RENAME_SECONDS", 0.01)
+    monkeypatch.setattr("trainer.checkpoint.saving.board.RENAME_SECONDS", 0.01)

@@ -255,7 +255,7 @@ ALL_CALLS = "rename,fsync,write,mkdir,unlink,unlinkat,rmdir,openat,pread64,pread
     [
         ("system_calls", "rename", 3),
         pytest.param("system_calls", ALL_CALLS, 60, marks=pytest.mark.slow),
-        pytest.param("system_calls_of_ranks", ALL_CALLS, 60, marks=pytest.mark.slow),
+        pytest.param("system_calls_of_ranks", ALL_CALLS, 40, marks=pytest.mark.slow),
     ],
 )
 def test_killed_as_a_system_call_begins(tmp_path: Path, mode: str, calls: str, deaths: int) -> None:

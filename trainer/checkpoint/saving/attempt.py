@@ -22,7 +22,7 @@ from common.files import write_durably
 from trainer.checkpoint.folder import PASSING, TMP, commit, step_folder
 from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.merge import Part, Table, decode_table, encode_table
-from trainer.checkpoint.saving.board import Board
+from trainer.checkpoint.saving.board import Board, post_again
 from trainer.folder.fence import Guard
 from trainer.ranks import IN_EVENTS, one_line
 
@@ -127,9 +127,17 @@ class Attempt:
         commit(self.tmp, self.final, parts, step=self.step, sequences=sequences, guard=self.guard)
         steps = then()
         if self.world > 1:
-            self.board.post(self._key("verdict"), orjson.dumps({"then": steps}))
+            self._tell_committed(orjson.dumps({"then": steps}))
         self.board.drop(keys)
         return sum(entry.bytes for part in parts for entry in part.files.values()), steps
+
+    def _tell_committed(self, note: bytes) -> None:
+        """Post the verdict. What fails here must not begin another attempt: the checkpoint is there."""
+        try:
+            post_again(self.board, self._key("verdict"), note)
+        except OSError as error:
+            told = f"{self.final} is whole, but the other ranks could not be told: {one_line(error)}"
+            raise RuntimeError(told) from None
 
     def fail(self, error: Exception, *, is_last: bool = True) -> bool:
         """Remove this rank's files and leave the reason to the others. Return whether all ranks are to make

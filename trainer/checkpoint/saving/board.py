@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from trainer.checkpoint.folder import TMP
+from common.retry import attempts
+from trainer.checkpoint.folder import PASSING, RENAME_SECONDS, RENAMES, TMP
 
 
 class Board(Protocol):
@@ -125,6 +126,18 @@ class FolderBoard:
 
     def is_closed(self) -> bool:
         return not self._folder.exists()
+
+
+def post_again(board: Board, key: str, note: bytes) -> None:
+    """Post a note for which others wait, a few times where an error may pass. OSError as of the last."""
+    for attempt in attempts(RENAMES, RENAME_SECONDS):
+        try:
+            board.post(key, note)
+        except OSError as error:
+            if error.errno not in PASSING or attempt == RENAMES - 1:
+                raise
+        else:
+            return
 
 
 def beside(root: Path, world: int, name: str) -> Board:

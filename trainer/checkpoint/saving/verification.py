@@ -18,7 +18,7 @@ import orjson
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.loading import share_of
 from trainer.checkpoint.saving.attempt import POLL_SECONDS, longest_pause
-from trainer.checkpoint.saving.board import Board
+from trainer.checkpoint.saving.board import Board, post_again
 from trainer.checkpoint.saving.retention import Retention
 from trainer.ranks import one_line
 
@@ -83,7 +83,7 @@ class Verification:
                 with contextlib.suppress(
                     OSError, RuntimeError
                 ):  # then rank 0 does not learn it, and asks again
-                    self._board.post(_key(save, self._rank), note)
+                    post_again(self._board, _key(save, self._rank), note)
                 return
             whole = self._gathered(save, found)
             if whole is None:

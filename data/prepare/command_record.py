@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.lock import take_lock
+from common.lock import FolderLock
 from data.corpus.manifest import MANIFEST, TEMPLATE_FILE, file_sha256
 from data.prepare import recipe as recipes
 from data.prepare.preparation import HELDOUT, TRAIN, NothingLeft, write_json
@@ -37,13 +37,13 @@ _MADE = ("evaluation.npy", "survey", "tokenizer.json", "units")
 
 @contextlib.contextmanager
 def hold_folder(out: Path, scratch: Path) -> Iterator[None]:
-    """Hold the folder for one `prepare` at a time; the kernel frees it when the process ends.
+    """Hold the folder for one `prepare` at a time, on all hosts; it is free when the process has ended.
 
     Raises RuntimeError where another process holds the folder, ValueError where it cannot be written.
     """
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        descriptor = take_lock(scratch / "lock", patience_seconds=0.0)
+        lock = FolderLock.take(scratch, patience_seconds=0.0)
     except BlockingIOError:
         raise RuntimeError(
             f"another prepare is at work in {out}: wait for it, or give another --out"
@@ -58,7 +58,7 @@ def hold_folder(out: Path, scratch: Path) -> Iterator[None]:
             shutil.rmtree(scratch)
             with contextlib.suppress(OSError):
                 out.rmdir()
-        os.close(descriptor)
+        lock.release()
 
 
 def spool_stdin(scratch: Path) -> str:

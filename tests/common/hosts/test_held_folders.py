@@ -15,6 +15,7 @@ from common.hosts import mounts
 from common.hosts.lease import Lease
 from common.hosts.lease_file import holder
 from common.lock import FolderLock
+from data.prepare.command_record import hold_folder
 
 HOLD = """
 import sys, time
@@ -126,10 +127,14 @@ def test_a_holder_that_was_stopped_beyond_its_lease_writes_nothing_and_says_so(
     )
 
 
-def test_no_lease_where_locks_hold(tmp_path: Path) -> None:
-    held = FolderLock.take(tmp_path)
+@pytest.mark.parametrize("mounted", ["ext4 /dev/vda1 rw", "nfs4 server:/home rw,vers=4.2,local_lock=none"])
+def test_no_lease_where_locks_hold(mounted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mountinfo").write_text(f"65 22 0:55 / {tmp_path} rw - {mounted}\n")
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
+    (run := tmp_path / "run").mkdir()
+    held = FolderLock.take(run)
     held.check()
-    assert held.lease is None and held.why == "" and sorted(os.listdir(tmp_path)) == [".lock"]
+    assert held.lease is None and held.why == "" and os.listdir(run) == [".lock"]
     held.release()
 
 
@@ -165,3 +170,19 @@ def test_caches_are_waited_for(
     monkeypatch.setattr(Lease, "take", noted)
     FolderLock.take(tmp_path).release()
     assert asked == [seconds]
+
+
+def test_two_prepares_of_one_folder_on_two_hosts(
+    tmp_path: Path, local_locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other host's kernel has locks of its own: here they are those of a file that it does not have."""
+    monkeypatch.setattr(mounts, "MOUNTS", local_locks)
+    out, scratch = tmp_path / "corpus", tmp_path / "corpus/.prepare"
+    with hold_folder(out, scratch):
+        (scratch / ".lock").unlink()
+        with (
+            pytest.raises(RuntimeError, match=f"another prepare is at work in {out}"),
+            hold_folder(out, scratch),
+        ):
+            pass
+    assert not out.exists()

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -50,6 +51,15 @@ def _found() -> dict[str, float]:
 def test_the_groups_of_meshes_and_of_tied_ends(ranks: RankPools) -> None:
     for found in ranks(4).run(of_all_groups, False):
         assert len(found) >= 5 and set(found.values()) == {SECONDS}, found
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_groups_that_name_no_time_out_have_the_configs(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives NCCL's groups a default of their own, of ten minutes; a CPU cannot make such a group."""
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))  # put back at the end
+    every_group_waits(timedelta(seconds=SECONDS))
+    assert distributed_c10d._get_default_timeout(dist.Backend(backend)) == timedelta(seconds=SECONDS)
 
 
 def test_the_groups_of_deepspeed(ranks: RankPools) -> None:

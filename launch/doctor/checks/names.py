@@ -12,8 +12,9 @@ HOSTS = "/etc/hosts"
 
 
 def check(at: Circumstances) -> Iterator[Finding]:
-    """The own host name and localhost."""
+    """The own host name, MASTER_ADDR and localhost."""
     yield from own_name(socket.gethostname(), at)
+    yield from rank_0s(at.environ.get("MASTER_ADDR", ""), at)
     yield from localhost()
 
 
@@ -36,7 +37,7 @@ def own_name(name: str, at: Circumstances) -> Iterator[Finding]:
         return
     seconds = time.monotonic() - began
     shown = ", ".join(found)
-    looped = [address for address in found if address.startswith("127.") or address == "::1"]
+    looped = loopback(found)
     if looped and len(looped) == len(found):
         text = f"the own name {name!r} means {shown}, at which only this machine reaches itself"
         if at.one_of_several:
@@ -53,13 +54,36 @@ def own_name(name: str, at: Circumstances) -> Iterator[Finding]:
         )
 
 
+def loopback(found: list[str]) -> list[str]:
+    """Those of the addresses at which only this machine reaches itself."""
+    return [address for address in found if address.startswith("127.") or address == "::1"]
+
+
+def rank_0s(name: str, at: Circumstances) -> Iterator[Finding]:
+    """What MASTER_ADDR means here, at which ranks look for rank 0 where it is set (docs/ranks.md)."""
+    if not name:
+        return
+    remedy = "set it to an address or name of rank 0's machine that all nodes know, or unset it under srun"
+    try:
+        found = addresses(name)
+    except OSError as problem:
+        text = f"MASTER_ADDR={name} has no address: {problem.strerror or problem}"
+        yield warning("names.master", text, remedy)
+        return
+    text = f"MASTER_ADDR={name} is {', '.join(found)}"
+    if at.one_of_several and len(loopback(found)) == len(found):
+        yield warning("names.master", f"{text}: each node would look for rank 0 on itself", remedy)
+    else:
+        yield ok("names.master", f"{text}: there ranks look for rank 0")
+
+
 def localhost() -> Iterator[Finding]:
     """localhost has to be the loopback address, and connections to that address have to work."""
     try:
         found = addresses("localhost")
     except OSError:
         found = []
-    if not any(address.startswith("127.") or address == "::1" for address in found):
+    if not loopback(found):
         text = f"localhost means {', '.join(found) or 'nothing'}"
         yield error("names.localhost", text, f"add a line `127.0.0.1 localhost` to {HOSTS}")
     try:

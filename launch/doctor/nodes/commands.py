@@ -55,7 +55,7 @@ def by_ssh(host: str, environ: Mapping[str, str]) -> tuple[list[str], dict[str, 
 
 def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """What checks on the nodes need to know of the job, and `by_srun` and ssh keep from them."""
-    also = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    also = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR")
     return {key: value for key, value in environ.items() if key.startswith("SLURM_") or key in also}
 
 

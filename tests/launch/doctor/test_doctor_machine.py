@@ -204,6 +204,16 @@ def test_the_own_name_at_127_0_1_1_matters_among_several_nodes(monkeypatch: pyte
     assert found(names.own_name("gone", NODE)) == {"names.own": Level.WARNING}
 
 
+def test_a_master_addr_of_no_use_on_other_nodes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "addresses", answers({"here": ["127.0.1.1"], "n1": ["10.0.0.7"]}))
+    assert list(names.rank_0s("", NODE)) == []
+    assert found(names.rank_0s("n1", NODE)) == found(names.rank_0s("here", ALONE)) == {}
+    for name, why in (("here", "each node would look for rank 0 on itself"), ("gone", "has no address")):
+        (finding,) = names.rank_0s(name, NODE)
+        assert finding.level == Level.WARNING and f"MASTER_ADDR={name} " in finding.found
+        assert why in finding.found
+
+
 def test_a_localhost_that_is_not_loopback_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(names.localhost()) == {}
     monkeypatch.setattr(names, "addresses", answers({"localhost": ["10.0.0.7"]}))

@@ -231,7 +231,9 @@ def test_the_commands_of_nodes() -> None:
     argv, _ = commands.by_ssh("n1", environ)
     assert argv[-2] == "n1"
     assert "'PYTHONPATH=/a b'" in argv[-1]
-    assert commands.job_variables(environ) == {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_CONF": "/c"}
+    of_the_job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_CONF": "/c"}
+    assert commands.job_variables(environ) == of_the_job
+    assert commands.job_variables(environ | {"MASTER_ADDR": "n1"}) == of_the_job | {"MASTER_ADDR": "n1"}
 
 
 def test_the_nodes_of_a_job_are_known_without_its_programs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,18 +24,21 @@ ABOUT = {
     "steps": "4 layers of 256, weights as drawn; 8 rows (ViT: 16); fp32, sdpa, fused AdamW, clipped at 1, "
     "rate falling linearly; LoRA of rank 4 beside all linear layers",
 }
-CLASSES = {"BERT": 34, "ViT": 10, "Llama": 0}
+CLASSES = {"BERT": 12, "ViT": 10, "Llama": 0}
 PRE_TRAINED: dict[str, dict[str, Any]] = {
     "BERT": {
         "model": {
             "kind": "encoder", "norm_place": "post", "activation": "gelu", "biases": True, "window": 0,
             "positions": "learned", "max_positions": 128, "token_types": 2, "norm_eps": 1e-12,
-            "init_std": 0.05, "vocab": 2049,
+            "init_std": 0.05, "vocab": 25,
         },
         "objective": {"kind": "masked_lm"},
         "data": {"packing": "one"},
+        "corpus": "families",
     },
-    "Llama": {"model": {"kind": "decoder"}, "objective": {"kind": "causal_lm"}, "data": {}},
+    "Llama": {
+        "model": {"kind": "decoder"}, "objective": {"kind": "causal_lm"}, "data": {}, "corpus": "packages",
+    },
 }  # fmt: skip
 SIZES = {"layers": 2, "hidden": 64, "heads": 4, "vocab": 2048}
 LARGE = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4}
@@ -62,10 +65,12 @@ DROPS = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0
 def make(home: Path) -> None:
     """Make what is not there yet."""
     home.mkdir(parents=True, exist_ok=True)
-    if not (python := home / "python").exists():
-        prepare(["embedded:python"], python, workers=1, progress=False)
+    if not (packages := home / "packages").exists():
+        prepare(["embedded:packages"], packages, workers=1, progress=False)
     if not (digits := home / "digits").exists():
         prepare(["embedded:digits"], digits, workers=1, progress=False)
+    if not (families := home / "families").exists():
+        prepare(["embedded:proteins"], families, workers=1, progress=False)
     for name, sections in PRE_TRAINED.items():
         if not (home / f"{name}-small").exists():
             _pre_train(home, name, sections)
@@ -85,12 +90,17 @@ def make(home: Path) -> None:
 
 
 def _pre_train(home: Path, name: str, sections: Mapping[str, Any]) -> None:
+    corpus = home / sections["corpus"]
     config = {
         "name": f"{name}-run",
         "run_dir": str(home / f"{name}-run"),
-        **sections,
+        "objective": sections["objective"],
         "model": SIZES | sections["model"],
-        "data": {"sources": [{"path": str(home / "python/train")}], "seq_len": 128, **sections["data"]},
+        "data": {
+            "sources": [{"path": str(corpus / "train")}],
+            "seq_len": 128,
+            **sections["data"],
+        },
         "optim": {"lr": 2e-3, "warmup_steps": 10},
         "train": {"steps": 150, "global_batch": 16, "micro_batch": 16},
         "checkpoint": {"every": 10**6},
@@ -125,7 +135,7 @@ def large(home: Path, name: str, *, steps: int) -> Setting:
 def _setting(home: Path, name: str, size: str, *, steps: int, batch: int) -> Setting:
     model, _, method = name.partition(", ")
     task, corpus = {
-        "BERT": (BERT, "python"),
+        "BERT": (BERT, "families"),
         "Llama": (LLAMA, "proteins"),
         "ViT": (VIT, "digits"),
     }[model]

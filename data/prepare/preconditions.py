@@ -76,11 +76,16 @@ def check_tokenizer_given(
 def check_files(files: Sequence[InputFile], recipe: Recipe) -> None:
     """Raise ValueError where a file cannot be read as it is, or the command does not state what it needs."""
     for file in files:
-        if recipe.task and file.kind not in _OF_ROWS:
+        if file.kind == "conll" and recipe.task != "tags":
+            raise ValueError(
+                f"--format conll: {file.path} is read as words with a tag each: give --task tags with it"
+            )
+        if recipe.task and file.kind not in (*_OF_ROWS, "conll"):
+            others = {"tags": ", or CoNLL's columns", "answers": ", or SQuAD's own file"}.get(recipe.task, "")
             raise ValueError(
                 f"{file.path} is read as {file.kind}, and --task {recipe.task} takes rows with fields: give "
                 "a JSON object a line (or an array of them), Parquet or a saved dataset, each row flat as "
-                f"{', '.join(TASK_FIELDS[recipe.task].values())}"
+                f"{', '.join(TASK_FIELDS[recipe.task].values())}{others}"
             )
         if file.kind not in STREAMS and file.path.lower().endswith(COMPRESSED):
             raise ValueError(

@@ -14,6 +14,7 @@ FORMATS = (
     "csv",
     "tsv",
     "fasta",
+    "conll",
     "parquet",
     "arrow",
     "ids",
@@ -50,13 +51,15 @@ class Recipe:
     ids_field: column or key of token ids, for a row without a text.
     ids_dtype: type of the numbers in a `.bin` of token ids, or "auto".
     task: make documents whose tokens have marks, for fine-tuning; see `data.prepare.tasks`. "tags": words and
-        a tag each (`text_field` tokens, `label_field` ner_tags). "answers": a question, a context and its
+        a tag each (`text_field` tokens, `label_field` ner_tags; in files of columns their numbers, 1 for the
+        first and -1 for the last). "answers": a question, a context and its
         answers (`second_field` question, `text_field` context, `label_field` answers). "chat": messages
         (`text_field` messages), or a prompt and, as `second_field`, its answer. "" for none.
     window_tokens: a question whose context is longer than a row of so many tokens (`data.seq_len`) becomes
         several documents, each with a part of the context; 0: one, however long.
     window_overlap: tokens of the context that two such parts share; less where a row has no room for them.
-    tag_name: the names of the tags, in the order of their numbers.
+    tag_name: the names of the tags, in the order of their numbers; empty: those that the schema of a table
+        states, or all that are in the files of columns, "O" first, the others in alphabetical order.
     chat_template: file with the Jinja template of a chat, or "chatml".
     licence_field: column, key or folder (`license=MIT/`) with the licence, which is kept with the document.
     language_field: the same for the language.

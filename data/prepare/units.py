@@ -19,7 +19,7 @@ from data.prepare.sources.sources import COMPRESSED, InputFile, is_http
 
 # Kinds of file that can be cut by bytes. `_is_cuttable` says which files of them: not compressed, transcoded
 # or from a web server; a text only if it is split by lines or by a separator that cannot overlap itself.
-BY_RANGE = ("text", "jsonl", "fasta", "ids")
+BY_RANGE = ("text", "jsonl", "fasta", "ids", "conll")
 
 # Called with about how many more bytes of the unit's input are done (of a text, its characters); −1: all that
 # is left.

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import os
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -75,6 +76,9 @@ def prepare(args: argparse.Namespace) -> int:
     _show_steps(report, args.text_field)
     if report.heldout and report.heldout_by == "position":
         print(f"held out: the end of each file, {args.heldout:.4g} of it, by position")
+    if report.tags:
+        named = " ".join(f"--tag-name {shlex.quote(tag)}" for tag in report.tags)
+        print(f"{len(report.tags)} tags; other splits get the same numbers by {named}")
     for line in chain(_encodings(report.counts, report.examples), _tokenizer_losses(report)):
         print(line)
     return 0

@@ -8,10 +8,11 @@ import csv
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from data.corpus.columns import CLASS
 from data.prepare.document import Document
-from data.prepare.readers import ids, json_rows, samples, tables, text
+from data.prepare.readers import conll, ids, json_rows, samples, tables, text
 from data.prepare.recipe import Recipe
 from data.prepare.tally import Tally
 from data.prepare.units import FileRange
@@ -20,6 +21,7 @@ READERS: dict[str, Callable[[FileRange, Recipe, Tally], Iterator[Document]]] = {
     "text": text.text_file,
     "jsonl": json_rows.lines,
     "json": json_rows.array,
+    "conll": conll.columns,
     "ids": ids.id_file,
     "fasta": text.fasta,
     "csv": tables.separated,
@@ -39,9 +41,16 @@ def documents(file_range: FileRange, recipe: Recipe, tally: Tally) -> Iterator[D
 
     Raises RuntimeError, naming the file, where it is damaged; ValueError where the command must change.
     """
-    try:
+    with naming_damage(file_range):
         read = READERS[file_range.file.kind](file_range, recipe, tally)
         yield from _in_folders(read, recipe.label_folder, tally) if recipe.label_folder else read
+
+
+@contextmanager
+def naming_damage(file_range: FileRange) -> Iterator[None]:
+    """Turn what a damaged file raises to RuntimeError, one line that names it."""
+    try:
+        yield
     except DAMAGE as error:
         raise unreadable(file_range, error) from error
     except (RuntimeError, ValueError):

@@ -21,7 +21,7 @@ from data.corpus import tar
 from data.corpus.columns import CLASS, PICTURES
 from data.opening import open_bytes
 from data.prepare.document import Document
-from data.prepare.readers.json_rows import is_too_deep
+from data.prepare.readers.json_elements import is_too_deep
 from data.prepare.readers.records import class_of, not_a_text, origin_of, too_long, value_at, whole
 from data.prepare.recipe import Recipe
 from data.prepare.sources.decoding import decode

@@ -109,6 +109,7 @@ def _markdown(card: Mapping[str, Any], pictures: list[str]) -> str:
         "",
         "Sources: " + ", ".join(f"`{source}`" for source in card["settings"]["sources"]) + ".",
         "",
+        *_tags(card["settings"].get("tag_name", [])),
         "## What came in, and what went out",
         "",
         f"{read['documents']:,} documents of {read['characters']:,} characters were read. A document goes at "
@@ -136,6 +137,11 @@ def _markdown(card: Mapping[str, Any], pictures: list[str]) -> str:
             lines += [f"and {len(values) - _MOST_ROWS} more, in datacard.json.", ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tags(names: list[str]) -> list[str]:
+    named = ", ".join(f"{number} `{name}`" for number, name in enumerate(names))
+    return [f"Tags of words: {named}.", ""] if names else []
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

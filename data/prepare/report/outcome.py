@@ -40,6 +40,7 @@ class PrepareReport:
     files: kind of file → number of files read.
     heldout_by: "document", "file" or "position".
     round_trip: (documents whose ids the tokenizer decoded to the very text, documents tried).
+    tags: the names of the tags of words, by their numbers; empty where there are none.
     was_complete: the corpus was there already, and nothing was done.
     by_another_version: another version of this program made it, which may read the sources in another way.
     """
@@ -52,6 +53,7 @@ class PrepareReport:
     files: dict[str, int]
     heldout_by: str
     round_trip: tuple[int, int]
+    tags: list[str]
     was_complete: bool = False
     by_another_version: bool = False
 
@@ -70,6 +72,7 @@ def report_of(out: Path, files: list[InputFile]) -> PrepareReport:
         files=dict(Counter(file.kind for file in files)),
         heldout_by=manifest.prepare["settings"]["heldout_by"],
         round_trip=_round_trip(sides),
+        tags=manifest.prepare["settings"].get("tag_name", []),
     )
 
 

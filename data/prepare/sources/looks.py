@@ -29,6 +29,10 @@ _FORMATS = (
     (b"\xd0\xcf\x11\xe0", "an office document"),
 )
 _SPACE = b" \t\r\n"
+_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+_MEMBER = rb"\s*+" + _TEXT + rb"\s*+:\s*+(?:" + _TEXT + rb"|[\w.+-]++)\s*+"
+_SQUAD = re.compile(rb"\s*+\{(?:" + _MEMBER + rb',)*+\s*+"data"\s*+:\s*+(?=\[)', re.DOTALL)
+SQUAD_END = re.compile(rb"\s*+(?:," + _MEMBER + rb")*+\}\s*+", re.DOTALL)  # what follows the array
 
 
 def binary_format(head: bytes) -> str:
@@ -97,6 +101,14 @@ def json_shape(stream: IO[bytes], text_field: str, limit: int) -> str:
         more, size = bounded_line(stream, limit)
         more = more.strip(_SPACE)
     return "lines" if more.startswith(b"{") else "text"
+
+
+def squad_array(head: bytes) -> int:
+    """Where the array `data` begins in a file that begins with these bytes and is an object with one, as
+    SQuAD's files are; 0 in any other.
+    """
+    found = _SQUAD.match(head)
+    return found.end() if found else 0
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

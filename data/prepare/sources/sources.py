@@ -18,7 +18,7 @@ from data.opening import open_bytes, store_options
 from data.prepare.recipe import Recipe
 from data.prepare.sources import folders_of_datasets
 from data.prepare.sources.decoding import open_text
-from data.prepare.sources.looks import BOM, HEAD, binary_format, is_plain_text, json_shape
+from data.prepare.sources.looks import BOM, HEAD, binary_format, is_plain_text, json_shape, squad_array
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 SUFFIXES = {
@@ -39,7 +39,7 @@ SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"), "image"),
 }
 # Kinds that are read from beginning to end, and so may be compressed.
-STREAMS = ("text", "jsonl", "json", "csv", "tsv", "fasta")
+STREAMS = ("text", "jsonl", "json", "csv", "tsv", "fasta", "conll")
 STANDARD_INPUT = "-"
 
 
@@ -207,6 +207,8 @@ def _by_content(path: str, kind: str, recipe: Recipe) -> str:
         stream, head = open_text(path, recipe)
         with stream:
             if kind == "json":
+                if recipe.task == "answers" and squad_array(head.removeprefix(BOM)):
+                    return kind
                 shape = json_shape(stream, recipe.text_field, recipe.row_bytes)
                 return {"array": "json", "lines": "jsonl"}.get(shape, "text")
         return "json" if re.match(rb"\s*\[\s*({|\n)", head.removeprefix(BOM)) else kind
@@ -245,8 +247,13 @@ def is_http(url: str) -> bool:
 
 
 def kind_of(path: str, recipe: Recipe) -> str:
-    """The kind of a file by its name, without a suffix of compression."""
-    return SUFFIXES.get(_suffix(path), "text") if recipe.format == "auto" else recipe.format
+    """The kind of a file by its name, without a suffix of compression; for tags of words, files of text and
+    TSV have columns, whatever their names.
+    """
+    if recipe.format != "auto":
+        return recipe.format
+    kind = SUFFIXES.get(_suffix(path), "text")
+    return "conll" if recipe.task == "tags" and kind in ("text", "tsv") else kind
 
 
 def _suffix(path: str) -> str:

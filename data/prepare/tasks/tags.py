@@ -46,8 +46,13 @@ def _number(tag: Any, names: list[str], where: str) -> int:
             return tag
         if tag < 0:
             raise ValueError(f"{where} has the tag {tag}: of those below 0 only -1 and -100 stand for no tag")
+    raise unknown(tag, names, where)
+
+
+def unknown(tag: Any, names: list[str], where: str) -> ValueError:
+    """The error for a tag that has no number."""
     has = f"--tag-name gives {len(names)}" if names else "--tag-name gives none"
-    raise ValueError(
+    return ValueError(
         f"{where} has the tag {tag!r}, and {has}: give the name of each tag, in the order of their numbers, "
         "such as --tag-name O --tag-name B-PER --tag-name I-PER"
     )

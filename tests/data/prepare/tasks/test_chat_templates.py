@@ -151,8 +151,7 @@ def test_a_role_that_is_not_known_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
-    """SQuAD's own file among them, whose questions are nested in articles."""
-    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": []}]}))
+    (tmp_path / "dev.json").write_text(json.dumps({"settings": [{"paragraphs": []}]}))
     recipe = Recipe(task="answers")
     with pytest.raises(ValueError, match=r"dev\.json is read as text, and --task answers takes rows"):
         prepare([str(tmp_path / "dev.json")], tmp_path / "out", tokenizer="bytes", recipe=recipe, workers=1)

@@ -133,7 +133,7 @@ class GerminalLM(TemplateLM):
                 context=self.max_length,
                 temperature=asked["temperature"],
                 top_p=float(asked.get("top_p", 1.0)),
-                stop=self.eot_token_id,
+                stop=[self.eot_token_id],
                 vocab=self._trained.texts.vocab,
                 ends=stopped,
             )

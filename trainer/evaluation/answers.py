@@ -134,4 +134,4 @@ def text_figures(found: list[Found]) -> dict[str, float]:
     if with_answer and without:
         means["f1_with_answer"] = sum(with_answer) / len(with_answer)
         means["right_without_answer"] = sum(without) / len(without)
-    return means | {"questions": float(len(found))}
+    return means | {"questions": len(found)}

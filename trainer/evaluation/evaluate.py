@@ -23,6 +23,11 @@ from trainer.watch.phases import EVALUATION, Phases
 BATCHES = 16
 
 
+def shown(figure: float) -> str:
+    """A figure for people; a count is an integer."""
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.4f}"
+
+
 @dataclass(frozen=True)
 class HeldoutResult:
     """`loss`: nats per target token; NaN where the set has no target, such as a label. `bits_per_byte`: total
@@ -48,7 +53,7 @@ class HeldoutResult:
 
     def __str__(self) -> str:
         bits = f"{self.bits_per_byte:.4f} bits per byte, " if self._has_bits else ""
-        further = (f", {name} {value:.4f}" for name, value in self.measures.items())
+        further = (f", {name} {shown(value)}" for name, value in self.measures.items())
         return f"{bits}loss {self.loss:.4f}{''.join(further)}"
 
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 from common.files import fsync_file, fsync_folder, write_durably
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.manifest import read_manifest
-from trainer.config import first_keys, of_folder, reading
+from trainer.config import of_folder, reading
 from trainer.config.run_config import RunConfig
 from trainer.export.card import Facts, card
 from trainer.export.figures import read_evaluation
@@ -31,9 +31,10 @@ from trainer.huggingface.families import labels
 from trainer.huggingface.families.family import Family
 from trainer.huggingface.folder import CONFIG, PREPROCESSOR
 from trainer.huggingface.mapping import by_theirs
-from trainer.models.config import NEXT_TOKEN, init_from
+from trainer.models.config import NEXT_TOKEN
 from trainer.trained.adapter import write_adapter
 from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.ends import origin, origins, template_end
 from trainer.trained.tokenizer import load_prompting
 
 TRANSFORMERS = "5.0.0"
@@ -166,13 +167,13 @@ def _write_tokenizer(folder: Path, home: Path, at: Path, cfg: RunConfig) -> Spec
     prompting = load_prompting(home, at)
     special = special_tokens(prompting.tokenizer, prompting.separator, template=prompting.template)
     content = (home / "tokenizer.json").read_bytes()
-    files = tokenizer_files(content, special, context=cfg.row_length, origins=_origins(cfg))
+    files = tokenizer_files(content, special, context=cfg.row_length, origins=origins(cfg))
     if cfg.model.kind in _ROWS_OF_TEXTS:
         asks = cfg.model.kind == "token_classes"
         files = rows_as_trained(files, prompting, asks=asks, context=cfg.row_length)
     for name, data in files.items():
         write_durably(folder / name, data)
-    return ends_of(files, special, prompting.tokenizer)
+    return ends_of(files, special, prompting.tokenizer, template_end(home, prompting))
 
 
 def _write_configs(
@@ -228,28 +229,11 @@ def _context(cfg: RunConfig) -> int:
     """Return how many positions the model is said to read: a training row's, or more where the model that it
     began from is said to read more. A short fine-tuning makes no model's context shorter.
     """
-    found = _origin(cfg)
+    found = origin(cfg)
     if found is None:
         return cfg.row_length
     before = _context(reading.load(found.folder)) if found.is_run else of_folder.positions(found.folder)
     return max(cfg.row_length, before)
-
-
-def _origins(cfg: RunConfig) -> list[Path]:
-    """Return the folders that may say how the tokenizer is used: the Hugging Face folder that the run began
-    from, and its corpora; as far as they are still there.
-    """
-    corpora = [Path(source.path) for source in cfg.data.sources]
-    found = _origin(cfg)
-    return corpora if found is None or found.is_run else [found.folder, *corpora]
-
-
-def _origin(cfg: RunConfig) -> first_keys.Origin | None:
-    """Return what the run began from, if it is still there."""
-    try:
-        return first_keys.origin(init_from(cfg.model)) if init_from(cfg.model) else None
-    except ValueError:
-        return None
 
 
 def _json(path: Path, values: Mapping[str, Any]) -> None:

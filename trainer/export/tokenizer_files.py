@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from data.tokenizer import loading
 from data.tokenizer.folders import CONFIG, TOKENIZER, files_beside
+from trainer.trained.ends import named_end
 
 MAP = "special_tokens_map.json"
 
@@ -96,14 +97,15 @@ def tokenizer_files(
     return files
 
 
-def ends_of(files: Mapping[str, bytes], special: SpecialTokens, tokenizer: Tokenizer) -> SpecialTokens:
+def ends_of(
+    files: Mapping[str, bytes], special: SpecialTokens, tokenizer: Tokenizer, message: int | None
+) -> SpecialTokens:
     """Return `special` with its `ends`: what the tokenizer's files call eos_token, which in a model of
-    conversations ends a message, and the token between documents.
+    conversations ends a message; what the run's chat template writes behind one, `message`; and the token
+    between documents.
     """
-    named = json.loads(files.get(CONFIG, b"{}")).get("eos_token")
-    content = named.get("content") if isinstance(named, dict) else named
-    said = tokenizer.token_to_id(content) if isinstance(content, str) else None
-    ends = [one for one in (said, special.ids.get("eos_token_id")) if one is not None]
+    said = named_end(files.get(CONFIG, b"{}"), tokenizer)
+    ends = [one for one in (said, message, special.ids.get("eos_token_id")) if one is not None]
     return replace(special, ends=list(dict.fromkeys(ends)))
 
 

@@ -13,6 +13,7 @@ from trainer.config import evaluating, of_folder
 from trainer.models.config import NEXT_TOKEN
 from trainer.ranks import Ranks
 from trainer.trained.decoding import open_for_decoding
+from trainer.trained.ends import ends_of
 from trainer.trained.on_ranks import open_texts
 from trainer.trained.sampling import generate, generate_many
 from trainer.trained.trained_model import TrainedModel, load_newest, load_step
@@ -78,7 +79,10 @@ def open_writer(
     if of_folder.is_folder(run):
         _, texts = open_texts(cfg, run, Ranks(), step=step)
         model = load_model(cfg, run)
-        trained = TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, texts.template)
+        ends = ends_of(cfg, run, texts)
+        trained = TrainedModel(
+            model, texts.tokenizer, cfg.data.seq_len, texts.separator, ends, texts.template
+        )
     else:
         trained = load_newest(cfg, run) if step is None else load_step(cfg, run, step)
     if "cache" not in inspect.signature(trained.model.forward).parameters:
@@ -116,7 +120,7 @@ def continue_prompt(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        stop=trained.separator,
+        stop=trained.ends,
         vocab=texts.vocab,
     )
     return decode(ids, trained.tokenizer)
@@ -149,7 +153,7 @@ def continue_prompts(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            stop=trained.separator,
+            stop=trained.ends,
             vocab=texts.vocab,
         ):
             ended[number] = ids

@@ -38,11 +38,15 @@ def closing_lines(curves: Curves, folder: Path) -> list[str]:
             step, lowest = curves.best[name]
             best = ", its best" if lowest == last else f", best {lowest:.4f} at step {step:,}"
         figure = f"{last:.4f} bits per byte" if bits else f"loss {last:.4f}"
-        further = "".join(f", {key} {value:.4f}" for key, value in curves.measures[name].items())
+        further = "".join(f", {key} {_shown(value)}" for key, value in curves.measures[name].items())
         lines.append(f"held-out {name}: {figure} at the end{best}{further}")
     places = ("metrics.jsonl", PICTURE, "checkpoints")
     lines.append("see " + "  ".join(str(folder / place) for place in places))
     return lines
+
+
+def _shown(figure: float) -> str:
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.4f}"  # a count is an integer
 
 
 def duration(seconds: float) -> str:

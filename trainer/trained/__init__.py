@@ -7,5 +7,6 @@ weights.py         a checkpoint's weights → a whole model on one device, or it
 sampling.py        model and ids → ids: the loop over tokens, temperature, top-p; many texts at once
 decoding.py        on several ranks that share the model, to write texts
 on_ranks.py        on any layout: an engine that evaluates
+ends.py            which tokens end what is written
 tokenizer.py       the run's tokenizer, proven to be the one that the checkpoint was trained with
 """

@@ -12,6 +12,7 @@ from trainer.config import evaluating
 from trainer.config.run_config import RunConfig
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.start.agreement import agree, program, settings
+from trainer.trained.ends import ends_of
 from trainer.trained.on_ranks import open_texts
 from trainer.trained.trained_model import TrainedModel
 from trainer.trained.weights import load_for_decoding
@@ -36,7 +37,8 @@ def open_for_decoding(
     agree(ranks, program(cfg), settings(cfg))
     checkpoint, texts = open_texts(cfg, run, ranks, step=step)
     model = load_for_decoding(cfg, checkpoint or run, resolve(cfg.parallel, runtime.world), runtime, ranks)
-    return TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, texts.template)
+    ends = ranks.together(lambda: ends_of(cfg, run, texts))
+    return TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, ends, texts.template)
 
 
 def widest(cfg: RunConfig, world: int) -> Layout:

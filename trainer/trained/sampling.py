@@ -1,6 +1,6 @@
 """Token ids after a prompt, or after many, drawn from a model one by one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: int | None = None,
+    stop: Collection[int] = (),
     vocab: int | None = None,
 ) -> Iterator[int]:
     """Yield the token ids after `prompt`. The same arguments give the same ids.
@@ -34,7 +34,7 @@ def generate(
         top_p: draws among the fewest tokens that together have this probability (Holtzman et al. 2020,
             arXiv:1904.09751).
         seed: of the draws.
-        stop: this id ends the ids, and is not one of them.
+        stop: each of these ids ends the ids, and is not one of them.
         vocab: ids from here on are never drawn.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def generate(
             unread, cache = ids[-max(1, context // 2) :], KVCache(context)
         logits = model(torch.tensor([unread], device=device), cache=cache)[0, -1, :vocab]
         chosen = sample(logits.float().cpu(), temperature, top_p, generator)
-        if chosen == stop:
+        if chosen in stop:
             return
         yield chosen
         ids.append(chosen)
@@ -86,7 +86,7 @@ def generate_many(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: int | None = None,
+    stop: Collection[int] = (),
     vocab: int | None = None,
     ends: Callable[[Sequence[int]], bool] = lambda ids: False,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -125,10 +125,10 @@ def generate_many(
         left = []
         for number, (row, own) in enumerate(zip(going, logits.float().cpu())):
             chosen = sample(own, temperature, top_p, row.generator)
-            if chosen != stop:
+            if chosen not in stop:
                 row.ids.append(chosen)
                 row.read += 1
-            if chosen == stop or ends(row.written):
+            if chosen in stop or ends(row.written):
                 yield row.number, row.written
             else:
                 left.append(number)

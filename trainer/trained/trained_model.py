@@ -10,6 +10,7 @@ from data.tokenizer.prompting import Prompting
 from trainer.checkpoint import folder as checkpoints
 from trainer.config.run_config import RunConfig
 from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.ends import ends_of
 from trainer.trained.tokenizer import load_prompting
 from trainer.trained.weights import load_model
 
@@ -22,6 +23,7 @@ class TrainedModel:
     tokenizer: the one that the model was trained with.
     context: tokens of a training sequence.
     separator: the id between two documents.
+    ends: the ids that end a text; the separator is among them.
     template: whether the tokenizer's template stood around each document.
     step: of the checkpoint.
     """
@@ -30,6 +32,7 @@ class TrainedModel:
     tokenizer: Tokenizer
     context: int
     separator: int
+    ends: frozenset[int]
     template: bool
     step: int = 0
 
@@ -78,6 +81,7 @@ def load_checkpoint(cfg: RunConfig, run: Path, folder: Path, device: str = "") -
         texts.tokenizer,
         cfg.data.seq_len,
         texts.separator,
+        ends_of(cfg, run, texts),
         texts.template,
         step=checkpoints.read_manifest(folder).step,
     )

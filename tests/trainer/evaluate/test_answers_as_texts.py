@@ -1,6 +1,7 @@
 """Answers as texts: the figures of SQuAD over whole questions, however contexts are cut, on any layout."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from data.prepare.recipe import Recipe
 from parallel.world.runtime import Runtime
 from trainer.config import reading
 from trainer.evaluate.examination import Asked, examine
+from trainer.evaluation import answers
+from trainer.evaluation.answers import Found
 from trainer.objectives.marked.squad import compared
 from trainer.trained.trained_model import TrainedModel, load_step
 from whole_runs import records, train_here
@@ -121,13 +124,44 @@ def test_figures_are_those_of_each_question_by_hand(home: Path) -> None:
         assert any(predictions) and 0 < expected[1] < 1
 
 
+def test_the_score_of_no_answer_is_the_least_of_all_windows(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the answer is the best of all: each score of each question, against an enumeration of windows."""
+    told: list[list[Found]] = []
+    real = answers.text_figures
+    monkeypatch.setattr(answers, "text_figures", lambda found: told.append(found) or real(found))
+    examine(home / "run", ["parallel.tp=1"], Runtime(0, 1, 0, torch.device("cpu")), Asked(), step=None)
+    trained = load_step(reading.load(home / "run"), home / "run", 60)
+    trained.model.double().eval()
+    assert len(told) == 2 and [len(found) for found in told] == [len(ROWS)] * 2
+    places = set()
+    for row, found in zip(ROWS, told[0], strict=True):
+        scores = list(windows(trained, row, WINDOW))
+        nones = [none for none, _ in scores]
+        best, text = max((span for _, spans in scores for span in spans), key=lambda one: one[0])
+        assert (found.none, found.score) == pytest.approx((min(nones), best), abs=1e-4)
+        assert found.text == text and found.answers == row["answers"]["text"]
+        places |= {nones.index(min(nones)) - len(nones)} if len(nones) > 1 else set()
+    assert len(places) > 1  # the least one is not always that of the same window
+
+
 def answer(trained: TrainedModel, row: dict[str, Any], window: int) -> str:
     """The likeliest span of all windows, by enumeration, one unpadded row at a time; "" for no answer."""
+    scores = list(windows(trained, row, window))
+    best, text = max((span for _, spans in scores for span in spans), key=lambda one: one[0])
+    return "" if min(none for none, _ in scores) >= best else text
+
+
+def windows(
+    trained: TrainedModel, row: dict[str, Any], window: int
+) -> Iterator[tuple[float, list[tuple[float, str]]]]:
+    """Of each window the score of no answer, and score and text of each span."""
     question = trained.tokenizer.encode(row["question"]).ids
     context = trained.tokenizer.encode(row["context"])
     eos, whole = trained.separator, context.ids
     room = window - 2 - len(question) if window else len(whole)
-    best, none, first = (-1e30, ""), 1e30, 0
+    first = 0
     while True:
         ids = [eos, *question, eos, *whole[first : first + room]][:WINDOW]
         with torch.no_grad():
@@ -136,16 +170,16 @@ def answer(trained: TrainedModel, row: dict[str, Any], window: int) -> str:
                 0
             ]
         scores = scores.reshape(len(ids), 2)
-        none = min(none, float(scores[0].sum()))
-        start = 2 + len(question)
+        start, spans = 2 + len(question), list[tuple[float, str]]()
         for a in range(start, len(ids)):
             for b in range(a, min(a + LONGEST, len(ids))):
                 score = float(scores[a, 0] + scores[b, 1])
                 begin, end = context.offsets[first + a - start][0], context.offsets[first + b - start][1]
                 text = row["context"][begin:end].strip()
-                best = max(best, (score, text), key=lambda one: one[0])
+                spans.append((score, text))
+        yield float(scores[0].sum()), spans
         if first + room >= len(whole):
-            return "" if none >= best[0] else best[1]
+            return
         first += room - OVERLAP
 
 

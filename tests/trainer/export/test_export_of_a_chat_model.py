@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from data.prepare.tasks.templates import CHATML
 from data.tokenizer import training
 from stock_models import DECODERS, stock
 from trained_runs import make_trained_run
 from trainer.config import reading
 from trainer.export.export import export
 from trainer.first_weights.huggingface_source import HuggingFaceSource
+from trainer.generate.text import open_writer
 from trainer.models.decoder.config import DecoderConfig
 from trainer.trained.tokenizer import prompting_of
 
@@ -52,6 +54,20 @@ def test_generation_ends_at_a_message_and_at_a_document(exported: Path) -> None:
     ends = GenerationConfig.from_pretrained(exported).eos_token_id
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|im_end|>", "<|endoftext|>"]
+    for folder in (exported, exported.with_name("run")):
+        assert open_writer(folder).ends == {*ends}, folder
+
+
+def test_the_run_s_template_says_where_a_message_ends(exported: Path, tmp_path: Path) -> None:
+    """Where its tokenizer does not: a run on chats that began from no model of chats."""
+    from transformers import GenerationConfig
+
+    tokenizer = (exported / "tokenizer.json").read_bytes()
+    make_trained_run(run := tmp_path / "run", tokenizer=tokenizer)
+    (run / "chat_template.jinja").write_text(CHATML)
+    export(run, tmp_path / "out", step=None, dtype="fp32", shard_bytes=10**9)
+    ends = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert isinstance(ends, list) and len(ends) == 2 and open_writer(run).ends == {*ends}
 
 
 def test_a_short_training_makes_no_context_shorter(exported: Path, tmp_path: Path) -> None:

@@ -52,8 +52,29 @@ def test_a_run_folder_continues_a_text(tmp_path: Path, tied: bool, eos: int) -> 
     found = "".join(continue_text(tmp_path / "run", "def é", max_tokens=20, temperature=0))
     tokenizer = training.utf8_bytes()
     prompt = [eos, *tokenizer.encode("def é").ids]
-    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=eos, vocab=VOCAB)
+    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=[eos], vocab=VOCAB)
     assert found == tokenizer.decode(list(expected)) and found
+
+
+def test_a_text_of_a_chat_model_ends_with_its_message(tmp_path: Path) -> None:
+    """The chat template of the run says which special token that is; the corpora are gone."""
+    tokenizer = training.utf8_bytes()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    content = tokenizer.to_str(pretty=True).encode()
+    make_trained_run(run := tmp_path / "run", tokenizer=content)
+    trained = text.open_writer(run)
+    asked: dict[str, Any] = {"max_tokens": 30, "context": 32, "temperature": 0}
+    ids = list(generate(trained.model, [0, *trained.prompting.encode("ab")], **asked, vocab=VOCAB + 2))
+    assert trained.ends == {0}
+    for first, last in (("<|im_start|>", "<|im_end|>\n"), ("", " <|im_end|>"), ("<|im_end|>", "\n")):
+        template = "{% for m in messages %}" + first + "{{ m['role'] }} {{ m['content'] | trim }}" + last
+        (run / "chat_template.jinja").write_text(template.replace("\n", "{{ '\\n' }}") + "{% endfor %}")
+        assert text.open_writer(run).ends == ({0, VOCAB + 1} if last.strip() else {0})
+    model, end = trained.model, ids[5]
+    ending = text.TrainedModel(model, trained.tokenizer, 32, 0, frozenset({0, end}), False)
+    expected = trained.tokenizer.decode(ids[: ids.index(end)])
+    assert "".join(text.continue_prompt(ending, "ab", max_tokens=30, temperature=0)) == expected
+    assert list(text.continue_prompts(ending, ["ab"], batch=2, max_tokens=30, temperature=0)) == [expected]
 
 
 def test_texts_come_in_the_order_of_their_prompts_each_as_soon_as_it_can(
@@ -92,7 +113,7 @@ def test_a_prompt_has_the_template_that_the_documents_had(tmp_path: Path, said: 
     model = make_trained_run(tmp_path / "run", steps=(2,), identity=own)
     shutil.copy(tmp_path / "tokenizer.json", tmp_path / "run")
     prompt = [0, *([58] if said.get("template") else []), *training.utf8_bytes().encode("ab").ids]
-    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=0, vocab=VOCAB)
+    expected = generate(model, prompt, max_tokens=20, context=32, temperature=0, stop=[0], vocab=VOCAB)
     found = "".join(continue_text(tmp_path / "run", "ab", max_tokens=20, temperature=0))
     assert found == tokenizer.decode(list(expected)) and found
 

@@ -49,7 +49,7 @@ def test_generation_ends_at_the_stop_id() -> None:
     ids = list(generate(model, [0], max_tokens=30, context=64, temperature=0))
     stop = ids[7]
     assert (
-        list(generate(model, [0], max_tokens=30, context=64, temperature=0, stop=stop))
+        list(generate(model, [0], max_tokens=30, context=64, temperature=0, stop=[stop]))
         == ids[: ids.index(stop)]
     )
 
@@ -87,8 +87,8 @@ def test_many_at_once_are_each_alone(context: int, temperature: float, changes: 
     alone = [list(generate(model, prompt, **asked)) for prompt in PROMPTS]
     assert in_order(generate_many(model, PROMPTS, **asked)) == alone
     stop = alone[0][6]
-    ended = [list(generate(model, prompt, **asked, stop=stop)) for prompt in PROMPTS]
-    assert in_order(generate_many(model, PROMPTS, **asked, stop=stop)) == ended
+    ended = [list(generate(model, prompt, **asked, stop=[stop])) for prompt in PROMPTS]
+    assert in_order(generate_many(model, PROMPTS, **asked, stop=[stop])) == ended
     assert len(ended[0]) < 7 and any(len(one) == 40 for one in ended)
     short = generate_many(model, PROMPTS, **asked, ends=lambda ids: len(ids) >= 4 + ids[0] % 3)
     assert in_order(short) == [one[: 4 + one[0] % 3] for one in alone]

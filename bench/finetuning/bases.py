@@ -19,9 +19,9 @@ from whole_runs import train_here
 # Rate and steps of each score.
 SCORED = {
     "BERT, all weights": (1e-3, 100),
-    "BERT, LoRA": (2e-2, 150),
-    "Llama, LoRA": (1e-2, 60),
-    "ViT, all weights": (2e-3, 200),
+    "BERT, LoRA": (3e-3, 200),
+    "Llama, LoRA": (5e-3, 60),
+    "ViT, all weights": (3e-3, 400),
 }
 NAMES = [*SCORED]
 ABOUT = {
@@ -47,7 +47,7 @@ PRE_TRAINED: dict[str, dict[str, Any]] = {
         "corpus": "families",
     },
     "Llama": {
-        "model": {"kind": "decoder"}, "objective": {"kind": "causal_lm"}, "data": {}, "corpus": "packages",
+        "model": {"kind": "decoder"}, "objective": {"kind": "causal_lm"}, "data": {}, "corpus": "python",
     },
 }  # fmt: skip
 SIZES = {"layers": 2, "hidden": 64, "heads": 4, "vocab": 2048}
@@ -75,8 +75,8 @@ DROPS = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0
 def make(home: Path) -> None:
     """Make what is not there yet."""
     home.mkdir(parents=True, exist_ok=True)
-    if not (packages := home / "packages").exists():
-        prepare(["embedded:packages"], packages, workers=1, progress=False)
+    if not (python := home / "python").exists():
+        prepare(["embedded:python"], python, workers=1, progress=False)
     if not (digits := home / "digits").exists():
         prepare(["embedded:digits"], digits, workers=1, progress=False)
     if not (families := home / "families").exists():

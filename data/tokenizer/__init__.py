@@ -6,6 +6,7 @@ whichever kind of tokenizer `prepare` used.
     training   tokenizers trained on texts (bpe, wordpiece, characters) or built without (bytes)
     folders    a Hugging Face folder's
     loading    a tokenizer.json: its vocabulary, its separator, its template
+    comparison do two make the same ids of a text?
     encoder    text to ids and back
     prompting  texts as a trained model is asked about them
 """

@@ -23,7 +23,6 @@ def add_command(add: options.AddCommand) -> None:
     parser.add_argument(
         "--shard-size",
         type=shard_size,
-        default="5GB",
         metavar="SIZE",
         help="of a file of weights, at most, such as 500MB (default 5GB)",
     )
@@ -53,7 +52,9 @@ def export(args: argparse.Namespace) -> int:
     from launch.local import run
 
     run_folder.find(args.folder)
-    words = [f"--out={args.out}", f"--dtype={args.dtype}", f"--shard-bytes={args.shard_size}"]
+    words = [f"--out={args.out}", f"--dtype={args.dtype}"]
+    if args.shard_size is not None:
+        words.append(f"--shard-bytes={args.shard_size}")
     if args.step is not None:
         words.append(f"--step={args.step}")
     if args.evaluation:

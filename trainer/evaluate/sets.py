@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from data.config import Heldout
 from data.corpus.corpus import Corpus
 from data.stream.heldout import HeldoutLoader
+from data.tokenizer.comparison import difference
 from trainer.evaluate.calibration import calibrate
 from trainer.evaluate.labelled import Outputs, read_set
 from trainer.evaluation.answers import open_texts
@@ -75,7 +75,8 @@ def _check_like_folder(trained: TrainedRun, name: str, corpus: Corpus) -> None:
     """
     own, texts = Tokenizer.from_str(corpus.storage.tokenizer().decode()), trained.texts
     remedy = f"prepare it with --tokenizer {trained.run}"
-    if _without_template(own) != _without_template(texts.tokenizer):
+    pairs = ((own, texts.tokenizer), (texts.tokenizer, own))
+    if any(difference(one, other, "") for one, other in pairs):
         raise ValueError(
             f"held-out {name}={corpus.storage.path} was prepared with another tokenizer than that of "
             f"{trained.run}: {remedy}"
@@ -86,11 +87,6 @@ def _check_like_folder(trained: TrainedRun, name: str, corpus: Corpus) -> None:
             f"held-out {name}={corpus.storage.path} has {ours!r} between documents, where {trained.run} has "
             f"{theirs!r}: {remedy} --separator {theirs!r}"
         )
-
-
-def _without_template(tokenizer: Tokenizer) -> dict[str, Any]:
-    left_out = ("post_processor", "padding", "truncation")
-    return {key: value for key, value in json.loads(tokenizer.to_str()).items() if key not in left_out}
 
 
 def perplexity(loss: float) -> float:

@@ -5,6 +5,7 @@ export.py           the folder, written under another name and then renamed
 weights.py          the safetensors files, written a few MiB at a time
 tokenizer_files.py  the tokenizer, and which of its tokens are special
 rows_as_trained.py  the tokenizer of a model whose rows are one text each: its template writes that row
+new_folder.py       the folder: whole, or not there
 card.py             README.md: what the model is, what it was trained on
 figures.py          how well it does: what the run recorded, and what an evaluation found
 

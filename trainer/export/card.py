@@ -13,6 +13,8 @@ from data.corpus.manifest import Manifest, read_manifest
 from trainer.config.plain import leaves, plain
 from trainer.config.run_config import RunConfig
 from trainer.export.figures import evaluated_figures, recorded_figures
+from trainer.models.config import init_from
+from trainer.record.reading import newest
 
 _SECTIONS = ("objective", "optim", "train")
 _OF_A_MACHINE = ("train.threads", "train.ranks", "train.micro_batch", "train.eval_bias")
@@ -31,6 +33,8 @@ class Facts:
     parameters: how many.
     files: name → xxh3_128 of each file of weights.
     tokenizer: the class of transformers that gives the ids that the model was trained on.
+    adapter: the format of an adapter alone, "PEFT" or "germinal"; empty: the whole model was written.
+        `architecture` is then the class that PEFT adds it to, if there is one.
     evaluation: the run's entry of the document of `germinal evaluate`; empty: there is none.
     """
 
@@ -43,6 +47,7 @@ class Facts:
     parameters: int
     files: Mapping[str, str]
     tokenizer: str = "AutoTokenizer"
+    adapter: str = ""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,9 +60,10 @@ def card(facts: Facts) -> str:
 
 
 def _front(facts: Facts) -> Iterator[str]:
+    library = {"": ["library_name: transformers"], "PEFT": ["library_name: peft"]}
     yield from (
         "---",
-        "library_name: transformers",
+        *library.get(facts.adapter, []),
         "tags:",
         "- germinal",
         f"- {facts.cfg.model.kind}",
@@ -65,13 +71,43 @@ def _front(facts: Facts) -> Iterator[str]:
     )
     yield from ("", f"# {facts.cfg.name}", "")
     tokens = facts.state["state"]["tokens"]
+    what = f"An adapter ({facts.cfg.finetune.method})" if facts.adapter else f"A {facts.architecture}"
+    name, _ = _base(facts)
+    began = f", from {name} on" * bool(name)
     yield (
-        f"A {facts.architecture} of {facts.parameters:,} parameters in {facts.dtype}, trained by Germinal "
-        f"for {facts.step:,} steps on {tokens:,} targets."
+        f"{what} of {facts.parameters:,} parameters in {facts.dtype}, trained by Germinal "
+        f"for {facts.step:,} steps on {tokens:,} targets{began}."
     )
 
 
+def _base(facts: Facts) -> tuple[str, str]:
+    """Return (name, hash) of the weights that the run began from; empty: none, or not known."""
+    if not (given := init_from(facts.cfg.model)):
+        return "", ""
+    found = facts.state["identity"].get("base") or next(
+        (line for line in newest(facts.run / "events.jsonl") if line.get("kind") == "init"), {}
+    )
+    # Not the whole path, which is a machine's and not the model's.
+    return "/".join(Path(given).parts[-2:]), str(found.get("hash", ""))
+
+
+def _use_adapter(facts: Facts) -> Iterator[str]:
+    yield from ("", "## How to load it", "")
+    if facts.architecture:
+        yield from (
+            "```python",
+            "from peft import PeftModel",
+            f"from transformers import {facts.architecture}",
+        )
+        yield from ("", f'base = {facts.architecture}.from_pretrained("BASE")')
+        yield from ('model = PeftModel.from_pretrained(base, "FOLDER")', "```", "")
+    yield "Germinal begins from it with the keys `model.init_from: BASE` and `finetune.adapter: FOLDER`."
+
+
 def _use(facts: Facts) -> Iterator[str]:
+    if facts.adapter:
+        yield from _use_adapter(facts)
+        return
     tokenizer = facts.cfg.model.vocab > 0
     names = [facts.architecture, *([facts.tokenizer] if tokenizer else [])]
     yield from ("", "## How to load it", "", "```python", f"from transformers import {', '.join(names)}", "")
@@ -92,7 +128,9 @@ def _training(facts: Facts) -> Iterator[str]:
     yield from ("", "## How it was trained", "", "| key | value |", "| --- | --- |")
     values = plain(facts.cfg)
     values["model"].pop("init_from", None)
-    for section in ("model", *_SECTIONS):
+    values["finetune"]["adapter"] = Path(facts.cfg.finetune.adapter).name
+    tuned = ("finetune",) if facts.cfg.finetune.method != "none" else ()
+    for section in ("model", *_SECTIONS, *tuned):
         for key, value in leaves(values[section], section):
             if key not in _OF_A_MACHINE:
                 yield f"| `{key}` | {_cell(value)} |"
@@ -103,6 +141,9 @@ def _training(facts: Facts) -> Iterator[str]:
     yield from ("", "## Provenance", "", "| what | value |", "| --- | --- |")
     yield f"| step | {facts.step} |"
     yield f"| sequences read | {facts.state['state']['sequences']:,} |"
+    for what, value in zip(("base", "base, hash"), _base(facts), strict=True):
+        if value:
+            yield f"| {what} | `{value}` |"
     yield f"| fingerprint of the data | `{identity['data']}` |"
     if sha256 := identity.get("tokenizer", {}).get("sha256"):
         yield f"| tokenizer, SHA-256 | `{sha256}` |"

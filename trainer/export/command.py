@@ -13,6 +13,9 @@ from trainer.export.export import export
 from trainer.export.weights import DTYPES
 from trainer.process.interrupts import LeaveAtOnce
 
+SHARD_BYTES = 5 * 10**9
+"""Of a file of weights, where nothing is asked for."""
+
 
 def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     """Write the folder and print what it holds; return the exit code.
@@ -24,7 +27,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--step", type=int, metavar="N", help="that checkpoint (default: the newest)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights")
-    parser.add_argument("--shard-bytes", type=int, default=5 * 10**9, metavar="N", help="of a file, at most")
+    parser.add_argument("--shard-bytes", type=int, metavar="N", help="of a file, at most")
     parser.add_argument("--merge", action="store_true", help="LoRA's branches into their matrices")
     parser.add_argument("--evaluation", type=Path, metavar="FILE", help="of germinal evaluate --out")
     options = parser.parse_args(arguments)
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
             options.out,
             step=options.step,
             dtype=options.dtype,
-            shard_bytes=options.shard_bytes,
+            shard_bytes=options.shard_bytes or SHARD_BYTES,
             merge=options.merge,
             evaluation=options.evaluation,
         )
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
         print(
             f"{options.out}: {done.architecture} of step {done.step}, {done.written.parameters:,} parameters"
         )
+        if options.shard_bytes:
+            print("--shard-size: of a whole model; an adapter alone is one file")
         return DONE
     print(
         f"{options.out}: {done.architecture} of step {done.step}, {done.written.parameters:,} parameters, "

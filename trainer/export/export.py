@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from common.files import fsync_file, fsync_folder, write_durably
-from trainer.checkpoint.folder import STATE
+from common.files import write_durably
+from trainer.checkpoint.folder import STATE, hash_file
 from trainer.checkpoint.manifest import read_manifest
 from trainer.config import of_folder, reading
 from trainer.config.run_config import RunConfig
 from trainer.export.card import Facts, card
 from trainer.export.figures import read_evaluation
+from trainer.export.new_folder import check_new, new_folder
 from trainer.export.rows_as_trained import rows_as_trained
 from trainer.export.tokenizer_files import SpecialTokens, ends_of, special_tokens, tokenizer_files
 from trainer.export.weights import DTYPES, Written, write_weights
@@ -72,8 +70,9 @@ def export(
     """Write the checkpoint of `step`, else the newest that verifies, into the new folder `out`. Of a run that
     adds modules to a model, write these alone, unless they are merged (`trainer.trained.adapter`).
 
-    The folder is written under another name beside `out` and renamed when it is whole and on disk. The same
-    parameters give the same bytes, whatever layout saved them. Memory: some 32 MiB, whatever the model.
+    The folder is written under another name beside `out` and renamed when it is whole and on disk; folders
+    above it that are missing are made. The same parameters give the same bytes, whatever layout saved them.
+    Memory: some 32 MiB, whatever the model.
 
     dtype: of the weights, a key of `weights.DTYPES`.
     shard_bytes: of a file of weights, at most; a larger tensor is alone in one.
@@ -81,41 +80,26 @@ def export(
     evaluation: a document of `germinal evaluate --out` on that step, for the model card.
 
     Raises:
-        ValueError: `out` is there already, there is no checkpoint of that step, no architecture of
-            transformers computes what this model does, or `evaluation` is of something else.
-        RuntimeError: a checkpoint or the tokenizer is damaged, or a value is not finite in that dtype.
+        ValueError: `out` is there already or cannot be written, there is no checkpoint of that step, no
+            architecture of transformers computes what this model does, or `evaluation` is of something else.
+        RuntimeError: a checkpoint or the tokenizer is damaged, a value is not finite in that dtype, or the
+            disk is full.
     """
-    if out.exists():
-        raise ValueError(f"--out {out}: exists already, and nothing is overwritten: give another folder")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: {out.parent} is no folder: make it, or give another")
+    check_new(out)
     home = run_folder.find(run)
     cfg = reading.load(home)
     apart = cfg.finetune.adds and not merge
-    if apart and evaluation:
-        raise ValueError(f"--evaluation {evaluation}: an adapter alone has no card: leave it out, or --merge")
     if apart and dtype != "fp32":
         raise ValueError(f"--dtype {dtype}: an adapter alone is written as fp32: leave it out, or --merge")
     chosen = None if apart else choose.for_export(cfg.model, _context(cfg), cfg.objective.kind)
     at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
     evaluated = read_evaluation(evaluation, home, read_manifest(at).step) if evaluation else {}
-    # Not the process's number: in containers all have the same, and a killed one has left its draft.
-    draft = out.with_name(f".tmp-{out.name}-{uuid4().hex[:12]}")
-    draft.mkdir()
-    try:
+    with new_folder(out) as draft:
         if chosen is None:
-            exported = _write_apart(draft, at, cfg)
+            exported, facts = _write_apart(draft, home, at, cfg)
         else:
             exported, facts = _write(draft, home, at, cfg, *chosen, dtype=dtype, shard_bytes=shard_bytes)
-            write_durably(draft / "README.md", card(replace(facts, evaluation=evaluated)).encode())
-        fsync_folder(draft)
-        if out.exists():
-            raise ValueError(f"--out {out}: was made meanwhile by another program: give another folder")
-        os.rename(draft, out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    fsync_folder(out.parent)
+        write_durably(draft / "README.md", card(replace(facts, evaluation=evaluated)).encode())
     return exported
 
 
@@ -214,15 +198,18 @@ def _write_configs(
         _json(folder / "generation_config.json", generation)
 
 
-def _write_apart(folder: Path, at: Path, cfg: RunConfig) -> Exported:
-    """Write what fine-tuning has added to a model."""
-    kind = write_adapter(cfg, at, folder)
-    for file in folder.iterdir():
-        fsync_file(file)
+def _write_apart(folder: Path, home: Path, at: Path, cfg: RunConfig) -> tuple[Exported, Facts]:
+    """Write what fine-tuning has added to a model; return what the card says besides."""
+    format = write_adapter(cfg, at, folder)
     shapes = {name: one.shape for name, one in read_manifest(at).tensors.items() if name.startswith(PREFIX)}
     parameters = sum(prod(shape) for shape in shapes.values())
+    step, state = read_manifest(at).step, json.loads((at / STATE).read_bytes())
+    files = {file.name: hash_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    # Any number of tokens: the architecture does not hang on it.
+    stock = choose.for_export(cfg.model, 1, cfg.objective.kind)[0].architecture if format == "PEFT" else ""
+    facts = Facts(cfg, home, step, state, stock, "fp32", parameters, files, adapter=format)
     written = Written({}, 4 * parameters, parameters)
-    return Exported(f"adapter in {kind}'s format", read_manifest(at).step, written, "")
+    return Exported(f"adapter in {format}'s format", step, written, ""), facts
 
 
 def _context(cfg: RunConfig) -> int:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from common.model_plan import matches
 from data.corpus.storage import Storage
 from data.stream.stream import Stream
+from data.tokenizer.comparison import difference
 from parallel.engine import Chunk, Engine
 from trainer.config import first_keys
 from trainer.config.run_config import RunConfig
@@ -151,7 +153,8 @@ def fill(chunks: Iterable[Chunk], source: WeightSource, found: Match) -> None:
 
 def check_tokenizer(cfg: RunConfig, storage: Storage) -> None:
     """ValueError, one line, where the corpus was made with another tokenizer than the model of
-    `model.init_from`: its ids would be read as other words.
+    `model.init_from`: its ids would be read as other words, or its texts have other ids. More tokens it may
+    have.
     """
     given = init_from(cfg.model)
     if not given or not cfg.model.vocab:
@@ -163,17 +166,12 @@ def check_tokenizer(cfg: RunConfig, storage: Storage) -> None:
     theirs = file.read_bytes()
     if own == theirs:
         return
-    from tokenizers import Tokenizer
-
     try:
-        here = Tokenizer.from_str(own.decode()).get_vocab(with_added_tokens=True)
-        there = Tokenizer.from_str(theirs.decode()).get_vocab(with_added_tokens=True)
+        here, there = (Tokenizer.from_str(content.decode()) for content in (own, theirs))
     except Exception as error:  # the library raises a bare Exception, whatever is wrong
         raise ValueError(f"model.init_from={given}: {file} cannot be read: {error}") from None
-    for token, number in sorted(there.items(), key=lambda item: item[1]):
-        if here.get(token) != number:
-            has = f"has it as {here[token]}" if token in here else "does not have it"
-            raise ValueError(
-                f"model.init_from={given}: its tokenizer has {token!r} as id {number}, and that of "
-                f"{storage.path} {has}: prepare the corpus with --tokenizer {file.parent}"
-            )
+    if found := difference(there, here, f"that of {storage.path}"):
+        raise ValueError(
+            f"model.init_from={given}: its tokenizer {found}: prepare the corpus with --tokenizer "
+            f"{file.parent}"
+        )

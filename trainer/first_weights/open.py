@@ -5,6 +5,7 @@ there at every start and known by their hash.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,18 @@ def open_base(cfg: RunConfig, ranks: Ranks, *, run: Path | None = None) -> Base 
     if not cfg.finetune.freezes:
         return None
     given = ranks.on_rank_zero(lambda: _pinned(init_from(cfg.model), run or cfg.folder))
-    source = open_source(given, ranks)
+    try:
+        source = open_source(given, ranks)
+    except (ValueError, RuntimeError) as error:
+        if not re.search(r"@\d+$", given):
+            raise
+        raise on_every_rank(
+            type(error)(
+                f"{error}: finetune.method={cfg.finetune.method} reads what it freezes from there at every "
+                "start: bring the step back from a copy, or begin a new run from another "
+                "(checkpoint.keep_every of a run keeps steps)"
+            )
+        ) from None
     return Base(source, source.digest(ranks))
 
 

@@ -10,7 +10,6 @@ adapter/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,18 @@ from typing import Any
 
 from trainer.huggingface import peft_format
 from trainer.huggingface.choose import for_export
-from trainer.huggingface.folder import StoredTensor, header
+from trainer.huggingface.folder import StoredTensor, header, read_json
 from trainer.huggingface.mapping import Mapped
 from trainer.huggingface.peft_format import Branch
 from trainer.models.config import ModelConfig
+from trainer.models.tuned.config import FinetuneConfig
 
 ABOUT = "germinal.json"
 OWN_WEIGHTS = "adapter.safetensors"
+SETTINGS = ("method", "rank", "alpha", "targets", "bottleneck")
+"""Keys of `finetune:` that an adapter of ours keeps."""
+_AGAIN = "write it again with germinal export"
+_DEFAULTS = {key: getattr(FinetuneConfig(), key) for key in SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ def open_adapter(path: Path, model: ModelConfig) -> Adapter:
             does not have.
         RuntimeError: a tensor is missing, or has not the shape that the model asks for.
     """
-    about = _about(path)
+    own = (path / OWN_WEIGHTS).is_file()
+    about = _about(path, own)
     base = about.get("base", {}).get("hash", "")
-    if (path / OWN_WEIGHTS).is_file():
+    if own:
         return Adapter(path, OWN_WEIGHTS, about["finetune"], header(path / OWN_WEIGHTS), {}, {}, base)
     settings = peft_format.read_settings(path)
     if not (path / peft_format.WEIGHTS).is_file():
@@ -116,15 +121,31 @@ def open_adapter(path: Path, model: ModelConfig) -> Adapter:
     return Adapter(path, peft_format.WEIGHTS, found, stored, kept, whole, base)
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _about(path: Path, own: bool) -> dict[str, Any]:
+    """Return what germinal.json says; nothing where there is none.
+
+    own: the tensors have our names, so their settings must be there.
+    """
     if not (path / ABOUT).is_file():
+        if own:
+            raise ValueError(f"{path}: holds {OWN_WEIGHTS} without {ABOUT}, which says what it is: {_AGAIN}")
         if not peft_format.is_adapter(path):
             raise ValueError(f"finetune.adapter={path}: holds neither {peft_format.CONFIG} nor {ABOUT}")
         return {}
-    try:
-        return dict(json.loads((path / ABOUT).read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path / ABOUT}: not a JSON mapping: {error}") from None
+    about = read_json(path / ABOUT)
+    settings = about.get("finetune") if own else about.get("finetune", _DEFAULTS)
+    if not isinstance(about.get("base", {}), dict) or not isinstance(settings, dict):
+        raise ValueError(f"{path / ABOUT}: base and finetune are not mappings: {_AGAIN}")
+    for key, default in _DEFAULTS.items() if own else ():
+        value = settings.get(key)
+        kinds = (int, float) if key == "alpha" else type(default)
+        of_texts = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+        in_bounds = not isinstance(value, int | float) or 0 < value < 1e38
+        if not isinstance(value, kinds) or not of_texts or not in_bounds:
+            raise ValueError(
+                f"{path / ABOUT}: finetune.{key}={value!r} is no setting of an adapter: {_AGAIN}"
+            )
+    return about
 
 
 def _rank_of(branch: Branch, stored: Mapping[str, StoredTensor], path: Path) -> int:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from common.files import write_durably
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import read_tensor
 from trainer.config.run_config import RunConfig
 from trainer.huggingface import folder as folders
 from trainer.huggingface import peft_format
-from trainer.huggingface.adapter import ABOUT, OWN_WEIGHTS
+from trainer.huggingface.adapter import ABOUT, OWN_WEIGHTS, SETTINGS
 from trainer.huggingface.choose import for_export
 from trainer.huggingface.mapping import Mapped, by_theirs
 from trainer.models.config import init_from
 
-_SETTINGS = ("method", "rank", "alpha", "targets", "bottleneck")
 _MODEL = "model."
 
 
@@ -41,7 +41,7 @@ def write_adapter(cfg: RunConfig, checkpoint: Path, out: Path) -> str:
     tensors = {name.removeprefix(_MODEL): read_tensor(checkpoint, name) for name in sorted(names)}
     identity = json.loads((checkpoint / STATE).read_bytes())["identity"]
     about = {
-        "finetune": {key: getattr(cfg.finetune, key) for key in _SETTINGS},
+        "finetune": {key: getattr(cfg.finetune, key) for key in SETTINGS},
         "base": identity["base"],
         "step": manifest.step,
     }
@@ -56,9 +56,9 @@ def write_adapter(cfg: RunConfig, checkpoint: Path, out: Path) -> str:
         _write_peft(cfg, tensors, mapped, base if folders.is_folder(Path(base)) else "", out)
         written = "PEFT"
     else:
-        save_file(tensors, out / OWN_WEIGHTS, metadata={"format": "pt"})
+        write_durably(out / OWN_WEIGHTS, save(tensors, metadata={"format": "pt"}))
         written = "germinal"
-    (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    write_durably(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     return written
 
 
@@ -85,12 +85,9 @@ def _write_peft(
         base=base,
         saved=sorted({name.rpartition(".")[0] for name in whole}),
     )
-    save_file(
-        {name: tensor.contiguous() for name, tensor in theirs.items()},
-        out / peft_format.WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    (out / peft_format.CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
+    write_durably(out / peft_format.WEIGHTS, save(contiguous, metadata={"format": "pt"}))
+    write_durably(out / peft_format.CONFIG, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def _joined(inside: list[peft_format.Branch], tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:

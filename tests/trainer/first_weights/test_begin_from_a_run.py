@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import yaml
 from launch.checks import check_job
 from launch.job import Job
 from stock_models import write_folder
+from trained_runs import make_trained_run, model_config
+from trainer.checkpoint import folder as checkpoints
+from trainer.config import reading
+from trainer.first_weights.open import open_base
 from trainer.models.decoder.config import DecoderConfig
+from trainer.models.tuned.config import FinetuneConfig
+from trainer.ranks import Ranks
 from whole_runs import make_corpus, train_here, write_config
 
 
@@ -76,6 +83,29 @@ def test_what_a_run_begins_from_is_looked_at_before_any_rank_starts(place: Path)
     next(folder.glob("*.safetensors")).unlink()
     with pytest.raises(RuntimeError, match=r"missing, but model\.safetensors\.index\.json names it"):
         check_job(job(config, f"model.init_from={folder}"))
+
+
+def test_a_base_whose_step_is_gone_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    """A run that froze a part of another one's step, of which checkpoint.keep has left only others."""
+    earlier, own = tmp_path / "earlier", tmp_path / "tuned"
+    make_trained_run(earlier)
+    model = replace(model_config(tied=True), init_from=str(earlier))
+    make_trained_run(own, model=model)
+    cfg = replace(reading.load(own), finetune=FinetuneConfig(method="lora"))
+    for step in (1, 2):
+        where = str(checkpoints.step_folder(earlier / "checkpoints", 1))
+        state = checkpoints.step_folder(own / "checkpoints", step) / checkpoints.STATE
+        state.write_text(json.dumps({"identity": {"base": {"where": where, "hash": "0123"}}}))
+    assert open_base(cfg, Ranks(), run=own) is not None
+    shutil.rmtree(checkpoints.step_folder(earlier / "checkpoints", 1))
+    message = (
+        rf"^model\.init_from={earlier}@1: {earlier} has no checkpoint of that step; those there: \[2\]: "
+        r"finetune\.method=lora reads what it freezes from there at every start: bring the step back from a "
+        r"copy, or begin a new run from another \(checkpoint\.keep_every of a run keeps steps\)\n"  # a note
+    )
+    for given in (cfg, replace(cfg, model=replace(model, init_from=f"{earlier}@1"))):
+        with pytest.raises(ValueError, match=message):
+            open_base(given, Ranks(), run=own)
 
 
 def test_another_tokenizer_is_refused(place: Path) -> None:

@@ -17,11 +17,12 @@ from parallel.world import runtime as runtimes
 from stock_models import stock
 from trainer.checkpoint import folder as folders
 from trainer.config import reading
+from trainer.export.command import main
 from trainer.export.export import export
 from trainer.run import assemble
 from trainer.trained.adapter import write_adapter
 from trainer.trained.weights import load_model
-from whole_runs import make_corpus, train_here
+from whole_runs import events, make_corpus, train_here
 
 SIZES = {"vocab_size": 288, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
 GPT2 = {
@@ -127,6 +128,7 @@ def test_an_export_is_the_adapter_or_the_merged_model(
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, folder = base
     assert train_here(config(tmp_path, corpus, folder, rank=3, targets=["all"]))
@@ -144,6 +146,17 @@ def test_an_export_is_the_adapter_or_the_merged_model(
     there = loaded_base(out, family) if merge else loaded(folder, out, family)
     torch.testing.assert_close(theirs(there), ours, rtol=1e-5, atol=1e-5)
     assert (out / "germinal.json").is_file() != merge
+    text, event = (out / "README.md").read_text(), events(run, "init")[0]
+    for line in ("`finetune.method` | lora", "`finetune.rank` | 3", '`finetune.targets` | ["all"]'):
+        assert f"| {line} |" in text
+    assert f"| base | `{folder.parent.name}/{folder.name}` |" in text
+    assert f"| base, hash | `{event['hash']}` |" in text and str(tmp_path) not in text
+    assert ('PeftModel.from_pretrained(base, "FOLDER")' in text) != merge
+    if not merge:
+        assert main([str(run), "--out", str(tmp_path / "new" / "again"), "--shard-bytes", "9"]) == 0
+        assert "--shard-size: of a whole model; an adapter alone is one file" in capsys.readouterr().out
+        again = tmp_path / "new" / "again"
+        assert all(file.read_bytes() == (again / file.name).read_bytes() for file in out.iterdir())
 
 
 def test_an_adapter_of_peft_s_gives_equal_logits_here(

@@ -19,7 +19,14 @@ from common.mapped_file import map_file
 from data.corpus.corpus import corpora_in
 from data.corpus.index import read_index
 from data.corpus.listing.blocks import Blocks
-from data.corpus.listing.catalogue import CATALOGUES, catalogue, catalogue_name, counted, join_blocks
+from data.corpus.listing.catalogue import (
+    CATALOGUES,
+    catalogue,
+    catalogue_name,
+    counted,
+    join_blocks,
+    manifest_digest,
+)
 from data.corpus.listing.tables import Table, parse
 from data.corpus.manifest import (
     CRC,
@@ -89,7 +96,7 @@ class _Remote:
 
     def content(self) -> bytes:
         """The file manifest.json."""
-        return self._storage.listing.content
+        return self._storage.manifest_bytes()
 
     def named(self, pattern: str) -> list[str]:
         """None: a web server does not list its files."""
@@ -142,8 +149,9 @@ def _verify_corpus(
                 parts.append(counted(index, entry, manifest))
         progress(entry.bytes)
     are_whole = len(parts) == len(manifest.shards)
-    right = catalogue(content, manifest, join_blocks(parts)) if are_whole else None
-    return findings + _verify_tables(corpus, files, catalogue_name(content), right)
+    digest = manifest_digest(content)
+    right = catalogue(digest, manifest, join_blocks(parts)) if are_whole else None
+    return findings + _verify_tables(corpus, files, catalogue_name(digest), right)
 
 
 def _verify_tables(

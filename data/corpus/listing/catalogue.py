@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
@@ -88,17 +88,17 @@ class Listing:
     manifest: its manifest.
     blocks: the counts of its blocks, where there is a catalogue.
     tables: where tables that were made from the corpus are kept.
-    content: the file `manifest.json`: the catalogue's name is made of its hash.
+    digest: of the file `manifest.json`, as of `manifest_digest`.
     """
 
     manifest: Manifest
     blocks: Blocks | None
     tables: Tables
-    content: bytes = field(repr=False)
+    digest: str
 
     def made(self, blocks: Blocks) -> tuple[str, Table]:
         """Name and content of the catalogue, of a corpus that has none."""
-        return catalogue_name(self.content), catalogue(self.content, self.manifest, blocks)
+        return catalogue_name(self.digest), catalogue(self.digest, self.manifest, blocks)
 
 
 def look_up(
@@ -112,16 +112,22 @@ def look_up(
 
     Raises ValueError or RuntimeError as `parse_manifest`.
     """
-    name, identity = catalogue_name(content), _identity(content)
+    digest = manifest_digest(content)
+    name, identity = catalogue_name(digest), _identity(digest)
     found = tables.read(name, identity) or fetched(name)
     if found is None or not identity.items() <= found.head.items():
-        return Listing(parse_manifest(content, where), None, tables, content)
-    return Listing(*listed(found), tables, content)
+        return Listing(parse_manifest(content, where), None, tables, digest)
+    return Listing(*listed(found), tables, digest)
 
 
-def catalogue_name(content: bytes) -> str:
-    """The name of the catalogue that goes with a manifest file of this content."""
-    return f"{CATALOGUES}{_identity(content)['manifest'][:16]}"
+def manifest_digest(content: bytes) -> str:
+    """The hash of a file `manifest.json` that its catalogue bears."""
+    return xxhash.xxh3_128(content).hexdigest()
+
+
+def catalogue_name(digest: str) -> str:
+    """The name of the catalogue that goes with a manifest file of this hash."""
+    return f"{CATALOGUES}{digest[:16]}"
 
 
 def listed(table: Table) -> tuple[Manifest, Blocks]:
@@ -135,8 +141,8 @@ def listed(table: Table) -> tuple[Manifest, Blocks]:
     return manifest, {name: table.arrays[f"blocks.{name}"] for name in COUNTS}
 
 
-def catalogue(content: bytes, manifest: Manifest, blocks: Blocks) -> Table:
-    """The catalogue that goes with a manifest file of this content."""
+def catalogue(digest: str, manifest: Manifest, blocks: Blocks) -> Table:
+    """The catalogue that goes with a manifest file of this hash."""
     about = {one.name: getattr(manifest, one.name) for one in fields(Manifest) if one.name != "shards"}
     about |= {"tokenizer": vars(manifest.tokenizer), "prepare": dict(manifest.prepare)}
     derived = {key: getattr(manifest, key) for key in DERIVED}
@@ -144,7 +150,7 @@ def catalogue(content: bytes, manifest: Manifest, blocks: Blocks) -> Table:
     numbers = [[getattr(entry, name) for entry in manifest.shards] for name in _NUMBERS]
     arrays["numbers"] = np.array(numbers, dtype=np.int64)
     arrays |= {f"blocks.{name}": np.asarray(blocks[name], dtype=np.int64) for name in COUNTS}
-    head = _identity(content) | {"about": about, "derived": derived}
+    head = _identity(digest) | {"about": about, "derived": derived}
     return Table(json.loads(json.dumps(head)), arrays)  # as it is read again: lists for tuples
 
 
@@ -155,11 +161,11 @@ def close_corpus(folder: Path, manifest: Manifest) -> None:
     """
     content = encode_manifest(manifest)
     parts = [counted(folder / entry.index_file, entry, manifest) for entry in manifest.shards]
-    table = catalogue(content, manifest, join_blocks(parts))
-    Tables([folder]).write(catalogue_name(content), table)
+    name = catalogue_name(digest := manifest_digest(content))
+    Tables([folder]).write(name, catalogue(digest, manifest, join_blocks(parts)))
     write_atomically(folder / MANIFEST, content, draft=folder / f"{MANIFEST}.tmp")
     for path in folder.glob(f"{CATALOGUES}*"):
-        if path.stem != catalogue_name(content):  # of a manifest that a killed program did not write
+        if path.stem != name:  # of a manifest that a killed program did not write
             path.unlink()
 
 
@@ -176,8 +182,8 @@ def join_blocks(parts: Sequence[Blocks]) -> Blocks:
     return {name: np.concatenate([none, *(part[name] for part in parts)]) for name in COUNTS}
 
 
-def _identity(content: bytes) -> dict[str, Any]:
-    return {"kind": "catalogue", "version": VERSION, "manifest": xxhash.xxh3_128(content).hexdigest()}
+def _identity(digest: str) -> dict[str, Any]:
+    return {"kind": "catalogue", "version": VERSION, "manifest": digest}
 
 
 def _as_bytes(texts: Sequence[str]) -> np.ndarray:

@@ -118,11 +118,15 @@ class RemoteStorage:
         tokenizer = self._manifest.tokenizer
         found: dict[str, tuple[Callable[[Path], str], str]]
         found = {tokenizer.file: (file_sha256, tokenizer.sha256)}
-        found[f"{catalogue_name(self.listing.content)}.safetensors"] = _wholeness, ""
+        found[f"{catalogue_name(self.listing.digest)}.safetensors"] = _wholeness, ""
         for entry in self._manifest.shards:
             found[entry.file] = file_sha256, entry.sha256
             found[entry.index_file] = _file_xxh3, entry.index_xxh3
         return found
+
+    def manifest_bytes(self) -> bytes:
+        """The file `manifest.json`."""
+        return self._read(MANIFEST)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """See `Storage`: in a thread, where there is a cache and half of it holds these shards."""

@@ -9,7 +9,10 @@ tp 8 × pp 4 × data ranks. Timed by CPU time, part by part:
     mesh     the process groups
     engine   the model cut, sharded and wrapped, and its optimiser; fake tensors make it slower than it is
     pieces   what of the model and the optimiser's state is on this rank, and which of it the rank saves
+    manifest a checkpoint's manifest read, by so many ranks and of 873 tensors, and the rank's pieces found
+    corpus   a corpus of 31,000 shards and 10⁹ documents opened, and a batch of 8 sequences read
 
+`peak` is the highest memory of the process, with the 240 MiB of its imports.
 Messages and bytes of a step are those of a small model with values, on tp 8 × 8 shards × replicas, ZeRO 3.
 (With more shards than a matrix has rows on a tp rank FSDP2 sends the padding too: with tp 8 the 8B model's
 queries have 512.)
@@ -21,9 +24,9 @@ Writes bench/results/scale/world.json.
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/helpers"))
 RESULTS = ROOT / "bench/results/scale/world.json"
+SHARDS = 31_000  # of 32,258 documents each
 WORLDS = (128, 256, 1024, 4096, 16384)
 SMALL = {"layers": 4, "hidden": 64, "heads": 8, "kv_heads": 8, "ffn_hidden": 128}
 
@@ -47,8 +51,10 @@ class Clock:
         self.seconds[part], self._since = now - self._since, now
 
 
-def start(rank: int, world: int) -> dict[str, Any]:
-    """Build a rank's engine of the 8B model; return what that took, and what the rank holds."""
+def start(rank: int, world: int, checkpoint: Path, corpus: Path, *more: str) -> dict[str, Any]:
+    """Build a rank's engine of the 8B model, read a manifest and open a corpus; return what that took, and
+    what the rank holds. more: overrides of the config.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
@@ -65,7 +71,7 @@ def start(rank: int, world: int) -> dict[str, Any]:
     overrides = (
         "parallel.tp=8", "parallel.pp=4", "parallel.compile=off", f"train.global_batch={world // 8}",
     )  # fmt: skip
-    cfg = reading.load(str(ROOT / "configs/8b.yaml"), list(overrides))
+    cfg = reading.load(str(ROOT / "configs/8b.yaml"), [*overrides, *more])
     layout = resolve(cfg.parallel, world)
     clock.done("layout")
     make_mesh = parallel.build.make_mesh
@@ -87,9 +93,16 @@ def start(rank: int, world: int) -> dict[str, Any]:
         pieces = engine.chunks()
         clock.done("pieces")
     owned = [piece for piece in pieces if piece.owned]
+    manifest_bytes = read_pieces(rank, world, checkpoint)
+    clock.done("manifest")
+    opened = open_corpus(corpus)
+    clock.done("corpus")
     return {
         "cpu_seconds": clock.seconds,
         "mib": _peak_mib() - before,
+        "peak_mib": _peak_mib(),
+        "manifest_bytes": manifest_bytes,
+        **opened,
         "groups": len(groups),
         "pieces": len(pieces),
         "owned_gb": sum(piece.tensor.numel() * 4 for piece in owned) / 1e9,
@@ -97,7 +110,60 @@ def start(rank: int, world: int) -> dict[str, Any]:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Not getrusage's, which has the parent's in it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def read_pieces(rank: int, world: int, folder: Path) -> int:
+    """Read the manifest in the folder and find this rank's pieces; return its bytes."""
+    import checkpoint as parts
+
+    from trainer.checkpoint.manifest import MANIFEST
+
+    parts.reading(folder, parts.chunks_of(rank, world, "rows"))
+    return (folder / MANIFEST).stat().st_size
+
+
+def open_corpus(folder: Path) -> dict[str, int]:
+    """Open a corpus and read a batch; return how many files were mapped, and bytes of those without text."""
+    from common import mapped_file
+    from data.config import DataConfig, Source
+    from data.stream.stream import Stream
+
+    sizes: dict[str, int] = {}
+    map_bytes = mapped_file._map
+
+    def counted(descriptor: int, path: Path) -> memoryview:
+        view = map_bytes(descriptor, path)
+        sizes[str(path)] = 0 if path.suffix == ".tar" else len(view)
+        return view
+
+    mapped_file._map = counted
+    try:
+        stream = Stream.open(DataConfig([Source(str(folder))], seq_len=2048), seed=0, global_batch=8)
+        stream.read(range(8))
+    finally:
+        mapped_file._map = map_bytes
+    return {"files": len(sizes), "index_bytes": sum(sizes.values())}
+
+
+def written_manifest(folder: Path, world: int) -> Path:
+    """A folder with the manifest of a checkpoint by so many ranks."""
+    import checkpoint as parts
+
+    parts.measure(world, folder, "rows")
+    return folder / f"manifest-{world}-rows"
+
+
+def written_corpus(folder: Path, shards: int) -> Path:
+    """A corpus of so many shards, all links to one of 32,258 documents, with what its first start counted."""
+    import corpora
+
+    made = folder / "corpus"
+    corpora.make_corpus(made, folder, corpora.make_shard(folder), shards)
+    corpora.write_tables(made, shards)
+    return made
 
 
 def step(rank: int, world: int) -> dict[str, Any]:
@@ -133,7 +199,11 @@ def table(measured: list[dict[str, Any]]) -> str:
     parts = list(measured[0]["cpu_seconds"])
     columns = {
         **{f"{part}, CPU s": [row["cpu_seconds"][part] for row in measured] for part in parts},
+        "start, CPU s": [sum(row["cpu_seconds"].values()) for row in measured],
         "MiB": [row["mib"] for row in measured],
+        "peak, MiB": [row["peak_mib"] for row in measured],
+        "manifest, kB": [row["manifest_bytes"] / 1e3 for row in measured],
+        "files": [row["files"] for row in measured],
         "groups": [row["groups"] for row in measured],
         "pieces": [row["pieces"] for row in measured],
         "saves, GB": [row["owned_gb"] for row in measured],
@@ -160,11 +230,12 @@ def larger(one: Any, other: Any) -> Any:
     return max(one, other)
 
 
-def measure(world: int) -> dict[str, Any]:
+def measure(world: int, scratch: Path, corpus: Path) -> dict[str, Any]:
     """Return the larger figures of the world's first and last rank."""
     found = []
+    folders = ["--checkpoint", str(written_manifest(scratch, world)), "--corpus", str(corpus)]
     for rank in (0, world - 1):
-        command = [sys.executable, __file__, "--rank", str(rank), "--world", str(world)]
+        command = [sys.executable, __file__, "--rank", str(rank), "--world", str(world), *folders]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     return {"world": world, **larger(*found)}
@@ -174,11 +245,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--rank", type=int, help="only this rank of --world; prints JSON")
     parser.add_argument("--world", type=int)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--corpus", type=Path)
     chosen = parser.parse_args()
     if chosen.rank is not None:
-        print(json.dumps({**start(chosen.rank, chosen.world), "step": step(chosen.rank, chosen.world)}))
+        found = start(chosen.rank, chosen.world, chosen.checkpoint, chosen.corpus)
+        print(json.dumps({**found, "step": step(chosen.rank, chosen.world)}))
         return
-    measured = [measure(world) for world in WORLDS]
+    with tempfile.TemporaryDirectory(prefix="scale-world-") as scratch:
+        corpus = written_corpus(Path(scratch), SHARDS)
+        measured = []
+        for world in WORLDS:
+            measured.append(measure(world, Path(scratch), corpus))
+            print(json.dumps(measured[-1]), flush=True)
     RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
     print(table(measured))
 

@@ -159,6 +159,24 @@ def test_all_ranks_together_look_a_bounded_number_of_times_a_second() -> None:
     assert longest_pause(16_384) == 2.0, "nor does a commit go unnoticed for long"
 
 
+def test_a_rank_that_waits_looks_at_the_fence_less_often_than_for_its_note(tmp_path: Path) -> None:
+    calls = {"guard": 0, "look": 0}
+
+    class Empty(FolderBoard):
+        def read(self, key: str) -> None:
+            calls["look"] += 1
+
+    def guard() -> None:
+        calls["guard"] += 1
+
+    board = Empty(tmp_path / "notes")
+    one = attempt.Attempt(tmp_path, 1, "n", rank=5, world=1024, patience=0.2, board=board, guard=guard)
+    with pytest.raises(RuntimeError, match="rank 0 did not commit"):
+        one.finish(8)
+    assert calls["guard"] == 1 < calls["look"]
+    assert all(world / attempt.guard_pause(world) <= 100 for world in (10, 64, 1024, 16_384))
+
+
 def test_another_rank_lists_no_folder_and_looks_for_one_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

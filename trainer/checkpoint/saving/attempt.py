@@ -9,6 +9,7 @@ folder, posts no part and commits nothing.
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from trainer.ranks import IN_EVENTS, one_line
 POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the board
 POLLS_A_SECOND = 1000  # of all ranks together: more ranks look less often
 LONGEST_SECONDS = 2.0
+GUARDS_A_SECOND = 100  # likewise looks at the fence, a file that all ranks read
 
 
 class RankIsGoneError(RuntimeError):
@@ -50,6 +52,11 @@ def nobody() -> None:
 def longest_pause(world: int) -> float:
     """Return the longest pause in seconds between two looks of one rank."""
     return max(POLL_SECONDS[1], min(LONGEST_SECONDS, world / POLLS_A_SECOND))
+
+
+def guard_pause(world: int) -> float:
+    """Return the seconds between two looks of one rank at the fence while it waits."""
+    return max(POLL_SECONDS[1], world / GUARDS_A_SECOND)
 
 
 class Attempt:
@@ -222,12 +229,14 @@ class Attempt:
         self, look: Callable[[], dict[str, Any] | None], otherwise: Callable[[], str], patience: float
     ) -> dict[str, Any]:
         pause, longest = POLL_SECONDS[0], longest_pause(self.world)
-        deadline = time.monotonic() + patience
+        guarded, deadline = -math.inf, time.monotonic() + patience
         while True:
             try:
                 if (found := look()) is not None:
                     return found
-                self.guard()  # a rank that was left behind waits for a rank 0 that is gone
+                if time.monotonic() - guarded >= guard_pause(self.world):
+                    self.guard()  # a rank that was left behind waits for a rank 0 that is gone
+                    guarded = time.monotonic()
             except (OSError, RuntimeError) as error:
                 self._check_present()  # where the notes are gone with rank 0, say that
                 if not may_pass(error):

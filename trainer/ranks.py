@@ -1,6 +1,7 @@
 """Outcomes and errors that are the same on every rank, so that no rank waits for one that failed."""
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,9 +31,34 @@ def gather(value: Any) -> list[Any]:
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    import torch
+
+    cpu = torch.device("cpu")
+    # Not all_gather_object, which unpickles each rank's object by itself: 20 ms a thousand ranks.
+    data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=cpu) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(data)], device=cpu))
+    counts = torch.cat(sizes).tolist()
+    widest = max(counts)
+    whole = torch.empty(len(sizes), widest, dtype=torch.uint8, device=cpu)
+    dist.all_gather(list(whole), torch.nn.functional.pad(data, (0, widest - len(data))))
+    raw = whole.numpy().tobytes()
+    return decoded([raw[widest * rank : widest * rank + size] for rank, size in enumerate(counts)])
+
+
+def decoded(pickled: Sequence[bytes]) -> list[Any]:
+    """Unpickle what each rank sent. Most ranks send the same None, text or number: that is done once."""
+    known: dict[bytes, Any] = {}
+    found = []
+    for data in pickled:
+        if data in known:
+            found.append(known[data])
+            continue
+        value = pickle.loads(data)
+        if value is None or isinstance(value, str | int | float):  # nobody can change it for another rank
+            known[data] = value
+        found.append(value)
+    return found
 
 
 def alone(value: Any) -> list[Any]:

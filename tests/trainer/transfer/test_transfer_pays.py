@@ -18,6 +18,7 @@ TRIALS = 3 * 2 * 5
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # longer than the command below may take
 @pytest.mark.parametrize(
     ("corpus", "modality"), [("digits", "images"), ("packages", "text"), ("bytecode", "sequences")]
 )

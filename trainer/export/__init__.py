@@ -2,6 +2,7 @@
 
 command.py          its process
 export.py           the folder, written under another name and then renamed
+draft.py            that other folder, and those that killed exports have left
 weights.py          the safetensors files, written a few MiB at a time
 tokenizer_files.py  the tokenizer, and which of its tokens are special
 rows_as_trained.py  the tokenizer of a model whose rows are one text each: its template writes that row

@@ -7,11 +7,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.exit_codes import DONE, FAILED, WRONG
+from common.exit_codes import DONE, FAILED, WRONG, of_request, request_in_words
 from common.standard_error import complain
 from trainer.export.export import export
 from trainer.export.weights import DTYPES
-from trainer.process.interrupts import LeaveAtOnce
+from trainer.process.interrupts import LeaveAtOnce, Stopped
 
 SHARD_BYTES = 5 * 10**9
 """Of a file of weights, where nothing is asked for."""
@@ -20,7 +20,8 @@ SHARD_BYTES = 5 * 10**9
 def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     """Write the folder and print what it holds; return the exit code.
 
-    `at_once` answers signals until a folder is written, which an interrupt removes.
+    `at_once` answers signals until a folder is written; from then on one ends the export, and what it has
+    written is removed.
     """
     parser = argparse.ArgumentParser("germinal export", description="write a run as a Hugging Face folder")
     parser.add_argument("run", metavar="RUN", help="run folder, or the config in it")
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("--evaluation", type=Path, metavar="FILE", help="of germinal evaluate --out")
     options = parser.parse_args(arguments)
     if at_once:
-        at_once.end()
+        at_once.unwind()
     try:
         done = export(
             options.run,
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
         return complain(error, WRONG)
     except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
+    except Stopped as stop:
+        left = "is whole" if options.out.exists() else "was not written"
+        return complain(f"{request_in_words(stop.number)}: {options.out} {left}", of_request(stop.number))
     files = len(done.written.files)
     if not files:
         print(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from common.files import fsync_folder
+from trainer.export.draft import draft_of, is_draft
 from trainer.process.disk import NO_ROOM, REFUSED
 
 
@@ -29,29 +28,24 @@ def new_folder(out: Path) -> Iterator[Path]:
         ValueError: no folder can be made or written there, or `out` was made meanwhile.
         RuntimeError: the disk is full.
     """
-    # Not the process's number: in containers all have the same, and a killed one has left its draft.
-    draft = out.with_name(f".tmp-{out.name}-{uuid4().hex[:12]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        yield draft
-        fsync_folder(draft)
-        if out.exists():
-            raise ValueError(f"--out {out}: was made meanwhile by another program: give another folder")
-        os.rename(draft, out)
+        with draft_of(out) as draft:
+            yield draft
+            fsync_folder(draft)
+            if out.exists():
+                raise ValueError(f"--out {out}: was made meanwhile by another program: give another folder")
+            os.rename(draft, out)
         fsync_folder(out.parent)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        _explain(error, out, draft)
-        raise
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        _explain(error, out)
         raise
 
 
-def _explain(error: OSError, out: Path, draft: Path) -> None:
+def _explain(error: OSError, out: Path) -> None:
     """Raise one line with the remedy, where the error is of the folder's disk. A write's names no file."""
-    place = Path(os.fsdecode(error.filename)) if error.filename else draft
+    place = Path(os.fsdecode(error.filename)) if error.filename else out
+    draft = next((one for one in (place, *place.parents) if is_draft(one, out)), out)
     if error.errno in NO_ROOM:
         raise RuntimeError(
             f"--out {out}: {os.strerror(error.errno)}: make room and run the same command again, or give a "

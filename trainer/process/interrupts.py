@@ -33,6 +33,14 @@ CLEAR_LINE = "\r\x1b[2K"
 Announce = Callable[[int, str], None]
 
 
+class Stopped(BaseException):
+    """A request to stop where something half made is removed first. `number`: the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class LeaveAtOnce:
     """From `begin` on, a signal ends the process with a line and an exit code, until `end` or `save_first`.
 
@@ -95,6 +103,17 @@ class LeaveAtOnce:
         tells: say on standard error, at the first Ctrl-C, what comes next; on one rank.
         """
         self._request, self._goes_on, self._tells = request, goes_on, tells
+
+    def unwind(self) -> None:
+        """From here on the first signal raises `Stopped` in the main thread; the next ends the process."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            for one in self._before:
+                signal.signal(one, self._answer)
+            raise Stopped(number)
+
+        for number in self._before:
+            signal.signal(number, stop)
 
     def leave_silently(self, code: int) -> None:
         """From here on a signal ends the process with `code` and without a line: another rank writes it."""

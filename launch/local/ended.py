@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.exit_codes import ASKED_TO_STOP, FAILED, INTERRUPTED, of_request, request_in_words
+from common.exit_codes import (
+    ASKED_TO_STOP,
+    FAILED,
+    INTERRUPTED,
+    NOBODY_READS,
+    of_request,
+    request_in_words,
+)
 from launch.local.local_rank import LocalRank
 from launch.local.rank_output import show_line
 from launch.supervise.policy import signal_name
@@ -65,7 +72,9 @@ def ended(ranks: Sequence[LocalRank], stops: StopRequests, folder: Path | None) 
     if not failed:
         code = max(rank.process.returncode for rank in ranks)
         return Ended(code, asked_to_stop=asked, under_way=under_way)
-    first = min(failed, key=lambda rank: rank.failed_at)
+    # Where nobody reads what one has printed, the others fail by its end, and may be seen to end before it.
+    unread = [rank for rank in failed if rank.process.returncode == NOBODY_READS]
+    first = min(unread or failed, key=lambda rank: rank.failed_at)
     code, error = first.process.returncode, ""
     has_error = bool(first.output.held_back or first.output.showed_error)
     ended_early = -code in STOPS and not first.under_way and not has_error
@@ -78,7 +87,7 @@ def ended(ranks: Sequence[LocalRank], stops: StopRequests, folder: Path | None) 
         if code < 0 and not has_error:
             hint = " (out of memory? see the kernel's log)" if -code == signal.SIGKILL else ""
             error = f"rank {first.number} was ended by {signal_name(-code)}{hint}"
-        elif not has_error and code not in ASKED_TO_STOP:
+        elif not has_error and code not in (*ASKED_TO_STOP, NOBODY_READS):
             error = f"rank {first.number} ended with exit code {code} and said nothing"
     return Ended(
         exit_code,

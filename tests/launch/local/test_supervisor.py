@@ -70,6 +70,13 @@ def test_a_silent_failure_is_named() -> None:
     )
 
 
+def test_a_rank_whose_output_nobody_reads_ends_all_without_a_line() -> None:
+    unread = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(141)); time.sleep(600)"
+    peer = "import sys, time; time.sleep(1); print('error: peer gone', file=sys.stderr); sys.exit(1)"
+    assert finish(unread, peer)[::2] == (141, "")
+    assert finish("import sys; sys.exit(141)")[::2] == (141, "")
+
+
 def test_a_killed_rank_is_a_failure_that_names_the_signal() -> None:
     code, _, err = finish(SLEEP, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert code == 1

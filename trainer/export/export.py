@@ -31,7 +31,7 @@ from trainer.huggingface.folder import CONFIG, PREPROCESSOR
 from trainer.huggingface.mapping import by_theirs
 from trainer.models.config import NEXT_TOKEN
 from trainer.trained.adapter import write_adapter
-from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint, read_newest
 from trainer.trained.ends import origin, origins, template_end
 from trainer.trained.tokenizer import load_prompting
 
@@ -92,15 +92,20 @@ def export(
     if apart and dtype != "fp32":
         raise ValueError(f"--dtype {dtype}: an adapter alone is written as fp32: leave it out, or --merge")
     chosen = None if apart else choose.for_export(cfg.model, _context(cfg), cfg.objective.kind)
-    at = newest_checkpoint(home) if step is None else checkpoint_of(home, step)
-    evaluated = read_evaluation(evaluation, home, read_manifest(at).step) if evaluation else {}
-    with new_folder(out) as draft:
-        if chosen is None:
-            exported, facts = _write_apart(draft, home, at, cfg)
-        else:
-            exported, facts = _write(draft, home, at, cfg, *chosen, dtype=dtype, shard_bytes=shard_bytes)
-        write_durably(draft / "README.md", card(replace(facts, evaluation=evaluated)).encode())
-    return exported
+
+    def write(at: Path) -> Exported:
+        evaluated = read_evaluation(evaluation, home, read_manifest(at).step) if evaluation else {}
+        with new_folder(out) as draft:
+            if chosen is None:
+                exported, facts = _write_apart(draft, home, at, cfg)
+            else:
+                exported, facts = _write(draft, home, at, cfg, *chosen, dtype=dtype, shard_bytes=shard_bytes)
+            write_durably(draft / "README.md", card(replace(facts, evaluation=evaluated)).encode())
+        return exported
+
+    if step is not None:
+        return write(checkpoint_of(home, step))
+    return read_newest(home, newest_checkpoint(home), write)[1]
 
 
 def _write(

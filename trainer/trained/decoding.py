@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from parallel.config import ParallelConfig
 from parallel.layout.layout import Layout, resolve
 from parallel.world.runtime import Runtime
@@ -12,6 +14,7 @@ from trainer.config import evaluating
 from trainer.config.run_config import RunConfig
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.start.agreement import agree, program, settings
+from trainer.trained.checkpoints import read_newest
 from trainer.trained.ends import ends_of
 from trainer.trained.on_ranks import open_texts
 from trainer.trained.trained_model import TrainedModel
@@ -36,7 +39,15 @@ def open_for_decoding(
     cfg = ranks.together(lambda: evaluating.load_to_decode(run, overrides, runtime.world))
     agree(ranks, program(cfg), settings(cfg))
     checkpoint, texts = open_texts(cfg, run, ranks, step=step)
-    model = load_for_decoding(cfg, checkpoint or run, resolve(cfg.parallel, runtime.world), runtime, ranks)
+    layout = resolve(cfg.parallel, runtime.world)
+
+    def load(at: Path) -> nn.Module:
+        return load_for_decoding(cfg, at, layout, runtime, ranks)
+
+    if checkpoint is None or step is not None:
+        model = load(checkpoint or run)
+    else:
+        _, model = read_newest(run, checkpoint, load, ranks)
     ends = ranks.together(lambda: ends_of(cfg, run, texts))
     return TrainedModel(model, texts.tokenizer, cfg.data.seq_len, texts.separator, ends, texts.template)
 

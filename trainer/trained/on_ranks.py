@@ -17,7 +17,6 @@ from data.tokenizer.prompting import Prompting
 from parallel.engine import Engine
 from parallel.layout.layout import Layout
 from parallel.world.runtime import Runtime
-from trainer.checkpoint.manifest import read_manifest
 from trainer.config import checks, evaluating, of_folder
 from trainer.config.run_config import RunConfig
 from trainer.objectives.context import ObjectiveContext
@@ -25,7 +24,7 @@ from trainer.process import threads
 from trainer.ranks import Ranks, gather, on_every_rank
 from trainer.start.agreement import agree, program, settings
 from trainer.start.engine import make_engine
-from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint, read_newest
 from trainer.trained.tokenizer import load_prompting, prompting_of
 from trainer.trained.weights import fill_weights
 
@@ -57,7 +56,9 @@ class TrainedRun:
     @property
     def step(self) -> int | None:
         """Of the checkpoint."""
-        return None if self.checkpoint is None else read_manifest(self.checkpoint).step
+        if self.checkpoint is None:
+            return None
+        return int(self.checkpoint.name.removeprefix("step-"))  # the run may have removed it since
 
     @property
     def weights(self) -> Path:
@@ -104,7 +105,11 @@ def open_run(
     )
     engine = make_engine(cfg, runtime, layout, context, trains=False)
     stack.callback(engine.close)
-    fill_weights([*engine.frozen(), *engine.chunks()], cfg, checkpoint or run, ranks)
+    chunks = [*engine.frozen(), *engine.chunks()]
+    if checkpoint is None or step is not None:
+        fill_weights(chunks, cfg, checkpoint or run, ranks)
+    else:
+        checkpoint, _ = read_newest(run, checkpoint, lambda at: fill_weights(chunks, cfg, at, ranks), ranks)
     engine.load(engine.scalars())
     return TrainedRun(run, checkpoint, cfg, engine, layout, texts, context, ranks, runtime)
 
@@ -114,8 +119,14 @@ def open_texts(cfg: RunConfig, run: Path, ranks: Ranks, *, step: int | None) -> 
     its model. Collective. Raises as `open_run` does.
     """
     if not of_folder.is_folder(run):
-        checkpoint = newest_checkpoint(run, ranks) if step is None else checkpoint_of(run, step, ranks)
-        return checkpoint, ranks.together(lambda: load_prompting(run, checkpoint))
+
+        def read(checkpoint: Path) -> Prompting:
+            return ranks.together(lambda: load_prompting(run, checkpoint))
+
+        if step is None:
+            return read_newest(run, newest_checkpoint(run, ranks), read, ranks)
+        checkpoint = checkpoint_of(run, step, ranks)
+        return checkpoint, read(checkpoint)
     if step is not None:
         raise on_every_rank(
             ValueError(

@@ -9,7 +9,7 @@ from torch import nn
 from data.tokenizer.prompting import Prompting
 from trainer.checkpoint import folder as checkpoints
 from trainer.config.run_config import RunConfig
-from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint
+from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint, read_newest
 from trainer.trained.ends import ends_of
 from trainer.trained.tokenizer import load_prompting
 from trainer.trained.weights import load_model
@@ -43,19 +43,11 @@ class TrainedModel:
 
 
 def load_newest(cfg: RunConfig, run: Path) -> TrainedModel:
-    """Load the newest checkpoint of `run` that verifies; RuntimeError where there is none.
-
-    The run may be training meanwhile: where it removes the checkpoint that is being read, there is a newer
-    one, which is then loaded.
+    """Load the newest checkpoint of `run` that verifies; RuntimeError where there is none. The run may be
+    training meanwhile: see `read_newest`.
     """
-    root = run / "checkpoints"
-    while True:
-        before = set(checkpoints.steps(root))
-        try:
-            return load_checkpoint(cfg, run, newest_checkpoint(run))
-        except (RuntimeError, OSError):
-            if before <= set(checkpoints.steps(root)):
-                raise
+    _, trained = read_newest(run, newest_checkpoint(run), lambda at: load_checkpoint(cfg, run, at))
+    return trained
 
 
 def load_step(cfg: RunConfig, run: Path, step: int) -> TrainedModel:

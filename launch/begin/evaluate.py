@@ -13,6 +13,14 @@ from trainer.process import cores
 REPEATED = ("set", "choices", "images", "bias", "tasks")
 SINGLE = ("prompts", "shots", "shots_from", "seed", "include", "limit", "step", "out")
 
+OF_OTHERS = {
+    "shots_from": ("choices",),
+    "shots": ("choices", "tasks"),
+    "include": ("tasks",),
+    "limit": ("tasks",),
+}
+"""Options that say something only with others."""
+
 
 def add_command(add: options.AddCommand) -> None:
     parser = add("evaluate", "loss and bits per byte by held-out set; multiple choice, bias, tasks")
@@ -90,6 +98,12 @@ def check(args: argparse.Namespace) -> None:
     for name in ("shots", "limit"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} {getattr(args, name)}: must be 0 or more")
+    for name, of in OF_OTHERS.items():
+        if getattr(args, name) and not any(getattr(args, one) for one in of):
+            option, needed = f"--{name.replace('_', '-')}", " or ".join(f"--{one}" for one in of)
+            raise ValueError(f"{option} {getattr(args, name)}: there is no {needed} for it: leave it out")
+    if args.shots_from and not args.shots:
+        raise ValueError(f"--shots-from {args.shots_from}: needs --shots K, how many of its questions")
     if bool(args.images) != bool(args.prompts):
         raise ValueError("--images needs --prompts, the captions of its classes, and the other way round")
     if args.out and not Path(args.out).resolve().parent.is_dir():

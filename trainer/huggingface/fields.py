@@ -7,7 +7,7 @@ each family names the keys that it reads, those that must have one value, and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Keys that change no forward of a model that is trained here: names, training's own, generation, files.
@@ -64,6 +64,10 @@ class Fields:
         """Whether the key is there with a value other than null."""
         return self._values.get(key) is not None
 
+    def keys(self) -> Iterable[str]:
+        """All keys."""
+        return self._values.keys()
+
     def is_null(self, key: str) -> bool:
         """Whether the key is there as null, which is not its default."""
         return key in self._values and self._values[key] is None
@@ -76,10 +80,12 @@ class Fields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return a finite number: JSON as Python reads it has NaN and Infinity."""
+        """Return a finite number above 0, as all of a model are; JSON as Python reads it has NaN, too."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
             raise self.error(key, "not a finite number")
+        if not value > 0:
+            raise self.error(key, "not above 0")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:

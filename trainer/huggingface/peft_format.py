@@ -8,14 +8,15 @@ another's rows; and an import gives each of ours the common A, and its rows of B
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.huggingface.fields import Fields
+from trainer.huggingface.folder import read_json
 from trainer.huggingface.mapping import Mapped
 from trainer.models.tuned.plan import LORA
 
@@ -119,32 +120,45 @@ def read_settings(path: Path) -> Settings:
     LoRA's.
     """
     file = path / CONFIG
-    try:
-        values = json.loads(file.read_bytes())
-        kind = values.get("peft_type")
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: not a JSON mapping: {error}") from None
+    values = read_json(file)
+    kind = values.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{file}: peft_type={kind!r}: only LORA is read")
     for key, value in values.items():
         if key == "init_lora_weights":
-            wrong = value not in _NEUTRAL_START
+            wrong = not isinstance(value, str | bool | None) or value not in _NEUTRAL_START
         elif key == "bias":
             wrong = value != "none"
         else:
             wrong = bool(value) and key not in _HARMLESS
         if wrong:
             raise ValueError(f"{file}: {key}={value!r} is not supported: train the adapter without it")
+    fields = Fields(values, str(file))
+    for key in ("r", "lora_alpha"):
+        if fields.is_null(key):
+            raise fields.error(key, "not a number")
+    saved = fields.listed("modules_to_save") or []
+    if not all(isinstance(name, str) for name in saved):
+        raise fields.error("modules_to_save", "not a list of names")
     return Settings(
-        rank=int(values.get("r", 8)),
-        alpha=float(values.get("lora_alpha", 8)),
-        ranks={key: int(value) for key, value in (values.get("rank_pattern") or {}).items()},
-        alphas={key: float(value) for key, value in (values.get("alpha_pattern") or {}).items()},
-        by_root=bool(values.get("use_rslora")),
-        saved=tuple(values.get("modules_to_save") or ()),
+        rank=fields.integer("r", 8),
+        alpha=fields.number("lora_alpha", 8),
+        ranks={pattern: inner.integer(pattern) for pattern, inner in _patterns(fields, "rank_pattern")},
+        alphas={pattern: inner.number(pattern) for pattern, inner in _patterns(fields, "alpha_pattern")},
+        by_root=fields.flag("use_rslora", False),
+        saved=tuple(saved),
     )
+
+
+def _patterns(fields: Fields, key: str) -> Iterator[tuple[str, Fields]]:
+    """Yield each pattern of modules' names under a key, and the mapping that has its value."""
+    inner = fields.inner(key)
+    for pattern in inner.keys():  # noqa: SIM118 (no mapping)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise fields.error(key, f"{pattern!r} is no regular expression: {error}") from None
+        yield pattern, inner
 
 
 def why_unknown(name: str) -> str:

@@ -45,3 +45,10 @@ def test_a_number_that_is_not_finite_is_refused_by_its_key(text: str) -> None:
     fields = Fields(json.loads(f'{{"norm_eps": {text}}}'), "config.json")
     with pytest.raises(ValueError, match=r"norm_eps=.*not a finite number"):
         fields.number("norm_eps")
+
+
+@pytest.mark.parametrize("text", ["0", "-0.0", "-1e-5"])
+def test_a_number_that_is_not_above_0_is_refused_by_its_key(text: str) -> None:
+    fields = Fields(json.loads(f'{{"norm_eps": {text}}}'), "config.json")
+    with pytest.raises(ValueError, match=r"config.json: norm_eps=.*: not above 0"):
+        fields.number("norm_eps")

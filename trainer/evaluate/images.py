@@ -4,7 +4,7 @@ arXiv:2103.00020, section 3.1)?
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.files import read_json_lines
+from common.files import read_json_lines, shown
 from data.stream.batch import Batch
 from data.stream.heldout import HeldoutLoader
 from trainer.evaluate.calibration import Calibration, calibrate
@@ -55,7 +55,8 @@ def read_prompts(path: str | Path, classes: Sequence[str]) -> list[list[str]]:
     ValueError, one line with the file and the line, where it is anything else, or a class has no caption.
     """
     own: dict[str, list[str]] = {}
-    for name, captions in read_json_lines(path, lambda entry: [_read_line(entry, classes)]):
+    known = dict.fromkeys(classes)
+    for name, captions in read_json_lines(path, lambda entry: [_read_line(entry, known)]):
         own.setdefault(name, []).extend(captions)
     templates = own.pop(CLASS, [])
     found = [own.get(name) or [one.replace(CLASS, name) for one in templates] for name in classes]
@@ -65,7 +66,7 @@ def read_prompts(path: str | Path, classes: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def _read_line(entry: Any, classes: Sequence[str]) -> tuple[str, list[str]]:
+def _read_line(entry: Any, classes: Collection[str]) -> tuple[str, list[str]]:
     """Return (class, its captions); of a template (`CLASS`, it)."""
     if isinstance(entry, dict) and isinstance(template := entry.get("template"), str):
         if CLASS not in template:
@@ -75,7 +76,7 @@ def _read_line(entry: Any, classes: Sequence[str]) -> tuple[str, list[str]]:
         raise ValueError('needs an object with "template", or with "class" and "prompts"')
     name, prompts = entry["class"], entry["prompts"]
     if name not in classes:
-        raise ValueError(f"there is no class {name!r}: the corpus has {', '.join(classes)}")
+        raise ValueError(f"there is no class {name!r}: the corpus has {shown([*classes])}")
     if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise ValueError(f'the "prompts" of class {name!r} are not a list of texts')
     return name, prompts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.files import read_json_lines, shown
+from common.files import read_json_lines
 from data.stream.batch import Batch
 from data.stream.heldout import HeldoutLoader
 from trainer.evaluate.calibration import Calibration, calibrate
@@ -76,7 +76,8 @@ def _read_line(entry: Any, classes: Collection[str]) -> tuple[str, list[str]]:
         raise ValueError('needs an object with "template", or with "class" and "prompts"')
     name, prompts = entry["class"], entry["prompts"]
     if name not in classes:
-        raise ValueError(f"there is no class {name!r}: the corpus has {shown([*classes])}")
+        more = " …" if len(classes) > 20 else ""
+        raise ValueError(f"there is no class {name!r}: the corpus has {', '.join([*classes][:20])}{more}")
     if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise ValueError(f'the "prompts" of class {name!r} are not a list of texts')
     return name, prompts

@@ -33,8 +33,8 @@ def anywhere(context: Any, case: Case) -> list[tuple[float, float]]:
     ("world", "parallel"),
     [
         (2, {"tp": 2}),
-        (4, {"tp": 4}),
-        (4, {"tp": 2, "zero": 3, "recompute": "full"}),
+        pytest.param(4, {"tp": 4}, marks=pytest.mark.slow),
+        pytest.param(4, {"tp": 2, "zero": 3, "recompute": "full"}, marks=pytest.mark.slow),
         (4, {"tp": 2, "cp": 2, "recompute": "selective"}),
         (4, {"tp": 2, "pp": 2, "schedule": "zbv_zero_bubble", "recompute": "every:2"}),
     ],

@@ -64,7 +64,9 @@ def on(ranks: Any, world: int, function: Any, *args: Any) -> list[Any]:
     return ranks(world).run(function, *args) if world > 1 else [function(Alone(), *args)]
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    "sizes", ["uneven", *(pytest.param(name, marks=pytest.mark.slow) for name in SIZES if name != "uneven")]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pieces_tile_the_model_once(ranks: Any, layout: str, sizes: str) -> None:
     world, parallel = LAYOUTS[layout]
@@ -88,7 +90,13 @@ SIX = [name for name in LAYOUTS if name != "replicas"]
 
 
 # Every pair, with the real checkpointer, is in test_resume_anywhere; here a tied model goes once around.
-@pytest.mark.parametrize(("source", "target"), [*zip(SIX, [*SIX[1:], SIX[0]])])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pytest.param(*pair, marks=() if number % 2 else pytest.mark.slow)
+        for number, pair in enumerate(zip(SIX, [*SIX[1:], SIX[0]]))
+    ],
+)
 def test_resume_on_another_layout(ranks: Any, saved: Any, source: str, target: str) -> None:
     whole, scalars = saved(source)
     world, parallel = LAYOUTS[target]

@@ -56,7 +56,7 @@ def test_one_graph_serves_all_blocks(kind: str) -> None:
         pytest.param(2, {"tp": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"tp": 2, "async_tp": True}, marks=pytest.mark.slow),
         pytest.param(2, {"tp": 2, "async_tp": True, "recompute": "full"}, marks=pytest.mark.slow),
-        (2, {"tp": 2, "async_tp": True, "recompute": "selective"}),
+        pytest.param(2, {"tp": 2, "async_tp": True, "recompute": "selective"}, marks=pytest.mark.slow),
         (2, {"cp": 2, "recompute": "selective"}),
         (2, {"pp": 2}),
     ],

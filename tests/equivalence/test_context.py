@@ -23,8 +23,8 @@ def faulty_curve(context: Any, case: Case) -> list[tuple[float, float]]:
     ("world", "parallel", "documents"),
     [
         (2, {"cp": 2}, False),
-        (2, {"cp": 2, "zero": 0}, True),
-        (4, {"cp": 2, "zero": 2}, False),
+        pytest.param(2, {"cp": 2, "zero": 0}, True, marks=pytest.mark.slow),
+        pytest.param(4, {"cp": 2, "zero": 2}, False, marks=pytest.mark.slow),
         (4, {"cp": 2, "zero": 3, "recompute": "full"}, True),
         (4, {"cp": 2, "tp": 2}, True),
         (4, {"cp": 2, "pp": 2}, True),

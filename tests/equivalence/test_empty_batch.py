@@ -36,7 +36,7 @@ def train_around(context: Any, case: Case, empty: bool) -> tuple[list[Any], dict
         Case({"zero": 2}, precision="fp16"),
         pytest.param(Case({"engine": "deepspeed", "zero": 0}), marks=pytest.mark.slow),
         Case({"engine": "deepspeed", "zero": 2}, precision="bf16"),
-        Case({"engine": "deepspeed", "zero": 3}, precision="fp16"),
+        pytest.param(Case({"engine": "deepspeed", "zero": 3}, precision="fp16"), marks=pytest.mark.slow),
     ],
     ids=lambda case: f"{case.parallel.get('engine', 'torch')}-{case.parallel['zero']}-{case.precision}",
 )

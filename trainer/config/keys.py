@@ -141,9 +141,8 @@ class Key:
     @cached_property
     def elements(self) -> re.Pattern[str] | None:
         """What the names of its values match where the key is one of a list's elements."""
-        if "[]" not in self.name:
-            return None
-        return re.compile(re.escape(self.name).replace(re.escape("[]"), r"\[\d+\]"))
+        pattern = re.escape(self.name).replace(re.escape("[]"), r"\[\d+\]")
+        return re.compile(pattern) if "[]" in self.name else None
 
     @property
     def must_be_given(self) -> bool:
@@ -183,13 +182,9 @@ def declarations(cls: Any) -> tuple[Key, ...]:
 def keys_of(cfg: Any) -> tuple[Key, ...]:
     """Every key of a config as it is: of the kinds that were chosen, and of no other."""
     whole: Any = type(cfg)
-    return _chosen_keys(whole, tuple((name, type(value)) for name, value in _by_kind(cfg)))
-
-
-def _by_kind(cfg: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(cfg):
-        if "kinds" in field.metadata:
-            yield schema.yaml_key(field), getattr(cfg, field.name)
+    by_kind = (field for field in dataclasses.fields(cfg) if "kinds" in field.metadata)
+    chosen = ((schema.yaml_key(field), type(getattr(cfg, field.name))) for field in by_kind)
+    return _chosen_keys(whole, tuple(chosen))
 
 
 @cache
@@ -236,9 +231,7 @@ def check(cfg: Any) -> None:
     """
     values = dict(_values(cfg))
     elements = {at: value for at, value in values.items() if "]" in at}
-    for key in keys_of(cfg):
-        if not key.facts:
-            continue
+    for key in filter(lambda key: key.facts, keys_of(cfg)):
         for at, value in _every(key, elements if key.elements else values):
             if wrong := _wrong(key, value, values):
                 raise ValueError(f"{at}={text(value)}: {wrong}")
@@ -275,13 +268,11 @@ def _values(cfg: Any, at: str = "") -> Iterator[tuple[str, Any]]:
                     yield from _values(element, f"{name}[{index}].")
 
 
-def _every(key: Key, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of a key whose name may go through a list."""
-    if key.elements is None:
-        if key.name in values:  # another kind's key is not there
-            yield key.name, values[key.name]
-        return
-    yield from ((at, value) for at, value in values.items() if key.elements.fullmatch(at))
+def _every(key: Key, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The values of a key whose name may go through a list."""
+    if key.elements:
+        return [(at, value) for at, value in values.items() if key.elements.fullmatch(at)]
+    return [(key.name, values[key.name])] if key.name in values else []  # another kind's key is not there
 
 
 def _rule(fact: str) -> Rule | None:

@@ -63,11 +63,10 @@ def elements(
         else:
             parts.clear()
 
-    first = True
+    bom = BOM
     for chunk in chain([head] if head else [], iter(partial(stream.read, _CHUNK), b"")):
-        chunk, kept, at, start = kept + chunk, b"", 0, 0
-        if first:
-            chunk, first = chunk.removeprefix(BOM), False
+        chunk, kept, at, start = (kept + chunk).removeprefix(bom), b"", 0, 0
+        bom = b""
         while at < len(chunk):
             if in_string:
                 at = _REST_OF_STRING.match(chunk, at).end()  # type: ignore[union-attr]

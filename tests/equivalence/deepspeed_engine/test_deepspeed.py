@@ -27,7 +27,11 @@ def test_stage_and_offload_leave_no_trace(ranks: Any, parallel: dict[str, Any]) 
     check(ranks, 2, deepspeed(parallel, steps=5))
 
 
-@pytest.mark.parametrize("parallel", [{"zero": 2}, {"zero": 3, "recompute": "full"}], ids=label)
+@pytest.mark.parametrize(
+    "parallel",
+    [pytest.param({"zero": 2}, marks=pytest.mark.slow), {"zero": 3, "recompute": "full"}],
+    ids=label,
+)
 def test_four_ranks_tied_embeddings_documents(ranks: Any, parallel: dict[str, Any]) -> None:
     # Width 36 and vocabulary 130: shares end inside rows, and the last ones are padded.
     model = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130, "tie_embeddings": True}
@@ -40,8 +44,8 @@ def test_four_ranks_tied_embeddings_documents(ranks: Any, parallel: dict[str, An
     ("parallel", "precision"),
     [
         ({"zero": 0}, "bf16"),
-        ({"zero": 0}, "fp16"),
-        ({"zero": 1}, "bf16"),
+        pytest.param({"zero": 0}, "fp16", marks=pytest.mark.slow),
+        pytest.param({"zero": 1}, "bf16", marks=pytest.mark.slow),
         ({"zero": 2}, "fp16"),
         (OFFLOADED, "bf16"),
     ],

@@ -48,7 +48,11 @@ def load_and_save(context: Any, case: Case, whole: dict[str, Tensor], scalars: d
 
 
 # ZeRO-2 and 3 are among the pairs of test_resume_anywhere.
-@pytest.mark.parametrize("parallel", [{"zero": 0}, {"zero": 1}, OFFLOADED], ids=label)
+@pytest.mark.parametrize(
+    "parallel",
+    [*(pytest.param({"zero": zero}, marks=pytest.mark.slow) for zero in (0, 1)), OFFLOADED],
+    ids=label,
+)
 def test_each_engine_goes_on_from_the_other(ranks: Any, parallel: dict[str, Any]) -> None:
     ours, others = deepspeed(parallel, steps=STEPS), Case(parallel={"zero": 2}, micro_batch=2, steps=STEPS)
     straight = reference(replace(ours, steps=2 * STEPS))[STEPS:]
@@ -120,8 +124,8 @@ def interrupted(context: Any, case: Case) -> bool:
 @pytest.mark.parametrize(
     ("parallel", "precision"),
     [
-        ({"zero": 0}, "fp16"),
-        ({"zero": 1}, "bf16"),
+        pytest.param({"zero": 0}, "fp16", marks=pytest.mark.slow),
+        pytest.param({"zero": 1}, "bf16", marks=pytest.mark.slow),
         ({"zero": 2}, "fp32"),
         (OFFLOADED, "bf16"),
     ],

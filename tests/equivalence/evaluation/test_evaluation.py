@@ -46,6 +46,9 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 
 
 # Tied embeddings where they lie in two stages, untied ones elsewhere; the rest is slow.
+ALWAYS = [({"zero": 3}, False), ({"pp": 2, "tp": 2}, True), ({"pp": 2, "schedule": "zbv_zero_bubble"}, True)]
+
+
 @pytest.mark.parametrize(
     ("world", "parallel", "tied"),
     [
@@ -54,7 +57,7 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
             parallel,
             tied,
             id="-".join(f"{k}{v}" for k, v in parallel.items()) + ("-tied" if tied else ""),
-            marks=[] if tied == ("pp" in parallel) else pytest.mark.slow,
+            marks=[] if (parallel, tied) in ALWAYS else pytest.mark.slow,
         )
         for world, parallel in LAYOUTS
         for tied in (False, True)

@@ -66,8 +66,8 @@ def by_hand() -> list[tuple[float, int, bool]]:
 
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (2, {"zero": 3}),
-    (2, {"tp": 2}),
-    (2, {"cp": 2, "zero": 1}),
+    pytest.param(2, {"tp": 2}, marks=pytest.mark.slow),
+    pytest.param(2, {"cp": 2, "zero": 1}, marks=pytest.mark.slow),
     (4, {"pp": 2, "tp": 2, "schedule": "interleaved_1f1b"}),
     (4, {"pp": 2, "zero": 2}),
 ]

@@ -37,9 +37,12 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 LIKE_OTHERS: list[tuple[int, dict[str, Any]]] = [
     *((4, {"dp_replicate": 2, "dp_shard": 2, "zero": zero}) for zero in (0, 2)),
     *((4, {"tp": 2, "zero": zero}) for zero in (0, 1)),
-    *((4, {"pp": 2, "zero": zero}) for zero in (0, 2)),
-    (4, {"pp": 2, "zero": 2, "schedule": "zbv_zero_bubble"}),
-    *((4, {"pp": 2, "zero": 3, "schedule": name}) for name in ("gpipe", "interleaved_zero_bubble")),
+    *((4, {"pp": 2, "zero": zero}) for zero in (0, 1, 2)),
+    *((4, {"pp": 2, "zero": 2, **more}) for more in ({"schedule": "zbv_zero_bubble"}, {"dp_replicate": 2})),
+    *(
+        (4, {"pp": 2, "zero": 3, "schedule": name})
+        for name in ("gpipe", "interleaved_1f1b", "interleaved_zero_bubble", "dualpipe_v")
+    ),
     (8, {"pp": 2, "tp": 2, "zero": 1}),
 ]
 # What families of decoders have: biases, learned positions, windows, soft caps.
@@ -113,7 +116,7 @@ def test_micro_batch_leaves_no_trace(micro_batch: int) -> None:
         (2, {"tp": 2}),
         (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),  # first and last stage on one rank
         (4, {"pp": 2, "tp": 2}),
-        (4, {"pp": 2, "zero": 3}),
+        pytest.param(4, {"pp": 2, "zero": 3}, marks=pytest.mark.slow),
     ],
     ids=label,
 )
@@ -138,9 +141,11 @@ def test_sizes_that_do_not_divide(ranks: Any, parallel: dict[str, Any]) -> None:
     ("world", "parallel"),
     [
         (2, {"zero": 3, "recompute": "full"}),
-        (2, {"tp": 2, "recompute": "selective"}),
+        pytest.param(2, {"tp": 2, "recompute": "selective"}, marks=pytest.mark.slow),
         (2, {"pp": 2, "recompute": "every:2"}),
-        (2, {"pp": 2, "recompute": "full", "schedule": "interleaved_zero_bubble"}),
+        pytest.param(
+            2, {"pp": 2, "recompute": "full", "schedule": "interleaved_zero_bubble"}, marks=pytest.mark.slow
+        ),
         (2, {"pp": 2, "recompute": "selective", "schedule": "zbv_zero_bubble"}),
     ],
     ids=label,
@@ -154,18 +159,27 @@ def test_uneven_stages(ranks: Any, cut: str) -> None:
     check(ranks, 2, Case(parallel={"pp": 2, "cut": cut}, model={"layers": 5}, micro_batch=2, steps=5))
 
 
-@pytest.mark.parametrize("model", [GPT2, MIXED], ids=["gpt2", "mixed"])
+# A family meets a layout whose cuts it could change; where the other has met it, the case is slow.
+SLOW = [pytest.mark.slow]
+MET = [(GPT2, {"tp": 2}), (GPT2, {"pp": 2, "tp": 2}), (MIXED, {"zero": 3}), (MIXED, {"cp": 2})]
+
+
 @pytest.mark.parametrize(
-    ("world", "parallel"),
+    ("world", "parallel", "model"),
     [
-        (2, {"zero": 3}),
-        (2, {"tp": 2}),
-        (2, {"cp": 2}),
-        (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),
-        (4, {"pp": 2, "tp": 2}),
-        *((2, {"engine": "deepspeed", "zero": zero}) for zero in (1, 3)),
+        pytest.param(
+            *layout, model, id=f"{label(layout[1])}-{name}", marks=[] if (model, layout[1]) in MET else SLOW
+        )
+        for name, model in (("gpt2", GPT2), ("mixed", MIXED))
+        for layout in [
+            (2, {"zero": 3}),
+            (2, {"tp": 2}),
+            (2, {"cp": 2}),
+            (2, {"pp": 2, "schedule": "zbv_zero_bubble"}),
+            (4, {"pp": 2, "tp": 2}),
+            *((2, {"engine": "deepspeed", "zero": zero}) for zero in (1, 3)),
+        ]
     ],
-    ids=label,
 )
 def test_a_family_on_this_layout(
     ranks: Any, world: int, parallel: dict[str, Any], model: dict[str, Any]

@@ -36,13 +36,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("layout", "data_ranks"),
     [
-        (("cp=2", "zero=0"), 2),
-        (("cp=2", "zero=1"), 2),
+        pytest.param(("cp=2", "zero=0"), 2, marks=pytest.mark.slow),
+        pytest.param(("cp=2", "zero=1"), 2, marks=pytest.mark.slow),
         (("cp=2", "dp_replicate=2", "zero=2"), 2),
-        (("tp=2", "zero=0"), 2),
+        pytest.param(("tp=2", "zero=0"), 2, marks=pytest.mark.slow),
         (("pp=2", "zero=1"), 2),
-        (("cp=2", "tp=2"), 1),
-        (("cp=2", "pp=2"), 1),
+        pytest.param(("cp=2", "tp=2"), 1, marks=pytest.mark.slow),
+        pytest.param(("cp=2", "pp=2"), 1, marks=pytest.mark.slow),
         (("tp=2", "pp=2"), 1),
         (("dp_replicate=2", "zero=1"), 4),
     ],

@@ -44,7 +44,11 @@ def case_of(parallel: dict[str, Any]) -> Case:
     return Case(parallel=parallel, model=UNEVEN, optimizer="muon", micro_batch=micro, steps=10)
 
 
-@pytest.mark.parametrize(("world", "parallel"), LAYOUTS, ids=label)
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [pytest.param(*one, marks=pytest.mark.slow if number % 2 else ()) for number, one in enumerate(LAYOUTS)],
+    ids=label,
+)
 def test_layout_leaves_no_trace(ranks: Any, world: int, parallel: dict[str, Any]) -> None:
     case = case_of(parallel)
     curves = ranks(world).run(curve, case)

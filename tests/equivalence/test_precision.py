@@ -22,7 +22,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("world", "parallel"), LAYOUTS)
 def test_half_precision_follows_fp32(
     ranks: Any, world: int, parallel: dict[str, Any], precision: str

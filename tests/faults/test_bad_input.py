@@ -127,6 +127,7 @@ def test_more_than_the_memory_is_one_line(corpus: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_damage_in_held_out_is_left_out_under_quarantine(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, documents=60)
     shard = next((corpus / "heldout").glob("*.tar"))

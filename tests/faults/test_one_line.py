@@ -57,6 +57,7 @@ def test_a_run_that_is_in_use(config: Path, held: None) -> None:
     assert "is in use" in error and "rank" not in error
 
 
+@pytest.mark.slow
 def test_a_corpus_that_one_rank_does_not_find(config: Path, tmp_path: Path) -> None:
     own = [{"CORPUS": str(tmp_path / "corpus" / "train")}, {"CORPUS": "/nowhere"}]
     error = refused(config, 2, "data.sources=[{path: '${oc.env:CORPUS}'}]", own=own)

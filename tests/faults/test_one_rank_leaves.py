@@ -128,6 +128,7 @@ def test_the_rank_that_a_dead_rank_0_leaves_behind_ends_and_writes_nothing_into_
     assert [event["epoch"] for event in events(folder, "start")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_though_the_step_cannot_end(run: Run) -> None:
     config, folder = run
     with by_hand(config) as (first, other):

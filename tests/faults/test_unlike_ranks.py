@@ -28,7 +28,7 @@ KINDS = {
     "torch": "torch is 9.9.9, on rank 0 2.",
     "run_dir": "run_dir is",
 }
-FAST = [("tp2", "layout"), ("pp2", "corpus"), ("cp2", "tokenizer"), ("dp2", "code")]
+FAST = [("pp2", "corpus"), ("dp2", "code")]
 
 
 @pytest.fixture(scope="module")

@@ -61,10 +61,10 @@ ZERO_BUBBLE = ["parallel.pp=2", "parallel.zero=3", "parallel.schedule=interleave
     ("precision", "world", "overrides"),
     [
         ("fp32", 2, ["parallel.zero=3"]),
-        ("fp32", 2, ["parallel.tp=2"]),
+        pytest.param("fp32", 2, ["parallel.tp=2"], marks=pytest.mark.slow),
         ("fp32", 4, ["parallel.pp=2", "parallel.tp=2"]),
         ("fp32", 4, ZERO_BUBBLE),
-        ("bf16", 2, ["parallel.tp=2"]),
+        pytest.param("bf16", 2, ["parallel.tp=2"], marks=pytest.mark.slow),
         ("bf16", 4, ["parallel.pp=2", "parallel.tp=2"]),
         ("fp16", 2, ["parallel.tp=2"]),
     ],
@@ -89,7 +89,9 @@ def test_equal_layouts_pass(
         ("fp32", 2, ["parallel.zero=1"], faults.ranks_read_the_same_data),
         ("fp32", 4, ZERO_BUBBLE, faults.half_of_the_late_products_lost),
         # Each of 1 %, or in a few small tensors only: the smallest that there are.
-        ("bf16", 2, ["parallel.tp=2"], faults.gradient_scaled_on_one_rank),
+        pytest.param(
+            "bf16", 2, ["parallel.tp=2"], faults.gradient_scaled_on_one_rank, marks=pytest.mark.slow
+        ),
         ("bf16", 2, ["parallel.tp=2"], faults.replicated_gradients_left_partial),
         ("bf16", 2, ["parallel.zero=1"], faults.divisor_off_by_one_percent),
         ("fp16", 2, ["parallel.tp=2"], faults.gradient_scaled_on_one_rank),

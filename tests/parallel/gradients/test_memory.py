@@ -63,7 +63,7 @@ def held(
     return max(found), sum(sizes.values()), block
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [*(pytest.param(zero, marks=pytest.mark.slow) for zero in (1, 2)), 3])
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_sixteen_bytes_a_parameter_over_all_ranks(ranks: Any, world: int, zero: int) -> None:
     for size, parameters, block in ranks(world).run(held, {"zero": zero}):
@@ -129,9 +129,11 @@ def at_last_forward(context: Any, schedule: str, count: int) -> int:
     "schedule",
     [
         "1f1b",
-        "interleaved_1f1b",
         "zbv_zero_bubble",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("interleaved_zero_bubble", "dualpipe_v")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("interleaved_1f1b", "interleaved_zero_bubble", "dualpipe_v")
+        ),
     ],
 )
 def test_a_pipeline_has_memory_for_the_micro_batches_under_way(ranks: Any, schedule: str) -> None:

@@ -20,7 +20,7 @@ def curve_with(context: Any, case: Case, bucket: int) -> list[tuple[float, float
 
 # A block's norms have 24 to 144 bytes, its matrices 1 to 7 kB.
 @pytest.mark.parametrize("bucket", [0, 6000], ids=["each-alone", "mixed"])
-@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "tied"])
 @pytest.mark.parametrize("zero", [0, 1])
 def test_buckets_leave_no_trace(ranks: Any, zero: int, tied: bool, bucket: int) -> None:
     sizes = {**UNEVEN, "tie_embeddings": tied}

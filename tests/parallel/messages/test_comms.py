@@ -92,7 +92,9 @@ def test_pipeline_axis_sends_hidden_states(ranks: Any) -> None:
     assert found["pp", "send"] == Traffic(calls=4, sent_bytes=4 * 2 * SEQ * MODEL["hidden"] * 4)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize(
+    "zero", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_schedules_that_split_backward_send_no_more(ranks: Any, zero: int) -> None:
     """Gradients that come in two parts are reduced once a micro-batch, as others are."""
     schedules = "interleaved_1f1b", "zbv_zero_bubble"

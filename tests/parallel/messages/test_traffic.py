@@ -44,17 +44,27 @@ def sent(context: Any, case: Case) -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize(
     ("world", "parallel", "precision", "axes"),
     [
-        (2, {"pp": 2}, "fp32", {"pp"}),
+        pytest.param(2, {"pp": 2}, "fp32", {"pp"}, marks=pytest.mark.slow),
         (2, {"pp": 2, "schedule": "zbv_zero_bubble"}, "bf16", {"pp"}),
-        (4, {"pp": 2, "zero": 1, "schedule": "interleaved_1f1b"}, "fp32", {"pp", "data"}),
+        pytest.param(
+            4,
+            {"pp": 2, "zero": 1, "schedule": "interleaved_1f1b"},
+            "fp32",
+            {"pp", "data"},
+            marks=pytest.mark.slow,
+        ),
         (4, {"pp": 2, "zero": 2, "schedule": "zbv_zero_bubble"}, "fp32", {"pp", "data"}),
-        (4, {"pp": 2, "zero": 3}, "bf16", {"pp", "data"}),
+        pytest.param(4, {"pp": 2, "zero": 3}, "bf16", {"pp", "data"}, marks=pytest.mark.slow),
         (4, {"pp": 2, "tp": 2, "schedule": "dualpipe_v"}, "fp32", {"pp", "tp"}),
         (4, {"cp": 2, "tp": 2, "zero": 2}, "fp32", {"cp", "tp", "data"}),
         (4, {"cp": 2, "pp": 2, "zero": 1}, "fp32", {"cp", "pp", "data"}),
-        (4, {"dp_replicate": 2, "dp_shard": 2, "zero": 2}, "fp32", {"data"}),
+        pytest.param(
+            4, {"dp_replicate": 2, "dp_shard": 2, "zero": 2}, "fp32", {"data"}, marks=pytest.mark.slow
+        ),
         (4, {"dp_replicate": 2, "dp_shard": 2, "zero": 3, "recompute": "full"}, "fp32", {"data"}),
-        (4, {"dp_replicate": 2, "dp_shard": 2, "zero": 0}, "fp32", {"data"}),
+        pytest.param(
+            4, {"dp_replicate": 2, "dp_shard": 2, "zero": 0}, "fp32", {"data"}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else None,
 )

@@ -97,7 +97,7 @@ FOLLOWING: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (2, {"tp": 2}),
     "recompute": (2, {"zero": 1, "recompute": "full"}),
 }
-OFTEN = {("alone", "tensorwise"), ("alone", "rowwise"), ("zero3", "rowwise"), ("tp2", "tensorwise")}
+OFTEN = {("alone", "tensorwise"), ("zero3", "rowwise")}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,13 @@ def wrong(a: Moments, b: Moments) -> list[str]:
     "overrides",
     [
         ("parallel.tp=2", "parallel.pp=2"),
-        ("parallel.dp_shard=2", "parallel.cp=2", "parallel.zero=3", "parallel.recompute=full"),
+        pytest.param(
+            "parallel.dp_shard=2",
+            "parallel.cp=2",
+            "parallel.zero=3",
+            "parallel.recompute=full",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_statistics_of_a_layout_are_those_of_one_process(

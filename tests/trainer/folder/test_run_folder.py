@@ -91,6 +91,7 @@ def test_a_relative_corpus_that_is_not_there_says_where_it_was_looked_for(
         read_manifest("corpora/a")
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on_and_a_copy_continues_the_copy(tmp_path: Path) -> None:
     file = write_config(tmp_path, make_corpus(tmp_path), model__layers=1, train__eval_every=0, train__steps=4)
     assert train_here(file)

@@ -136,6 +136,7 @@ def test_fine_tunings_of_a_seed_differ_in_first_weights_alone(begun: Transfer) -
     ]
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_goes_on_and_repeats_nothing(
     begun: Transfer, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,7 @@ class Checkpointer:
             decays=decays,
             record=self._record,
             guard=guard,
-            by=f"{self.ranks.world} ranks",
+            by=f"{self.ranks.world} rank{'s' * (self.ranks.world > 1)}",
         )
         self.stall_seconds = 0.0  # how long training stood still for the last save
         self._staging = Staging()

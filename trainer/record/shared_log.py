@@ -148,12 +148,17 @@ class SharedDigest:
     def _go_to(self, begin: int) -> None:
         log = self._log
         self._begin = begin
-        earlier = (file.path for file in files_of(log.folder, log.stem) if file.begin < begin)
-        self._earlier_bytes = sum(path.stat().st_size for path in earlier)
         machines = range(log.machine.total)
         paths = [file_of(log.folder, log.stem, begin, machine) for machine in machines]
         self._files = {path: LogDigest(path) for path in paths}
+        self._earlier_bytes = self._size_of_earlier()
         self._earlier_are_whole = False
+
+    def _size_of_earlier(self) -> int:
+        """Not of a file that is hashed: an earlier version's, with all steps, is cut at a resume."""
+        files = files_of(self._log.folder, self._log.stem)
+        earlier = [file.path for file in files if file.begin < self._begin and file.path not in self._files]
+        return sum(path.stat().st_size for path in earlier)
 
     def at(self, step: int) -> dict[str, Any]:
         """Return {earlier_bytes, files: {name: {bytes, xxh3_128}}} of the lines up to `step`."""
@@ -171,6 +176,9 @@ class SharedDigest:
         self._go_to(self._log.begin_of(step))
         self._earlier_are_whole = "files" in noted
         files = noted.get("files", {self.path.name: noted})
+        for name in files:
+            self._files.setdefault(self._log.folder / name, LogDigest(self._log.folder / name))
+        self._earlier_bytes = self._size_of_earlier()
         if (before := noted.get("earlier_bytes", 0)) > self._earlier_bytes:
             yield (
                 f"{self.path}: the files of the steps up to {self._begin} were deleted or cut since the "
@@ -178,8 +186,7 @@ class SharedDigest:
                 "are there: what is lost is in no other file; the run goes on"
             )
         for name, found in files.items():
-            digest = self._files.setdefault(self._log.folder / name, LogDigest(self._log.folder / name))
-            yield from digest.changes(found, step)
+            yield from self._files[self._log.folder / name].changes(found, step)
 
     def known(self, path: Path) -> int | None:
         """The `Known` of this log after `changes`: of files of earlier steps nothing is to be cut."""

@@ -84,8 +84,8 @@ class Tables:
 
 
 def tell(where: str, error: Exception) -> None:
-    """Say that a file is damaged, and that the run goes on without."""
-    print(f"{where} is damaged ({error}): made again from the indexes", file=sys.stderr, flush=True)
+    """Say that a file is damaged, and that the run goes on without: of a small corpus none is made again."""
+    print(f"{where} is damaged ({error}): the indexes are read instead", file=sys.stderr, flush=True)
 
 
 def encode(table: Table) -> bytes:

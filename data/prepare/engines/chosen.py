@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ LOCAL, RAY = "local", "ray"
 
 def check_engine(on: str) -> None:
     """Raise ValueError where there is no such engine, or its package is not installed."""
-    if on != LOCAL and on.partition(":")[0] != RAY:
-        raise ValueError(f"--on {on} is none of local, ray and ray:HOST:PORT")
+    if not re.fullmatch(rf"{LOCAL}|{RAY}|{RAY}:auto|{RAY}:\S+:\d{{1,5}}", on):
+        raise ValueError(f"--on {on} is none of local, ray, ray:HOST:PORT and ray:auto")
     if on != LOCAL and importlib.util.find_spec("ray") is None:
         raise ValueError(f"--on {on} needs ray, which is not installed: pip install 'germinal[ray]'")
 

@@ -10,6 +10,7 @@ import pytest
 
 from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 from trainer.checkpoint import folder as folders
+from trainer.checkpoint.manifest import digest
 from trainer.checkpoint.saving import attempt
 from trainer.checkpoint.saving.attempt import longest_pause
 from trainer.checkpoint.saving.board import FolderBoard
@@ -127,7 +128,7 @@ def test_damage_that_another_rank_finds_is_told_and_not_counted(
     assert told["step"] == 3 and "not counted among the 2 to keep" in told["reason"]
 
 
-@pytest.mark.parametrize("change", ["files", "record", "unreadable"])
+@pytest.mark.parametrize("change", ["files", "record", "keys", "unreadable"])
 def test_a_record_is_trusted_only_for_files_as_they_were_and_never_for_loading(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,10 @@ def test_a_record_is_trusted_only_for_files_as_they_were_and_never_for_loading(
         os.utime(tensors_of(tmp_path, 1))
     elif change == "record":
         (root / RECORD).write_bytes((root / RECORD).read_bytes().replace(b'"by": "2 r', b'"by": "3 r'))
+    elif change == "keys":  # as another version may write them
+        content: dict[str, Any] = {"verified": {"1": {"mark": "1"}, "2": {"mark": "2"}}}
+        content["xxh3_128"] = digest(orjson.dumps(content))
+        (root / RECORD).write_bytes(orjson.dumps(content))
     else:
         (root / RECORD).write_bytes(b"{")
     reads = Reads(monkeypatch)

@@ -156,7 +156,10 @@ def test_a_file_of_all_steps_of_an_earlier_version_is_cut_and_gone_on_with(tmp_p
     assert not list(digest.changes(noted, 33))
     assert digest.known(tmp_path / "ledger.jsonl") == noted["bytes"]
     assert ledger(tmp_path).cut_after(33, digest.known) == (5, 0)
-    write(ledger(tmp_path), 34, 52)
+    write(ledger(tmp_path), 34, 36)
+    again = SharedDigest(ledger(tmp_path))
+    assert not list(again.changes(digest.at(36), 36)), "what the first resume cut is not missed"
+    write(ledger(tmp_path), 37, 52)
     assert steps_in(tmp_path) == list(range(1, 53))
     found = digest.at(52)
     assert list(found["files"]) == ["ledger-000000050.jsonl"]

@@ -141,7 +141,10 @@ class Retention:
                 content = orjson.loads((self.root / RECORD).read_bytes())
                 own = content.pop("xxh3_128")
                 known = content["verified"] if own == digest(orjson.dumps(content)) else {}
-                self._known = {int(step): dict(entry) for step, entry in known.items()}
+                self._known = {
+                    int(step): {name: str(entry[name]) for name in ("stamp", "by", "when")}
+                    for step, entry in known.items()
+                }
             except (OSError, ValueError, KeyError, AttributeError, TypeError):
                 self._known = {}
         return self._known

@@ -51,6 +51,7 @@ def test_tasks_that_die_and_run_twice_in_any_order_write_the_same_bytes(
     ("on", "said"),
     [
         ("slurm", "--on slurm is none of local, ray"),
+        ("ray:head-node", "--on ray:head-node is none of local, ray, ray:HOST:PORT"),
         ("ray", r"needs ray, which is not installed: pip install"),
     ],
 )

@@ -136,12 +136,15 @@ def look_again(path: Path) -> bool:
     knows of a folder's names once it has changed the folder itself. So a file is made there, and removed.
     """
     for one in (*reversed(path.parents), path):
-        if not one.exists() and not (_change(one.parent) and one.exists()):
+        if not one.exists() and not (forget_missing(one.parent) and one.exists()):
             return False
     return True
 
 
-def _change(folder: Path) -> bool:
+def forget_missing(folder: Path) -> bool:
+    """Have an NFS client forget which names it knows as missing in `folder`; return whether it could be done.
+    See `look_again`.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix=".tmp-look-", dir=folder)
         os.close(descriptor)

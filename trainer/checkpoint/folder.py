@@ -101,15 +101,24 @@ def commit(
     guard()
     for attempt in attempts(RENAMES, RENAME_SECONDS):
         try:
-            # A network file system may do what it then reports as failed: stale handles, a lost answer.
-            if attempt == 0 or tmp.exists() or (final / MANIFEST).read_bytes() != manifest:
-                os.rename(tmp, final)
+            _rename(tmp, final, manifest)
             fsync_folder(final.parent)
         except OSError as error:
             if error.errno not in PASSING or attempt == RENAMES - 1:
                 raise
         else:
             return
+
+
+def _rename(tmp: Path, final: Path, manifest: bytes) -> None:
+    """A network file system may rename and report a failure, such as a stale handle. And where the answer was
+    lost with the server, the client asks again, at the first attempt too, and hears that `tmp` is not there.
+    """
+    try:
+        os.rename(tmp, final)
+    except FileNotFoundError:
+        if (final / MANIFEST).read_bytes() != manifest:
+            raise
 
 
 def hash_file(path: Path) -> str:
@@ -210,6 +219,9 @@ def clean(root: Path) -> list[str]:
     for name in names:
         # A rank that was left behind may be writing there: after the rename it finds the folder no more.
         doomed = root / f"{TMP}delete-{secrets.token_hex(8)}"
-        os.rename(root / name, doomed)
+        try:
+            os.rename(root / name, doomed)
+        except FileNotFoundError:  # of another process, which has removed its own
+            continue
         _remove(doomed)
     return names

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import xxhash
 
+from common.files import look_again
 from trainer.checkpoint import cuts
 from trainer.checkpoint.cuts import Parts
 
@@ -175,7 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data = path.read_bytes()
+        data = _content(path)
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing: not a whole checkpoint") from None
     except OSError as error:
@@ -198,6 +199,16 @@ def read_manifest(folder: Path) -> Manifest:
         content["step"],
         content["sequences"],
     )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        # This host may remember from before the commit, made by another, that there was no such checkpoint.
+        if not look_again(path):
+            raise
+        return path.read_bytes()
 
 
 def tensor_of(entry: dict[str, Any], known: Sequence[Cut] = ()) -> TensorEntry:

@@ -47,7 +47,7 @@ def take_folder(cfg: RunConfig, stream: Stream, stack: ExitStack, fence: Fence) 
         mark = fence.take(lock.check)
         # Of a process that was killed while it wrote a file anew.
         for draft in (*cfg.folder.glob(".tmp-*"), *(cfg.folder / run_folder.CONFIGS).glob(".tmp-*")):
-            draft.unlink()
+            draft.unlink(missing_ok=True)  # a rank that was left behind may have removed its own
         for name in LOGS:
             if (cfg.folder / name).is_dir():
                 raise RuntimeError(

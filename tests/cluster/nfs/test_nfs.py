@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from nfs import WITHOUT_LOCKS, Machine, Network, network
+from trainer.checkpoint.folder import commit
+from trainer.checkpoint.merge import Part
 from whole_runs import records, whole_steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -65,6 +67,34 @@ print("left", sorted(os.listdir(mark.parent)), sorted(os.listdir("/run/nfs")), f
     say(net, "made")
     said = one.await_end(60)
     assert "again True True False" in said and "left ['.epoch'] ['runs']" in said, said
+
+
+COMMITTED = """
+from pathlib import Path
+from trainer.checkpoint.manifest import MANIFEST, read_manifest
+final = Path("/run/nfs/checkpoints/step-000000001")
+print("before", final.exists(), flush=True)
+wait("committed")
+try:
+    print("remembered", (final / MANIFEST).read_bytes(), flush=True)
+except FileNotFoundError:
+    print("remembered as missing", flush=True)
+print("step", read_manifest(final).step, flush=True)
+"""
+
+
+def test_a_checkpoint_that_another_machine_has_just_committed_is_whole(net: Network) -> None:
+    """A save looks whether there is one of its step: a machine then remembers that there is none."""
+    tmp, final = (net.export / "checkpoints" / name for name in (".tmp-step", "step-000000001"))
+    tmp.mkdir(parents=True)
+    code = f"FOLDER = {str(net.folder)!r}" + WAIT + COMMITTED
+    script = python(net, "committed", code).replace(" -S", "")
+    one = net.machine("one").start(ENVIRONMENT + script, memory="3G")
+    one.await_words("before False")
+    commit(tmp, final, [Part({}, {})], step=1, sequences=8)
+    say(net, "committed")
+    said = one.await_end(60)
+    assert "remembered as missing" in said and "step 1" in said, said
 
 
 HOLD = """

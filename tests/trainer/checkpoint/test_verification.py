@@ -12,6 +12,7 @@ from checkpointed import FakeEngine, Team, events, flip, make, save, tensors_of
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.manifest import digest
 from trainer.checkpoint.saving import attempt
+from trainer.checkpoint.saving import save as save_of_a_rank
 from trainer.checkpoint.saving.attempt import longest_pause
 from trainer.checkpoint.saving.board import FolderBoard
 from trainer.checkpoint.saving.retention import RECORD
@@ -185,21 +186,27 @@ def test_a_rank_that_waits_looks_at_the_fence_less_often_than_for_its_note(tmp_p
 def test_another_rank_lists_no_folder_and_looks_for_one_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed: list[str] = []
-    listdir = os.listdir
+    listed: set[int] = set()
+    looks: set[int] = set()
+    listdir, of_thread = os.listdir, threading.local()
+    write_batches = save_of_a_rank.write_batches
+
+    def writes(at: Path, rank: int, batches: Any) -> Any:
+        of_thread.rank = rank
+        return write_batches(at, rank, batches)
 
     def counted(path: Any) -> list[str]:
-        listed.append(threading.current_thread().name)
+        listed.add(getattr(of_thread, "rank", 0))  # only rank 0 looks for notes in another thread
         return listdir(path)
 
+    read = FolderBoard.read
+    monkeypatch.setattr(save_of_a_rank, "write_batches", writes)
     monkeypatch.setattr("trainer.checkpoint.saving.board.os.listdir", counted)
-    missing = FolderBoard.missing
-    asked: list[int] = []
     monkeypatch.setattr(
-        FolderBoard, "missing", lambda self, keys: (asked.append(len(keys)), missing(self, keys))[1]
+        FolderBoard, "read", lambda self, key: (looks.add(getattr(of_thread, "rank", 0)), read(self, key))[1]
     )
     train(tmp_path, 4, range(1, 4), keep=2)
-    assert listed and max(asked) <= 4
+    assert listed == {0} and looks == {0, 1, 2, 3}
     assert listdir(tmp_path / "checkpoints") and not [
         name for name in listdir(tmp_path / "checkpoints") if name.startswith(".tmp")
     ], "the notes are taken down at the end"

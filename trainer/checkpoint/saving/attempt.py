@@ -31,6 +31,7 @@ POLL_SECONDS = (0.001, 0.1)  # first and longest pause between two looks at the 
 POLLS_A_SECOND = 1000  # of all ranks together: more ranks look less often
 LONGEST_SECONDS = 2.0
 GUARDS_A_SECOND = 100  # likewise looks at the fence, a file that all ranks read
+ASK_SECONDS = 1.0  # for so long a client of a network file system may answer by what it remembers
 
 
 class RankIsGoneError(RuntimeError):
@@ -107,7 +108,8 @@ class Attempt:
         self.guard()
         for share in part.shares:
             key = f"table-{share.digest}"
-            if self.board.missing([key]) and self.board.claim(key):
+            # The claim is of this attempt: who claimed the table in another may have failed to post it.
+            if not self.board.has(key) and self.board.claim(f"{self._nonce}-{key}"):
                 self.board.post(key, encode_table(share.table))
         self.board.post(self._key("part", self.rank), orjson.dumps(part.to_json()))
 
@@ -170,6 +172,12 @@ class Attempt:
         """Rank 0: remove what is left of a failed attempt."""
         shutil.rmtree(self.tmp, ignore_errors=True)
 
+    def take_down(self) -> None:
+        """Rank 0: take down what was told of this attempt. Only once all ranks have posted their part of a
+        later one, for then they have read it.
+        """
+        self.board.drop([self._key("verdict"), self._key("failed")])
+
     def _is_repeated(self) -> bool:
         """Whether rank 0's verdict on this rank's failure is another attempt."""
         try:
@@ -205,7 +213,8 @@ class Attempt:
             return None if self.board.missing(keys) else {}
 
         def otherwise() -> str:
-            late = [rank for rank in ranks if self.board.missing([self._key("part", rank)])]
+            missing = set(self.board.missing(keys))
+            late = [rank for rank, key in zip(ranks, keys, strict=True) if key in missing]
             within = f"within {self.patience_seconds:g} s"
             return f"not all ranks wrote their part {within} (no part from ranks {late})"
 
@@ -229,7 +238,8 @@ class Attempt:
         self, look: Callable[[], dict[str, Any] | None], otherwise: Callable[[], str], patience: float
     ) -> dict[str, Any]:
         pause, longest = POLL_SECONDS[0], longest_pause(self.world)
-        guarded, deadline = -math.inf, time.monotonic() + patience
+        guarded, asked = -math.inf, time.monotonic()
+        deadline = asked + patience
         while True:
             try:
                 if (found := look()) is not None:
@@ -237,6 +247,9 @@ class Attempt:
                 if time.monotonic() - guarded >= guard_pause(self.world):
                     self.guard()  # a rank that was left behind waits for a rank 0 that is gone
                     guarded = time.monotonic()
+                if time.monotonic() - asked >= max(ASK_SECONDS, guard_pause(self.world)):
+                    self.board.forget_missing()
+                    asked = time.monotonic()
             except (OSError, RuntimeError) as error:
                 self._check_present()  # where the notes are gone with rank 0, say that
                 if not may_pass(error):

@@ -1,7 +1,7 @@
 """Short notes between the ranks of one start, beside the collectives, so that background threads can use
 them.
 
-A note is posted once under a key, and read by whoever knows the key. Nothing lists a folder but rank 0, which
+A note is posted once under a key, and read by whoever knows the key. Rank 0 alone lists the folder, for it
 waits for notes of all ranks. The others look for one note at a time.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from common.files import forget_missing
 from common.retry import attempts
 from trainer.checkpoint.folder import PASSING, RENAME_SECONDS, RENAMES, TMP
 
@@ -26,8 +27,14 @@ class Board(Protocol):
     def read(self, key: str) -> bytes | None:
         """Return a note; None where there is none."""
 
+    def has(self, key: str) -> bool:
+        """Whether there is a note; this host may know of it a minute late."""
+
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Return the keys without a note."""
+        """Return the keys without a note. For rank 0: its work grows with all notes that there are."""
+
+    def forget_missing(self) -> None:
+        """Have the next looks ask the file server, where this host remembers that a note was missing."""
 
     def claim(self, key: str) -> bool:
         """Whether this is the first claim of `key` by any rank."""
@@ -56,12 +63,17 @@ class OwnBoard:
     def read(self, key: str) -> bytes | None:
         return self._notes.get(key)
 
+    def has(self, key: str) -> bool:
+        return key in self._notes
+
     def missing(self, keys: Sequence[str]) -> list[str]:
         return [key for key in keys if key not in self._notes]
 
+    def forget_missing(self) -> None:
+        pass
+
     def claim(self, key: str) -> bool:
-        with self._lock:
-            return self._notes.setdefault(f"{key}.claim", b"") is not None
+        return True
 
     def drop(self, keys: Sequence[str]) -> None:
         with self._lock:
@@ -101,12 +113,18 @@ class FolderBoard:
         except FileNotFoundError:
             return None
 
+    def has(self, key: str) -> bool:
+        return (self._folder / key).exists()
+
     def missing(self, keys: Sequence[str]) -> list[str]:
         try:
             names = set(os.listdir(self._folder))
         except FileNotFoundError:
             names = set()
         return [key for key in keys if key not in names]
+
+    def forget_missing(self) -> None:
+        forget_missing(self._folder)
 
     def claim(self, key: str) -> bool:
         self._folder.mkdir(exist_ok=True)

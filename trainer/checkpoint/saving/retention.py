@@ -80,7 +80,7 @@ class Retention:
 
     def note(self, step: int, stamp: str, reason: str = "") -> None:
         """Remember that the checkpoint of `step`, whose `stamp` was taken before it was read, verified, or
-        what was wrong.
+        what was wrong. A failure is only an event.
         """
         if not self.keep:
             return
@@ -89,14 +89,14 @@ class Retention:
             self._record("fault", step, f"not counted among the {self.keep} to keep: {reason}")
             return
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        there = set(folders.steps(self.root))
-        self._known = {known: entry for known, entry in self._verified().items() if known in there}
-        self._known[step] = {"stamp": stamp, "by": self._by, "when": when}
-        content: dict[str, Any] = {
-            "verified": {str(known): self._known[known] for known in sorted(self._known)}
-        }
-        content["xxh3_128"] = digest(orjson.dumps(content))
         try:
+            there = set(folders.steps(self.root))
+            self._known = {known: entry for known, entry in self._verified().items() if known in there}
+            self._known[step] = {"stamp": stamp, "by": self._by, "when": when}
+            content: dict[str, Any] = {
+                "verified": {str(known): self._known[known] for known in sorted(self._known)}
+            }
+            content["xxh3_128"] = digest(orjson.dumps(content))
             data = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             write_atomically(self.root / RECORD, data, guard=self._guard)
         except (OSError, RuntimeError) as error:  # the next start reads it again, that is all

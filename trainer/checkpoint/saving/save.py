@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +50,7 @@ class Save:
     digests: Mapping[str, Digest]
     tell: Tell
     failed: bool = False
+    _told: list[Attempt] = field(default_factory=list)  # the attempts whose verdicts are still there
 
     def __call__(
         self, step: int, batches: Batches, document: dict[str, Any], then: Callable[[], list[int]]
@@ -81,8 +82,12 @@ class Save:
             else:
                 break
         self.failed = False
-        for failed in before if attempt.rank == 0 else ():  # no rank is in its folder any more
-            failed.remove()
+        if attempt.rank == 0:
+            for failed in before:  # no rank is in its folder any more
+                failed.remove()
+            for earlier in (*self._told, *before):
+                earlier.take_down()
+            self._told = [attempt]
         return found
 
     def _once(

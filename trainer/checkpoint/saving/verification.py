@@ -134,8 +134,10 @@ class Verification:
                 time.sleep(pause)
                 pause = min(longest_pause(self._world), pause * 1.5)
             for key in keys:
-                for step, reason in orjson.loads(self._board.read(key) or b"{}").items():
-                    own[int(step)] = own[int(step)] or reason
+                if not (note := self._board.read(key)):  # gone, or empty: that is no word that all is well
+                    return None
+                said = orjson.loads(note)
+                own = {step: reason or said[str(step)] for step, reason in own.items()}
             self._board.drop(keys)
         except (OSError, RuntimeError):
             return None

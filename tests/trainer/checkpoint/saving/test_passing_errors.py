@@ -41,13 +41,14 @@ class Failing:
         patch.setattr(Path if self.call == "read_bytes" else os, self.call, call)
 
 
-def saves(run: Path, failing: Failing, patch: pytest.MonkeyPatch) -> list[Any]:
-    """Each rank's result of two saves, of which the second meets the failures."""
+def saves(run: Path, failing: Failing, patch: pytest.MonkeyPatch, first: int = 1) -> list[Any]:
+    """Each rank's result of the saves of steps 1 and 2, or of 2 alone; it meets the failures."""
     team = Team(WORLD)
 
     def train(rank: int) -> None:
         checkpointer, engine = make(run, rank, team, keep=2), FakeEngine(rank, WORLD)
-        save(checkpointer, engine, 1)
+        for step in range(first, 2):
+            save(checkpointer, engine, step)
         team.gather(rank)(None)
         if rank == 0:
             failing.apply(patch)
@@ -108,6 +109,32 @@ def test_an_error_that_stays_ends_the_run_after_three_attempts(
     assert ["trying again" in reason for reason in reasons] == [True, True, False]
     assert folders.steps(tmp_path / "checkpoints") == [1]
     assert make(tmp_path).resume(FakeEngine()) == TrainState(1, 8, 64)
+
+
+def test_a_table_that_could_not_be_posted_is_posted_by_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing("replace", r"/table-", errno.ESTALE, times=1)
+    assert saves(tmp_path, failing, monkeypatch, first=2) == [None] * WORLD
+    assert failing.failed == 1
+    assert make(tmp_path).resume(FakeEngine()) == TrainState(2, 16, 128)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_rename_whose_answer_was_lost_is_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    rename, lost = os.rename, []
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target.name == "step-000000002" and not lost:
+            lost.append(target)
+            raise OSError(number, os.strerror(number), str(source))
+
+    monkeypatch.setattr(os, "rename", renamed)
+    assert saves(tmp_path, Failing("fsync", "none", 0, times=0), monkeypatch) == [None] * WORLD
+    assert lost and make(tmp_path).resume(FakeEngine()) == TrainState(2, 16, 128)
 
 
 def test_a_verdict_that_cannot_be_posted_says_that_the_checkpoint_is_there(

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from common.files import write_atomically
+from common.files import fsync_file, write_atomically
 from data.prepare.document import Document
 from data.prepare.readers.dispatch import documents
 from data.prepare.recipe import Recipe
@@ -130,11 +130,13 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def rename_into(path: Path) -> Iterator[Path]:
     """Give a name to write to, and rename it to `path` at the end: two attempts at a task, perhaps on two
-    machines of which one is thought dead, write the same bytes and never into one file.
+    machines of which one is thought dead, write the same bytes and never into one file. Its content is on
+    disk then, for a mark of the whole step will be.
     """
     draft = _draft(path)
     try:
         yield draft
+        fsync_file(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

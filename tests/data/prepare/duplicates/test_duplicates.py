@@ -2,6 +2,7 @@
 out and whatever happens to the tasks.
 """
 
+import os
 import random
 from pathlib import Path
 
@@ -152,3 +153,20 @@ def test_a_chain_of_pairs_is_one_component_in_few_rounds(tmp_path: Path) -> None
     files = sorted((shares.folder(preparation) / "later").glob("*.npy"))
     found = [exchange.read_part(path, part, len(files))[:, 0] for path in files for part in range(len(files))]
     assert sorted(np.concatenate(found).tolist()) == list(range(1, total))
+
+
+def test_the_rows_of_a_file_are_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a step is marked as done, which is durable, a power cut must leave all of its files whole."""
+    synced: list[int] = []
+    replace, fsync = os.replace, os.fsync
+
+    def replaced(source: Path, target: Path) -> None:
+        assert synced == [source.stat().st_size], "all bytes were there when it was forced to disk"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", replaced)
+    shares.write_rows(tmp_path / "rows.npy", np.arange(1000))
+    assert np.load(tmp_path / "rows.npy").tolist() == list(range(1000))

@@ -106,7 +106,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--shots-from {args.shots_from}: needs --shots K, how many of its questions")
     if bool(args.images) != bool(args.prompts):
         raise ValueError("--images needs --prompts, the captions of its classes, and the other way round")
-    if args.out and not Path(args.out).resolve().parent.is_dir():
-        raise ValueError(f"--out {args.out}: the folder {Path(args.out).parent} is not there")
+    above = next((one for one in Path(args.out).resolve().parents if one.exists()), None)
+    if args.out and above and not above.is_dir():
+        raise ValueError(f"--out {args.out}: {above} is no folder: give another name")
     if args.out.endswith(".md"):
         raise ValueError(f"--out {args.out}: the JSON document's name; the tables go beside it, as .md")

@@ -16,6 +16,8 @@ from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
 from trainer.folder import run_folder
 from trainer.huggingface import choose, folder
+from trainer.huggingface.families.family import Family
+from trainer.huggingface.families.labels import names_in
 from trainer.models.config import ModelConfig
 from trainer.models.pictures import pictures_of
 from trainer.objectives.config import ObjectiveConfig
@@ -61,9 +63,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     ValueError, one line, where the architecture is not supported or a key is wrong.
     """
-    _, model = choose.of_folder(path)
+    family, model = choose.of_folder(path)
     data: dict[str, Any] = {"sources": [{"path": "unknown"}]}
-    objective = _objective(model, path, overrides)
+    objective = _objective(family, model, path, overrides)
     data["packing"] = _PACKING.get(objective, "cut")
     if model.vocab:
         data["seq_len"] = _context(path)
@@ -74,7 +76,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         "run_dir": str(path),
         "model": plain(model),
         "data": data,
-        "objective": {"kind": objective},
+        "objective": _keys_of(objective, path),
     }
     given = yaml_files.overridden(values, overrides, str(path))
     cfg: RunConfig = schema.build(RunConfig, given, elsewhere=schema.dotted_keys(RunConfig))
@@ -82,17 +84,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return replace(cfg, data=replace(cfg.data, sources=[]))
 
 
-def _objective(model: ModelConfig, path: Path, overrides: Sequence[str]) -> str:
-    """Return the first objective that a model of these sizes and heads is for, unless one is given."""
+def _objective(family: Family, model: ModelConfig, path: Path, overrides: Sequence[str]) -> str:
+    """Return the objective that the architecture is for, or else the first one that a model of these sizes
+    and heads is for, unless one is given.
+    """
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "objective.kind":
             return value
+    if family.objective:
+        return family.objective
     offered = {getattr(model, "head", "")} & model.offers or model.offers
     for kind, objective in OBJECTIVES.items():
         if objective.needs <= offered and _learns(model, objective):
             return kind
     raise ValueError(f"{path}: no objective is known for model.kind={model.kind}")
+
+
+def _keys_of(objective: str, path: Path) -> dict[str, Any]:
+    """Return the keys of an objective: its kind, and of tags the names that config.json states."""
+    names = list(names_in(folder.read_config(path))) if objective == "tags" else []
+    return {"kind": objective} | ({"tags": names} if names else {})
 
 
 def _learns(model: ModelConfig, objective: type[ObjectiveConfig]) -> bool:

@@ -86,6 +86,7 @@ def _evaluate(args: argparse.Namespace, runtime: Runtime) -> int:
     text, whole = markdown(found), encode(document(found)) + "\n"
     if args.out:
         out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, whole.encode())
         write_atomically(out.with_suffix(".md"), text.encode())
     print(whole if args.json else text, end="", flush=True)

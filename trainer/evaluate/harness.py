@@ -25,6 +25,7 @@ from data.tokenizer import loading
 from trainer.evaluation.probes import make_scorer
 from trainer.models.config import HITS
 from trainer.trained.decoding import widest
+from trainer.trained.ends import ends_of
 from trainer.trained.on_ranks import TrainedRun
 from trainer.trained.sampling import generate_many
 from trainer.trained.weights import load_for_decoding, load_model
@@ -98,7 +99,9 @@ class GerminalLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return the text after each context, up to the first of the task's stop words."""
+        """Return the text after each context, up to the end of a message, as `germinal generate` ends it, or
+        the first of the task's stop words.
+        """
         found: dict[int, str] = {}
         order = sorted(range(len(requests)), key=lambda number: json.dumps(requests[number].args[1]))
         rows = self._trained.cfg.train.micro_batch
@@ -112,6 +115,7 @@ class GerminalLM(TemplateLM):
 
     def _continue(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
         """Continue texts as a task's `generation_kwargs` say."""
+        trained = self._trained
         asked: dict[str, Any] = dict(normalize_gen_kwargs(settings, LONGEST))
         most, stops = asked["max_gen_toks"], [stop for stop in asked["until"] if stop]
         if most >= self.max_length:
@@ -133,8 +137,8 @@ class GerminalLM(TemplateLM):
                 context=self.max_length,
                 temperature=asked["temperature"],
                 top_p=float(asked.get("top_p", 1.0)),
-                stop=[self.eot_token_id],
-                vocab=self._trained.texts.vocab,
+                stop=ends_of(trained.cfg, trained.run, trained.texts),
+                vocab=trained.texts.vocab,
                 ends=stopped,
             )
         )

@@ -154,6 +154,33 @@ def test_texts_are_continued_as_transformers_continues_them(trained: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_a_text_of_a_chat_model_ends_with_its_message(trained: Path, tmp_path: Path) -> None:
+    """The exported folder's generation_config.json says where; `until` of the task does not."""
+    from contextlib import ExitStack
+
+    from lm_eval.api.instance import Instance
+
+    from trainer.evaluate.harness import GerminalLM
+    from trainer.trained.on_ranks import open_run
+
+    export(trained / "run", tmp_path / "chat", step=None, dtype="fp32", shard_bytes=1 << 30)
+    says = tmp_path / "chat" / "generation_config.json"
+
+    def written() -> str:
+        with ExitStack() as stack:
+            opened = open_run(tmp_path / "chat", [], Runtime(0, 1, 0, torch.device("cpu")), stack)
+            asked = (QUESTIONS[0]["text"], TASKS[-1]["generation_kwargs"])
+            return GerminalLM(opened).generate_until([Instance("generate_until", {}, asked, 0)])[0]
+
+    whole = written()
+    with ExitStack() as stack:
+        texts = open_run(tmp_path / "chat", [], Runtime(0, 1, 0, torch.device("cpu")), stack).texts
+    end = texts.tokenizer.encode(whole, add_special_tokens=False).ids[2]
+    says.write_text(json.dumps(json.loads(says.read_text()) | {"eos_token_id": [texts.separator, end]}))
+    assert written() == whole.split(texts.tokenizer.decode([end]))[0] != whole
+
+
+@pytest.mark.slow
 def test_a_task_that_there_is_not_is_one_line(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

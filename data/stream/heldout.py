@@ -200,7 +200,8 @@ class HeldoutLoader:
         """Places [begin, end) of a document's separator, its ids and the separator that ends it, int64."""
         length = int(self._lengths[document])
         ids = np.full(min(end, length + 2) - begin, self.corpus.eos, dtype=np.int64)
-        inside = self._reader.ids(document, max(0, begin - 1), end - 1)
+        # Not beyond: of a document with marks, its marks follow.
+        inside = self._reader.ids(document, max(0, begin - 1), min(end - 1, length))
         at = int(begin == 0)
         ids[at : at + len(inside)] = inside
         return ids

@@ -27,7 +27,7 @@ LONGEST = 2048
 """Tokens that a model reads at once where data.seq_len is not given: memory grows with them."""
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
-_PACKING = {"classification": "one", "tags": "marked", "answers": "marked"}
+_PACKING = {"classification": "one", "tags": "marked", "answers": "marked", "instruction": "marked"}
 
 
 def is_folder(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainer.evaluate.labelled import Outputs, read_set
 from trainer.evaluation.answers import open_texts
 from trainer.evaluation.evaluate import Evaluator
 from trainer.evaluation.heldout import check_something_left, leave_damaged_out, make_loader
+from trainer.first_weights.labels import labels_at
 from trainer.models.pictures import HasClasses
 from trainer.objectives.build import build_objective
 from trainer.objectives.picture_config import ClassificationConfig
@@ -44,6 +45,7 @@ def open_set(trained: TrainedRun, name: str, path: str) -> HeldoutLoader:
         classes = len(heldout.corpus.manifest.classes)
         if wrong := replace(trained.context, classes=classes).wrong_classes(trained.cfg.objective):
             raise ValueError(f"held-out {name}={path}: {wrong}")
+        check_names(trained, name, heldout.corpus)
         return heldout
 
     heldout = trained.ranks.together(opened)
@@ -53,6 +55,24 @@ def open_set(trained: TrainedRun, name: str, path: str) -> HeldoutLoader:
                 print(f"held-out {name}: evaluated without {damage}", file=sys.stderr)
         check_something_left(heldout)
     return heldout
+
+
+def check_names(trained: TrainedRun, name: str, corpus: Corpus) -> None:
+    """ValueError where a number of a corpus's classes or tags is another one of the model's."""
+    objective = trained.cfg.objective
+    names: Sequence[str] = ()
+    if "classes" in objective.needs:
+        names = corpus.manifest.classes
+    elif objective.kind == "tags":
+        names = corpus.manifest.prepare.get("settings", {}).get("tag_name") or ()
+    own_names = labels_at(trained.checkpoint or trained.run)
+    for number, (own, other) in enumerate(zip(own_names, names, strict=False)):
+        if own != other:
+            raise ValueError(
+                f"held-out {name}={corpus.storage.path}: class {number} is {other!r}, and {own!r} in "
+                f"{trained.run}: prepare it in one command with the training corpus (--heldout-match), from "
+                "a table that states the classes in the model's order, or tags with --tag-name in that order"
+            )
 
 
 def _check_ids(trained: TrainedRun, name: str, corpus: Corpus) -> None:

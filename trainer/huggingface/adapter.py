@@ -101,6 +101,8 @@ def open_adapter(path: Path, model: ModelConfig) -> Adapter:
     for branch in peft_format.branches(mapped):
         if rank := _rank_of(branch, stored, path):
             kept[branch.ours] = Kept(branch, rank, settings.scale(branch.theirs, rank))
+            if not model.plan().block_of(f"{branch.ours}.weight"):
+                raise ValueError(f"{path / peft_format.WEIGHTS}: {peft_format.not_in_a_block(branch.theirs)}")
     whole = {one.ours: one for one in mapped if peft_format.PREFIX + one.theirs in stored}
     known = {name for one in kept.values() for name in (one.branch.their_a, one.branch.their_b)}
     if extra := sorted(stored.keys() - known - {peft_format.PREFIX + one.theirs for one in whole.values()}):

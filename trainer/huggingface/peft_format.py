@@ -165,11 +165,16 @@ def why_unknown(name: str) -> str:
     """Say what a tensor of PEFT's file is that belongs to no branch or layer of ours."""
     module = re.split(r"\.(?:base_layer|lora_[A-Za-z_]+)(?:\.|$)", name.removeprefix(PREFIX))[0]
     if ".base_layer." in name or ".lora_embedding_" in name:
-        return (
-            f"LoRA beside {module} is not supported: only linear layers in blocks have branches: train the "
-            "adapter without it (target_modules)"
-        )
+        return not_in_a_block(module)
     return f"{name} lies beside no layer of this model: an adapter for another base?"
+
+
+def not_in_a_block(module: str) -> str:
+    """Say why a branch beside their module is not read."""
+    return (
+        f"LoRA beside {module} is not supported: only linear layers in blocks have branches: train the "
+        "adapter without it (target_modules, exclude_modules)"
+    )
 
 
 def settings_for(

@@ -34,3 +34,11 @@ def test_marks_by_hand(tmp_path: Path) -> None:
     assert (
         not masked["marks"][0].any() and not masked["following_marks"][0].any() and masked["marks"][1].any()
     )
+
+
+def test_a_heldout_corpus_with_marks_is_read_as_text_too(tmp_path: Path) -> None:
+    """Where a model that predicts next tokens is evaluated on conversations: marks are no ids."""
+    make_corpus(tmp_path, [[1, 2, 3, 7, 0, 9], [4, 5, 6, 10, 11, 12, *[8] * 6]], marked=[3, 6])
+    (batch,) = HeldoutLoader(Heldout(str(tmp_path)), seq_len=4, rank=0, ranks=1, micro_batch=4)
+    assert batch.tensors["tokens"].tolist() == [[0, 1, 2, 3], [0, 4, 5, 6], [10, 11, 12, 0], [0] * 4]
+    assert batch.tensors["following"].tolist() == [[1, 2, 3, 0], [4, 5, 6, 10], [11, 12, 0, -1], [-1] * 4]

@@ -3,17 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from parallel.world.runtime import Runtime
+from trained_runs import make_trained_run
 from trainer.config import evaluating, of_folder
+from trainer.evaluate import sets
 from trainer.evaluate.command import main
 from trainer.evaluate.examination import Asked, examine
 from trainer.export.export import export
 from trainer.generate.text import continue_text
+from trainer.models.encoder.token_classes_config import TokenClassesConfig
+from trainer.objectives.marked.config import AnswersConfig, TagsConfig
 from whole_runs import failure, make_corpus
 
 QUESTION = {"context": "a token", "choices": [" reads", " splits the batch of", " x"], "answer": 1}
@@ -127,3 +132,44 @@ def test_what_a_folder_does_not_hold_is_one_line(
     (adapter / "adapter_config.json").write_text("{}")
     assert main([str(adapter), *sets]) == 2
     assert "an adapter without the model" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("objective", "names", "keys"), [
+    (AnswersConfig(), [], {"kind": "answers"}),
+    (TagsConfig(tags=["O", "B-X"]), ["O", "B-X"], {"kind": "tags", "tags": ["O", "B-X"]}),
+])  # fmt: skip
+def test_the_objective_is_that_of_the_folders_task(
+    tmp_path: Path, objective: Any, names: list[str], keys: dict[str, Any]
+) -> None:
+    sizes: dict[str, Any] = {"layers": 1, "hidden": 32, "heads": 4, "vocab": 300, "head_layer": "gelu"}
+    model = TokenClassesConfig(**sizes, classes=2)
+    made: dict[str, Any] = {"model": model, "objective": objective, "data": {"packing": "marked"}}
+    make_trained_run(tmp_path / "run", **made, classes=names)
+    export(tmp_path / "run", tmp_path / "out", step=None, dtype="fp32", shard_bytes=1 << 30)
+    cfg = of_folder.load(tmp_path / "out")
+    assert {key: getattr(cfg.objective, key) for key in keys} == keys and cfg.data.packing == "marked"
+    assert of_folder.load(tmp_path / "out", ["objective.kind=tags"]).objective.kind == "tags"
+
+
+@pytest.mark.parametrize(("objective", "own", "other"), [
+    ("classes", ["code", "legal", "manual"], ["code", "manual"]), ("tags", ["O", "B-X"], ["B-X", "O"]),
+])  # fmt: skip
+def test_a_set_whose_classes_have_other_numbers_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, objective: str, own: list[str], other: list[str]
+) -> None:
+    """Else the right class would be counted as another one."""
+    kind: Any = SimpleNamespace(kind=objective, needs={objective})
+    trained: Any = SimpleNamespace(cfg=SimpleNamespace(objective=kind), checkpoint=None, run=Path("model"))
+    monkeypatch.setattr(sets, "labels_at", lambda where: own)
+
+    def corpus(names: list[str]) -> Any:
+        manifest = SimpleNamespace(classes=tuple(names), prepare={"settings": {"tag_name": names}})
+        return SimpleNamespace(manifest=manifest, storage=SimpleNamespace(path="corpus"))
+
+    sets.check_names(trained, "set", corpus(own))
+    sets.check_names(trained, "set", corpus(own[:1]))
+    number = next(n for n, name in enumerate(other) if name != own[n])
+    with pytest.raises(
+        ValueError, match=f"class {number} is {other[number]!r}, and {own[number]!r} in model"
+    ):
+        sets.check_names(trained, "set", corpus(other))

@@ -189,6 +189,21 @@ def test_another_arithmetic_is_refused_by_its_key(
     assert message in str(error.value) and "\n" not in str(error.value), str(error.value)
 
 
+@pytest.mark.parametrize("exclude", [None, ["pooler.dense"]])
+def test_berts_pooler_is_named_where_it_has_a_branch(
+    exclude: list[str] | None, corpus: Path, bases: Path, tmp_path: Path
+) -> None:
+    """PEFT's `all-linear` means it, too; the key `finetune.targets`, which nobody gave, is not named."""
+    keys = {"target_modules": "all-linear", "exclude_modules": exclude, "task_type": "SEQ_CLS"}
+    adapted(bases, "bert", **keys).save_pretrained(tmp_path / "adapter")
+    path = config(tmp_path, corpus, bases, "bert", adapter=str(tmp_path / "adapter"))
+    if exclude:
+        assert train_here(path)
+        return
+    with pytest.raises(ValueError, match=r"LoRA beside bert\.pooler\.dense is not supported"):
+        train_here(path)
+
+
 def test_a_head_that_was_trained_here_is_loaded_by_peft(corpus: Path, bases: Path, tmp_path: Path) -> None:
     import transformers
     from peft import PeftModel

@@ -101,7 +101,7 @@ def post(board: FolderBoard, rank: int, part: Part) -> int:
     """What `Attempt.publish` does; return the bytes."""
     written = 0
     for share in part.shares:
-        if board.missing([f"table-{share.digest}"]) and board.claim(f"table-{share.digest}"):
+        if not board.has(f"table-{share.digest}") and board.claim(f"table-{share.digest}"):
             table = encode_table(share.table)
             board.post(f"table-{share.digest}", table)
             written += len(table)

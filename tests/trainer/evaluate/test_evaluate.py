@@ -126,11 +126,11 @@ def test_the_command_prints_one_json_document_and_writes_it(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(trained / "run")
-    assert main([run, "--json", "--step=3", f"--out={tmp_path / 'found.json'}"]) == 0
+    assert main([run, "--json", "--step=3", f"--out={tmp_path / 'new' / 'found.json'}"]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert found == json.loads((tmp_path / "found.json").read_text())
+    assert found == json.loads((tmp_path / "new" / "found.json").read_text())
     assert found["runs"][0]["step"] == 3
-    assert "| made_up" in (tmp_path / "found.md").read_text()
+    assert "| made_up" in (tmp_path / "new" / "found.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_a_run_does_not_do_is_one_line(
         (["RUN", "--limit", "2"], "--limit 2: there is no --tasks for it"),
         (["RUN", "--shots-from", "RUN/config.yaml"], "there is no --choices for it"),
         (["RUN", "--shots-from=RUN/config.yaml", "--choices=RUN/config.yaml"], "needs --shots K"),
-        (["RUN", "--out", "RUN/nowhere/found.json"], "the folder"),
+        (["RUN", "--out", "RUN/config.yaml/x/found.json"], "config.yaml is no folder"),
         (["RUN", "parallel.tp=2"], "this is 1 process"),
         (["RUN", "train.steps=x"], "train.steps"),
         (["train.steps=1"], "which run?"),

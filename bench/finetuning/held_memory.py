@@ -13,6 +13,7 @@ from parallel.world.runtime import Runtime
 from stock_side import GatedTrainer, stock_model, training_rows
 from tensor_memory import live_bytes
 from trainer.config import checks, reading
+from trainer.ranks import Ranks
 from trainer.start.engine import make_engine
 from trainer.start.opening import objective_context, open_stream
 from tuned_tasks import Setting, write
@@ -30,7 +31,7 @@ def measure(setting: Setting) -> dict[str, float]:
 def _ours(setting: Setting) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         cfg = reading.load(write(setting, Path(folder)))
-    stream = open_stream(cfg)
+    stream = open_stream(cfg, Ranks())
     loader = Loader(stream, rank=0, ranks=1, global_batch=setting.batch, micro_batch=setting.batch)
     batches = [next(loader) for _ in range(2)]
     loader.close()

@@ -118,13 +118,13 @@ def main() -> None:
     parser.add_argument("--datatrove", help="a Python that has datatrove")
     parser.add_argument("--megabytes", type=float, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="the others' figures are kept")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         in_child(*args.child)
         return
-    report: dict[str, Any] = {"machine": f"CPU, {os.cpu_count()} cores", "rounds": args.rounds}
-    report |= {"megabytes": args.megabytes, "cases": {}}
+    report = json.loads(RESULTS.read_bytes()) if RESULTS.exists() else {"cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         tokenizer, sources = str(base / "tokenizer.json"), base / "sources"
@@ -137,7 +137,7 @@ def main() -> None:
         for file in files:
             file.close()
         theirs = str(Path(__file__).with_name("datatrove_steps.py"))
-        for case in CASES:
+        for case in args.cases:
             seen: dict[str, list[list[float]]] = {"prepare": [], "datatrove": []}
             for turn in range(args.rounds):
                 for name in sorted(seen, reverse=bool(turn % 2)):
@@ -150,6 +150,9 @@ def main() -> None:
                     seen[name].append(numbers(command))
             pairs = list(zip(seen["prepare"], seen["datatrove"]))
             report["cases"][case] = {
+                "machine": f"CPU, {os.cpu_count()} cores",
+                "rounds": args.rounds,
+                "megabytes": args.megabytes,
                 "documents": int(pairs[0][0][2]),
                 "documents_left": {name: int(runs[0][3]) for name, runs in seen.items()},
                 "documents_per_cpu_second": {

@@ -1,10 +1,10 @@
-"""Memory of `prepare` by process at two sizes, one with 100 times the documents: neither may grow with them.
+"""Memory of `prepare` by process at three sizes, up to 100 times the documents: it may not grow with them.
 
     python bench/preparing/held_documents.py
 
-"prepare" is a whole `prepare --deduplicate near` of short rows, 300 and 30,000, in units of 16 KiB;
-"search" the search for near duplicates alone, among 10,000 and 1,000,000 documents with signatures that are
-made up, of which a fifth are near copies of earlier ones. Both with two processes on this machine. The
+"prepare" is a whole `prepare --deduplicate near` of short rows, 300, 3,000 and 30,000, in units of 16 KiB;
+"search" the search for near duplicates alone, among 10,000, 100,000 and 1,000,000 documents with signatures
+that are made up, of which a fifth are near copies of earlier ones. Both with two processes. The
 command's own process and the largest worker are shown: the most anonymous memory that either had, sampled 50
 times a second, and what the command's process has grown by from the first sample, imports and the data card's
 pictures included. Writes bench/results/preparing/held_documents.json.
@@ -34,7 +34,7 @@ from data.prepare.recipe import Recipe
 from data.prepare.units import Unit
 
 RESULTS = Path(__file__).parents[1] / "results" / "preparing" / "held_documents.json"
-SIZES = {"search": (10_000, 1_000_000), "prepare": (300, 30_000)}
+SIZES = {"search": (10_000, 100_000, 1_000_000), "prepare": (300, 3_000, 30_000)}
 _UNIT_DOCUMENTS = 16_384
 _SAMPLE_SECONDS = 0.02
 

@@ -159,7 +159,12 @@ class _Segments:
         """Tokenise all waiting documents, then write them all: document by document, each of the two would
         evict the other's data from the processor's cache.
         """
-        rows = [self._rows_of(document) for _, _, document, _ in self.waiting]
+        plain = [waiting[2].text for waiting in self.waiting if _is_one_text(waiting[2])]
+        ids = iter(self.encoder.each(plain))
+        rows = [
+            [Row(next(ids), document.origin)] if _is_one_text(document) else self._rows_of(document)
+            for _, _, document, _ in self.waiting
+        ]
         self._check_round_trip([row[0].ids for row in rows])
         for parts, (side, ordinal, document, text_bytes) in zip(rows, self.waiting):
             if side not in self.writers:
@@ -239,6 +244,12 @@ class _Segments:
         if following >= 0:
             write_json(self._path("json"), record)
         self.records.append(record)
+
+
+def _is_one_text(document: Document) -> bool:
+    """Is a single text all that becomes ids of the document?"""
+    given = document.ids is not None or document.marks is not None or document.second is not None
+    return not given and not (document.media and not document.text)
 
 
 def text_bytes_of(document: Document, encode: Encoder) -> int:

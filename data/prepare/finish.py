@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,24 +46,21 @@ def finish(
 
     Raises NothingLeft where a side has no document, before any shard is moved.
     """
-    records = [json.loads(preparation.record(unit, "units").read_text()) for unit in units]
-    segments = [segment for record in records for segment in record["segments"]]
     tally = tally_of(preparation, units)
-    for segment in segments:
+    sides: dict[str, list[_Shard]] = {side: [] for side in ((HELDOUT, TRAIN) if split else (TRAIN,))}
+    profiles = {side: Profile() for side in sides}
+    numbers: dict[str, int] = {}
+    # One record at a time: all that stays of each is an entry of the manifest.
+    for segment in _segments(preparation, units):
         tally.merge(segment["tally"])
+        _add_class_numbers(numbers, segment)
+        for side, shards in sides.items():
+            profiles[side].merge(segment["profiles"][side])
+            if side in segment["shards"]:
+                shards.append(_Shard(ShardEntry(**segment["shards"][side]), _columns_of(segment, side)))
     number_lines_by_file(tally, units)
-    sides = {
-        side: [
-            _Shard(ShardEntry(**segment["shards"][side]), _columns_of(segment, side))
-            for segment in segments
-            if side in segment["shards"]
-        ]
-        for side in ((HELDOUT, TRAIN) if split else (TRAIN,))
-    }
     # Of both sides together, so that a label means the same class on each.
-    further = merged(
-        (shard.further for shards in sides.values() for shard in shards), _class_numbers(segments)
-    )
+    further = merged((shard.further for shards in sides.values() for shard in shards), numbers)
     for side, shards in sides.items():
         if not shards:
             raise NothingLeft(_nothing_left(side, tally, preparation.recipe.text_field))
@@ -71,10 +68,8 @@ def finish(
     manifests: dict[Path, Manifest] = {}
     for side, shards in sides.items():
         folder = out / side if split else out
-        profile = Profile()
-        for segment in segments:
-            profile.merge(segment["profiles"][side])
-        about = {"settings": settings, "side": side, **tally.as_dict(), "profile": profile.as_dict()}
+        about = {"settings": settings, "side": side, **tally.as_dict()}
+        about["profile"] = profiles[side].as_dict()
         folder.mkdir(exist_ok=True)
         write_durably(folder / tokenizer.file, preparation.tokenizer.read_bytes())
         for name, content in folders.files_beside(Path(str(settings["tokenizer"]))).items():
@@ -132,17 +127,20 @@ def _columns_of(segment: Mapping[str, Any], side: str) -> Columns:
     return Columns(**{name: tuple(values) for name, values in recorded.items()})
 
 
-def _class_numbers(segments: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Every class of the corpus, and the number that the sources give to it: −1 where they give none, or
+def _segments(preparation: Preparation, units: list[Unit]) -> Iterator[dict[str, Any]]:
+    """The records of all segments, in the order of the corpus."""
+    for unit in units:
+        yield from json.loads(preparation.record(unit, "units").read_bytes())["segments"]
+
+
+def _add_class_numbers(numbers: dict[str, int], segment: Mapping[str, Any]) -> None:
+    """Add a segment's classes, and the number that the sources give to each: −1 where they give none, or
     different ones.
     """
-    numbers: dict[str, int] = {}
-    for segment in segments:
-        for classes in segment["classes"].values():
-            for name, number in classes.items():
-                if numbers.setdefault(name, number) != number:
-                    numbers[name] = -1
-    return numbers
+    for classes in segment["classes"].values():
+        for name, number in classes.items():
+            if numbers.setdefault(name, number) != number:
+                numbers[name] = -1
 
 
 def _place(

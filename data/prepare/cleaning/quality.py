@@ -55,13 +55,24 @@ def gopher_quality(text: str) -> str:
     lines = text.splitlines()
     if sum(line.lstrip().startswith(BULLETS) for line in lines) > 0.9 * len(lines):
         return "bullets"
-    if sum(line.rstrip().endswith(ELLIPSES) for line in lines) > 0.3 * len(lines):
+    if ellipses and sum(line.rstrip().endswith(ELLIPSES) for line in lines) > 0.3 * len(lines):
         return "ellipses"
-    if sum(any(character.isalpha() for character in word) for word in words) < 0.8 * len(words):
+    with_letters = sum(1 for word in words if word[0].isalpha() or any(map(str.isalpha, word)))
+    if with_letters < 0.8 * len(words):
         return "words_without_letters"
-    if len(STOP_WORDS.intersection(word.strip(".,;:!?\"'()").lower() for word in words)) < 2:
-        return "stop_words"
-    return ""
+    return "" if _has_stop_words(words, 2) else "stop_words"
+
+
+def _has_stop_words(words: Sequence[str], least: int) -> bool:
+    """Has the text so many different stop words? Most texts have them among their first words."""
+    found: set[str] = set()
+    for word in words:
+        bare = word.strip(".,;:!?\"'()").lower()
+        if bare in STOP_WORDS:
+            found.add(bare)
+            if len(found) == least:
+                return True
+    return False
 
 
 def gopher_repetition(text: str) -> str:

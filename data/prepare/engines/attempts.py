@@ -1,5 +1,6 @@
 """One attempt at a task, wherever it runs."""
 
+import os
 from typing import Any
 
 from common.retry import attempts
@@ -7,6 +8,13 @@ from data.prepare.units import Advance, Task, TaskFunction
 
 # For a task whose server fails: pauses of 1, 5 and 25 s.
 ATTEMPTS, PAUSE_SECONDS, PAUSE_FACTOR = 4, 1.0, 5.0
+
+
+def keep_to_one_thread() -> None:
+    """Keep this process, one of many that work at a time, from starting a thread of the tokenizer's library
+    for each core. Before the library's first use.
+    """
+    os.putenv("RAYON_NUM_THREADS", "1")
 
 
 def with_retries(function: TaskFunction, preparation: Any, task: Task, advance: Advance) -> None:

@@ -3,22 +3,23 @@
 No worker outlives the call or a parent that is killed.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_connections
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from data.prepare.engines.attempts import with_retries
+from data.prepare.engines.attempts import keep_to_one_thread, with_retries
 from data.prepare.units import Advance, Task, TaskFunction
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _WAITING_PER_WORKER = 0.2, 4
 # In a worker: shared with the parent, set by `_begin`.
 _done_bytes: Any = None
 _stop: Any = None
@@ -49,10 +50,15 @@ def run_tasks(
     done_bytes, stop = context.Value("q", 0), context.Value("b", 0)
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _begin, (done_bytes, stop))
     try:
-        futures = {pool.submit(_call, function, preparation, task) for task in tasks}
-        reported = 0
-        while futures:
-            finished, futures = wait(futures, _POLL_SECONDS, FIRST_EXCEPTION)
+        # Few at a time: each wait looks at all that are handed out.
+        left, futures = iter(tasks), set[Future[None]]()
+        reported, most = 0, _WAITING_PER_WORKER * workers
+        while True:
+            for task in itertools.islice(left, most - len(futures)):
+                futures.add(pool.submit(_call, function, preparation, task))
+            if not futures:
+                break
+            finished, futures = wait(futures, _POLL_SECONDS, FIRST_COMPLETED)
             for future in finished:
                 future.result()
             advance(done_bytes.value - reported)
@@ -85,6 +91,7 @@ def warm_up(workers: int) -> None:
 def _begin(done_bytes: Any, stop: Any) -> None:
     global _done_bytes, _stop
     _done_bytes, _stop = done_bytes, stop
+    keep_to_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and stops the workers
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.prepare.engines import same_everywhere
-from data.prepare.engines.attempts import with_retries
+from data.prepare.engines.attempts import keep_to_one_thread, with_retries
 from data.prepare.units import Advance, Run, Task, TaskFunction
 
 # How often a task may lose its process or its node before the command ends.
@@ -122,6 +122,7 @@ def _task(common: Any, task: Task) -> None:
     """One attempt at a task, in a process of Ray's."""
     mark, function, preparation = common
     same_everywhere.check(mark)
+    keep_to_one_thread()
     with_retries(function, preparation, task, lambda size_bytes: None)
 
 

@@ -144,12 +144,15 @@ def test_damage_in_held_out_is_left_out_under_quarantine(tmp_path: Path) -> None
     assert len(evals) == 2 and evals[0]["made_up"]["bits_per_byte"] > 1
 
 
-def test_every_checkpoint_damaged_starts_anew_and_says_so(corpus: Path, tmp_path: Path) -> None:
+def test_every_checkpoint_damaged_ends_the_start_and_loses_no_line_of_the_record(
+    corpus: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, corpus, train__steps=4, checkpoint__every=0)
     train(config)
     state = newest(tmp_path / "run") / "state.json"
     data = bytearray(state.read_bytes())
     data[10] ^= 1
     state.write_bytes(data)
-    train(config)
-    assert "started anew" in events(tmp_path / "run", "fault")[0]["reason"]
+    before = records(tmp_path / "run/metrics.jsonl")
+    refused(FAILED, "no checkpoint of this run verifies", "state.json", command=("train", config))
+    assert records(tmp_path / "run/metrics.jsonl") == before

@@ -10,7 +10,6 @@ from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.loading import load_and_prove, share_of
 from trainer.checkpoint.manifest import DamagedError, Manifest
-from trainer.checkpoint.newest import damage
 from trainer.checkpoint.saving.retention import Retention
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.folder.fence import Guard, unfenced
@@ -39,24 +38,20 @@ def resume(
     """Load the newest checkpoint under `root` that verifies into the engine; return its state, or None where
     there is none. Collective.
 
-    Bytes are proven while they are loaded, in one pass, wherever there is an older checkpoint to load where
-    they are not what was written. The only one is proven first, unless it is known to have verified before.
-
-    A checkpoint that does not verify is passed over with an event, and set aside under another name so that
-    its step can be saved anew.
+    Bytes are proven while they are loaded, in one pass. A checkpoint that does not verify is passed over with
+    an event, and set aside under another name so that its step can be saved anew.
 
     identity, events, layout, ranks, guard: as of `Checkpointer`.
     logs: by name; rank 0's then begin with the lines that the checkpoint noted.
     retention: rank 0's knows what has verified, and remembers that the loaded one did.
 
-    RuntimeError where the run's checkpoints are gone, the corpus changed or a tensor does not fit; ValueError
+    RuntimeError where the run's checkpoints are gone or none verifies (all is left as it is: to begin anew
+    would erase the run's record), the corpus changed or a tensor does not fit; ValueError
     where the config describes another run (model, seed).
     """
     step, document, rejected = _newest(root, engine, identity, ranks, retention)
     if step is None:
-        if not rejected:
-            ranks.on_rank_zero(lambda: check_never_saved(root))
-        ranks.on_rank_zero(lambda: _set_aside(root, rejected, 0, events, guard))
+        ranks.on_rank_zero(lambda: check_never_saved(root))
         return None
     lost = ranks.on_rank_zero(lambda: differences(document.get("logs", {}), logs, step))
     ranks.on_rank_zero(lambda: _set_aside(root, rejected, step, events, guard))
@@ -143,42 +138,25 @@ def _newest(
     """
     steps = ranks.on_rank_zero(lambda: folders.steps(root))
     rejected: list[tuple[int, str]] = []
-    untouched = True
     for step in steps:
         at = folders.step_folder(root, step)
-        known, stamp = ranks.on_rank_zero(partial(_known, retention, step))
-        proves = step != steps[-1] or known or not untouched
-        if not proves and (reason := damage(at, ranks)):
-            rejected.append((step, reason))
-            continue
+        stamp = ranks.on_rank_zero(partial(retention.stamp, step)) if retention else ""
         try:
-            document = load_state(at, engine, identity, ranks, proves=proves)
+            document = load_state(at, engine, identity, ranks, proves=True)
         except DamagedError as error:
             rejected.append((step, str(error)))
-            untouched = untouched and not isinstance(error, HalfLoadedError)
             continue
         if retention is not None and ranks.rank == 0:
             retention.note(step, stamp)
         return step, document, rejected
-    if not untouched:
+    if rejected:
         raise on_every_rank(
             RuntimeError(
-                f"no checkpoint of this run verifies: {rejected[0][1]}: restore one, or move {root} away to "
-                "begin the run anew"
+                f"no checkpoint of this run verifies: {rejected[0][1]}: restore one, or for a new run give "
+                f"another name or move {root.parent} away"
             )
         )
-    return None, {}, rejected
-
-
-def _known(retention: Retention | None, step: int) -> tuple[bool, str]:
-    """Whether a checkpoint has verified before, and its stamp now."""
-    if retention is None:
-        return False, ""
-    return retention.is_verified(step), retention.stamp(step)
-
-
-class HalfLoadedError(DamagedError):
-    """A checkpoint was found damaged when the engine had taken a part of it."""
+    return None, {}, []
 
 
 def load_state(
@@ -197,13 +175,10 @@ def load_state(
         names = ranks.gather(sorted({chunk.name for chunk in chunks}))
         ranks.together(lambda: check_no_extra(at, manifest, (name for each in names for name in each)))
     share = share_of(manifest, ranks.rank, ranks.world)
-    try:
-        if proves:
-            _on_no_damage(ranks, lambda: load_and_prove(at, chunks, manifest, share))
-        else:
-            _on_no_damage(ranks, lambda: load(at, chunks, manifest))
-    except DamagedError as error:
-        raise HalfLoadedError(str(error)) from error
+    if proves:
+        _on_no_damage(ranks, lambda: load_and_prove(at, chunks, manifest, share))
+    else:
+        _on_no_damage(ranks, lambda: load(at, chunks, manifest))
     engine.load(document["scalars"])
     return document
 
@@ -240,6 +215,5 @@ def _set_aside(
     for bad, reason in rejected:
         guard()
         at = folders.step_folder(root, bad)
-        what = f"went on from step {step}" if step else "none older verifies: started anew"
-        events.event("fault", bad, f"{reason}; {what}", set_aside=folders.aside(at).name)
+        events.event("fault", bad, f"{reason}; went on from step {step}", set_aside=folders.aside(at).name)
         folders.set_aside(at)

@@ -132,14 +132,6 @@ def test_every_byte_of_a_file_counts_while_it_is_loaded(tmp_path: Path) -> None:
             loading.load_and_prove(folder, chunks, manifest, [path.name])
 
 
-def test_the_only_checkpoint_is_proven_before_it_is_loaded_or_known_to_have_verified(
-    tmp_path: Path,
-) -> None:
-    saved(tmp_path, 1, (1,))
-    flip(tensors_of(tmp_path, 1))
-    assert resumed(tmp_path, 1) == [(None, 5.0)], "what does not verify is never loaded"
-
-
 def test_where_loading_spoilt_the_engine_and_no_older_one_verifies_the_start_ends(tmp_path: Path) -> None:
     """It is not trained on: the ranks end, with what is wrong, and everything stays as it is."""
     saved(tmp_path, 2, (1, 2))

@@ -148,13 +148,17 @@ def test_a_damaged_checkpoint_is_passed_over_set_aside_and_saved_anew(tmp_path: 
     assert make(tmp_path).resume(FakeEngine()) == TrainState(3, 24, 192)
 
 
-def test_where_nothing_verifies_the_run_starts_anew_and_says_so(tmp_path: Path) -> None:
-    save(make(tmp_path), FakeEngine(), 1)
-    flip(tensors_of(tmp_path, 1))
-    engine = FakeEngine(value=5)
-    assert make(tmp_path).resume(engine) is None
-    assert engine.sharded["model.w"].eq(5).all(), "what does not verify is never loaded"
-    assert "none older verifies: started anew" in events(tmp_path, "fault")[0]["reason"]
+@pytest.mark.parametrize("steps", [(1,), (1, 2)])
+@pytest.mark.parametrize("name", ["MANIFEST.json", "state.json", "rank-00000.safetensors"])
+def test_where_nothing_verifies_the_start_ends_and_leaves_all_in_place(
+    tmp_path: Path, steps: tuple[int, ...], name: str
+) -> None:
+    for step in steps:
+        save(make(tmp_path), FakeEngine(), step)
+        flip(tensors_of(tmp_path, step).with_name(name))
+    with pytest.raises(RuntimeError, match=rf"no checkpoint of this run verifies: .*{name}: damaged"):
+        make(tmp_path).resume(FakeEngine())
+    assert folders.steps(tmp_path / "checkpoints") == sorted(steps, reverse=True)
 
 
 def test_ranks_share_the_verification_and_its_verdict(tmp_path: Path) -> None:

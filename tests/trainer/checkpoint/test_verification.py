@@ -1,5 +1,6 @@
 """Committed checkpoints are read again by all ranks: shared, remembered, and never in the way of a save."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_damage_that_another_rank_finds_is_told_and_not_counted(
     assert folders.steps(tmp_path / "checkpoints") == [4, 3, 2]
     (told,) = events(tmp_path, "fault")
     assert told["step"] == 3 and "not counted among the 2 to keep" in told["reason"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_file_server_that_is_away_says_nothing_about_a_checkpoint(
+    tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever rank asked: the checkpoint is verified at a later save, and counts."""
+    check, away = folders.check_file, [f"rank-{rank:05d}.safetensors"]
+
+    def answered(at: Path, name: str, entry: Any) -> None:
+        if at.name == "step-000000003" and name in away:
+            away.remove(name)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        check(at, name, entry)
+
+    monkeypatch.setattr(folders, "check_file", answered)
+    train(tmp_path, 2, range(1, 5), keep=2)
+    assert not away and not events(tmp_path, "fault")
+    assert folders.steps(tmp_path / "checkpoints") == [4, 3]
+    known = orjson.loads((tmp_path / "checkpoints" / RECORD).read_bytes())["verified"]
+    assert {"3", "4"} <= known.keys()
 
 
 @pytest.mark.parametrize("change", ["files", "record", "keys", "unreadable"])

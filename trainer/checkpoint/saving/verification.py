@@ -2,11 +2,11 @@
 
 All ranks share the reading, in a thread of each, and no rank reads what it wrote itself where there is
 another. Rank 0 names the steps with its verdict on a save; the results come back as notes. No save and no
-step waits for
-them: while they are under way, the next save asks for no more.
+step waits for them: while they are under way, the next save asks for no more.
 """
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +21,9 @@ from trainer.checkpoint.saving.attempt import POLL_SECONDS, longest_pause
 from trainer.checkpoint.saving.board import Board, post_again
 from trainer.checkpoint.saving.retention import Retention
 from trainer.ranks import one_line
+
+# What a file server that is away says of a file: nothing about its bytes.
+_SAYS_NOTHING = (errno.ESTALE, errno.ETIMEDOUT)
 
 
 class Verification:
@@ -89,7 +92,8 @@ class Verification:
             if whole is None:
                 return
             for step, reason in whole.items():
-                self._retention.note(step, stamps[step], reason)
+                if reason is not None:
+                    self._retention.note(step, stamps[step], reason)
             # Of several ranks, the next save asks for the rest.
             steps = self._unverified() if self._world == 1 and any(whole.values()) else []
         if self._rank == 0 and deletes:
@@ -110,8 +114,10 @@ class Verification:
         except OSError:
             return ""
 
-    def _damage(self, step: int) -> str:
-        """What is wrong with this rank's share of a checkpoint; "" where nothing is."""
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with this rank's share of a checkpoint; "" where nothing is, None where the file server
+        did not say: a later save asks again.
+        """
         at = folders.step_folder(self._root, step)
         try:
             manifest = folders.manifest_of(at)
@@ -120,11 +126,14 @@ class Verification:
                 for _ in pool.map(lambda name: folders.check_file(at, name, manifest.files[name]), mine):
                     pass
         except Exception as error:  # whatever it is, rank 0 waits for this rank's word
-            return one_line(error)
+            unknown = isinstance(error, OSError) and error.errno in _SAYS_NOTHING
+            return None if unknown else one_line(error)
         return ""
 
-    def _gathered(self, save: str, own: dict[int, str]) -> dict[int, str] | None:
-        """Rank 0: step → what is wrong with it, by all ranks; None where a rank does not say."""
+    def _gathered(self, save: str, own: dict[int, str | None]) -> dict[int, str | None] | None:
+        """Rank 0: step → what is wrong with it, by all ranks, as `_damage` has it; None where a rank does not
+        answer.
+        """
         keys = [_key(save, rank) for rank in range(1, self._world)]
         deadline, pause = time.monotonic() + self._patience_seconds, POLL_SECONDS[0]
         try:
@@ -137,11 +146,16 @@ class Verification:
                 if not (note := self._board.read(key)):  # gone, or empty: that is no word that all is well
                     return None
                 said = orjson.loads(note)
-                own = {step: reason or said[str(step)] for step, reason in own.items()}
+                own = {step: _of_both(reason, said[str(step)]) for step, reason in own.items()}
             self._board.drop(keys)
         except (OSError, RuntimeError):
             return None
         return own
+
+
+def _of_both(one: str | None, other: str | None) -> str | None:
+    """Damage that one of two ranks found is damage; else it is unknown where one of them does not know."""
+    return one or other or (None if None in (one, other) else "")
 
 
 def _key(save: str, rank: int) -> str:

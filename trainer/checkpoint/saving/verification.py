@@ -115,8 +115,8 @@ class Verification:
             return ""
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with this rank's share of a checkpoint; "" where nothing is, None where the file server
-        did not say: a later save asks again.
+        """What is wrong with this rank's share of a checkpoint; "" where nothing is, None where the file
+        server did not say: a later save asks again.
         """
         at = folders.step_folder(self._root, step)
         try:

@@ -26,11 +26,11 @@ NODES = "nodes"
 
 def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     """Measure; return the exit code. A signal ends the process at once: there is nothing to save."""
-    at_once = at_once or LeaveAtOnce("the end").begin()
     if arguments not in ([LOCAL], [NODES]):
         return complain("usage: python -m trainer.process.entry trainer.doctor.command local|nodes", WRONG)
     try:
-        at_once.listen()
+        if at_once:
+            at_once.listen()
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
@@ -85,4 +85,4 @@ def _matmul(runtime: runtimes.Runtime) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], LeaveAtOnce("the end").begin()))

@@ -40,14 +40,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
-    """Examine each run; rank 0 prints what was found. Return the exit code."""
+    """Examine each run; rank 0 prints what was found. Return the exit code.
+
+    `at_once` ends the process at a signal, in a thread: it may wait for another rank inside torch. Without it
+    the signals stay the caller's.
+    """
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.command")
     add_options(parser)
     parser.add_argument("words", nargs="+")
     args = parser.parse_intermixed_args(arguments)
-    at_once = at_once or LeaveAtOnce("the end", lost="").begin()
     try:
-        at_once.listen()
+        if at_once:
+            at_once.listen()
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
@@ -94,4 +98,4 @@ def _evaluate(args: argparse.Namespace, runtime: Runtime) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], LeaveAtOnce("the end", lost="").begin()))

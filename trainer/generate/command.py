@@ -48,7 +48,8 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
             runtime = None
             if args.ranks:
                 # A signal ends the rank at once: it may wait for another one inside torch.
-                (at_once or LeaveAtOnce("the end", lost="").begin()).listen()
+                if at_once:
+                    at_once.listen()
                 runtime = runtimes.start()
                 stack.callback(runtime.stop)
             trained = open_writer(args.run, step=args.step, overrides=args.overrides, runtime=runtime)
@@ -103,4 +104,4 @@ def check(*, prompt: str, max_tokens: int, temperature: float, top_p: float, see
 if __name__ == "__main__":
     # A terminal's encoding may lack characters that a model writes.
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], LeaveAtOnce("the end", lost="").begin()))

@@ -45,11 +45,12 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args(arguments)
-    at_once = at_once or LeaveAtOnce("the end", lost="").begin()
-    at_once.would_lose(": fine-tunings that are done are kept; the same command goes on")
+    if at_once:
+        at_once.would_lose(": fine-tunings that are done are kept; the same command goes on")
     try:
         transfer = transferring.load(args.config, args.overrides)
-        at_once.listen()
+        if at_once:
+            at_once.listen()
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
@@ -111,4 +112,4 @@ def share(transfer: Transfer, runtime: Runtime, part: str, worker: int, workers:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], LeaveAtOnce("the end", lost="").begin()))

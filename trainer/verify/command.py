@@ -28,7 +28,6 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     `at_once`: a signal ends the process at once for as long as the command runs, since there is nothing to
     save.
     """
-    at_once = at_once or LeaveAtOnce("the end", lost="").begin()
     parser = argparse.ArgumentParser(prog="python -m trainer.verify.command")
     parser.add_argument("part", choices=("record", "compare"))
     parser.add_argument("reference", type=Path)
@@ -40,7 +39,8 @@ def main(arguments: list[str], at_once: LeaveAtOnce | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         cfg = reading.load(args.config, args.overrides)
-        at_once.listen()
+        if at_once:
+            at_once.listen()
         runtime = runtimes.start(timeout=timedelta(seconds=cfg.parallel.timeout_seconds))
     except ValueError as error:
         return complain(error, WRONG)
@@ -72,4 +72,4 @@ def _show(report: dict[str, Any], *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], LeaveAtOnce("the end", lost="").begin()))

@@ -4,8 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
-# Ranks of one test fill the cores by themselves. The others are a process that waits about half of its time: three at a time; a file's
-# stay together, for what they share.
+# Ranks of one test fill the cores by themselves. The others are a process that waits about half of its time: three at a
+# time; a file's stay together, for what they share.
 RANKS := tests/equivalence tests/parallel
 WORKERS ?= 3
 OTHERS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(RANKS))

@@ -35,7 +35,6 @@ def write_topics(file: Path) -> None:
     file.write_text("".join(rows))
 
 
-@pytest.mark.slow
 def test_pretraining_pays_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_topics(Path("topics.jsonl"))

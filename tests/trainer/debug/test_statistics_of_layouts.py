@@ -48,10 +48,7 @@ def wrong(a: Moments, b: Moments) -> list[str]:
     [
         ("parallel.tp=2", "parallel.pp=2"),
         pytest.param(
-            "parallel.dp_shard=2",
-            "parallel.cp=2",
-            "parallel.zero=3",
-            "parallel.recompute=full",
+            ("parallel.dp_shard=2", "parallel.cp=2", "parallel.zero=3", "parallel.recompute=full"),
             marks=pytest.mark.slow,
         ),
     ],

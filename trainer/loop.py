@@ -95,7 +95,7 @@ def train(
             decision = after_evaluation(decision, best, state, cfg) if evaluate() else SAVE_AND_STOP
         if decision.save:
             checkpointer.keep_best(best.step if cfg.finetune.keep_best else 0)
-            checkpointer.save(state, engine)
+            checkpointer.save(state, engine, is_last=decision.then is Then.DONE)
         if decision.then is not Then.GO_ON:
             if decision.then is Then.DONE and state.step < steps:
                 meter.ended_early(state, decision.why)

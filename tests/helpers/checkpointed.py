@@ -94,9 +94,9 @@ def make(
     return Checkpointer(run_dir, **{**settings, "events": events, "ranks": ranks, **options})
 
 
-def save(checkpointer: Checkpointer, engine: FakeEngine, step: int) -> None:
+def save(checkpointer: Checkpointer, engine: FakeEngine, step: int, **options: Any) -> None:
     engine.set(step)
-    checkpointer.save(TrainState(step, 8 * step, 64 * step), engine)
+    checkpointer.save(TrainState(step, 8 * step, 64 * step), engine, **options)
     if not checkpointer.asynchronous:
         checkpointer.settle()
 

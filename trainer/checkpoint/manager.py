@@ -125,9 +125,11 @@ class Checkpointer:
         """From here on, keep the checkpoint of `step` as the best; 0: none is."""
         self.retention.best = step
 
-    def save(self, state: TrainState, engine: Engine, *, reason: str = "") -> None:
+    def save(self, state: TrainState, engine: Engine, *, reason: str = "", is_last: bool = False) -> None:
         """Save `state.step`: in the background where saving is asynchronous, else until it is committed.
         State on a disk is streamed from there without a copy in memory: training waits until that is done.
+
+        is_last: no later save will have the rest verified: this one does, behind what is under way.
 
         First waits for the save in flight, and raises what went wrong with it. Saving the same step again
         does nothing. RuntimeError, one line, where some rank could not write; earlier checkpoints stay as
@@ -156,24 +158,21 @@ class Checkpointer:
             reason = f"every {self.retention.keep_every} steps, never to be deleted"
         if not reason and step == self.retention.best:
             reason = "the best evaluation so far"
-        reason = reason or (
-            f"every {self.every} steps" if self.due(step) else "the last step, or asked to stop"
-        )
+        usual = f"every {self.every} steps" if self.due(step) else "the last step, or asked to stop"
         self._saved = step
         background = self.asynchronous and batches is None
         if background:
             with self._phases.main.inside(COPY, step):
                 chunks = self._staging.copy(chunks)
-        writes = batches or (lambda: [chunks])
+        due = partial(self._verification.due, after_others=is_last)
+        write = partial(self._write, step, batches or (lambda: [chunks]), document, reason or usual, due)
         if background:
             # A daemon, for a rank that dies of something else must not wait here for ranks that are gone.
-            self._thread = threading.Thread(
-                target=self._write, args=(step, writes, document, reason), name="checkpoint", daemon=True
-            )
+            self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
             self._thread.start()
         else:
             with self._phases.main.inside(WAIT, step):
-                self._write(step, writes, document, reason)
+                write()
         self.stall_seconds = time.monotonic() - begin
         if not background:
             self._raise()
@@ -272,14 +271,16 @@ class Checkpointer:
 
     # What follows may run in the background thread, where no collective may be called.
 
-    def _write(self, step: int, batches: Batches, document: dict[str, Any], reason: str) -> None:
+    def _write(self, step: int, *given: Any) -> None:
         with self._phases.save.inside(SAVE, step):
-            self._write_and_commit(step, batches, document, reason)
+            self._write_and_commit(step, *given)
 
-    def _write_and_commit(self, step: int, batches: Batches, document: dict[str, Any], reason: str) -> None:
+    def _write_and_commit(
+        self, step: int, batches: Batches, document: dict[str, Any], reason: str, due: Callable[[], list[int]]
+    ) -> None:
         begin = time.monotonic()
         try:
-            size, steps = self._save(step, batches, document, self._verification.due)
+            size, steps = self._save(step, batches, document, due)
         except Exception as error:
             self._error = error
             return

@@ -41,7 +41,7 @@ def train(run: Path, world: int, steps: range, **options: Any) -> None:
         checkpointer, engine = make(run, rank, team, **options), FakeEngine(rank, world)
         checkpointer.resume(engine)
         for step in steps:
-            save(checkpointer, engine, step)
+            save(checkpointer, engine, step, is_last=step == steps[-1])
         checkpointer.close()
 
     assert team.run(one) == [None] * world
@@ -95,6 +95,17 @@ def test_a_save_does_not_wait_for_the_verification_of_the_one_before(
     save(checkpointer, engine, 4)
     checkpointer.close()
     assert folders.steps(checkpointer.root) == [4]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_last_save_has_the_rest_verified_behind_what_is_under_way(
+    tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends with the checkpoints that are to be kept, however long the one before the last was read."""
+    check = folders.check_file
+    monkeypatch.setattr(folders, "check_file", lambda *given: (threading.Event().wait(0.3), check(*given)))
+    train(tmp_path, world, range(1, 4), keep=1, asynchronous=True)
+    assert folders.steps(tmp_path / "checkpoints") == [3]
 
 
 @pytest.mark.parametrize("world", [2, 3])

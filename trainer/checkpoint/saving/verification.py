@@ -53,8 +53,12 @@ class Verification:
         self._patience_seconds, self._gone = patience, gone
         self._thread: threading.Thread | None = None
 
-    def due(self) -> list[int]:
-        """Rank 0: the steps to verify now; none while others are being verified."""
+    def due(self, *, after_others: bool = False) -> list[int]:
+        """Rank 0: the steps to verify now; none while others are being verified, unless `after_others`: then
+        wait until those are done.
+        """
+        if after_others:
+            self.wait()
         return [] if self._is_under_way() else self._unverified()
 
     def begin(self, save: str, steps: Sequence[int], *, deletes: bool) -> None:

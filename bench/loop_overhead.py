@@ -38,6 +38,7 @@ from trainer.metrics.meter import Meter
 from trainer.models.build import build_model
 from trainer.objectives.context import ObjectiveContext
 from trainer.optim.schedule import learning_rate
+from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 from trainer.start.engine import make_engine
 from trainer.state import Identity, TrainState
@@ -120,6 +121,7 @@ class Ours:
         self.meter = Meter.open(
             cfg,
             runtime=runtime,
+            ranks=Ranks(),
             engine=self.engine,
             layout=layout,
             events=events,

@@ -1,14 +1,18 @@
 """Outcomes and errors that are the same on every rank, so that no rank waits for one that failed."""
 
+import contextlib
+import hashlib
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 # Notes on an error (`BaseException.add_note`), so that one fault is one event and one line on standard error.
 ON_EVERY_RANK = "raised on every rank"  # rank 0 reports it
 IN_EVENTS = "told in events.jsonl"  # likewise, and rank 0 has written the event already
 BY_ANOTHER_RANK = "told by another rank"  # the rank that found the fault reports it
+
+SHARED = (ValueError, RuntimeError, OSError)  # errors that a rank tells the others
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -25,29 +29,69 @@ def on_every_rank(error: E) -> E:
     return error
 
 
-def gather(value: Any) -> list[Any]:
-    """Collect a small object of every rank, in rank order, on every rank. Collective."""
-    import torch.distributed as dist  # here, for the files below need the notes alone
+class Wires(Protocol):
+    """How ranks tell one another small values. All methods are collective, and return the same everywhere."""
 
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    import torch
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every rank, in rank order. Costs each rank O(ranks)."""
 
-    cpu = torch.device("cpu")
-    # Not all_gather_object, which unpickles each rank's object by itself: 20 ms a thousand ranks.
-    data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=cpu) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(data)], device=cpu))
-    counts = torch.cat(sizes).tolist()
-    widest = max(counts)
-    whole = torch.empty(len(sizes), widest, dtype=torch.uint8, device=cpu)
-    dist.all_gather(list(whole), torch.nn.functional.pad(data, (0, widest - len(data))))
-    raw = whole.numpy().tobytes()
-    return decoded([raw[widest * rank : widest * rank + size] for rank, size in enumerate(counts)])
+    def tell(self, value: Any, rank: int) -> Any:
+        """Return the value of `rank`; the others' are not looked at."""
+
+    def least(self, number: int) -> int:
+        """Return the least of all ranks' numbers."""
+
+    def sum(self, number: int) -> int:
+        """Return the sum of all ranks' numbers."""
+
+
+class Collectives:
+    """The wires between processes: torch's group of all ranks, on the CPU."""
+
+    def gather(self, value: Any) -> list[Any]:
+        import torch  # here, for the files below need the notes alone
+        import torch.distributed as dist
+
+        # Not all_gather_object, which unpickles each rank's object by itself: 20 ms a thousand ranks.
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, torch.tensor([len(data)], device="cpu"))
+        counts = torch.cat(sizes).tolist()
+        widest = max(counts)
+        whole = torch.empty(len(sizes), widest, dtype=torch.uint8, device="cpu")
+        dist.all_gather(list(whole), torch.nn.functional.pad(data, (0, widest - len(data))))
+        raw = whole.numpy().tobytes()
+        return decoded([raw[widest * rank : widest * rank + size] for rank, size in enumerate(counts)])
+
+    def tell(self, value: Any, rank: int) -> Any:
+        import torch
+        import torch.distributed as dist
+
+        own = pickle.dumps(value) if dist.get_rank() == rank else b""
+        size = torch.tensor([len(own)], device="cpu")
+        dist.broadcast(size, rank)
+        data = torch.frombuffer(bytearray(own or int(size)), dtype=torch.uint8)
+        dist.broadcast(data, rank)
+        return value if own else pickle.loads(data.numpy().tobytes())
+
+    def least(self, number: int) -> int:
+        return self._reduced(number, "MIN")
+
+    def sum(self, number: int) -> int:
+        return self._reduced(number, "SUM")
+
+    def _reduced(self, number: int, how: str) -> int:
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor([number], device="cpu")
+        dist.all_reduce(found, getattr(dist.ReduceOp, how))
+        return int(found)
 
 
 def decoded(pickled: Sequence[bytes]) -> list[Any]:
-    """Unpickle what each rank sent. Most ranks send the same None, text or number: that is done once."""
+    """Unpickle what each rank sent. Most ranks send the same None, text, number or tuple: that
+    is done once."""
     known: dict[bytes, Any] = {}
     found = []
     for data in pickled:
@@ -55,15 +99,11 @@ def decoded(pickled: Sequence[bytes]) -> list[Any]:
             found.append(known[data])
             continue
         value = pickle.loads(data)
-        if value is None or isinstance(value, str | int | float):  # nobody can change it for another rank
+        with contextlib.suppress(TypeError):
+            hash(value)  # only what nobody can change for another rank has one
             known[data] = value
         found.append(value)
     return found
-
-
-def alone(value: Any) -> list[Any]:
-    """`gather` of a single process."""
-    return [value]
 
 
 def one_line(error: Exception) -> str:
@@ -75,14 +115,49 @@ def one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank among all.
+    """This rank among all. Every method is collective.
 
-    gather: collects a small object of every rank, in rank order, on every rank. Collective.
+    wires: between the ranks; a single rank needs none.
     """
 
     rank: int = 0
     world: int = 1
-    gather: Callable[[Any], list[Any]] = alone
+    wires: Wires = field(default_factory=Collectives)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every rank, in rank order. Costs each rank O(ranks): see `tell` and `first`."""
+        return [value] if self.world == 1 else self.wires.gather(value)
+
+    def tell(self, value: T, rank: int = 0) -> T:
+        """Return the value of `rank`, on every rank."""
+        return value if self.world == 1 else self.wires.tell(value, rank)  # type: ignore[no-any-return]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of some rank is set."""
+        return flag if self.world == 1 else self.wires.least(not flag) == 0
+
+    def all(self, flag: bool) -> bool:
+        """Whether the flags of all ranks are set."""
+        return not self.any(not flag)
+
+    def sum(self, number: int) -> int:
+        """Return the sum of all ranks' numbers."""
+        return number if self.world == 1 else self.wires.sum(number)
+
+    def first(self, value: T | None) -> tuple[int, T] | None:
+        """Return the first rank whose value is not None, and the value; None where there is none."""
+        if self.world == 1:
+            return None if value is None else (0, value)
+        rank = self.wires.least(self.world if value is None else self.rank)
+        return None if rank == self.world else (rank, self.wires.tell(value, rank))
+
+    def each_once(self, value: T) -> list[T]:
+        """Return the values of all ranks that differ, each once, in order of the first rank that has it."""
+        if self.world == 1:
+            return [value]
+        digests = self.gather(hashlib.sha256(pickle.dumps(value)).hexdigest())
+        firsts = {digest: rank for rank, digest in reversed(list(enumerate(digests)))}
+        return [self.tell(value, rank) for rank in sorted(firsts.values())]
 
     def together(self, action: Callable[[], T]) -> T:
         """Return this rank's result, where the action succeeded on every rank; else raise on every rank.
@@ -96,34 +171,48 @@ class Ranks:
 
         Only ValueError, RuntimeError and OSError are shared. The action itself must not call a collective.
         """
-        return self._settle(action, of_the_run=False)
-
-    def on_rank_zero(self, action: Callable[[], T]) -> T:
-        """Call the action on rank 0 alone; return its result, or raise its error, on every rank. Rank 0
-        reports the error.
-        """
-        value = self._settle(lambda: action() if self.rank == 0 else None, of_the_run=True)
-        return self.gather(value)[0]  # type: ignore[no-any-return]
-
-    def _settle(self, action: Callable[[], T], *, of_the_run: bool) -> T:
-        """`of_the_run`: a failure is the whole run's, and its text names no rank."""
         if self.world == 1:
             return action()
         result: T | None = None
         own: Exception | None = None
         try:
             result = action()
-        except (ValueError, RuntimeError, OSError) as error:
+        except SHARED as error:
             own = error
-        failures = self.gather(None if own is None else (type(own).__name__, one_line(own)))
-        failed = [rank for rank, failure in enumerate(failures) if failure is not None]
-        if not failed:
+        if not self.any(own is not None):
             return result  # type: ignore[return-value]
-        kind, text = failures[failed[0]]
-        where = "" if of_the_run else f"rank {failed[0]}: "
-        raised = own or _KINDS.get(kind, RuntimeError)(f"{where}{text}")
-        if of_the_run or all(failure == failures[0] for failure in failures):
+        failures = self.gather(own and _failure(own))
+        first = next(rank for rank, failure in enumerate(failures) if failure)
+        kind, text = failures[first]
+        raised = own or _raised(kind, f"rank {first}: {text}")
+        if all(failure == failures[0] for failure in failures):
             on_every_rank(raised)
         elif own is None or failures.index(failures[self.rank]) < self.rank:
             raised.add_note(BY_ANOTHER_RANK)
         raise raised
+
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Call the action on rank 0 alone; return its result, or raise its error, on every rank. Rank 0
+        reports the error.
+        """
+        if self.world == 1:
+            return action()
+        result: T | None = None
+        own: Exception | None = None
+        if self.rank == 0:
+            try:
+                result = action()
+            except SHARED as error:
+                own = error
+        failure, value = self.tell((own and _failure(own), result))
+        if not failure:
+            return value  # type: ignore[return-value]
+        raise on_every_rank(own or _raised(*failure))
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    return type(error).__name__, one_line(error)
+
+
+def _raised(kind: str, text: str) -> Exception:
+    return _KINDS.get(kind, RuntimeError)(text)

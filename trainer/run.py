@@ -27,7 +27,7 @@ from trainer.folder.fence import Fence
 from trainer.loop import allows_a_step, train
 from trainer.metrics.meter import Meter
 from trainer.process import threads
-from trainer.ranks import Ranks, gather, on_every_rank
+from trainer.ranks import Ranks, on_every_rank
 from trainer.record.events import EventLog
 from trainer.start.agreement import agree, place
 from trainer.start.claim import check_length, decays, describe, take_folder
@@ -108,9 +108,9 @@ class Run:
         """Continue the record at `state`: drop the lines of later steps, and tell the evaluator whether the
         evaluation after this step is recorded already. Collective.
         """
-        evaluated = gather(
+        evaluated = self.ranks.tell(
             self.ranks.together(lambda: self.meter.resume(self.state, known=self.checkpointer.known))
-        )[0]
+        )
         self.evaluator.done = self.state.step if evaluated else 0
         if self.best.metric:
             self.best.recall(self.ranks.on_rank_zero(self.meter.evaluations))
@@ -175,7 +175,7 @@ def assemble(
     """
     phases = phases or Phases()
     doing("opening the corpus")
-    ranks = Ranks(runtime.rank, runtime.world, gather)
+    ranks = Ranks(runtime.rank, runtime.world)
     given = cfg
     cfg, layout, stream = open_alike(cfg, ranks)
     threads.settle(cfg, runtime, ranks)
@@ -191,6 +191,7 @@ def assemble(
     meter = Meter.open(
         cfg,
         runtime=runtime,
+        ranks=ranks,
         engine=engine,
         layout=layout,
         events=events,

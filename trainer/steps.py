@@ -126,9 +126,10 @@ class Steps:
         return {number: self._quarantined[number] for number in numbers if number in self._quarantined}
 
     def _exchange(self) -> None:
-        by_rank = self._ranks.gather(self._masked())
-        if not any(by_rank):
+        masked = self._masked()
+        if not self._ranks.any(bool(masked)):
             return
+        by_rank = self._ranks.gather(masked)
         ahead = self._next()
         for number in (number for batch in ahead for number in batch.sequences):
             found = [(rank, entry) for rank, masked in enumerate(by_rank) for entry in masked.get(number, ())]

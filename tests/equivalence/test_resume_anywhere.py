@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from parallel.engine import Engine
@@ -48,11 +47,6 @@ def on(ranks: Any, layout: str, function: Any, *args: Any) -> list[Any]:
 
 @contextmanager
 def opened(context: Any, case: Case, folder: Path) -> Iterator[tuple[Engine, Checkpointer]]:
-    def gather(value: Any) -> list[Any]:
-        values: list[Any] = [None] * context.world
-        dist.all_gather_object(values, value)
-        return values
-
     engine = build(case, context.rank, context.world)
     checkpointer = Checkpointer(
         folder,
@@ -61,7 +55,7 @@ def opened(context: Any, case: Case, folder: Path) -> Iterator[tuple[Engine, Che
         asynchronous=False,
         identity=lambda sequences: Identity(data="corpus", seed=1),
         events=EventLog(None),
-        ranks=Ranks(context.rank, context.world, gather) if context.world > 1 else Ranks(),
+        ranks=Ranks(context.rank, context.world),
         patience_seconds=30,
     )
     try:

@@ -53,6 +53,22 @@ class FakeEngine:
         return self.updates == int(value) and all(bool((tensor == value).all()) for tensor in tensors)
 
 
+class ByGather:
+    """All that ranks tell one another, by one gather."""
+
+    def __init__(self, gather: Callable[[Any], list[Any]]) -> None:
+        self.gather = gather
+
+    def tell(self, value: Any, rank: int) -> Any:
+        return self.gather(value)[rank]
+
+    def least(self, number: int) -> int:
+        return int(min(self.gather(number)))
+
+    def sum(self, number: int) -> int:
+        return sum(self.gather(number))
+
+
 class Team:
     """`world` ranks as threads of this process, with a gather among them."""
 
@@ -60,6 +76,9 @@ class Team:
         self.world = world
         self._barrier = threading.Barrier(world, timeout=20)
         self._slots: list[Any] = [None] * world
+
+    def ranks(self, rank: int) -> Ranks:
+        return Ranks(rank, self.world, ByGather(self.gather(rank)))
 
     def gather(self, rank: int) -> Callable[[Any], list[Any]]:
         def collect(value: Any) -> list[Any]:
@@ -87,7 +106,7 @@ class Team:
 def make(
     run_dir: Path, rank: int = 0, team: Team | None = None, identity: Identity | None = None, **options: Any
 ) -> Checkpointer:
-    ranks = Ranks(rank, team.world, team.gather(rank)) if team else Ranks()
+    ranks = team.ranks(rank) if team else Ranks()
     settings: dict[str, Any] = {"every": 1, "keep": 0, "asynchronous": False, "patience_seconds": 20}
     settings["identity"] = lambda position: identity or Identity()
     events = EventLog(run_dir / "events.jsonl" if rank == 0 else None)

@@ -34,7 +34,7 @@ from made_corpus import linked_corpus, make_corpus, random_documents
 from ranks import RankContext, RankPools
 from trainer.config.run_config import RunConfig
 from trainer.models.decoder.config import DecoderConfig
-from trainer.ranks import Ranks, gather
+from trainer.ranks import Ranks
 from trainer.start.opening import open_stream
 
 
@@ -248,7 +248,7 @@ def ranks_start(context: RankContext, corpus: str, run: str) -> tuple[int, int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "KEPT_DOCUMENTS", 100)
         patch.setattr(LocalStorage, "index", counted)
-        stream = open_stream(cfg, Ranks(context.rank, context.world, gather))
+        stream = open_stream(cfg, Ranks(context.rank, context.world))
     return reads, sum(stream.sequences_per_epoch.values()), stream.read([0]).tokens[0].tolist()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpointed import Team
+from checkpointed import ByGather, Team
 from data.stream.batch import Batch
 from data.stream.rows import NO_TOKEN
 from trainer.ranks import BY_ANOTHER_RANK, ON_EVERY_RANK, Ranks
@@ -44,12 +44,14 @@ def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exc
         def gather(value: Any) -> list[Any]:
             spoken[number] += 1
             told = collect(value)
-            return [each and {int(key): item for key, item in each.items()} for each in told]
+            if not isinstance(value, dict):
+                return told
+            return [{int(key): item for key, item in each.items()} for each in told]
 
         steps = Steps(
             batches(masked, damaged.get(number, ())),
             quarantined=masked,
-            ranks=Ranks(number, 2, gather),
+            ranks=Ranks(number, 2, ByGather(gather)),
             masks_alike=True,
             eos=EOS,
         )
@@ -71,7 +73,9 @@ def test_peers_agree_and_speak_only_of_damage(damaged: dict[int, list[int]], exc
     for number in all_damaged:
         (found,) = first[1][number]
         assert found["ranks"] == [rank for rank, numbers in damaged.items() if number in numbers]
-    assert spoken == [2 * exchanges] * 2, "of failures and damage; of the first step, and of each with damage"
+    with_damage = len({number // ROWS for number in all_damaged})
+    # Whether there are failures, and damage; of the first step, and of each with damage, then which.
+    assert spoken == [2 * exchanges + with_damage] * 2
 
 
 def test_alone_nothing_is_read_ahead() -> None:
@@ -97,7 +101,7 @@ def test_an_error_belongs_to_its_step_on_every_rank_and_one_tells_it(failing: tu
         yield []
 
     def rank(number: int) -> None:
-        steps = Steps(reading(number), ranks=Ranks(number, 3, team.gather(number)))
+        steps = Steps(reading(number), ranks=team.ranks(number))
         assert next(steps) == []
         steps.exchange_next(any(team.gather(number)(steps.needs_exchange)))
         next(steps)

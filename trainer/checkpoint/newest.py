@@ -42,4 +42,5 @@ def damage(folder: Path, ranks: Ranks) -> str:
         reason = ""
     except RuntimeError as error:
         reason = str(error)
-    return next(filter(None, ranks.gather(reason)), "")
+    found = ranks.first(reason or None)
+    return found[1] if found else ""

@@ -170,9 +170,9 @@ def load_state(
     """
     manifest, document = _on_no_damage(ranks, lambda: _read_state(at, identity))
     chunks = engine.chunks()
-    owned = ranks.gather(sum(chunk.tensor.numel() for chunk in chunks if chunk.owned))
-    if sum(owned) != manifest.elements:  # only then do the ranks exchange their names
-        names = ranks.gather(sorted({chunk.name for chunk in chunks}))
+    owned = ranks.sum(sum(chunk.tensor.numel() for chunk in chunks if chunk.owned))
+    if owned != manifest.elements:  # only then do the ranks exchange their names
+        names = ranks.each_once(sorted({chunk.name for chunk in chunks}))
         ranks.together(lambda: check_no_extra(at, manifest, (name for each in names for name in each)))
     share = share_of(manifest, ranks.rank, ranks.world)
     if proves:
@@ -193,8 +193,8 @@ def _on_no_damage(ranks: Ranks, action: Callable[[], T]) -> T:
             return None, str(error)
 
     result, reason = ranks.together(outcome)
-    if reason := next(filter(None, ranks.gather(reason)), ""):
-        raise on_every_rank(DamagedError(reason))
+    if damaged := ranks.first(reason or None):
+        raise on_every_rank(DamagedError(damaged[1]))
     return result  # type: ignore[return-value]
 
 

@@ -20,7 +20,7 @@ from trainer.config.run_config import RunConfig
 from trainer.first_weights.fill import begin, fill_frozen
 from trainer.first_weights.open import open_base
 from trainer.process import threads
-from trainer.ranks import Ranks, gather, on_every_rank
+from trainer.ranks import Ranks, on_every_rank
 from trainer.run import open_steps
 from trainer.start.engine import make_engine
 from trainer.start.opening import identity, objective_context, open_alike
@@ -73,7 +73,7 @@ def open_session(cfg: RunConfig, runtime: Runtime, stack: ExitStack, *, step: in
             f"parallel.engine={cfg.parallel.engine}: --debug looks into the torch engine: add "
             "parallel.engine=torch, which reads the same checkpoints and computes the same run"
         )
-    ranks = Ranks(runtime.rank, runtime.world, gather)
+    ranks = Ranks(runtime.rank, runtime.world)
     cfg, layout, stream = open_alike(cfg, ranks)
     threads.settle(cfg, runtime, ranks)
     engine = make_engine(cfg, runtime, layout, objective_context(cfg, stream))

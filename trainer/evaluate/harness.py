@@ -192,7 +192,7 @@ def run_tasks(
             task.set_fewshot_seed(seed=seed)
         # Not its `simple_evaluate`, which runs pip and git on every rank to describe the machine.
         own = evaluate(GerminalLM(trained), loaded, limit=limit or None, bootstrap_iters=0, log_samples=False)
-    found = trained.ranks.gather(own)[0]  # it leaves the figures to the first rank of a machine
+    found = trained.ranks.tell(own)  # it leaves the figures to the first rank of a machine
     return {
         name: {key.removesuffix(",none"): value for key, value in figures.items() if _is_figure(key, value)}
         for name, figures in found["results"].items()

@@ -76,7 +76,9 @@ def make_loader(entry: Heldout, cfg: RunConfig, engine: Engine) -> HeldoutLoader
 def leave_damaged_out(heldout: HeldoutLoader, ranks: Ranks) -> list[DamagedDocument]:
     """Leave the damaged documents of a set out, and return them. Collective."""
     # A node may have a copy of its own: a document that one rank cannot read is counted on none.
-    everywhere = {number: damage for found in ranks.gather(heldout.damaged()) for number, damage in found}
+    own = heldout.damaged()
+    everyones = ranks.gather(own) if ranks.any(bool(own)) else []
+    everywhere = {number: damage for found in everyones for number, damage in found}
     heldout.leave_out(sorted(everywhere))
     return [damage for _, damage in sorted(everywhere.items())]
 

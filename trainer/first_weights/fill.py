@@ -111,7 +111,7 @@ def _fill_from_adapter(chunks: Sequence[Chunk], cfg: RunConfig, base: str) -> No
 def matched(chunks: Iterable[Chunk], source: WeightSource, cfg: RunConfig, ranks: Ranks) -> Match:
     """Return what becomes of the parameters of all ranks; see `match`. Collective."""
     own = {name: chunk.shape for chunk in chunks if (name := parameter_of(chunk))}
-    ours = {name: shape for each in ranks.gather(own) for name, shape in each.items()}
+    ours = {name: shape for each in ranks.each_once(own) for name, shape in each.items()}
     another_task = first_keys.is_another_task(cfg.model, source.model)
     found = ranks.together(lambda: match(ours, source, cfg.plan(), another_task=another_task))
     model = cfg.model

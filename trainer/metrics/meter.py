@@ -21,7 +21,7 @@ from trainer.metrics.progress import Progress
 from trainer.metrics.samples import Samples
 from trainer.metrics.speed import Speed
 from trainer.metrics.trackers import Trackers
-from trainer.ranks import gather
+from trainer.ranks import Ranks
 from trainer.record.events import ENDED_EARLY, EventLog
 from trainer.record.shared_log import ALONE, LEDGER_STEPS, Machine, SharedLog
 from trainer.record.sinks import JsonlLog, Known, nothing_known, records_of
@@ -97,6 +97,7 @@ class Meter:
         cfg: RunConfig,
         *,
         runtime: Runtime,
+        ranks: Ranks,
         engine: Engine,
         layout: Layout,
         events: EventLog,
@@ -127,7 +128,7 @@ class Meter:
             },
             quarantined=quarantined,
             guard=fence.check if fence else unfenced,
-            machine=Machine.of(network(), gather(network())),
+            machine=Machine.of(network(), ranks.gather(network())),
         )
 
     @property

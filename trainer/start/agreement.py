@@ -52,13 +52,11 @@ def agree(ranks: Ranks, *facts: Facts) -> None:
             and both values.
     """
     values = {key: value for some in facts for key, value in some.values.items()}
-    digests = ranks.gather(hashlib.sha256(json.dumps(values).encode()).hexdigest())
-    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if not others:
-        return
-    first = others[0]
-    sent = ranks.gather(values if ranks.rank in (0, first) else None)
-    raise on_every_rank(ValueError(_difference(facts, sent[0], sent[first], first)))
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    differs = ranks.first(values if digest != ranks.tell(digest) else None)
+    if differs is not None:
+        rank, theirs = differs
+        raise on_every_rank(ValueError(_difference(facts, ranks.tell(values), theirs, rank)))
 
 
 def _difference(facts: tuple[Facts, ...], mine: dict[str, Any], theirs: dict[str, Any], rank: int) -> str:
@@ -146,6 +144,6 @@ def place(folder: Path, fence: Fence, ranks: Ranks) -> Facts:
     `fence`: joined on every rank, and so holds the mark.
     """
     here = f"{folder.resolve()} on {socket.gethostname()}"
-    rank_0s = ranks.gather(here)[0]
+    rank_0s = ranks.tell(here)
     shared = fence.held() or (look_again(folder / EPOCH) and fence.held())
     return Facts({"run_dir": rank_0s if shared else here}, "set run_dir to one folder that all nodes share")

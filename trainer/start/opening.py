@@ -65,12 +65,12 @@ def _count(counting: Counting, ranks: Ranks) -> np.ndarray:
     """The windows of each block of a corpus. Collective: where some rank does not have them, because they
     were never counted or are not where that rank can read them, all ranks count them again.
     """
-    if not all(ranks.gather(counting.windows is not None)):
+    if not ranks.all(counting.windows is not None):
         share = ranks.together(lambda: counting.share(ranks.rank, ranks.world))
         counting.join(ranks.gather(share))
         ranks.on_rank_zero(counting.keep)  # the others wait
         # A corpus may be on a disk of each node's own.
-        if not all(ranks.gather(counting.is_kept())) and ranks.rank == 0:
+        if not ranks.all(counting.is_kept()) and ranks.rank == 0:
             counting.keep(last=True)
     assert counting.windows is not None
     return counting.windows

@@ -12,7 +12,7 @@ from parallel.layout.layout import Layout, resolve
 from parallel.world.runtime import Runtime
 from trainer.config import evaluating
 from trainer.config.run_config import RunConfig
-from trainer.ranks import Ranks, gather, on_every_rank
+from trainer.ranks import Ranks, on_every_rank
 from trainer.start.agreement import agree, program, settings
 from trainer.trained.checkpoints import read_newest
 from trainer.trained.ends import ends_of
@@ -35,7 +35,7 @@ def open_for_decoding(
 
     Raises ValueError where the model cannot be cut so, RuntimeError where the checkpoint is damaged.
     """
-    ranks = Ranks(runtime.rank, runtime.world, gather)
+    ranks = Ranks(runtime.rank, runtime.world)
     cfg = ranks.together(lambda: evaluating.load_to_decode(run, overrides, runtime.world))
     agree(ranks, program(cfg), settings(cfg))
     checkpoint, texts = open_texts(cfg, run, ranks, step=step)

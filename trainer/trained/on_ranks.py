@@ -21,7 +21,7 @@ from trainer.config import checks, evaluating, of_folder
 from trainer.config.run_config import RunConfig
 from trainer.objectives.context import ObjectiveContext
 from trainer.process import threads
-from trainer.ranks import Ranks, gather, on_every_rank
+from trainer.ranks import Ranks, on_every_rank
 from trainer.start.agreement import agree, program, settings
 from trainer.start.engine import make_engine
 from trainer.trained.checkpoints import checkpoint_of, newest_checkpoint, read_newest
@@ -89,7 +89,7 @@ def open_run(
     Raises ValueError where the layout cannot be or there is no checkpoint of that step, RuntimeError where
     one is damaged.
     """
-    ranks = Ranks(runtime.rank, runtime.world, gather)
+    ranks = Ranks(runtime.rank, runtime.world)
     cfg = ranks.together(lambda: evaluating.load(run, overrides, runtime.world))
     agree(ranks, program(cfg), settings(cfg))
     layout = checks.layout(cfg, runtime.world)

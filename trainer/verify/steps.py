@@ -12,7 +12,7 @@ from parallel.world.runtime import Runtime
 from trainer.config.run_config import RunConfig
 from trainer.first_weights.fill import begin
 from trainer.optim.schedule import learning_rate
-from trainer.ranks import Ranks, gather
+from trainer.ranks import Ranks
 from trainer.start.engine import make_engine
 from trainer.start.opening import objective_context, open_alike
 
@@ -42,7 +42,7 @@ class FirstSteps:
 
 def open_steps(cfg: RunConfig, runtime: Runtime, stack: ExitStack) -> FirstSteps:
     """Build the engine and open the stream of a run; `stack` closes both. Collective."""
-    ranks = Ranks(runtime.rank, runtime.world, gather)
+    ranks = Ranks(runtime.rank, runtime.world)
     cfg, layout, stream = open_alike(cfg, ranks)
     engine = make_engine(cfg, runtime, layout, objective_context(cfg, stream))
     stack.callback(engine.close)

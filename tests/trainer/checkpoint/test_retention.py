@@ -144,7 +144,7 @@ def bytes_of(values: torch.Tensor) -> memoryview:
 def test_keeps_the_newest_that_verify(tmp_path: Path) -> None:
     checkpointer, engine = make(tmp_path, keep=2, asynchronous=True), FakeEngine()
     for step in range(1, 5):
-        save(checkpointer, engine, step)
+        save(checkpointer, engine, step, is_last=step == 4)
     checkpointer.settle()
     assert folders.steps(checkpointer.root) == [4, 3]
     flip(tensors_of(tmp_path, 4))  # does not count any more

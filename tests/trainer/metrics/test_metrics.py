@@ -22,6 +22,7 @@ from trainer.metrics.meter import Meter
 from trainer.metrics.speed import Speed, peak_flops
 from trainer.models.decoder.config import DecoderConfig
 from trainer.objectives.spans.config import SpanCorruptionConfig
+from trainer.ranks import Ranks
 from trainer.record.events import EventLog
 from trainer.state import TrainState
 
@@ -65,6 +66,7 @@ def meter(
     return Meter.open(
         cfg,
         runtime=runtime,
+        ranks=Ranks(),
         engine=engine,
         layout="dp1",
         events=events,

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from checkpointed import Team
 from data.config import DataConfig, Heldout, Source
@@ -26,7 +25,7 @@ def test_the_first_rank_that_differs_is_named_with_the_key_and_both_values() -> 
 
     def rank(number: int) -> None:
         mine = Facts({"a": 1, "b": number // 2, "c": [number // 3]}, "do this")
-        agree(Ranks(number, 4, team.gather(number)), Facts({"x": 1}, "do that"), mine)
+        agree(team.ranks(number), Facts({"x": 1}, "do that"), mine)
 
     for told in team.run(rank):
         assert isinstance(told, ValueError)
@@ -36,7 +35,7 @@ def test_the_first_rank_that_differs_is_named_with_the_key_and_both_values() -> 
 def test_ranks_that_are_alike_go_on() -> None:
     team = Team(3)
     alike = Facts({"a": [1], "b": "x"}, "")
-    assert team.run(lambda number: agree(Ranks(number, 3, team.gather(number)), alike)) == [None] * 3
+    assert team.run(lambda number: agree(team.ranks(number), alike)) == [None] * 3
 
 
 def test_what_a_node_may_have_of_its_own_is_not_compared() -> None:
@@ -51,12 +50,7 @@ def test_what_a_node_may_have_of_its_own_is_not_compared() -> None:
 
 
 def placed(context: Any, folders: list[Path]) -> str:
-    def gather(value: Any) -> list[Any]:
-        values = [None] * context.world
-        dist.all_gather_object(values, value)
-        return values
-
-    fence, ranks = Fence(folders[context.rank]), Ranks(context.rank, context.world, gather)
+    fence, ranks = Fence(folders[context.rank]), Ranks(context.rank, context.world)
     fence.join(ranks.on_rank_zero(fence.take))
     return place(folders[context.rank], fence, ranks).values["run_dir"]
 

@@ -20,7 +20,7 @@ from parallel.messages import last_collective
 from ranks import RankContext, RankPools
 from trainer.checkpoint.saving.attempt import Attempt
 from trainer.checkpoint.saving.board import FolderBoard
-from trainer.ranks import gather
+from trainer.ranks import Collectives
 from trainer.watch.stacks import Frame, Stack, call, is_service, stacks
 
 
@@ -145,13 +145,13 @@ def in_a_collective_alone(context: RankContext) -> tuple[str, bool, list[str]]:
         dist.all_reduce(torch.ones(3), group=group)
 
     if context.rank == 1:
-        gather("rank 0 has looked")
+        Collectives().gather("rank 0 has looked")
         reduce()
         return "", True, []
     with thread(reduce) as look:
         stack = until(look, lambda stack: stack.waits_for_ranks(()))
         pending = last_collective.unfinished()
-        gather("rank 0 has looked")
+        Collectives().gather("rank 0 has looked")
     return stack.in_words(), stack.waits_for_ranks(pending), pending
 
 

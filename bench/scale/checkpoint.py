@@ -50,6 +50,7 @@ LAYERS, HIDDEN, KEYS, FFN, VOCAB = 32, 4096, 4096, 11008, 32000
 KINDS = ("rows", "flat", "listed")
 MOST_LISTED = 256  # ranks whose pieces are listed one by one, for the comparison
 KNEE = 1024  # ranks: exponents are given up to here, and from here on
+RANKS_A_NODE = 8  # that look as one
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -190,7 +191,7 @@ def measure(ranks: int, folder: Path, kind: str) -> dict[str, float]:
     found["1.peak"] = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     found |= verification(board, manifest, ranks)
-    return {**found, "looks": ranks / longest_pause(ranks)}
+    return {**found, "looks": -(-ranks // RANKS_A_NODE) / longest_pause(ranks)}
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.go_back import go_back
 from trainer.checkpoint.resume import resume
-from trainer.checkpoint.saving.attempt import Attempt, nobody
-from trainer.checkpoint.saving.board import beside
+from trainer.checkpoint.saving.attempt import Attempt, longest_pause, nobody
+from trainer.checkpoint.saving.near import board_of
 from trainer.checkpoint.saving.retention import Retention
 from trainer.checkpoint.saving.save import Batches, Save, streamed
 from trainer.checkpoint.saving.staging import Staging
@@ -101,7 +101,7 @@ class Checkpointer:
         self._saved = self._resumed = -1  # steps
         self._resumed_updates = -1
         self._nonce = self.ranks.on_rank_zero(self._open)
-        self._board = beside(self.root, self.ranks.world, self._nonce)
+        self._board = board_of(self.root, self.ranks, self._nonce, longest_pause(self.ranks.world))
         self._save = self._make_save(patience_seconds, gone)
         self._verification = Verification(
             self.root,

@@ -239,7 +239,7 @@ def test_another_rank_lists_no_folder_and_looks_for_one_note(
         FolderBoard, "read", lambda self, key: (looks.add(getattr(of_thread, "rank", 0)), read(self, key))[1]
     )
     train(tmp_path, 4, range(1, 4), keep=2)
-    assert listed == {0} and looks == {0, 1, 2, 3}
+    assert listed == {0} < looks <= {0, 1, 2, 3}
     assert listdir(tmp_path / "checkpoints") and not [
         name for name in listdir(tmp_path / "checkpoints") if name.startswith(".tmp")
     ], "the notes are taken down at the end"

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from common.files import forget_missing
 from common.retry import attempts
-from trainer.checkpoint.folder import PASSING, RENAME_SECONDS, RENAMES, TMP
+from trainer.checkpoint.folder import PASSING, RENAME_SECONDS, RENAMES
 
 
 class Board(Protocol):
@@ -156,8 +156,3 @@ def post_again(board: Board, key: str, note: bytes) -> None:
                 raise
         else:
             return
-
-
-def beside(root: Path, world: int, name: str) -> Board:
-    """Return the board of `world` ranks that share a folder of checkpoints. name: this start's own."""
-    return OwnBoard() if world == 1 else FolderBoard(root / f"{TMP}notes-{name}")

@@ -149,7 +149,7 @@ def test_who_does_not_come_is_told_while_the_others_wait_and_when_they_give_up(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(begin, "SILENT_SECONDS", 0.1)
-    zero = Presence(0, 4, print)
+    zero = Presence(0, 4, lambda left: None)
     find.listen(zero, Place("127.0.0.1", (0,), one_machine=True), {"device": "cpu", "gpu": ""})
     names = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
     who = r"ranks 1 \(n1\), 2 \(n2\), 3 \(n2\) of 4"

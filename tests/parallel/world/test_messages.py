@@ -21,7 +21,7 @@ import sys, time
 sys.path += ["tests/helpers", "tests/helpers/programs"]
 from meetings import join
 from parallel.world.presence import Presence
-presence = Presence(2, 3, print)
+presence = Presence(2, 3, lambda left: None)
 presence.handle("who", lambda sender, payload: f"2, asked by {sender}")
 join(presence, lambda: sys.argv[1])
 print("there", flush=True)
@@ -38,7 +38,7 @@ def until(ready: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def three() -> list[Presence]:
-    ranks = [Presence(rank, 3, print) for rank in range(3)]
+    ranks = [Presence(rank, 3, lambda left: None) for rank in range(3)]
     where = listen(ranks[0])
     for rank in ranks[1:]:
         join(rank, lambda: where)
@@ -127,7 +127,7 @@ def test_a_process_that_is_stopped_does_not_answer_and_is_not_taken_for_gone() -
 
 def test_a_single_process_sends_to_itself() -> None:
     got: list[Any] = []
-    alone = Presence(0, 1, print)
+    alone = Presence(0, 1, lambda left: None)
     alone.handle("x", lambda sender, payload: got.append(payload) or "answer")
     alone.send("x", 1)
     until(lambda: got == [1])

@@ -206,13 +206,13 @@ def test_a_rank_0_that_is_nowhere_is_an_error_in_time() -> None:
     with listening(b"") as port:
         pass
     with pytest.raises(RuntimeError, match=rf"^rank 1 has not reached rank 0 within 0\.1 s: {HOST}:{port}: "):
-        join(Presence(1, 3, print), f"{port} 0123456789abcdef", patience_seconds=0.1)
+        join(Presence(1, 3, lambda left: None), f"{port} 0123456789abcdef", patience_seconds=0.1)
 
 
 def test_rank_0_is_found_on_another_machine_than_the_store() -> None:
     """Of torchrun's agents one holds the store, and another may start rank 0."""
     told: list[Departure] = []
-    zero, one = Presence(0, 3, told.append), Presence(1, 3, print)
+    zero, one = Presence(0, 3, told.append), Presence(1, 3, lambda left: None)
     place = Place("192.0.2.254", (9,), announced=True)  # another machine's: the way there is not loopback
     said = find.listen(zero, place, dict(meetings.ABOUT))
     port, key, *addresses = said.split()

@@ -84,7 +84,7 @@ def test_whatever_a_stranger_sends_its_connection_alone_is_closed(
             while stranger.recv(1 << 16):
                 pass
     for rank in (1, 2):
-        reach(Presence(rank, 3, print), port)
+        reach(Presence(rank, 3, lambda left: None), port)
     assert zero.arrivals.settled.wait(20) and not zero.arrivals.refused and told == []
     (said,) = capfd.readouterr().err.splitlines()
     assert "closed a connection from 127.0.0.1, which is no rank's of this run: " in said and len(said) < 400
@@ -100,14 +100,14 @@ def test_a_message_that_a_rank_cannot_read_ends_that_connection_alone(
     by_port_alone: tuple[Presence, list[Departure], int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     zero, told, port = by_port_alone
-    one = Presence(1, 3, print)
+    one = Presence(1, 3, lambda left: None)
     reach(one, port)
     one._peers[0].send(b'{"departure": {"who": 1}}\n')
     heard(1, told)
     assert told == [Departure(1)]
     (said,) = capfd.readouterr().err.splitlines()
     assert said.startswith(f"rank 1 on {zero.host} sent what this rank cannot read (TypeError: ")
-    reach(Presence(2, 3, print), port)
+    reach(Presence(2, 3, lambda left: None), port)
     assert zero.arrivals.settled.wait(20)
 
 
@@ -136,7 +136,7 @@ def test_a_rank_0_without_descriptors_says_so_and_does_not_spin(
     assert f"cannot let more ranks in: Too many open files (it may open {lowest} files" in said
     assert used_seconds < 0.4
     for rank in (1, 2):
-        reach(Presence(rank, 3, print), port)
+        reach(Presence(rank, 3, lambda left: None), port)
     assert zero.arrivals.settled.wait(20)
 
 

@@ -24,11 +24,11 @@ def net(tmp_path: Path) -> Iterator[Network]:
         yield net
 
 
-def python(net: Network, name: str, code: str) -> str:
-    """A script for a machine that runs `code` with this project's packages and no others."""
+def python(net: Network, name: str, code: str, *, alone: bool = True) -> str:
+    """A script for a machine that runs `code` with this project's packages; `alone`: and no others."""
     file = net.folder / f"{name}.py"
     file.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
-    return f"{sys.executable} -S -u {file}"
+    return f"{sys.executable} {'-S ' * alone}-u {file}"
 
 
 def say(net: Network, word: str) -> None:
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_another_machine_has_just_committed_is_whole(net: Netw
     tmp, final = (net.export / "checkpoints" / name for name in (".tmp-step", "step-000000001"))
     tmp.mkdir(parents=True)
     code = f"FOLDER = {str(net.folder)!r}" + WAIT + COMMITTED
-    script = python(net, "committed", code).replace(" -S", "")
+    script = python(net, "committed", code, alone=False)
     one = net.machine("one").start(ENVIRONMENT + script, memory="3G")
     one.await_words("before False")
     commit(tmp, final, [Part({}, {})], step=1, sequences=8)
@@ -170,7 +170,8 @@ for number in range(100):
 def test_events_of_two_machines_are_whole(net: Network) -> None:
     code = f"FOLDER = {str(net.folder)!r}" + WAIT + APPEND
     (net.export / "run").mkdir()
-    machines = [net.machine(name).start(python(net, name, code)) for name in ("one", "two")]
+    scripts = {name: python(net, name, code, alone=False) for name in ("one", "two")}
+    machines = [net.machine(name).start(script) for name, script in scripts.items()]
     for machine in machines:
         machine.await_words("ready")
     say(net, "go")
@@ -233,6 +234,7 @@ def test_a_server_that_is_away_twice_during_a_run_leaves_no_trace(net: Network) 
             other["loss"],
             other["grad_norm"],
         )
+    assert not [event for event in records(run / "events.jsonl") if event["kind"] == "fault"]
     folders = sorted((run / "checkpoints").glob("step-*"))
     assert len(folders) == 8
     for folder in folders:

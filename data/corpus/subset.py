@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from common.files import write_durably
+from common.files import fsync_folder, write_durably
 from common.mapped_file import map_file
 from data.corpus.columns import LABEL, NO_LABEL, recast
 from data.corpus.index import read_index, write_array
@@ -20,6 +22,7 @@ from data.corpus.shards import TokenShardWriter
 from data.corpus.tar import Sample, samples
 
 SHARD = "shard-000000.tar"
+DRAFT = ".tmp-"  # with which the names of folders begin that are being made
 
 
 def labels(path: str) -> np.ndarray:
@@ -36,11 +39,16 @@ def labels(path: str) -> np.ndarray:
     ).astype(np.int64)
 
 
-def write_subsets(path: str, wanted: Mapping[Path, Sequence[int]]) -> None:
+def write_subsets(
+    path: str, wanted: Mapping[Path, Sequence[int]], guard: Callable[[], None] = lambda: None
+) -> None:
     """Write corpora of some documents of the local corpus at `path` each, for which its shards are read once.
 
     wanted: folder of a new corpus → the numbers of its documents in the old one, in their order. A folder
         that is a corpus already stays as it is.
+    guard: raises where this process may write no more.
+
+    Each is made under a name that no other process has, and comes into place in one step.
 
     Raises RuntimeError, one line, where a shard is damaged.
     """
@@ -51,11 +59,20 @@ def write_subsets(path: str, wanted: Mapping[Path, Sequence[int]]) -> None:
     manifest = storage.manifest()
     documents = _Documents(path, manifest)
     for folder, numbers in missing.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / manifest.tokenizer.file, storage.tokenizer())
-        entry = _write_shard(folder / SHARD, documents, numbers, manifest)
+        guard()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{DRAFT}{folder.name}-*"):  # by a process that was killed
+            shutil.rmtree(left)
+        draft = folder.with_name(f"{DRAFT}{folder.name}-{secrets.token_hex(8)}")
+        draft.mkdir()
+        write_durably(draft / manifest.tokenizer.file, storage.tokenizer())
+        entry = _write_shard(draft / SHARD, documents, numbers, manifest)
         about = [{"name": path, "documents": len(numbers)}]
-        write_manifest(folder, replace(manifest, shards=(entry,), sources=about))
+        write_manifest(draft, replace(manifest, shards=(entry,), sources=about))
+        guard()
+        shutil.rmtree(folder, ignore_errors=True)  # no corpus: what an earlier version left of one
+        draft.rename(folder)
+        fsync_folder(folder.parent)
 
 
 class _Documents:

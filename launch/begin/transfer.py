@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.exit_codes import STOPPED
+from common.standard_error import complain
 from launch import options
 from launch.checks import check_alone, check_job
 from launch.job import TRANSFER, Job
@@ -15,6 +19,7 @@ from trainer.process import cores
 
 if TYPE_CHECKING:
     from trainer.config.transferring import Transfer
+    from trainer.folder.fence import Fence
 
 
 def add_command(add: options.AddCommand) -> None:
@@ -40,20 +45,31 @@ def add_command(add: options.AddCommand) -> None:
 
 def transfer(args: argparse.Namespace) -> int:
     """Pre-train, fine-tune, and write the table; what is done already is not done again."""
-    from common.lock import FolderLock
     from trainer.config import transferring
 
     check_alone(os.environ)
     occupancy = cores.Occupancy()
-    found = transferring.load(args.config, args.overrides)
-    if not found.given:
-        check_job(Job(str(found.pretrain_file)))
-    workers = args.workers or cores.choose(1, asked=0, environ={}, folder=None, occupancy=occupancy).count
-    lock = FolderLock.take(found.cfg.folder)
-    try:
+    with ExitStack() as stack:
+        try:
+            found = transferring.load(args.config, args.overrides, lambda folder: _hold(folder, stack))
+        except BlockingIOError as error:
+            return complain(error, STOPPED)
+        if not found.given:
+            check_job(Job(str(found.pretrain_file)))
+        workers = args.workers or cores.choose(1, asked=0, environ={}, folder=None, occupancy=occupancy).count
         return _begin(found) or _pretrain(found) or _finetune(found, workers) or _show(found)
-    finally:
-        lock.release()
+
+
+def _hold(folder: Path, stack: ExitStack) -> Fence:
+    """Hold a comparison's folder until `stack` is closed. BlockingIOError where another start holds it."""
+    from common.lock import FolderLock
+    from trainer.folder.fence import Fence
+
+    lock = FolderLock.take(folder)
+    stack.callback(lock.release)
+    fence = Fence(folder)
+    fence.take(lock.check)
+    return fence
 
 
 def _begin(found: Transfer) -> int:
@@ -102,8 +118,10 @@ def _work(found: Transfer, part: str, workers: int) -> int:
     from launch.local.supervisor import supervise
     from trainer.config.transferring import RECORD
 
+    found.guard()
     job = Job(str(found.cfg.folder / RECORD), module=TRANSFER, threads=1)
-    options = ((part, f"--worker={worker}", f"--workers={workers}") for worker in range(workers))
+    mark = f"--mark={found.fence.mark if found.fence else ''}"
+    options = ((part, f"--worker={worker}", f"--workers={workers}", mark) for worker in range(workers))
     each = (rank_commands(replace(job, options=words), environ=os.environ) for words in options)
     return supervise([command for commands in each for command in commands]).show_error()
 
@@ -114,6 +132,7 @@ def _show(found: Transfer) -> int:
     from trainer.transfer.records import Records
 
     made, folder = table.make(Records(found.cfg)), found.cfg.folder
+    found.guard()
     table.write(made, folder)
     picture.draw(made, folder / picture.FILE)
     print(table.markdown(made), end="")

@@ -9,7 +9,7 @@ own, which `germinal train` and `germinal finetune` read.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from trainer.config import keys, reading, schema
 from trainer.config.plain import plain
 from trainer.config.run_config import RunConfig
 from trainer.folder import run_folder
+from trainer.folder.fence import Fence, Guard, unfenced
 
 Tuning = Literal["full", "probe", "lora", "adapters"]
 PRETRAIN, FINETUNE, RECORD = "pretrain", "finetune", "transfer.yaml"
@@ -85,6 +86,7 @@ class Transfer:
     pretrained: the folder of the run that has the pre-trained weights.
     given: a finished run was named.
     finetune: the mapping `finetune:`, as it was given.
+    fence: this start's right to write into the comparison's folder; None: nobody else writes there.
     """
 
     cfg: TransferConfig
@@ -92,6 +94,12 @@ class Transfer:
     pretrained: Path
     given: bool
     finetune: dict[str, Any]
+    fence: Fence | None = None
+
+    @property
+    def guard(self) -> Guard:
+        """Raises RuntimeError, one line, where a later start has taken the comparison's folder."""
+        return self.fence.check if self.fence else unfenced
 
     @property
     def finetune_file(self) -> Path:
@@ -104,12 +112,19 @@ class Transfer:
         return self.cfg.folder / f"{PRETRAIN}.yaml"
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Transfer:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    hold: Callable[[Path], Fence | None] = lambda folder: None,
+) -> Transfer:
     """Return the comparison that a file and each `key=value` describe, and write the configs of its runs into
     its folder.
 
+    hold: the comparison's folder → this start's right to write into it; called before anything is changed
+        there.
+
     Raises ValueError, one line with the key, where a value is wrong, or where the folder has fine-tunings of
-    another comparison.
+    another comparison; and what `hold` raises.
     """
     from trainer.config import yaml_files
 
@@ -122,30 +137,32 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Transfer:
     _check(cfg, pretrain, finetune)
     cfg.run_dir = cfg.run_dir or f"runs/{cfg.name}"
     record = plain(cfg) | {PRETRAIN: pretrain, FINETUNE: finetune}
-    _refuse_another(cfg.folder, record)
     cfg.folder.mkdir(parents=True, exist_ok=True)
+    fence = hold(cfg.folder)
+    guard = fence.check if fence else unfenced
+    _refuse_another(cfg.folder, record, guard)
     shared = {**finetune, "name": f"{cfg.name}_{FINETUNE}"}
-    _write(cfg.folder / f"{FINETUNE}.yaml", shared)
+    _write(cfg.folder / f"{FINETUNE}.yaml", shared, guard)
     if isinstance(pretrain, str):
         pretrained = run_folder.find(pretrain)
         pretraining = reading.load(pretrained)
     else:
         pretrained = cfg.folder / "pretrained"
         own = {**pretrain, "name": f"{cfg.name}_{PRETRAIN}", "run_dir": str(pretrained)}
-        _write(cfg.folder / f"{PRETRAIN}.yaml", own)
+        _write(cfg.folder / f"{PRETRAIN}.yaml", own, guard)
         pretraining = reading.load(cfg.folder / f"{PRETRAIN}.yaml")
     _refuse_heldout(cfg, pretraining)
-    _write(cfg.folder / RECORD, record)
-    return Transfer(cfg, pretraining, pretrained, isinstance(pretrain, str), finetune)
+    _write(cfg.folder / RECORD, record, guard)
+    return Transfer(cfg, pretraining, pretrained, isinstance(pretrain, str), finetune, fence)
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def _write(path: Path, values: dict[str, Any], guard: Guard) -> None:
     """Write a config, unless it is there: the comparison's processes read it at the same time."""
     from trainer.config import yaml_files
 
     text = yaml_files.write(values).encode()
     if not path.is_file() or path.read_bytes() != text:
-        write_atomically(path, text)
+        write_atomically(path, text, guard=guard)
 
 
 def _check(cfg: TransferConfig, pretrain: Any, finetune: Any) -> None:
@@ -175,7 +192,7 @@ def _check(cfg: TransferConfig, pretrain: Any, finetune: Any) -> None:
             raise ValueError(f"{key}={listed}: one is there twice")
 
 
-def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
+def _refuse_another(folder: Path, record: dict[str, Any], guard: Guard) -> None:
     """ValueError where the folder has begun a comparison that differs in one of `FIXED`."""
     if not (folder / RECORD).is_file():
         return
@@ -187,6 +204,7 @@ def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
             "comparable: set it back, or give another name"
         )
     for name in DRAWN if changed else ():  # by a start that ended with a mistake, which is mended now
+        guard()
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

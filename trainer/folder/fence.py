@@ -37,10 +37,12 @@ class Fence:
     """One start's right to write to the run `folder`. Rank 0 takes it; the other ranks `join` with its mark.
 
     `epoch` counts the starts of the run, from 1; 0 until it is taken or joined.
+
+    within: raises where this process may write no more in a folder that the run is a part of.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, within: Guard = unfenced) -> None:
+        self._folder, self._within = folder, within
         self._path = str(folder / EPOCH)
         self._mark = b""
         self._lock: Guard = unfenced
@@ -53,9 +55,13 @@ class Fence:
         """
         self._lock = lock
         mark = f"{_epoch(self._read()) + 1} {secrets.token_hex(8)} process {os.getpid()} on {_host()}\n"
-        write_atomically(Path(self._path), mark.encode(), guard=lock)
+        write_atomically(Path(self._path), mark.encode(), guard=self._may_take)
         self.join(mark)
         return mark
+
+    def _may_take(self) -> None:
+        self._within()
+        self._lock()
 
     def join(self, mark: str) -> None:
         """Share the epoch that rank 0 took."""
@@ -66,10 +72,16 @@ class Fence:
         """Whether this start's mark is in the folder."""
         return self._read() == self._mark != b""
 
+    @property
+    def mark(self) -> str:
+        """What `take` returned; "" until this start is taken or joined."""
+        return self._mark.decode()
+
     def check(self) -> None:
         """The `Guard` of this start. RuntimeError where a later start has taken the run, or this one has not
         yet.
         """
+        self._within()
         if (found := self._read()) == self._mark != b"":
             self._lock()
             return

@@ -1,12 +1,15 @@
 """The processes of `germinal transfer`.
 
-`python -m trainer.process.entry trainer.transfer.command PART [--worker I --workers N] CONFIG [key=value…]`
+`python -m trainer.process.entry trainer.transfer.command PART [--worker I --workers N] [--mark MARK]
+CONFIG [key=value…]`
 
     begin    draw labels and random weights; see that every kind of fine-tuning can begin
     rates    a share of the fine-tunings that learning rates are chosen by
     scores   a share of the fine-tunings of the table
 
 Processes share no memory: what one has done is a file. A fine-tuning that has a record is not done again.
+The command that holds the folder gives its processes the mark of its start (`trainer.folder.fence`): one that
+is left behind writes nothing once another start has taken the folder.
 
 Exit codes: 0 done; 1 failed; 2 the config is wrong; 75 asked to stop, 130 by Ctrl-C: the same command goes
 on.
@@ -20,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from common.exit_codes import DONE, FAILED, STOPPED, WRONG
 from common.standard_error import complain
@@ -27,6 +31,7 @@ from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
 from trainer.config import transferring
 from trainer.config.transferring import Transfer
+from trainer.folder.fence import Fence
 from trainer.process.interrupts import LeaveAtOnce
 from trainer.transfer import labels, plan, trial
 from trainer.transfer.plan import Trial
@@ -42,19 +47,20 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--mark", default="")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args(arguments)
     if at_once:
         at_once.would_lose(": fine-tunings that are done are kept; the same command goes on")
     try:
-        transfer = transferring.load(args.config, args.overrides)
+        transfer = transferring.load(args.config, args.overrides, lambda folder: _join(folder, args.mark))
         if at_once:
             at_once.listen()
         runtime = runtimes.start()
     except ValueError as error:
         return complain(error, WRONG)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         return complain(error, FAILED)
     with ExitStack() as stack:
         stack.callback(runtime.stop)
@@ -71,19 +77,28 @@ def main(arguments: Sequence[str], at_once: LeaveAtOnce | None = None) -> int:
             return complain(error, FAILED)
 
 
+def _join(folder: Path, mark: str) -> Fence | None:
+    """Return the right to write into a comparison's folder of the start with this mark; None without one."""
+    if not mark:
+        return None
+    fence = Fence(folder)
+    fence.join(mark)
+    return fence
+
+
 def begin(transfer: Transfer, runtime: Runtime) -> None:
     """Draw labels and random weights, and see that fine-tuning can begin from them, so that a mistake shows
     before pre-training, which takes longest.
     """
     cfg = transfer.cfg
-    seen = labels.write_labels(cfg)
+    seen = labels.write_labels(cfg, transfer.guard)
     for seed in plan.seeds(cfg):
         trial.write_random_weights(transfer, seed, runtime)
     for method in cfg.methods:
         each = Trial(plan.RANDOM, method, min(cfg.labels), 0, cfg.rates[method][0], plan.HELDOUT)
         trial.check(each, transfer, runtime)
     # Last of all: a begin that was killed before is done again.
-    Records(cfg).note_begun(seen, labels.all_classes(cfg))
+    Records(cfg, transfer.guard).note_begun(seen, labels.all_classes(cfg))
 
 
 def share(transfer: Transfer, runtime: Runtime, part: str, worker: int, workers: int) -> int:
@@ -96,6 +111,7 @@ def share(transfer: Transfer, runtime: Runtime, part: str, worker: int, workers:
     mine = wanted[worker::workers]  # of all: other processes finish some while this one looks
     left = [each for each in mine if not records.has(each)]
     for each in set(mine).difference(left):  # whose record a killed process wrote last of all
+        transfer.guard()
         shutil.rmtree(trial.run_folder(each, transfer), ignore_errors=True)
     told = time.monotonic()
     for number, each in enumerate(left):

@@ -23,6 +23,7 @@ from data.corpus.manifest import read_manifest
 from data.corpus.subset import labels as labels_of
 from data.corpus.subset import write_subsets
 from trainer.config.transferring import LABELS, TransferConfig
+from trainer.folder.fence import Guard, unfenced
 from trainer.transfer import plan
 
 _VALIDATION = "validation"
@@ -57,9 +58,11 @@ def validation(cfg: TransferConfig) -> Path:
     return cfg.folder / LABELS / _VALIDATION
 
 
-def write_labels(cfg: TransferConfig) -> dict[int, list[int]]:
+def write_labels(cfg: TransferConfig, guard: Guard = unfenced) -> dict[int, list[int]]:
     """Write all these corpora. Return number of labels → how many classes are among them, one for each seed
     of the table.
+
+    guard: raises where this process may write no more.
 
     Raises ValueError, one line, where there are fewer labelled documents than are asked for.
     """
@@ -82,7 +85,7 @@ def write_labels(cfg: TransferConfig) -> dict[int, list[int]]:
         if seed < plan.FIRST_RATE_DRAW:
             for number in cfg.labels:
                 found[number].append(len(set(classes[drawn[:number]].tolist())))
-    write_subsets(cfg.labelled, wanted)
+    write_subsets(cfg.labelled, wanted, guard)
     return found
 
 

@@ -10,15 +10,20 @@ from typing import Any
 
 from common.files import write_atomically
 from trainer.config.transferring import BEGUN, TransferConfig
+from trainer.folder.fence import Guard, unfenced
 from trainer.transfer import plan
 from trainer.transfer.plan import Trial
 
 
 @dataclass(frozen=True)
 class Records:
-    """The records in a comparison's folder."""
+    """The records in a comparison's folder.
+
+    guard: raises where this process may write no more.
+    """
 
     cfg: TransferConfig
+    guard: Guard = unfenced
 
     def path(self, trial: Trial) -> Path:
         return self.cfg.folder / "trials" / f"{trial.key}.json"
@@ -28,7 +33,7 @@ class Records:
         path = self.path(trial)
         path.parent.mkdir(parents=True, exist_ok=True)
         record = trial.to_json() | {"figures": dict(figures), "cpu_seconds": round(cpu_seconds, 3)}
-        write_atomically(path, json.dumps(record, indent=1).encode() + b"\n")
+        write_atomically(path, json.dumps(record, indent=1).encode() + b"\n", guard=self.guard)
 
     def has(self, trial: Trial) -> bool:
         """Whether a fine-tuning is done."""
@@ -56,7 +61,8 @@ class Records:
         """
         counted = {str(number): counts for number, counts in seen.items()}
         record = {"classes": of, "seen": counted, "begun": self._asked()}
-        write_atomically(self.cfg.folder / BEGUN, json.dumps(record, indent=1).encode() + b"\n")
+        content = json.dumps(record, indent=1).encode() + b"\n"
+        write_atomically(self.cfg.folder / BEGUN, content, guard=self.guard)
 
     def _asked(self) -> dict[str, list[int]]:
         """What labels and weights are drawn for."""

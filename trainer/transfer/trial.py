@@ -16,6 +16,7 @@ from trainer.config import reading
 from trainer.config.run_config import RunConfig
 from trainer.config.transferring import RANDOM, RUNNING, Transfer
 from trainer.evaluation.best import recorded
+from trainer.folder.fence import Fence
 from trainer.models.config import init_from
 from trainer.run import assemble
 from trainer.transfer import labels, plan
@@ -52,7 +53,7 @@ def write_random_weights(transfer: Transfer, seed: int, runtime: Runtime) -> Non
         cfg, name=f"random-{seed}", run_dir=str(folder), seed=seed, model=model, train=train, track=track
     )
     with ExitStack() as stack, redirect_stderr(io.StringIO()):
-        run = assemble(drawn, runtime, stack)
+        run = assemble(drawn, runtime, stack, fence=Fence(folder, transfer.guard))
         run.checkpointer.save(run.state, run.engine, reason="weights as they are drawn")
         run.checkpointer.wait()
 
@@ -94,24 +95,26 @@ def check(trial: Trial, transfer: Transfer, runtime: Runtime) -> None:
     cfg = config_of(trial, transfer)
     cfg = replace(cfg, run_dir=str(transfer.cfg.folder / RUNNING / "check"))
     with ExitStack() as stack, redirect_stderr(io.StringIO()):
-        assemble(cfg, runtime, stack)
+        assemble(cfg, runtime, stack, fence=Fence(cfg.folder, transfer.guard))
+    transfer.guard()
     shutil.rmtree(cfg.folder)
 
 
 def run_trial(trial: Trial, transfer: Transfer, runtime: Runtime) -> bool:
     """Fine-tune, record the figures, and remove the run folder. Return False where the run was asked to stop.
 
-    A fine-tuning that was killed goes on in its run folder as any run does.
+    A fine-tuning that was killed goes on in its run folder as any run does. One that goes on although a later
+    start has taken the comparison's folder ends before its next write.
 
     Raises as `trainer.run.assemble` and `Run`.
     """
     began = time.process_time()
     cfg = config_of(trial, transfer)
     with ExitStack() as stack, redirect_stderr(io.StringIO()):
-        run = assemble(cfg, runtime, stack)
+        run = assemble(cfg, runtime, stack, fence=Fence(cfg.folder, transfer.guard))
         if not run(draws=False):
             return False
     _, figures = recorded(cfg.folder / "metrics.jsonl")[-1]
-    Records(transfer.cfg).add(trial, figures[SCORED], time.process_time() - began)
+    Records(transfer.cfg, transfer.guard).add(trial, figures[SCORED], time.process_time() - began)
     shutil.rmtree(cfg.folder)
     return True

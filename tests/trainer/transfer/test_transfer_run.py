@@ -3,81 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from data.corpus.corpus import open_storage
 from data.corpus.manifest import read_manifest
 from data.corpus.tar import samples
 from data.corpus.verify import verify
-from data.prepare.prepare import prepare
-from data.prepare.recipe import Recipe
+from few_trials import write_comparison
 from launch import cli
-from parallel.world import runtime as runtimes
 from parallel.world.runtime import Runtime
-from pictures import write_folders
 from trainer.config import transferring
 from trainer.config.transferring import Transfer
 from trainer.transfer import command, labels, plan, table, trial
 from trainer.transfer.records import Records
 from whole_runs import failure, train_here
-
-SIZES = {"image_size": 16, "patch_size": 8, "layers": 1, "hidden": 16, "heads": 2}
-DATA = {"seq_len": 1, "packing": "one", "image_size": 16}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_folders(folder / "in", ("cat", "dog", "yak"), 16)
-    prepare(
-        [str(folder / "in")], folder / "corpus", tokenizer="bytes", recipe=Recipe(block_documents=5),
-        heldout=0.2, workers=1, progress=False,
-    )  # fmt: skip
-    return folder / "corpus"
-
-
-def written(folder: Path, corpus: Path, **changes: Any) -> Path:
-    config = {
-        "name": "few",
-        "run_dir": str(folder / "few"),
-        "labelled": str(corpus / "train"),
-        "heldout": str(corpus / "heldout"),
-        "labels": [4, 6],
-        "seeds": 2,
-        "methods": ["full", "lora"],
-        "validation": 8,
-        "rates": {"full": [1.0e-3, 1.0e-2], "lora": [1.0e-2]},
-        "rates_at": [6],
-        "rate_draws": 1,
-        "pretrain": {
-            "model": {"kind": "vision", "head": "pixels", **SIZES},
-            "objective": {"kind": "masked_images", "mask_ratio": 0.5, "mask_patch": 8},
-            "data": {**DATA, "sources": [{"path": str(corpus / "train")}]},
-            "train": {"steps": 2, "global_batch": 4, "micro_batch": 4},
-        },
-        "finetune": {
-            "model": {"head": "classes", "classes": 3},
-            "objective": {"kind": "classification"},
-            "data": DATA,
-            "train": {"steps": 2, "global_batch": 5, "micro_batch": 5},
-        },
-    }
-    folder.mkdir(exist_ok=True)
-    path = folder / "few.yaml"
-    path.write_text(yaml.safe_dump(config | changes))
-    return path
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    runtime = runtimes.start()
-    yield runtime
-    runtime.stop()
 
 
 def documents(folder: Path) -> list[str]:
@@ -97,7 +39,7 @@ def records_of(found: Transfer) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def begun(corpus: Path, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Transfer:
     """A comparison whose labels and random weights are drawn, with a pre-trained model."""
-    found = transferring.load(written(tmp_path_factory.mktemp("begun"), corpus))
+    found = transferring.load(write_comparison(tmp_path_factory.mktemp("begun"), corpus))
     command.begin(found, runtime)
     assert train_here(found.pretrain_file)
     return found
@@ -174,7 +116,7 @@ def test_a_comparison_that_was_killed_goes_on_and_repeats_nothing(
 def test_one_that_ended_before_all_was_drawn_draws_the_rest(
     corpus: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = transferring.load(written(tmp_path, corpus))
+    found = transferring.load(write_comparison(tmp_path, corpus))
 
     def killed(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -185,7 +127,7 @@ def test_one_that_ended_before_all_was_drawn_draws_the_rest(
             command.begin(found, runtime)
     assert labels.validation(found.cfg).is_dir() and not Records(found.cfg).begun()
     # Nothing is fine-tuned yet: a mistake in the config may be mended, and what depends on it is drawn anew.
-    changed = transferring.load(written(tmp_path, corpus, validation=9))
+    changed = transferring.load(write_comparison(tmp_path, corpus, validation=9))
     assert not labels.validation(changed.cfg).is_dir()
     command.begin(changed, runtime)
     assert len(documents(labels.validation(changed.cfg))) == 9
@@ -193,8 +135,8 @@ def test_one_that_ended_before_all_was_drawn_draws_the_rest(
         assert trial.random_weights(changed, seed).is_dir()
     assert Records(changed.cfg).begun()
     with pytest.raises(ValueError, match="validation: not as it was when"):
-        transferring.load(written(tmp_path, corpus))
-    more = transferring.load(written(tmp_path, corpus, validation=9, rate_draws=2))
+        transferring.load(write_comparison(tmp_path, corpus))
+    more = transferring.load(write_comparison(tmp_path, corpus, validation=9, rate_draws=2))
     assert not Records(more.cfg).begun()
 
 
@@ -213,7 +155,7 @@ def test_mistakes_are_one_line_each(
     corpus: Path, begun: Transfer, tmp_path: Path, runtime: Runtime, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def said(**changes: Any) -> str:
-        code, line = failure(capfd, "transfer", str(written(tmp_path, corpus, **changes)))
+        code, line = failure(capfd, "transfer", str(write_comparison(tmp_path, corpus, **changes)))
         assert code == 2
         return line
 
@@ -224,10 +166,10 @@ def test_mistakes_are_one_line_each(
     assert "finetune.seed" in said(finetune={"seed": 1})
     assert "metric=loss" in said(metric="loss")
     assert "pretrain: missing" in said(pretrain=None)
-    few = transferring.load(written(tmp_path, corpus, labels=[4, 40]))
+    few = transferring.load(write_comparison(tmp_path, corpus, labels=[4, 40]))
     with pytest.raises(ValueError, match=r"labels=40: .* ask for at most 3\d"):
         command.begin(few, runtime)
-    unknown = transferring.load(written(tmp_path / "unknown", corpus, metric="top_9"))
+    unknown = transferring.load(write_comparison(tmp_path / "unknown", corpus, metric="top_9"))
     with pytest.raises(ValueError, match=r"finetune.metric=top_9: an evaluation of objective.kind"):
         command.begin(unknown, runtime)
     with pytest.raises(ValueError, match="validation: not as it was when"):

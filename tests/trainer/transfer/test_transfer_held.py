@@ -12,7 +12,7 @@ from few_trials import write_comparison
 from parallel.world.runtime import Runtime
 from trainer.config import transferring
 from trainer.config.transferring import Transfer
-from trainer.folder.fence import Fence
+from trainer.folder.fence import EPOCH, Fence
 from trainer.transfer import command, plan, trial
 from whole_runs import failure
 
@@ -82,8 +82,10 @@ def test_one_that_was_left_behind_ends_before_its_next_write(
             trial.run_trial(each, found, runtime)
     assert before and files(found.cfg.folder) == before
     # Nor does it begin another one, which its successor may be at.
+    other = plan.Trial(plan.RANDOM, "full", 4, 1, 1.0e-2, plan.HELDOUT)
     with pytest.raises(RuntimeError, match=TAKEN):
-        trial.run_trial(plan.Trial(plan.RANDOM, "full", 4, 1, 1.0e-2, plan.HELDOUT), found, runtime)
+        trial.run_trial(other, found, runtime)
+    assert not (trial.run_folder(other, found) / EPOCH).exists()
     assert files(found.cfg.folder) == before
 
 
@@ -99,6 +101,4 @@ def test_one_that_was_left_behind_draws_nothing(
     assert "was taken over by a later start" in capfd.readouterr().err
     with pytest.raises(RuntimeError, match=TAKEN):
         transferring.load(config, ["validation=9"], lambda folder: found.fence)
-    assert {
-        name: content for name, content in files(found.cfg.folder).items() if ".tmp-" not in name
-    } == before
+    assert files(found.cfg.folder) == before

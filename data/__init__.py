@@ -4,6 +4,7 @@
     corpus/      a corpus on a disk or on a server: manifest, shards, indexes, checksums
     stream/      from a sequence's number to a rank's micro-batches: order, packing, loader
     pictures/    a picture's bytes → the views of it that a model is given
+    verify/      is every byte of a corpus what its manifest says (`germinal data verify`)
     prepare/     texts, tables and pictures → a corpus (`germinal prepare`)
     tokenizer/   training, loading and using a tokenizer.json
     opening      local or remote files as streams of bytes, decompressed

@@ -14,5 +14,4 @@ corpus     an open corpus and its blocks; opening one, or finding those in a fol
 tar        a strict reader of WebDataset tars
 subset     some documents of a corpus as a corpus of its own (used by `germinal transfer`)
 scan       a shard's index made anew from the shard
-verify     `germinal data verify`: every byte, every sample
 """

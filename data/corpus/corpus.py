@@ -136,29 +136,41 @@ class Corpus:
         return name.decode("utf-8", "replace").partition(".npy")[0]
 
 
-def open_storage(path: str, cache_dir: str = "", cache_bytes: int = 0, spare: Sequence[Path] = ()) -> Storage:
+def open_storage(
+    path: str, cache_dir: str = "", cache_bytes: int = 0, spare: Sequence[Path] = (), *, tell: bool = True
+) -> Storage:
     """The files of the corpus at a path or URL. Raises ValueError where there is none.
 
     cache_dir, cache_bytes: where a remote one is cached.
     spare: folders for tables that cannot be kept beside the corpus.
+    tell: say on standard error where its catalogue is damaged. Of several ranks one does.
     """
-    if is_remote(path):
-        return RemoteStorage(path, cache_dir, cache_bytes, spare)
-    return LocalStorage(path, spare)
+    remote = is_remote(path)
+    storage = RemoteStorage(path, cache_dir, cache_bytes, spare) if remote else LocalStorage(path, spare)
+    if tell:
+        storage.listing.tables.tell()
+    return storage
 
 
 def open_corpus(
-    path: str, cfg: DataConfig, spare: Sequence[Path] = (), *, rank: int = 0, ranks: int = 1
+    path: str,
+    cfg: DataConfig,
+    spare: Sequence[Path] = (),
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    tell: bool = True,
 ) -> Corpus:
     """The corpus at a path or URL; `cfg` says where a remote one is cached.
 
     spare: folders for tables that cannot be kept beside the corpus.
     rank, ranks: this process among those that open the same corpus: they share the looks at its shards.
+    tell: see `open_storage`.
 
     Raises ValueError where there is none or it is empty, RuntimeError where its manifest or the length of a
     local shard is damaged.
     """
-    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes, spare))
+    corpus = Corpus(open_storage(path, cfg.cache_dir, cfg.cache_bytes, spare, tell=tell))
     corpus.storage.check_lengths(rank, ranks)
     return corpus
 

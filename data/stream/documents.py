@@ -52,7 +52,7 @@ class DocumentRows:
         self._labels = np.full(index.shape[1], NO_CLASS) if label is None else index[label]
         bounds = np.array([0, index.shape[1]])
         key = derive_key("heldout crops", corpus.manifest.fingerprint)
-        self._documents = documents_of(corpus, index, bounds, kind, key, pictures)
+        self._documents = documents_of(corpus.manifest, index, bounds, kind, key, pictures)
         self._kind = PACKINGS[kind]
         self._columns = self._kind.columns(seq_len)
         self._pack()

@@ -117,7 +117,9 @@ class Era:
         end = self.offset + self.tokens * corpus.dtype.itemsize
         self._checks = DocumentChecks(opened, self.shard, self.offset, end, index[CRC])
         bounds = np.concatenate(([0], np.cumsum(counts)))
-        self.packing = PACKINGS[kind](documents_of(corpus, index, bounds, kind, key, pictures), seq_len)
+        self.packing = PACKINGS[kind](
+            documents_of(corpus.manifest, index, bounds, kind, key, pictures), seq_len
+        )
         self.columns = self.packing.columns(seq_len)
 
     def spans(self, windows: np.ndarray) -> IdSpans:

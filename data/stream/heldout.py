@@ -17,6 +17,7 @@ from data.stream.documents import DocumentReader, DocumentRows
 from data.stream.era import check_sequences
 from data.stream.images import check_pictures
 from data.stream.order import another, derive_key
+from data.stream.packing.counting import mend_catalogue
 from data.stream.packing.kinds import PACKINGS
 from data.stream.rows import NO_TOKEN
 
@@ -73,7 +74,9 @@ class HeldoutLoader:
         assert 0 <= overlap < seq_len, (overlap, seq_len)
         self.name = heldout.name or heldout.path
         self._cfg = cfg or DataConfig()
-        self.corpus = open_corpus(heldout.path, self._cfg)
+        self.corpus = open_corpus(heldout.path, self._cfg, tell=rank == 0)
+        if rank == 0:
+            mend_catalogue(self.corpus)
         self._reader = DocumentReader(self.corpus)
         self._rank, self._ranks, self._micro_batch = rank, ranks, micro_batch
         self._seq_len, self._overlap = seq_len, overlap

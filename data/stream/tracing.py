@@ -21,11 +21,9 @@ from data.corpus.tar import TAR_BLOCK, samples
 from data.stream.era import Era, IdSpans
 from data.stream.order import EraBlocks
 from data.stream.packing.counting import Counting, counted_alone
-from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.kinds import MOST_SEQ_LEN, PACKINGS
 from data.stream.packing.packing import layout_lengths
 from data.stream.stream import Stream
-
-_MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
 
 
 def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
@@ -35,8 +33,8 @@ def inspect(folder: str | Path, seq_len: int = 0) -> dict[str, Any]:
 
     Raises ValueError where there is none, RuntimeError where a manifest or an index is damaged.
     """
-    if seq_len > _MOST_SEQ_LEN:
-        raise ValueError(f"--seq-len {seq_len}: at most {_MOST_SEQ_LEN}")
+    if seq_len > MOST_SEQ_LEN:
+        raise ValueError(f"--seq-len {seq_len}: at most {MOST_SEQ_LEN}")
     return {"corpora": [_corpus(path, seq_len) for path in corpora_in(folder)]}
 
 

@@ -140,7 +140,7 @@ def _origin(meta: dict[str, Any] | None) -> str:
 
 def data_verify(args: argparse.Namespace) -> int:
     """Read every byte and every sample; return 1 if anything differs from the manifest."""
-    from data.corpus.verify import verify
+    from data.verify.verify import verify
 
     findings = verify(args.folder)
     if args.json:

@@ -127,12 +127,7 @@ def test_the_counts_of_blocks_tell_the_windows_of_every_packing(kind: str, pictu
         index[row, rng.random(1000) < 0.4] = -1
     bounds = np.array([0, 1, 300, 777, 1000])
 
-    class Opened:
-        pass
-
-    corpus: Any = Opened()
-    corpus.manifest = manifest
-    documents = documents_of(corpus, index, bounds, kind, pictures=pictures)
+    documents = documents_of(manifest, index, bounds, kind, pictures=pictures)
     told = PACKINGS[kind].counted(count_blocks(manifest, index, bounds), 32, pictures)
     assert told is not None and told.tolist() == PACKINGS[kind].count(documents, 32).tolist()
 

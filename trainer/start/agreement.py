@@ -126,7 +126,7 @@ def corpora(cfg: DataConfig, stream: Stream) -> Facts:
     for _, storage in storages:
         storage.tokenizer()  # raises where the file does not match the manifest
     storages += [
-        (f"data.heldout[{i}]", open_storage(heldout.path, cfg.cache_dir, cfg.cache_bytes))
+        (f"data.heldout[{i}]", open_storage(heldout.path, cfg.cache_dir, cfg.cache_bytes, tell=False))
         for i, heldout in enumerate(cfg.heldout)
     ]
     values = {}

@@ -53,7 +53,8 @@ def _open_sources(cfg: RunConfig, ranks: Ranks) -> list[Corpus]:
     found = []
     for source in cfg.data.sources:
         try:
-            found.append(open_corpus(source.path, cfg.data, spare, rank=ranks.rank, ranks=ranks.world))
+            shared = {"rank": ranks.rank, "ranks": ranks.world}
+            found.append(open_corpus(source.path, cfg.data, spare, tell=False, **shared))
         except ValueError:
             if reason := away(cfg.folder, source.path):
                 raise RuntimeError(reason) from None
@@ -63,17 +64,30 @@ def _open_sources(cfg: RunConfig, ranks: Ranks) -> list[Corpus]:
 
 def _count(counting: Counting, ranks: Ranks) -> np.ndarray:
     """The windows of each block of a corpus. Collective: where some rank does not have them, because they
-    were never counted or are not where that rank can read them, all ranks count them again.
+    were never counted or are not where that rank can read them, all ranks count them again. Rank 0 says which
+    tables are damaged, on whichever rank.
     """
-    if not ranks.all(counting.windows is not None):
-        share = ranks.together(lambda: counting.share(ranks.rank, ranks.world))
-        counting.join(ranks.gather(share))
-        ranks.on_rank_zero(counting.keep)  # the others wait
-        # A corpus may be on a disk of each node's own.
-        if not ranks.all(counting.is_kept()) and ranks.rank == 0:
-            counting.keep(last=True)
+    if not ranks.all(counting.windows is not None and not counting.damaged):
+        known = ranks.gather((counting.windows is not None, counting.listed, counting.damaged))
+        there, listed, damaged = zip(*known)
+        for lines in damaged:
+            counting.damaged.update(lines)
+        if ranks.rank == 0:
+            counting.tell()
+        if not all(there):
+            _count_together(counting, ranks, lists=not all(listed))
     assert counting.windows is not None
     return counting.windows
+
+
+def _count_together(counting: Counting, ranks: Ranks, *, lists: bool) -> None:
+    """Count, and keep what was counted where every rank finds it. `lists`: see `Counting.share`."""
+    share = ranks.together(lambda: counting.share(ranks.rank, ranks.world, lists=lists))
+    counting.join(ranks.gather(share))
+    ranks.on_rank_zero(counting.keep)  # the others wait
+    # A corpus may be on a disk of each node's own.
+    if not ranks.all(counting.is_kept()) and ranks.rank == 0:
+        counting.keep(last=True)
 
 
 def _stream(cfg: RunConfig, sources: list[Corpus], windows: list[np.ndarray]) -> Stream:

@@ -4,6 +4,7 @@ A *block* is up to `block_documents` neighbouring documents of one shard: the un
 and that is shuffled.
 
 block_places(documents, size)            which documents of which shard each block is
+block_bounds(documents, size)            the same of one shard, as `count_blocks` takes it
 count_blocks(manifest, index, bounds)    the counts of the blocks of one shard
 text_ids(manifest, index)                how many ids each document has, without its marks
 """
@@ -37,6 +38,15 @@ def block_places(documents: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarr
     shard = np.repeat(np.arange(len(documents)), blocks)
     first = (np.arange(len(shard)) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * size
     return shard, first, np.minimum(size, documents[shard] - first)
+
+
+def block_bounds(documents: int, size: int) -> np.ndarray:
+    """Block b of a shard holds documents [bounds[b], bounds[b + 1]) of it, int64 [blocks + 1].
+
+    documents: of the shard.
+    size: documents of a block, at most.
+    """
+    return np.append(np.arange(0, documents, size), documents)
 
 
 def count_blocks(manifest: Manifest, index: np.ndarray, bounds: np.ndarray) -> Blocks:

@@ -24,7 +24,7 @@ import xxhash
 
 from common.files import write_atomically
 from data.corpus.index import read_index
-from data.corpus.listing.blocks import COUNTS, Blocks, block_places, count_blocks
+from data.corpus.listing.blocks import COUNTS, Blocks, block_bounds, count_blocks
 from data.corpus.listing.tables import Table, Tables
 from data.corpus.manifest import (
     DERIVED,
@@ -96,6 +96,11 @@ class Listing:
     tables: Tables
     digest: str
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the catalogue is damaged where it was looked for, and was not found whole elsewhere."""
+        return self.blocks is None and self.tables.was_damaged(catalogue_name(self.digest))
+
     def made(self, blocks: Blocks) -> tuple[str, Table]:
         """Name and content of the catalogue, of a corpus that has none."""
         return catalogue_name(self.digest), catalogue(self.digest, self.manifest, blocks)
@@ -114,7 +119,9 @@ def look_up(
     """
     digest = manifest_digest(content)
     name, identity = catalogue_name(digest), _identity(digest)
-    found = tables.read(name, identity) or fetched(name)
+    found = tables.read(name, identity)
+    if found is None and (found := fetched(name)) is not None:
+        tables.damaged.clear()  # of a copy that was fetched anew
     if found is None or not identity.items() <= found.head.items():
         return Listing(parse_manifest(content, where), None, tables, digest)
     return Listing(*listed(found), tables, digest)
@@ -172,8 +179,7 @@ def close_corpus(folder: Path, manifest: Manifest) -> None:
 def counted(path: Path, entry: ShardEntry, manifest: Manifest) -> Blocks:
     """The counts of the blocks of a shard whose index is at `path`. Raises RuntimeError as `read_index`."""
     index = read_index(path, entry, manifest.index_rows).astype(np.int64)
-    _, first, _ = block_places(np.array([index.shape[1]]), manifest.block_documents)
-    return count_blocks(manifest, index, np.append(first, index.shape[1]))
+    return count_blocks(manifest, index, block_bounds(index.shape[1], manifest.block_documents))
 
 
 def join_blocks(parts: Sequence[Blocks]) -> Blocks:

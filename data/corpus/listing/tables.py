@@ -1,5 +1,5 @@
 """Small files of named arrays with a hash of their own, which anybody can make again: so nothing is lost
-where one is damaged, and a reader says so and goes on without.
+where one is damaged: a reader notes that, goes on without, and one of all processes says so.
 
     FOLDER/NAME.safetensors    arrays; in the header's metadata `about`: `head`, any JSON object, and
                                `xxh3_128`, a hash of the head and of all arrays with their names and shapes
@@ -15,7 +15,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -34,18 +34,51 @@ class Table(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
+class Bounded(Protocol):
+    """A folder of tables that may hold so many bytes only."""
+
+    def note_use(self, path: Path) -> None:
+        """Note that the file at `path` was read now, if the folder is this one."""
+
+    def make_room(self, path: Path, size: int) -> None:
+        """Make room for a file of `size` bytes at `path`, if the folder is this one. OSError where there
+        cannot be any.
+        """
+
+
 class Tables:
     """Files of tables in some folders.
 
     folders: where a file is looked for, in this order.
+    bounded: one of these folders, if it is bounded.
+    damaged: the path or URL of each file that was found damaged → one line that says so.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = tuple(folders)
+    def __init__(self, folders: Sequence[Path], bounded: Bounded | None = None) -> None:
+        self.folders, self._bounded = tuple(folders), bounded
+        self.damaged: dict[str, str] = {}
+        self._told: set[str] = set()
+
+    def tell(self) -> None:
+        """Say on standard error which files are damaged, each once."""
+        for where, line in self.damaged.items():
+            if where not in self._told:
+                self._told.add(where)
+                print(line, file=sys.stderr, flush=True)
+
+    def note_damage(self, where: str, error: Exception) -> None:
+        """Note that the file at a path or URL is damaged."""
+        self.damaged[where] = (
+            f"{where} is damaged ({error}): the indexes are read instead, and a run makes it anew if it can"
+        )
+
+    def was_damaged(self, name: str) -> bool:
+        """Whether a file NAME was found damaged."""
+        return any(Path(where).name == _file(name) for where in self.damaged)
 
     def read(self, name: str, head: Mapping[str, Any]) -> Table | None:
-        """The first whole file NAME whose head has these values; None where there is none. A damaged one is
-        told on standard error.
+        """The first whole file NAME whose head has these values; None where there is none. What is damaged is
+        noted.
         """
         for path in self._paths(name):
             try:
@@ -53,9 +86,11 @@ class Tables:
             except OSError:
                 continue
             except ValueError as error:
-                tell(str(path), error)
+                self.note_damage(str(path), error)
                 continue
             if head.items() <= found.head.items():
+                if self._bounded is not None:
+                    self._bounded.note_use(path)
                 return found
         return None
 
@@ -72,6 +107,8 @@ class Tables:
         for path in self._paths(name)[-1 if last else 0 :]:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if self._bounded is not None:
+                    self._bounded.make_room(path, len(content))
                 # Two nodes may have processes of one number, and two threads are of one process.
                 draft = path.with_name(f".tmp-{path.name}-{secrets.token_hex(8)}")
                 write_atomically(path, content, draft=draft)
@@ -80,12 +117,11 @@ class Tables:
             return
 
     def _paths(self, name: str) -> list[Path]:
-        return [folder / f"{name}.safetensors" for folder in self.folders]
+        return [folder / _file(name) for folder in self.folders]
 
 
-def tell(where: str, error: Exception) -> None:
-    """Say that a file is damaged, and that the run goes on without: of a small corpus none is made again."""
-    print(f"{where} is damaged ({error}): the indexes are read instead", file=sys.stderr, flush=True)
+def _file(name: str) -> str:
+    return f"{name}.safetensors"
 
 
 def encode(table: Table) -> bytes:

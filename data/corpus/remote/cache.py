@@ -5,11 +5,14 @@ DIR/HASH.idx    an index, under its xxh3_128
 DIR/HASH.part   a file that is being fetched
 DIR/HASH.lock   held while a process fetches or maps the file; its time says when it was last used
 DIR/evict.lock  held while files are evicted or come into place
-DIR/tables/     tables that were made from corpora (`data.corpus.listing.tables`); they stay
+DIR/tables/     tables that were made from corpora (`data.corpus.listing.tables`); a file's time says when
+                it was last used
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -71,12 +74,15 @@ def index_folder() -> Path | None:
 
 
 class FileCache:
-    """The folder `folder`, which holds at most `limit_bytes` of files. Raises ValueError where it cannot be
-    made.
+    """The folder `folder`, which holds at most `limit_bytes` of files, tables included. Raises ValueError
+    where it cannot be made.
+
+    tables: the folder of tables in it; see `data.corpus.listing.tables.Bounded`.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
+        self.tables = folder / "tables"
         self._evicting = folder / "evict.lock"
         self._checked: dict[str, int] = {}  # hash of a file → hash of its stamp when its bytes had it
         try:
@@ -130,20 +136,38 @@ class FileCache:
             self._checked[wanted.digest] = hash(found.stamp)
         return found
 
+    def note_use(self, path: Path) -> None:
+        """See `Bounded`."""
+        if path.parent == self.tables:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    def make_room(self, path: Path, size: int) -> None:
+        """See `Bounded`."""
+        if path.parent == self.tables:
+            if size > self.limit_bytes:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+            self._make_room(size)
+
     def _make_room(self, size: int) -> None:
         """Evict the least recently used files until one of `size` bytes fits."""
         with locked(self._evicting):
-            files = [path for path in self.folder.iterdir() if path.suffix != ".lock"]
-            found = {path: path.stat() for path in files if path.is_file()}
-            total = sum(stat.st_size for stat in found.values())
-            for path in sorted(found, key=self._used):
+            found = {}
+            for path in (*self.folder.iterdir(), *self.tables.glob("*")):
+                with contextlib.suppress(FileNotFoundError):  # another process has renamed or removed it
+                    if path.suffix != ".lock" and stat.S_ISREG((status := path.stat()).st_mode):
+                        found[path] = status
+            total = sum(status.st_size for status in found.values())
+            for path in sorted(found, key=lambda path: self._used(path, found[path])):
                 if total + size <= self.limit_bytes:
                     return
-                if path.suffix in (SHARD, INDEX):
+                if path.parent == self.tables or path.suffix in (SHARD, INDEX):
                     total -= found[path].st_size
                     path.unlink(missing_ok=True)
 
-    def _used(self, path: Path) -> int:
-        """When a file of the folder was last used, in nanoseconds."""
+    def _used(self, path: Path, status: os.stat_result) -> int:
+        """When a file was last used, in nanoseconds."""
+        if path.parent == self.tables:
+            return status.st_mtime_ns
         lock = path.with_suffix(".lock")
         return lock.stat().st_mtime_ns if lock.exists() else 0

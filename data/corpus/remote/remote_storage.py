@@ -21,7 +21,7 @@ import xxhash
 
 from data.corpus.index import array_in
 from data.corpus.listing.catalogue import Listing, catalogue_name, look_up
-from data.corpus.listing.tables import Table, Tables, parse, tell
+from data.corpus.listing.tables import Table, Tables, parse
 from data.corpus.local import not_the_tokenizer
 from data.corpus.manifest import DTYPES, MANIFEST, Manifest, ShardEntry, file_sha256
 from data.corpus.remote.cache import INDEX_BYTES, FileCache, Wanted, index_folder
@@ -30,6 +30,9 @@ from data.corpus.remote.ranges import RemoteDocuments
 
 if TYPE_CHECKING:
     from data.corpus.storage import ShardBytes
+
+
+_PROBED_BYTES = 64
 
 
 class RemoteStorage:
@@ -51,8 +54,9 @@ class RemoteStorage:
         if self._cache is None and (folder := index_folder()) is not None:
             self._index_cache = FileCache(folder, INDEX_BYTES)
         self._fetcher = threading.Thread()
-        own = Tables([self._index_cache.folder / "tables"] if self._index_cache else [])
-        listing = _read_listing(self.path, self._fs, self._root, Tables([*spare, *own.folders]), own)
+        own = [self._index_cache.tables] if self._index_cache else []
+        tables = Tables([*spare, *own], self._index_cache)
+        listing = _read_listing(self.path, self._fs, self._root, tables)
         if listing is None:
             raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
         self.listing = listing
@@ -211,15 +215,22 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def remote_corpus(url: str) -> bool:
-    """Whether there is a corpus at a URL. Raises RuntimeError where the store does not answer."""
-    return _read_listing(url, *open_filesystem(url), Tables([]), Tables([])) is not None
+    """Whether there is a corpus at a URL, by the first bytes of its manifest. Raises RuntimeError where the
+    store does not answer.
+    """
+    fs, root = open_filesystem(url)
+    try:
+        fetch(f"{url}/{MANIFEST}", lambda: fs.cat_file(f"{root}/{MANIFEST}", start=0, end=_PROBED_BYTES))
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _read_listing(url: str, fs: Any, root: str, tables: Tables, own: Tables) -> Listing | None:
+def _read_listing(url: str, fs: Any, root: str, tables: Tables) -> Listing | None:
     """What the catalogue or the manifest at a URL lists, None where there is no corpus.
 
-    tables: where a catalogue may be at hand.
-    own: where one that is fetched is kept, for the other processes of the machine.
+    tables: where a catalogue may be at hand; in the last of these folders one that is fetched is kept, for
+        the other processes of the machine.
 
     Not by `fs.exists`: fsspec says that a file does not exist where the web server is down or overloaded.
     """
@@ -240,13 +251,13 @@ def _read_listing(url: str, fs: Any, root: str, tables: Tables, own: Tables) -> 
                 found = parse(memoryview(content))
             except ValueError as error:
                 raise WrongBytes(str(error)) from None
-            own.write_bytes(name, content)
+            tables.write_bytes(name, content, last=True)
             return found
 
         try:
             return fetch_right(once)
         except WrongBytes as error:
-            tell(f"{url}/{file}", error)
+            tables.note_damage(f"{url}/{file}", error)
         except (FileNotFoundError, RuntimeError):  # a store may refuse what is not there
             pass
         return None

@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from data.config import DataConfig
 from data.corpus.corpus import Corpus
-from data.corpus.listing.blocks import Blocks, count_blocks
+from data.corpus.listing.blocks import Blocks, block_bounds, count_blocks
 from data.corpus.listing.catalogue import join_blocks
 from data.corpus.listing.tables import Table
+from data.corpus.manifest import Manifest
 from data.stream.packing.kinds import PACKINGS
 from data.stream.packing.of_corpus import documents_of
 
 VERSION = 1
+WINDOWS = "windows-"  # with which the names of such files begin
 KEPT_DOCUMENTS = 1 << 17  # of a smaller corpus the windows are counted in less than a second: nothing is kept
 
 Part = tuple[Blocks | None, np.ndarray | None]
@@ -64,6 +65,28 @@ class Counting:
         return None if table is None else table.arrays["windows"]
 
     @property
+    def _name(self) -> str:
+        return windows_name(self._corpus.manifest, self._packing, self._seq_len)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return windows_identity(self._corpus.manifest, self._packing, self._seq_len)
+
+    @property
+    def listed(self) -> bool:
+        """Whether this rank has a catalogue of the corpus."""
+        return self._corpus.storage.listing.blocks is not None
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """The tables that this rank found damaged, as in `Tables`."""
+        return self._corpus.storage.listing.tables.damaged
+
+    def tell(self) -> None:
+        """Say which tables are damaged. Of several ranks one does."""
+        self._corpus.storage.listing.tables.tell()
+
+    @property
     def _told_by_blocks(self) -> bool:
         none = join_blocks([])
         return self._kind.counted(none, self._seq_len, self._pictures) is not None
@@ -72,40 +95,27 @@ class Counting:
     def _large(self) -> bool:
         return self._corpus.manifest.documents >= KEPT_DOCUMENTS
 
-    @property
-    def _name(self) -> str:
-        return f"windows-{self._corpus.manifest.fingerprint[:16]}-{self._packing}-{self._seq_len}"
+    def share(self, rank: int = 0, ranks: int = 1, *, lists: bool = True) -> Part:
+        """Count the blocks in this rank's share of the shards; reads (and so checks) the indexes of these.
 
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """What the kept windows depend on; they do not depend on whether pictures are read."""
-        return {
-            "kind": "windows",
-            "version": VERSION,
-            "corpus": self._corpus.manifest.fingerprint,
-            "packing": self._packing,
-            "seq_len": self._seq_len,
-        }
-
-    def share(self, rank: int = 0, ranks: int = 1) -> Part:
-        """Count the blocks in this rank's share of the shards; reads (and so checks) the indexes of these."""
+        lists: count for the catalogue too, which some rank lacks.
+        """
         corpus, manifest = self._corpus, self._corpus.manifest
         if rank == 0 and self._large:
             what = f"{corpus.storage.path}: counting the sequences of {manifest.documents:,} documents, once"
             print(what, file=sys.stderr, flush=True)
         shards = len(manifest.shards)
         mine = range(shards * rank // ranks, shards * (rank + 1) // ranks)
-        ends = np.searchsorted(corpus.block_shard, np.arange(mine.start, mine.stop + 1)).tolist()
         blocks, windows = [], [np.zeros(0, dtype=np.int64)]
-        for shard, (a, b) in zip(mine, pairwise(ends)):
+        for shard in mine:
             index = corpus.storage.index(shard).astype(np.int64)
-            bounds = np.append(corpus.block_first[a:b], index.shape[1])
-            blocks.append(count_blocks(manifest, index, bounds))
+            if lists:
+                bounds = block_bounds(index.shape[1], manifest.block_documents)
+                blocks.append(count_blocks(manifest, index, bounds))
             if not self._told_by_blocks:
-                documents = documents_of(corpus, index, bounds, self._packing)
-                windows.append(self._kind.count(documents, self._seq_len))
+                windows.append(windows_in(manifest, index, self._packing, self._seq_len))
         return (
-            join_blocks(blocks) if corpus.storage.listing.blocks is None else None,
+            join_blocks(blocks) if lists else None,
             None if self._told_by_blocks else np.concatenate(windows),
         )
 
@@ -117,10 +127,11 @@ class Counting:
         if counted:
             blocks = join_blocks(counted)
             self.windows = self._kind.counted(blocks, self._seq_len, self._pictures)
-            self._made += [listing.made(blocks)] * self._large
+            self._made.append(listing.made(blocks))
         if packed:
             self.windows = np.concatenate(packed)
-            self._made += [(self._name, Table(self._identity, {"windows": self.windows}))] * self._large
+            self._made.append((self._name, Table(self._identity, {"windows": self.windows})))
+        self._made = [made for made in self._made if self._large or listing.tables.was_damaged(made[0])]
 
     def keep(self, *, last: bool = False) -> None:
         """Write what was counted, where that saves later starts time. Of several ranks one does.
@@ -136,6 +147,40 @@ class Counting:
         return all(tables.read(name, table.head) is not None for name, table in self._made)
 
 
+def windows_name(manifest: Manifest, packing: str, seq_len: int) -> str:
+    """The name of the file of the windows of a corpus."""
+    return f"{WINDOWS}{manifest.fingerprint[:16]}-{packing}-{seq_len}"
+
+
+def windows_identity(manifest: Manifest, packing: str, seq_len: int) -> dict[str, Any]:
+    """The head of that file: what the windows depend on. They do not depend on whether pictures are read."""
+    return {
+        "kind": "windows",
+        "version": VERSION,
+        "corpus": manifest.fingerprint,
+        "packing": packing,
+        "seq_len": seq_len,
+    }
+
+
+def windows_in(manifest: Manifest, index: np.ndarray, packing: str, seq_len: int) -> np.ndarray:
+    """The windows of each block of one shard, int64 [blocks].
+
+    index: of the shard, int64 [rows, documents].
+    """
+    bounds = block_bounds(index.shape[1], manifest.block_documents)
+    return PACKINGS[packing].count(documents_of(manifest, index, bounds, packing), seq_len)
+
+
+def mend_catalogue(corpus: Corpus) -> None:
+    """Make the catalogue of a small corpus anew where it is damaged, if it can be written. Of several ranks
+    one does.
+    """
+    small = corpus.manifest.documents < KEPT_DOCUMENTS  # the indexes of others take long to read
+    if corpus.storage.listing.is_damaged and small:
+        counted_alone(Counting(corpus, "cut", 1))
+
+
 def windows_of(corpora: Sequence[Corpus], cfg: DataConfig) -> list[np.ndarray]:
     """The windows of each block of each corpus, as the config packs them."""
     return [counted_alone(counting) for counting in countings(corpora, cfg)]
@@ -149,8 +194,9 @@ def countings(corpora: Sequence[Corpus], cfg: DataConfig) -> list[Counting]:
 
 def counted_alone(counting: Counting) -> np.ndarray:
     """The windows of each block, looked up or counted by this process alone."""
+    counting.tell()
     if counting.windows is None:
-        counting.join([counting.share()])
+        counting.join([counting.share(lists=not counting.listed)])
         counting.keep()
     assert counting.windows is not None
     return counting.windows

@@ -6,6 +6,7 @@ from data.stream.packing.alone import Marked, One, Pair, Views
 from data.stream.packing.joined import BestFit, Cut
 from data.stream.packing.packing import Packing
 
+MOST_SEQ_LEN = (1 << 31) - 1  # packing keeps a bit for each length
 PACKINGS: dict[str, type[Packing]] = {
     "cut": Cut,
     "best_fit": BestFit,

@@ -16,8 +16,8 @@ from data.config import Heldout
 from data.corpus.manifest import read_manifest
 from data.corpus.remote import fetching
 from data.corpus.remote.remote_storage import RemoteStorage
-from data.corpus.verify import verify
 from data.stream.heldout import HeldoutLoader
+from data.verify.verify import verify
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, open_stream
 from whole_runs import records, train, write_config

@@ -18,9 +18,9 @@ from data.corpus.columns import CLASS, Columns, in_order, recast
 from data.corpus.index import read_index
 from data.corpus.manifest import INDEX_ROWS, MANIFEST, VERSION_WITH_COLUMNS, read_manifest
 from data.corpus.scan import index_shard, token_index
-from data.corpus.verify import verify
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from data.verify.verify import verify
 from made_corpus import make_corpus, numbered_documents
 from pictures import write_folders
 

@@ -12,8 +12,8 @@ import pytest
 
 from data.config import DataConfig, Source
 from data.corpus.manifest import MANIFEST, read_manifest
-from data.corpus.verify import verify
 from data.stream.stream import Stream
+from data.verify.verify import verify
 from made_corpus import make_corpus, random_documents
 
 KINDS = ("header", "payload", "tail", "truncation", "swapped", "stale_index")

@@ -11,9 +11,9 @@ import pytest
 from data.config import DataConfig, Source
 from data.corpus.manifest import read_manifest
 from data.corpus.remote import ranges
-from data.corpus.verify import verify
 from data.stream.documents import DocumentReader
 from data.stream.stream import Stream
+from data.verify.verify import verify
 from made_corpus import make_corpus, random_documents
 from served import Server, epoch, everything, open_stream
 from whole_runs import records, train, write_config

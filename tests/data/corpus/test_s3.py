@@ -20,11 +20,11 @@ import pytest
 from data.config import DataConfig, Source
 from data.corpus.manifest import read_manifest
 from data.corpus.remote import fetching
-from data.corpus.verify import verify
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.sources.sources import expand
 from data.stream.stream import Stream
+from data.verify.verify import verify
 from made_corpus import make_corpus, random_documents
 from whole_runs import germinal, records, train, write_config
 from whole_runs import make_corpus as prepare_corpus

@@ -10,9 +10,9 @@ from data.config import DataConfig, Source
 from data.corpus.listing.catalogue import close_corpus
 from data.corpus.listing.tables import Table, Tables, encode
 from data.corpus.manifest import read_manifest
-from data.corpus.verify import Finding, verify
 from data.stream.packing import counting
 from data.stream.stream import Stream
+from data.verify.verify import Finding, verify
 from launch import cli
 from made_corpus import make_corpus, random_documents
 

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 
 from data.corpus.manifest import read_manifest
 from data.corpus.shards import TokenShardWriter
-from data.corpus.verify import verify
 from data.prepare import encode
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.report.outcome import PrepareReport
+from data.verify.verify import verify
 from pictures import encoded, pixels, write_folders
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -11,7 +11,7 @@ import pytest
 from data.corpus.corpus import open_storage
 from data.corpus.manifest import read_manifest
 from data.corpus.tar import samples
-from data.corpus.verify import verify
+from data.verify.verify import verify
 from few_trials import write_comparison
 from launch import cli
 from parallel.world.runtime import Runtime

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from data.corpus.manifest import read_manifest
-from data.corpus.verify import verify
 from data.prepare.embedded import bytecode, pictures, proteins, python_sources
 from data.prepare.embedded.names import EMBEDDED
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
+from data.verify.verify import verify
 from prepared import texts_in, tree
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

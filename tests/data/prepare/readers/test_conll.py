@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from data.corpus.verify import verify
 from data.prepare import units
 from data.prepare.document import Document
 from data.prepare.prepare import prepare
@@ -17,6 +16,7 @@ from data.prepare.recipe import Recipe, for_task
 from data.prepare.report.outcome import PrepareReport
 from data.prepare.sources import sources
 from data.prepare.tally import Tally
+from data.verify.verify import verify
 from prepared import tree
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

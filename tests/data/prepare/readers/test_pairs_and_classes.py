@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from data.config import DataConfig, Source
 from data.corpus.corpus import Corpus, open_storage
 from data.corpus.manifest import read_manifest
-from data.corpus.verify import verify
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.report.outcome import PrepareReport
 from data.stream.documents import DocumentReader
 from data.stream.stream import Stream
 from data.stream.tracing import sequence
+from data.verify.verify import verify
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 QUESTIONS = [(f"Was ist {n}?", f"{n} ist {'gerade' if n % 2 == 0 else 'ungerade, é'}") for n in range(40)]

@@ -22,12 +22,12 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from data.config import DataConfig, Source
-from data.corpus.verify import verify
 from data.prepare.prepare import prepare
 from data.prepare.recipe import Recipe
 from data.prepare.tasks.templates import CHATML
 from data.stream.stream import Stream
 from data.stream.tracing import describe
+from data.verify.verify import verify
 
 WORDS = [
     "Ada Lovelace",

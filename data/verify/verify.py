@@ -18,16 +18,7 @@ import numpy as np
 from common.mapped_file import map_file
 from data.corpus.corpus import corpora_in
 from data.corpus.index import read_index
-from data.corpus.listing.blocks import Blocks
-from data.corpus.listing.catalogue import (
-    CATALOGUES,
-    catalogue,
-    catalogue_name,
-    counted,
-    join_blocks,
-    manifest_digest,
-)
-from data.corpus.listing.tables import Table, parse
+from data.corpus.listing.catalogue import manifest_digest
 from data.corpus.manifest import (
     CRC,
     DTYPES,
@@ -43,6 +34,7 @@ from data.corpus.manifest import (
 from data.corpus.remote.fetching import is_remote
 from data.corpus.remote.remote_storage import RemoteStorage
 from data.corpus.scan import token_index
+from data.verify.tables import TablesCheck
 
 
 @dataclass(frozen=True)
@@ -141,57 +133,13 @@ def _verify_corpus(
         for file in files.named("*.tar")
         if file not in known
     ]
-    parts: list[Blocks] = []
+    tables = TablesCheck(files, manifest, manifest_digest(content))
     for entry in manifest.shards:
         with files.opened(entry.file) as shard, files.opened(entry.index_file) as index:
             findings += _verify_shard(corpus, shard, index, manifest, entry)
-            with contextlib.suppress(RuntimeError):  # told already
-                parts.append(counted(index, entry, manifest))
+            tables.add(index, entry)
         progress(entry.bytes)
-    are_whole = len(parts) == len(manifest.shards)
-    digest = manifest_digest(content)
-    right = catalogue(digest, manifest, join_blocks(parts)) if are_whole else None
-    return findings + _verify_tables(corpus, files, catalogue_name(digest), right)
-
-
-def _verify_tables(
-    corpus: str, files: _Local | _Remote, catalogue_: str, right: Table | None
-) -> list[Finding]:
-    """`catalogue_`: the name of the corpus's own; `right`: as it should be, None where an index is damaged.
-    A corpus may lack its tables: a start makes them.
-    """
-    findings = []
-    own = f"{catalogue_}.safetensors"
-    for file in sorted(
-        {own, *files.named(f"{CATALOGUES}*.safetensors"), *files.named("windows-*.safetensors")}
-    ):
-        remedy = "remove the file, and the next start does without it or makes it anew"
-        with files.opened(file) as path:
-            if not path.is_file():
-                continue
-            try:
-                found = parse(map_file(path))
-            except (OSError, ValueError) as error:
-                findings.append(Finding(f"{corpus}/{file}", f"damaged ({error}): {remedy}"))
-                continue
-            if file.startswith(CATALOGUES) and file != own:
-                findings.append(Finding(f"{corpus}/{file}", f"of another {MANIFEST}: {remedy}"))
-            elif file == own and right is not None and (what := _difference(found, right)):
-                problem = f"its {what} is not what {MANIFEST} and the indexes say: {remedy}"
-                findings.append(Finding(f"{corpus}/{file}", problem))
-    return findings
-
-
-def _difference(found: Table, right: Table) -> str:
-    """The first part of a table that is not as in another; "" where all are."""
-    parts = [key for key in right.head if found.head.get(key) != right.head[key]]
-    none = np.zeros(0)
-    arrays = [
-        name
-        for name, array in right.arrays.items()
-        if not np.array_equal(found.arrays.get(name, none), array)
-    ]
-    return next(iter([*parts, *arrays]), "")
+    return findings + [Finding(f"{corpus}/{file}", problem) for file, problem in tables.findings()]
 
 
 def _verify_shard(

@@ -16,12 +16,14 @@ import numpy as np
 from data.config import DataConfig
 from data.corpus.columns import LABEL
 from data.corpus.corpus import Corpus, corpora_in, open_storage
+from data.corpus.listing.blocks import block_bounds
 from data.corpus.manifest import OFFSET, TOKENS
 from data.corpus.tar import TAR_BLOCK, samples
 from data.stream.era import Era, IdSpans
-from data.stream.order import EraBlocks
 from data.stream.packing.counting import Counting, counted_alone
-from data.stream.packing.kinds import MOST_SEQ_LEN, PACKINGS
+from data.stream.packing.held import HELD
+from data.stream.packing.kinds import MOST_SEQ_LEN
+from data.stream.packing.of_corpus import documents_of
 from data.stream.packing.packing import layout_lengths
 from data.stream.stream import Stream
 
@@ -175,33 +177,33 @@ def _corpus(path: str, seq_len: int) -> dict[str, Any]:
         quantiles = np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest").tolist()
         report["document_tokens"] = dict(zip(("least", "p10", "median", "p90", "most"), quantiles))
         if seq_len:
-            whole = [kind for kind, packing in PACKINGS.items() if packing.parts == 1]
-            report["packing"] = {kind: _packing(corpus, lengths, kind, seq_len) for kind in whole}
+            report["packing"] = _packings(corpus, int(layout_lengths(lengths).sum()), seq_len)
     return report
 
 
-def _packing(corpus: Corpus, lengths: np.ndarray, kind: str, seq_len: int) -> dict[str, Any]:
-    """Sequences of an epoch, the share of their inputs that is not padding, the share of documents cut, and
-    the share of all inputs that no sequence has.
+def _packings(corpus: Corpus, inputs: int, seq_len: int) -> dict[str, dict[str, Any]]:
+    """Of each packing: sequences of an epoch, the share of their inputs that is not padding, the share of
+    documents cut, and the share of all `inputs` that no sequence has. No block is packed, but for those whose
+    windows are counted.
     """
-    windows = counted_alone(Counting(corpus, kind, seq_len))
-    inputs = layout_lengths(lengths)
-    cut = taken = 0
-    for block in range(len(windows)):
-        alone = EraBlocks(epoch=0, era=0, blocks=np.array([block]), following=np.zeros(0, dtype=np.int64))
-        era = Era(corpus, alone, kind, seq_len)
-        fragments = era.packing.fragments(np.arange(era.packing.windows))
-        whole = fragments.length == layout_lengths(era.tokens)[fragments.document]
-        cut += len(np.unique(fragments.document[~whole]))
-        taken += int(fragments.length.sum())
-    total = int(windows.sum())
-    return {
-        "seq_len": seq_len,
-        "sequences": total,
-        "utilisation": taken / (total * seq_len),
-        "documents_cut": cut / len(lengths),
-        "left_out": 1 - taken / float(inputs.sum()),
-    }
+    manifest = corpus.manifest
+    held = {kind: np.zeros(2, dtype=np.int64) for kind in HELD}
+    for shard in range(len(manifest.shards)):
+        index = corpus.storage.index(shard).astype(np.int64)
+        bounds = block_bounds(index.shape[1], manifest.block_documents)
+        for kind, of in HELD.items():
+            held[kind] += of(documents_of(manifest, index, bounds, kind), seq_len)
+    found = {}
+    for kind, (cut, taken) in held.items():
+        total = int(counted_alone(Counting(corpus, kind, seq_len)).sum())
+        found[kind] = {
+            "seq_len": seq_len,
+            "sequences": total,
+            "utilisation": int(taken) / (total * seq_len),
+            "documents_cut": int(cut) / manifest.documents,
+            "left_out": 1 - int(taken) / inputs,
+        }
+    return found
 
 
 def _tokenizer(corpus: Corpus) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.mapped_file import MappedFile
-from data.corpus.listing.catalogue import close_corpus
+from data.corpus.corpus import corpora_in, open_storage
+from data.corpus.listing.catalogue import catalogue_name, close_corpus
 from data.corpus.manifest import MANIFEST, read_manifest
 from data.corpus.remote import cache
 from data.corpus.remote.cache import FileCache, Wanted
@@ -67,6 +68,23 @@ def test_a_catalogue_that_comes_damaged_is_asked_for_again_and_done_without(
         server.stop()
 
 
+def test_a_cached_catalogue_that_is_damaged_is_fetched_again_in_silence(
+    tmp_path: Path, served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(served.parent)
+    try:
+        for requests in (1, 2, 2):
+            storage = open_storage(server.url)
+            assert storage.listing.blocks is not None and not storage.listing.is_damaged
+            (copy,) = tmp_path.glob("germinal-indexes-*/tables/catalogue-*")
+            assert server.requests[copy.name] == requests
+            if requests == 1:
+                copy.write_bytes(copy.read_bytes()[:-1] + b"\x01")
+        assert not capsys.readouterr().err
+    finally:
+        server.stop()
+
+
 def test_a_corpus_without_a_catalogue_is_counted_once_for_the_processes_of_a_machine(
     tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +118,43 @@ def test_the_indexes_of_a_machine_are_bounded(tmp_path: Path, served: Path) -> N
             assert not any(path.name.endswith(".part") for path in (tmp_path / "cache").iterdir())
     finally:
         server.stop()
+
+
+def test_what_is_at_a_url_is_found_by_the_first_bytes_of_manifests(served: Path) -> None:
+    server = Server(served.parent)
+    try:
+        assert corpora_in(server.url) == [server.url]
+        with pytest.raises(ValueError, match="is not a corpus"):
+            corpora_in(server.url.removesuffix("/corpus"))
+        assert set(server.sent) == {MANIFEST} and server.sent[MANIFEST] <= 64
+    finally:
+        server.stop()
+
+
+def test_catalogues_of_remote_corpora_are_within_the_bound_of_their_cache(tmp_path: Path) -> None:
+    """The one that was used last stays; shards make room for tables, and tables for shards."""
+    sizes = []
+    for number in range(3):
+        folder = make_corpus(tmp_path / f"served/{number}/corpus", random_documents(90, seed=number))
+        close_corpus(folder, read_manifest(folder))
+        sizes += [path.stat().st_size for path in folder.glob("catalogue-*")]
+    limit, kept = sum(sizes) - 1, tmp_path / "cache/tables"
+    server = Server(tmp_path / "served")
+    urls = [server.url.replace("/corpus", f"/{number}/corpus") for number in range(3)]
+    try:
+        names = []
+        for url in urls:
+            names.append(catalogue_name(RemoteStorage(url, str(tmp_path / "cache"), limit).listing.digest))
+            RemoteStorage(urls[0], str(tmp_path / "cache"), limit)
+        assert {path.stem for path in kept.iterdir()} == {names[0], names[2]}
+        storage = RemoteStorage(urls[1], str(tmp_path / "small"), min(sizes) - 1)
+        assert storage.listing.blocks is not None and not list((tmp_path / "small/tables").iterdir())
+    finally:
+        server.stop()
+    files = FileCache(tmp_path / "cache", limit)
+    wanted = Wanted(cache.xxhash.xxh3_128(b"right").hexdigest(), cache.INDEX, limit - sizes[0])
+    files.open(wanted, lambda path: path.write_bytes(b"right"))  # type: ignore[arg-type, return-value]
+    assert [path.stem for path in kept.iterdir()] == [names[0]]
 
 
 def test_a_cached_index_that_is_damaged_is_fetched_again(tmp_path: Path) -> None:

@@ -30,5 +30,6 @@ joined.py      cut, best_fit
 alone.py       one, views, pair
 of_corpus.py   the documents of a corpus as they are packed
 counting.py    the windows of each block: looked up, or counted by all ranks together
+held.py        how much of the documents is in windows, and how many are cut: for `data inspect`
 kinds.py       `data.packing` → its class: begin here
 """

@@ -101,6 +101,43 @@ def test_damaged_windows_are_found(corpus: Path, monkeypatch: pytest.MonkeyPatch
     assert found_at(corpus).file == str(windows)
 
 
+def test_windows_with_a_right_hash_and_wrong_counts_are_found(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a fault of the program that wrote them, or somebody's hand, may leave them."""
+    monkeypatch.setattr(counting, "KEPT_DOCUMENTS", 50)
+    cfg = DataConfig([Source(str(corpus))], seq_len=32, packing="best_fit")
+    Stream.open(cfg, seed=0, global_batch=4)
+    (path,) = corpus.glob("windows-*")
+    found = Tables([corpus]).read(path.stem, {})
+    assert found is not None
+    windows = np.array(found.arrays["windows"])
+    right = path.read_bytes()
+
+    def wrong(windows: np.ndarray, problem: str, name: str = path.name, **head: Any) -> None:
+        path.unlink(missing_ok=True)
+        path.with_name(name).write_bytes(encode(Table(found.head | head, {"windows": windows})))
+        finding = found_at(corpus)
+        assert finding.file == str(path.with_name(name)) and problem in finding.problem
+        assert "remove the file" in finding.problem and "\n" not in finding.problem
+        path.with_name(name).unlink()
+
+    counts = "its windows is not what manifest.json and the indexes say"
+    moved = windows.copy()
+    moved[0], moved[-1] = moved[0] + 1, moved[-1] - 1  # whose sum is right
+    wrong(moved, counts)
+    wrong(windows[:-1], counts)
+    wrong(np.array([], dtype=np.int64), counts)
+    wrong(windows, counts, path.name.replace("-32.", "-16."), seq_len=16)
+    other = "not of this corpus, or not of what its name says"
+    wrong(windows, other, seq_len=16)
+    wrong(windows, other, path.name.replace("best_fit", "worst"), packing="worst")
+    wrong(windows, other, path.name.replace("-32.", "-0."), seq_len=0)
+    wrong(windows, other, f"windows-{'0' * 16}-best_fit-32.safetensors", corpus="0" * 64)
+    path.write_bytes(right)
+    assert verify(corpus) == []
+
+
 def test_a_catalogue_on_a_server_is_verified(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

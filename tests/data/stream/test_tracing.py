@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
 from data.config import DataConfig, Source
+from data.corpus.corpus import Corpus, open_corpus
+from data.stream.era import Era
+from data.stream.order import EraBlocks
+from data.stream.packing import counting, joined
+from data.stream.packing.held import HELD
+from data.stream.packing.kinds import PACKINGS
+from data.stream.packing.packing import layout_lengths
 from data.stream.stream import Stream
 from data.stream.tracing import inspect, sequence
 from made_corpus import make_corpus, numbered_documents, random_documents
@@ -42,6 +50,50 @@ def test_a_corpus_and_how_it_would_pack(tmp_path: Path) -> None:
     for most in (1 << 31, (1 << 63) - 1):
         with pytest.raises(ValueError, match=f"^--seq-len {most}: at most 2147483647$"):
             inspect(tmp_path / "c", seq_len=most)
+
+
+def packed(corpus: Corpus, kind: str, seq_len: int) -> dict[str, float]:
+    """The figures of a packing, of each block packed."""
+    windows = cut = taken = inputs = 0
+    for block in range(len(corpus.block_shard)):
+        era = Era(corpus, EraBlocks(0, 0, np.array([block]), np.zeros(0, dtype=np.int64)), kind, seq_len)
+        fragments = era.packing.fragments(np.arange(era.packing.windows))
+        whole = fragments.length == layout_lengths(era.tokens)[fragments.document]
+        cut += len(np.unique(fragments.document[~whole]))
+        taken += int(fragments.length.sum())
+        windows += era.packing.windows
+        inputs += int(layout_lengths(era.tokens).sum())
+    return {
+        "seq_len": seq_len,
+        "sequences": windows,
+        "utilisation": taken / (windows * seq_len),
+        "documents_cut": cut / corpus.manifest.documents,
+        "left_out": 1 - taken / inputs,
+    }
+
+
+def test_the_figures_of_a_packing_are_those_of_packing_every_block(tmp_path: Path) -> None:
+    made = make_corpus(tmp_path, random_documents(300, longest=40))
+    corpus = open_corpus(str(made), DataConfig())
+    assert set(HELD) == {kind for kind, packing in PACKINGS.items() if packing.parts == 1}
+    for seq_len in (1, 7, 16, 41, 1000):
+        found = inspect(made, seq_len=seq_len)["corpora"][0]["packing"]
+        assert found == {kind: packed(corpus, kind, seq_len) for kind in HELD}, seq_len
+
+
+def test_no_block_is_packed_where_windows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[int] = []
+    monkeypatch.setattr(counting, "KEPT_DOCUMENTS", 100)
+    for name in ("_best_fit", "_best_fit_count"):
+        real = getattr(joined, name)
+        watched = lambda lengths, seq_len, real=real: blocks.append(1) or real(lengths, seq_len)  # noqa: E731
+        monkeypatch.setattr(joined, name, watched)
+    made = make_corpus(tmp_path, random_documents(300), block_documents=10)
+    reports = []
+    for expected in (30, 30):
+        reports.append(inspect(made, seq_len=16))
+        assert len(blocks) == expected, "each block once, and never again"
+    assert reports[0] == reports[1]
 
 
 def test_a_sequence_is_traced_to_its_documents_and_text(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class Handler(SimpleHTTPRequestHandler):
     server.script: the faults of the next requests for a shard, in order: "", "403", "500", "die" (half of the
         answer), "outage" (the server stops for a second).
     server.busy: files whose next request gets 503.
+    server.sent: file → the bytes of all answers.
     server.flips: file → whether the n-th arrival of one and the same request has flipped bits; the answer has
         the right length.
     """
@@ -61,6 +62,7 @@ class Handler(SimpleHTTPRequestHandler):
             raw = bytearray(raw)
             if server.flips[name](server.asked[key]):
                 raw[:: max(1, len(raw) // 50)] = bytes(b ^ 1 for b in raw[:: max(1, len(raw) // 50)])
+        server.sent[name] += len(raw)
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
@@ -78,6 +80,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, 0
         self.requests: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
         self.script: list[str] = []
         self.busy: list[str] = []
         self.flips: dict[str, Callable[[int], bool]] = {}
@@ -88,7 +91,7 @@ class Server:
     def start(self) -> None:
         handler = partial(Handler, directory=str(self._folder))
         self._server: Any = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
-        self._server.requests, self._server.script = self.requests, self.script
+        self._server.requests, self._server.sent, self._server.script = self.requests, self.sent, self.script
         self._server.busy, self._server.flips, self._server.asked = self.busy, self.flips, self.asked
         self._server.outage = threading.Thread(target=self._go_away_for_a_while).start
         self._port = self._server.server_address[1]

@@ -15,7 +15,7 @@ from data.stream.loader import Loader
 from data.stream.stream import Stream
 from parallel.engine import Engine
 from parallel.world.runtime import Runtime
-from trainer.checkpoint.manager import Checkpointer
+from trainer.checkpoint.manager import PATIENCE_SECONDS, Checkpointer
 from trainer.config.run_config import RunConfig
 from trainer.decide import Decision, Then
 from trainer.evaluation.best import Best, open_best
@@ -212,6 +212,7 @@ def assemble(
         logs=meter.logs,
         layout=str(layout),
         ranks=ranks,
+        patience_seconds=max(PATIENCE_SECONDS, cfg.supervise.first_seconds),
         guard=fence.check,
         phases=phases,
         gone=lambda: runtime.first_departure(0.0),

@@ -30,7 +30,7 @@ from trainer.record.sinks import JsonlLog, Known
 from trainer.state import Identity, TrainState
 from trainer.watch.phases import COPY, SAVE, WAIT, Phases
 
-PATIENCE_SECONDS = 1800.0
+PATIENCE_SECONDS = 1800.0  # at least: a file system that is slower has a larger supervise.first_seconds
 
 
 class Checkpointer:

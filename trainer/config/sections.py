@@ -159,7 +159,7 @@ class SuperviseConfig:
     first_seconds: Annotated[
         float,
         "what a piece of the start, compilation, and the first three of each phase may last, which have no "
-        "median yet",
+        "median yet; above 1800 also how long a save waits for the other ranks' files",
         "> 0",
         "in seconds",
     ] = 1800.0

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from checkpointed import FakeEngine, Team, events, make, save
+from trainer import run
 from trainer.checkpoint import store
 from trainer.record.sinks import JsonlLog
 from trainer.state import TrainState
+from whole_runs import make_corpus, train_here, write_config
 
 # Failing to save.
 
@@ -145,3 +147,20 @@ def test_a_save_does_not_wait_for_a_rank_that_has_ended(tmp_path: Path, asynchro
     (error, _) = team.run(train)
     assert str(error) == "checkpoint of step 1 was not saved: rank 1 on n2 is gone without a word"
     assert not (tmp_path / "events.jsonl").exists() or not events(tmp_path, "fault")
+
+
+@pytest.mark.parametrize(("given", "waits"), [(60, 1800), (7200, 7200)])
+def test_a_save_waits_as_long_as_a_slow_file_system_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int, waits: int
+) -> None:
+    config = write_config(tmp_path, make_corpus(tmp_path), supervise__first_seconds=given)
+    asked: list[float] = []
+
+    def checkpointer(*arguments: Any, patience_seconds: float, **more: Any) -> None:
+        asked.append(patience_seconds)
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "Checkpointer", checkpointer)
+    with pytest.raises(InterruptedError):
+        train_here(config)
+    assert asked == [waits]

@@ -147,6 +147,7 @@ def test_catalogues_of_remote_corpora_are_within_the_bound_of_their_cache(tmp_pa
             names.append(catalogue_name(RemoteStorage(url, str(tmp_path / "cache"), limit).listing.digest))
             RemoteStorage(urls[0], str(tmp_path / "cache"), limit)
         assert {path.stem for path in kept.iterdir()} == {names[0], names[2]}
+        assert server.requests[f"{names[0]}.safetensors"] == 1, "it never left"
         storage = RemoteStorage(urls[1], str(tmp_path / "small"), min(sizes) - 1)
         assert storage.listing.blocks is not None and not list((tmp_path / "small/tables").iterdir())
     finally:

@@ -4,6 +4,8 @@ written.
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from made_corpus import make_corpus, random_documents
 from ranks import RankContext, RankPools
 from trainer.config.run_config import RunConfig
 from trainer.models.decoder.config import DecoderConfig
-from trainer.ranks import Ranks, gather
+from trainer.ranks import Ranks
 from trainer.start.opening import open_stream
 
 
@@ -94,13 +96,11 @@ def start(context: RankContext, corpora: list[str], run: str) -> tuple[int, str]
     """Open the stream of a run, whose corpus may lie on a disk of the rank's own; the sequences, what was
     said.
     """
-    said: list[str] = []
     data = DataConfig([Source(corpora[context.rank % len(corpora)], name="one")], seq_len=32)
     cfg = RunConfig("run", DecoderConfig(vocab=50_000), run_dir=run, data=data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda line, **more: said.append(line))
-        stream = open_stream(cfg, Ranks(context.rank, context.world, gather))
-    return sum(stream.sequences_per_epoch.values()), "\n".join(said)
+    with redirect_stderr(io.StringIO()) as said:
+        stream = open_stream(cfg, Ranks(context.rank, context.world))
+    return sum(stream.sequences_per_epoch.values()), said.getvalue()
 
 
 def test_of_many_ranks_one_says_it(tmp_path: Path, ranks: RankPools) -> None:

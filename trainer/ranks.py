@@ -15,6 +15,7 @@ BY_ANOTHER_RANK = "told by another rank"  # the rank that found the fault report
 SHARED = (ValueError, RuntimeError, OSError)  # errors that a rank tells the others
 
 T = TypeVar("T")
+A = TypeVar("A")
 E = TypeVar("E", bound=Exception)
 _KINDS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
@@ -34,6 +35,9 @@ class Wires(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """Return the value of every rank, in rank order. Costs each rank O(ranks)."""
+
+    def answer(self, value: Any, answers: Callable[[list[Any]], Sequence[Any]]) -> Any:
+        """Return this rank's own of the answers that rank 0 has to the values of all, in rank order."""
 
     def tell(self, value: Any, rank: int) -> Any:
         """Return the value of `rank`; the others' are not looked at."""
@@ -63,6 +67,23 @@ class Collectives:
         raw = whole.numpy().tobytes()
         return decoded([raw[widest * rank : widest * rank + size] for rank, size in enumerate(counts)])
 
+    def answer(self, value: Any, answers: Callable[[list[Any]], Sequence[Any]]) -> Any:
+        import torch.distributed as dist
+
+        sent = _padded([pickle.dumps(value)], self._most)
+        is_zero = dist.get_rank() == 0
+        received = [sent[0].clone() for _ in range(dist.get_world_size())] if is_zero else None
+        dist.gather(sent[0], received)
+        raw = [one.numpy().tobytes() for one in received or ()]  # what follows a pickle's end is not read
+        found = [pickle.dumps(one) for one in answers(decoded(raw))] if is_zero else [b""]
+        back = _padded(found, self._most)
+        own = back[0].clone()
+        dist.scatter(own, back if is_zero else None)
+        return pickle.loads(own.numpy().tobytes())
+
+    def _most(self, number: int) -> int:
+        return -self.least(-number)
+
     def tell(self, value: Any, rank: int) -> Any:
         import torch
         import torch.distributed as dist
@@ -87,6 +108,14 @@ class Collectives:
         found = torch.tensor([number], device="cpu")
         dist.all_reduce(found, getattr(dist.ReduceOp, how))
         return int(found)
+
+
+def _padded(pickled: Sequence[bytes], most: Callable[[int], int]) -> list[Any]:
+    """Return each as a tensor of bytes, all as long as the longest of any rank. Collective: `most`."""
+    import torch
+
+    length = most(max(map(len, pickled)))
+    return [torch.frombuffer(bytearray(one.ljust(length, b"\0")), dtype=torch.uint8) for one in pickled]
 
 
 def decoded(pickled: Sequence[bytes]) -> list[Any]:
@@ -127,6 +156,13 @@ class Ranks:
     def gather(self, value: Any) -> list[Any]:
         """Return the value of every rank, in rank order. Costs each rank O(ranks): see `tell` and `first`."""
         return [value] if self.world == 1 else self.wires.gather(value)
+
+    def by_rank_zero(self, value: T, answers: Callable[[Sequence[T]], Sequence[A]]) -> A:
+        """Return this rank's own of the answers that rank 0 has to the values of all, in rank order.
+
+        answers: must not fail, for the others wait.
+        """
+        return answers([value])[0] if self.world == 1 else self.wires.answer(value, answers)  # type: ignore[no-any-return]
 
     def tell(self, value: T, rank: int = 0) -> T:
         """Return the value of `rank`, on every rank."""

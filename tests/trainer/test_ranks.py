@@ -32,6 +32,7 @@ def heard(context: RankContext) -> list[Any]:
         [ranks.first(None), ranks.sum(10**rank)],
         [ranks.any(False), ranks.any(rank == 2), ranks.all(True), ranks.all(rank != 2)],
         ranks.each_once({"a": rank // 2}),
+        ranks.by_rank_zero("x" * rank, lambda every: [[len(one), "y" * (9 - len(one))] for one in every]),
         ranks.on_rank_zero(lambda: {"by": rank}),
         ranks.together(lambda: rank),
     ]
@@ -45,6 +46,7 @@ def test_every_rank_hears_the_same(ranks: RankPools) -> None:
             [None, 1111],
             [False, True, True, False],
             [{"a": 0}, {"a": 1}],
+            [rank, "y" * (9 - rank)],
             {"by": 0},
             rank,
         ]
@@ -59,6 +61,10 @@ class Counted:
     def gather(self, value: Any) -> list[Any]:
         self.values += self.world
         return [value] * self.world
+
+    def answer(self, value: Any, answers: Any) -> Any:
+        self.values += 1
+        return answers([value])[0]
 
     def tell(self, value: Any, rank: int) -> Any:
         self.values += 1

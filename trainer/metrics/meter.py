@@ -128,7 +128,7 @@ class Meter:
             },
             quarantined=quarantined,
             guard=fence.check if fence else unfenced,
-            machine=Machine.of(network(), ranks.gather(network())),
+            machine=ranks.by_rank_zero(network(), Machine.of_each),
         )
 
     @property

@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,21 +116,33 @@ def choose(
     return Threads(max(1, free // ranks), f"{cores.why}{others}")
 
 
-def share(everyones: Sequence[Allotment], rank: int, *, folder: Path, at_most: int = 0) -> Threads:
+def sharers(everyones: Sequence[Allotment]) -> list[int]:
+    """Return for each rank how many ranks, with it, may use a core of its own.
+
+    everyones: the allotment of each rank, in order of rank. A launcher may have given each its own cores.
+    """
+    alike = Counter((one.host, one.numbers) for one in everyones)
+    of_host: dict[str, list[tuple[frozenset[int], int]]] = {}
+    for (host, numbers), count in alike.items():
+        of_host.setdefault(host, []).append((numbers, count))
+    found = {
+        (host, numbers): sum(count for others, count in of_host[host] if not numbers.isdisjoint(others))
+        for host, numbers in alike
+    }
+    return [found[one.host, one.numbers] for one in everyones]
+
+
+def share(mine: Allotment, sharers: int, *, begun: int = 0, at_most: int = 0) -> Threads:
     """Threads of this rank, as `choose`, where no launcher set a number and all ranks start at the same time.
+    What other processes keep busy is not measured: the other ranks, which start at the same moment, would be
+    among them.
 
-    `everyones`: the allotment of each rank, in order of rank. Ranks on one machine that may use the same
-    cores divide them; a launcher may also have given each rank its own cores. What other processes keep busy
-    is not measured: the other ranks, which start at the same moment, would be among them.
-
+    sharers: how many ranks divide the cores of `mine`.
+    begun: the number that the run began with on as many ranks; 0: none.
     at_most: the CPUs that SLURM gives each task, which it may not confine to them; 0: no such number.
     """
-    if before := begun_with(folder, len(everyones)):
-        return Threads(before, AS_BEGUN)
-    mine = everyones[rank]
-    sharers = sum(
-        mine.host == other.host and not mine.numbers.isdisjoint(other.numbers) for other in everyones
-    )
+    if begun:
+        return Threads(begun, AS_BEGUN)
     among = f" for {sharers} ranks" if sharers > 1 else ""
     count = max(1, mine.cores.count // sharers)
     if 0 < at_most < count:

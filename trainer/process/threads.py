@@ -19,18 +19,19 @@ def settle(cfg: RunConfig, runtime: Runtime, ranks: Ranks) -> None:
     Rank 0 prints the number; and a warning where a run goes on with another number than it began with, for on
     a CPU its sums then come in another order.
     """
-    everyones = ranks.gather(cores.Allotment.of_this_process())
+    mine = cores.Allotment.of_this_process()
+    sharers = ranks.by_rank_zero(mine, cores.sharers)
+    before = ranks.on_rank_zero(lambda: cores.begun_with(cfg.folder, runtime.world))
     threads = cores.Threads(cfg.train.threads, "train.threads")
     if not cfg.train.threads and runtime.chooses_threads:
-        threads = cores.share(everyones, runtime.rank, folder=cfg.folder, at_most=runtime.cpus)
+        threads = cores.share(mine, sharers, begun=before, at_most=runtime.cpus)
         if runtime.is_writer:
             print(f"{cfg.folder}: {threads}", file=sys.stderr, flush=True)
     if threads.count:
         torch.set_num_threads(threads.count)
     else:
         threads = cores.Threads(runtime.threads, "by the environment")
-    before = cores.begun_with(cfg.folder, runtime.world) if runtime.is_writer else 0
-    if before and before != threads.count and runtime.device.type == "cpu":
+    if runtime.is_writer and before and before != threads.count and runtime.device.type == "cpu":
         print(
             f"{cfg.folder}: {threads}, but {before} at the last start: sums may differ in their last bits; "
             f"train.threads={before} makes them the same",

@@ -38,10 +38,10 @@ class Machine(NamedTuple):
     total: int = 1
 
     @classmethod
-    def of(cls, name: str, names: Sequence[str]) -> Machine:
-        """Return the machine of this name. `names`: of every rank's machine, in rank order."""
-        found = list(dict.fromkeys(names))
-        return cls(found.index(name), len(found))
+    def of_each(cls, names: Sequence[str]) -> list[Machine]:
+        """Return every rank's machine. names: of the machines, in rank order."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return [cls(numbers[name], len(numbers)) for name in names]
 
 
 ALONE = Machine()

@@ -16,7 +16,7 @@ from parallel.world import runtime
 from trainer.config.run_config import RunConfig
 from trainer.models.decoder.config import DecoderConfig
 from trainer.process import cores
-from trainer.process.cores import Allotment, Cores, Occupancy, choose, share
+from trainer.process.cores import Allotment, Cores, Occupancy, Threads, choose, share, sharers
 from trainer.process.threads import settle
 from trainer.ranks import Ranks
 
@@ -101,26 +101,25 @@ def test_what_the_user_says_and_how_the_run_began_go_first(tmp_path: Path) -> No
     assert chosen(2, asked=6, OMP_NUM_THREADS="7") == (6, "train.threads")
 
 
-def test_ranks_that_were_told_nothing_share_the_cores_of_their_machine(tmp_path: Path) -> None:
+def test_ranks_that_were_told_nothing_share_the_cores_of_their_machine() -> None:
     def on(host: str, numbers: range, count: int = 0) -> Allotment:
         return Allotment(host, frozenset(numbers), Cores(count or len(numbers), "cores"))
 
     def threads(*everyones: Allotment) -> list[int]:
-        return [share(everyones, rank, folder=tmp_path).count for rank in range(len(everyones))]
+        return [share(*each).count for each in zip(everyones, sharers(everyones), strict=True)]
 
     all_8 = range(8)
     assert threads(on("a", all_8)) == [8]
     assert threads(on("a", all_8), on("a", all_8), on("b", all_8)) == [4, 4, 8]
     assert threads(on("a", range(4)), on("a", range(4, 8))) == [4, 4], "srun has divided them already"
     assert threads(*[on("a", all_8, count=3)] * 4) == [1] * 4, "a quota; never none"
-    assert share([on("a", all_8)] * 2, 0, folder=tmp_path).why == "cores for 2 ranks"
-    slurms = {
-        at_most: share([on("a", all_8)] * 2, 0, folder=tmp_path, at_most=at_most) for at_most in (2, 4, 6)
-    }
+    overlapping = on("a", range(4)), on("a", range(2, 8)), on("a", range(5, 8)), on("b", range(4))
+    assert sharers(overlapping) == [2, 3, 2, 1]
+    assert share(on("a", all_8), 2).why == "cores for 2 ranks"
+    slurms = {at_most: share(on("a", all_8), 2, at_most=at_most) for at_most in (2, 4, 6)}
     assert {at_most: threads.count for at_most, threads in slurms.items()} == {2: 2, 4: 4, 6: 4}
     assert slurms[2].why == "SLURM_CPUS_PER_TASK=2", "SLURM does not confine the task to them"
-    (tmp_path / "events.jsonl").write_text('{"kind": "start", "ranks": 2, "threads": 5}\n')
-    assert threads(on("a", all_8), on("a", all_8)) == [5, 5]
+    assert share(on("a", all_8), 2, begun=5) == Threads(5, "as this run began; train.threads changes it")
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_files_of_a_log_are_read_in_the_order_of_their_lines(tmp_path: Path)
 
 def test_machines_are_numbered_in_the_order_of_their_first_ranks() -> None:
     names = ["b", "b", "a", "c", "a"]
-    assert [Machine.of(name, names) for name in names] == [(0, 3), (0, 3), (1, 3), (2, 3), (1, 3)]
+    assert Machine.of_each(names) == [(0, 3), (0, 3), (1, 3), (2, 3), (1, 3)]
 
 
 def bytes_of_a_resume(folder: Path, steps: int) -> tuple[int, int]:

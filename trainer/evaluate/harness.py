@@ -4,7 +4,7 @@ Every rank runs the harness and has the same requests; the model's passes are sh
 their results are the same on all. So the harness itself sees one process.
 
 Texts become ids as they do for its model of transformers: what stands around training documents is put around
-a text by the tokenizer's template, if at all; only an empty context begins with the separator.
+a text by the tokenizer's template, if at all; only an empty context begins with a token of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data.tokenizer import loading
 from trainer.evaluation.probes import make_scorer
 from trainer.models.config import HITS
 from trainer.trained.decoding import widest
-from trainer.trained.ends import ends_of
+from trainer.trained.ends import beginning_of, ends_of
 from trainer.trained.on_ranks import TrainedRun
 from trainer.trained.sampling import generate_many
 from trainer.trained.weights import load_for_decoding, load_model
@@ -69,6 +69,12 @@ class GerminalLM(TemplateLM):
         """The separator."""
         return self._trained.texts.separator
 
+    @cached_property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context."""
+        trained = self._trained
+        return beginning_of(trained.cfg, trained.run, trained.texts, self._before)
+
     @property
     def max_length(self) -> int:
         """Tokens that the model reads at once."""
@@ -89,7 +95,7 @@ class GerminalLM(TemplateLM):
         """Return the log-likelihood of each text, read in windows that overlap by a token."""
         windows, texts = [], []
         for number, (text,) in enumerate(request.args for request in requests):
-            cut = get_rolling_token_windows(self.tok_encode(text), self.eot_token_id, self.max_length, 1)
+            cut = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
             pairs = [make_disjoint_window(window) for window in cut]
             windows += pairs
             texts += [number] * len(pairs)

@@ -32,16 +32,30 @@ def ends_of(cfg: RunConfig, run: Path, texts: Prompting) -> frozenset[int]:
         said = folders.read_json(path).get("eos_token_id") if path.is_file() else None
         found = said if isinstance(said, list) else [said]
         return frozenset([texts.separator, *(one for one in found if type(one) is int)])
-    named = named_end(_config(run, origins(cfg)), texts.tokenizer)
+    named = named_end(_config(run, cfg), texts.tokenizer)
     ends = (texts.separator, named, template_end(run, texts))
     return frozenset(one for one in ends if one is not None)
 
 
-def named_end(config: bytes, tokenizer: Tokenizer) -> int | None:
-    """Return the id of the `eos_token` that a tokenizer_config.json names, which in a model of conversations
-    ends a message; None where it names none that the tokenizer has.
+def beginning_of(cfg: RunConfig, run: Path, texts: Prompting, before: Sequence[int]) -> int:
+    """Return the id that stands before a text without a context, as in `transformers` on an export of the
+    run: the tokenizer's bos_token, or where its files name none, its eos_token.
+
+    run: the run folder, or the Hugging Face folder.
+    before: what the tokenizer's template puts before a text.
     """
-    named: Any = json.loads(config).get("eos_token")
+    config = _config(run, cfg)
+    for name in ("bos_token", "eos_token"):
+        if (found := named_end(config, texts.tokenizer, name)) is not None:
+            return found
+    return before[0] if before else texts.separator
+
+
+def named_end(config: bytes, tokenizer: Tokenizer, name: str = "eos_token") -> int | None:
+    """Return the id of the `eos_token` that a tokenizer_config.json names, which in a model of conversations
+    ends a message, or of another special token; None where it names none that the tokenizer has.
+    """
+    named: Any = json.loads(config).get(name)
     content = named.get("content") if isinstance(named, dict) else named
     return tokenizer.token_to_id(content) if isinstance(content, str) else None
 
@@ -81,10 +95,14 @@ def origins(cfg: RunConfig) -> list[Path]:
     return corpora if found is None or found.is_run else [found.folder, *corpora]
 
 
-def _config(run: Path, folders_of_origin: Sequence[Path]) -> bytes:
-    """The tokenizer_config.json of the first folder that has the run's tokenizer and such a file."""
+def _config(run: Path, cfg: RunConfig) -> bytes:
+    """The tokenizer_config.json of a Hugging Face folder; for a run, that of the first of its origins that
+    has the run's tokenizer and such a file. Empty JSON where there is none.
+    """
+    if of_folder.is_folder(run):
+        return (run / CONFIG).read_bytes() if (run / CONFIG).is_file() else b"{}"
     own = (run / TOKENIZER).read_bytes()
-    for folder in folders_of_origin:
+    for folder in origins(cfg):
         if not ((folder / TOKENIZER).is_file() and (folder / CONFIG).is_file()):
             continue
         if (folder / TOKENIZER).read_bytes() == own:

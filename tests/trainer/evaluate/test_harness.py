@@ -180,6 +180,42 @@ def test_a_text_of_a_chat_model_ends_with_its_message(trained: Path, tmp_path: P
     assert written() == whole.split(texts.tokenizer.decode([end]))[0] != whole
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {},
+        {"eos_token": "w"},
+        {"bos_token": None, "eos_token": "w"},
+        {"bos_token": {"__type": "AddedToken", "content": "v"}},
+    ],
+)
+def test_a_text_without_a_context_begins_as_in_transformers(
+    trained: Path, tmp_path: Path, named: dict[str, Any]
+) -> None:
+    """A model of conversations may name the end of a message as eos_token, and no bos_token."""
+    from contextlib import ExitStack
+
+    from lm_eval.models.huggingface import HFLM
+
+    from trainer.evaluate.harness import GerminalLM
+    from trainer.trained.on_ranks import open_run
+
+    export(trained / "run", tmp_path / "chat", step=None, dtype="fp32", shard_bytes=1 << 30)
+    (tmp_path / "chat/special_tokens_map.json").unlink()
+    settings = tmp_path / "chat/tokenizer_config.json"
+    said = json.loads(settings.read_text())
+    kept = {key: value for key, value in said.items() if not named or key not in ("bos_token", "eos_token")}
+    settings.write_text(json.dumps(kept | named))
+    theirs = HFLM(pretrained=str(tmp_path / "chat"), batch_size=1, device="cpu").prefix_token_id
+    with ExitStack() as stack:
+        opened = open_run(tmp_path / "chat", [], Runtime(0, 1, 0, torch.device("cpu")), stack)
+        assert GerminalLM(opened).prefix_token_id == theirs
+    with ExitStack() as stack:
+        opened = open_run(trained / "run", [], Runtime(0, 1, 0, torch.device("cpu")), stack)
+        assert GerminalLM(opened).prefix_token_id == opened.texts.separator
+        assert (theirs == opened.texts.separator) == (not named)
+
+
 @pytest.mark.slow
 def test_a_task_that_there_is_not_is_one_line(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -6,8 +6,9 @@ in a folder, and rank 0 joins the parts. CPU seconds, and bytes written or read:
 
     part     a rank describes what it wrote, and posts that
     merge    rank 0 reads all parts, joins them, checks that they tile every tensor, and encodes the manifest
-    read     a rank reads the manifest, and finds the pieces that it needs
-    share    a rank finds which files it reads again; rank 0 also reads the other ranks' answers
+    read     a rank reads the manifest, and finds the pieces that it needs, and the rows of their files
+    share    a rank finds which files it reads again; rank 0 also reads the whole table of files, and the
+             other ranks' answers
     peak     memory at its highest while the manifest is read, in bytes
 
 `rows`: pieces are rows, as FSDP cuts. `flat`: pieces are parts of flattened tensors, as DeepSpeed's ZeRO-3
@@ -23,10 +24,12 @@ bench/results/scale/checkpoint.json.
 import argparse
 import json
 import math
+import os
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -39,9 +42,10 @@ from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.engine import Chunk
 from parallel.layout.cuts import shard_rows
 from trainer.checkpoint.description import described
-from trainer.checkpoint.loading import share_of
-from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, encode, read_manifest
+from trainer.checkpoint.folder import check_file
+from trainer.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest
 from trainer.checkpoint.merge import Part, Table, decode_table, encode_table, merge
+from trainer.checkpoint.pieces.files import TABLE, FileEntry, Listed
 from trainer.checkpoint.saving.attempt import longest_pause
 from trainer.checkpoint.saving.board import FolderBoard
 
@@ -111,8 +115,8 @@ def post(board: FolderBoard, rank: int, part: Part) -> int:
     return written + len(note)
 
 
-def join(board: FolderBoard, ranks: int) -> bytes:
-    """What rank 0 does: notes → the manifest's file."""
+def join(board: FolderBoard, ranks: int) -> dict[str, bytes]:
+    """What rank 0 does: notes → the manifest's file, and that of the table of files."""
 
     @cache
     def table(key: str) -> Table:
@@ -120,7 +124,7 @@ def join(board: FolderBoard, ranks: int) -> bytes:
 
     notes = [board.read(f"part-{rank:05d}") or b"" for rank in range(ranks)]
     files, tensors = merge([Part.from_json(orjson.loads(note), table) for note in notes])
-    return encode(Manifest(files, tensors, step=1, sequences=8))
+    return encode(Manifest(Listed(files), tensors, step=1, sequences=8))
 
 
 def post_others(board: FolderBoard, ranks: int, kind: str) -> None:
@@ -143,16 +147,35 @@ def reading(folder: Path, chunks: Sequence[Chunk]) -> Manifest:
     return manifest
 
 
-def verification(board: FolderBoard, manifest: Manifest, ranks: int) -> dict[str, float]:
+@contextmanager
+def counted_rows() -> Iterator[list[int]]:
+    """Collect the bytes of each read of rows of the table of files."""
+    pread, sizes = os.pread, []
+
+    def counted(descriptor: int, size: int, at: int) -> bytes:
+        sizes.append(size)
+        return pread(descriptor, size, at)
+
+    os.pread = counted
+    try:
+        yield sizes
+    finally:
+        os.pread = pread
+
+
+def verification(board: FolderBoard, folder: Path, ranks: int) -> dict[str, float]:
     """How rank 0 and another rank share in reading a checkpoint again."""
+    manifest = read_manifest(folder)
     keys = [f"verified-{rank:05d}" for rank in range(1, ranks)]
     answer = orjson.dumps({"1": ""})
     for key in keys:
         board.post(key, answer)
     begin = time.process_time()
-    share_of(manifest, 1, ranks, shift=ranks // 2)
+    with counted_rows() as rows:
+        manifest.files.share_of(1, ranks, shift=ranks // 2)
     other = time.process_time()
-    share = share_of(manifest, 0, ranks, shift=ranks // 2)
+    share = manifest.files.share_of(0, ranks, shift=ranks // 2)
+    check_file(folder, TABLE, manifest.files[TABLE])
     assert not board.missing(keys)
     for key in keys:
         orjson.loads(board.read(key) or b"")
@@ -160,8 +183,8 @@ def verification(board: FolderBoard, manifest: Manifest, ranks: int) -> dict[str
     return {
         "0.share": time.process_time() - other,
         "1.share": other - begin,
-        "0.share_bytes": len(keys) * len(answer),
-        "1.share_bytes": len(answer),
+        "0.share_bytes": len(keys) * len(answer) + manifest.files[TABLE].bytes,
+        "1.share_bytes": len(answer) + sum(rows),
         "shares": sum(manifest.files[name].bytes for name in share) / mean,
     }
 
@@ -182,15 +205,23 @@ def measure(ranks: int, folder: Path, kind: str) -> dict[str, float]:
     found |= {"0.merge": time.process_time() - begin, "0.merge_bytes": notes}
     at = folder / f"manifest-{ranks}-{kind}"
     at.mkdir()
-    (at / MANIFEST).write_bytes(data)
+    for name, content in data.items():
+        (at / name).write_bytes(content)
+    mine = chunks_of(1, ranks, kind)
     begin = time.process_time()
-    manifest = reading(at, mine)
-    found |= {"1.read": time.process_time() - begin, "1.read_bytes": len(data)}
+    with counted_rows() as rows:
+        reading(at, mine)
+    found |= {
+        "1.read": time.process_time() - begin,
+        "1.read_bytes": len(data[MANIFEST]) + sum(rows),
+        "manifest_bytes": len(data[MANIFEST]),
+        "table_bytes": len(data[TABLE]),
+    }
     tracemalloc.start()
     reading(at, mine)
     found["1.peak"] = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    found |= verification(board, manifest, ranks)
+    found |= verification(board, at, ranks)
     return {**found, "looks": -(-ranks // RANKS_A_NODE) / longest_pause(ranks)}
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.manifest import MANIFEST, FileEntry, digest, encode, read_manifest
+from trainer.checkpoint.manifest import encode, read_manifest
+from trainer.checkpoint.pieces.files import FileEntry, Listed, digest
 from whole_runs import (
     environment,
     events,
@@ -126,8 +127,9 @@ def copy_as_step(step: int, run: Path) -> None:
     data = json.dumps(document).encode()
     (new / "state.json").write_bytes(data)
     manifest = read_manifest(old)
-    files = {**manifest.files, "state.json": FileEntry(len(data), digest(data))}
-    (new / MANIFEST).write_bytes(encode(replace(manifest, files=files, step=step)))
+    files = Listed({**manifest.files, "state.json": FileEntry(len(data), digest(data))})
+    for name, content in encode(replace(manifest, files=files, step=step)).items():
+        (new / name).write_bytes(content)
 
 
 def killed(where: str, count: int, config: Path, *overrides: str) -> None:

@@ -13,7 +13,7 @@ from data.config import DataConfig, Source
 from data.tokenizer import training
 from parallel.engine import Chunk
 from trainer.checkpoint import folder as checkpoints
-from trainer.checkpoint.manifest import FileEntry, digest
+from trainer.checkpoint.pieces.files import FileEntry, digest
 from trainer.checkpoint.store import write_part
 from trainer.config import reading
 from trainer.config.run_config import RunConfig

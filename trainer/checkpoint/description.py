@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from parallel.engine import Chunk
-from trainer.checkpoint import cuts
-from trainer.checkpoint.manifest import FileEntry, StoredChunk, TensorEntry, key_of
+from trainer.checkpoint.manifest import StoredChunk, TensorEntry, key_of
 from trainer.checkpoint.merge import Part, Share
+from trainer.checkpoint.pieces import cuts
+from trainer.checkpoint.pieces.files import FileEntry
 from trainer.checkpoint.reader import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

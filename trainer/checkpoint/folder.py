@@ -3,7 +3,8 @@ torch here.
 
 ```
 checkpoints/step-000000100/
-  MANIFEST.json            files {name: {bytes, xxh3_128}}, tensors, cuts, its own hash
+  MANIFEST.json            tensors, cuts, the hashes of the next two files, its own hash
+  FILES.txt                names, sizes and hashes of the ranks' files
   rank-00000.safetensors   stored chunks (and rank-00000-1.safetensors … where a rank has much to write)
   state.json               TrainState, the engine's scalars, the run's identity
 ```
@@ -25,8 +26,9 @@ import xxhash
 
 from common.files import fsync_folder, write_durably
 from common.retry import attempts
-from trainer.checkpoint.manifest import MANIFEST, DamagedError, FileEntry, Manifest, encode, read_manifest
+from trainer.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest
 from trainer.checkpoint.merge import Part, merge
+from trainer.checkpoint.pieces.files import DamagedError, FileEntry, Listed
 from trainer.folder.fence import Guard, unfenced
 
 STATE = "state.json"
@@ -93,15 +95,16 @@ def commit(
     `guard` finds that a later start of the run writes here.
     """
     files, tensors = merge(parts)
-    manifest = encode(Manifest(files, tensors, step, sequences))
-    write_durably(tmp / MANIFEST, manifest)
+    written = encode(Manifest(Listed(files), tensors, step, sequences))
+    for name, data in written.items():
+        write_durably(tmp / name, data)
     fsync_folder(tmp)
     if final.exists():
         raise RuntimeError(f"{final} exists already and is never overwritten: does another run write here?")
     guard()
     for attempt in attempts(RENAMES, RENAME_SECONDS):
         try:
-            _rename(tmp, final, manifest)
+            _rename(tmp, final, written[MANIFEST])
             fsync_folder(final.parent)
         except OSError as error:
             if error.errno not in PASSING or attempt == RENAMES - 1:
@@ -167,7 +170,7 @@ def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Manifest:
     `share` = (rank, ranks) checks that rank's part of the files, so that ranks can divide a large checkpoint.
     """
     manifest = manifest_of(folder)
-    mine = sorted(manifest.files)[share[0] :: share[1]]
+    mine = manifest.files.share_of(*share)
     with ThreadPoolExecutor(READERS) as pool:  # xxhash and read(2) let go of the interpreter lock
         for _ in pool.map(lambda name: check_file(folder, name, manifest.files[name]), mine):
             pass

@@ -11,7 +11,7 @@ from pathlib import Path
 from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.folder import DIVERGED
-from trainer.checkpoint.manifest import DamagedError
+from trainer.checkpoint.pieces.files import DamagedError
 from trainer.checkpoint.resume import load_state
 from trainer.folder.fence import Guard, unfenced
 from trainer.ranks import Ranks

@@ -18,33 +18,21 @@ import xxhash
 from torch import Tensor
 
 from parallel.engine import Chunk
-from trainer.checkpoint.manifest import DamagedError, FileEntry, Manifest, StoredChunk, written_by
+from trainer.checkpoint.manifest import Manifest, StoredChunk
+from trainer.checkpoint.pieces.files import DamagedError, FileEntry, written_by
 from trainer.checkpoint.reader import DTYPES, Reader
 from trainer.checkpoint.store import LOADERS, Overlap, check_fits, copy, overlap
 
 BLOCK_BYTES = 4 << 20  # read, hashed and copied at a time; a row of the last dims may be larger
 
 
-def share_of(manifest: Manifest, rank: int, ranks: int, *, shift: int = 0) -> list[str]:
-    """Return the files that `rank` of `ranks` proves. Every file is one rank's.
-
-    shift: prove the files of the rank so many places further on.
-    """
-    writers = 1 + max((rank for rank in map(written_by, manifest.files) if rank is not None), default=0)
-    return [
-        name
-        for name in sorted(manifest.files)
-        if ((written_by(name) or 0) * ranks // writers - shift) % ranks == rank
-    ]
-
-
 def load_and_prove(folder: Path, chunks: Sequence[Chunk], manifest: Manifest, share: Sequence[str]) -> None:
-    """Fill every chunk as `store.load` does, and prove the files in `share`.
+    """Fill every chunk as `store.load` does, and prove the files in `share` (`Files.share_of`).
 
     DamagedError, one line, where a file is not what was written: the chunks then hold anything. RuntimeError
     as of `store.load`.
     """
-    wanted: dict[str, dict[str, list[_Wanted]]] = {name: {} for name in manifest.files}
+    wanted: dict[str, dict[str, list[_Wanted]]] = {name: {} for name in share}
     apart: list[tuple[int, StoredChunk]] = []
     proven = set(share)
     for number, chunk in enumerate(chunks):

@@ -1,43 +1,39 @@
 """`MANIFEST.json`: what a checkpoint consists of, proven by its own hash. No torch here.
 
-Its size is O(tensors + ranks): how a tensor is cut, and which rank stored which piece, is written once for
-all tensors that are cut alike. Only pieces that no such rule describes are listed.
+Its size is O(tensors): how a tensor is cut, and which rank stored which piece, is a rule that is written once
+for all tensors that are cut alike. Only pieces that no such rule describes are listed. Sizes and hashes of
+the ranks' files are in a table of their own, `FILES.txt` (`pieces.files`).
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import orjson
-import xxhash
 
 from common.files import look_again
-from trainer.checkpoint import cuts
-from trainer.checkpoint.cuts import Parts
+from trainer.checkpoint.pieces import cuts
+from trainer.checkpoint.pieces.files import (
+    TABLE,
+    DamagedError,
+    FileEntry,
+    Files,
+    Listed,
+    Table,
+    digest,
+    encode_table,
+)
+from trainer.checkpoint.pieces.owners import Cut
 
 FORMAT = "germinal-checkpoint"
-VERSION = 2
-READABLE = (1, 2)  # 1 lists every piece
+VERSION = 3
+READABLE = (1, 2, 3)  # 1 lists every piece; 2 all files, and the rank of each piece of a cut
 MANIFEST = "MANIFEST.json"
 
 _HASH = re.compile(rb', ?"xxh3_128": ?"([0-9a-f]{32})"\}\n\Z')  # the last member, and the end of the file
-_FILE = re.compile(r"rank-(\d{5,})(?:-\d+)?\.safetensors")
-
-
-class DamagedError(RuntimeError):
-    """A checkpoint is not what was written: its bytes, or one of its files."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of a checkpoint: its size, and the xxh3_128 of its bytes in hexadecimal."""
-
-    bytes: int
-    xxh3_128: str
 
 
 @dataclass(frozen=True)
@@ -58,14 +54,6 @@ class StoredChunk:
         """Whether the block at `offset` of shape `shape` shares an element with this one."""
         sides = zip(self.offset, self.shape, offset, shape, strict=True)
         return all(max(a, b) < min(a + n, b + m) for a, n, b, m in sides)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How tensors are cut (`cuts`), and the rank that stored each piece; -1 where none had an element."""
-
-    parts: Parts
-    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,7 @@ def key_of(name: str, whole: Sequence[int], offset: Sequence[int], shape: Sequen
 class Manifest:
     """A whole checkpoint: what all ranks wrote, its step, and the sequences read by then."""
 
-    files: dict[str, FileEntry]
+    files: Files
     tensors: dict[str, TensorEntry]
     step: int
     sequences: int
@@ -100,7 +88,7 @@ class Manifest:
         self, name: str, offset: Sequence[int] | None = None, shape: Sequence[int] | None = None
     ) -> Iterator[StoredChunk]:
         """Yield the pieces of tensor `name` that share an element with the block at `offset` of shape
-        `shape`; of the whole tensor by default.
+        `shape`; of the whole tensor by default. DamagedError as of `Files.of_rank`.
         """
         entry = self.tensors[name]
         offset = (0,) * len(entry.shape) if offset is None else offset
@@ -109,17 +97,8 @@ class Manifest:
             yield from (piece for piece in entry.pieces if piece.overlaps(offset, shape))
             return
         for number, at, size in cuts.overlapping(entry.cut.parts, entry.shape, offset, shape):
-            files = self.files_of_rank.get(entry.cut.ranks[number], ())
-            yield StoredChunk(files, key_of(name, entry.shape, at, size), size, at)
-
-    @cached_property
-    def files_of_rank(self) -> dict[int, tuple[str, ...]]:
-        """Rank → the files of tensors that it wrote."""
-        found: dict[int, tuple[str, ...]] = {}
-        for name in sorted(self.files):
-            if (rank := written_by(name)) is not None:
-                found[rank] = (*found.get(rank, ()), name)
-        return found
+            files = self.files.of_rank(entry.cut.rank_of(number))
+            yield StoredChunk(tuple(files), key_of(name, entry.shape, at, size), size, at)
 
     @property
     def elements(self) -> int:
@@ -127,52 +106,47 @@ class Manifest:
         return sum(prod(entry.shape) for entry in self.tensors.values())
 
 
-def written_by(file: str) -> int | None:
-    """Return the rank that wrote a file of tensors; None for another file."""
-    match = _FILE.fullmatch(file)
-    return int(match[1]) if match else None
-
-
-def digest(data: bytes | memoryview) -> str:
-    """xxh3_128 in hexadecimal."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def encode(manifest: Manifest) -> bytes:
-    """The manifest's file; its last member is the hash of the document without it."""
-    numbers: dict[int, int] = {}  # by identity: hashing a cut takes O(ranks)
-    known: list[Cut] = []
+def encode(manifest: Manifest) -> dict[str, bytes]:
+    """Return the manifest's file, and that of the table of files: name → content. The last member of the
+    manifest is the hash of the document without it. For rank 0: O(tensors + ranks).
+    """
+    known: dict[int, int] = {}  # by identity: hashing a cut may take O(ranks)
+    numbers: dict[Cut, int] = {}
     tensors: dict[str, Any] = {}
     for name in sorted(manifest.tensors):
         entry = manifest.tensors[name]
         content: dict[str, Any] = {"dtype": entry.dtype, "shape": entry.shape}
         if entry.cut is not None:
-            content["cut"] = numbers.setdefault(id(entry.cut), len(known))
-            if content["cut"] == len(known):
-                known.append(entry.cut)
+            if id(entry.cut) not in known:
+                known[id(entry.cut)] = numbers.setdefault(entry.cut, len(numbers))
+            content["cut"] = known[id(entry.cut)]
         else:
             content["pieces"] = [
                 {"file": piece.files[0], "key": piece.key, "shape": piece.shape, "offset": piece.offset}
                 for piece in entry.pieces
             ]
         tensors[name] = content
+    files = manifest.files
+    table, mark = encode_table(files, f"{manifest.step} {manifest.sequences}")
+    common = {**files.common, TABLE: FileEntry(len(table), digest(table))}
     body = orjson.dumps(
         {
             "format": FORMAT,
             "version": VERSION,
             "step": manifest.step,
             "sequences": manifest.sequences,
-            "files": {name: manifest.files[name] for name in sorted(manifest.files)},
-            "cuts": [{"parts": cut.parts, "ranks": cut.ranks} for cut in known],
+            "files": {name: common[name] for name in sorted(common)},
+            "table": {"ranks": files.ranks, "most": files.most, "mark": mark},
+            "cuts": [cut.to_json() for cut in numbers],
             "tensors": tensors,
         }
     )
-    return body[:-1] + f',"xxh3_128":"{digest(body)}"}}\n'.encode()
+    return {TABLE: table, MANIFEST: body[:-1] + f',"xxh3_128":"{digest(body)}"}}\n'.encode()}
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, proven by its own hash. DamagedError, one line, where it is missing or damaged;
-    RuntimeError where it is of another format.
+    RuntimeError where it is of another format. `FILES.txt` is read row by row, when its files are asked for.
     """
     path = folder / MANIFEST
     try:
@@ -187,14 +161,13 @@ def read_manifest(folder: Path) -> Manifest:
     if content["format"] != FORMAT or content["version"] not in READABLE:
         raise RuntimeError(
             f"{path}: {content['format']} version {content['version']};"
-            f" this program reads {FORMAT} versions {' and '.join(map(str, READABLE))}"
+            f" this program reads {FORMAT} versions {READABLE[0]} to {READABLE[-1]}"
         )
-    known = [
-        Cut(tuple(tuple(counts) for counts in cut["parts"]), tuple(cut["ranks"]))
-        for cut in content.get("cuts", ())
-    ]
+    known = [Cut.from_json(cut) for cut in content.get("cuts", ())]
+    files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
+    table = content.get("table")
     return Manifest(
-        {name: FileEntry(**entry) for name, entry in content["files"].items()},
+        Listed(files) if table is None else Table(folder, files, **table),
         {name: tensor_of(entry, known) for name, entry in content["tensors"].items()},
         content["step"],
         content["sequences"],

@@ -11,9 +11,11 @@ from typing import Any
 
 import orjson
 
-from trainer.checkpoint import cuts
-from trainer.checkpoint.cuts import Parts
-from trainer.checkpoint.manifest import Cut, FileEntry, TensorEntry, digest, tensor_of
+from trainer.checkpoint.manifest import TensorEntry, tensor_of
+from trainer.checkpoint.pieces import cuts, owners
+from trainer.checkpoint.pieces.cuts import Parts
+from trainer.checkpoint.pieces.files import FileEntry, digest
+from trainer.checkpoint.pieces.owners import Cut
 
 Table = tuple[tuple[str, str, tuple[int, ...]], ...]
 """(name, safetensors dtype, shape) of tensors that are cut alike."""
@@ -123,12 +125,12 @@ def _agree(name: str, one: TensorEntry, other: TensorEntry) -> None:
 
 def _merge_shares(shares: Sequence[Share]) -> dict[str, TensorEntry]:
     """Where ranks have different tables, as where they own different tensors, a tensor is in several."""
-    owners: dict[tuple[Parts, str], dict[int, int]] = {}  # piece → rank
+    owned: dict[tuple[Parts, str], dict[int, int]] = {}  # piece → rank
     tables: dict[tuple[Parts, str], Table] = {}
     for share in shares:
         alike = (share.parts, share.digest)
         tables[alike] = share.table
-        rank = owners.setdefault(alike, {}).setdefault(share.number, share.rank)
+        rank = owned.setdefault(alike, {}).setdefault(share.number, share.rank)
         if rank != share.rank:
             raise RuntimeError(_twice(share.table[0][0], share.number, rank, share.rank))
     found: dict[str, tuple[TensorEntry, tuple[tuple[Parts, str], ...]]] = {}
@@ -139,28 +141,30 @@ def _merge_shares(shares: Sequence[Share]) -> dict[str, TensorEntry]:
             if before and before[0][0] != alike[0]:
                 raise RuntimeError(f"tensor {name}: ranks disagree about how it is cut")
             found[name] = entry, (*before, alike)
-    joined: dict[tuple[tuple[Parts, str], ...], Cut] = {}
-    whole: set[tuple[int, tuple[int, ...]]] = set()  # by identity: hashing a cut takes O(ranks)
+    joined: dict[tuple[tuple[Parts, str], ...], tuple[list[int], Cut]] = {}
+    whole: set[tuple[int, tuple[int, ...]]] = set()
     tensors = {}
     for name, (entry, places) in found.items():
         if places not in joined:
-            joined[places] = _join(name, places[0][0], [owners[alike] for alike in places])
-        cut = joined[places]
-        if (id(cut), entry.shape) not in whole:
-            _check_whole(name, cut, entry.shape)
-            whole.add((id(cut), entry.shape))
+            ranks = _join(name, places[0][0], [owned[alike] for alike in places])
+            joined[places] = ranks, owners.described(places[0][0], ranks)
+        ranks, cut = joined[places]
+        if (id(ranks), entry.shape) not in whole:
+            _check_whole(name, cut.parts, ranks, entry.shape)
+            whole.add((id(ranks), entry.shape))
         tensors[name] = TensorEntry(entry.dtype, entry.shape, cut=cut)
     return tensors
 
 
-def _join(name: str, parts: Parts, owners: Sequence[dict[int, int]]) -> Cut:
+def _join(name: str, parts: Parts, owned: Sequence[dict[int, int]]) -> list[int]:
+    """Return the rank that wrote each piece; -1 where none did."""
     ranks = [-1] * cuts.count(parts)
-    for pieces in owners:
+    for pieces in owned:
         for number, rank in pieces.items():
             if ranks[number] >= 0:
                 raise RuntimeError(_twice(name, number, ranks[number], rank))
             ranks[number] = rank
-    return Cut(parts, tuple(ranks))
+    return ranks
 
 
 def _twice(name: str, number: int, one: int, other: int) -> str:
@@ -170,12 +174,12 @@ def _twice(name: str, number: int, one: int, other: int) -> str:
     )
 
 
-def _check_whole(name: str, cut: Cut, shape: tuple[int, ...]) -> None:
-    filled = cuts.filled(cut.parts, shape)
-    missing = [n for n, rank in enumerate(cut.ranks) if rank < 0 and (filled is None or n in filled)]
+def _check_whole(name: str, parts: Parts, ranks: Sequence[int], shape: tuple[int, ...]) -> None:
+    filled = cuts.filled(parts, shape)
+    missing = [n for n, rank in enumerate(ranks) if rank < 0 and (filled is None or n in filled)]
     if missing:
         raise RuntimeError(
-            f"tensor {name}: {len(missing)} of {len(cut.ranks)} pieces were written by no rank, the first is"
+            f"tensor {name}: {len(missing)} of {len(ranks)} pieces were written by no rank, the first is"
             f" {missing[0]}: every element must be owned by exactly one rank"
         )
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from common.mapped_file import MappedFile
-from trainer.checkpoint.manifest import DamagedError, Manifest, StoredChunk, read_manifest
+from trainer.checkpoint.manifest import Manifest, StoredChunk, read_manifest
+from trainer.checkpoint.pieces.files import DamagedError
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.loading import load_and_prove, share_of
-from trainer.checkpoint.manifest import DamagedError, Manifest
+from trainer.checkpoint.loading import load_and_prove
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.pieces.files import DamagedError
 from trainer.checkpoint.saving.retention import Retention
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.folder.fence import Guard, unfenced
@@ -174,11 +175,14 @@ def load_state(
     if owned != manifest.elements:  # only then do the ranks exchange their names
         names = ranks.each_once(sorted({chunk.name for chunk in chunks}))
         ranks.together(lambda: check_no_extra(at, manifest, (name for each in names for name in each)))
-    share = share_of(manifest, ranks.rank, ranks.world)
-    if proves:
-        _on_no_damage(ranks, lambda: load_and_prove(at, chunks, manifest, share))
-    else:
-        _on_no_damage(ranks, lambda: load(at, chunks, manifest))
+
+    def fill() -> None:
+        if proves:
+            load_and_prove(at, chunks, manifest, manifest.files.share_of(ranks.rank, ranks.world))
+        else:
+            load(at, chunks, manifest)
+
+    _on_no_damage(ranks, fill)
     engine.load(document["scalars"])
     return document
 

@@ -24,8 +24,9 @@ from common.files import write_all
 from parallel.engine import Chunk
 from trainer.checkpoint.description import described, dtype_name, key_of_chunk
 from trainer.checkpoint.finite import is_finite
-from trainer.checkpoint.manifest import DamagedError, FileEntry, Manifest, StoredChunk, read_manifest
+from trainer.checkpoint.manifest import Manifest, StoredChunk, read_manifest
 from trainer.checkpoint.merge import Part
+from trainer.checkpoint.pieces.files import DamagedError, FileEntry, file_name
 from trainer.checkpoint.reader import DTYPES, Reader
 
 WRITERS = 4  # threads, and so files, of one rank
@@ -61,11 +62,6 @@ def write_batches(folder: Path, rank: int, batches: Iterable[Sequence[Chunk]]) -
         written += [[replace(chunk, tensor=chunk.tensor.to("meta")) for chunk in group] for group in groups]
         del batch, groups
     return described(rank, list(files), written, files)
-
-
-def file_name(rank: int, number: int) -> str:
-    """Return the name of a rank's file; its first is number 0."""
-    return f"rank-{rank:05d}-{number}.safetensors" if number else f"rank-{rank:05d}.safetensors"
 
 
 def _spread(chunks: Sequence[Chunk]) -> list[list[Chunk]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.manifest import MANIFEST, StoredChunk, digest
+from trainer.checkpoint.manifest import MANIFEST, StoredChunk
+from trainer.checkpoint.pieces.files import digest
 from trainer.checkpoint.reader import DTYPES, Reader
 from trainer.models.config import ModelConfig
 from trainer.ranks import Ranks

@@ -10,8 +10,8 @@ import webdataset
 from launch import cli
 from pictures import encoded, pixels, write_folders
 from trainer.checkpoint import folder
-from trainer.checkpoint.manifest import FileEntry
 from trainer.checkpoint.merge import Part
+from trainer.checkpoint.pieces.files import FileEntry
 
 Capture = pytest.CaptureFixture[str]
 

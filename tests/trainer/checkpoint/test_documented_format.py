@@ -50,13 +50,22 @@ def test_the_documents_program_reads_every_tensor_whole(tmp_path: Path) -> None:
 def test_the_hashes_are_as_documented(tmp_path: Path) -> None:
     at = saved_by(2, tmp_path)
     manifest = json.loads((at / "MANIFEST.json").read_text())
-    for name, entry in manifest["files"].items():
+    rows = (at / "FILES.txt").read_text().splitlines()
+    files = dict(manifest["files"])
+    for row in rows:
+        name, size, content, proof = row.split()
+        assert len(row) == len(rows[0])
+        assert proof == xxhash.xxh3_128(f"{manifest['table']['mark']}{row[:-33]}".encode()).hexdigest()
+        if size != "-":
+            files[name] = {"bytes": int(size), "xxh3_128": content}
+    for name, entry in files.items():
         data = (at / name).read_bytes()
         assert entry == {"bytes": len(data), "xxh3_128": xxhash.xxh3_128(data).hexdigest()}
     own = manifest.pop("xxh3_128")
     bare = (at / "MANIFEST.json").read_bytes().replace(f',"xxh3_128":"{own}"}}\n'.encode(), b"}")
     assert own == xxhash.xxh3_128(bare).hexdigest()
-    assert {path.name for path in at.iterdir()} == {"MANIFEST.json", *manifest["files"]}
+    assert {path.name for path in at.iterdir()} == {"MANIFEST.json", *files}
+    assert len(rows) == manifest["table"]["ranks"] * manifest["table"]["most"]
 
 
 def test_every_key_is_documented(tmp_path: Path) -> None:
@@ -65,3 +74,5 @@ def test_every_key_is_documented(tmp_path: Path) -> None:
     for file in ("MANIFEST.json", "state.json"):
         for key in json.loads((at / file).read_text()):
             assert f"`{key}`" in text, (file, key)
+    for key in json.loads((at / "MANIFEST.json").read_text())["table"]:
+        assert f"`{key}`" in text, key

@@ -12,6 +12,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint import store
 from trainer.checkpoint.manifest import MANIFEST, TensorEntry, read_manifest
 from trainer.checkpoint.merge import Part, merge
+from trainer.checkpoint.pieces.files import TABLE
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_200_of_200_single_bit_flips_are_found(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         path.write_bytes(sound)
         hit.add(path.name)
-    assert hit == {MANIFEST, "rank-00000.safetensors", "rank-00001.safetensors"}
+    assert hit == {MANIFEST, TABLE, "rank-00000.safetensors", "rank-00001.safetensors"}
     folders.verify(folder)
 
 
@@ -105,9 +106,9 @@ def test_torn_missing_and_swapped_files_are_found(tmp_path: Path) -> None:
 
 
 def test_another_format_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.checkpoint.manifest.VERSION", 3)
+    monkeypatch.setattr("trainer.checkpoint.manifest.VERSION", 4)
     folder = write(tmp_path, [[whole("w", torch.ones(2))]])
     monkeypatch.undo()
-    said = "version 3; this program reads germinal-checkpoint versions 1 and 2"
+    said = "version 4; this program reads germinal-checkpoint versions 1 to 3"
     with pytest.raises(RuntimeError, match=said):
         folders.verify(folder)

@@ -13,7 +13,8 @@ from parallel.engine import Chunk
 from stored import whole, write
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import loading
-from trainer.checkpoint.manifest import DamagedError, read_manifest
+from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.pieces.files import DamagedError
 from trainer.state import TrainState
 
 
@@ -98,7 +99,7 @@ def test_on_other_ranks_all_files_are_proven_by_one_of_them(tmp_path: Path, befo
     saved(tmp_path, before, (1, 2))
     manifest = read_manifest(folders.step_folder(tmp_path / "checkpoints", 2))
     for shift in (0, 1):
-        shares = [loading.share_of(manifest, rank, after, shift=shift) for rank in range(after)]
+        shares = [manifest.files.share_of(rank, after, shift=shift) for rank in range(after)]
         assert sorted(name for share in shares for name in share) == sorted(manifest.files)
     assert resumed(tmp_path, after) == [(TrainState(2, 16, 128), 2.0)] * after
     flip(tensors_of(tmp_path, 2).with_name(f"rank-{before - 1:05d}.safetensors"))

@@ -70,7 +70,8 @@ def test_saved_by_so_many_ranks_and_resumed_by_others(
 
     assert team.run(train) == [None] * before
     names = sorted(path.name for path in folders.step_folder(tmp_path / "checkpoints", 2).iterdir())
-    assert names == ["MANIFEST.json", *(f"rank-{r:05d}.safetensors" for r in range(before)), "state.json"]
+    files = [f"rank-{r:05d}.safetensors" for r in range(before)]
+    assert names == ["FILES.txt", "MANIFEST.json", *files, "state.json"]
     team = Team(after)
 
     def resume(rank: int) -> bool:
@@ -149,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_set_aside_and_saved_anew(tmp_path: 
 
 
 @pytest.mark.parametrize("steps", [(1,), (1, 2)])
-@pytest.mark.parametrize("name", ["MANIFEST.json", "state.json", "rank-00000.safetensors"])
+@pytest.mark.parametrize("name", ["MANIFEST.json", "FILES.txt", "state.json", "rank-00000.safetensors"])
 def test_where_nothing_verifies_the_start_ends_and_leaves_all_in_place(
     tmp_path: Path, steps: tuple[int, ...], name: str
 ) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from parallel.engine import Chunk
 from trainer.checkpoint import store
-from trainer.checkpoint.manifest import FileEntry, Manifest, StoredChunk, TensorEntry
+from trainer.checkpoint.manifest import Manifest, StoredChunk, TensorEntry
+from trainer.checkpoint.pieces.files import FileEntry, Listed
 from trainer.checkpoint.reader import Reader
 
 LARGE = 1 << 30
@@ -31,7 +32,7 @@ def read_end(context: Any, folder: Path) -> list[float]:
     stored = StoredChunk(("f",), "t", (LARGE // 4,), (0,))
     entries = {"t": TensorEntry("F32", (LARGE // 4,), (stored,))}
     size = os.path.getsize(folder / "f")
-    manifest = Manifest(step=1, sequences=8, files={"f": FileEntry(size, "")}, tensors=entries)
+    manifest = Manifest(step=1, sequences=8, files=Listed({"f": FileEntry(size, "")}), tensors=entries)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     status = Path("/proc/self/status").read_text()
     used = 1024 * int(status.partition("VmData:")[2].split()[0])
@@ -59,7 +60,7 @@ def small(folder: Path) -> Manifest:
     text = json.dumps({"t": {"dtype": "F32", "shape": [4096], "data_offsets": [0, 4 * 4096]}}).encode()
     (folder / "f").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4 * 4096))
     entries = {"t": TensorEntry("F32", (4096,), (StoredChunk(("f",), "t", (4096,), (0,)),))}
-    files = {"f": FileEntry((folder / "f").stat().st_size, "")}
+    files = Listed({"f": FileEntry((folder / "f").stat().st_size, "")})
     return Manifest(step=1, sequences=8, files=files, tensors=entries)
 
 

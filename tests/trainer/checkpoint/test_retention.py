@@ -14,7 +14,7 @@ from checkpointed import FakeEngine, events, flip, make, save, tensors_of
 from launch import cli
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.finite import is_finite
-from trainer.checkpoint.manifest import FileEntry
+from trainer.checkpoint.pieces.files import FileEntry
 from trainer.checkpoint.reader import DTYPES
 from trainer.state import TrainState
 

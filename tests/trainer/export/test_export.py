@@ -18,7 +18,7 @@ from runs import Case, build, model_of
 from stock_models import DECODERS, as_ours, stock, tokens
 from trained_runs import make_trained_run
 from trainer.checkpoint import folder as checkpoints
-from trainer.checkpoint.manifest import FileEntry, digest
+from trainer.checkpoint.pieces.files import FileEntry, digest
 from trainer.checkpoint.store import write_part
 from trainer.evaluate.calibration import calibrate
 from trainer.evaluation.bias import Bias

@@ -21,8 +21,8 @@ import orjson
 
 from common.files import write_durably
 from trainer.checkpoint.folder import PASSING, TMP, commit, step_folder
-from trainer.checkpoint.manifest import FileEntry, digest
 from trainer.checkpoint.merge import Part, Table, decode_table, encode_table
+from trainer.checkpoint.pieces.files import FileEntry, digest
 from trainer.checkpoint.saving.board import Board, post_again
 from trainer.folder.fence import Guard
 from trainer.ranks import IN_EVENTS, one_line

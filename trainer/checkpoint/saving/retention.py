@@ -15,7 +15,7 @@ import orjson
 
 from common.files import write_atomically
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.manifest import digest
+from trainer.checkpoint.pieces.files import digest
 from trainer.folder.fence import Guard, unfenced
 from trainer.ranks import one_line
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import orjson
 
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.loading import share_of
 from trainer.checkpoint.saving.attempt import POLL_SECONDS, longest_pause
 from trainer.checkpoint.saving.board import Board, post_again
 from trainer.checkpoint.saving.retention import Retention
@@ -125,7 +124,7 @@ class Verification:
         at = folders.step_folder(self._root, step)
         try:
             manifest = folders.manifest_of(at)
-            mine = share_of(manifest, self._rank, self._world, shift=self._world // 2)
+            mine = manifest.files.share_of(self._rank, self._world, shift=self._world // 2)
             with ThreadPoolExecutor(folders.READERS) as pool:  # read(2) and xxhash let go of the lock
                 for _ in pool.map(lambda name: folders.check_file(at, name, manifest.files[name]), mine):
                     pass

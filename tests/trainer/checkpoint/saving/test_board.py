@@ -8,7 +8,8 @@ import pytest
 
 from checkpointed import FakeEngine, Team, events, make, save
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.manifest import DamagedError, read_manifest
+from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.pieces.files import DamagedError
 from trainer.checkpoint.saving import attempt
 from trainer.checkpoint.saving.board import FolderBoard
 from trainer.checkpoint.saving.retention import RECORD

@@ -57,7 +57,7 @@ def test_a_batch_at_a_time_is_held_and_every_value_is_saved(
     at = folders.step_folder(checkpointer.root, 1)
     assert at.exists(), "training goes on when the state has been read, not before"
     assert engine.most == 1
-    assert len(read_manifest(at).files) == 1 + 1 + BATCHES
+    assert len(read_manifest(at).files) == 1 + 1 + 1 + BATCHES
     engine.set(2)
     checkpointer.close()
     resumed = OnDisk()

@@ -1,7 +1,5 @@
 """How tensors are cut, described once for all pieces: the manifest's size, and what is refused."""
 
-import itertools
-import shutil
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,13 +15,11 @@ from checkpointed import FakeEngine, make
 from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.engine import Chunk
 from stored import write
-from trainer.checkpoint import cuts, loading, store
-from trainer.checkpoint import folder as folders
+from trainer.checkpoint import loading, store
 from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.merge import Part, Share, merge
+from trainer.checkpoint.pieces import cuts
 from trainer.state import TrainState
-
-GOLDEN = Path(__file__).parents[2] / "golden/run-0.1.tar.gz"
 
 dims = st.tuples(st.integers(1, 12), st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple))
 
@@ -168,30 +164,6 @@ def test_a_piece_that_no_rank_or_that_two_ranks_wrote_is_refused(tmp_path: Path)
     wider = Share.of(1, ((2,), (1,)), 1, (("w", "F32", (8, 3)),))
     with pytest.raises(RuntimeError, match="tensor w: ranks disagree"):
         merge([Part({}, {}, (Share.of(0, ((2,), (1,)), 0, table),)), Part({}, {}, (wider,))])
-
-
-def test_a_checkpoint_of_version_1_is_read_and_every_byte_of_its_manifest_counts(tmp_path: Path) -> None:
-    """Its pieces are listed one by one. A whole run goes on from it in `test_golden_run`."""
-    shutil.unpack_archive(GOLDEN, tmp_path)
-    at = tmp_path / "run/checkpoints/step-000000004"
-    assert b'"version": 1' in (at / MANIFEST).read_bytes()
-    manifest = folders.verify(at)
-    name, entry = max(manifest.tensors.items(), key=lambda item: len(item[1].pieces))
-    assert len(entry.pieces) == 2, "two tensor-parallel ranks wrote it"
-    whole = store.read_tensor(at, name)
-    for stored in manifest.stored(name):
-        part = torch.zeros(stored.shape)
-        store.load(at, [Chunk(name, part, entry.shape, stored.offset, False)], manifest)
-        assert torch.equal(
-            part, whole[tuple(slice(o, o + n) for o, n in zip(stored.offset, stored.shape, strict=True))]
-        )
-    sound = (at / MANIFEST).read_bytes()
-    for position in itertools.chain(range(0, len(sound), 97), range(len(sound) - 60, len(sound))):
-        data = bytearray(sound)
-        data[position] ^= 1
-        (at / MANIFEST).write_bytes(data)
-        with pytest.raises(RuntimeError):
-            read_manifest(at)
 
 
 def test_a_save_of_one_rank_lists_no_piece(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ Parts of one dim, of a tensor that has another number of dims, cut the flattened
 does. A piece is then a run of elements, stored as its blocks (`parallel.layout.flat`).
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
@@ -37,10 +36,9 @@ def number_of(parts: Parts, whole: Sequence[int], offset: Sequence[int], shape: 
     is none of the pieces.
     """
     if is_flat(parts, whole):
-        first = first_element(whole, offset)
-        starts, lengths = spans(prod(whole), parts[0])
-        number = bisect_right(starts, first) - 1
-        blocks = chunk_bounds(whole, starts[number], starts[number] + lengths[number])
+        number = _part_with(prod(whole), parts[0], first_element(whole, offset))
+        start, length = span(prod(whole), parts[0], number)
+        blocks = chunk_bounds(whole, start, start + length)
         is_one = (tuple(offset), tuple(shape)) in ((block.offset, block.shape) for block in blocks)
         return number if is_one else None
     if not len(parts) == len(whole) == len(offset) == len(shape):
@@ -68,16 +66,10 @@ def overlapping(
     if is_flat(parts, whole):
         yield from _overlapping_flat(parts[0], whole, offset, shape)
         return
-    by_dim = []
-    for counts, size, low, length in zip(parts, whole, offset, shape, strict=True):
-        starts, lengths = spans(size, counts)
-        found = []
-        for at in range(bisect_right(starts, low) - 1, len(starts)):
-            if starts[at] >= low + length:
-                break
-            if starts[at] + lengths[at] > low and lengths[at]:
-                found.append((at, starts[at], lengths[at]))
-        by_dim.append(found)
+    by_dim = [
+        _parts_within(size, counts, low, low + length)
+        for counts, size, low, length in zip(parts, whole, offset, shape, strict=True)
+    ]
     for places in product(*by_dim):
         number = 0
         for counts, (at, _, _) in zip(parts, places, strict=True):
@@ -90,11 +82,10 @@ def _overlapping_flat(
 ) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     if not prod(shape):
         return
-    starts, lengths = spans(prod(whole), counts)
     first = first_element(whole, offset)
     last = first_element(whole, [low + length - 1 for low, length in zip(offset, shape, strict=True)])
-    for number in range(bisect_right(starts, first) - 1, bisect_right(starts, last)):
-        for block in chunk_bounds(whole, starts[number], starts[number] + lengths[number]):
+    for number, start, length in _parts_within(prod(whole), counts, first, last + 1):
+        for block in chunk_bounds(whole, start, start + length):
             sides = zip(block.offset, block.shape, offset, shape, strict=True)
             if all(max(a, b) < min(a + n, b + m) for a, n, b, m in sides):
                 yield number, block.offset, block.shape
@@ -111,17 +102,54 @@ def first_element(whole: Sequence[int], offset: Sequence[int]) -> int:
 def elements(parts: Parts, whole: Sequence[int], number: int) -> int:
     """How many elements the piece of this number has."""
     if is_flat(parts, whole):
-        return spans(prod(whole), parts[0])[1][number]
+        return span(prod(whole), parts[0], number)[1]
     held = 1
     for counts, size in zip(reversed(parts), reversed(whole), strict=True):
         number, at = divmod(number, prod(counts))
-        held *= spans(size, counts)[1][at]
+        held *= span(size, counts, at)[1]
     return held
 
 
-@lru_cache(maxsize=4096)
+def span(size: int, counts: Sequence[int], number: int) -> tuple[int, int]:
+    """Return first index and length of one part of a dim of `size`."""
+    places = []
+    for ranks in reversed(counts):
+        number, at = divmod(number, ranks)
+        places.append(at)
+    start = 0
+    for ranks, at in zip(counts, reversed(places), strict=True):
+        first, size = shard_rows(size, at, ranks)
+        start += first
+    return start, size
+
+
+def _part_with(size: int, counts: Sequence[int], index: int) -> int:
+    """Return the number of the part of a dim of `size` that holds `index`."""
+    ((number, _, _),) = _parts_within(size, counts, index, index + 1)
+    return number
+
+
+def _parts_within(size: int, counts: Sequence[int], low: int, high: int) -> list[tuple[int, int, int]]:
+    """Return (number, first index, length) of each part of a dim of `size` that shares an index with
+    [low, high).
+    """
+    found = [(0, 0, size)] if low < min(high, size) else []
+    for ranks in counts:
+        deeper = []
+        for number, start, length in found:
+            each = -(-length // ranks)
+            first, last = max(low - start, 0) // each, (min(high - start, length) - 1) // each
+            for at in range(first, last + 1):
+                deeper.append((number * ranks + at, start + at * each, min(each, length - at * each)))
+        found = deeper
+    return found
+
+
+@lru_cache(maxsize=64)
 def spans(size: int, counts: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """Return first index and length of each part of a dim of `size`, empty parts included."""
+    """Return first index and length of each part of a dim of `size`, empty parts included. For rank 0: all
+    parts are as many as there are ranks.
+    """
     found = [(0, size)]
     for ranks in counts:
         found = [
@@ -132,9 +160,9 @@ def spans(size: int, counts: tuple[int, ...]) -> tuple[list[int], list[int]]:
     return [start for start, _ in found], [length for _, length in found]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def filled(parts: Parts, whole: tuple[int, ...]) -> frozenset[int] | None:
-    """Return the numbers of the pieces that hold an element; None where all do."""
+    """Return the numbers of the pieces that hold an element; None where all do. For rank 0, as `spans`."""
     sizes = (prod(whole),) if is_flat(parts, whole) else whole
     lengths = [spans(size, counts)[1] for counts, size in zip(parts, sizes, strict=True)]
     if all(min(each) > 0 for each in lengths):

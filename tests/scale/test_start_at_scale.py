@@ -33,7 +33,7 @@ def test_a_start_opens_and_reads_as_much_in_a_world_of_16_times_the_ranks(tmp_pa
     assert few["pieces"] == many["pieces"]
     assert many["files"] < 1.5 * few["files"] < 300, "a catalogue, and shards of an era"
     assert many["index_bytes"] < few["index_bytes"] + 900 * 600, "a line of the catalogue a shard"
-    assert (many["manifest_bytes"] - few["manifest_bytes"]) / (1024 - 64) < 120, "bytes of a rank"
+    assert abs(many["manifest_bytes"] - few["manifest_bytes"]) < 100, "digits"
     assert many["owned_gb"] < few["owned_gb"] / 15
 
 

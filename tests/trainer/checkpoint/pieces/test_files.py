@@ -1,4 +1,4 @@
-"""The table of all ranks' files: what is wrong with it is found by whoever reads it, and by no one is all read."""
+"""The table of all ranks' files: damage is found by the rank that reads it; only rank 0 reads all of it."""
 
 import os
 import re
@@ -34,11 +34,8 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_row_is_as_long_for_ranks_that_wrote_less(saved: Path) -> None:
     rows = (saved / TABLE).read_text().splitlines()
     assert len(rows) == 9 and len({len(row) for row in rows}) == 1
-    assert [row.split()[1] == "-" for row in rows] == [False, True, True, False, False, False] + [
-        False,
-        False,
-        True,
-    ]
+    missing = [row.split()[0] for row in rows if row.split()[1] == "-"]
+    assert missing == [f"rank-{name}.safetensors" for name in ("00000-1", "00000-2", "00002-2")]
     files = read_manifest(saved).files
     assert [len(files.of_rank(rank)) for rank in range(-1, 5)] == [0, 1, 3, 2, 0, 0]
     assert sorted(files) == sorted({path.name for path in saved.iterdir()} - {"MANIFEST.json"})

@@ -8,7 +8,7 @@ How a save becomes a checkpoint:
       rank-00001.safetensors  written,      rank-00000.safetensors likewise
         hashed on the way, fsync
     posts its part: "my files are           waits for every part; writes state.json
-      on disk"                                parts → MANIFEST.json with its own hash; fsync of both
+      on disk"                                parts → FILES.txt, and MANIFEST.json with its own hash; fsync
     waits for the verdict                   rename .tmp-step-…-NONCE → step-000000100, fsync of the parent
     reads what another rank wrote           posts the verdict; learns what verified, and deletes older ones
 
@@ -16,8 +16,8 @@ A process that is killed before the rename leaves a folder `.tmp-…`, which the
 without that prefix is whole.
 
 What is on disk, without torch:
-  manifest.py    MANIFEST.json: files with sizes and hashes, tensors and how they are cut
-  cuts.py        how a tensor is cut, once for all of its pieces
+  pieces/        how a tensor is cut, which rank stored each piece, and in which files
+  manifest.py    MANIFEST.json: the tensors, how they are cut, and what proves the files
   merge.py       what each rank wrote → what the checkpoint holds
   folder.py      the folder: names, commit, verify, delete, set aside
   newest.py      the newest checkpoint that verifies

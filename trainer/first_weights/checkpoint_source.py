@@ -68,7 +68,7 @@ class CheckpointSource:
         self._reader.check()
 
     def digest(self, ranks: Ranks) -> str:
-        """The manifest's: it has the hashes of all files."""
+        """The manifest's: it has the hash of the table of all files, which has theirs."""
         return digest((self._path / MANIFEST).read_bytes())
 
 

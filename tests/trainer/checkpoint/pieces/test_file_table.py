@@ -109,6 +109,16 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("spoil", [cut_short, longer, Path.unlink])
+def test_a_table_of_another_size_is_found_by_a_rank_of_any_rows(
+    saved: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(saved / TABLE)
+    for rank in range(3):
+        with pytest.raises(DamagedError, match=FAULTS[spoil]):
+            read_manifest(saved).files.of_rank(rank)
+
+
 @pytest.mark.parametrize("spoil", FAULTS)
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_run_goes_on_from_the_older_checkpoint(

@@ -180,6 +180,7 @@ def test_a_text_of_a_chat_model_ends_with_its_message(trained: Path, tmp_path: P
     assert written() == whole.split(texts.tokenizer.decode([end]))[0] != whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "named",
     [

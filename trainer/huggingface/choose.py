@@ -13,6 +13,8 @@ from trainer.huggingface.folder import CONFIG, PREPROCESSOR, read_config, read_j
 from trainer.huggingface.meaning import differing, meaning
 from trainer.models.config import ModelConfig
 
+MOST_LAYERS = 10_000  # a plan lists them all: a damaged number must not fill the memory
+
 
 def of_folder(path: Path) -> tuple[Family, ModelConfig]:
     """Return the family of a folder, and its model's config as ours.
@@ -39,12 +41,21 @@ def of_config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
             f"{where}: model_type={kind!r} ({named}): this architecture is not supported: known are {known}"
         )
     family = next((one for one in families if one.architecture == named), families[0])
+    _check_layers(values, where)
     fields = Fields(values, where)
     fields.must_be("quantization_config", None)
     cfg = family.from_config(fields)
     fields.finish()
     cfg.check()
     return family, cfg
+
+
+def _check_layers(values: dict[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_layers(value, where)
+        elif key in ("num_hidden_layers", "n_layer") and isinstance(value, int) and value > MOST_LAYERS:
+            raise ValueError(f"{where}: {key}={value}: no model has more than {MOST_LAYERS} layers")
 
 
 def for_export(cfg: ModelConfig, context: int, objective: str = "") -> tuple[Family, dict[str, Any]]:

@@ -96,6 +96,7 @@ def test_keys_of_older_versions(tmp_path: Path) -> None:
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config={'quant_method': 'gptq'}: not"),
     ({"logit_scale": 0.0625}, "logit_scale=0.0625: not supported: the key is not known here"),
     ({"num_attention_heads": "4"}, "num_attention_heads='4': not an integer of at least 1"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: no model has more than 10000 layers"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder=True: not supported"),
     ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ({"model_type": "gpt2", "activation_function": "relu"}, "activation_function='relu': not supported"),

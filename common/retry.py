@@ -20,6 +20,11 @@ def repeats(error: E) -> E:
     return error
 
 
+def comes_again(error: Exception) -> bool:
+    """Whether `repeats` was said of an error."""
+    return REPEATS in getattr(error, "__notes__", ())
+
+
 def attempts(times: int, pause_seconds: float, factor: float = 2.0) -> Iterator[int]:
     """Yield 0, 1, …, times − 1; sleep before each but the first. The loop's body leaves at its first success.
 

@@ -57,6 +57,7 @@ def test_an_update_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         r"error: checkpoint of step 3 was not saved: tensor model\.\S+ holds a NaN or an inf", done.stderr
     )
     assert steps_of(run) == ["step-000000001", "step-000000002"]
+    assert not events(run, "restart"), "it would come again, bit for bit"
     train(config, "train.steps=3")  # as if nothing had happened
     assert all(tensor.isfinite().all() for tensor in tensors(run).values())
 

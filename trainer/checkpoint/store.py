@@ -21,6 +21,7 @@ import xxhash
 from torch import Tensor
 
 from common.files import write_all
+from common.retry import repeats
 from parallel.engine import Chunk
 from trainer.checkpoint.description import described, dtype_name, key_of_chunk
 from trainer.checkpoint.finite import is_finite
@@ -107,10 +108,9 @@ def _write_file(path: Path, chunks: Sequence[Chunk]) -> FileEntry:
                     block = view[start : start + CACHED_BYTES]
                     hasher.update(block)
                     if not is_finite(block, dtype):
-                        raise RuntimeError(
-                            f"tensor {chunk.name} holds a NaN or an infinity: the run has diverged: lower "
-                            "optim.lr or raise optim.eps; earlier checkpoints are as they were"
-                        )
+                        what = f"tensor {chunk.name} holds a NaN or an infinity: the run has diverged"
+                        remedy = "lower optim.lr or raise optim.eps; earlier checkpoints are as they were"
+                        raise repeats(RuntimeError(f"{what}: {remedy}"))
                 write_all(fd, view)
                 _send_to_disk(fd, written, view.nbytes)
                 written += view.nbytes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.exit_codes import FAILED
-from common.retry import REPEATS
+from common.retry import comes_again
 from common.standard_error import complain
 from parallel.world.arrivals import Departure
 from parallel.world.runtime import Runtime
@@ -95,7 +95,7 @@ class Failures:
         ):
             return
         # A supervisor that reads `repeats` does not start the ranks again.
-        more = {"repeats": True} if REPEATS in notes else {}
+        more = {"repeats": True} if comes_again(error) else {}
         self._event(step, " ".join(str(error).split()), rank=self.runtime.rank, **more)
 
     def record_lost(self, left: Departure, step: int | None = None) -> None:

@@ -55,10 +55,29 @@ def test_a_failed_writer_is_an_error_on_all_ranks(
             f"checkpoint of step 2 was not saved{where}: {tmp_path}: No space left on device: make room and "
             "run the same command again, or set run_dir to a folder on another disk"
         )
-    assert events(tmp_path, "fault")[0]["step"] == 2
+    told = events(tmp_path, "fault")[0]
+    assert told["step"] == 2 and "repeats" not in told
     monkeypatch.undo()
     assert make(tmp_path).resume(FakeEngine()) == TrainState(1, 8, 64)
     assert os.listdir(tmp_path / "checkpoints") == ["step-000000001"]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_diverged_says_that_the_failure_comes_again(tmp_path: Path, victim: int) -> None:
+    """A supervisor reads it in the event that rank 0 writes. A full disk may have room again."""
+    team = Team(3)
+
+    def train(rank: int) -> None:
+        checkpointer, engine = make(tmp_path, rank, team), FakeEngine(rank, 3)
+        if rank == victim:
+            engine.sharded["model.w"][1, 1] = float("nan")
+        checkpointer.save(TrainState(1, 8, 64), engine)
+        checkpointer.close()
+
+    for error in team.run(train):
+        assert "tensor model.w holds a NaN" in str(error)
+    (told,) = events(tmp_path, "fault")
+    assert told["repeats"] is True
 
 
 def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:

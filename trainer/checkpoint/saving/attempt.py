@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from common.files import write_durably
+from common.retry import comes_again, repeats
 from trainer.checkpoint.folder import PASSING, TMP, commit, step_folder
 from trainer.checkpoint.merge import Part, Table, decode_table, encode_table
 from trainer.checkpoint.pieces.files import FileEntry, digest
@@ -39,11 +40,13 @@ class RankIsGoneError(RuntimeError):
 
 
 class ToldError(RuntimeError):
-    """Another rank failed; `again`: its error may pass, or all ranks are to try again."""
+    """Another rank failed, by its note; `again`: its error may pass, or all ranks are to try again."""
 
-    def __init__(self, reason: str, again: bool) -> None:
-        super().__init__(reason)
-        self.again = again
+    def __init__(self, note: dict[str, Any]) -> None:
+        super().__init__(note["failed"])
+        self.again = note["again"]
+        if note.get("repeats"):
+            repeats(self)
 
 
 def nobody() -> None:
@@ -127,7 +130,7 @@ class Attempt:
             # Twice as long as rank 0, whose error names the ranks that are missing.
             verdict = self._poll(self._verdict, lambda: "rank 0 did not commit", 2 * self.patience_seconds)
             if "failed" in verdict:
-                raise ToldError(verdict["failed"], verdict["again"])
+                raise ToldError(verdict)
             return 0, verdict["then"]
         self._await_parts(range(self.world))
         keys = [self._key("part", rank) for rank in range(self.world)]
@@ -162,11 +165,12 @@ class Attempt:
                 return again
         else:
             reason, again = f"rank {self.rank}: {one_line(error)}", may_pass(error)
+        note = {"failed": reason, "again": again, "repeats": comes_again(error)}
         if self.rank:
-            self._tell("failed", reason, again)
+            self._tell("failed", note)
             return again and self._is_repeated()
         again = again and not is_last
-        return self._tell("verdict", reason, again) and again
+        return self._tell("verdict", note | {"again": again}) and again
 
     def remove(self) -> None:
         """Rank 0: remove what is left of a failed attempt."""
@@ -186,11 +190,11 @@ class Attempt:
             return False
         return bool(verdict.get("again"))
 
-    def _tell(self, kind: str, reason: str, again: bool) -> bool:
+    def _tell(self, kind: str, failed: dict[str, Any]) -> bool:
         """Post why this attempt failed. Return whether the note has all of it: a full disk may have room for
         an empty one.
         """
-        for note in (orjson.dumps({"failed": reason, "again": again}), b""):
+        for note in (orjson.dumps(failed), b""):
             with contextlib.suppress(OSError, RuntimeError):
                 self.board.post(self._key(kind), note)
                 return bool(note)
@@ -209,7 +213,7 @@ class Attempt:
 
         def all_there() -> dict[str, Any] | None:
             if told := self._note("failed"):
-                raise ToldError(told["failed"], told["again"])
+                raise ToldError(told)
             return None if self.board.missing(keys) else {}
 
         def otherwise() -> str:
@@ -289,4 +293,4 @@ def not_saved(error: Exception, step: int, rank: int, world: int) -> Exception:
     raised = RuntimeError(f"checkpoint of step {step} was not saved{where}: {one_line(error)}")
     raised.__cause__ = error
     raised.add_note(IN_EVENTS)
-    return raised
+    return repeats(raised) if comes_again(error) else raised

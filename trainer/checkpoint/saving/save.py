@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from common.retry import comes_again
 from parallel.engine import Chunk, Engine, KeepsOnDisk
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.saving.attempt import Attempt, RankIsGoneError, not_saved, write_json
@@ -16,7 +17,8 @@ from trainer.record.sinks import JsonlLog
 
 ATTEMPTS, RETRY_SECONDS = 3, 5.0  # at one save where an error may pass; the first pause between two
 
-Tell = Callable[[str, int, str], None]
+Tell = Callable[..., None]
+"""(kind, step, reason, further fields of the event)."""
 """(kind, step, reason) → writes an event."""
 
 Batches = Callable[[], Iterable[Sequence[Chunk]]]
@@ -73,7 +75,9 @@ class Save:
                 again = attempt.fail(error, is_last=number == ATTEMPTS)
                 raised = not_saved(error, step, attempt.rank, attempt.world)
                 more = f"; trying again ({number} of {ATTEMPTS - 1})" if again else ""
-                self.tell("fault", step, f"{raised}{more}")
+                # A supervisor that reads `repeats` does not start the ranks again.
+                told = {"repeats": True} if comes_again(raised) else {}
+                self.tell("fault", step, f"{raised}{more}", **told)
                 self.failed = True
                 if not again:
                     raise raised from error

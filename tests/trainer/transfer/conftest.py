@@ -12,7 +12,7 @@ from parallel.world.runtime import Runtime
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_pictures(tmp_path_factory.mktemp("pictures"))
+    return prepare_pictures(tmp_path_factory.mktemp("comparison"))
 
 
 @pytest.fixture(scope="module")

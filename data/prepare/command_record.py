@@ -54,8 +54,8 @@ def hold_folder(out: Path, scratch: Path) -> Iterator[None]:
         yield
     finally:
         if not (scratch / COMMAND).exists():
-            # The command was refused: a mistyped source leaves no folder behind.
-            shutil.rmtree(scratch)
+            # The command was refused, or came to nothing: a mistyped source leaves no folder behind.
+            shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 out.rmdir()
         lock.release()
@@ -191,6 +191,7 @@ def begin(scratch: Path, command: dict[str, Any], out: Path) -> None:
         raise ValueError(f"{out} holds a corpus already: give another --out, or remove it")
     if not old:
         _check_free(out, command["settings"])
+        _discard(scratch)  # what tasks on other machines may have written after their command was given up
         write_json(scratch / COMMAND, command)
         return
     begun = any((scratch / name).exists() for name in _MADE)
@@ -225,12 +226,12 @@ def _check_free(out: Path, settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def given_up(scratch: Path) -> Iterator[None]:
-    """After a ValueError inside the `with` block, discard the record if it would only refuse the corrected
-    command.
+    """After an error inside the `with` block, discard the record if no work is lost with it, whatever ran the
+    work: it would only refuse the corrected command. Else it stays, and the same command goes on.
     """
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
         if isinstance(error, NothingLeft) or not _holds_work(scratch):
             _discard(scratch)
         raise
@@ -257,7 +258,7 @@ def _discard(scratch: Path) -> None:
     for name in _MADE:
         path = scratch / name
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a task of another machine may write there yet
         else:
             path.unlink(missing_ok=True)
 

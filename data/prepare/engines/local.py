@@ -65,7 +65,8 @@ def run_tasks(
             reported = done_bytes.value
     except BrokenProcessPool:
         raise RuntimeError(
-            "a prepare worker was killed (out of memory?); run the same command again, with fewer --workers"
+            "a prepare worker was killed (out of memory?); run the same command again, with fewer --workers, "
+            f"and it goes on: {preparation.scratch} keeps what is finished"
         ) from None
     finally:
         stop.value = 1

@@ -7,6 +7,7 @@ signatures and shards are files.
 
 import functools
 import logging
+import math
 import os
 import shutil
 import socket
@@ -24,10 +25,13 @@ from data.prepare.units import Advance, Run, Task, TaskFunction
 # How often a task may lose its process or its node before the command ends.
 _DEATHS = 8
 _OBJECT_STORE_BYTES = 100 << 20  # the least that Ray takes is 75 MB; nothing large is put there
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS, _LOOK_SECONDS = 10.0, 3.0
 _REMEDY = "start Ray there (ray start --head), and on this machine: ray start --address HOST:PORT"
 _WAIT_SECONDS = 0.5
 _COUNT_CORES_SECONDS = 10.0
+# Looked for as often as cores are counted. Ray itself waits for its head for 60 s, and then ends this process
+# without a word of ours.
+_HEAD_MISSED = 3
 _WAITING_PER_CORE = (
     2  # so that no core waits for this process, and a cluster that can grow sees that there is more
 )
@@ -70,13 +74,18 @@ def connected(on: str, workers: int, scratch: Path) -> Iterator[Run]:
 
 def _check_reachable(on: str, address: str) -> None:
     """Raise RuntimeError where nothing listens at HOST:PORT; Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
     if address == "auto":
         return
     try:
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        _connect(address, _CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise RuntimeError(f"--on {on}: {error}: {_REMEDY}") from None
+
+
+def _connect(address: str, seconds: float) -> None:
+    """Raise OSError where nothing listens at HOST:PORT, or has not answered after so long."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), seconds).close()
 
 
 def _run(
@@ -97,25 +106,65 @@ def _run(
     common = ray.put((mark, function, preparation))
     left = iter(tasks)
     waiting: dict[Any, Task] = {}
-    most, counted = 0, -_COUNT_CORES_SECONDS
+    cores = _Cores(mark.scratch)
     try:
         while True:
-            if time.monotonic() - counted > _COUNT_CORES_SECONDS:  # nodes come and go
-                counted = time.monotonic()
-                cores = int(ray.cluster_resources().get("CPU", 1))
-                most = workers or max(1, cores) * _WAITING_PER_CORE
+            most = workers or cores.count() * _WAITING_PER_CORE
             while len(waiting) < most and (task := next(left, None)) is not None:
                 waiting[remote.remote(common, task)] = task
             if not waiting:
                 return
-            finished, _ = ray.wait(list(waiting), num_returns=1, timeout=_WAIT_SECONDS)
-            for reference in finished:
+            for reference in _finished(list(waiting)):
                 task = waiting.pop(reference)
-                _raise_failure(reference, task)
+                _raise_failure(reference, task, mark.scratch)
                 advance(task.bytes)
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)
+
+
+class _Cores:
+    """How many cores the cluster has; looked at every ten seconds, for nodes come and go.
+
+    scratch: the folder of unfinished work, for the message where the cluster is gone.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        import ray
+
+        self._scratch, self._count = scratch, 1
+        self._head = ray.get_runtime_context().gcs_address
+        self._looked, self._missed = -math.inf, 0
+
+    def count(self) -> int:
+        """The number of cores. Raises RuntimeError where Ray's head has been gone for some time."""
+        import ray
+
+        if time.monotonic() - self._looked > _COUNT_CORES_SECONDS:
+            self._looked = time.monotonic()
+            try:
+                _connect(self._head, _LOOK_SECONDS)
+            except OSError as error:  # counting would wait for it
+                self._missed += 1
+                if self._missed == _HEAD_MISSED:
+                    raise RuntimeError(
+                        f"Ray's head at {self._head} is gone ({error}): start Ray again, and run the same "
+                        f"command again, which goes on: {self._scratch} keeps what is finished"
+                    ) from None
+            else:
+                self._missed = 0
+                self._count = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        return self._count
+
+
+def _finished(references: list[Any]) -> list[Any]:
+    """All that have finished, after a wait for the first one: each wait looks at all of them."""
+    import ray
+
+    finished, _ = ray.wait(references, num_returns=1, timeout=_WAIT_SECONDS)
+    if finished:
+        finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
+    return list(finished)
 
 
 def _task(common: Any, task: Task) -> None:
@@ -126,8 +175,8 @@ def _task(common: Any, task: Task) -> None:
     with_retries(function, preparation, task, lambda size_bytes: None)
 
 
-def _raise_failure(reference: Any, task: Task) -> None:
-    """Raise what a finished task has raised, as itself."""
+def _raise_failure(reference: Any, task: Task, scratch: Path) -> None:
+    """Raise what a finished task has raised, as itself. `scratch`: the folder of unfinished work."""
     import ray
 
     try:
@@ -138,5 +187,6 @@ def _raise_failure(reference: Any, task: Task) -> None:
         why = str(error).partition("\n")[0]
         raise RuntimeError(
             f"the process of task {task.number} has died {_DEATHS + 1} times (out of memory?): {why}; run "
-            "the same command again, with fewer --workers or on nodes with more memory"
+            "the same command again, with fewer --workers or on nodes with more memory, and it goes on: "
+            f"{scratch} keeps what is finished"
         ) from None

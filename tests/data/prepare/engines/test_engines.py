@@ -71,6 +71,7 @@ def test_a_cluster_that_is_not_there_is_one_line_at_once(tmp_path: Path) -> None
         on = f"ray:127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(RuntimeError, match=f"--on {on}: .*refused: start Ray there"):
             prepare([str(tmp_path / "text.txt")], tmp_path / "out", tokenizer="bytes", on=on, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_node_without_the_shared_folder_or_with_other_versions_is_named(tmp_path: Path) -> None:

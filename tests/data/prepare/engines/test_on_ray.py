@@ -1,4 +1,4 @@
-"""`prepare --on ray`: a Ray that the command starts, and a cluster of two nodes of which one is killed."""
+"""`prepare --on ray`: a Ray that the command starts, and clusters of which a node or the head is killed."""
 
 import contextlib
 import os
@@ -87,6 +87,31 @@ def test_ray_on_this_machine_and_two_nodes_of_which_one_is_killed(
             second = cluster.add_node(**node)
     finally:
         cluster.shutdown()
+
+
+def test_a_head_that_is_killed_ends_the_command_and_this_machine_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_texts(tmp_path / "texts", count=300)
+    end(start(tmp_path, "whole/out", "local", 1))
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        process = start(tmp_path, "out", f"ray:{cluster.address}", 0)
+        until(process, tmp_path / "out/.prepare/survey", 2)
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        _, error = process.communicate(timeout=500)
+        said = f"Ray's head at {cluster.address} is gone"
+        assert said in error.decode() and f"{tmp_path}/out/.prepare keeps what is finished" in error.decode()
+    finally:
+        cluster.shutdown()
+    assert len(list((tmp_path / "out/.prepare/survey").glob("*.json"))) >= 2
+    end(start(tmp_path, "out", "local", 1))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole/out")
 
 
 def test_a_command_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +47,27 @@ def finish(
     Raises NothingLeft where a side has no document, before any shard is moved.
     """
     tally = tally_of(preparation, units)
-    sides: dict[str, list[_Shard]] = {side: [] for side in ((HELDOUT, TRAIN) if split else (TRAIN,))}
+    sides = (HELDOUT, TRAIN) if split else (TRAIN,)
     profiles = {side: Profile() for side in sides}
     numbers: dict[str, int] = {}
-    # One record at a time: all that stays of each is an entry of the manifest.
+    kinds: dict[str, set[Columns]] = {side: set() for side in sides}
+    # One record at a time, and again to place its shards: thousands of them may name a thousand classes each.
     for segment in _segments(preparation, units):
         tally.merge(segment["tally"])
         _add_class_numbers(numbers, segment)
-        for side, shards in sides.items():
+        for side in sides:
             profiles[side].merge(segment["profiles"][side])
             if side in segment["shards"]:
-                shards.append(_Shard(ShardEntry(**segment["shards"][side]), _columns_of(segment, side)))
+                kinds[side].add(replace(_columns_of(segment, side), classes=()))
     number_lines_by_file(tally, units)
     # Of both sides together, so that a label means the same class on each.
-    further = merged((shard.further for shards in sides.values() for shard in shards), numbers)
-    for side, shards in sides.items():
-        if not shards:
+    further = merged((kind for each in kinds.values() for kind in each), numbers)
+    for side in sides:
+        if not kinds[side]:
             raise NothingLeft(_nothing_left(side, tally, preparation.recipe.text_field))
     tokenizer = _tokenizer_entry(preparation)
     manifests: dict[Path, Manifest] = {}
-    for side, shards in sides.items():
+    for side in sides:
         folder = out / side if split else out
         about = {"settings": settings, "side": side, **tally.as_dict()}
         about["profile"] = profiles[side].as_dict()
@@ -82,7 +83,7 @@ def finish(
             tokenizer=tokenizer,
             dtype=token_dtype(tokenizer.vocab),
             block_documents=preparation.recipe.block_documents,
-            shards=tuple(_place(preparation, shard, further, folder, n) for n, shard in enumerate(shards)),
+            shards=_placed(preparation, units, side, further, folder),
             prepare=about,
             sources=[
                 {"name": name, "documents": n} for name, (n, _, _) in about["profile"]["source"].items()
@@ -113,14 +114,6 @@ def _nothing_left(side: str, tally: Tally, text_field: str) -> str:
     return f"no document is left of {read} that were read{why}: check the sources and the steps"
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A finished shard of a unit: its manifest entry, and the columns of its index beyond the first four."""
-
-    entry: ShardEntry
-    further: Columns
-
-
 def _columns_of(segment: Mapping[str, Any], side: str) -> Columns:
     """The columns of a segment's shard."""
     recorded = segment["columns"][side]
@@ -143,21 +136,33 @@ def _add_class_numbers(numbers: dict[str, int], segment: Mapping[str, Any]) -> N
                 numbers[name] = -1
 
 
+def _placed(
+    preparation: Preparation, units: list[Unit], side: str, further: Columns, folder: Path
+) -> tuple[ShardEntry, ...]:
+    """Move all shards of a side and their indexes into `folder`; return their new entries, in order."""
+    shards = (
+        (ShardEntry(**segment["shards"][side]), _columns_of(segment, side))
+        for segment in _segments(preparation, units)
+        if side in segment["shards"]
+    )
+    unfinished = preparation.scratch / "units"
+    return tuple(_place(unfinished, *shard, further, folder, n) for n, shard in enumerate(shards))
+
+
 def _place(
-    preparation: Preparation, shard: _Shard, further: Columns, folder: Path, number: int
+    units: Path, entry: ShardEntry, columns: Columns, further: Columns, folder: Path, number: int
 ) -> ShardEntry:
-    """Move a shard and its index into `folder`, unless a killed attempt has; return the new entry. The index
-    gets the columns of the corpus, `further`, where its own are others.
+    """Move a shard and its index from `units` into `folder`, unless a killed attempt has; return the new
+    entry. The index gets the columns of the corpus, `further`, where its own, `columns`, are others.
     """
-    placed = replace(shard.entry, file=f"shard-{number:06d}.tar")
-    units = preparation.scratch / "units"
-    if shard.further == further:
-        _move(units / shard.entry.index_file, folder / placed.index_file)
+    placed = replace(entry, file=f"shard-{number:06d}.tar")
+    if columns == further:
+        _move(units / entry.index_file, folder / placed.index_file)
     else:  # the unit's own index stays until the end, so that a killed attempt can do this again
-        index = read_index(units / shard.entry.index_file, shard.entry, INDEX_ROWS + len(shard.further.names))
-        written = write_array(folder / placed.index_file, recast(index, shard.further, further, INDEX_ROWS))
+        index = read_index(units / entry.index_file, entry, INDEX_ROWS + len(columns.names))
+        written = write_array(folder / placed.index_file, recast(index, columns, further, INDEX_ROWS))
         placed = replace(placed, index_xxh3=written)
-    _move(units / shard.entry.file, folder / placed.file)
+    _move(units / entry.file, folder / placed.file)
     return placed
 
 

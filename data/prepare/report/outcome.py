@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.corpus.manifest import MANIFEST, read_manifest
+from data.corpus.manifest import MANIFEST, Manifest, read_manifest
 from data.prepare.sources.sources import InputFile
 
 
@@ -62,30 +62,30 @@ def report_of(out: Path, files: list[InputFile]) -> PrepareReport:
     """The report of a finished corpus, from its manifests. `files`: those of its sources."""
     split = (out / "train" / MANIFEST).exists()
     sides = [out / "train", out / "heldout"] if split else [out]
-    manifest = read_manifest(sides[0])
+    manifests = [read_manifest(side) for side in sides]
+    manifest, *others = manifests
     return PrepareReport(
-        train=_side(sides[0]),
-        heldout=_side(sides[1]) if split else None,
+        train=_side(sides[0], manifest),
+        heldout=_side(sides[1], *others) if split else None,
         vocab=manifest.tokenizer.vocab,
         counts={step: (count[0], count[1]) for step, count in manifest.prepare["counts"].items()},
         examples=manifest.prepare["examples"],
         files=dict(Counter(file.kind for file in files)),
         heldout_by=manifest.prepare["settings"]["heldout_by"],
-        round_trip=_round_trip(sides),
+        round_trip=_round_trip(manifests),
         tags=manifest.prepare["settings"].get("tag_name", []),
     )
 
 
-def _round_trip(sides: list[Path]) -> tuple[int, int]:
+def _round_trip(manifests: list[Manifest]) -> tuple[int, int]:
     counts: Counter[str] = Counter()
-    for side in sides:
-        for came_back, amounts in read_manifest(side).prepare["profile"]["round_trip"].items():
+    for manifest in manifests:
+        for came_back, amounts in manifest.prepare["profile"]["round_trip"].items():
             counts[came_back] += amounts[0]
     return counts["same"], counts.total()
 
 
-def _side(folder: Path) -> Side:
-    manifest = read_manifest(folder)
+def _side(folder: Path, manifest: Manifest) -> Side:
     return Side(
         path=folder,
         shards=len(manifest.shards),

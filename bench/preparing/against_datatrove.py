@@ -1,16 +1,17 @@
 """`prepare` against datatrove, the same steps on the same documents and machine: documents a CPU second.
 
     python -m venv /tmp/datatrove
-    /tmp/datatrove/bin/pip install datatrove==0.10.1 orjson spacy nltk "xxhash<4"
-    python bench/preparing/against_datatrove.py --datatrove /tmp/datatrove/bin/python [--megabytes 24]
+    /tmp/datatrove/bin/pip install datatrove==0.10.1 orjson spacy nltk "xxhash<4" tokenizers
+    nice -n -10 python bench/preparing/against_datatrove.py --datatrove /tmp/datatrove/bin/python
 
 Four cases: read lines of JSON and tokenise ("plain"); with Gopher's rules of quality and repetition between
 ("filters"); without exact duplicates ("exact"); with Gopher's rules and without near duplicates ("near":
 MinHash of 5-grams, 18 bands of 7 rows in both). datatrove has an environment of its own, since it may want
 other versions of some packages. Each run is a process of its own with one worker, counted once everything is
 imported; `prepare` also hashes its shards and draws a data card, which is counted. The two alternate, each
-first in every other round; ratios are of CPU seconds of all processes, median over the rounds, and of seconds
-by the clock, which other work on the machine disturbs. The texts are docstrings of installed packages, a
+first in every other round; ratios are of CPU seconds of all processes (median, least and most of the rounds)
+and of seconds by the clock, which other work on the machine disturbs: hence the `nice`, and the machine's
+load averages over the last minute, one before each round. The texts are docstrings of installed packages, a
 fifth of them copies and a tenth near copies of others. Which documents are left differs in part, as words are
 split by other rules and datatrove does not compare the pairs that share a band.
 
@@ -139,7 +140,9 @@ def main() -> None:
         theirs = str(Path(__file__).with_name("datatrove_steps.py"))
         for case in args.cases:
             seen: dict[str, list[list[float]]] = {"prepare": [], "datatrove": []}
+            loads = []
             for turn in range(args.rounds):
+                loads.append(round(os.getloadavg()[0], 1))
                 for name in sorted(seen, reverse=bool(turn % 2)):
                     out = str(base / f"{case}-{name}-{turn}")
                     if name == "prepare":
@@ -151,6 +154,8 @@ def main() -> None:
             pairs = list(zip(seen["prepare"], seen["datatrove"]))
             report["cases"][case] = {
                 "machine": f"CPU, {os.cpu_count()} cores",
+                "nice": os.nice(0),
+                "load_averages": loads,
                 "rounds": args.rounds,
                 "megabytes": args.megabytes,
                 "documents": int(pairs[0][0][2]),
@@ -158,9 +163,12 @@ def main() -> None:
                 "documents_per_cpu_second": {
                     name: median([run[2] / run[0] for run in runs]) for name, runs in seen.items()
                 },
-                "ratio_of_cpu_time": median([theirs[0] / ours[0] for ours, theirs in pairs]),
-                "ratio_of_clock_time": median([theirs[1] / ours[1] for ours, theirs in pairs]),
             }
+            for place, time_of in enumerate(("cpu", "clock")):
+                ratios = [theirs[place] / ours[place] for ours, theirs in pairs]
+                report["cases"][case][f"ratio_of_{time_of}_time"] = median(ratios)
+                least_and_most = [round(min(ratios), 3), round(max(ratios), 3)]
+                report["cases"][case][f"least_and_most_of_{time_of}_time"] = least_and_most
             print(case, json.dumps(report["cases"][case]), flush=True)
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(report, indent=1) + "\n")

@@ -11,7 +11,7 @@ from common.mapped_file import MappedFile
 from data.corpus.corpus import corpora_in, open_storage
 from data.corpus.listing.catalogue import catalogue_name, close_corpus
 from data.corpus.manifest import MANIFEST, read_manifest
-from data.corpus.remote import cache
+from data.corpus.remote import cache, remote_storage
 from data.corpus.remote.cache import FileCache, Wanted
 from data.corpus.remote.remote_storage import RemoteStorage
 from data.stream.packing import counting
@@ -81,6 +81,19 @@ def test_a_cached_catalogue_that_is_damaged_is_fetched_again_in_silence(
             if requests == 1:
                 copy.write_bytes(copy.read_bytes()[:-1] + b"\x01")
         assert not capsys.readouterr().err
+    finally:
+        server.stop()
+
+
+def test_without_a_cache_a_fetched_catalogue_is_kept_nowhere(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that is left is of a run which nobody holds yet."""
+    monkeypatch.setattr(remote_storage, "index_folder", lambda: None)
+    server = Server(served.parent)
+    try:
+        storage = open_storage(server.url, spare=[tmp_path / "run/counts"])
+        assert storage.listing.blocks is not None and not (tmp_path / "run").exists()
     finally:
         server.stop()
 

@@ -56,7 +56,7 @@ class RemoteStorage:
         self._fetcher = threading.Thread()
         own = [self._index_cache.tables] if self._index_cache else []
         tables = Tables([*spare, *own], self._index_cache)
-        listing = _read_listing(self.path, self._fs, self._root, tables)
+        listing = _read_listing(self.path, self._fs, self._root, tables, keeps=bool(own))
         if listing is None:
             raise ValueError(f"{url} is not a corpus: it has no {MANIFEST}; make one with `germinal prepare`")
         self.listing = listing
@@ -226,11 +226,11 @@ def remote_corpus(url: str) -> bool:
     return True
 
 
-def _read_listing(url: str, fs: Any, root: str, tables: Tables) -> Listing | None:
+def _read_listing(url: str, fs: Any, root: str, tables: Tables, *, keeps: bool) -> Listing | None:
     """What the catalogue or the manifest at a URL lists, None where there is no corpus.
 
-    tables: where a catalogue may be at hand; in the last of these folders one that is fetched is kept, for
-        the other processes of the machine.
+    tables: where a catalogue may be at hand.
+    keeps: keep one that is fetched in the last of these folders, for the other processes of the machine.
 
     Not by `fs.exists`: fsspec says that a file does not exist where the web server is down or overloaded.
     """
@@ -251,7 +251,8 @@ def _read_listing(url: str, fs: Any, root: str, tables: Tables) -> Listing | Non
                 found = parse(memoryview(content))
             except ValueError as error:
                 raise WrongBytes(str(error)) from None
-            tables.write_bytes(name, content, last=True)
+            if keeps:
+                tables.write_bytes(name, content, last=True)
             return found
 
         try:

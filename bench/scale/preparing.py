@@ -231,7 +231,7 @@ def handed_out(at_a_time: int, folder: Path, units: int) -> tuple[Seconds, Memor
     """Run so many tasks without work on Ray; return the seconds of handing them out, and the memory."""
     tasks = [Unit(number, ()) for number in range(units)]
     with on_ray.connected("ray", 2, folder) as run:
-        run(nothing, None, tasks[:2], len)  # the processes are there now
+        run(nothing, None, tasks[:2], int)  # the processes are there now
         seconds, memory = Seconds(), Memory()
         memory.start()
         with seconds.during("handing out"):

@@ -100,12 +100,12 @@ def test_a_head_that_is_killed_ends_the_command_and_this_machine_goes_on(
 
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
+    said = f"Ray's head at {cluster.address} is gone"
     try:
         process = start(tmp_path, "out", f"ray:{cluster.address}", 0)
         until(process, tmp_path / "out/.prepare/survey", 2)
         cluster.remove_node(cluster.head_node, allow_graceful=False)
         _, error = process.communicate(timeout=500)
-        said = f"Ray's head at {cluster.address} is gone"
         assert said in error.decode() and f"{tmp_path}/out/.prepare keeps what is finished" in error.decode()
     finally:
         cluster.shutdown()

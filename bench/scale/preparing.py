@@ -75,6 +75,7 @@ STEPS: dict[str, Any] = {
     "_place": ending,
     "write_datacard": ending,
     "close_corpus": ending,
+    "_clear": command,
     "report_of": command,
 }
 STOOD_IN = "stood in for"
@@ -272,8 +273,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--units", type=int, nargs="+", default=UNITS)
-    help_cases = "the others' figures are kept"
-    parser.add_argument("--cases", nargs="+", default=[*CASES, *AT_A_TIME], help=help_cases)
+    parser.add_argument("--cases", nargs="+", default=[*CASES, *AT_A_TIME])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

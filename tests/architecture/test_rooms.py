@@ -1,6 +1,7 @@
 """Rooms: how large they may be, who may import whom, and whether docs/architecture.md shows them."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -34,6 +35,11 @@ def files(folder: str) -> Iterator[Path]:
             yield path
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def test_no_folder_has_more_files_than_a_reader_takes_in() -> None:
     counts: dict[Path, int] = {}
     for folder in FOLDERS:
@@ -60,7 +66,7 @@ def test_no_function_is_too_long() -> None:
         for path in files(package):
             if path.suffix == ".py":
                 name = str(path.relative_to(ROOT))
-                for node in ast.walk(ast.parse(path.read_text())):
+                for node in ast.walk(parsed(path)):
                     if isinstance(node, ast.FunctionDef) and (name, node.name) not in WIRING:
                         documented = len((ast.get_docstring(node, clean=False) or "").splitlines())
                         long[name, node.name] = (node.end_lineno or 0) - node.lineno + 1 - documented
@@ -93,7 +99,7 @@ def imports_of(tree: ast.Module, modules: set[str]) -> set[str]:
 def graph() -> dict[str, set[str]]:
     """Module → the project's modules that it imports."""
     paths = {module_of(path): path for package in PACKAGES for path in files(package) if path.suffix == ".py"}
-    return {name: imports_of(ast.parse(path.read_text()), set(paths)) for name, path in paths.items()}
+    return {name: imports_of(parsed(path), set(paths)) for name, path in paths.items()}
 
 
 def room_of(module: str) -> str:

@@ -17,6 +17,7 @@ from whole_runs import (
     newest,
     records,
     train,
+    train_here,
     write_config,
 )
 
@@ -81,7 +82,7 @@ def test_corpus_changed_since_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     one, two = make_corpus(tmp_path / "one", seed=1), make_corpus(tmp_path / "two", seed=2)
     config = write_config(tmp_path, one, train__steps=4)
-    train(config)
+    assert train_here(config)
     shutil.rmtree(one)
     shutil.copytree(two, one)
     refused(FAILED, "corpus changed", "step-000000004", command=("train", config, "train.steps=8"))
@@ -148,7 +149,7 @@ def test_every_checkpoint_damaged_ends_the_start_and_loses_no_line_of_the_record
     corpus: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, corpus, train__steps=4, checkpoint__every=0)
-    train(config)
+    assert train_here(config)
     state = newest(tmp_path / "run") / "state.json"
     data = bytearray(state.read_bytes())
     data[10] ^= 1

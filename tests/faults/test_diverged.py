@@ -23,7 +23,6 @@ from whole_runs import (
     newest,
     records,
     tensors,
-    train,
     train_here,
     write_config,
 )
@@ -58,7 +57,7 @@ def test_an_update_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     )
     assert steps_of(run) == ["step-000000001", "step-000000002"]
     assert not events(run, "restart"), "it would come again, bit for bit"
-    train(config, "train.steps=3")  # as if nothing had happened
+    assert train_here(config, "train.steps=3")  # as if nothing had happened
     assert all(tensor.isfinite().all() for tensor in tensors(run).values())
 
 
@@ -69,7 +68,7 @@ def test_a_checkpoint_from_which_no_step_can_be_made_is_passed_over(tmp_path: Pa
     done = germinal("train", config, "train.steps=4", *BAD)
     assert done.returncode == 1 and "not finite" in done.stderr
     assert steps_of(run)[-1] == "step-000000003"
-    train(config, "train.steps=4")
+    assert train_here(config, "train.steps=4")
     (fault,) = [event for event in events(run, "fault") if "set_aside" in event]
     assert "went back to step 2" in fault["reason"] and fault["set_aside"] == ["step-000000003.diverged-1"]
     assert [line["step"] for line in losses_of(run)] == [1, 2, 3, 4]
@@ -84,10 +83,12 @@ def test_a_checkpoint_from_which_no_step_can_be_made_is_passed_over(tmp_path: Pa
 def test_where_no_older_checkpoint_helps_the_run_ends_and_nothing_is_moved(tmp_path: Path) -> None:
     config, run = tiny(tmp_path, train__steps=1), tmp_path / "run"
     assert train_here(config, *BAD)
-    for _ in range(2):
-        done = germinal("train", config, "train.steps=2")
-        assert done.returncode == 1 and "not finite" in done.stderr
-        assert steps_of(run) == ["step-000000001"]
+    done = germinal("train", config, "train.steps=2")
+    assert done.returncode == 1 and "not finite" in done.stderr
+    assert steps_of(run) == ["step-000000001"]
+    with pytest.raises(RuntimeError, match="not finite"):
+        train_here(config, "train.steps=2")
+    assert steps_of(run) == ["step-000000001"]
 
 
 def test_a_run_that_its_settings_make_diverge_goes_back_once(tmp_path: Path) -> None:

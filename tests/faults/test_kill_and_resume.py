@@ -22,6 +22,7 @@ from whole_runs import (
     records,
     tensors,
     train,
+    train_here,
     whole_steps,
     write_config,
 )
@@ -38,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    train(write_config(folder, corpus))
+    assert train_here(write_config(folder, corpus))
     return folder / "run"
 
 
@@ -81,7 +82,7 @@ def test_killed_and_run_again_is_bit_identical(
     command = [sys.executable, KILLER, where, count, config]
     killed = subprocess.run([str(w) for w in command], env=environment(), capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    train(config)
+    assert train_here(config)
     same_result(tmp_path / "run", undisturbed)
 
 
@@ -146,13 +147,13 @@ def test_resume_on_other_layouts_loses_and_repeats_nothing(
 def test_flipped_byte_in_a_checkpoint_falls_back(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus)
     run = tmp_path / "run"
-    train(config)
+    assert train_here(config)
     damaged = newest(run)
     weights = next(damaged.glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 0x10
     weights.write_bytes(data)
-    train(config)
+    assert train_here(config)
     faults = events(run, "fault")
     assert len(faults) == 1 and weights.name in faults[0]["reason"], faults
     assert events(run, "resume")[-1]["step"] == 8
@@ -161,7 +162,7 @@ def test_flipped_byte_in_a_checkpoint_falls_back(corpus: Path, undisturbed: Path
 
 def test_a_finished_run_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, corpus, train__steps=3)
-    train(config)
+    assert train_here(config)
     before = records(tmp_path / "run" / "metrics.jsonl")
     train(config)
     assert records(tmp_path / "run" / "metrics.jsonl") == before

@@ -21,6 +21,7 @@ from whole_runs import (
     make_corpus,
     records,
     train,
+    train_here,
     whole_steps,
     write_config,
 )
@@ -120,7 +121,7 @@ def test_the_rank_that_a_dead_rank_0_leaves_behind_ends_and_writes_nothing_into_
         first.kill()  # the other dies
         first.wait()
         other.send_signal(signal.SIGCONT)
-        train(config, "train.steps=30", "checkpoint.every=10")
+        assert train_here(config, "train.steps=30", "checkpoint.every=10")
         _, said = other.communicate(timeout=90)
     assert other.returncode == 1 and said.count("error: ") == 1, said
     assert consumed(folder) == list(range(30 * 8))

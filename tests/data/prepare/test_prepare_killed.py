@@ -28,7 +28,8 @@ if __name__ == "__main__":
 """
 
 
-def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_changes_no_byte(kills: int, tmp_path: Path) -> None:
     write_texts(tmp_path / "texts", count=900)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -56,7 +57,7 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
     whole, most = tree(tmp_path / "whole"), written("whole")
     rng = random.Random(7)
     killed = 0
-    for attempt in range(3):
+    for attempt in range(kills):
         process = start("killed")
         # By how far it is and not by the clock: how long a start takes depends on what else runs.
         at = written("killed") + most * rng.uniform(0.01, 0.3)

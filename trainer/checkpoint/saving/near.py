@@ -7,7 +7,7 @@ folder, where the others find it.
 
 import contextlib
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +32,12 @@ def board_of(root: Path, ranks: Ranks, name: str, pause: float) -> Board:
 
 
 def of_this_host() -> Path:
-    """Return the folder for copies of notes: of this user alone, for a forged verdict could end a save."""
-    return Path(tempfile.gettempdir()) / f"germinal-notes-{os.getuid()}"
+    """Return the folder for copies of notes: of this user alone, for a forged verdict could end a save.
+
+    Not by `tempfile.gettempdir`, which writes a file: on a full disk it answers with the working directory,
+    or raises.
+    """
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"germinal-notes-{os.getuid()}"
 
 
 class NearBoard(FolderBoard):
@@ -92,7 +96,8 @@ class NearBoard(FolderBoard):
     def _keep(self, copy: Path, note: bytes) -> None:
         with contextlib.suppress(OSError):
             if self._is_ours():
-                draft = copy.with_name(f"{copy.name}.draft-{os.getpid()}")
+                # Containers of one host may share this folder and number their processes alike.
+                draft = copy.with_name(f"{copy.name}.draft-{secrets.token_hex(8)}")
                 draft.write_bytes(note)
                 os.replace(draft, copy)
                 self._forget_old()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.saving import near
 from trainer.checkpoint.saving.board import FolderBoard
 from trainer.checkpoint.saving.near import NearBoard
+from trainer.ranks import Ranks
 
 RANKS, PAUSE = 8, 2.0
 
@@ -111,6 +113,41 @@ def test_without_a_folder_of_the_hosts_every_rank_looks_itself(
     boards[0].post("verdict", b"well")
     assert [board.read("verdict") for board in boards] == [b"well"] * RANKS
     assert len(asked) == RANKS
+
+
+def test_a_host_without_room_for_temporary_files_has_a_folder_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tempfile` would name the working directory, or raise on every rank but rank 0."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "full")])
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "full"))
+    board = near.board_of(tmp_path, Ranks(1, 2), "start", PAUSE)
+    FolderBoard(tmp_path / f"{folders.TMP}notes-start").post("verdict", b"well")
+    assert board.read("verdict") == b"well"
+
+
+def test_two_processes_of_one_number_write_two_copies(
+    tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers that share a folder: what one begins to write is not what the other puts in place."""
+    one, other = of_a_host(tmp_path, Clock())[:2]
+    one.post("verdict", b"well")
+    write = Path.write_bytes
+
+    def no_room(path: Path, data: bytes) -> int:
+        path.open("wb").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def written(path: Path, data: bytes) -> int:
+        size = write(path, data)
+        monkeypatch.setattr(Path, "write_bytes", no_room)
+        assert other.read("verdict") == b"well"
+        return size
+
+    monkeypatch.setattr(Path, "write_bytes", written)
+    assert one.read("verdict") == b"well"
+    assert (tmp_path / "near" / "verdict").read_bytes() == b"well"
 
 
 def test_old_copies_go(tmp_path: Path, asked: list[str]) -> None:

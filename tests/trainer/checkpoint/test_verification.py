@@ -108,6 +108,36 @@ def test_the_last_save_has_the_rest_verified_behind_what_is_under_way(
     assert folders.steps(tmp_path / "checkpoints") == [3]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_last_save_does_not_wait_for_it_either(
+    tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watchdog would take a save for a hang that lasts as long as the reading of another checkpoint."""
+    gate, saved, check = threading.Event(), threading.Barrier(world, timeout=20), folders.check_file
+    read: list[str] = []
+
+    def slow(at: Path, name: str, entry: Any) -> None:
+        gate.wait(20)
+        read.append(name)
+        check(at, name, entry)
+
+    monkeypatch.setattr(folders, "check_file", slow)
+    team = Team(world)
+
+    def one(rank: int) -> None:
+        checkpointer, engine = make(tmp_path, rank, team, keep=1, asynchronous=True), FakeEngine(rank, world)
+        for step in (1, 2):
+            save(checkpointer, engine, step, is_last=step == 2)
+            checkpointer.wait()
+        assert not read
+        saved.wait()
+        gate.set()
+        checkpointer.close()
+
+    assert team.run(one) == [None] * world
+    assert folders.steps(tmp_path / "checkpoints") == [2]
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_verdict_names_the_steps_however_late_it_is(
     tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch

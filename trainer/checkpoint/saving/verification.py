@@ -51,28 +51,29 @@ class Verification:
         self._board, self._retention = board, retention
         self._patience_seconds, self._gone = patience, gone
         self._thread: threading.Thread | None = None
+        self._steps: list[int] = []  # that the thread was given
 
     def due(self, *, after_others: bool = False) -> list[int]:
         """Rank 0: the steps to verify now; none while others are being verified, unless `after_others`: then
-        wait until those are done.
+        the rest, to be verified once those are done.
         """
-        if after_others:
-            self.wait()
-        return [] if self._is_under_way() else self._unverified()
+        if not self._is_under_way():
+            return self._unverified()
+        return [step for step in self._unverified() if step not in self._steps] if after_others else []
 
     def begin(self, save: str, steps: Sequence[int], *, deletes: bool) -> None:
-        """Verify this rank's share of `steps` in the background; rank 0 then deletes what need not stay.
+        """Verify this rank's share of `steps` in the background, after what is under way; rank 0 then deletes
+        what need not stay.
 
         save: a name of the save that named the steps, the same on all ranks.
         deletes: rank 0: whether anything may be deleted now.
         """
         if not steps and (self._rank or self._is_under_way()):
             return
-        if self._thread is not None:
-            self._thread.join()  # it has posted its last note
-        self._thread = threading.Thread(
-            target=self._verify, args=(save, list(steps), deletes), name="verification", daemon=True
-        )
+        # Not awaited here: a save that lasts as long as the reading of another checkpoint is taken for a hang.
+        given = (self._thread, save, list(steps), deletes)
+        self._thread = threading.Thread(target=self._verify, args=given, name="verification", daemon=True)
+        self._steps = list(steps)
         self._thread.start()
 
     def wait(self) -> None:
@@ -80,7 +81,11 @@ class Verification:
         if self._thread is not None:
             self._thread.join()
 
-    def _verify(self, save: str, steps: list[int], deletes: bool) -> None:
+    def _verify(
+        self, before: threading.Thread | None, save: str, steps: list[int], deletes: bool
+    ) -> None:
+        if before is not None:
+            before.join()
         while steps:
             stamps = {step: self._stamp(step) for step in steps} if self._rank == 0 else {}
             found = {step: self._damage(step) for step in steps}

@@ -146,7 +146,7 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> None:
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing") from None
     except OSError as error:
-        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def manifest_of(folder: Path) -> Manifest:

@@ -124,7 +124,7 @@ def _stream(path: Path, manifest: Manifest, wanted: dict[str, list[_Wanted]]) ->
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing") from None
     except OSError as error:
-        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error):
         raise DamagedError(f"{path}: damaged: not a safetensors file") from None
 

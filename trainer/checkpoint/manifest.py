@@ -154,7 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing: not a whole checkpoint") from None
     except OSError as error:
-        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from error
     content = _proven(data)
     if content is None:
         raise DamagedError(f"{path}: damaged: its content does not match its own hash")

@@ -60,7 +60,7 @@ class Reader:
             (length,) = struct.unpack_from("<Q", data)
             self._files[name] = file, 8 + length, json.loads(bytes(data[8 : 8 + length]))
         except OSError as error:
-            raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DamagedError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValueError, struct.error):
             raise DamagedError(f"{path}: not a safetensors file") from None
 

@@ -10,7 +10,7 @@ from parallel.engine import Engine
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.loading import load_and_prove
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.pieces.files import DamagedError
+from trainer.checkpoint.pieces.files import DamagedError, is_away
 from trainer.checkpoint.saving.retention import Retention
 from trainer.checkpoint.store import check_no_extra, load
 from trainer.folder.fence import Guard, unfenced
@@ -188,12 +188,16 @@ def load_state(
 
 
 def _on_no_damage(ranks: Ranks, action: Callable[[], T]) -> T:
-    """As `Ranks.together`; but where any rank finds damage, DamagedError with its reason on every rank."""
+    """As `Ranks.together`; but where any rank finds damage, DamagedError with its reason on every rank.
+    RuntimeError where a file server did not answer: the checkpoint may be whole.
+    """
 
     def outcome() -> tuple[T | None, str]:
         try:
             return action(), ""
         except DamagedError as error:
+            if is_away(error):
+                raise RuntimeError(f"{error}: the same command tries again") from None
             return None, str(error)
 
     result, reason = ranks.together(outcome)

@@ -1,5 +1,6 @@
 """Loading and proving in one pass: every byte once, and what is damaged is never trained on."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,28 @@ def test_damage_that_one_rank_reads_sends_all_to_the_older_checkpoint(tmp_path: 
         "step-000000003.damaged-1",
         "step-000000002.damaged-1",
     ]
+
+
+@pytest.mark.parametrize("name", ["MANIFEST.json", "FILES.txt", "state.json", "rank-00001.safetensors"])
+def test_a_file_server_that_is_away_sets_no_checkpoint_aside(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing about the bytes: the start ends, and the next one goes on from the newest checkpoint."""
+    saved(tmp_path, 2, (1, 2))
+
+    def away(path: Any) -> None:
+        if Path(path).name == name:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    opened, read, hashed = os.open, Path.read_bytes, folders.hash_file
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda path, *given, **more: away(path) or opened(path, *given, **more))
+        patch.setattr(Path, "read_bytes", lambda path: away(path) or read(path))
+        patch.setattr(folders, "hash_file", lambda path: away(path) or hashed(path))
+        for error in resumed(tmp_path, 2):
+            assert type(error) is RuntimeError, "not damage"
+            assert f"{name}: cannot be read: Stale file handle: the same command tries again" in str(error)
+    assert resumed(tmp_path, 2) == [(TrainState(2, 16, 128), 2.0)] * 2
 
 
 def test_every_byte_of_a_file_counts_while_it_is_loaded(tmp_path: Path) -> None:

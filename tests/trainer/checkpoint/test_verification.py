@@ -176,15 +176,15 @@ def test_a_file_server_that_is_away_says_nothing_about_a_checkpoint(
     tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever rank asked: the checkpoint is verified at a later save, and counts."""
-    check, away = folders.check_file, [f"rank-{rank:05d}.safetensors"]
+    hashed, away = folders.hash_file, [f"rank-{rank:05d}.safetensors"]
 
-    def answered(at: Path, name: str, entry: Any) -> None:
-        if at.name == "step-000000003" and name in away:
-            away.remove(name)
+    def answered(path: Path) -> str:
+        if path.parent.name == "step-000000003" and path.name in away:
+            away.remove(path.name)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        check(at, name, entry)
+        return hashed(path)
 
-    monkeypatch.setattr(folders, "check_file", answered)
+    monkeypatch.setattr(folders, "hash_file", answered)
     train(tmp_path, 2, range(1, 5), keep=2)
     assert not away and not events(tmp_path, "fault")
     assert folders.steps(tmp_path / "checkpoints") == [4, 3]

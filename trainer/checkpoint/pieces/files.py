@@ -10,6 +10,7 @@ rank reads those of the files that it needs, and no other. All ranks have as man
 those of files that there are not with "-", so that the place of a row is a product.
 """
 
+import errno
 import os
 import re
 from abc import abstractmethod
@@ -28,6 +29,14 @@ _PROOF = 1 + 32 + 1  # bytes at the end of a row: a blank, its hash, the line's 
 
 class DamagedError(RuntimeError):
     """A checkpoint is not what was written: its bytes, or one of its files."""
+
+
+def is_away(error: Exception) -> bool:
+    """Whether an error, or what it was raised from, is only that a file server did not answer: that says
+    nothing of the bytes.
+    """
+    found = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(found, OSError) and found.errno in (errno.ESTALE, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ class Table(Files):
         except FileNotFoundError:
             raise DamagedError(f"{self._path}: missing") from None
         except OSError as error:
-            raise DamagedError(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise DamagedError(f"{self._path}: cannot be read: {error.strerror}") from error
         if found != size or len(data) != length * self.most:
             raise DamagedError(f"{self._path}: {found} bytes, {size} were written: cut short or replaced")
         rows = [data[at * length : (at + 1) * length] for at in range(self.most)]

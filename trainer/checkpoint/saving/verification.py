@@ -6,7 +6,6 @@ step waits for them: while they are under way, the next save asks for no more.
 """
 
 import contextlib
-import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +15,11 @@ from pathlib import Path
 import orjson
 
 from trainer.checkpoint import folder as folders
+from trainer.checkpoint.pieces.files import is_away
 from trainer.checkpoint.saving.attempt import POLL_SECONDS, longest_pause
 from trainer.checkpoint.saving.board import Board, post_again
 from trainer.checkpoint.saving.retention import Retention
 from trainer.ranks import one_line
-
-# What a file server that is away says of a file: nothing about its bytes.
-_SAYS_NOTHING = (errno.ESTALE, errno.ETIMEDOUT)
 
 
 class Verification:
@@ -134,8 +131,7 @@ class Verification:
                 for _ in pool.map(lambda name: folders.check_file(at, name, manifest.files[name]), mine):
                     pass
         except Exception as error:  # whatever it is, rank 0 waits for this rank's word
-            unknown = isinstance(error, OSError) and error.errno in _SAYS_NOTHING
-            return None if unknown else one_line(error)
+            return None if is_away(error) else one_line(error)
         return ""
 
     def _gathered(self, save: str, own: dict[int, str | None]) -> dict[int, str | None] | None:

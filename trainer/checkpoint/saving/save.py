@@ -52,6 +52,7 @@ class Save:
     digests: Mapping[str, Digest]
     tell: Tell
     failed: bool = False
+    _saves: int = 0
     _told: list[Attempt] = field(default_factory=list)  # the attempts whose verdicts are still there
 
     def __call__(
@@ -64,8 +65,9 @@ class Save:
         where another rank has ended; RuntimeError, one line, where some rank could not write.
         """
         before: list[Attempt] = []
+        self._saves += 1  # a run that went back comes to a step again, for which notes may be left
         for number in range(1, ATTEMPTS + 1):
-            attempt = self.attempt(self.root, step, f"{self.nonce}-{number}")
+            attempt = self.attempt(self.root, step, f"{self.nonce}-{self._saves}-{number}")
             try:
                 with explaining(self.root.parent):
                     found = self._once(attempt, batches, document, then)

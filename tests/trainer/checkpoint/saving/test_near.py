@@ -184,3 +184,32 @@ def test_a_slow_commit_is_asked_for_once_a_pause(
     assert team.run(train) == [None] * RANKS
     looks = [key for key in asked if key.endswith("verdict")]
     assert 1 <= len(looks) < len(reads) / 2, "of seven ranks that wait for two seconds, every 0.1 s"
+
+
+def test_a_step_that_a_run_comes_to_again_has_notes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it went back and its first save is of the step of its last one: that one's verdict is there yet."""
+    monkeypatch.setattr(near, "of_this_host", lambda: tmp_path / "near")
+    team, both, root = Team(2), threading.Barrier(2, timeout=20), tmp_path / "checkpoints"
+    rename = folders._rename
+
+    def slow(tmp: Path, final: Path, manifest: bytes) -> None:
+        threading.Event().wait(0.3)
+        rename(tmp, final, manifest)
+
+    def train(rank: int) -> None:
+        checkpointer, engine = make(tmp_path, rank, team), FakeEngine(rank, 2)
+        for step in (1, 2):
+            save(checkpointer, engine, step)
+        both.wait()
+        if rank == 0:
+            folders.set_aside(folders.step_folder(root, 2), folders.DIVERGED)
+            monkeypatch.setattr(folders, "_rename", slow)
+        both.wait()
+        checkpointer.resume(engine)
+        save(checkpointer, engine, 2)
+        assert folders.steps(root) == [2, 1], "not before the commit"
+        checkpointer.close()
+
+    assert team.run(train) == [None] * 2

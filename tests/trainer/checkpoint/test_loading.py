@@ -124,7 +124,7 @@ def test_damage_that_one_rank_reads_sends_all_to_the_older_checkpoint(tmp_path: 
 def test_a_file_server_that_is_away_sets_no_checkpoint_aside(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says nothing about the bytes: the start ends, and the next one goes on from the newest checkpoint."""
+    """It says nothing about the bytes: the start ends, and the next goes on from the newest checkpoint."""
     saved(tmp_path, 2, (1, 2))
 
     def away(path: Any) -> None:

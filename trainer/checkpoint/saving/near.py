@@ -34,10 +34,10 @@ def board_of(root: Path, ranks: Ranks, name: str, pause: float) -> Board:
 def of_this_host() -> Path:
     """Return the folder for copies of notes: of this user alone, for a forged verdict could end a save.
 
-    Not by `tempfile.gettempdir`, which writes a file: on a full disk it answers with the working directory,
-    or raises.
+    Not by `tempfile.gettempdir`: on a full disk it answers with the working directory, or raises; and TMPDIR
+    may be on the shared file system.
     """
-    return Path(os.environ.get("TMPDIR") or "/tmp") / f"germinal-notes-{os.getuid()}"
+    return Path("/tmp") / f"germinal-notes-{os.getuid()}"
 
 
 class NearBoard(FolderBoard):

@@ -67,7 +67,7 @@ class Verification:
         """
         if not steps and (self._rank or self._is_under_way()):
             return
-        # Not awaited here: a save that lasts as long as the reading of another checkpoint is taken for a hang.
+        # Not awaited here: a save that lasts as long as reading another checkpoint is taken for a hang.
         given = (self._thread, save, list(steps), deletes)
         self._thread = threading.Thread(target=self._verify, args=given, name="verification", daemon=True)
         self._steps = list(steps)
@@ -78,9 +78,7 @@ class Verification:
         if self._thread is not None:
             self._thread.join()
 
-    def _verify(
-        self, before: threading.Thread | None, save: str, steps: list[int], deletes: bool
-    ) -> None:
+    def _verify(self, before: threading.Thread | None, save: str, steps: list[int], deletes: bool) -> None:
         if before is not None:
             before.join()
         while steps:

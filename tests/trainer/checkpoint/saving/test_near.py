@@ -13,7 +13,6 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.saving import near
 from trainer.checkpoint.saving.board import FolderBoard
 from trainer.checkpoint.saving.near import NearBoard
-from trainer.ranks import Ranks
 
 RANKS, PAUSE = 8, 2.0
 
@@ -121,10 +120,7 @@ def test_a_host_without_room_for_temporary_files_has_a_folder_all_the_same(
     """`tempfile` would name the working directory, or raise on every rank but rank 0."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "full")])
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "full"))
-    board = near.board_of(tmp_path, Ranks(1, 2), "start", PAUSE)
-    FolderBoard(tmp_path / f"{folders.TMP}notes-start").post("verdict", b"well")
-    assert board.read("verdict") == b"well"
+    assert near.of_this_host() == Path(f"/tmp/germinal-notes-{os.getuid()}")
 
 
 def test_two_processes_of_one_number_write_two_copies(
@@ -189,7 +185,7 @@ def test_a_slow_commit_is_asked_for_once_a_pause(
 def test_a_step_that_a_run_comes_to_again_has_notes_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it went back and its first save is of the step of its last one: that one's verdict is there yet."""
+    """Where it went back and its first save has the step of its last one, whose verdict is there yet."""
     monkeypatch.setattr(near, "of_this_host", lambda: tmp_path / "near")
     team, both, root = Team(2), threading.Barrier(2, timeout=20), tmp_path / "checkpoints"
     rename = folders._rename

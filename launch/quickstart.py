@@ -7,6 +7,7 @@ sample are made anew.
 """
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.exit_codes import FAILED
+from common.exit_codes import FAILED, INTERRUPTED
 from common.standard_error import complain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,9 +73,15 @@ def main() -> int:
 
 
 def germinal(*arguments: str) -> int:
-    """Show a command as a user would type it, and run it with this interpreter; return its exit code."""
+    """Show a command as a user would type it, and run it with this interpreter; return its exit code.
+
+    The terminal sends Ctrl-C to the command, too, which may have to save: subprocess.run would kill it.
+    """
     print(f"\n$ germinal {shlex.join(arguments)}", flush=True)
-    return subprocess.run((sys.executable, "-m", "launch.cli", *arguments), cwd=ROOT, check=False).returncode
+    command = subprocess.Popen((sys.executable, "-m", "launch.cli", *arguments), cwd=ROOT)
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            return command.wait()
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], float | None]:
@@ -140,4 +147,7 @@ def closing_table(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # between two commands
+        sys.exit(complain("interrupted", INTERRUPTED))

@@ -12,7 +12,9 @@ in a folder, and rank 0 joins the parts. CPU seconds, and bytes written or read:
     peak     memory at its highest while the manifest is read, in bytes
 
 `rows`: pieces are rows, as FSDP cuts. `flat`: pieces are parts of flattened tensors, as DeepSpeed's ZeRO-3
-cuts. `listed`: every piece is listed one by one, as in version 1 of the manifest.
+cuts. `groups`: of one vector of all parameters each rank has an equal run, as in DeepSpeed's ZeRO-1 and 2, so
+pieces at the ends of runs are listed. `listed`: every piece is listed one by one, as in version 1 of the
+manifest.
 
 `shares` is rank 0's part of a verification divided by the mean of all ranks, in bytes, and `looks` how often
 a second all ranks together look for a note while they wait for a commit. Of the ranks that hold pieces of the
@@ -41,6 +43,7 @@ import torch
 from parallel.deepspeed_engine.master_slice import MasterSlice
 from parallel.engine import Chunk
 from parallel.layout.cuts import shard_rows
+from parallel.layout.flat import chunk_bounds
 from trainer.checkpoint.description import described
 from trainer.checkpoint.folder import check_file
 from trainer.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest
@@ -50,9 +53,11 @@ from trainer.checkpoint.saving.attempt import longest_pause
 from trainer.checkpoint.saving.board import FolderBoard
 
 RESULTS = Path(__file__).parents[1] / "results/scale/checkpoint.json"
+STATES = ("model", "optim.exp_avg", "optim.exp_avg_sq")
 LAYERS, HIDDEN, KEYS, FFN, VOCAB = 32, 4096, 4096, 11008, 32000
-KINDS = ("rows", "flat", "listed")
-MOST_LISTED = 256  # ranks whose pieces are listed one by one, for the comparison
+KINDS = ("rows", "flat", "groups", "listed")
+LISTED = ("groups", "listed")  # of which ranks differ, or are many
+MOST_LISTED = 256  # ranks of these
 KNEE = 1024  # ranks: exponents are given up to here, and from here on
 RANKS_A_NODE = 8  # that look as one
 
@@ -64,16 +69,26 @@ def shapes() -> dict[str, tuple[int, ...]]:
     layer |= {"gate": wide, "up": wide, "down": (HIDDEN, FFN), "norm_1": (HIDDEN,), "norm_2": (HIDDEN,)}
     model = {f"blocks.{number}.{name}": shape for number in range(LAYERS) for name, shape in layer.items()}
     model |= {"embedding": (VOCAB, HIDDEN), "head": (VOCAB, HIDDEN), "norm": (HIDDEN,)}
-    kinds = ("model", "optim.exp_avg", "optim.exp_avg_sq")
-    return {f"{kind}.{name}": shape for kind in kinds for name, shape in model.items()}
+    return {f"{kind}.{name}": shape for kind in STATES for name, shape in model.items()}
 
 
 def chunks_of(rank: int, ranks: int, kind: str) -> list[Chunk]:
     """The rank's shards, without memory. kind: one of KINDS."""
     found: list[Chunk] = []
+    elements = sum(math.prod(shape) for shape in shapes().values()) // len(STATES)
+    first, run = shard_rows(elements, rank, ranks)
+    at = 0  # in the vector of all parameters
     for name, shape in shapes().items():
+        size = math.prod(shape)
+        if kind == "groups":
+            low, high = max(first - at, 0), min(first + run - at, size)
+            at = (at + size) % elements
+            for block in chunk_bounds(shape, low, high):
+                part = torch.empty(block.shape, device="meta")
+                found.append(Chunk(name, part, shape, block.offset, True))
+            continue
         if kind == "flat":
-            start, length = shard_rows(math.prod(shape), rank, ranks)
+            start, length = shard_rows(size, rank, ranks)
             flat = torch.empty(length, device="meta")
             found += MasterSlice(name, shape, start, flat, {}, owned=True, cuts=((ranks,),)).chunks()
             continue
@@ -133,9 +148,9 @@ def post_others(board: FolderBoard, ranks: int, kind: str) -> None:
     sizes = sorted({math.prod(shape) if kind == "flat" else shape[0] for shape in shapes().values()})
     for rank in range(2, ranks):
         holds = tuple(shard_rows(size, rank, ranks)[1] > 0 for size in sizes)
-        if kind == "listed" or holds not in alike:
+        if kind in LISTED or holds not in alike:
             alike[holds] = part_of(rank, chunks_of(rank, ranks, kind))
-        post(board, rank, stand_in(alike[holds], rank))
+        post(board, rank, alike[holds] if kind in LISTED else stand_in(alike[holds], rank))
 
 
 def reading(folder: Path, chunks: Sequence[Chunk]) -> Manifest:
@@ -234,7 +249,7 @@ def main() -> None:
         measure(4, Path(folder), "rows")  # imports, and the first calls
         for ranks in worlds:
             row: dict[str, Any] = {"ranks": ranks}
-            for kind in KINDS if ranks <= MOST_LISTED else KINDS[:-1]:
+            for kind in KINDS if ranks <= MOST_LISTED else KINDS[:2]:
                 found = measure(ranks, Path(folder), kind)
                 row |= {f"{kind}.{name}": value for name, value in found.items()}
             rows.append(row)

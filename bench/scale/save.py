@@ -6,7 +6,7 @@ are measured on this machine, a core's: writing and hashing per byte, and the pa
 many ranks. A byte that is written or read moves at B GB/s a rank, 1 by default: assumed, not measured.
 A rank's work is the sum of all its seconds, as if nothing overlapped.
 
-    names    what the ranks gather to know that they hold the checkpoint's tensors: a number each
+    names    what the ranks sum to know that they hold the checkpoint's tensors: a number
     write    this rank's pieces: hashed, looked at for NaN, written
     part     the rank's part of the manifest, described and posted
     merge    rank 0: all parts → the manifest, written; the others: none
@@ -32,7 +32,7 @@ from trainer.checkpoint.store import write_part
 RESULTS = Path(__file__).parents[1] / "results/scale/save.json"
 LLAMA_70B = {"LAYERS": 80, "HIDDEN": 8192, "KEYS": 1024, "FFN": 28672, "VOCAB": 128_256}
 SAMPLE_BYTES = 256 << 20
-NUMBER_BYTES = 8  # of the number of elements that a rank tells the others at a resume
+NUMBER_BYTES = 8  # of the number of elements that the ranks sum at a resume
 
 
 def costs(folder: Path) -> dict[str, float]:
@@ -79,7 +79,7 @@ def work(ranks: int, host: dict[str, float], cost: dict[str, float], bandwidth: 
     found: dict[str, Any] = {}
     for rank in (0, 1):
         size = {
-            "names": NUMBER_BYTES * ranks,
+            "names": NUMBER_BYTES,
             "write": own[rank],
             "part": host[f"{rank}.part_bytes"],
             "merge": host["0.merge_bytes"] + host["1.read_bytes"] if rank == 0 else 0,

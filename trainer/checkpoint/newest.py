@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint import folder as folders
+from trainer.checkpoint.pieces.files import is_away
 from trainer.ranks import Ranks
 
 
@@ -21,7 +22,7 @@ class Found:
 
 def newest(root: Path, ranks: Ranks | None = None) -> Found:
     """Find the newest checkpoint under `root` that verifies. Collective where there are `ranks`: they share
-    the reading, and all return the same.
+    the reading, and all return the same. Raises as `damage`.
     """
     ranks = ranks or Ranks()
     passed_over: list[tuple[int, str]] = []
@@ -36,11 +37,19 @@ def newest(root: Path, ranks: Ranks | None = None) -> Found:
 def damage(folder: Path, ranks: Ranks) -> str:
     """Return what is wrong with a checkpoint, on every rank the same; "" where it verifies. Collective: each
     rank reads its share of the files.
+
+    RuntimeError, one line, where a file server did not answer: the checkpoint may be whole, and an older one
+    is not what was asked for.
     """
-    try:
-        folders.verify(folder, share=(ranks.rank, ranks.world))
-        reason = ""
-    except RuntimeError as error:
-        reason = str(error)
-    found = ranks.first(reason or None)
+
+    def look() -> str:
+        try:
+            folders.verify(folder, share=(ranks.rank, ranks.world))
+        except RuntimeError as error:
+            if is_away(error):
+                raise RuntimeError(f"{error}: the same command tries again") from None
+            return str(error)
+        return ""
+
+    found = ranks.first(ranks.together(look) or None)
     return found[1] if found else ""

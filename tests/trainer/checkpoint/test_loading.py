@@ -15,6 +15,7 @@ from stored import whole, write
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import loading
 from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.newest import newest
 from trainer.checkpoint.pieces.files import DamagedError
 from trainer.state import TrainState
 
@@ -139,6 +140,9 @@ def test_a_file_server_that_is_away_sets_no_checkpoint_aside(
         for error in resumed(tmp_path, 2):
             assert type(error) is RuntimeError, "not damage"
             assert f"{name}: cannot be read: Stale file handle: the same command tries again" in str(error)
+        with pytest.raises(RuntimeError, match="tries again"):  # nor does a command read an older one
+            newest(tmp_path / "checkpoints")
+    assert newest(tmp_path / "checkpoints").step == 2
     assert resumed(tmp_path, 2) == [(TrainState(2, 16, 128), 2.0)] * 2
 
 

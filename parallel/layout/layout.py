@@ -229,7 +229,8 @@ def check_batch(layout: Layout, *, global_batch: int, micro_batch: int, position
     if global_batch % per_round:
         raise ValueError(
             f"train.global_batch={global_batch} is not divisible by "
-            f"{layout.dp} data ranks · train.micro_batch={micro_batch} = {per_round}"
+            f"{layout.dp} data ranks · train.micro_batch={micro_batch} = {per_round}: "
+            f"set train.global_batch to a multiple of {per_round}, or change the ranks or train.micro_batch"
         )
     if positions % (layout.tp * layout.cp):
         raise ValueError(

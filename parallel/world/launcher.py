@@ -40,6 +40,8 @@ def identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
     keys = launcher_variables(environ)
     if keys in (None, SLURM) and not slurm.is_task_of_srun(environ):
         _refuse_unstarted(environ)
+        if keys is None:
+            _refuse_half(environ)
         return 0, 1, 0
     if keys is None:
         return 0, 1, 0
@@ -67,6 +69,15 @@ def _refuse_unstarted(environ: Mapping[str, str]) -> None:
             raise ValueError(
                 f"{name}={environ[name]}, and srun has not started this process: start all ranks with `srun "
                 "germinal rank CONFIG [key=value…]`, or those of one machine with `germinal train`"
+            )
+
+
+def _refuse_half(environ: Mapping[str, str]) -> None:
+    """ValueError where RANK or WORLD_SIZE alone states several ranks: each of them would train alone."""
+    for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+        if environ.get(name, "") not in ("", "0" if name == "RANK" else "1"):
+            raise ValueError(
+                f"{name}={environ[name]} without {other}: set both, or neither for a run of one rank"
             )
 
 

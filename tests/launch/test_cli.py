@@ -103,7 +103,10 @@ def test_every_command_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
         (["attach", "/nowhere"], "/nowhere: no rank waits there"),
         (["train", "CONFIG", "train.stpes=3"], "did you mean train.steps?"),
         (["train", "CONFIG", "--nproc", "2", "train.steps=x"], "train.steps='x'"),
-        (["train", "CONFIG", "--nproc", "3"], "global_batch=8 is not divisible by 3 data ranks"),
+        (
+            ["train", "CONFIG", "--nproc", "3"],
+            "3 data ranks · train.micro_batch=2 = 6: set train.global_batch to a multiple of 6",
+        ),
         (["train", "CONFIG", "--nproc", "4", "parallel.tp=3"], "does not divide the world of 4 ranks"),
         (["train", "CONFIG", "parallel.tp=2"], "and this is 1 process: start with --nproc 2"),
         (["train", "CONFIG", "parallel.recompute=ful"], "did you mean full?"),

@@ -20,6 +20,7 @@ INTERACTIVE = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": str(0xFFFFFFFA)}
     ("env", "expected"),
     [
         ({}, (0, 1, 0)),
+        ({"WORLD_SIZE": "1"}, (0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
         (STEP | {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}, (5, 6, 2)),
         # A batch script, salloc's shell and the submit host, where the job has one task.
@@ -46,6 +47,8 @@ def test_a_single_process_joins_nothing() -> None:
     ("env", "words"),
     [
         ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4 is outside WORLD_SIZE=4"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "here"}, "^WORLD_SIZE=2 without RANK: set both"),
+        ({"RANK": "1"}, "^RANK=1 without WORLD_SIZE: set both"),
         ({"RANK": "x", "WORLD_SIZE": "4"}, "RANK=x, WORLD_SIZE=4: not numbers"),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "WORLD_SIZE=2, LOCAL_RANK=x: not numbers"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "needs MASTER_ADDR"),

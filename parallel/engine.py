@@ -93,6 +93,9 @@ class Chunk:
         torch.chunk's rule: (8, 64) is 8 parts and each of these in 64. Of one dim where the tensor has
         others: so is the flattened tensor cut, and the block is one of those of a part (`layout.flat`).
         Empty: no such rule, or whole.
+    stretch: (first, each): the flattened tensor is part of a vector, from its element `first`, and the vector
+        is cut into parts of `each` elements, as many as `cuts` says for its one dim. The block is one of
+        those that a part has of the tensor. None: no such vector.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Chunk:
     offset: tuple[int, ...]
     owned: bool
     cuts: tuple[tuple[int, ...], ...] = ()
+    stretch: tuple[int, int] | None = None
 
 
 @runtime_checkable

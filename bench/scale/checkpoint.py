@@ -12,8 +12,8 @@ in a folder, and rank 0 joins the parts. CPU seconds, and bytes written or read:
     peak     memory at its highest while the manifest is read, in bytes
 
 `rows`: pieces are rows, as FSDP cuts. `flat`: parts of flattened tensors, as DeepSpeed's ZeRO-3 cuts.
-`groups`: each rank has an equal run of one vector of all parameters, as in DeepSpeed's ZeRO-1 and 2, so
-pieces at the ends of runs are listed. `listed`: every piece is listed, as in version 1 of the manifest.
+`groups`: each rank has an equal part of one vector of all parameters, as in DeepSpeed's ZeRO-1 and 2.
+`listed`: every piece is listed, as in version 1 of the manifest.
 
 `shares` is rank 0's part of a verification over the mean of all ranks, in bytes, and `looks` how often a
 second all nodes together look for a note while they wait for a commit. Of the ranks that hold pieces of the
@@ -56,8 +56,8 @@ RESULTS = Path(__file__).parents[1] / "results/scale/checkpoint.json"
 STATES = ("model", "optim.exp_avg", "optim.exp_avg_sq")
 LAYERS, HIDDEN, KEYS, FFN, VOCAB = 32, 4096, 4096, 11008, 32000
 KINDS = ("rows", "flat", "groups", "listed")
-LISTED = ("groups", "listed")  # of which ranks differ, or are many
-MOST_LISTED = 256  # ranks of these
+DIFFERENT = ("groups", "listed")  # of which ranks do not hold pieces of the same tensors, or notes are long
+MOST_LISTED = 256  # ranks of "listed"
 KNEE = 1024  # ranks: exponents are given up to here, and from here on
 RANKS_A_NODE = 8  # that look as one
 
@@ -82,10 +82,11 @@ def chunks_of(rank: int, ranks: int, kind: str) -> list[Chunk]:
         size = math.prod(shape)
         if kind == "groups":
             low, high = max(first - at, 0), min(first + run - at, size)
-            at = (at + size) % elements
+            begin, at = at, (at + size) % elements
             for block in chunk_bounds(shape, low, high):
                 part = torch.empty(block.shape, device="meta")
-                found.append(Chunk(name, part, shape, block.offset, True))
+                place = begin, -(-elements // ranks)
+                found.append(Chunk(name, part, shape, block.offset, True, ((ranks,),), place))
             continue
         if kind == "flat":
             start, length = shard_rows(size, rank, ranks)
@@ -158,9 +159,9 @@ def post_others(board: FolderBoard, ranks: int, kind: str) -> None:
     sizes = sorted({math.prod(shape) if kind == "flat" else shape[0] for shape in shapes().values()})
     for rank in range(2, ranks):
         holds = tuple(shard_rows(size, rank, ranks)[1] > 0 for size in sizes)
-        if kind in LISTED or holds not in alike:
+        if kind in DIFFERENT or holds not in alike:
             alike[holds] = part_of(rank, chunks_of(rank, ranks, kind))
-        post(board, rank, alike[holds] if kind in LISTED else stand_in(alike[holds], rank))
+        post(board, rank, alike[holds] if kind in DIFFERENT else stand_in(alike[holds], rank))
 
 
 def reading(folder: Path, chunks: Sequence[Chunk]) -> Manifest:
@@ -258,7 +259,7 @@ def main() -> None:
         measure(4, Path(folder), "rows")  # imports, and the first calls
         for ranks in worlds:
             row: dict[str, Any] = {"ranks": ranks}
-            for kind in KINDS if ranks <= MOST_LISTED else KINDS[:2]:
+            for kind in KINDS if ranks <= MOST_LISTED else KINDS[:-1]:
                 found = measure(ranks, Path(folder), kind)
                 row |= {f"{kind}.{name}": value for name, value in found.items()}
             rows.append(row)

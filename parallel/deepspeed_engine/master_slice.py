@@ -27,7 +27,7 @@ class MasterSlice:
     moments: the same of each moment, by state name.
     owned: this rank saves the slice.
     swap_group: ZeRO-3's group of state that was read from disk for this slice; None where nothing is on disk.
-    cuts: of the flattened parameter, where it is cut in equal parts, as in `Chunk`.
+    cuts, stretch: how the flattened parameter is cut, or the vector that has it, as in `Chunk`.
     """
 
     name: str
@@ -38,6 +38,7 @@ class MasterSlice:
     owned: bool
     swap_group: int | None = None
     cuts: tuple[tuple[int, ...], ...] = ()
+    stretch: tuple[int, int] | None = None
 
     def chunks(self) -> Iterator[Chunk]:
         for prefix, flat in (
@@ -46,7 +47,8 @@ class MasterSlice:
         ):
             for block in chunk_bounds(self.shape, self.start, self.start + len(flat)):
                 part = flat.narrow(0, block.first - self.start, prod(block.shape)).view(block.shape)
-                yield Chunk(f"{prefix}.{self.name}", part, self.shape, block.offset, self.owned, self.cuts)
+                name, place = f"{prefix}.{self.name}", block.offset
+                yield Chunk(name, part, self.shape, place, self.owned, self.cuts, self.stretch)
 
     def fill(self, whole: Tensor) -> None:
         """Copy the slice's values out of the whole parameter."""

@@ -46,7 +46,7 @@ class _SliceLocation:
     start: the slice's first element in the flattened parameter.
     length: number of elements.
     owned: this rank saves the slice.
-    cuts: as in `MasterSlice`.
+    cuts, stretch: as in `MasterSlice`.
     """
 
     name: str
@@ -57,6 +57,7 @@ class _SliceLocation:
     length: int
     owned: bool
     cuts: tuple[tuple[int, ...], ...] = ()
+    stretch: tuple[int, int] | None = None
 
 
 class Masters:
@@ -134,6 +135,7 @@ class Masters:
                         location.owned,
                         group,
                         location.cuts,
+                        location.stretch,
                     )
                 )
             swaps_out = False
@@ -223,7 +225,11 @@ class Masters:
             return None, _SliceLocation(name, shape, torch.empty(0), 0, 0, 0, False)
         (flat,) = self._optimizer.param_groups[mapping.param_group_index]["params"]
         here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return None, _SliceLocation(name, shape, flat, here.start, there.start, here.numel, True)
+        stretch = dist.get_rank() * flat.numel() + here.start - there.start, flat.numel()
+        parts = ((dist.get_world_size(),),)
+        return None, _SliceLocation(
+            name, shape, flat, here.start, there.start, here.numel, True, parts, stretch
+        )
 
 
 def _part(flat: Tensor, location: _SliceLocation) -> Tensor:

@@ -60,12 +60,20 @@ class StoredChunk:
 class TensorEntry:
     """A global tensor: its safetensors dtype and its shape, and its pieces, which tile it: by `cut`, or where
     that is None, one by one.
+
+    first: where a vector is cut that has the flattened tensor, the tensor's first element in the vector.
     """
 
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[StoredChunk, ...] = ()
     cut: Cut | None = None
+    first: int | None = None
+
+    @property
+    def stretch(self) -> cuts.Stretch | None:
+        """Where the tensor is in the vector that is cut; None where no vector is."""
+        return None if self.cut is None or self.first is None else cuts.Stretch(self.first, self.cut.each)
 
 
 def key_of(name: str, whole: Sequence[int], offset: Sequence[int], shape: Sequence[int]) -> str:
@@ -96,8 +104,9 @@ class Manifest:
         if entry.cut is None:
             yield from (piece for piece in entry.pieces if piece.overlaps(offset, shape))
             return
-        for number, at, size in cuts.overlapping(entry.cut.parts, entry.shape, offset, shape):
-            files = self.files.of_rank(entry.cut.rank_of(number))
+        cut = entry.cut
+        for number, at, size in cuts.overlapping(cut.parts, entry.shape, offset, shape, entry.stretch):
+            files = self.files.of_rank(cut.rank_of(number))
             yield StoredChunk(tuple(files), key_of(name, entry.shape, at, size), size, at)
 
     @property
@@ -120,6 +129,8 @@ def encode(manifest: Manifest) -> dict[str, bytes]:
             if id(entry.cut) not in known:
                 known[id(entry.cut)] = numbers.setdefault(entry.cut, len(numbers))
             content["cut"] = known[id(entry.cut)]
+            if entry.first is not None:
+                content["first"] = entry.first
         else:
             content["pieces"] = [
                 {"file": piece.files[0], "key": piece.key, "shape": piece.shape, "offset": piece.offset}
@@ -188,7 +199,7 @@ def tensor_of(entry: dict[str, Any], known: Sequence[Cut] = ()) -> TensorEntry:
     """Return a tensor's entry from its JSON. known: the manifest's cuts."""
     shape = tuple(entry["shape"])
     if "cut" in entry:
-        return TensorEntry(entry["dtype"], shape, cut=known[entry["cut"]])
+        return TensorEntry(entry["dtype"], shape, cut=known[entry["cut"]], first=entry.get("first"))
     pieces = tuple(
         StoredChunk((piece["file"],), piece["key"], tuple(piece["shape"]), tuple(piece["offset"]))
         for piece in entry["pieces"]

@@ -1,7 +1,8 @@
 """What each rank wrote → what the checkpoint holds. No torch here.
 
 A rank describes its pieces of equally cut tensors together: their number, and the list of tensors. Ranks of
-one mesh have the same list, which is passed on once, so joining all parts takes O(tensors + ranks).
+one mesh have the same list, which is passed on once, so joining all parts takes O(tensors + ranks). So does
+joining parts of a vector of tensors (`vectors`), of which each rank describes the tensors that its part has.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from trainer.checkpoint.pieces import cuts, owners
 from trainer.checkpoint.pieces.cuts import Parts
 from trainer.checkpoint.pieces.files import FileEntry, digest
 from trainer.checkpoint.pieces.owners import Cut
+from trainer.checkpoint.vectors import VectorShare, merge_vectors
 
 Table = tuple[tuple[str, str, tuple[int, ...]], ...]
 """(name, safetensors dtype, shape) of tensors that are cut alike."""
@@ -52,11 +54,14 @@ def decode_table(data: bytes) -> Table:
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank wrote: its files, its shares, and the pieces of other tensors one by one."""
+    """What one rank wrote: its files, its shares, also of vectors, and the pieces of other tensors one by
+    one.
+    """
 
     files: dict[str, FileEntry]
     tensors: dict[str, TensorEntry]
     shares: tuple[Share, ...] = ()
+    vectors: tuple[VectorShare, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Without the shares' tables, which are passed on by their digests."""
@@ -71,6 +76,7 @@ class Part:
                 for name, entry in self.tensors.items()
             },
             "shares": [[one.rank, one.parts, one.number, one.digest] for one in self.shares],
+            "vectors": [one.to_json() for one in self.vectors],
         }
 
     @classmethod
@@ -83,6 +89,7 @@ class Part:
                 Share(rank, tuple(tuple(counts) for counts in parts), number, table(key), key)
                 for rank, parts, number, key in values["shares"]
             ),
+            tuple(VectorShare.from_json(one) for one in values["vectors"]),
         )
 
 
@@ -108,10 +115,11 @@ def merge(parts: Sequence[Part]) -> tuple[dict[str, FileEntry], dict[str, Tensor
             tensors[name] = TensorEntry(entry.dtype, entry.shape, pieces)
     for name, entry in tensors.items():
         _check_tiling(name, entry)
-    for name, entry in _merge_shares([share for part in parts for share in part.shares]).items():
-        if name in tensors:
-            raise RuntimeError(f"tensor {name}: ranks disagree about how it is cut")
-        tensors[name] = entry
+    cut = _merge_shares([share for part in parts for share in part.shares])
+    for found in (cut, merge_vectors([share for part in parts for share in part.vectors])):
+        if double := tensors.keys() & found.keys():
+            raise RuntimeError(f"tensor {min(double)}: ranks disagree about how it is cut")
+        tensors |= found
     return files, tensors
 
 

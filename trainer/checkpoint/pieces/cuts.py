@@ -7,9 +7,13 @@ are cut alike.
 
 Parts of one dim, of a tensor that has another number of dims, cut the flattened tensor, as DeepSpeed's ZeRO-3
 does. A piece is then a run of elements, stored as its blocks (`parallel.layout.flat`).
+
+With a `Stretch` the flattened tensor is part of a vector, and the vector is cut, as DeepSpeed's ZeRO-1 and 2
+do. A piece is what a part of the vector has of the tensor, and has the part's number.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -19,6 +23,31 @@ from parallel.layout.flat import chunk_bounds
 
 Parts = tuple[tuple[int, ...], ...]
 """For each dim, or that of the flattened tensor, into how many parts it is cut, the outermost cut first."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The place of a flattened tensor in a vector of several tensors, which is cut into equal parts. A part
+    may end inside the tensor, or hold all of it.
+
+    first: the tensor's first element in the vector.
+    each: elements of a part of the vector.
+    """
+
+    first: int
+    each: int
+
+    def part(self, number: int, elements: int) -> tuple[int, int]:
+        """Return first index and length, in a flattened tensor of `elements`, of what a part has of it."""
+        start = min(max(number * self.each - self.first, 0), elements)
+        stop = min(max((number + 1) * self.each - self.first, 0), elements)
+        return start, stop - start
+
+    def parts(self, low: int, high: int) -> range:
+        """Return the numbers of the parts that have an element of [low, high) of the flattened tensor."""
+        if low >= high:
+            return range(0)
+        return range((self.first + low) // self.each, (self.first + high - 1) // self.each + 1)
 
 
 def is_flat(parts: Parts, whole: Sequence[int]) -> bool:
@@ -31,13 +60,21 @@ def count(parts: Parts) -> int:
     return prod(prod(counts) for counts in parts)
 
 
-def number_of(parts: Parts, whole: Sequence[int], offset: Sequence[int], shape: Sequence[int]) -> int | None:
+def number_of(
+    parts: Parts,
+    whole: Sequence[int],
+    offset: Sequence[int],
+    shape: Sequence[int],
+    stretch: Stretch | None = None,
+) -> int | None:
     """Return the number of the piece at `offset` of shape `shape`, or of which that is a block; None where it
     is none of the pieces.
     """
-    if is_flat(parts, whole):
-        number = _part_with(prod(whole), parts[0], first_element(whole, offset))
-        start, length = span(prod(whole), parts[0], number)
+    if stretch or is_flat(parts, whole):
+        at = first_element(whole, offset)
+        ((number, start, length),) = _flat_within(parts, prod(whole), at, at + 1, stretch)
+        if number not in range(count(parts)):
+            return None
         blocks = chunk_bounds(whole, start, start + length)
         is_one = (tuple(offset), tuple(shape)) in ((block.offset, block.shape) for block in blocks)
         return number if is_one else None
@@ -58,13 +95,17 @@ def number_of(parts: Parts, whole: Sequence[int], offset: Sequence[int], shape: 
 
 
 def overlapping(
-    parts: Parts, whole: Sequence[int], offset: Sequence[int], shape: Sequence[int]
+    parts: Parts,
+    whole: Sequence[int],
+    offset: Sequence[int],
+    shape: Sequence[int],
+    stretch: Stretch | None = None,
 ) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     """Yield (number, offset, shape) of each piece that shares an element with the block at `offset`; of a
     flattened tensor's pieces, of each such block.
     """
-    if is_flat(parts, whole):
-        yield from _overlapping_flat(parts[0], whole, offset, shape)
+    if stretch or is_flat(parts, whole):
+        yield from _overlapping_flat(parts, whole, offset, shape, stretch)
         return
     by_dim = [
         _parts_within(size, counts, low, low + length)
@@ -78,13 +119,17 @@ def overlapping(
 
 
 def _overlapping_flat(
-    counts: tuple[int, ...], whole: Sequence[int], offset: Sequence[int], shape: Sequence[int]
+    parts: Parts,
+    whole: Sequence[int],
+    offset: Sequence[int],
+    shape: Sequence[int],
+    stretch: Stretch | None,
 ) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     if not prod(shape):
         return
     first = first_element(whole, offset)
     last = first_element(whole, [low + length - 1 for low, length in zip(offset, shape, strict=True)])
-    for number, start, length in _parts_within(prod(whole), counts, first, last + 1):
+    for number, start, length in _flat_within(parts, prod(whole), first, last + 1, stretch):
         for block in chunk_bounds(whole, start, start + length):
             sides = zip(block.offset, block.shape, offset, shape, strict=True)
             if all(max(a, b) < min(a + n, b + m) for a, n, b, m in sides):
@@ -99,8 +144,10 @@ def first_element(whole: Sequence[int], offset: Sequence[int]) -> int:
     return at
 
 
-def elements(parts: Parts, whole: Sequence[int], number: int) -> int:
+def elements(parts: Parts, whole: Sequence[int], number: int, stretch: Stretch | None = None) -> int:
     """How many elements the piece of this number has."""
+    if stretch:
+        return stretch.part(number, prod(whole))[1]
     if is_flat(parts, whole):
         return span(prod(whole), parts[0], number)[1]
     held = 1
@@ -123,10 +170,13 @@ def span(size: int, counts: Sequence[int], number: int) -> tuple[int, int]:
     return start, size
 
 
-def _part_with(size: int, counts: Sequence[int], index: int) -> int:
-    """Return the number of the part of a dim of `size` that holds `index`."""
-    ((number, _, _),) = _parts_within(size, counts, index, index + 1)
-    return number
+def _flat_within(
+    parts: Parts, size: int, low: int, high: int, stretch: Stretch | None
+) -> list[tuple[int, int, int]]:
+    """As `_parts_within`, of the pieces of a flattened tensor of `size`."""
+    if stretch is None:
+        return _parts_within(size, parts[0], low, high)
+    return [(number, *stretch.part(number, size)) for number in stretch.parts(low, high)]
 
 
 def _parts_within(size: int, counts: Sequence[int], low: int, high: int) -> list[tuple[int, int, int]]:

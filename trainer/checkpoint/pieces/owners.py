@@ -24,12 +24,14 @@ class Cut:
     rank: the first piece's.
     steps: one for each count in `parts`, in their order; None where no such sum fits.
     ranks: then of each piece; -1 where none had an element.
+    each: elements of a part of the vector that is cut (`cuts`); 0 where tensors are cut.
     """
 
     parts: Parts
     rank: int = 0
     steps: tuple[Step, ...] | None = None
     ranks: tuple[int, ...] = ()
+    each: int = 0
 
     def rank_of(self, number: int) -> int:
         """Return the rank that stored the piece of this number, of one that has an element."""
@@ -46,23 +48,25 @@ class Cut:
         return tuple(count for counts in self.parts for count in counts)
 
     def to_json(self) -> dict[str, Any]:
+        cut = {"parts": self.parts, "each": self.each} if self.each else {"parts": self.parts}
         if self.steps is None:
-            return {"parts": self.parts, "ranks": self.ranks}
-        return {"parts": self.parts, "rank": self.rank, "steps": self.steps}
+            return {**cut, "ranks": self.ranks}
+        return {**cut, "rank": self.rank, "steps": self.steps}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Cut":
-        parts = tuple(tuple(counts) for counts in values["parts"])
+        parts, each = tuple(tuple(counts) for counts in values["parts"]), values.get("each", 0)
         if "ranks" in values:
-            return cls(parts, ranks=tuple(values["ranks"]))
+            return cls(parts, ranks=tuple(values["ranks"]), each=each)
         steps = tuple(step if isinstance(step, int) else tuple(step) for step in values["steps"])
-        return cls(parts, values["rank"], steps)
+        return cls(parts, values["rank"], steps, each=each)
 
 
-def described(parts: Parts, ranks: Sequence[int]) -> Cut:
+def described(parts: Parts, ranks: Sequence[int], each: int = 0) -> Cut:
     """Return the cut whose pieces these ranks stored: by a sum, where one fits. For rank 0: O(pieces).
 
     ranks: of each piece; -1 where none had an element.
+    each: as in `Cut`.
     """
     counts = [count for each in parts for count in each]
     steps: list[Step] = []
@@ -70,9 +74,9 @@ def described(parts: Parts, ranks: Sequence[int]) -> Cut:
     for count in counts:
         unit //= count
         steps.append(_step([ranks[at * unit] for at in range(count)]))
-    cut = Cut(parts, ranks[0], tuple(steps))
+    cut = Cut(parts, ranks[0], tuple(steps), each=each)
     fits = all(rank in (-1, cut.rank_of(number)) for number, rank in enumerate(ranks))
-    return cut if fits else Cut(parts, ranks=tuple(ranks))
+    return cut if fits else Cut(parts, ranks=tuple(ranks), each=each)
 
 
 def _step(ranks: Sequence[int]) -> Step:

@@ -22,7 +22,7 @@ def few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "LAYERS", 2)
 
 
-@pytest.mark.parametrize("kind", ["rows", "flat"])
+@pytest.mark.parametrize("kind", ["rows", "flat", "groups"])
 def test_a_manifest_grows_with_the_tensors_and_the_table_of_files_with_the_ranks(
     tmp_path: Path, few_layers: None, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -83,7 +83,9 @@ def of_a_middle_rank(ranks: int, folder: Path, kind: str) -> dict[str, dict[str,
     }
 
 
-@pytest.mark.parametrize(("kind", "worlds"), [("rows", (64, 4096)), ("flat", (63, 4095))])
+@pytest.mark.parametrize(
+    ("kind", "worlds"), [("rows", (64, 4096)), ("flat", (63, 4095)), ("groups", (63, 4095))]
+)
 def test_a_rank_reads_and_computes_no_more_of_a_checkpoint_by_64_times_the_ranks(
     tmp_path: Path, few_layers: None, kind: str, worlds: tuple[int, int]
 ) -> None:

@@ -23,6 +23,7 @@ from runs import (
     train,
 )
 from trainer.checkpoint.description import described
+from trainer.checkpoint.merge import Part, merge
 
 pytest.importorskip("deepspeed")
 
@@ -84,16 +85,33 @@ def test_bf16_state_passes_through_unchanged(ranks: Any, parallel: dict[str, Any
     assert stepped.grad_norm == pytest.approx(expected_step.grad_norm, rel=2e-2)
 
 
-def pieces_by_cut_and_listed(context: Any, case: Case) -> tuple[set[Any], int]:
+def part_of(context: Any, case: Case) -> Part:
     with engine_of(context, case) as engine:
         owned = [chunk for chunk in engine.chunks() if chunk.owned and chunk.tensor.numel()]
-        part = described(context.rank, ["file"], [owned], {})
-    return {(share.parts, share.number) for share in part.shares}, len(part.tensors)
+        return described(context.rank, ["file"], [owned], {})
 
 
 def test_pieces_of_zero_3_are_described_by_their_cut(ranks: Any) -> None:
-    for rank, (cut, listed) in enumerate(ranks(2).run(pieces_by_cut_and_listed, deepspeed({"zero": 3}))):
-        assert (((2,),), rank) in cut and not listed
+    for rank, part in enumerate(ranks(2).run(part_of, deepspeed({"zero": 3}))):
+        assert (((2,),), rank) in {(share.parts, share.number) for share in part.shares} and not part.tensors
+
+
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_pieces_of_zero_1_and_2_are_described_as_parts_of_vectors(ranks: Any, zero: int) -> None:
+    parts = ranks(2).run(part_of, deepspeed({"zero": zero}))
+    for rank, part in enumerate(parts):
+        assert not part.tensors and not part.shares
+        assert {(one.parts, one.number, one.rank) for one in part.vectors} == {(((2,),), rank, rank)}
+    _, tensors = merge(parts)
+    assert {entry.cut and entry.cut.each for entry in tensors.values()} == {
+        one.each for part in parts for one in part.vectors
+    }
+    across = [row[0] for one in parts[0].vectors for row in one.table if row in rows_of(parts[1])]
+    assert across, "a tensor that both ranks have elements of"
+
+
+def rows_of(part: Part) -> set[Any]:
+    return {row for one in part.vectors for row in one.table}
 
 
 def interrupted(context: Any, case: Case) -> bool:

@@ -24,40 +24,47 @@ from trainer.state import TrainState
 dims = st.tuples(st.integers(1, 12), st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple))
 
 
+CutTensor = tuple[tuple[int, ...], cuts.Parts, cuts.Stretch | None]
+
+
 @st.composite
-def cut_tensors(draw: st.DrawFn) -> tuple[tuple[int, ...], cuts.Parts]:
-    """(shape, parts), by dims or flattened."""
+def cut_tensors(draw: st.DrawFn) -> CutTensor:
+    """(shape, parts, stretch): cut by dims, flattened, or as part of a vector."""
     sizes = draw(st.lists(dims, max_size=3))
     whole, parts = tuple(size for size, _ in sizes), tuple(counts for _, counts in sizes)
-    return whole, ((draw(st.integers(1, 15)),),) if draw(st.booleans()) else parts
+    kind = draw(st.sampled_from(["dims", "flat", "vector"]))
+    if kind == "vector":
+        stretch = cuts.Stretch(draw(st.integers(0, 40)), draw(st.integers(1, 40)))
+        least = -(-(stretch.first + prod(whole)) // stretch.each)
+        return whole, ((least + draw(st.integers(0, 2)),),), stretch
+    return whole, ((draw(st.integers(1, 15)),),) if kind == "flat" else parts, None
 
 
 @settings(max_examples=300, deadline=None)
 @given(cut_tensors())
-def test_pieces_tile_the_tensor_and_know_their_number(cut: tuple[tuple[int, ...], cuts.Parts]) -> None:
-    whole, parts = cut
+def test_pieces_tile_the_tensor_and_know_their_number(cut: CutTensor) -> None:
+    whole, parts, stretch = cut
     seen, held = torch.zeros(whole), [0] * cuts.count(parts)
-    for number, offset, shape in cuts.overlapping(parts, whole, (0,) * len(whole), whole):
-        assert cuts.number_of(parts, whole, offset, shape) == number
+    for number, offset, shape in cuts.overlapping(parts, whole, (0,) * len(whole), whole, stretch):
+        assert cuts.number_of(parts, whole, offset, shape, stretch) == number
         seen[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))] += 1
         held[number] += prod(shape)
     assert bool((seen == 1).all())
-    assert held == [cuts.elements(parts, whole, number) for number in range(len(held))]
-    assert cuts.filled(parts, whole) in (None, {number for number, size in enumerate(held) if size})
+    assert held == [cuts.elements(parts, whole, number, stretch) for number in range(len(held))]
+    if stretch is None:
+        assert cuts.filled(parts, whole) in (None, {number for number, size in enumerate(held) if size})
 
 
 @settings(max_examples=300, deadline=None)
 @given(cut_tensors(), st.data())
-def test_the_pieces_that_overlap_a_block_are_all_found(
-    cut: tuple[tuple[int, ...], cuts.Parts], data: st.DataObject
-) -> None:
-    whole, parts = cut
+def test_the_pieces_that_overlap_a_block_are_all_found(cut: CutTensor, data: st.DataObject) -> None:
+    whole, parts, stretch = cut
     offset = tuple(data.draw(st.integers(0, size - 1)) for size in whole)
     shape = tuple(data.draw(st.integers(1, size - o)) for size, o in zip(whole, offset, strict=True))
-    found = list(cuts.overlapping(parts, whole, offset, shape))
+    found = list(cuts.overlapping(parts, whole, offset, shape, stretch))
     expected = [
         (number, at, size)
-        for number, at, size in cuts.overlapping(parts, whole, (0,) * len(whole), whole)
+        for number, at, size in cuts.overlapping(parts, whole, (0,) * len(whole), whole, stretch)
         if all(max(a, o) < min(a + n, o + m) for a, n, o, m in zip(at, size, offset, shape, strict=True))
     ]
     assert found == expected

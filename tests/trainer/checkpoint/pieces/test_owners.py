@@ -56,6 +56,13 @@ def test_what_is_written_of_a_mesh_does_not_grow_with_it(shards: int) -> None:
     assert read_again(cut) == cut
 
 
+def test_the_parts_of_a_vector_are_read_as_they_were_written() -> None:
+    for ranks in ([3, 4, 5], [3, 4, 9], [3, 7, -1]):
+        cut = owners.described(((3,),), ranks, 40)
+        assert cut.each == 40 and read_again(cut) == cut
+    assert "each" not in owners.described(((3,),), [0, 1, 2]).to_json()
+
+
 def test_ranks_that_no_sum_gives_are_listed() -> None:
     cut = read_again(owners.described(((2,), (2,)), [0, 1, 2, 4]))
     assert cut.ranks == (0, 1, 2, 4) and [cut.rank_of(number) for number in range(4)] == [0, 1, 2, 4]

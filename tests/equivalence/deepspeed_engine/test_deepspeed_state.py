@@ -22,10 +22,14 @@ from runs import (
     state_of,
     train,
 )
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint import store
 from trainer.checkpoint.description import described
-from trainer.checkpoint.merge import Part, merge
+from trainer.checkpoint.merge import Part
 
 pytest.importorskip("deepspeed")
+
+UNEVEN = {"hidden": 36, "heads": 6, "kv_heads": 2, "ffn_hidden": 50, "vocab": 130}
 
 
 def train_and_save(context: Any, case: Case) -> State:
@@ -96,18 +100,42 @@ def test_pieces_of_zero_3_are_described_by_their_cut(ranks: Any) -> None:
         assert (((2,),), rank) in {(share.parts, share.number) for share in part.shares} and not part.tensors
 
 
-@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_pieces_of_zero_1_and_2_are_described_as_parts_of_vectors(ranks: Any, zero: int) -> None:
-    parts = ranks(2).run(part_of, deepspeed({"zero": zero}))
+def write(context: Any, case: Case, folder: Path) -> tuple[Part, State]:
+    with engine_of(context, case) as engine:
+        train(engine, case)
+        return store.write_part(folder, context.rank, engine.chunks()), state_of(engine)
+
+
+def read(context: Any, case: Case, folder: Path) -> State:
+    with engine_of(context, replace(case, seed=99)) as engine:
+        store.load(folder, engine.chunks())
+        return state_of(engine)
+
+
+@pytest.mark.parametrize(
+    ("world", "zero", "other"),
+    [(2, 1, 2), (2, 2, 3), pytest.param(4, 2, 1, marks=pytest.mark.slow)],
+)
+def test_zero_1_and_2_write_parts_of_vectors_which_load_into_other_layouts(
+    ranks: Any, tmp_path: Path, world: int, zero: int, other: int
+) -> None:
+    """With sizes that leave parts uneven and the vectors padded; each part's ends are inside of tensors."""
+    case = deepspeed({"zero": zero}, steps=1, model=UNEVEN)
+    (tmp_path / ".tmp-x").mkdir()
+    found = ranks(world).run(write, case, tmp_path / ".tmp-x")
+    parts = [part for part, _ in found]
     for rank, part in enumerate(parts):
-        assert not part.tensors and not part.shares
-        assert {(one.parts, one.number, one.rank) for one in part.vectors} == {(((2,),), rank, rank)}
-    _, tensors = merge(parts)
-    assert {entry.cut and entry.cut.each for entry in tensors.values()} == {
-        one.each for part in parts for one in part.vectors
-    }
-    across = [row[0] for one in parts[0].vectors for row in one.table if row in rows_of(parts[1])]
-    assert across, "a tensor that both ranks have elements of"
+        assert not part.tensors and not part.shares, "one by one, or cut otherwise"
+        assert {(one.parts, one.number, one.rank) for one in part.vectors} == {(((world,),), rank, rank)}
+    assert rows_of(parts[0]) & rows_of(parts[1]), "a tensor that two ranks have elements of"
+    folder = tmp_path / "step-000000001"
+    folders.commit(tmp_path / ".tmp-x", folder, parts, step=1, sequences=8)
+    whole = assemble([state for _, state in found])
+    alone = [read(Alone(), replace(case, parallel={}), folder)]
+    elsewhere = ranks(2).run(read, deepspeed({"zero": other}, steps=1, model=UNEVEN), folder)
+    for loaded in (assemble(alone), assemble(elsewhere)):
+        assert loaded.keys() == whole.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())
 
 
 def rows_of(part: Part) -> set[Any]:

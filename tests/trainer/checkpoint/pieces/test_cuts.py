@@ -70,6 +70,13 @@ def test_the_pieces_that_overlap_a_block_are_all_found(cut: CutTensor, data: st.
     assert found == expected
 
 
+def test_a_part_of_a_vector_that_has_no_such_part_has_no_number() -> None:
+    numbers = [
+        cuts.number_of(((2,),), (2, 2), (0, 0), (2, 2), cuts.Stretch(first, 4)) for first in (-4, 0, 4, 8)
+    ]
+    assert numbers == [None, 0, 1, None]
+
+
 def sharded(tensor: Tensor, name: str, tp: int, shards: int) -> list[list[Chunk]]:
     """The chunks of tp × shards ranks: dim 0 is cut by tp first, and each part by ZeRO."""
     parts = ((tp, shards), *((1,),) * (tensor.dim() - 1))

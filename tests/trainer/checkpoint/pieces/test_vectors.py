@@ -135,6 +135,11 @@ def one_less(rank: int, name: str, bounds: Bounds, first: int) -> tuple[Bounds, 
     return (start, length - (rank == 0 and start + length < prod(SHAPES[name]) and length > 0)), first
 
 
+def one_further(rank: int, name: str, bounds: Bounds, first: int) -> tuple[Bounds, int]:
+    start, length = bounds
+    return (start + (rank == 0 and 0 < start + length < prod(SHAPES[name])), length), first
+
+
 def test_a_first_that_is_wrong_on_every_rank_lists_pieces_and_loads(tmp_path: Path) -> None:
     """No piece that a part's bounds cut is then the one of its number."""
     tensors = random_tensors()
@@ -144,7 +149,7 @@ def test_a_first_that_is_wrong_on_every_rank_lists_pieces_and_loads(tmp_path: Pa
         assert torch.equal(store.read_tensor(folder, f"model.{name}"), tensor)
 
 
-@pytest.mark.parametrize("fault", [first_off_on_a_rank, far_off_on_a_rank, one_more, one_less])
+@pytest.mark.parametrize("fault", [first_off_on_a_rank, far_off_on_a_rank, one_more, one_less, one_further])
 def test_ranks_that_disagree_overlap_or_leave_an_element_are_refused(
     tmp_path: Path, fault: Callable[[int, str, Bounds, int], tuple[Bounds, int]]
 ) -> None:
@@ -192,9 +197,9 @@ def test_a_part_that_no_rank_wrote_is_refused(gone: int) -> None:
 
 def test_a_tensor_that_leaves_its_vector_or_is_there_twice_is_refused() -> None:
     (part,) = parts_of(1)
-    for first in (-1, 100):
+    for first, number in ((-1, 0), (100, 0), (-124, -1), (124, 1)):
         with pytest.raises(RuntimeError, match=r"tensor model\.a: its place in a vector of 1 parts"):
-            merge([with_row(part, first=first)])
+            merge([with_row(part, first=first, number=number)])
     (share,) = part.vectors
     with pytest.raises(RuntimeError, match=r"tensor model\.a: .*parts \[0, 0\] were written"):
         merge([replace(part, vectors=(share, replace(share, table=share.table[:1])))])

@@ -12,8 +12,8 @@ in a folder, and rank 0 joins the parts. CPU seconds, and bytes written or read:
     peak     memory at its highest while the manifest is read, in bytes
 
 `rows`: pieces are rows, as FSDP cuts. `flat`: parts of flattened tensors, as DeepSpeed's ZeRO-3 cuts.
-`groups`: each rank has an equal part of one vector of all parameters, as in DeepSpeed's ZeRO-1 and 2.
-`listed`: every piece is listed, as in version 1 of the manifest.
+`groups`: equal parts of one vector of all parameters, as DeepSpeed's ZeRO-1 and 2 cut. `listed`: every
+piece is listed, as in version 1 of the manifest.
 
 `shares` is rank 0's part of a verification over the mean of all ranks, in bytes, and `looks` how often a
 second all nodes together look for a note while they wait for a commit. Of the ranks that hold pieces of the
@@ -56,7 +56,7 @@ RESULTS = Path(__file__).parents[1] / "results/scale/checkpoint.json"
 STATES = ("model", "optim.exp_avg", "optim.exp_avg_sq")
 LAYERS, HIDDEN, KEYS, FFN, VOCAB = 32, 4096, 4096, 11008, 32000
 KINDS = ("rows", "flat", "groups", "listed")
-DIFFERENT = ("groups", "listed")  # of which ranks do not hold pieces of the same tensors, or notes are long
+DIFFERENT = ("groups", "listed")  # in which another rank's note is not made of one rank's
 MOST_LISTED = 256  # ranks of "listed"
 KNEE = 1024  # ranks: exponents are given up to here, and from here on
 RANKS_A_NODE = 8  # that look as one
@@ -84,9 +84,8 @@ def chunks_of(rank: int, ranks: int, kind: str) -> list[Chunk]:
             low, high = max(first - at, 0), min(first + run - at, size)
             begin, at = at, (at + size) % elements
             for block in chunk_bounds(shape, low, high):
-                part = torch.empty(block.shape, device="meta")
-                place = begin, -(-elements // ranks)
-                found.append(Chunk(name, part, shape, block.offset, True, ((ranks,),), place))
+                part, stretch = torch.empty(block.shape, device="meta"), (begin, -(-elements // ranks))
+                found.append(Chunk(name, part, shape, block.offset, True, ((ranks,),), stretch))
             continue
         if kind == "flat":
             start, length = shard_rows(size, rank, ranks)

@@ -19,6 +19,7 @@ What is on disk, without torch:
   pieces/        how a tensor is cut, which rank stored each piece, and in which files
   manifest.py    MANIFEST.json: the tensors, how they are cut, and what proves the files
   merge.py       what each rank wrote → what the checkpoint holds
+  vectors.py     the same of vectors of tensors that are cut into equal parts
   folder.py      the folder: names, commit, verify, delete, set aside
   newest.py      the newest checkpoint that verifies
 Tensors in and out:

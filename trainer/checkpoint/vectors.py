@@ -95,9 +95,10 @@ def merge_vectors(shares: Sequence[VectorShare]) -> dict[str, TensorEntry]:
 def _check_tiling(name: str, tensor: _Tensor) -> None:
     parts, each = tensor.cut
     expected = cuts.Stretch(tensor.first, each).parts(0, prod(tensor.shape))
-    if sorted(tensor.numbers) != list(expected) or expected.start < 0 or expected.stop > cuts.count(parts):
+    written = sorted(tensor.numbers)
+    if written != list(expected) or expected.start < 0 or expected.stop > cuts.count(parts):
         raise RuntimeError(
-            f"tensor {name}: its place in a vector of {cuts.count(parts)} parts has parts {expected.start} to"
-            f" {expected.stop - 1}, and parts {sorted(tensor.numbers)} were written: every element must be"
-            " owned by exactly one rank"
+            f"tensor {name}: it lies in parts {expected.start} to {expected.stop - 1} of a vector of"
+            f" {cuts.count(parts)} parts, and {len(written)} pieces were written, of parts {written[0]} to"
+            f" {written[-1]}: every element must be owned by exactly one rank"
         )

@@ -45,10 +45,8 @@ def on(ranks: Any, layout: str, function: Any, *args: Any) -> list[Any]:
     return ranks(LAYOUTS[layout][0]).run(function, *args)
 
 
-@contextmanager
-def opened(context: Any, case: Case, folder: Path) -> Iterator[tuple[Engine, Checkpointer]]:
-    engine = build(case, context.rank, context.world)
-    checkpointer = Checkpointer(
+def checkpointer_of(context: Any, folder: Path) -> Checkpointer:
+    return Checkpointer(
         folder,
         every=0,
         keep=0,
@@ -58,6 +56,12 @@ def opened(context: Any, case: Case, folder: Path) -> Iterator[tuple[Engine, Che
         ranks=Ranks(context.rank, context.world),
         patience_seconds=30,
     )
+
+
+@contextmanager
+def opened(context: Any, case: Case, folder: Path) -> Iterator[tuple[Engine, Checkpointer]]:
+    engine = build(case, context.rank, context.world)
+    checkpointer = checkpointer_of(context, folder)
     try:
         yield engine, checkpointer
     finally:

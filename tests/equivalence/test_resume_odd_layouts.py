@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume_anywhere import opened
+from test_resume_anywhere import checkpointer_of, opened
 from torch import Tensor
 
 from runs import Case, State, assemble, state_of, train
@@ -50,8 +50,9 @@ def load_and_save(context: Any, case: Case, sources: dict[str, Path], to: Path) 
         with opened(context, replace(case, seed=99), folder) as (engine, checkpointer):
             state = checkpointer.resume(engine)
             assert state is not None
-            with opened(context, case, to / name) as (_, again):
-                again.save(state, engine)
+            again = checkpointer_of(context, to / name)
+            again.save(state, engine)
+            again.close()
 
 
 def whole(run: Path) -> dict[str, Tensor]:
